@@ -228,19 +228,21 @@ def max_violation(tokens_per_expert: Sequence[float]) -> float:
 
 
 def target(config: Mapping[str, Any]) -> str:
-    """What the answers of a run are given for, from its config.json."""
+    """Returns the name of the run's prediction target, such as a token or an image, from its config.json."""
     task = config.get("task")
     return target_of(task.get("name") if isinstance(task, dict) else None)
 
 
 def target_of(task: Any) -> str:
-    """What the answers of a task are given for; runs from before there were tasks guess tokens."""
+    """Returns the name of the task's prediction target. Runs older than the task setting predict tokens."""
     return TARGETS.get(task or "causal_lm", "target") if isinstance(task, str | None) else "target"
 
 
 def eval_windows(settings: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """What decides from how much text a validation token is predicted, of settings by their dotted names: the tokens of a
-    window, those to the next one, and how documents are packed. None: the data are no text.
+    """Returns the settings that determine how much context a validation token has, from settings by their dotted names.
+
+    They are the tokens of a window, the tokens from one window to the next, and the packing of documents. None means
+    that the data are not text.
     """
     if settings.get("task.name") in ("images", "ratings"):
         return None
@@ -249,7 +251,7 @@ def eval_windows(settings: Mapping[str, Any]) -> tuple[Any, ...] | None:
 
 
 def sees_later_tokens(drop: str) -> str:
-    """What to say of a capacity-limited loss of a causal model where `drop` is not `causal`."""
+    """Returns the warning on the capacity-limited loss of a causal model where `drop` is not `causal`."""
     return (
         f"drop={drop} sees later tokens: experts have room for the whole batch, so a token may lose its place to one after "
         "it. drop=causal does not"

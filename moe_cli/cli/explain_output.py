@@ -74,7 +74,11 @@ class ExplainResult:
 
 
 def explained_lines(result: ExplainResult, width: int, ascii_only: bool = False, most: int | None = None) -> list[Text]:
-    """What was done, the text with its experts (of the first `most` tokens; None: of all), what that measures."""
+    """Returns the lines of the report: title, method, the text with its experts, load, metrics and legend.
+
+    Args:
+        most: tokens to show, from the first; None means all.
+    """
     lines = [*wrap(title(result), width, "bold")]
     reading = "Under each token its experts, the strongest first, and the weight of each one's answer."
     for sentence in [*sentences(result), reading]:
@@ -97,7 +101,7 @@ def title(result: ExplainResult) -> str:
 
 
 def sentences(result: ExplainResult) -> list[str]:
-    """What was done with the text, and how to read what is shown of it."""
+    """Returns sentences on how the text was processed, and on how to read the output."""
     model, window = result.config.model, result.found.window
     passes = -(-len(result.found.tokens) // window)
     seen = "itself and those before it" if model.causal else "the whole text, unmasked"
@@ -166,7 +170,7 @@ def metric_rows(result: ExplainResult) -> tuple[list[str], list[list[str]]]:
 
 
 def legend(result: ExplainResult) -> list[str]:
-    """What the measures mean, with what their ends are here."""
+    """Returns the definitions of the metrics, and the values of E and K that bound them in this run."""
     lines = [f"load, {LOAD_RANGE}: {LOAD_DESCRIPTION}."]
     lines += [f"{BY_KEY[name].label}, {BY_KEY[name].range}: {BY_KEY[name].description}." for name in SHOWN]
     size, k = len(result.found.layers[0].load), result.k
@@ -175,7 +179,7 @@ def legend(result: ExplainResult) -> list[str]:
 
 
 def page_content(result: ExplainResult, made: str) -> dict[str, object]:
-    """What the script of `moe_cli.report.html.explain_page` reads."""
+    """Returns the JSON object that the script of `moe_cli.report.html.explain_page` reads."""
     from moe_cli.report.html.explain_page import packed
 
     reading = "Under each token its strongest expert in the layer chosen here; pointing at it, or arrow keys, tell all."

@@ -102,7 +102,7 @@ def prepare_streams() -> None:
 
 
 def _substitute(error: UnicodeError) -> tuple[str, int]:
-    """What an encoding lacks, each as one of its characters."""
+    """Replaces each character that an encoding lacks by one character that it has."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lost = error.object[error.start : error.end]

@@ -40,9 +40,10 @@ def bigram_bits_per_byte(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any
 
 
 def unigram_baselines(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any], vocab_size: int) -> dict[str, float]:
-    """What a guess without any context gives on `val`, by the frequencies in `train`.
+    """Computes the unigram loss and the accuracy of the most frequent token on `val`, with the counts of `train`.
 
-    unigram_loss: nats per token, with one added to every count. commonest_accuracy: how often the commonest token is right.
+    unigram_loss is in nats per token, with one added to every count. commonest_accuracy is the fraction of the tokens
+    of `val` that equal the most frequent token of `train`.
     """
     learned, val_pairs = (
         sum((np.bincount(block, minlength=vocab_size) for block in blocks(split)), np.zeros(vocab_size, np.int64))

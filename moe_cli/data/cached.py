@@ -124,10 +124,12 @@ class BlockChecksums:
 
 
 def built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str, Any] | None:
-    """What meta.json says of data that are whole; None where they are not there, or are damaged, which is said.
+    """Returns the contents of meta.json if the data are complete.
+
+    None means that the data are missing or damaged. Damaged data are reported.
 
     Args:
-        types: what meta.json has to hold.
+        types: the required keys of meta.json, with the types of their values.
 
     Raises:
         DataError: `what` is damaged, and cannot be set aside.

@@ -128,7 +128,7 @@ def load_corpus(
 
 
 def texts_of(data: BuiltCorpusConfig, outputs: Path | None = None) -> CorpusSource:
-    """What the corpus is made of. Raises DataError: there is nothing."""
+    """Returns the source files of the corpus. Raises DataError if there are none."""
     if isinstance(data, TextFilesConfig):
         return list_texts(data, outputs)
     return list_hub(data, outputs) if isinstance(data, HubConfig) else list_installed(data)

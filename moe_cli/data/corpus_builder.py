@@ -35,15 +35,16 @@ MAX_NAMED = 3
 
 @dataclass
 class CorpusScan:
-    """What reading all files once tells.
+    """Statistics of a corpus, collected in one pass over all files.
 
     Attributes:
-        lengths: of each document, without a separator, in the units that a split is made in: bytes; of chars, characters.
-        domains: of each document, as a place in the sorted names.
-        splits: of each document, where the names of files say so; empty: it is chosen.
-        hashes: what the hash of the text was after each file; None for a file that is no text.
-        bytes_of: the bytes of each domain.
-        num_left_out: files, and records in them, that are empty or not text.
+        lengths: the length of each document, without a separator. The unit is the byte; with tokenizer chars, the
+            character.
+        domains: the domain of each document, as an index into the sorted names.
+        splits: the split of each document, where file names give it; empty means that splits are chosen.
+        hashes: the hash of the text after each file; None for a file that is not text.
+        bytes_of: the number of bytes of each domain.
+        num_skipped: the number of files, and of records in files, that are empty or not text.
         not_text: the first MAX_NAMED of these files, each with the reason.
     """
 
@@ -272,7 +273,7 @@ def _pieces(files: Sequence[CorpusFile], scan: CorpusScan, split: Split, chars: 
 
 
 def _training_texts(files: Sequence[CorpusFile], scan: CorpusScan, split: Split) -> Iterator[str]:
-    """What a tokenizer may learn from."""
+    """Yields the training text, without separators, for training a tokenizer."""
     for piece in _pieces(files, scan, split, chars=False):
         if TRAIN in piece.parts and piece.text != SEPARATOR:
             yield slice_utf8(piece.text, *piece.parts[TRAIN])

@@ -30,14 +30,14 @@ class CorpusFile:
 
 @dataclass(frozen=True)
 class CorpusSource:
-    """What a corpus is made of.
+    """The source files of a corpus.
 
     Attributes:
-        state: by what is known that it has changed.
-        version: of the packages it comes from; None: from none.
-        missing: corpora that a mix would have too, were they installed.
-        unheeded: warning about names that look like splits and are none.
-        notes: what of the data path is left out.
+        state: a fingerprint, which changes when the sources change.
+        version: the version of the packages that contain the corpus; None means no package.
+        missing: corpora of a mix that are not installed.
+        ignored_split_names: a warning about names that look like splits but are not used as splits.
+        notes: notes on the parts of the data path that are left out.
     """
 
     files: Sequence[CorpusFile]

@@ -1,4 +1,4 @@
-"""Which windows documents are cut into when none holds more than one. D documents, W windows, L positions."""
+"""Windows that each hold tokens of one document only. D documents, W windows, L positions."""
 
 from dataclasses import dataclass
 

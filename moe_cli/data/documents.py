@@ -105,13 +105,13 @@ def _plain(path: Path) -> Iterator[str]:
 
 
 def other_encoding(head: bytes) -> str | None:
-    """Which text a file that begins so is instead of UTF-8, and what to do; None: none that is known."""
+    """Returns the text encoding that the first bytes of a file show, and how to convert it; None means unknown."""
     name = next((name for mark, name in _ENCODINGS.items() if head.startswith(mark)), None)
     return f"is {name} text, not UTF-8. Convert it: iconv -f {name} -t UTF-8" if name else None
 
 
 def other_format(path: Path, head: bytes) -> str | None:
-    """What a file that is no UTF-8 text is instead, by its first bytes, and what to do; None: it is not known."""
+    """Returns the format of a file that is not UTF-8 text, by its first bytes, and a hint; None means unknown."""
     if encoding := other_encoding(head):
         return encoding
     packed = next((ending for mark, ending in _PACKED.items() if head.startswith(mark)), None)
@@ -264,7 +264,7 @@ def _open_unpacked(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _decompression_errors() -> tuple[type[Exception], ...]:
-    """What is raised by those who unpack, an OSError without a number among it."""
+    """Returns the exceptions that decompressors raise. They include an OSError without an errno."""
     zstandard: Any = sys.modules.get("zstandard")
     return (OSError, EOFError, zlib.error, lzma.LZMAError, *((zstandard.ZstdError,) if zstandard else ()))
 

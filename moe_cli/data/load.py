@@ -40,10 +40,10 @@ def with_test_split(data: Data) -> Data:
 
 
 def changed_aspect(recorded: Any, data: Data) -> str | None:
-    """What is not as it was, though the text is: the tokenizer or the split; None: nothing that is known.
+    """Returns `tokenizer` or `split` if it has changed while the text has not; None means no known change.
 
     Args:
-        recorded: what meta.json says of the data.
+        recorded: the record of the data in meta.json.
     """
     if not isinstance(recorded, dict):
         return None

@@ -159,10 +159,11 @@ def _check_split(pairs: Pairs, split: str, source: str) -> None:
 def rating_baselines(
     train: Pairs, val: Pairs, interactions: Interactions, held_out: NDArray[np.bool_]
 ) -> dict[str, float]:
-    """What a model is held against on the validation pairs.
+    """Computes the baselines of a model on the validation pairs.
 
-    mean_rmse, biases_rmse: of the mean rating, and of it with what the user and the item add (`biases`).
-    best_rmse, best_auc: of the rule that the data were made by, which no model can beat but by luck; where it is known.
+    mean_rmse is the error of the mean rating. biases_rmse adds the biases of the user and the item (`biases`).
+    best_rmse and best_auc are those of the rule that generated the data, where it is known. A model can beat them only
+    by chance.
     """
     known = {
         "mean_rmse": rmse(val.ratings - train.ratings.mean()),

@@ -1,4 +1,4 @@
-"""Which parts of a corpus are held out: for validation, and for a test where one is asked for."""
+"""Splits of a corpus: training, validation, and a test split if one is requested."""
 
 import math
 import re
@@ -29,13 +29,13 @@ _NAMES = [re.compile(rf"(?<![a-z])({words})(?![a-z])")
 
 @dataclass(frozen=True)
 class Split:
-    """Which documents of a corpus are held out, and where the text of the others is cut if they do not come near to a share.
+    """The held-out documents of a corpus, or the cuts of its text if whole documents do not come near the fraction.
 
     Attributes:
-        parts: of each document TRAIN, VAL or TEST.
-        cut: from where to where each of SPLITS goes in the text of the TRAIN documents, in units of `sizes`; None: they are all
-            learned from.
-        lengths: of each of SPLITS, in the same units.
+        parts: TRAIN, VAL or TEST for each document.
+        cut: the start and end of each of SPLITS in the text of the TRAIN documents, in units of `sizes`. None means
+            that all of this text is trained on.
+        lengths: the length of each of SPLITS, in the same units.
     """
 
     parts: NDArray[np.int64]
@@ -147,10 +147,10 @@ def cut_with_gap(num_tokens: int, fraction: float, most: int | None = None) -> t
 
 
 def choose_held_out(sizes: Sequence[int], fraction: float) -> set[int]:
-    """Which documents of these sizes are held out; none if whole ones do not come near to the share.
+    """Returns the indices of the held-out documents; empty if whole documents do not come near the fraction.
 
-    From the last on, those that are small compared with the share wanted, so that no single document decides how a model is
-    judged; if that does not do, whatever comes last.
+    Documents are taken from the end. Documents that are large compared with the fraction are skipped first, so that no
+    single document dominates the evaluation. If the small ones do not suffice, documents of any size are taken.
     """
     wanted = fraction * sum(sizes)
     for largest in (MAX_DOCUMENT_FRACTION * wanted, math.inf):

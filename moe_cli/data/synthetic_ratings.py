@@ -18,11 +18,12 @@ MEAN, CLICK_MEAN, CLICK_STD = 3.5, -0.5, 2.0
 
 @dataclass(frozen=True)
 class Interactions:
-    """Who met what, and what came of it.
+    """User-item interactions with ratings and clicks.
 
     Attributes:
-        users, items: numbers from 0, each with their kind; an item of number i is named `item_names[i]`.
-        expected, chances: what the rating is on average, and how likely the click is; None where only nature knows.
+        users, items: indices from 0, each in its own range; `item_names[i]` is the name of item i.
+        expected, click_probability: the mean of the rating and the probability of the click under the rule that
+            generated the data; None means that the rule is unknown.
     """
 
     users: NDArray[np.int64]

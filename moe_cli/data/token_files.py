@@ -42,13 +42,14 @@ MAX_HASH_BLOCKS, BLOCK_BYTES = 1024, 2**16
 
 
 def describe_ready(data: TokenFilesConfig, outputs: Path | None = None) -> dict[str, Any]:
-    """What is known of token files without reading them all; as the meta.json of corpora that are built.
+    """Returns the metadata of token files without reading all of them, in the format of the meta.json of built corpora.
 
-    The hash is of the length of each split and of blocks spread evenly over it, wherever one file ends and the next
-    begins: other tokens and another length are noticed, a change between two blocks is not.
+    The hash covers the length of each split and blocks spread evenly over it. It does not depend on where one file ends
+    and the next begins. It detects other tokens and another length, but not a change between two blocks.
 
     Raises:
-        DataError: there are none; one is no such file; a token in those blocks is beyond the vocabulary.
+        DataError: there are no token files; a file is not a token file; a token in these blocks is outside the
+            vocabulary.
     """
     listed = find_files(data.path or "", data.exclude, outputs, ENDINGS, hint="For text: data=text")
     files = listed.paths

@@ -39,7 +39,7 @@ class Unreadable(Exception):
 
 
 def kind_of(mode: int) -> str | None:
-    """What a file is that is neither a regular file nor a folder; None for those."""
+    """Returns the kind of a special file; None means a regular file or a folder."""
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return None
     return _KINDS.get(stat.S_IFMT(mode), "special file")

@@ -177,7 +177,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def write_failure_hint(error: BaseException) -> str:
-    """What a user can do when something cannot be written below an outputs folder."""
+    """Returns a hint on what to do after a write below an outputs folder has failed."""
     if is_full(error):
         return "Free space, for example what the trash holds: moe runs clean --older-than 0d --yes"
     return "Choose another outputs folder: --outputs DIR"

@@ -1,4 +1,4 @@
-"""What differences are taken to, and the command that makes the dense baseline a configuration lacks."""
+"""The baseline of differences, and the command that trains the missing dense baseline of a configuration."""
 
 import os
 import shlex

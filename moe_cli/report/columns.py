@@ -1,4 +1,4 @@
-"""What stands in a column of the report: its heading, how its values are written, and how soon it makes room."""
+"""Columns of the report: the heading, the format of the values, and the order in which columns are dropped."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -82,7 +82,7 @@ def _sparkline(row: Configuration) -> str:
 
 
 def required_columns(rows: Collection[Configuration]) -> tuple[str, str]:
-    """What stands in every table: which run, and its score."""
+    """Returns the columns of every table: the run and its score."""
     judged = [row for row in rows if row.results.val_loss is not None or row.results.val_bpb is not None]
     return ("run", "val_bpb" if all(row.results.val_bpb is not None for row in judged) else "val_loss")
 
@@ -123,7 +123,7 @@ def column_named(text: str, known: Sequence[str], shown: Sequence[Column] = ()) 
 
 
 def heading_of(name: str) -> str:
-    """What stands above a column where no other has the same heading."""
+    """Returns the heading of a column, before duplicate headings are resolved."""
     if name in _RESULTS:
         return _RESULTS[name].heading
     group, _, last = name.rpartition(".")
@@ -192,7 +192,7 @@ def _shared_seeds(row: Configuration) -> str:
 
 
 def _verdict(row: Configuration) -> str:
-    """What the seeds allow to say, and how many more of them would decide."""
+    """Returns the verdict, and the number of further seeds that would decide; empty without a verdict."""
     if row.verdict is None:
         return ""
     return f"{row.verdict}" + (f", +{plural(row.more_seeds, 'seed')}" if row.more_seeds else "")

@@ -1,6 +1,6 @@
-"""Which runs may be ranked together: those of the same text, validation, evaluation context, budget and code.
+"""Selection of runs that can be ranked together: same text, validation, evaluation context, budget and code.
 
-The others are named, not mixed in.
+Other runs are listed by name and not ranked.
 """
 
 from collections import Counter

@@ -1,6 +1,6 @@
-"""What the journal of a search holds: its trials, and how much each setting mattered. Asks for Optuna when it is used.
+"""Trials of a search, read from its journal, and the importance of each setting. Imports Optuna on first use.
 
-The journal is search.journal in the sweep's folder: a line of JSON for each thing that happened, written by Optuna.
+The journal is search.journal in the sweep's folder. Optuna writes it, one JSON line per event.
 """
 
 import os

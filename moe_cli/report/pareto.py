@@ -60,7 +60,7 @@ def on_front(points: Sequence[Sequence[float | None]], tolerances: Sequence[floa
 def _dominate(
     values: NDArray[np.float64], point: NDArray[np.float64], factors: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Which of the values [N, R] dominate the point [R]. NaN is unknown, and no comparison holds for it."""
+    """Returns a mask of the rows of `values` [N, R] that dominate `point` [R]. NaN means unknown."""
     exact, unknown = factors == 1, np.isnan(values) | np.isnan(point)
     as_good = (unknown | (values <= point * factors)).all(axis=1)
     lower = (values[:, exact] < point[exact]).any(axis=1)

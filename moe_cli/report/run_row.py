@@ -89,9 +89,9 @@ _RESULTS = frozenset(RESULTS)
 
 
 class Record:
-    """What a run and a configuration of several runs have in common.
+    """The common fields of a run and of a configuration of several runs.
 
-    `record[name]` and `record.get(name)` give the value of any column; None where there is none.
+    `record[name]` and `record.get(name)` return the value of any column; None means no value.
     """
 
     settings: Settings
@@ -274,7 +274,7 @@ def setting_parents(name: str) -> tuple[str, ...]:
 
 
 def comparison_key(row: Record) -> tuple[object, ...]:
-    """What rows share when their losses may be ranked: the data, the task, the evaluation context and the budget."""
+    """Returns the key that is equal for rows with comparable losses: data, task, evaluation context and budget."""
     settings = row.settings
     corpus = row.corpus_sha256 or (settings.get("data.name"), settings.get("data.path"))
     task = (settings.get("task.name") or "causal_lm", eval_windows(settings))

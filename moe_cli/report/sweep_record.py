@@ -23,7 +23,7 @@ SWEEP_FILE, DAMAGED = "sweep.json", "sweep.json.damaged"
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What sweep.json says; empty where there is none or it cannot be read."""
+    """Returns the contents of sweep.json; empty if it is missing or cannot be read."""
     return read_json(folder / SWEEP_FILE) or {}
 
 

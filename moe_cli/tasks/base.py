@@ -1,6 +1,6 @@
-"""What training and evaluation ask of a task, whatever it is: batches, the loss, and how well the answers are.
+"""The protocol of a task, as training and evaluation use it: batches, the loss, and metrics of the outputs.
 
-T tokens that are routed: positions of a text, patches of an image, pairs of user and item.
+T routed tokens: positions of a text, patches of an image, or pairs of user and item.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,7 +89,7 @@ class Task(Protocol):
         """The validation split in batches, the same for every seed; or about `max_tokens` spread evenly over it."""
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Float[Tensor, ""], list[Routing]]:
-        """What is minimised, and the routings of the model's sparse layers."""
+        """Returns the loss to minimise, and the routings of the model's sparse layers."""
 
     def score(self, model: nn.Module, batch: Any) -> EvalBatchResult:
         """The loss with what else says how good the answers are."""
@@ -101,7 +101,7 @@ class Task(Protocol):
         """The id and the domain of everything that is routed, in each stack of layers; stacks have equally many sparse ones."""
 
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
-        """What ids stand for, where that is known."""
+        """Returns the text of each id, where it is known."""
 
     def pseudo_perplexity_task(self) -> "Task | None":
         """The same task asked in a slower way for one more figure at the end, `pseudo_perplexity`; None: there is none."""

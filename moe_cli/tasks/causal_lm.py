@@ -220,7 +220,7 @@ class TextTask:
 
     @property
     def document_prefix(self) -> list[int]:
-        """What the model has read before each document's own tokens: a separator where documents are kept apart."""
+        """Returns the tokens before each document: a separator, or nothing if packing is `concat`."""
         assert self.corpus.tokenizer is not None
         return [] if self.packing == "concat" else [self.corpus.tokenizer.separator]
 
@@ -277,7 +277,7 @@ class TextTask:
         return self._make_targets(tokens, batch)
 
     def _make_targets(self, tokens: Tokens, batch: TextBatch) -> TextBatch:
-        """What is asked of windows that were read from a split: here, the token after each."""
+        """Returns the batch with its targets. Here these are the next tokens, which the batch already has."""
         return batch
 
     def _read_windows(self, tokens: Tokens, starts: Sequence[int], length: int) -> NDArray[np.int64]:

@@ -97,7 +97,7 @@ class SpanTask(TextTask):
         return {**shown, **sentinels, **({self.start_token: "[START]"} if self.start_token in ids else {})}
 
     def _shift_right(self, targets: Int[Tensor, "B M"]) -> Int[Tensor, "B M"]:
-        """What the decoder is shown: all but the last target, after the token at the start."""
+        """Returns the inputs of the decoder: the start token, then all targets but the last."""
         return F.pad(targets[:, :-1], (1, 0), value=self.start_token)
 
     def _domains_at(self, places: Int[Tensor, "B N"]) -> Int[Tensor, " T"]:

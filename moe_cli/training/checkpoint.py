@@ -163,7 +163,7 @@ class TrainingTensors:
 
 
 def _rank_suffix(rank: int | None = None) -> str:
-    """What the random state of a process is called by, after its kind; nothing for the first."""
+    """Returns the suffix of the file name of a process's random state: its rank; empty for rank 0."""
     rank = collectives.rank() if rank is None else rank
     return f".{rank}" if rank else ""
 
@@ -219,7 +219,11 @@ def save_checkpoint(run: Run, snapshot: Snapshot, keep: int = 2) -> Path:
 
 
 def recovery_hint(run: Run, full: bool) -> str:
-    """What there is of a run that could not write, on a full disk or for another reason, and how it goes on from there."""
+    """Returns a message on what was saved of a run that could not write, and on how to resume it.
+
+    Args:
+        full: whether the disk is full.
+    """
     kept = run.kept()
     return f"{kept[0].upper()}{kept[1:]}.\n{'Free space' if full else 'Mend that'}, then: moe train --resume {run.id}"
 
@@ -363,7 +367,7 @@ def _verify(folder: Path) -> Checkpoint:
 
 
 def _problem(state: dict[str, Any], step: int) -> str | None:
-    """What is wrong with the types and ranges of a state, such as that of a folder from somewhere else."""
+    """Returns the first value of a state with a wrong type or range; None means that the state is valid."""
     whole = {"step": step + 1, "tokens": 2**63, "threads": MAX_THREADS + 1, **dict.fromkeys(COUNTS, 2**63)}
     for name, stop in whole.items():
         value = state.get(name, step if name == "step" else 0)

@@ -125,17 +125,18 @@ class LayerRoutingStats:
 
 @dataclass
 class Evaluation:
-    """What one pass over validation text gave.
+    """The result of one pass over validation text.
 
     Attributes:
         loss: nats per token.
-        bits_per_byte: loss in bits, per byte of text: comparable between tokenizers. None, as the bytes, where
+        bits_per_byte: loss in bits per byte of text, comparable between tokenizers. None, like `num_bytes`, means that
             the text of the tokens is unknown.
         domains: names of the domains of the data.
-        measures: the task's own, such as accuracy.
-        domain_losses: nats per target, of every domain that has some.
-        layers: per sparse layer, first to last; empty for a dense model.
-        mean_context: of a causal model, from how many earlier tokens a token is predicted, on average; else None.
+        measures: the metrics of the task, such as accuracy.
+        domain_losses: nats per target, for every domain that has targets.
+        layers: one entry per sparse layer, first to last; empty for a dense model.
+        mean_context: the mean number of earlier tokens that a causal model predicts a token from; None for other
+            models.
     """
 
     loss: float
@@ -288,7 +289,7 @@ def eval_policy(config: EvalConfig) -> RoutingPolicy:
 def probe_routing(
     model: nn.Module, task: Task, top_k: int | None = None, precision: str = "auto"
 ) -> list[Bool[Tensor, "_T E"]]:
-    """What each sparse layer chooses, dropless, for about PROBE_TOKENS validation tokens that are always the same."""
+    """Returns the dropless choices of each sparse layer for about PROBE_TOKENS fixed validation tokens."""
     with evaluation_mode(model, RoutingPolicy(top_k), precision) as (routed, device):
         batches = task.val_batches(PROBE_TOKENS, PROBE_TOKENS)
         passes = [

@@ -78,10 +78,11 @@ class Explanation:
 def explain(
     model: nn.Module, tokens: Sequence[TextToken], blocks: Sequence[int], window: int, policy: Any, precision: str
 ) -> Explanation:
-    """What the model's sparse layers, which are those `blocks` of it, do with a text at evaluation.
+    """Returns the routing of a text by the model's sparse layers at evaluation.
 
     Args:
-        policy: the `EvalConfig`: experts per token, and the capacity, which counts over one window.
+        blocks: the indices of the blocks with a sparse layer.
+        policy: the `EvalConfig`: experts per token, and the capacity, which applies to one window.
     """
     ids = torch.tensor([token.id for token in tokens])
     passes = list(_routings(model, ids, window, policy, precision))

@@ -50,10 +50,10 @@ class TrainState:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a display may show after a step.
+    """The state and the metrics after a step, for a display.
 
     Attributes:
-        aux_losses: each balancing loss by name, before its weight.
+        aux_losses: each balancing loss by name, unweighted.
         load: assignments per expert, for each sparse layer.
         val: the last evaluation.
     """
@@ -73,11 +73,11 @@ StepCallback = Callable[[StepReport], None]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What the batches of one optimizer step gave, their gradients apart.
+    """The results of the batches of one optimizer step, without the gradients.
 
     Attributes:
-        probs: per sparse layer the probabilities of each batch, where a bias is computed from them.
-        routed: per sparse layer how many tokens it was given.
+        probs: per sparse layer, the probabilities of each batch, where a bias is computed from them.
+        num_tokens: per sparse layer, the number of routed tokens.
     """
 
     loss: float

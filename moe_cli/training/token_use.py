@@ -1,4 +1,6 @@
-"""Which tokens ask for which experts, counted over an evaluation: as large as what was seen, not as vocabulary times experts.
+"""Counts of the experts that each token id was assigned to, over an evaluation.
+
+Memory grows with the pairs that occur, not with vocabulary times experts.
 
 V token ids, E experts, A assignments, P pairs of a token and an expert that occur.
 """

@@ -251,10 +251,10 @@ class Trainer:
         return lr_factor
 
     def _handle_non_finite(self, error: NotFiniteError) -> None:
-        """What train.on_nan asks for: the step at hand is left out, or the last checkpoint is where training stands.
+        """Handles a non-finite loss or gradient by train.on_nan: skips the step, or rewinds to the last checkpoint.
 
         Raises:
-            TrainingError: stop; or too many steps have failed.
+            TrainingError: train.on_nan is `stop`; or too many steps have failed.
         """
         state, (cause, advice) = self.state, error.args
         cause = f"{cause} at step {state.step + 1}"
@@ -270,7 +270,7 @@ class Trainer:
         state.skipped_in_a_row += 1
 
     def _kept(self) -> str:
-        """What there is on the disk, once what is being written is there."""
+        """Returns the description of what is on disk, after pending checkpoint writes finish."""
         with suppress(TrainingError):
             self.checkpoint_writer.wait()
         return self.recorder.run.kept()

@@ -54,7 +54,7 @@ def curve_content(runs: Sequence[Sequence[Configuration]]) -> tuple[dict[str, An
 
 
 def expert_content(runs: Sequence[Sequence[Configuration]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """What the experts of each sparse run did, as far as there is room, and a line on what was left out."""
+    """Returns the expert usage of each sparse run, within MAX_CELLS and MAX_DETAILS, and lines on omitted runs."""
     cells, details = MAX_CELLS, MAX_DETAILS
     content: list[dict[str, Any]] = []
     left = 0

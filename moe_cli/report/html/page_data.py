@@ -209,7 +209,7 @@ def _setting(row: Configuration, name: str) -> Value:
 
 
 def _unfinished(table: ReportTable) -> list[Section]:
-    """Which runs have no results, and why."""
+    """Returns the section that lists runs without results, with the reasons; empty if there are none."""
     if not table.unfinished:
         return []
     rows = [

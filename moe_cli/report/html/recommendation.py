@@ -26,7 +26,7 @@ LINE_WIDTH = 110
 def recommendation_section(
     runs: Sequence[RunRow], extra_baselines: Sequence[RunRow], baseline: Settings | None = None
 ) -> list[Section]:
-    """What `moe recommend` says of these runs; nothing where there is nothing to recommend."""
+    """Returns the section with the output of `moe recommend`; empty if nothing can be recommended."""
     try:
         lines = format_recommendation(make_recommendation(runs, (), extra_baselines, baseline))
     except MoeError:
@@ -76,7 +76,7 @@ def _equal(points: "Points", chosen: "Array") -> list["Array"]:
 
 
 def _iso_lines(style: int, each: "IsoFlop") -> list[Line]:
-    """What was measured at one budget, and the size of least loss."""
+    """Returns the line of the measurements at one budget, and the point of the size with the lowest loss if known."""
     name = f"{count(each.flops)}FLOP, " + ("dense" if each.expansion == 1 else f"expert/k {each.expansion:g}")
     lines = [Line(name, _pairs(each.sizes, each.losses), style, connect=True)]
     if each.best is not None and each.best_loss is not None:

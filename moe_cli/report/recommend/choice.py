@@ -1,4 +1,4 @@
-"""Which configuration is recommended. The memo, the marks of the table and the page all follow this one decision."""
+"""Choice of the recommended configuration. The memo, the marks of the table and the page all use this decision."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -32,12 +32,13 @@ ONE_SEED_TIE = 0.01
 
 @dataclass(frozen=True)
 class Known:
-    """What configurations are compared by.
+    """Verdicts that are already known when two configurations are compared.
 
     Attributes:
-        differing: the pairs of configurations that differ, by the paths of their first runs, where verdicts allow for
-            all pairs.
-        pairs: how many pairs that is; None: verdicts are on differences to a baseline, and a pair is tested on its own.
+        differing: the pairs of configurations that differ, where verdicts are corrected for all pairs. A configuration
+            is identified by the path of its first run.
+        pairs: the number of pairs in the correction. None means that verdicts are on differences to a baseline, and
+            each pair is tested separately.
     """
 
     differing: frozenset[frozenset[str]] = frozenset()
@@ -237,7 +238,7 @@ def _verdict(best: Configuration, other: Configuration, known: Known) -> str | N
 
 
 def comparison_with_baseline(row: Configuration, name: str) -> Comparison | None:
-    """What the table says of the row's difference to its baseline, under the name of either."""
+    """Returns the table's comparison of the row with its baseline, under the given name; None without a verdict."""
     if row.verdict is None or row.vs_baseline is None or row.shared_seeds is None:
         return None
     return Comparison(

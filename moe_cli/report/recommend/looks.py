@@ -38,7 +38,7 @@ class Look:
 
 
 def look_at(rows: Sequence[Configuration], baseline: Mapping[str, Any] | None) -> Look:
-    """Which look at the verdicts of these rows this is. Only sweeps that have a sweep.json remember theirs."""
+    """Returns the number of this look at the rows' verdicts. Only sweeps with a sweep.json record their looks."""
     judged = [(row, row.shared_seeds) for row in rows if row.verdict is not None and (row.shared_seeds or 0) > 1]
     records = {folder: read_record(Path(folder)) for folder in {each for row, _ in judged for each in _folders(row)}}
     kept = dict(baseline) if baseline is not None else None
@@ -69,7 +69,7 @@ def _with_look(entry: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
 
 
 def looks_sentence(look: Look) -> str:
-    """What looking again does to verdicts, where more seeds are advised."""
+    """Returns the sentence on how repeated looks raise the rate of false verdicts."""
     last = len(FALSE_BETTER)
     text = (
         f"Looking again after adding seeds makes a false 'better' likelier: {100 * FALSE_BETTER[-1]:.1f} % after {last} looks, "

@@ -65,35 +65,37 @@ class EqualTime:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to use, and why.
+    """The recommended configuration, with the reasons.
 
     Attributes:
-        context: the data, the budget and the model that this holds for.
-        baseline: the settings of what configurations are compared with.
+        context: the data, the budget and the model for which this is valid.
+        baseline: the settings of the baseline that configurations are compared with.
         settings: expert, k, capacity, router and balance of the recommended configuration.
         reason: see `Choice`.
         score: its mean bits per byte (nats per token, image and so on where there are no bytes).
         is_baseline: whether it has the settings of the baseline.
-        vs_baseline: against its baseline; None without one, and for the baseline itself.
-        runner_up: against it, the next best; None if there is none.
+        vs_baseline: its comparison with its baseline; None without a baseline, and for the baseline itself.
+        runner_up: its comparison with the next best configuration; None if there is none.
         ties: the configurations that are not distinguishable from it.
-        passed_over: the lowest, against it, where it is not recommended: for its health or its cost, as `because` says.
-        health: what its routing is like, where it has collapsed; else "". Of what is passed over: `passed_over_health`.
-        comparisons: configurations that were compared; the verdicts allow for their number.
-        pairs: pairs that the verdicts allow for where there is no baseline, and all are compared with the lowest; None
-            with a baseline.
-        params_ratio, throughput_ratio, memory_ratio: times those of the baseline; None where not known.
-        equal_time: how it stands when both are stopped at the baseline's last estimate; None if not known.
-        flops_ratio: training FLOPs per token, times those of the cheapest configuration compared.
-        num_without_baseline: configurations without a baseline of their settings and seeds.
-        undefined: configurations whose baseline has a loss of 0, so that no difference is relative to it.
-        not_tried: what was the same in all runs, and so not compared.
+        passed_over: its comparison with the configuration of the lowest loss, where that one is not recommended because
+            of its health or its cost. `because` gives the reason.
+        health: a description of its routing if that has collapsed, else "". `passed_over_health` is the same for the
+            configuration that is passed over.
+        comparisons: the number of configurations compared; the verdicts are corrected for it.
+        pairs: the number of pairs that the verdicts are corrected for, where there is no baseline and all
+            configurations are compared with the lowest; None with a baseline.
+        params_ratio, throughput_ratio, memory_ratio: ratios to the baseline; None means unknown.
+        equal_time: the comparison when both are stopped at the baseline's last estimate; None means unknown.
+        flops_ratio: ratio of the training FLOPs per token to those of the cheapest configuration compared.
+        num_without_baseline: the number of configurations without a baseline of their settings and seeds.
+        undefined: configurations whose baseline has a loss of 0, so that relative differences are undefined.
+        not_tried: settings that were equal in all runs, and so were not compared.
         failed: configurations that failed, with the reason.
         left_out: runs that were not compared, for each aspect in which they differ.
-        scaling: what a scaling fit adds, in one sentence; None where the runs support no law.
+        scaling: the result of a scaling fit, in one sentence; None where the runs support no law.
         next: the sweep to run; None where this version cannot make the settings.
-        next_seconds: about how long it takes, one run after the other; None if not known.
-        look: how many times these verdicts have been read with more seeds each time, this time included.
+        next_seconds: the estimated time of that sweep, with one run at a time; None means unknown.
+        look: the number of looks at these verdicts with more seeds each time, including this one.
     """
 
     context: str
@@ -155,13 +157,12 @@ def make_recommendation(
     extra_baselines: Sequence[RunRow] = (),
     baseline: Settings | None = None,
 ) -> Recommendation:
-    """What to use, by these runs.
+    """Returns the recommendation that these runs support.
 
     Args:
-        across: aspects in which runs may differ and are ranked all the same: data, tokenizer, validation, eval_context,
-            budget, code.
+        across: aspects in which ranked runs may differ: data, tokenizer, validation, eval_context, budget, code.
         extra_baselines: runs that may serve as baselines.
-        baseline: the settings of what configurations are compared with; None: what the sweep declares, else the dense model.
+        baseline: the settings of the baseline; None means the one that the sweep declares, else the dense model.
 
     Raises:
         MoeError: no run is complete.
@@ -202,7 +203,7 @@ def make_recommendation(
 
 
 def _options(found: "_Compared", typed: Settings | None) -> list[str]:
-    """What the next sweep needs besides its settings: the baseline that was typed, and all runs made by one code."""
+    """Returns options of the next sweep's command: the baseline that was typed, and --rerun-stale if code differs."""
     settings = shlex.join(f"{name}={show(value)}" for name, value in (typed or {}).items())
     return [*(["--baseline", settings] if typed else []), *(["--rerun-stale"] if CODE in found.left_out else [])]
 

@@ -47,7 +47,7 @@ def format_recommendation(found: Recommendation) -> list[str]:
 
 
 def _statistics(found: Recommendation) -> list[str]:
-    """What the verdicts allow for, and what looking again does to them."""
+    """Returns sentences on the correction of the verdicts, and on the effect of repeated looks."""
     lines = []
     if (found.pairs or 0) > 1:
         lines.append(f"Verdicts are on differences to the lowest, which was chosen by its result, and allow for all {found.pairs} pairs "

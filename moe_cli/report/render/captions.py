@@ -27,7 +27,7 @@ CONSTANTS = (*EXPERT_SETTINGS, "model.num_layers", "model.d_model", "optim.name"
 
 
 def header_lines(table: ReportTable, title: str, width: int) -> list[Text]:
-    """What the rows are: how many, on which data, at which budget and size, against which baseline."""
+    """Returns the lines above a table: title, number of rows, data, budget, size and baseline."""
     rows = [row for row in table.rows if row.is_complete]
     pieces = [_size(table, rows)]
     corpora = {row.corpus_sha256: row.corpus for row in rows}
@@ -134,7 +134,7 @@ def footer_lines(table: ReportTable, width: int) -> list[Text]:
 
 
 def differences(table: ReportTable) -> str:
-    """What the differences are taken to, and how they are paired."""
+    """Returns the sentence on the baseline of the differences and on their pairing by seed."""
     to = "the lowest" if table.pairs is not None else "the dense model" if table.baseline == DENSE else "the baseline"
     return f"differences to {to} are paired by seed"
 

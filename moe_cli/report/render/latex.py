@@ -47,7 +47,7 @@ def latex_text(table: ReportTable) -> str:
 
 
 def _chosen(table: ReportTable) -> list[Column]:
-    """What fits, without the verdict in words: the caption says that an interval is for one comparison."""
+    """Returns the columns that fit, without the verdict. The caption says that an interval is for one comparison."""
     said = [column for column in table.columns if column.name != "verdict"]
     return columns_within(said, table.rows, PAPER_WIDTH)
 

@@ -64,7 +64,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn: the names of both columns, the series, and how many rows lack a value."""
+    """The content of a chart: the names of both columns, the series, and the number of rows without a value."""
 
     y: str
     x: str

@@ -126,7 +126,7 @@ class Fit:
         return make_noise(np.bincount(places, self.residuals) / np.bincount(places), len(self.theta))
 
     def log_loss(self, points: Points) -> Array:
-        """What the law says of other points [M]."""
+        """Returns the log loss that the law predicts for other points [M]."""
         result: Array = self.law.log_loss(self.theta[None, :], points, self.normalisation)[0]
         return result
 

@@ -1,4 +1,4 @@
-"""What a scaling law sees of runs: sizes, experts, tokens and loss, as arrays of one value a run.
+"""Observations for a scaling law: sizes, experts, tokens and loss, as arrays with one value per run.
 
 M runs, C configurations.
 """
@@ -122,7 +122,10 @@ def _is_usable(run: RunRow) -> bool:
 
 
 def _label(run: RunRow, names: list[str]) -> str:
-    """What the law sees of a configuration, and what else tells it apart: expert=16 k=2, 1.05M active, 2.46M tokens."""
+    """Returns a label with the variables of the law and other differing settings.
+
+    Example: expert=16 k=2, 1.05M active, 2.46M tokens.
+    """
     seen = ("expert", "k", "train.tokens", "train.steps", "train.flops", "train.minutes", "train.batch_size")
     who = f"expert={run.expert}" + (f" k={run.k}" if not run.is_dense and run.k else "")
     others = [f"{name.rpartition('.')[2]}={show(value)}" for name in names

@@ -1,4 +1,4 @@
-"""What a fitted law answers: predictions, the dense model that would do as well, iso-FLOP minima, and how far to trust it.
+"""Results of a fitted law: predictions, the dense model of equal loss, iso-FLOP minima, and measures of reliability.
 
 M points, B bootstrap samples.
 """

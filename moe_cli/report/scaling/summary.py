@@ -1,4 +1,4 @@
-"""What a scaling law adds to a recommendation, in one sentence."""
+"""The sentence on a scaling law in a recommendation."""
 
 import math
 from collections.abc import Collection, Sequence
