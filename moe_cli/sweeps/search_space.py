@@ -42,7 +42,7 @@ DIGITS = 4
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Search options of the command line; None: the sweep file's, else the default."""
+    """Search options of the command line; None means the value of the sweep file, else the default."""
 
     sampler: str | None = None
     trials: int | None = None
@@ -61,14 +61,17 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """Attributes:
-    name: the folder under outputs/.
-    space: where each setting that varies is drawn from.
-    fixed: the other settings.
-    seeds: of every configuration; a trial's result is the mean over them.
-    trials: how many configurations are tried, those of earlier calls included.
-    objectives: keys of metrics, see OBJECTIVES.
-    typed: the words of the command; declared: the question and the baseline, where it declares them.
+    """The settings of a search.
+
+    Attributes:
+        name: the folder under outputs/.
+        space: the domain of each setting that varies.
+        fixed: the other settings.
+        seeds: the seeds of every configuration; a trial's result is the mean over them.
+        trials: the number of configurations to try, including those of earlier calls.
+        objectives: keys of metrics, see OBJECTIVES.
+        typed: the words of the command.
+        declared: the question and the baseline, if the command declares them.
     """
 
     name: str
@@ -97,7 +100,7 @@ class SearchPlan:
 
     @property
     def size(self) -> int | None:
-        """The number of configurations; None: infinite."""
+        """Returns the number of configurations; None means infinite."""
         size = 1
         for key, domain in self.space.items():
             number = num_values(key, domain)
@@ -114,7 +117,7 @@ class SearchPlan:
         return " ".join(f"{key}={show(value)}" for key, value in self.settings(drawn).items())
 
     def settings(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what was drawn in the order of the space, fractions rounded to four digits."""
+        """Returns the drawn settings in the order of the space, with fractions rounded to four digits."""
         return {key: _rounded(domain, drawn[key]) for key, domain in self.space.items() if key in drawn}
 
     def resolved(self, drawn: Mapping[str, Any]) -> list[Resolved]:
@@ -135,10 +138,10 @@ class SearchPlan:
 def plan_if_search(
     words: Sequence[str], options: SearchOptions, config_dir: Path | None = None, **given: Any
 ) -> SearchPlan | None:
-    """`plan_search`, if one is asked for: by --sampler, or by the file that the first word names.
+    """Returns `plan_search` if --sampler or the file that the first word names requests a search, else None.
 
     Raises:
-        ConfigError: a word or an option is wrong, or an option of a search stands without one.
+        ConfigError: a word or an option is wrong, or a search option is given without a search.
     """
     composer = Composer(config_dir)
     if options.sampler is not None or (is_named(words) and load_sweep_file(composer, words[0]).search is not None):
@@ -219,7 +222,10 @@ def plan_search(
 
 
 def _check_values(composer: Composer, domains: Mapping[str, Domain]) -> None:
-    """Raises BadValue for a value that no configuration takes; what two of them cannot be together is left to the draw."""
+    """Raises BadValue for a value that is invalid in every configuration.
+
+    Impossible combinations are found at the draw.
+    """
     first = {key: domain.high if isinstance(domain, Interval) else domain[0] for key, domain in domains.items()}
     for key, domain in domains.items():
         for value in (domain.high,) if isinstance(domain, Interval) else domain:
@@ -269,7 +275,7 @@ def _domain_of(composer: Composer, axis: Axis) -> Domain:
 
 
 def _check_interval(key: str, interval: Interval) -> None:
-    """Raises ConfigError when the setting is no number, or a whole one that is drawn from fractions."""
+    """Raises ConfigError if the setting is not a number, or is an integer and the interval has fractions."""
     kinds, known = _kinds(key), [*names_of(RunConfig), *GROUPS]
     if not kinds and key not in known:
         raise ConfigError(f"no setting '{key}'.{did_you_mean(key, known) or ' All settings: moe config'}")
@@ -280,18 +286,18 @@ def _check_interval(key: str, interval: Interval) -> None:
 
 
 def is_whole(key: str) -> bool:
-    """Whether a setting takes whole numbers only."""
+    """Returns whether a setting takes integers only."""
     return float not in _kinds(key)
 
 
 def _kinds(key: str) -> set[type]:
-    """The types a setting takes; balance.switch.weight, where there are several methods, takes what balance.weight does."""
+    """Returns the types of a setting. balance.switch.weight, with several methods, has the types of balance.weight."""
     group, _, name = key.partition(".")
     return kinds_of(RunConfig, key) or kinds_of(RunConfig, f"{group}.{name.rpartition('.')[2]}")
 
 
 def num_values(key: str, domain: Domain) -> int | None:
-    """Returns how many values a setting can be drawn from; None: infinitely many."""
+    """Returns the number of values that a setting can be drawn from; None means infinite."""
     if not isinstance(domain, Interval):
         return len(domain)
     step = domain.step or (1 if is_whole(key) else None)
@@ -299,7 +305,7 @@ def num_values(key: str, domain: Domain) -> int | None:
 
 
 def parse_objectives(text: str) -> tuple[str, ...]:
-    """`val_bpb` or `val_bpb,flops_per_token`. Raises ConfigError for a name that is no result with a better side."""
+    """Parses `val_bpb` or `val_bpb,flops_per_token`. Raises ConfigError for a name that is not an objective."""
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
         if name not in OBJECTIVES:

@@ -57,7 +57,7 @@ def _style(column: TextColumn, row: int) -> str:
 
 
 def _fit(columns: Sequence[TextColumn], kept: list[int], widths: list[int], width: int) -> tuple[list[int], list[int]]:
-    """Returns the columns that fit, and their widths. Columns shrink to their minimum width before others are dropped."""
+    """Returns the columns that fit, and their widths. Columns shrink to their minimum width before any are dropped."""
     widths = list(widths)
     leaving = sorted(
         (index for index in kept if columns[index].drop_order), key=lambda index: -columns[index].drop_order
