@@ -30,7 +30,10 @@ def load_run_data(config: RunConfig, outputs: Path) -> Data:
 
 
 def load_data_read_only(data: DataConfig, context_length: int, outputs: Path, build: bool = True) -> Data:
-    """The same for what makes no run: a folder that goes with this process serves where outputs cannot be written."""
+    """Loads data for commands that create no run.
+
+    A temporary folder of this process is used if outputs is not writable.
+    """
     try:
         return load_data(data, context_length, outputs, build)
     except Unwritable:

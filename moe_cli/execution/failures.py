@@ -46,7 +46,7 @@ def _out_of_memory(error: BaseException) -> TrainingError | None:
 
 
 def _is_of_torch(error: BaseException) -> bool:
-    """Whether torch may have raised it: its C++ code has no types of its own for most of what can go wrong."""
+    """Returns whether torch may have raised the error. Its C++ code raises RuntimeError for most errors."""
     return type(error) is RuntimeError or type(error).__module__ == "torch"
 
 

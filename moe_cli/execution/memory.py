@@ -11,7 +11,7 @@ from moe_cli.execution.estimate import RunEstimate
 from moe_cli.execution.machine import available_memory_bytes, total_memory_bytes, visible_gpus
 from moe_cli.formatting import count
 
-# What a process holds besides its model: torch and what it loads while it works, freed blocks, and the counts of evaluations.
+# Memory of a process without its model: torch and its libraries, freed blocks, and the counts of evaluations.
 PROCESS_BYTES = 470e6
 # A run is refused that is expected to take more than this many times the memory; one above the free memory is noted.
 MAX_MEMORY_RATIO = 2
@@ -24,7 +24,7 @@ def memory_bytes(costs: Cost, on_gpu: bool = False) -> int:
 
 
 def memory_warning(plan: RunEstimate) -> str | None:
-    """Returns a warning when a run may take more memory than is free; None: it fits, or a GPU may hold it."""
+    """Returns a warning if a run may need more memory than is free; None means it fits, or a GPU may hold it."""
     need, free = memory_bytes(plan.cost), available_memory_bytes()
     if free is None or need <= free or (plan.config.train.device != "cpu" and visible_gpus()):
         return None
@@ -32,9 +32,10 @@ def memory_warning(plan: RunEstimate) -> str | None:
 
 
 def check_memory(plans: Iterable[RunEstimate], force: bool = False) -> None:
-    """Raises ConfigError for a run that needs far more memory than this machine has, unless it is forced.
+    """Raises ConfigError for a run that needs far more memory than this machine has, unless `force` is set.
 
-    The system may grant what is not there, page by page, and the process then hears no signal until it is killed.
+    The system may grant memory that does not exist, page by page. The process then handles no signal until it is
+    killed.
     """
     for plan in () if force else plans:
         if why := _refusal(plan.config, plan.cost):
@@ -53,7 +54,7 @@ def check_step_memory(config: RunConfig, vocab_size: int) -> None:
 
 
 def _refusal(config: RunConfig, costs: Cost) -> str | None:
-    """Returns why a run needs far more memory than this machine has; None: it does not, or a GPU may hold it."""
+    """Returns why a run needs far more memory than this machine has; None means it does not, or a GPU may hold it."""
     total = total_memory_bytes()
     need = memory_bytes(costs) + int((config.launch.num_processes - 1) * PROCESS_BYTES)
     if total is None or need <= MAX_MEMORY_RATIO * total or (config.train.device != "cpu" and visible_gpus()):

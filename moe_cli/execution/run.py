@@ -130,12 +130,15 @@ def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Reco
 
 
 def _is_compiled(run: Run, config: RunConfig, vocab_size: int, device: Any) -> bool:
-    """Whether to compile; with `auto` as the run began, and not without a compiler."""
+    """Returns whether to compile.
+
+    With `auto`, a resumed run keeps its first decision, and a new one needs a compiler.
+    """
     import torch
 
     compiled = should_compile(config, vocab_size, device.type)
     if compiled and config.train.compile == "auto":
-        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
+        torch._dynamo.config.suppress_errors = True  # code that cannot be compiled runs eagerly
         return bool(run.meta().get("compile", True)) if run.checkpoints() else has_compiler()
     return compiled
 

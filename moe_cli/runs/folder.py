@@ -59,7 +59,10 @@ _DIGEST = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 
 
 def outputs_folder(option: Path | None = None) -> Path:
-    """Returns the folder of all runs: the option, else $MOE_OUTPUTS, else ./outputs. ConfigError: it is a file."""
+    """Returns the folder of all runs: the option, else $MOE_OUTPUTS, else ./outputs.
+
+    Raises ConfigError if it is a file.
+    """
     folder = Path(os.path.expanduser(option or os.environ.get("MOE_OUTPUTS") or "outputs")).absolute()
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not nearest.is_dir():
@@ -99,7 +102,7 @@ class Run:
         return values
 
     def fits(self, values: dict[str, Any]) -> bool:
-        """Whether a configuration is the one that the run's id names; that it is another one is noted."""
+        """Returns whether a configuration has the digest in the run's id. A mismatch is recorded."""
         named = _DIGEST.search(self.id)
         if not named or not values or digest_of(values) == named[1]:
             return True
@@ -126,7 +129,7 @@ class Run:
         return self.effective_status(read_json(self.path / "status.json") or {}, self.summary() is not None)
 
     def effective_status(self, status: dict[str, Any], complete: bool) -> dict[str, Any]:
-        """The same for a status.json that was read, given whether there is a summary."""
+        """Returns the effective status for a status.json that was read. `complete` is whether a summary exists."""
         if complete:
             return {**status, "status": COMPLETED}
         said = status.get("status")
@@ -150,7 +153,7 @@ class Run:
         return sorted((self.path / "checkpoints").glob("step_" + 8 * "[0-9]"), reverse=True)
 
     def kept(self) -> str:
-        """Returns what a stopped run continues from, as part of a sentence."""
+        """Returns the checkpoint that a stopped run continues from, as part of a sentence."""
         folders = self.checkpoints()
         if not folders:
             return "no checkpoint was written yet: it will start again"

@@ -24,10 +24,11 @@ class RunStatus:
     """The state of a run.
 
     Attributes:
-        reason: why it failed or was stopped.
-        created, started, written: seconds since 1970; `written` is when it last said that it lives.
-        val_bpb: of the whole split once it is complete, before that the newest estimate; so are the other measures.
-        max_violation, dead_experts: shares, None for a dense model.
+        reason: the reason of a failure or a stop.
+        created, started, written: seconds since 1970; `written` is the time of the last heartbeat.
+        val_bpb: on the whole split after completion, before that the newest estimate. The same holds for the other
+            metrics.
+        max_violation, dead_experts: fractions; None for a dense model.
         results: summary.json; empty before the run is complete.
     """
 

@@ -55,7 +55,7 @@ def count_evaluations(config: RunConfig, steps: int | None) -> int:
 
 
 class PruningMonitor:
-    """Follows one run's evaluations: reports each one once to the trial, and checks whether the run should be pruned."""
+    """Follows one run's evaluations: reports each one once to the trial, and checks whether to prune the run."""
 
     def __init__(self, run: "Run", trial: "Trial", objective: str) -> None:
         self.run = run

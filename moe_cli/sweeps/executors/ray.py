@@ -110,7 +110,7 @@ def _run_actor_class() -> type:
 
     class Keeper:
         def begin(self, command: list[str], folder: str, directory: str, variables: dict[str, str], parent: str) -> str:
-            """Starts the worker, with our process id in the variable `parent`; else returns an error on what this node lacks."""
+            """Starts the worker, with our process id in the variable `parent`; else returns what this node lacks."""
             import os
             import socket
             import subprocess

@@ -166,7 +166,7 @@ class SlurmPool:
     """Pool of runs as jobs of a Slurm cluster. Jobs that exist already are found again.
 
     Args:
-        workers: the number of runs submitted at a time; None means all, of which Slurm runs
+        workers: the number of runs submitted at a time; None means all; Slurm then runs
             `executor.array_parallelism` at a time.
 
     Raises:
