@@ -56,10 +56,10 @@ def baseline_name(baseline: Settings) -> str:
 def extra_baseline_runs(
     outputs: Path, runs: Sequence[RunRow], baseline: Settings | None = None, also: Collection[str] = ()
 ) -> list[RunRow]:
-    """The complete runs of the outputs folder, or in the folders `also`, that may serve as baselines of `runs`.
+    """Returns the complete runs of the outputs folder, or in the folders `also`, that may serve as baselines of `runs`.
 
-    They are not among `runs`, and have the settings of `baseline`, of one that a sweep of `runs` declares, or of the
-    dense model.
+    They are not among `runs`. They have the settings of `baseline`, of a baseline that a sweep of `runs` declares, or
+    of the dense model.
     """
     seen = {os.path.realpath(run.path) for run in runs}
     candidates = [*(list_runs(outputs) if outputs.is_dir() else []), *(Run(Path(path)) for path in also)]
@@ -152,7 +152,7 @@ def baseline_command(configuration: Configuration, choice: Settings = DENSE) -> 
 
 def _command(settings: Settings, seeds: Sequence[int], choice: Settings) -> str:
     shared = shared_with_dense([name for name in settings if "." in name])
-    # A dense model starts from its initial weights: there are no experts to make of another's.
+    # A dense model starts from its initial weights, because upcycling applies only to experts.
     wanted = {name: settings[name] for name in shared if name != "train.upcycle_from"}
     try:
         words = _overrides({**choice}, wanted)
@@ -189,7 +189,7 @@ def _overrides(words: dict[str, Value], wanted: Settings) -> dict[str, Value]:
     for group in ("model", "data", "optim"):
         if wanted.get(f"{group}.name") not in (None, default.get(f"{group}.name")):
             words[group] = wanted[f"{group}.name"]
-    # Without these there is nothing to resolve.
+    # The configuration cannot be resolved without these.
     words.update((name, wanted[name]) for name in ("data.path", "data.vocab_size") if wanted.get(name))
     words.update(changed_settings(resolved_settings(composer, words), wanted, with_null=False))
     words.update(changed_settings(resolved_settings(composer, words), wanted, with_null=True))

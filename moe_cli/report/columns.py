@@ -28,7 +28,7 @@ AMBIGUOUS_KEYS = ("name", "weight", "k", "capacity")
 
 @dataclass(frozen=True)
 class Column:
-    """One column: where it comes from, what stands above it, how a row's value is written, and its side."""
+    """One column: its name, its heading, the format of a row's value, and its alignment."""
 
     name: str
     heading: str
@@ -68,7 +68,7 @@ def _result(name: str, to_lowest: bool) -> Column:
 
 
 def curve_column(rows: Collection[Configuration]) -> Column | None:
-    """The validation curve as a sparkline, of a row's first run; None without curves, and for long reports."""
+    """Returns the validation curve of a row's first run as a sparkline; None without curves, and for long reports."""
     if len(rows) > MAX_CURVES:
         return None
     drawn = {row.path: _sparkline(row) for row in rows}
@@ -76,7 +76,7 @@ def curve_column(rows: Collection[Configuration]) -> Column | None:
 
 
 def _sparkline(row: Configuration) -> str:
-    """On a logarithmic scale, where late gains are seen; fewer than two evaluations are no curve."""
+    """Returns a sparkline on a logarithmic scale, which shows late gains; `-` for fewer than two evaluations."""
     values = [math.log(value) for value in validation_curve(Run(Path(row.path))).values if value > 0]
     return sparkline(values, CURVE_WIDTH) if len(values) > 1 else "-"
 
@@ -100,10 +100,10 @@ def make_columns(names: Sequence[str], to_lowest: bool = False) -> list[Column]:
 
 
 def column_named(text: str, known: Sequence[str], shown: Sequence[Column] = ()) -> str:
-    """The column of this name or, where there is none, under this heading; those `shown` come before others.
+    """Returns the column with this name, else the one with this heading. Columns in `shown` come before others.
 
     Raises:
-        ConfigError: there is no such column, or several have the heading.
+        ConfigError: no such column exists, or several have the heading.
     """
     if text in known:
         return text
@@ -147,7 +147,7 @@ def _writer(name: str) -> Callable[[Configuration], str]:
 
 
 def cell(value: Cell) -> str:
-    """Any value as it stands in a table: short, on one line, and harmless to a terminal."""
+    """Formats any value for a table: short, on one line, and without control characters."""
     if value is None or value == []:
         return "-"
     if isinstance(value, list):
@@ -186,7 +186,7 @@ def _vs_baseline(row: Configuration) -> str:
 
 
 def _shared_seeds(row: Configuration) -> str:
-    """How many of the row's seeds the baseline has too."""
+    """Returns the number of the row's seeds that the baseline also has."""
     shared = row.shared_seeds
     return "-" if shared is None or row.is_own_baseline else f"{shared} of {len(row.seeds)}"
 

@@ -73,7 +73,7 @@ def whole_number(value: Any) -> int | None:
 
 
 def measured_value(recorded: Any) -> float | None:
-    """A measurement: NaN for null, which the file has for values that were not finite; None for what is no number."""
+    """Returns a measurement: NaN for null, which the file has for non-finite values; None for other non-numbers."""
     if recorded is None:
         return math.nan
     if isinstance(recorded, bool) or not isinstance(recorded, int | float):

@@ -40,7 +40,7 @@ def check_files(files: Sequence[Path], endings: Sequence[str] = ENDINGS, command
 
 
 def export(files: Sequence[Path], table: ReportTable, source: Source, law: "Analysis | None" = None) -> None:
-    """Writes each file whole or leaves the old one; a page with the scaling law, if there is one.
+    """Writes each file atomically. A page includes the scaling law, if one was fitted.
 
     Raises:
         MoeError: a library is not installed, or a file cannot be written.

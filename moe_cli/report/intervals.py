@@ -60,11 +60,11 @@ def mean_and_interval(values: Sequence[float], confidence: float = CONFIDENCE) -
 def paired_difference(
     values: Mapping[int, float], baseline: Mapping[int, float], confidence: float = CONFIDENCE
 ) -> Estimate | None:
-    """The mean over shared seeds of (value - baseline) / baseline, with its interval.
+    """Computes the mean over shared seeds of (value - baseline) / baseline, with its interval.
 
-    None without a shared seed, and where a baseline of 0 leaves a difference undefined.
+    None means that no seed is shared, or that a baseline of 0 leaves a difference undefined.
 
-    Pairing takes out what a seed does to both, such as the order of the data.
+    Pairing removes the effects of a seed that both runs share, such as the order of the data.
     """
     differences = paired_differences(values, baseline)
     return mean_and_interval(differences, confidence) if differences else None

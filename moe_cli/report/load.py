@@ -46,14 +46,14 @@ DTYPES = {
 
 
 def load_runs(path: str | Path) -> "pd.DataFrame":
-    """One row per run at or below a folder, oldest first; without runs, no rows.
+    """Returns one row per run at or below a folder, oldest first; without runs, no rows.
 
-    Columns: `run`, `group`, `status`, `reason` (why it failed), `created`, `path`, `tags` (a list), the keys of summary.json, and every
-    other setting by its dotted name (`model.d_model`); `router` and `balance` are names. Runs that are not complete
-    have settings but no results. Units are in `frame.attrs["units"]`.
+    Columns: `run`, `group`, `status`, `reason` (of a failure), `created`, `path`, `tags` (a list), the keys of
+    summary.json, and every other setting by its dotted name (`model.d_model`); `router` and `balance` are names. Runs
+    that are not complete have settings but no results. Units are in `frame.attrs["units"]`.
 
     Raises:
-        RunNotFound: there is no such folder.
+        RunNotFound: the folder does not exist.
     """
     from moe_cli.report.frame import to_frame
 
@@ -61,7 +61,7 @@ def load_runs(path: str | Path) -> "pd.DataFrame":
 
 
 def rows_below(path: str | Path) -> list[RunRow]:
-    """The runs at or below a folder, oldest first. Raises RunNotFound: there is no such folder."""
+    """Returns the runs at or below a folder, oldest first. Raises RunNotFound if the folder does not exist."""
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
         raise RunNotFound(f"no folder {folder}. Runs are made by: moe train")
@@ -159,7 +159,7 @@ def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def rows_from_values(read: Sequence[dict[str, Any]]) -> list[RunRow]:
     """Rows from the columns of runs, each column with values of one type wherever they have one in common."""
-    # Most runs have the same columns: what follows from names alone is done once for all of these.
+    # Most runs have the same columns, so work that depends on names alone is done once per set of columns.
     members: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for values in read:
         members.setdefault(tuple(values), []).append(values)
@@ -209,7 +209,7 @@ def _dicts(names: Sequence[str], columns: Mapping[str, list[Any]], size: int) ->
 
 
 def _unify(dtype: str | None, parts: Sequence[list[Any]]) -> None:
-    """Gives the values of one column, in place, the type of the column; what is not of that type becomes None."""
+    """Converts the values of one column, in place, to the type of the column. Values of other types become None."""
     kinds = {kind for part in parts for kind in set(map(type, part))} - {type(None)}
     if dtype is None:
         dtype = (

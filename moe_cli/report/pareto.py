@@ -38,17 +38,18 @@ def as_cost(value: float | None, better: int) -> float | None:
 
 
 def on_front(points: Sequence[Sequence[float | None]], tolerances: Sequence[float]) -> list[bool]:
-    """Whether each point is on the Pareto front: no other point dominates it. The order of the points does not matter.
+    """Returns, for each point, whether it is on the Pareto front: no other point dominates it. Order does not matter.
 
-    A point dominates another if it is at least as good in every exact respect (tolerance 1), better in one of them, and as
-    good within the tolerance in every other respect that is known of both. Of points that are equal in the exact respects,
-    and know the same others, one dominates if it is at least as good in all and better beyond the tolerance in one.
+    A point dominates another if it is at least as good in every exact respect (tolerance 1), better in one of them, and
+    as good within the tolerance in every other respect that is known of both. Of points that are equal in the exact
+    respects and have the same other respects known, one dominates if it is at least as good in all and better beyond
+    the tolerance in one.
 
-    Chains of values within the tolerance cannot close a cycle: the first rule lowers an exact respect, the second compares
-    exactly. So the front is never empty, and every point is tested against all others.
+    Chains of values within the tolerance cannot close a cycle: the first rule lowers an exact respect, the second
+    compares exactly. So the front is never empty, and every point is tested against all others.
 
     Args:
-        points: [N, R]; None: unknown, in a respect with a tolerance only.
+        points: [N, R]; None means unknown, and is allowed only in a respect with a tolerance.
         tolerances: [R], factors of at least 1; above 1 for positive values only.
     """
     values = np.array(points, dtype=float).reshape(len(points), len(tolerances))

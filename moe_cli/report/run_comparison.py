@@ -27,7 +27,7 @@ class MetricDifference:
     """One metric of both runs.
 
     Attributes:
-        verdict: `better` or `worse`, of B against A; "" where that has no meaning.
+        verdict: `better` or `worse`, of B against A; "" if the metric has no better direction.
     """
 
     name: str
@@ -58,7 +58,7 @@ class RunComparison:
     caveats: list[str]
 
     def record(self) -> dict[str, Any]:
-        """For programs."""
+        """Returns the comparison as a JSON object."""
         return {
             "a": self.a.run.id, "b": self.b.run.id, "caveats": self.caveats,
             "settings": {key: {"a": a, "b": b} for key, (a, b) in self.settings.items()},

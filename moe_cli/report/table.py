@@ -50,19 +50,19 @@ class ReportTable:
     """The rows and columns that every renderer shows.
 
     Attributes:
-        all_rows: the configurations for which the condition holds, in order; those without results last.
-        rows: those of a table for people: only rows with results, where there are any.
-        unfinished: the runs without results, but for those whose settings do not match the condition.
-        names: the columns that the query names; empty: the usual ones.
-        varying: the settings that tell `rows` apart.
-        all_varying: the settings that tell `all_rows` apart.
-        columns: of a table for people.
+        all_rows: the configurations that fulfil the condition, in order; those without results last.
+        rows: the rows of a displayed table: only rows with results, if any exist.
+        unfinished: the runs without results, except those whose settings do not fulfil the condition.
+        names: the columns that the query names; empty means the default columns.
+        varying: the settings that differ among `rows`.
+        all_varying: the settings that differ among `all_rows`.
+        columns: the columns of a displayed table.
         best: the rows of the lowest loss.
-        recommended: the rows that are recommended, see recommend/choice.py: one for each data and budget.
+        recommended: the recommended rows, see recommend/choice.py: one for each data and budget.
         pareto: the rows of the Pareto front in loss, FLOPs, speed and memory.
-        baseline: the settings of what differences are taken to.
-        look: which look at these verdicts this is.
-        aggregate: all configurations, and what their verdicts rest on.
+        baseline: the settings of the baseline of differences.
+        look: the number of this look at these verdicts.
+        aggregate: all configurations, and the comparisons that their verdicts are based on.
     """
 
     all_rows: list[Configuration]
@@ -82,7 +82,7 @@ class ReportTable:
 
     @property
     def pairs(self) -> int | None:
-        """The pairs that the verdicts allow for where differences are taken to the lowest; None: to the baseline."""
+        """Returns the number of pairs in the correction; None means that differences are to a baseline."""
         return self.aggregate.pairs
 
     def value(self, row: Configuration, name: str) -> Cell:
@@ -96,14 +96,14 @@ def build_table(
     extra_baselines: Sequence[RunRow] = (),
     baseline: Settings | None = None,
 ) -> ReportTable:
-    """Aggregates runs over seeds and answers a query.
+    """Aggregates runs over seeds and evaluates a query.
 
     Args:
         extra_baselines: runs that may serve as baselines, but are not shown.
-        baseline: the settings of what differences are taken to; None: what the sweep declares, else the dense model.
+        baseline: the settings of the baseline; None means the one that the sweep declares, else the dense model.
 
     Raises:
-        ConfigError: the query names a column that is not there, or cannot be read.
+        ConfigError: the query names a missing column, or cannot be parsed.
     """
     with without_garbage_collection():
         return _build_table(runs, query, extra_baselines, sweep_baseline(runs) if baseline is None else baseline)
@@ -228,9 +228,10 @@ def _sort_key(sort: str | None, known: Sequence[str], shown: Sequence[Column]) -
 
 
 def _sorted(rows: Sequence[Configuration], sort: str | None) -> list[Configuration]:
-    """In order of a column, rows without a value last in both directions.
+    """Sorts rows by a column. Rows without a value are last in both directions.
 
-    By default the lowest loss first, rows of the same data and task together, without results at the very end.
+    The default order is the lowest loss first, with rows of the same data and task together, and rows without results
+    last.
     """
     if sort is None:
         return _by_loss(rows)

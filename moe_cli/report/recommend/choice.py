@@ -67,16 +67,16 @@ class Choice:
     """The recommended configuration.
 
     Attributes:
-        reason: why it is recommended:
+        reason: the reason of the recommendation:
             better: it is better than its baseline; baseline: no configuration is better than the baseline;
-            tie: it is not better, but routing has collapsed in what it ties with;
-            worse: all are worse than a baseline that is not among them; one seed: too few to tell;
-            untested: no baseline was run; single: there is nothing to compare it with.
+            tie: it is not better, but routing has collapsed in the configuration that it ties with;
+            worse: all are worse than a baseline that is not among them; one seed: too few seeds for a verdict;
+            untested: no baseline was run; single: no other configuration to compare it with.
         runner_up: the next best that is no baseline.
         ties: those of equal data and budget that are not distinguishable from the recommended one, the lowest first.
-        passed_over: the lowest, where another that ties with it is recommended.
-        because: why it was passed over: "health" or "cost".
-        known: what `compare` compares by.
+        passed_over: the lowest, if another one that ties with it is recommended.
+        because: the reason why it was passed over: "health" or "cost".
+        known: the known verdicts that `compare` uses.
     """
 
     row: Configuration
@@ -89,11 +89,11 @@ class Choice:
 
 
 def choose(rows: Sequence[Configuration], baseline: Settings = DENSE, pairs: bool = False) -> Choice:
-    """The decision for complete configurations with a score.
+    """Chooses the recommended one of complete configurations with a score.
 
-    First comes the lowest whose verdict against its baseline is better; else the baseline; else the lowest. If routing
-    has collapsed in it and another ties with it in which it has not, that one is recommended; then the cheapest of those that tie with it
-    and are within SAME_LOSS of it.
+    The first choice is the lowest whose verdict against its baseline is better, else the baseline, else the lowest. If
+    its routing has collapsed, and a configuration that ties with it has healthy routing, that one is chosen. Last, the
+    cheapest of those that tie with it and are within SAME_LOSS of it is chosen.
 
     Args:
         pairs: the verdicts are on differences to the lowest, not to a baseline.
@@ -123,7 +123,7 @@ def choose(rows: Sequence[Configuration], baseline: Settings = DENSE, pairs: boo
 
 
 def is_collapsed(row: Configuration) -> bool:
-    """Whether the routing of a configuration has collapsed, see MAX_DEAD_EXPERTS and MAX_IMBALANCE."""
+    """Returns whether the routing of a configuration has collapsed, see MAX_DEAD_EXPERTS and MAX_IMBALANCE."""
     return (row.results.dead_experts or 0.0) > MAX_DEAD_EXPERTS or (_imbalance(row) or 0.0) > MAX_IMBALANCE
 
 
@@ -148,7 +148,7 @@ def health_text(row: Configuration) -> str:
 
 
 def has_one_seed(rows: Sequence[Configuration]) -> bool:
-    """Whether no comparison has a second seed; without comparisons, whether no configuration has one."""
+    """Returns whether no comparison has a second seed; without comparisons, whether no configuration has one."""
     compared = [row.shared_seeds or 0 for row in rows if row.verdict is not None]
     return max(compared or [len(row.seeds) for row in rows], default=0) <= 1
 
@@ -209,7 +209,10 @@ def _is_tie(best: Configuration, row: Configuration, known: Known) -> bool:
 
 
 def _cheapest(best: Configuration, others: Sequence[Configuration], known: Known) -> Configuration:
-    """The cheapest of those that tie with the best and are within SAME_LOSS of it: fewer FLOPs, else fewer parameters."""
+    """Returns the cheapest of those that tie with the best and are within SAME_LOSS of it.
+
+    Cheaper means fewer FLOPs, or fewer parameters at equal FLOPs.
+    """
     chosen = best
     for row in others:
         found = compare(best, row, known)
@@ -283,7 +286,7 @@ def _half_width(sample: PairedSample) -> float | None:
 
 
 def label(row: Record, names: Collection[str]) -> str:
-    """expert=16 k=2, and what else tells it apart."""
+    """Returns a label: expert=16 k=2, and other settings that differ."""
     from moe_cli.config.ranges import show
 
     main = ["expert=1"] if row.expert == 1 else [f"expert={row.expert}", f"k={row.k}"]

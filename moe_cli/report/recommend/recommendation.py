@@ -1,4 +1,4 @@
-"""The answer: which configuration to use for these data and this budget, how sure that is, what it costs, what to run next."""
+"""The recommendation for these data and this budget: configuration, certainty, costs, and the next sweep."""
 
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -50,11 +50,12 @@ SHOWN = ("expert", "k", "capacity", "router", "balance")
 
 @dataclass(frozen=True)
 class EqualTime:
-    """The recommended configuration against its baseline at one time of training, when neither is done.
+    """The recommended configuration against its baseline at an equal training time, before either is complete.
 
     Attributes:
-        difference: of the estimates then, a share of the baseline's, negative is better; mean over seeds, with its interval.
-        at: which share of the baseline's training that is: up to its last estimate.
+        difference: the difference of the estimates at that time, relative to the baseline's; mean over seeds, with its
+            interval. Negative is better.
+        at: that time as a fraction of the baseline's training, up to its last estimate.
     """
 
     difference: float
@@ -133,7 +134,7 @@ class Recommendation:
     look: Look
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the recommendation as a JSON object."""
         plain = {name: dict(getattr(self, name)) for name in ("baseline", "settings", "left_out")}
         return {**asdict(replace(self, look=Look(self.look.number))), **plain, "look": self.look.number}
 
@@ -210,10 +211,15 @@ def _options(found: "_Compared", typed: Settings | None) -> list[str]:
 
 @dataclass(frozen=True)
 class _Compared:
-    """Attributes:
-    runs: those that are comparable; left_out: how many are not, for each aspect.
-    rows: their configurations; names: the settings that vary; pairs: see `Aggregate`.
-    outside: the configurations of the extra baselines.
+    """The comparable runs and their comparisons.
+
+    Attributes:
+        runs: the comparable runs.
+        left_out: the number of other runs, for each aspect.
+        rows: their configurations.
+        names: the settings that vary.
+        pairs: see `Aggregate`.
+        outside: the configurations of the extra baselines.
     """
 
     runs: Sequence[RunRow]
@@ -228,7 +234,7 @@ class _Compared:
 def _compare_all(
     runs: Sequence[RunRow], across: Collection[str], extra_baselines: Sequence[RunRow], baseline: Settings | None
 ) -> _Compared:
-    """The complete runs that are comparable, aggregated and compared with the baseline. Raises what `recommend` does."""
+    """Aggregates the complete comparable runs and compares them with the baseline. Raises the errors of `recommend`."""
     free = check_across(across)
     complete = [run for run in runs if run.is_countable and run.status == COMPLETED and run.primary_loss is not None]
     if not complete:

@@ -63,7 +63,7 @@ def _statistics(found: Recommendation) -> list[str]:
 
 
 def _health(found: Recommendation) -> list[str]:
-    """Why the lowest is not recommended, or what is wrong with what is."""
+    """Returns sentences on why the lowest is not recommended, or on collapsed routing of the recommended one."""
     lines, other = [], found.passed_over
     if other is not None:
         what = f"The lowest, {other.name}, is {_amount(other)} {'ahead' if other.difference < 0 else 'behind'}, which {plural(other.seeds, 'seed')} cannot tell"
