@@ -25,7 +25,7 @@ from moe_cli.report.table import ReportTable
 LINE_WIDTH = 10_000  # lines are the page's to wrap
 MAX_UNFINISHED = 100
 MAX_TEXT_LENGTH = 300
-# What can be drawn against what, see `moe_cli.metrics`.
+# The quantities of the axes, see `moe_cli.metrics`.
 QUANTITIES = ("sparsity", "flops_per_token", "train_flops", "model_flops", "active_params", "params",
               "tokens_per_second", "peak_memory_bytes", "seconds", "tokens", "val_bpb", "val_loss", "max_violation",
               "dead_experts", "dropped_fraction")  # fmt: skip
@@ -34,13 +34,13 @@ Value = float | int | str | bool | None
 
 @dataclass(frozen=True)
 class Source:
-    """Where a report comes from.
+    """The runs of a report and its origin.
 
     Attributes:
         runs: all runs that were selected.
         extra_baselines: other runs that may serve as baselines.
-        title: of the report.
-        program: that made it, with its version.
+        title: the title of the report.
+        program: the program that made the report, with its version.
     """
 
     runs: Sequence[RunRow]
@@ -128,7 +128,7 @@ def _word(name: str, row: Configuration) -> str:
 
 
 def _sort_key(row: Configuration, column: Column) -> Value:
-    """The value that a column is sorted by; its text where the value is no number or text."""
+    """Returns the value that a column is sorted by; its text if the value is neither a number nor a text."""
     value = row.get(column.name)
     if value is None or column.write(row) == "-":
         return None
@@ -161,7 +161,7 @@ def _quantities(table: ReportTable) -> list[dict[str, Any]]:
 
 
 def _numbers(table: ReportTable, name: str) -> list[float]:
-    """The values of a setting where all that are there are numbers; empty for other settings."""
+    """Returns the values of a setting if all existing ones are numbers; empty for other settings."""
     values = [value for row in table.rows if (value := _quantity(row, name)) is not None]
     numbers = [
         value
@@ -172,8 +172,9 @@ def _numbers(table: ReportTable, name: str) -> list[float]:
 
 
 def _fronts(table: ReportTable, quantities: Sequence[Mapping[str, Any]]) -> dict[str, list[list[int]]]:
-    """By "X|Y", for each pair of quantities that have a better side: the rows on the Pareto front, a list for each group
-    of comparable rows, by X.
+    """Returns the rows on the Pareto front by "X|Y", for each pair of quantities with a better side.
+
+    The rows are a list for each group of comparable rows, sorted by X.
     """
     directed = [(each["name"], each["better"]) for each in quantities if each["better"]]
     found = {}

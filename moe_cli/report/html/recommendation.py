@@ -1,4 +1,4 @@
-"""Sections of a page that say what the runs mean: the recommendation, and a scaling law through them."""
+"""Sections of a page with conclusions: the recommendation, and a scaling law."""
 
 import math
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def recommendation_section(
 
 
 def fit_sections(found: "Analysis", title: str) -> list[Section]:
-    """The law against what was measured, its constants and answers, and loss against size at equal FLOPs."""
+    """Returns the sections of the law: its fit, its constants and results, and loss against size at equal FLOPs."""
     first, *others = (line.plain for line in analysis_lines(found, title, LINE_WIDTH))
     text = (first.removeprefix(printable(title)).lstrip(), *others)  # the page has its title
     note = f"Points were measured; lines are what the {found.fit.law.name} law says of them, each through runs of equal tokens."
@@ -49,7 +49,7 @@ def fit_sections(found: "Analysis", title: str) -> list[Section]:
 
 
 def _fitted(found: "Fit") -> Chart:
-    """Measured loss over training FLOPs, and what the law says where other things are equal."""
+    """Returns the chart of measured loss over training FLOPs, with the law's predictions at equal other settings."""
     points = found.points
     said = np.exp(found.log_loss(points))
     lines = []

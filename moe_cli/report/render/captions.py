@@ -1,4 +1,4 @@
-"""The lines above and below the table: what is compared, with what, and what a reader must not overlook."""
+"""The lines above and below the table: the comparison, its baseline, and warnings."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -104,7 +104,7 @@ def _pairs_for(rows: Sequence[Configuration], table: ReportTable, name: str) -> 
 
 
 def footer_lines(table: ReportTable, width: int) -> list[Text]:
-    """How to read the table, what all rows share, and what asks for care."""
+    """Returns the lines below a table: its notation, the settings that all rows share, and warnings."""
     rows = [row for row in table.rows if row.is_complete]
     lines = []
     if any(row.val_loss_interval is not None for row in rows):
@@ -140,7 +140,7 @@ def differences(table: ReportTable) -> str:
 
 
 def _verdict_summary(rows: Sequence[Configuration], table: ReportTable) -> str:
-    """How many comparisons there were, what came of them, and what looking again does to them."""
+    """Returns the number of comparisons, their verdicts, and the effect of repeated looks."""
     found = [row.verdict for row in rows if row.verdict]
     counted = ", ".join(f"{found.count(word)} {word}" for word in (BETTER, WORSE, INCONCLUSIVE) if word in found)
     comparisons, allowing = table.aggregate.comparisons, ""
@@ -255,7 +255,7 @@ def _unlike(table: ReportTable, rows: Sequence[Configuration], width: int) -> li
 
 
 def _limited(rows: Sequence[Configuration], width: int) -> list[Text]:
-    """How a capacity dropped assignments at evaluation, where it did."""
+    """Returns lines on how a capacity dropped assignments at evaluation; empty if none did."""
     rules = {
         rule
         for row in rows
@@ -281,7 +281,7 @@ def _limited(rows: Sequence[Configuration], width: int) -> list[Text]:
 
 
 def importance(found: Mapping[str, Mapping[str, Mapping[str, float]]], width: int) -> list[Text]:
-    """How much each setting mattered, for each objective of each search: importance: optim.lr 0.71, k 0.18."""
+    """Returns the importance of each setting for each objective of each search: importance: optim.lr 0.71, k 0.18."""
     lines = []
     for name, objectives in found.items():
         for objective, shares in objectives.items():

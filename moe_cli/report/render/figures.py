@@ -89,7 +89,7 @@ def _count_in_thousands(axes: "Axes") -> None:
 
 
 def _fronts(rows: Sequence[Configuration], name: str, score: str) -> list[list[tuple[float, float]]]:
-    """The Pareto front of the score and a cost, of at least two points, for each data set and budget."""
+    """Returns the Pareto front of the score and a cost, if it has two points or more, for each data set and budget."""
     fronts: dict[tuple[object, ...], list[tuple[float, float]]] = {}
     for row, mark in zip(rows, pareto_front(rows, {name: -1}), strict=True):
         if mark:

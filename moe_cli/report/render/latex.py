@@ -66,7 +66,7 @@ def cell(text: str, best: bool) -> str:
     mean, sign, spread = text.partition(PLUS_MINUS)
     number, percent, rest = mean.partition(" %")
     unit = r"\,\%" if percent else ""
-    # Only what is a number stands in math, where nothing is escaped.
+    # Only numbers are written in math mode, where nothing is escaped.
     if rest or not NUMBER.fullmatch(number) or (sign and not NUMBER.fullmatch(spread.removeprefix("<"))):
         written = "--" if text == "-" else escaped(text)
     elif sign:

@@ -23,10 +23,10 @@ IN_BOLD = (BEST, RECOMMENDED)
 
 
 def table_lines(table: ReportTable, title: str, width: int, curves: bool = True) -> list[Text]:
-    """The report for a terminal of `width` characters: captions, aligned rows, best in bold, what had no room.
+    """Returns the report for a terminal of `width` characters: captions, aligned rows, best in bold, hidden columns.
 
-    With `curves`, those of training as sparklines where everything else has room; without, one that was asked for is in
-    digits.
+    With `curves`, training curves are shown as sparklines if all other columns fit. Without, a requested curve is shown
+    in digits.
     """
     if not table.rows:
         return [
@@ -80,7 +80,7 @@ def mark_of(row: Configuration, table: ReportTable) -> str:
 
 
 def _aligned(cells: Sequence[str]) -> list[str]:
-    """Cells with room for an interval wherever one has it, so that, set to the right, means stand under means."""
+    """Pads cells without an interval if others have one, so that means are aligned when cells are right-aligned."""
     parts = [cell.partition(PLUS_MINUS) for cell in cells]
     if not any(sign for _, sign, _ in parts):
         return list(cells)
@@ -102,9 +102,9 @@ def _fitting(columns: Sequence[Column], widths: dict[str, int], width: int, stay
 
 
 def json_text(table: ReportTable, importance: Mapping[str, Any] | None = None) -> str:
-    """A list of objects, one per row, with the keys of `JSON_KEYS` and the settings that vary; null where there is no value.
+    """Returns a list of objects, one per row, with `JSON_KEYS` and the settings that vary; null means no value.
 
-    Rows of a sweep that was a search have its `importance` too, which is given by the sweep's name.
+    Rows of a search also have its `importance`, which is looked up by the sweep's name.
     """
     names = table.names or (*JSON_KEYS, *(name for name in table.all_varying if name not in JSON_KEYS))
     content = []

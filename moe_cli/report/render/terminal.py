@@ -19,10 +19,11 @@ class TextColumn:
 
     Attributes:
         cells: one text for each row.
-        drop_order: columns with larger numbers leave sooner when there is no room; 0 stays.
-        align_left: set to the left; numbers are set to the right.
-        styles: a style for each row; empty: none.
-        min_width: the least width to which long cells are cut before any column is dropped; None: they are not cut.
+        drop_order: columns with larger numbers are dropped first if the width is too small; 0 is never dropped.
+        align_left: left-aligned; numbers are right-aligned.
+        styles: a style for each row; empty means none.
+        min_width: the width to which long cells may be cut before any column is dropped; None means that they are not
+            cut.
     """
 
     heading: str
@@ -34,7 +35,7 @@ class TextColumn:
 
 
 def table_lines(columns: Sequence[TextColumn], width: int | None, header: bool = True) -> list[Text]:
-    """The rows under their headings, no line wider than `width`; None: as wide as it gets, with all columns."""
+    """Returns the rows under their headings, with lines of at most `width`; None means unlimited, with all columns."""
     widths = [
         max(map(cell_len, map(printable, (column.heading if header else "", *column.cells)))) for column in columns
     ]

@@ -18,7 +18,7 @@ STEP = 1e-30
 
 @dataclass(frozen=True)
 class Solution:
-    """Where each problem came to rest: theta [B, P], Huber cost [B]."""
+    """The result for each problem: theta [B, P], Huber cost [B]."""
 
     theta: Array
     cost: Array

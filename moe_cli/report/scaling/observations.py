@@ -31,15 +31,15 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Points:
-    """One value a run, each of shape [M].
+    """One value per run, each of shape [M].
 
     Attributes:
         params: all parameters, N.
-        active: those one token meets, N_act.
-        expansion: E / K, experts over chosen experts: E itself where each token has one, and 1 when dense.
+        active: active parameters per token, N_act.
+        expansion: E / K, experts over chosen experts: E itself where K = 1, and 1 when dense.
         density: 1 - S = K / E; 1 when dense.
         granularity: G = d_ff / d_expert (arXiv:2402.07871, eq. 6); 1 when dense.
-        tokens: D, seen in training.
+        tokens: D, the training tokens.
         flops: of the whole training, model and optimizer.
         loss: nats per token over the validation split; NaN where it is to be predicted.
         cluster: the configuration, 0 to C - 1: runs that differ in the seed alone share one.
@@ -67,7 +67,7 @@ class Points:
         return len(np.unique(self.cluster))
 
     def take(self, chosen: Array) -> "Points":
-        """Those of a mask or of indices."""
+        """Returns the points of a mask or of indices."""
         return Points(**{entry.name: getattr(self, entry.name)[chosen] for entry in fields(self)})
 
     def mean_over_seeds(self) -> "Points":
@@ -88,10 +88,10 @@ class LabelledObservations:
 
 
 def make_points(runs: Sequence[RunRow]) -> LabelledObservations:
-    """The complete runs, each configuration's seeds together.
+    """Returns the complete runs, with each configuration's seeds together.
 
     Raises:
-        ConfigError: there are none, or they learned from different data, so that their losses are no one law's.
+        ConfigError: no run is complete, or the runs used different data, so that no single law holds for their losses.
     """
     usable = [run for run in runs if run.status == COMPLETED and _is_usable(run)]
     if not usable:

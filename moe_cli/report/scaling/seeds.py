@@ -13,11 +13,12 @@ from moe_cli.report.scaling.observations import Array
 
 @dataclass(frozen=True)
 class SeedEffect:
-    """Common shifts u_s of log loss, one a seed, independent and normal.
+    """Common shifts u_s of log loss, one per seed, independent and normal.
 
     Attributes:
         seeds: [S], in order.
-        shares: [S], of all runs of the fit: their sum over u is what the fit has taken for the level of the loss.
+        shares: [S], fractions of all runs of the fit: the fit has absorbed the sum of shares x u into the level of the
+            loss.
         shifts: [S], estimates of u around the fit: the mean residual of each seed.
     """
 
@@ -58,7 +59,7 @@ class SeedEffect:
 
 
 def seed_effect(residuals: Array, seed: Array) -> SeedEffect:
-    """From the residuals of log loss, measured less law [M], and the seeds of the runs [M]."""
+    """Estimates the shifts from the residuals of log loss (measured minus predicted) [M], and the runs' seeds [M]."""
     seeds, places, counts = np.unique(seed, return_inverse=True, return_counts=True)
     shifts = np.bincount(places, residuals) / counts
     return SeedEffect(seeds, counts / len(seed), shifts)
