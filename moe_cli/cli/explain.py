@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from moe_cli.tasks.causal_lm import TextTask
     from moe_cli.training.explain import TextToken
 
-# The families that read a text as it stands.
+# The families that read a text without changes.
 EXPLAINABLE_MODELS = ("gpt", "bert", "lstm")
 MAX_TOKENS = 16_384
 # Of a page's tokens, those that a browser without scripts shows.
@@ -85,7 +85,7 @@ def _tokens(run: str, task: "TextTask", text: str) -> "list[TextToken]":
 
 
 def _read(text: str) -> str:
-    """Returns the text to explain. Raises ConfigError: it is empty or not UTF-8."""
+    """Returns the text to explain. Raises ConfigError if it is empty or not UTF-8."""
     from moe_cli.errors import ConfigError
 
     where = "TEXT"
@@ -94,7 +94,7 @@ def _read(text: str) -> str:
         text = given.decode("utf-8", errors="surrogateescape")
     if not text:
         raise ConfigError(f"{where} is empty: give at least one character.")
-    if any("\ud800" <= char <= "\udfff" for char in text):  # what Python makes of bytes that are no UTF-8
+    if any("\ud800" <= char <= "\udfff" for char in text):  # Python's surrogates for bytes that are not UTF-8
         raise ConfigError(f"{where} is not UTF-8 text.")
     return text
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PALETTE = (
     "#0b62b5", "#b54708", "#1a7f4b", "#8a3ffc", "#b3261e", "#00757d", "#a2296b", "#6b6200", "#3f51b5", "#5b6570",
 )  # fmt: skip
-# Experts of a token that are shown, the strongest: of all layers side by side, and of one layer alone.
+# The number of a token's strongest experts to show: with all layers side by side, and with one layer alone.
 EXPERTS_PER_TOKEN_ALL, EXPERTS_PER_TOKEN_ONE_LAYER = 2, 8
 GAP = " "
 # The text of the token between documents.
@@ -44,11 +44,11 @@ UNEVEN = ("soft", "expert_choice", "relu")
 
 @dataclass(frozen=True)
 class ExplainResult:
-    """A text explained, and by what.
+    """The explanation of a text, with the model and the settings.
 
     Attributes:
-        tokenizer: its name.
-        shown: the layer asked for, from 0; None: all.
+        tokenizer: the name of the tokenizer.
+        shown: the requested layer, from 0; None means all.
     """
 
     run: str
@@ -126,7 +126,7 @@ def sentences(result: ExplainResult) -> list[str]:
 
 
 def _routed(result: ExplainResult) -> str:
-    """By which rule, and how many experts and how much room there are."""
+    """Returns the routing rule, the number of experts and their capacity, in words."""
     capacity = result.policy.capacity
     if result.router == "soft":
         return "router soft"

@@ -1,4 +1,4 @@
-"""The plan that moe sweep prints before it starts: points, what is done, what is left out, costs and times."""
+"""The plan that moe sweep prints before it starts: points, completed and excluded runs, costs and times."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ MIN_LABEL_WIDTH = 20
 
 
 def print_head(console: "Console", prepared: "PreparedSweep") -> None:
-    """The question, how many runs, and whatever asks for a look."""
+    """Prints the question, the number of runs, and warnings."""
     from rich.markup import escape
 
     for style, text in summary_lines(prepared):
@@ -48,7 +48,7 @@ def summary_lines(prepared: "PreparedSweep") -> list[tuple[str, str]]:
 
 
 def data_notes(prepared: "PreparedSweep") -> list[tuple[str, str]]:
-    """Returns (style, line) of what was left out, of settings without effect, and of warnings."""
+    """Returns (style, line) of exclusions, of settings without effect, and of warnings."""
     from moe_cli.formatting import plural
     from moe_cli.metrics import unequal_flops
 
@@ -130,7 +130,7 @@ def print_points(console: "Console", prepared: "PreparedSweep") -> None:
 
 
 def point_lines(prepared: "PreparedSweep", width: int | None) -> list[str]:
-    """An aligned table; with a width, names that have no room go on in the lines below."""
+    """Returns the lines of an aligned table; with a width, long names are wrapped."""
     from moe_cli.formatting import plural
 
     names = ["point", *(each.label for each in prepared.runs)]

@@ -76,7 +76,7 @@ def train(
 
 
 def _is_complete(console: "Console", config: "RunConfig", folder: Path, as_json: bool) -> bool:
-    """Whether there is a complete run of this configuration; its results are printed."""
+    """Returns whether a complete run of this configuration exists; if so, its results are printed."""
     from moe_cli.cli.train_progress import print_summary
     from moe_cli.runs.folder import Run
 
@@ -101,7 +101,7 @@ def _open_run(config: "RunConfig", folder: Path, force: bool) -> "Run":
 
 
 def _resume_notes(run: "Run", repeated: bool) -> tuple[str, ...]:
-    """Notes on a run that goes on: from where, if its command was repeated, and in the precision that it began in."""
+    """Returns notes on a resumed run: its step, if its command was repeated, and the precision that it began in."""
     from moe_cli.execution.machine import pick_device
     from moe_cli.execution.trained_model import with_decided_precision
     from moe_cli.training.precision import pick_precision
@@ -165,7 +165,7 @@ def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
         with TrainProgress(console) as display:
             run_one(run, folder, display)
     except KeyboardInterrupt:
-        pass  # what the last checkpoint holds is saved
+        pass  # the last checkpoint is saved
     if run.summary() is None and is_distributed():
         if not launched_by_moe():
             _print_stopped(console, run)
@@ -179,7 +179,7 @@ def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
 
 
 def _launch(console: "Console", run: "Run", config: "RunConfig", folder: Path, as_json: bool) -> None:
-    """Trains in several processes; the first does what `_train` does."""
+    """Trains in several processes; rank 0 does the work of `_train`."""
     from moe_cli.execution.run import run_launched
 
     words = ["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder), "--force-memory"]

@@ -42,9 +42,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Axis:
-    """One key and the values it takes; a plain override is an axis of one value.
+    """One key and its values. A plain override is an axis of one value.
 
-    A Glob or an Interval stands alone: `Composer.expanded` makes values of the first, only a search of the second.
+    A Glob or an Interval is the only value of its axis. `Composer.expanded` converts a Glob to values. Only a search
+    accepts an Interval.
     """
 
     key: str

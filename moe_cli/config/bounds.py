@@ -1,6 +1,6 @@
-"""The largest numbers that are accepted: of any setting, of a sweep, and of every option of a command.
+"""The largest accepted numbers: of any setting, of a sweep, and of every command option.
 
-The range of a single setting stands on its field (see `moe_cli.config.settings`).
+The range of a single setting is given with its field (see `moe_cli.config.settings`).
 """
 
 from moe_cli.errors import BadValue

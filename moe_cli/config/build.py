@@ -82,7 +82,7 @@ def _required(cls: type) -> list[str]:
 
 @cache
 def takes_text(cls: type, name: str) -> bool:
-    """Whether a setting takes text, or a list of it, wherever it occurs: what is typed is then no number."""
+    """Returns whether a setting takes text, or a list of text, in every group variant that has it."""
     group, _, rest = name.partition(".")
     variants, plain = _options(_type_hints(cls).get(group))
     if not rest:
@@ -113,7 +113,7 @@ def _variant_names(variant: type) -> tuple[str, ...]:
 
 
 def kinds_of(cls: type, name: str) -> set[type]:
-    """The types a setting has in the groups, and variants of groups, that have it; none: there is no such setting."""
+    """Returns the types that a setting has in its groups and their variants; empty if the setting does not exist."""
     group, _, rest = name.partition(".")
     variants, plain = _options(_type_hints(cls).get(group))
     if not rest:
@@ -155,7 +155,7 @@ def _convert_group(value: Any, variants: list[Any], key: str) -> Any:
         return build(variants[0], named | dict(value), key + ".")
     by_name = {name: variant for variant in variants for name in _variant_names(variant)}
     name = value.get("name")
-    combining = by_name.pop("+", None)  # the variant, if there is one, that holds several others: its name is a+b
+    combining = by_name.pop("+", None)  # the variant that combines several others, whose name is a+b
     if combining and isinstance(name, str) and "+" in name:
         return build(combining, value, key + ".")
     if name not in by_name:

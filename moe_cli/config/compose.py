@@ -1,8 +1,8 @@
-"""conf/ and overrides -> RunConfig. This file and words.py are the only ones that know Hydra.
+"""conf/ and overrides -> RunConfig. Only this file and words.py use Hydra.
 
-Hydra gives the grammar and the composition; the orchestration is our own. Overrides of groups (`router=switch`) are
-composed, once per choice of groups; overrides of values (`expert=8`) are then laid on the composed tree, which is what
-Hydra does too and takes a hundredth of the time.
+Hydra provides the grammar and the composition; the orchestration is our own. Overrides of groups (`router=switch`) are
+composed, once per choice of groups. Overrides of values (`expert=8`) are then applied to the composed tree, as Hydra
+does too. This takes a hundredth of the time.
 """
 
 import io
@@ -162,7 +162,7 @@ class Composer:
         return [each for each in options if not each.rpartition("/")[2].startswith("_")]
 
     def describe(self, group: str, choice: str) -> str:
-        """The first comment of the choice's file: what it is for."""
+        """Returns the first comment of the choice's file, which describes its use."""
         for folder in self.folders:
             file = folder / group / f"{choice}.yaml"
             if file.is_file():
@@ -191,7 +191,7 @@ class Composer:
         return OmegaConf.to_container(tree)  # type: ignore[return-value]
 
     def _check_whole(self, tree: Any) -> None:
-        """Raises ConfigError where a config.yaml of the user's, which stands in place of ours, lacks a part."""
+        """Raises ConfigError if a config.yaml of the user, which replaces ours, lacks a part."""
         groups = (*GROUPS[:-1], "eval", "launch")
         names = [field.name for field in fields(RunConfig)]
         missing = [name for name in names if name not in tree or (name in groups and not OmegaConf.is_dict(tree[name]))]
@@ -203,10 +203,10 @@ class Composer:
             )
 
     def expanded(self, axis: Axis) -> Axis:
-        """With the choices of a glob as its values.
+        """Returns the axis with the choices of its glob as values.
 
         Raises:
-            ConfigError: it is not over a group, or finds nothing.
+            ConfigError: the key is not a group, or the glob matches nothing.
         """
         glob = axis.values[0] if axis.values else None
         if not isinstance(glob, Glob):
@@ -365,7 +365,7 @@ def _like(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _refers(text: str) -> bool:
-    """Whether a tree written out holds `${...}` or `???`, which is missing."""
+    """Returns whether a serialised tree contains `${...}` or `???`, a missing value."""
     return "${" in text or "???" in text
 
 
@@ -375,7 +375,7 @@ def _parts(group: str, choice: Any) -> list[Any]:
 
 
 def _interpolated(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with `${...}` resolved; what is still missing (`???`) is an error."""
+    """Returns the tree with `${...}` resolved. A missing value (`???`) is an error."""
     try:
         return OmegaConf.to_container(  # type: ignore[return-value]
             OmegaConf.create(tree), resolve=True, throw_on_missing=True
@@ -393,10 +393,10 @@ def three_lines(error: BaseException) -> str:
 
 
 def load_config(words: Sequence[str], command: str = "train", config_dir: Path | None = None) -> Resolved:
-    """The configuration that `moe train WORDS` would run.
+    """Returns the configuration that `moe train WORDS` would run.
 
     Raises:
-        ConfigError: anything wrong with the words or with what they add up to.
+        ConfigError: a word is wrong, or the words form an invalid configuration.
     """
     composer = Composer(config_dir)
     resolved = composer.point(single_values(parse_overrides(words), command))

@@ -28,7 +28,7 @@ class _Executor(Settings):
 
 @dataclass(frozen=True)
 class LocalExecutor(_Executor):
-    """This machine; `-j` says how many runs at a time."""
+    """This machine; `-j` sets the number of parallel runs."""
 
     name: Literal["local"] = "local"
 
@@ -93,7 +93,7 @@ class _Held:
 
 
 def is_executor_word(word: str) -> bool:
-    """Whether a word of `moe sweep` says who carries it out: executor=ray, executor.cpus=4."""
+    """Returns whether a word of `moe sweep` sets the executor: executor=ray, executor.cpus=4."""
     return word.startswith(("executor=", "executor."))
 
 

@@ -1,7 +1,7 @@
 """Small conditions over named values, such as `expert >= 8 and router != "switch"`, evaluated without running code.
 
 Names are columns or settings (`expert`, `train.steps`); values are numbers, text in quotes, true, false, null, lists.
-`== null` and `!= null` ask whether a value is there; every other comparison with a value that is not there is false.
+`== null` and `!= null` test for a missing value. Every other comparison with a missing value is false.
 """
 
 import ast
@@ -48,12 +48,12 @@ class Expression:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The columns or settings it asks for."""
+        """Returns the columns or settings that the condition refers to."""
         return frozenset(_names(self.tree))
 
     @cached_property
     def parts(self) -> tuple["Expression", ...]:
-        """Returns the conditions that `and` joins; the condition itself where there is only one."""
+        """Returns the conditions that `and` joins; the condition itself if there is only one."""
         if isinstance(self.tree, ast.BoolOp) and isinstance(self.tree.op, ast.And):
             return tuple(Expression(self.text, part) for part in self.tree.values)
         return (self,)
@@ -69,10 +69,10 @@ class Expression:
         return Expression(self.text, _Renaming(names).visit(deepcopy(self.tree))) if self.names & names.keys() else self
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether the condition is true of the values; an absent value counts as null.
+        """Returns whether the condition is true of the values; an absent value counts as null.
 
         Raises:
-            ConfigError: it compares things that have no order, or is no condition at all.
+            ConfigError: it compares values that have no order, or is not a condition.
         """
         return self._truth(self.tree, values)
 
@@ -167,7 +167,7 @@ def equalities(condition: Expression, is_text: Callable[[str], bool]) -> dict[st
 
 
 def all_hold(conditions: Collection[Expression], values: Mapping[str, Any]) -> bool:
-    """Whether every condition is true of the values."""
+    """Returns whether every condition is true of the values."""
     return all(each.holds(values) for each in conditions)
 
 
@@ -237,7 +237,7 @@ class _Renaming(ast.NodeTransformer):
 
 
 def _dotted(node: ast.expr) -> str:
-    """`train.steps` for the name it is written as; "" when it is no name."""
+    """Returns a name as written, such as `train.steps`; "" if the node is not a name."""
     if isinstance(node, ast.Name):
         return node.id
     owner = _dotted(node.value) if isinstance(node, ast.Attribute) else ""

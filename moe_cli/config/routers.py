@@ -47,7 +47,7 @@ class NoisyTopKConfig(TokenChoiceConfig):
 
 @dataclass(frozen=True)
 class SigmoidConfig(TokenChoiceConfig):
-    """A token may use `top_groups` of the `groups` of neighbouring experts; 1 of 1 is no limit."""
+    """Sigmoid scores. A token may use `top_groups` of the `groups` of neighbouring experts; 1 of 1 means no limit."""
 
     name: Literal["sigmoid"] = "sigmoid"
     renormalise: bool | None = setting()
@@ -159,7 +159,7 @@ def gate_flops(router: RouterConfig | None, d_model: int, num_experts: int, expe
 
 
 def cosine_width(num_experts: int) -> int:
-    """The width that score=cosine projects tokens to: half as many as there are experts."""
+    """Returns the width that score=cosine projects tokens to: half the number of experts."""
     return max(2, num_experts // 2)
 
 
@@ -187,7 +187,7 @@ def check_router(router: RouterConfig | None, num_experts: int, top_k: int, caus
 
 
 def sums_to_one(router: RouterConfig | None, top_k: int) -> bool:
-    """Whether the weights of every token's experts sum to 1, so that equal experts answer as one of them would."""
+    """Returns whether the weights of every token's experts sum to 1, so that equal experts act as one of them."""
     if null_experts(router):
         return False
     if isinstance(router, TopKConfig | SigmoidConfig):

@@ -78,7 +78,7 @@ def one_of(name: str, given: Any, choices: tuple[str, ...]) -> str | None:
 
 
 def check_trials(name: str, given: Any) -> int | None:
-    """The number of trials, or None if it is left open. Raises ConfigError when it is none of at least 1."""
+    """Returns the number of trials; None means open. Raises ConfigError unless it is an integer of at least 1."""
     if given is not None and (isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= TRIALS):
         raise ConfigError(f"{name} {shortened(show(given))} is not a whole number of at least 1 and at most {TRIALS}.")
     return given

@@ -1,6 +1,6 @@
-"""The base of the config dataclasses: conf/ is the only place of their defaults, and a range stands on its field.
+"""The base of the config dataclasses. conf/ is the only source of defaults; a range is given with its field.
 
-A field is declared as `d_ff: int = setting(at_least=1)`. Where it is not given, its value is that of the file of conf/
+A field is declared as `d_ff: int = setting(at_least=1)`. If it is not given, its value is that of the file of conf/
 that belongs to the class: conf/GROUP/NAME.yaml, or a part of conf/config.yaml.
 """
 
@@ -64,7 +64,7 @@ def setting(
     *, at_least: float | None = None, above: float | None = None, between: tuple[float, float] | None = None,
     fraction: bool = False, at_most: float | None = None,
 ) -> Any:  # fmt: skip
-    """A field of a config dataclass: its default stands in conf/, its range here."""
+    """Declares a field of a config dataclass. Its default is in conf/, its range is given here."""
     return dataclasses.field(
         default=FROM_CONF, metadata={"limits": Limits(at_least, above, between, fraction, at_most)}
     )

@@ -1,8 +1,8 @@
-"""conf/sweep/NAME.yaml: which configurations a named sweep consists of, and what it asks. Knows no torch.
+"""conf/sweep/NAME.yaml: the configurations of a named sweep, and its question. Does not import torch.
 
 A block is a product: of the values of each key of `grid`, of the rows of `zip` (keys that advance together), and of
-`points` (partial configurations), all with what `set` says, as far as `where` holds. A sweep is a block, or the `union`
-of several; the other parts hold for each of them.
+`points` (partial configurations), all with the settings of `set`, restricted by `where`. A sweep is a block, or the
+`union` of several; the other parts hold for each of them.
 """
 
 import io
@@ -62,13 +62,13 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Block:
-    """The product of its dimensions, as far as the conditions hold."""
+    """The product of its dimensions, restricted by the conditions."""
 
     dimensions: tuple[Dimension, ...] = ()
     where: tuple[Expression, ...] = ()
 
     def overridden(self, new: Dimension) -> "Block":
-        """With `new` instead of what there was on its keys; one training budget replaces another."""
+        """Returns the block with `new` in place of its keys' earlier values. One training budget replaces another."""
         keys = list(new.keys)
         if any(option.get(key) is not None for option in new.options for key in BUDGET_KEYS):
             keys += [key for key in BUDGET_KEYS if key not in keys]
@@ -82,7 +82,7 @@ class Block:
 
     @property
     def num_points(self) -> int:
-        """How many points there are, before conditions: counted, for there may be too many to make."""
+        """Returns the number of points before conditions, without generating them."""
         return math.prod(len(dimension.options) for dimension in self.dimensions)
 
     def settings(self) -> Iterator[dict[str, Any]]:
@@ -93,10 +93,12 @@ class Block:
 
 @dataclass(frozen=True)
 class SweepFile:
-    """Attributes:
-    question: its first line.
-    baseline: the partial configuration that differences are taken to; None: there is none.
-    search: how configurations are searched; None: all of them are run.
+    """A sweep file.
+
+    Attributes:
+        question: its first line.
+        baseline: the partial configuration of the baseline; None means none.
+        search: the search settings; None means that all configurations are run.
     """
 
     name: str
@@ -115,10 +117,10 @@ def list_sweeps(composer: Composer) -> list[str]:
 
 
 def load_sweep_file(composer: Composer, name: str, preset: str = SMALLEST) -> SweepFile:
-    """conf/sweep/NAME.yaml, with what its preset says instead.
+    """Loads conf/sweep/NAME.yaml, with the changes of its preset.
 
     Raises:
-        ConfigError: no such sweep or preset, or a file of another shape.
+        ConfigError: no such sweep or preset exists, or the file has an invalid structure.
     """
     names = list_sweeps(composer)
     if name not in names:
@@ -270,7 +272,7 @@ def _once(fixed: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 
 def _budget(budget: Any) -> dict[str, Any]:
-    """The one budget, and null for the others, so that what a choice of `train` says gives way."""
+    """Returns the one budget, with null for the others, so that it replaces the budget of the `train` choice."""
     if not isinstance(budget, dict) or len(budget) != 1 or set(budget) - set(BUDGETS):
         given = ", ".join(map(str, budget)) if isinstance(budget, dict) else show(budget)
         raise ConfigError(f"budget must hold one of {', '.join(BUDGETS)}, not: {given or 'nothing'}.")

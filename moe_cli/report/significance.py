@@ -157,7 +157,7 @@ def decided_pairs(groups: Sequence[Sequence[Scores]]) -> tuple[set[tuple[int, in
 def _all_pairs(
     groups: Sequence[Sequence[Scores]],
 ) -> tuple[dict[tuple[int, int, int], PairedSample], dict[tuple[int, int, int], float]]:
-    """Returns the paired differences of all pairs within the groups, and their adjusted p-values if testable."""
+    """Returns the paired differences of all pairs within the groups, with adjusted p-values for several seeds."""
     pairs = {
         (index, one, other): sample
         for index, group in enumerate(groups) if len(group) <= MAX_CONFIGURATIONS

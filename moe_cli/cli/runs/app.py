@@ -239,7 +239,7 @@ def _matching(outputs: Path, status: str | None, sweep: str | None) -> "list[Run
 
 
 def _confirm(question: str, names: list[str]) -> None:
-    """Asks on a terminal. Raises ConfigError without one; exits with code 1 when the answer is no."""
+    """Asks for confirmation on a terminal. Raises ConfigError without one; exits with code 1 if the answer is no."""
     from moe_cli.errors import ConfigError
 
     if not sys.stdin.isatty():

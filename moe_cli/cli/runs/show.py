@@ -105,7 +105,7 @@ def _results(each: RunStatus) -> list[tuple[str, list[str]]]:
     seconds = found.get("seconds")
     time_taken = [] if seconds is None else [duration(seconds)]
     measured = format_task_metrics(found, "val_")
-    # Of what is no text, the task's own measures say more.
+    # For outputs other than text, the task's own metrics are more informative.
     perplexity = {"val_perplexity": "perplexity {:z.2f}"} if found.get("val_bpb") is not None or not measured else {}
     rows = [
         ("validation", pieces(val_loss=f"{{:z.3f}} nats/{unit}", val_bpb="{:z.3f} bits/byte", **perplexity,

@@ -111,7 +111,7 @@ def number_of(row: Configuration, name: str) -> float | None:
 
 
 def _series_setting(table: ReportTable, x: str) -> str | None:
-    """Returns the varying setting with the fewest values, those of experts first, that the x axis does not determine."""
+    """Returns the varying setting with the fewest values, those of experts first, not determined by the x axis."""
     candidates = {}
     for name in table.varying:
         values = {_series_name(row, name) for row in table.rows if setting_applies(name, row.settings)}
