@@ -1,4 +1,4 @@
-"""Numbers as people read them: 1.23M, 1m 32s, +21 %; and foreign text without what a terminal would obey."""
+"""Numbers in readable form: 1.23M, 1m 32s, +21 %; and untrusted text without terminal control characters."""
 
 import math
 import re
@@ -33,7 +33,7 @@ def known(value: float | None, digits: int = 3) -> str:
 
 
 def score(bits_per_byte: float | None, nats: float, target: str = "token") -> str:
-    """The result of a run: in nats per token, image or what its task answers for, where there are no bytes."""
+    """Formats the result of a run: in bits per byte, or nats per token, image or other target if bytes are unknown."""
     return f"{nats:z.3f} nats/{target}" if bits_per_byte is None else f"{bits_per_byte:z.3f} bits/byte"
 
 
@@ -99,7 +99,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether it can be written as UTF-8: not so names with other bytes, and halves of characters in JSON."""
+    """Returns whether a text can be written as UTF-8: not names with other bytes, nor lone surrogates in JSON."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -108,7 +108,7 @@ def is_utf8(text: str) -> bool:
 
 
 def as_utf8(text: str) -> str:
-    """The text with what cannot be written as UTF-8 spelled out: a byte as \\xff, half a character as \\ud800."""
+    """Returns the text with unencodable parts escaped: a byte as \\xff, a lone surrogate as \\ud800."""
     if is_utf8(text):
         return text
     whole = "".join(part if is_utf8(part) or "\udc80" <= part <= "\udcff" else f"\\u{ord(part):04x}" for part in text)
@@ -123,6 +123,6 @@ def printable(text: str) -> str:
 
 
 def print_line(text: str) -> None:
-    """Prints a line on standard error, harmless to a terminal whatever it quotes; a closed one is no error."""
+    """Prints a line on standard error, without control characters; a closed stream is no error."""
     if sys.stderr is not None:
         print(printable(text), file=sys.stderr, flush=True)  # noqa: T201

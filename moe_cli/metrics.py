@@ -20,17 +20,18 @@ class Metric:
     """One measured quantity.
 
     Attributes:
-        key: its name in summary.json and as a column; its key in metrics.jsonl where it is only there.
+        key: its name in summary.json and as a column; its key in metrics.jsonl if it is only there.
         label: the heading of its column.
         title: its name on an axis or in a list.
-        unit: as `load_runs` gives it.
+        unit: its unit in the result of `load_runs`.
         direction: -1: lower is better; 1: higher is better; 0: neither.
         format: `number` with `digits` after the point, `count` (24.1k), `percent` or `signed percent`.
         log_scale: whether its axis is logarithmic.
         whole: whether it is an integer.
         curve_key: its key in metrics.jsonl; the value there is an estimate on part of the validation split.
         range: its least and largest value, or its unit, for the documents.
-        description: its definition and how to read it, for the documents; empty: it is explained with another metric.
+        description: its definition and interpretation, for the documents; empty if another metric's description covers
+            it.
     """
 
     key: str
@@ -178,7 +179,7 @@ TASK_METRICS = {each.key.removeprefix("val_"): each for each in METRICS if each.
 # The curves that every display draws: the result that each estimates, and its key in metrics.jsonl. Runs without bytes
 # (images, ratings, tokens) have no bits per byte.
 ESTIMATES = {key: BY_KEY[key].curve_key or "" for key in ("val_bpb", "val_loss")}
-# An expert's share of a fair load is no result of a run, but of each expert.
+# The normalised load of an expert is a result of each expert, not of a run.
 LOAD_RANGE = "0 to E / K"
 LOAD_DESCRIPTION = (
     "an expert's assignments over a fair share of them: 1 is fair, 0 is never chosen, E / K is chosen by every token"
@@ -206,7 +207,7 @@ def keys_of(*kinds: str) -> tuple[str, ...]:
 
 
 def validation_key(name: str) -> str:
-    """The key in metrics.jsonl of what an evaluation measures: val/loss."""
+    """Returns the key of an evaluation metric in metrics.jsonl: val/loss."""
     return f"val/{name}"
 
 
@@ -222,7 +223,7 @@ def curve_title(curve_key: str) -> str:
 
 
 def max_violation(tokens_per_expert: Sequence[float]) -> float:
-    """MaxVio of the counts of one layer: (largest - mean) / mean; 0 where there are none."""
+    """Computes MaxVio from the counts of one layer: (largest - mean) / mean; 0 without counts."""
     mean = sum(tokens_per_expert) / len(tokens_per_expert)
     return (max(tokens_per_expert) - mean) / mean if mean else 0.0
 
@@ -282,11 +283,12 @@ EQUAL = 1.02
 def unequal_flops(
     trainings: Iterable[tuple[float | None, float | None, float | None]], *, can_match: bool
 ) -> str | None:
-    """A note that trainings of equal active parameters and tokens differ in FLOPs; None where they do not.
+    """Returns a note if trainings of equal active parameters and tokens differ in FLOPs, else None.
 
     Args:
-        trainings: of each its active parameters, its tokens (None: a time) and its FLOPs per token, model and optimizer.
-        can_match: whether some have experts that match=flops would size otherwise.
+        trainings: for each, its active parameters, its tokens (None means a time budget) and its FLOPs per token, of
+            model and optimizer.
+        can_match: whether match=flops would change the size of some experts.
     """
     known = sorted((tokens or 0, size, flops) for size, tokens, flops in trainings if size and flops)
     alike: list[list[tuple[float, float, float]]] = []

@@ -35,7 +35,7 @@ def bigram_bits_per_byte(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any
     before, after = np.divmod(val_pairs, size)
     unigram = (single + 1) / (len(train) + size)
     bits = -(times * np.log2((seen + unigram[after]) / (starts[before] + 1))).sum()
-    # A sum of zeros was negated: without what is added, a text that is all foreseen would be given -0.
+    # The negated sum of zeros is -0. Adding 0.0 gives 0 for a text that is predicted without loss.
     return 0.0 + float(bits / (times * tokenizer.bytes_per_token()[after]).sum())
 
 

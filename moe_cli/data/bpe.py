@@ -24,9 +24,9 @@ from moe_cli.files.reading import Unreadable, parse_json
 
 # Stands between documents. No text holds it: a file with this byte counts as binary.
 SEPARATOR = "\0"
-# What published vocabularies call the end of a text; it then stands between documents.
+# Names of the end-of-text token in published vocabularies. It is used as the separator between documents.
 END_OF_TEXT_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
-# The largest tokenizer.json that is read, and how many ids it may have for one that is used.
+# The largest tokenizer.json that is read, and the largest ratio of all ids to used ids.
 MAX_JSON_BYTES, MAX_IDS_PER_TOKEN = 2**28, 8
 
 
@@ -37,7 +37,7 @@ class SubwordTokenizer:
     Attributes:
         name: bpe, or the path it was read from.
         json: its content.
-        vocab_size: how many ids there are, also those that stand for nothing.
+        vocab_size: the number of ids, including unused ones.
     """
 
     name: str
@@ -98,7 +98,7 @@ class SubwordTokenizer:
                 f"{label} is not used: its patterns take too long on this text, which has {len(text):,} characters. "
                 "Use another, or bytes."
             ) from None
-        except BaseException as error:  # what panics in the library is no Exception
+        except BaseException as error:  # a panic in the library is not an Exception
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -120,7 +120,7 @@ class SubwordTokenizer:
 
     @property
     def num_used(self) -> int:
-        """Ids that stand for something."""
+        """Returns the number of ids that have a text."""
         return sum(map(bool, self._table))
 
     @property
@@ -154,10 +154,10 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> SubwordTokenizer:
 
 
 def read_tokenizer(path: str) -> SubwordTokenizer:
-    """The tokenizer of a tokenizer.json.
+    """Reads the tokenizer of a tokenizer.json.
 
     Raises:
-        DataError: it is not there, or no such file.
+        DataError: the file is missing, or is not a tokenizer.json.
     """
     text = _content(path)
     try:
@@ -182,7 +182,7 @@ def read_tokenizer(path: str) -> SubwordTokenizer:
 
 
 def hash_tokenizer_file(path: str) -> str:
-    """Of a tokenizer.json. Raises DataError: it is not there."""
+    """Returns the SHA-256 of a tokenizer.json. Raises DataError if the file is missing."""
     return hashlib.sha256(_content(path).encode()).hexdigest()
 
 
@@ -214,7 +214,7 @@ def _parsed(name: str, text: str) -> Any:
             tokenizer.no_truncation()
             tokenizer.no_padding()
             tokenizer.encode_special_tokens = True
-    except BaseException as error:  # what panics in the library is no Exception
+    except BaseException as error:  # a panic in the library is not an Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         lines = str(error).strip().splitlines()
@@ -223,7 +223,7 @@ def _parsed(name: str, text: str) -> Any:
 
 
 def _token_bytes(library: Any, content: dict[str, Any], vocab_size: int, separator: int) -> list[bytes]:
-    """By the alphabet of bytes where the tokenizer is byte-level; else by the signs for spaces that others use."""
+    """Returns the bytes of each token, by the byte alphabet of byte-level tokenizers, else by the signs for spaces."""
     table = [b""] * vocab_size
     added = {each["id"]: each["content"] for each in content.get("added_tokens") or []}
     alphabet = _byte_alphabet() if '"ByteLevel"' in json.dumps(content.get("decoder")) else {}

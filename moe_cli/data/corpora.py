@@ -1,4 +1,4 @@
-"""Named corpora, users' own files and ready-made token files -> a Corpus: two splits of tokens, and what is known of them."""
+"""Named corpora, users' own files and ready-made token files -> a Corpus: splits of tokens, with metadata."""
 
 import hashlib
 import json
@@ -37,11 +37,11 @@ UNTRAINED = "?"
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token files, and what is known of them; those that were built lie in `folder`.
+    """Token files with their metadata. Built files are in `folder`.
 
     Attributes:
-        judged: what models are judged by, `val` or `test`.
-        checksums: those of large token files; None: the user's own files have none.
+        eval_split: the split for evaluation, `val` or `test`.
+        checksums: those of large token files; None for the user's own files.
     """
 
     folder: Path
@@ -70,7 +70,10 @@ class Corpus:
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
-        """Where each document begins, validation counted on from training, and test from validation."""
+        """Returns the start of each document.
+
+        Validation positions continue those of training, test those of validation.
+        """
         return np.memmap(self.folder / "starts.bin", np.int64, mode="r")
 
     @cached_property
@@ -79,7 +82,7 @@ class Corpus:
         return np.memmap(self.folder / "domains.bin", np.int64, mode="r")
 
     def document_starts(self, split: Tokens) -> NDArray[np.int64]:
-        """Where the documents of a split begin in it; the first, or what is left of one that is cut, at 0."""
+        """Returns the starts of the documents of a split, relative to it; the first, or the rest of a cut one, is at 0."""
         first = self._val_offset if split is self.val else 0
         inside = (self.starts >= first) & (self.starts < first + len(split))
         return np.unique(np.append(self.starts[inside] - first, 0))
@@ -105,14 +108,15 @@ class Corpus:
 def load_corpus(
     data: CorpusData, context_length: int, cache: Path, build: bool = True, outputs: Path | None = None
 ) -> Corpus:
-    """The corpus of a configuration, from the cache if its files are unchanged.
+    """Loads the corpus of a configuration, from the cache if its files are unchanged.
 
     Args:
-        build: False: of subwords that are not there yet, what is known beforehand; its tokens are counted as bytes.
-        outputs: the folder of this run's outputs, which are no data.
+        build: False means that a missing subword corpus is not built; its metadata is estimated, with tokens counted as
+            bytes.
+        outputs: the folder of this run's outputs, which are not data.
 
     Raises:
-        DataError: a path that is missing, empty, not text, or too short for one context.
+        DataError: a path is missing, empty, not text, or too short for one context.
     """
     if isinstance(data, TokenFilesConfig):
         corpus = Corpus(cache, describe_ready(data, outputs))
@@ -210,7 +214,7 @@ def notes_on_corpus(corpus: Corpus) -> list[str]:
 
 
 def _domains_without_validation(corpus: Corpus) -> list[str]:
-    """Of a handful of domains, those that no validation text is of."""
+    """Returns a note on domains without validation text, if there are only a few domains."""
     names = corpus.meta["domains"]
     held_out = np.flatnonzero(
         np.bincount(corpus.domain_ids_at(corpus.document_starts(corpus.val)), minlength=len(names))

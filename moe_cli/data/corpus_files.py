@@ -16,10 +16,10 @@ from moe_cli.errors import DataError
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """Documents of one domain, which can be read again and again; `path` is what they are called in messages.
+    """Documents of one domain, which can be read repeatedly. `path` is their name in messages.
 
     Attributes:
-        split: TRAIN, VAL or TEST where its name says so; None: what is held out is chosen.
+        split: TRAIN, VAL or TEST if the name gives it; None means that the held-out part is chosen.
     """
 
     path: Path
@@ -58,10 +58,10 @@ def source(data: CorpusData) -> str:
 
 
 def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> CorpusSource:
-    """The user's files; what lies in the outputs folder is none.
+    """Lists the user's files, without those in the outputs folder.
 
     Raises:
-        DataError: there are none; data.field, or a share to hold out, has no effect.
+        DataError: there are no files; data.field, or a fraction to hold out, has no effect.
     """
     found = find_files(data.path or "", data.exclude, outputs)
     root, paths = found.root, found.paths
@@ -94,7 +94,7 @@ def _inside(name: Path) -> Path:
 
 
 def hash_shuffled(names: Iterable[Path]) -> list[Path]:
-    """In an order that is fixed but mixes the folders: by a hash of their names."""
+    """Returns the names in a fixed order that mixes the folders: by a hash of each name."""
     return sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name.as_posix())).digest())
 
 

@@ -22,7 +22,7 @@ from moe_cli.errors import DataError
 CHUNK_BYTES = 2**20
 DEFAULT_FIELD = "text"
 RECORDS = (".json", ".jsonl", ".ndjson", ".parquet")
-# What files that are no UTF-8 text begin with, by the name of it. UTF-32 stands first: its mark begins with that of UTF-16.
+# First bytes of other text encodings. UTF-32 comes first, because its mark begins with that of UTF-16.
 _ENCODINGS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -40,16 +40,16 @@ _NO_RECORDS = (
     "{} is neither a list of records nor a record a line; other JSON is not learned.\n"
     "Leave it out: 'data.exclude=[*.json]'. To learn it as it is, name it .txt."
 )
-# One document: its text in pieces, to be taken before the next document is; None: a record without text.
+# One document: its text in pieces, which must be read before the next document; None means a record without text.
 Document = Iterator[str] | None
 
 
 class NotText(Exception):
-    """A file is empty or not UTF-8: what is wrong with it, after its name."""
+    """A file is empty or not UTF-8. The message is the reason, to be printed after the file's name."""
 
 
 def has_records(path: Path) -> bool:
-    """Whether the file is a table of documents, in which one field is the text."""
+    """Returns whether the file is a table of documents, with the text in one field."""
     return _ending(path) in RECORDS
 
 
@@ -137,7 +137,7 @@ def _decoded(decoder: codecs.IncrementalDecoder, chunk: bytes, position: int) ->
 
 
 def _json(path: Path, field: str) -> Iterator[str]:
-    """The records of a list, or a record a line. Raises NotText, DataError: it is neither."""
+    """Yields the records of a JSON list, or one record per line. Raises NotText or DataError if the file is neither."""
     pieces = _plain(path)
     first = next((piece for piece in pieces if piece.strip()), "").lstrip()
     yield from _json_list(path, field, chain([first[1:]], pieces)) if first[:1] == "[" else _json_lines(path, field)
@@ -170,7 +170,7 @@ def _end_of(pattern: re.Pattern[str], text: str, place: int) -> int:
 
 
 def _is_cut(error: Exception, text: str) -> bool:
-    """Whether what was wrong with JSON may be that it is not whole yet."""
+    """Returns whether a JSON error may be due to an incomplete text."""
     if not isinstance(error, json.JSONDecodeError):
         return False
     return error.msg.startswith("Unterminated string") or error.pos > len(text) - MAX_ESCAPE_LENGTH
@@ -316,7 +316,7 @@ def _open_zstd(path: Path, raw: IO[bytes]) -> Any:
 
 _OPENERS: dict[str, Callable[[Path, IO[bytes]], Any]] = {
     ".gz": lambda path, raw: gzip.GzipFile(fileobj=raw),
-    ".xz": lambda path, raw: lzma.LZMAFile(raw),  # noqa: SIM115 - closed by who asks for it
+    ".xz": lambda path, raw: lzma.LZMAFile(raw),  # noqa: SIM115 - the caller closes it
     ".bz2": lambda path, raw: bz2.BZ2File(raw),
     ".zst": _open_zstd,
 }

@@ -1,4 +1,4 @@
-"""Images and their classes -> Images: splits of pixels and labels, and what is known of them.
+"""Images and their classes -> Images: splits of pixels and labels, with metadata.
 
 N images of H x W pixels and C channels, G classes.
 """
@@ -37,7 +37,7 @@ from moe_cli.errors import DataError
 
 FORMAT = 4
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
-# Of MNIST and its like: a number that says bytes, and how many dimensions.
+# Magic numbers of idx files (MNIST): the type is bytes, with 3 or 1 dimensions.
 IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 
@@ -55,10 +55,10 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class Images:
-    """Splits in files of a folder, and what is known of them.
+    """Splits in files of a folder, with metadata.
 
     Attributes:
-        judged: what models are judged by, `val` or `test`.
+        eval_split: the split for evaluation, `val` or `test`.
     """
 
     folder: Path
@@ -80,13 +80,13 @@ class Images:
 
 
 def load_images(data: ImageData, cache: Path, outputs: Path | None = None) -> Images:
-    """The images of a configuration, from the cache if their source is unchanged.
+    """Loads the images of a configuration, from the cache if their source is unchanged.
 
     Args:
-        outputs: the folder of this run's outputs, which are no data.
+        outputs: the folder of this run's outputs, which are not data.
 
     Raises:
-        DataError: a library or a file is missing, or is not what it should be; or there are too few images.
+        DataError: a library or a file is missing or invalid; or there are too few images.
     """
     found = _files(data, outputs) if isinstance(data, ImageFolderConfig | FashionMnistConfig) else None
     folder = cache / f"{data.name}-{_key(data, found)}"
@@ -176,7 +176,7 @@ def _source(data: ImageData) -> str:
 
 
 def _files(data: "ImageFolderConfig | FashionMnistConfig", outputs: Path | None) -> DataFiles:
-    """Those that the data are read from. Raises DataError: there are none."""
+    """Returns the files that the data are read from. Raises DataError if there are none."""
     root = Path(data.path or "")
     if isinstance(data, FashionMnistConfig):
         return DataFiles(root, [_idx_file(root, f"{split}-{kind}") for split in ("train", "t10k")
@@ -208,7 +208,7 @@ def _idx(data: FashionMnistConfig, split: str) -> LabelledImages:
 
 
 def _idx_array(path: Path, magic: int) -> NDArray[np.uint8]:
-    """The array of an idx file: magic, sizes, bytes. Raises DataError: it is none."""
+    """Returns the array of an idx file: magic, sizes, bytes. Raises DataError if the file has another format."""
     with open_file(path) as file:
         raw = file.read()
     try:
@@ -226,10 +226,10 @@ def _idx_array(path: Path, magic: int) -> NDArray[np.uint8]:
 
 
 def _folder(data: ImageFolderConfig, found: DataFiles) -> tuple[dict[str, LabelledImages], list[str]]:
-    """A class for each sub-folder, by name; or folders train, val, test of such.
+    """Reads one class from each sub-folder, by name; or from sub-folders of train, val and test.
 
     Raises:
-        DataError: a file is no image, or lies in no sub-folder; or a share to hold out has no effect.
+        DataError: a file is not an image, or is not in a sub-folder; or a fraction to hold out has no effect.
     """
     try:
         from PIL import Image
@@ -266,7 +266,7 @@ def _folder(data: ImageFolderConfig, found: DataFiles) -> tuple[dict[str, Labell
 
 
 def _unheeded_names(data: ImageData, found: DataFiles | None) -> str | None:
-    """Returns a warning about folders that are named like splits and are none; None if there are none."""
+    """Returns a warning about folders that are named like splits but are not used as splits; None if there are none."""
     if not isinstance(data, ImageFolderConfig) or found is None:
         return None
     return ignored_split_names([path.relative_to(found.root) for path in found.paths])
@@ -289,6 +289,6 @@ def describe_images(images: Images) -> str:
 
 
 def mean_and_std(pixels: "Sequence[Any] | NDArray[np.uint8]") -> tuple[float, float]:
-    """Of all values of up to the first 4,096 images, 0 to 1."""
+    """Computes the mean and standard deviation of all values of up to the first 4,096 images, scaled to 0 to 1."""
     seen = np.asarray(pixels[:4096], np.float64) / 255
     return float(seen.mean()), max(float(seen.std()), 1e-6)

@@ -16,7 +16,7 @@ from moe_cli.files.writing import guard
 from moe_cli.formatting import percent
 
 Data = Corpus | Images | Ratings
-# How much each split holds, by their names in what is known of the data.
+# The metadata keys of the size of each split.
 SIZES = tuple(f"{split}_{unit}" for split in SPLITS for unit in ("tokens", "images", "pairs"))
 
 
@@ -31,7 +31,7 @@ def load_data(data: DataConfig, context_length: int, outputs: Path, build: bool 
 
 
 def with_test_split(data: Data) -> Data:
-    """The same data, where models are judged by the test split. Raises DataError: there is none."""
+    """Returns the same data with the test split for evaluation. Raises DataError if no test split exists."""
     unit = next(unit for unit in ("tokens", "images", "pairs") if f"train_{unit}" in data.meta)
     if not data.meta[f"test_{unit}"]:
         ask = "data.test_fold=1" if isinstance(data, Ratings) else "data.test_fraction=0.1"

@@ -88,7 +88,7 @@ def _tiny_shakespeare() -> CorpusSource:
 
 
 def _speeches(plays: Sequence[Path]) -> Iterator[Document]:
-    """One document: who speaks, a colon, what is said, a blank line; neither headings nor stage directions."""
+    """Yields one document: the speaker, a colon, the speech, a blank line; without headings and stage directions."""
     yield (f"{name.capitalize()}:\n{said}\n\n"
            for path in plays for document in read_documents(path, None) if document is not None
            for name, said in _speeches_of("".join(document)))  # fmt: skip

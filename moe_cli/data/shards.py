@@ -1,7 +1,6 @@
 """The tokens of a split: one or more files, memory-mapped, read and written as one sequence.
 
-Files follow each other without a seam: what is read may begin in one and end in another, so that nothing is lost where
-a file ends. Positions are 64-bit.
+A slice may begin in one file and end in another, so that no tokens are lost at the end of a file. Positions are 64-bit.
 """
 
 import mmap
@@ -26,7 +25,7 @@ MAX_OPEN = 128
 BLOCK_TOKENS = 2**20
 # Splits of this many tokens may not stay in memory: single windows of them are read.
 LARGE_SPLIT_TOKENS = 2**28
-# Tokens in one file of those that are built here.
+# Tokens per file of a built corpus.
 SHARD_TOKENS = 2**28
 
 
@@ -49,7 +48,7 @@ class _Mapped:
 class Tokens:
     """Tokens of several shards as one read-only sequence, taken in slices; those within a shard are no copies.
 
-    With `random_access`, the system reads no more than it is asked for, instead of what stands around it.
+    With `random_access`, the system reads only the requested pages, without readahead.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class Tokens:
         return shard.path, shard.first_byte + first * self.dtype.itemsize
 
     def prefetch(self, start: int, stop: int) -> None:
-        """Lets the system read these tokens from the disk, while the caller goes on."""
+        """Makes the system read these tokens from disk in the background."""
         for number, first, last in self._slices_in(start, stop):
             mapped, first_byte = self._checked_map(number), self.shards[number].first_byte
             begin = (first_byte + first * self.dtype.itemsize) // mmap.PAGESIZE * mmap.PAGESIZE

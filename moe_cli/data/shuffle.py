@@ -1,4 +1,4 @@
-"""In which order the windows of an epoch come: a shuffle that the seed and the epoch decide."""
+"""The order of the windows of an epoch: a shuffle determined by the seed and the epoch."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -53,7 +53,7 @@ def _mix(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """Where the first window of an epoch begins in the text, and which window stands at which place."""
+    """The offset of the first window of an epoch in the text, and the permutation of the windows."""
 
     offset: int
     windows: NDArray[np.int64] | FeistelPermutation
@@ -84,6 +84,6 @@ class ExampleOrder:
 
 
 def evenly_spaced(total: int, wanted: int | None) -> NDArray[np.int64]:
-    """Returns `wanted` of `total` examples, at least one, from the first to the last; None: all, in order."""
+    """Returns `wanted` of `total` examples, at least one, evenly spaced from first to last; None means all."""
     number = total if wanted is None else max(1, min(total, wanted))
     return np.linspace(0, total - 1, number).astype(np.int64)

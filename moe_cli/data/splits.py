@@ -13,15 +13,15 @@ from moe_cli.config.data import DataConfig
 from moe_cli.config.settings import default_of
 from moe_cli.errors import DataError
 
-# The splits, and what each is for.
+# The splits, and their purpose in messages.
 SPLIT_LABELS = {"train": "training", "val": "validation", "test": "a test"}
 SPLITS = tuple(SPLIT_LABELS)
 TRAIN, VAL, TEST = range(3)
-# No document is more than this share of a held-out split that holds whole documents, if there are smaller ones.
+# The largest fraction of a held-out split of whole documents that one document may have, if smaller ones exist.
 MAX_DOCUMENT_FRACTION = 1 / 8
-# Up to this many domains, each is represented in what is held out.
+# Up to this many domains, each domain is represented in the held-out splits.
 MAX_DOMAINS = 8
-# Between texts of two splits in one document, so that no training context reaches into what is held out.
+# Gap between the splits in one document, so that no training context overlaps held-out text.
 GAP_TOKENS = 1024
 _NAMES = [re.compile(rf"(?<![a-z])({words})(?![a-z])")
           for words in ("train|training|trainset", "val|valid|validation|valset|dev|devset", "test|testing|testset")]  # fmt: skip
@@ -72,14 +72,14 @@ def ignored_split_names(names: Sequence[Path]) -> str | None:
 
 
 def check_shares(data: DataConfig, parts: Collection[int], where: str) -> None:
-    """Refuses a share to hold out that has no effect, because the names of files say what is held out.
+    """Raises DataError for a fraction to hold out that has no effect because file names give the held-out splits.
 
     Args:
-        parts: VAL, TEST: what the names say.
+        parts: VAL, TEST: the splits that names give.
         where: the data as the user gave them.
 
     Raises:
-        DataError: the share of one of these parts is not the default.
+        DataError: the fraction of one of these parts is not the default.
     """
     for part, key in ((VAL, "val_fraction"), (TEST, "test_fraction")):
         share = getattr(data, key)
@@ -97,13 +97,15 @@ def split_documents(
     test_fraction: float = 0.0,
     given: Sequence[int] | None = None,
 ) -> Split:
-    """Whole documents when they come near to the shares wanted; else the text that is left is cut at the shares, with gaps.
+    """Holds out whole documents if they come near the fractions; else cuts the text at the fractions, with gaps.
 
     The test split is chosen first, as if there were no validation.
 
     Args:
-        domains: of each document, where there are a handful: the shares are then taken of each that has enough documents.
-        given: the split that each document belongs to; of those for training the share for validation is held out if none is.
+        domains: the domain of each document, if domains are few: the fractions are then applied to each domain that has
+            enough documents.
+        given: the split of each document; if none is for validation, that fraction of the training documents is held
+            out.
     """
     parts = np.full(len(sizes), TRAIN) if given is None else np.array(given)
     val_fraction /= 1 - test_fraction
@@ -140,7 +142,7 @@ def _cut_text(total: int, val_fraction: float, test_fraction: float) -> tuple[tu
 
 
 def cut_with_gap(num_tokens: int, fraction: float, most: int | None = None) -> tuple[int, int]:
-    """Returns where the text before ends, and where the held-out part, of at most `most` tokens, begins."""
+    """Returns the end of the text before the gap, and the start of the held-out part of at most `most` tokens."""
     cut = int(num_tokens * (1 - fraction))
     cut = cut if most is None else max(cut, num_tokens - most)
     return cut - min(GAP_TOKENS, cut // 100), cut

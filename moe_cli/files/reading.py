@@ -1,7 +1,7 @@
-"""How every file of a run, sweep, outputs or cache folder is read: regular files only, bounded, and checked.
+"""Reading of all files of a run, sweep, outputs or cache folder: regular files only, bounded, and checked.
 
-Such folders are copied, edited, damaged and come from other people. A file that cannot be used is `Unreadable` with the
-reason, and is noted with it, so that a command goes on with the others and names this one at its end.
+Such folders may be copied, edited, damaged or untrusted. A file that cannot be used raises `Unreadable` with the
+reason, and is noted with it. The command then continues with the others and reports this file at its end.
 """
 
 import errno
@@ -17,7 +17,7 @@ from typing import IO, Any, TypeGuard
 
 # The largest JSON file and the longest line of a .jsonl file that are read.
 MAX_BYTES = 2**24
-# JSON that is nested deeper, or has a number that is no finite float, is not ours.
+# Limits of valid JSON: the depth of nesting, and finite floats.
 MAX_DEPTH, MAX_NUMBER = 64, sys.float_info.max
 # The year 10000, in seconds since 1970.
 MAX_TIME = 253_402_300_800
@@ -30,7 +30,7 @@ _KINDS = {
     stat.S_IFBLK: "device",
 }
 Name = str | os.PathLike[str]
-# By path: why a file or folder is not what it should be, and in one word.
+# By path: the reason why a file or folder is unusable, and a one-word label.
 _notes: dict[str, tuple[str, str]] = {}
 
 
@@ -46,10 +46,10 @@ def kind_of(mode: int) -> str | None:
 
 
 def open_regular(path: Name, max_bytes: int | None = None) -> BufferedReader:
-    """A regular file, opened for reading. It never waits, whatever has taken the place of the file.
+    """Opens a regular file for reading. The call never blocks, even if the file was replaced by a pipe or device.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
         Unreadable: it is of another kind, has more than `max_bytes`, or cannot be opened.
     """
     try:
@@ -128,7 +128,10 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def _check_value(value: Any) -> None:
-    """Raises Unreadable: a number that is no finite float, or depth. It is called for every file: one loop, no recursion."""
+    """Raises Unreadable for a number that is not a finite float, or for deep nesting.
+
+    It is called for every file, so it is one loop without recursion.
+    """
     level: list[Any] = [[value]]
     for _ in range(MAX_DEPTH + 2):
         below: list[Any] = []
@@ -212,7 +215,7 @@ def time_in(value: Any) -> float | None:
 
 
 def is_path(value: Any) -> TypeGuard[str]:
-    """Whether the operating system takes it as a path."""
+    """Returns whether the operating system accepts the value as a path."""
     try:
         return isinstance(value, str) and b"\0" not in os.fsencode(value)
     except UnicodeEncodeError:
@@ -220,7 +223,7 @@ def is_path(value: Any) -> TypeGuard[str]:
 
 
 def note_unreadable(path: Name, why: str, label: str = "unreadable") -> None:
-    """Remembers a file or folder that is not what it should be, for the end of the command."""
+    """Records an unusable file or folder, to be reported at the end of the command."""
     if len(_notes) < MAX_NOTES and _notes.get(os.fspath(path)) != (label, why):
         _notes[os.fspath(path)] = label, why
         logging.getLogger("moe_cli").info("%s: %s %s", label, path, why)
