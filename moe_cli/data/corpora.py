@@ -82,7 +82,7 @@ class Corpus:
         return np.memmap(self.folder / "domains.bin", np.int64, mode="r")
 
     def document_starts(self, split: Tokens) -> NDArray[np.int64]:
-        """Returns the starts of the documents of a split, relative to it; the first, or the rest of a cut one, is at 0."""
+        """Returns the starts of a split's documents, relative to it; the first, or the rest of a cut one, is at 0."""
         first = self._val_offset if split is self.val else 0
         inside = (self.starts >= first) & (self.starts < first + len(split))
         return np.unique(np.append(self.starts[inside] - first, 0))

@@ -20,15 +20,15 @@ class Batch(Protocol):
 
     @property
     def num_examples(self) -> int:
-        """Sequences, images or pairs: what a balancing loss of scope `sequence` takes one by one."""
+        """Returns the number of sequences, images or pairs: the units of a balancing loss of scope `sequence`."""
 
     @property
     def num_targets(self) -> int:
-        """Answers that are asked for: the loss is their mean."""
+        """Returns the number of targets: the loss is the mean over them."""
 
     @property
     def num_bytes(self) -> int | None:
-        """Bytes of text of the targets; None: there is no text, or its size is unknown."""
+        """Returns the bytes of text of the targets; None means that they are not text, or of unknown size."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
@@ -36,12 +36,12 @@ class Batch(Protocol):
 
 @dataclass(frozen=True)
 class EvalBatchResult:
-    """A judged batch.
+    """The result of a batch at evaluation.
 
     Attributes:
         loss: mean over its targets.
         routings: of the sparse layers.
-        sums: what the task's own measures are made of; those of batches are added.
+        sums: the sums from which the task's metrics are computed; those of batches are added.
     """
 
     loss: Float[Tensor, ""]
@@ -49,9 +49,9 @@ class EvalBatchResult:
     sums: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-# Of `EvalBatchResult.sums`: for each domain the sum of its losses and how many targets it has, [2, G].
+# Key of `EvalBatchResult.sums`: for each domain the sum of its losses and the number of its targets, [2, G].
 BY_DOMAIN = "by_domain"
-# Of `EvalBatchResult.sums`: over the targets of a causal model, how many earlier tokens each one is predicted from.
+# Key of `EvalBatchResult.sums`: the number of earlier tokens that a causal model predicts from, summed over targets.
 CONTEXT = "context"
 
 
@@ -66,12 +66,12 @@ def sum_by_domain(losses: Float[Tensor, " N"], domains: Int[Tensor, " N"], num_d
 
 @runtime_checkable
 class Task(Protocol):
-    """A set of examples cut into batches that the seed and an index decide, and what is asked of a model there.
+    """A set of examples, cut into batches by the seed and an index, with the loss and metrics of a model on them.
 
     Attributes:
-        vocab_size: how many ids there are for what is routed (tokens, places of patches, items).
+        vocab_size: the number of ids of routed tokens (tokens, positions of patches, items).
         domains: names of the groups that examples belong to.
-        meta: what is known of the data; see `moe_cli.data.corpora.Corpus`.
+        meta: the metadata of the data; see `moe_cli.data.corpora.Corpus`.
     """
 
     vocab_size: int
@@ -92,7 +92,7 @@ class Task(Protocol):
         """Returns the loss to minimise, and the routings of the model's sparse layers."""
 
     def score(self, model: nn.Module, batch: Any) -> EvalBatchResult:
-        """The loss with what else says how good the answers are."""
+        """Returns the loss and the sums of the task's metrics."""
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
         """The task's own measures from the sums over batches, by their names in summary.json without `val_`."""
@@ -104,4 +104,4 @@ class Task(Protocol):
         """Returns the text of each id, where it is known."""
 
     def pseudo_perplexity_task(self) -> "Task | None":
-        """The same task asked in a slower way for one more figure at the end, `pseudo_perplexity`; None: there is none."""
+        """Returns the task of the final pseudo-perplexity, a slower evaluation of the same task; None means none."""

@@ -22,9 +22,9 @@ from moe_cli.tasks.base import BY_DOMAIN, CONTEXT, EvalBatchResult, Task, sum_by
 
 # Batches of a large text after which the memory through which it was read is released.
 RELEASE_EVERY = 16
-# A target that is not asked for.
+# A target that is not scored.
 IGNORE_INDEX = -100
-# Takes the place of a run's seed in validation: which questions are asked follows from the data alone.
+# Replaces a run's seed in validation, so that targets depend on the data alone.
 VALIDATION_SEED = 0
 
 
@@ -33,11 +33,11 @@ class TextBatch:
     """Inputs and the tokens that follow them.
 
     Attributes:
-        targets: NOT_ASKED for padding, and for what another window of a validation split scores.
-        num_bytes: the bytes of text of the targets; None: unknown.
-        starts: where in its split each window of inputs begins; -1: with a separator before the first.
-        mask: False for padding; None: there is none.
-        documents: the number of the document of each input; None: all is seen as one text.
+        targets: IGNORE_INDEX for padding, and for targets that another window of a validation split scores.
+        num_bytes: the bytes of text of the targets; None means unknown.
+        starts: the start of each window of inputs in its split; -1 means with a separator before the first token.
+        mask: False for padding; None means no padding.
+        documents: the index of the document of each input; None means that all inputs form one text.
     """
 
     inputs: Int[Tensor, "B L"]
@@ -73,15 +73,15 @@ class TextTask:
     The order of training windows depends on the seed alone, never on the model, so that configurations of one seed see
     the same data in the same order. Each epoch sees every window once, from a new offset.
 
-    With packing `isolate` or `pad`, a separator belongs to the document after it, as its beginning.
+    With packing `isolate` or `pad`, a separator belongs to the document after it, as its first token.
 
     Args:
-        eval_length: tokens of a validation window; None: context_length.
-        stride: tokens from one validation window to the next; a window scores its last `stride` targets, the
-            first all of them; None: windows lie side by side.
+        eval_length: tokens of a validation window; None means context_length.
+        stride: tokens from one validation window to the next; a window scores its last `stride` targets, the first all
+            of them; None means windows without overlap.
     """
 
-    # How many places after its input a target stands.
+    # The distance from an input to its target, in positions.
     ahead: ClassVar[int] = 1
 
     def __init__(
@@ -124,10 +124,10 @@ class TextTask:
         return batch
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[TextBatch]:
-        """The validation split in windows, each token scored once; or windows spread evenly over it.
+        """Yields the validation split in windows, each token scored once; or windows spread evenly over it.
 
-        The first token of the split is predicted after a separator where documents are kept apart. With packing `concat`
-        nothing comes before it: it is not scored, and its bytes are not counted.
+        If documents are kept apart, the first token of the split is predicted after a separator. With packing `concat`
+        no token precedes it, so it is not scored, and its bytes are not counted.
 
         Args:
             max_tokens: read about this number of tokens.
@@ -174,7 +174,7 @@ class TextTask:
         ), routings
 
     def score(self, model: nn.Module, batch: TextBatch) -> EvalBatchResult:
-        """The loss, of each domain too; bits per byte and perplexity follow from it."""
+        """Returns the loss, in total and for each domain. Bits per byte and perplexity follow from it."""
         logits, routings = batch.forward(model)
         is_target = batch.targets != IGNORE_INDEX
         losses = F.cross_entropy(logits[is_target].float(), batch.targets[is_target], reduction="none")
@@ -214,7 +214,7 @@ class TextTask:
         return {} if tokenizer is None else {each: tokenizer.decode([each]) for each in ids}
 
     def prompt(self, text: str) -> list[int]:
-        """The tokens of a text, behind what a document begins with."""
+        """Returns the tokens of a text, after the prefix of a document."""
         assert self.corpus.tokenizer is not None
         return [*self.document_prefix, *self.corpus.tokenizer.encode(text).tolist()]
 
@@ -225,7 +225,7 @@ class TextTask:
         return [] if self.packing == "concat" else [self.corpus.tokenizer.separator]
 
     def pseudo_perplexity_task(self) -> "Task | None":
-        """There is no other way to ask."""
+        """Returns None: this task has no pseudo-perplexity."""
         return None
 
     @property
@@ -255,10 +255,10 @@ class TextTask:
         return document_windows(self._begins(tokens), len(tokens), self.context_length)
 
     def _batch(self, tokens: Tokens, starts: Sequence[int], length: int, skipped: Sequence[int] = ()) -> TextBatch:
-        """Windows that begin at `starts`.
+        """Returns the windows that begin at `starts`.
 
         Args:
-            skipped: how many targets at the beginning of each window are not scored; none by default.
+            skipped: the number of targets at the beginning of each window that are not scored; default 0.
         """
         if self.packing == "pad":
             places = np.array(starts)
@@ -281,7 +281,7 @@ class TextTask:
         return batch
 
     def _read_windows(self, tokens: Tokens, starts: Sequence[int], length: int) -> NDArray[np.int64]:
-        """The tokens of windows; before the first of the split, at place -1, stands a separator."""
+        """Returns the tokens of windows. Position -1, before the first token of the split, has a separator."""
         windows = np.stack([self._window(tokens, start, start + length) for start in starts])
         self._check_vocabulary(tokens, windows, starts)
         return windows.astype(np.int64)
@@ -297,7 +297,7 @@ class TextTask:
         return torch.from_numpy(np.searchsorted(self._begins(tokens), places, side="right"))
 
     def _bytes_of(self, targets: NDArray[np.int64]) -> int | None:
-        """The bytes of text of what is asked for; None: they are not known."""
+        """Returns the bytes of text of the scored targets; None means unknown."""
         widths = self._bytes_per_token
         return None if widths is None else int(widths[targets[targets != IGNORE_INDEX]].sum())
 
@@ -309,7 +309,7 @@ class TextTask:
         length: int,
         skipped: NDArray[np.int64] | int = 0,
     ) -> TextBatch:
-        """Windows of one document each, behind which padding stands."""
+        """Returns windows of one document each, padded at the end."""
         shown, targets = np.full((2, len(starts), length), self.document_prefix[0], np.int64)
         for row, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
             window = self._window(tokens, start, start + size + 1)
@@ -326,9 +326,9 @@ class TextTask:
         return self._make_targets(tokens, batch)
 
     def _draw(self, tokens: Tokens, start: int) -> np.random.Generator:
-        """Random numbers for a window: of training by the seed, of validation the same for every seed."""
+        """Returns the random generator of a window: in training it depends on the seed, in validation it does not."""
         seed = self.seed if tokens is self.corpus.train else VALIDATION_SEED
-        return np.random.default_rng((seed, start + (self.packing == "pad")))  # which may begin at -1
+        return np.random.default_rng((seed, start + (self.packing == "pad")))  # the start may be -1
 
     def _check_vocabulary(self, tokens: Tokens, windows: NDArray[Any], starts: Sequence[int]) -> None:
         """Raises DataError for a token beyond the vocabulary."""
@@ -338,9 +338,9 @@ class TextTask:
 
 
 def context_of(inputs: Int[Tensor, "B L"], documents: Int[Tensor, "B L"] | None) -> Int[Tensor, "B L"]:
-    """How many inputs each position of a causal model sees, its own among them: all before it, or those of its document.
+    """Returns the number of inputs that each position of a causal model sees, itself included, within its document.
 
-    With model.sliding_window, what one layer of attention sees may be fewer.
+    With model.sliding_window, one layer of attention may see fewer.
     """
     places = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
     if documents is None:

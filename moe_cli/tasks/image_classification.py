@@ -41,10 +41,10 @@ class ImageBatch:
 
 
 class ImagesTask:
-    """A set of images in an order that the seed decides; each epoch sees every image once.
+    """A set of images, in an order determined by the seed; each epoch sees every image once.
 
     Args:
-        num_patches: P, what an image is cut into; these are routed, and `vocab_size` counts them.
+        num_patches: P, the number of patches of an image; patches are routed, and `vocab_size` counts them.
     """
 
     def __init__(self, images: Images, num_patches: int, seed: int) -> None:
@@ -79,7 +79,7 @@ class ImagesTask:
         return F.cross_entropy(logits.float(), batch.labels), routings
 
     def score(self, model: nn.Module, batch: ImageBatch) -> EvalBatchResult:
-        """The loss, and for each bin of confidence how many images, how many right, and the sum of confidences."""
+        """Returns the loss, and per bin of confidence the number of images, of correct ones, and the summed confidence."""
         logits, routings = model(batch.images)
         confidence, guess = logits.float().softmax(-1).max(-1)
         bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
@@ -110,7 +110,7 @@ class ImagesTask:
         return {each: f"{each // side + 1}:{each % side + 1}" for each in ids}
 
     def pseudo_perplexity_task(self) -> None:
-        """There is no other way to ask."""
+        """Returns None: this task has no pseudo-perplexity."""
 
     def _batch(self, images: LabelledImages, places: NDArray[np.int64]) -> ImageBatch:
         pixels = (np.asarray(images.pixels[places], np.float32) / 255 - self._mean) / self._std

@@ -1,8 +1,8 @@
-"""Checkpoints: safetensors and JSON, whole or absent, checksummed. Loading executes nothing.
+"""Checkpoints: safetensors and JSON, complete or absent, checksummed. Loading executes no code.
 
 checkpoints/step_00000120/model.safetensors, optimizer.safetensors, ema.safetensors, state.json
 
-`ema` holds the average of the weights, where there is one.
+`ema` holds the average of the weights, if it is enabled.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ _FILES = ("model.safetensors", "optimizer.safetensors")
 _EMA = "ema.safetensors"
 # How the name of a folder begins whose checksums did not hold when a run went on.
 DAMAGED = "damaged-"
-# Of a state: what is counted, besides steps and tokens; and the most threads that are taken over from one.
+# Counters of a state, besides steps and tokens; and the largest number of threads accepted from a state.
 COUNTS = ("skipped", "skipped_in_a_row", "rewinds", "data_shift", "spikes")
 MAX_THREADS = 4096
 
@@ -47,10 +47,10 @@ class DamagedCheckpoint(CheckpointError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk whose checksums hold.
+    """A checkpoint on disk with valid checksums.
 
     Attributes:
-        state: what the training loop needs to go on: step, tokens, seconds, running means.
+        state: the state to resume the training loop from: step, tokens, seconds, running means.
     """
 
     folder: Path
@@ -113,7 +113,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a checkpoint will hold, copied: training may go on while it is written.
+    """A copy of the contents of a checkpoint, so that training may continue while it is written.
 
     Attributes:
         files: the tensors of each file.
@@ -125,7 +125,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class TrainingTensors:
-    """All whose tensors a checkpoint holds, as this process has them."""
+    """The objects whose tensors a checkpoint holds, with this process's parts."""
 
     distributed_model: DistributedModel
     optimizers: Optimizers
@@ -242,13 +242,16 @@ class AsyncCheckpointWriter:
         self._last: Future[Path] | None = None
 
     def save(self, snapshot: Snapshot | None) -> None:
-        """Raises TrainingError when the checkpoint before this one could not be written. None: another process saves."""
+        """Saves a checkpoint in the background; None means that another process saves.
+
+        Raises TrainingError if the previous checkpoint could not be written.
+        """
         self.wait()
         if snapshot is not None:
             self._last = self._thread.submit(save_checkpoint, self._run, snapshot, self._keep)
 
     def wait(self) -> None:
-        """Until the last checkpoint is on the disk. Raises TrainingError when it cannot be written."""
+        """Waits until the last checkpoint is on disk. Raises TrainingError if it cannot be written."""
         last, self._last = self._last, None
         if last is not None:
             last.result()
@@ -271,10 +274,10 @@ def _sha256(path: Path) -> str:
 
 
 def latest_checkpoint(run: Run) -> Checkpoint:
-    """The newest checkpoint of a run.
+    """Returns the newest checkpoint of a run.
 
     Raises:
-        CheckpointError: there is none, or it is damaged; the message names what is wrong.
+        CheckpointError: no checkpoint exists, or it is damaged; the message gives the reason.
     """
     folders = run.checkpoints()
     if not folders:
@@ -289,12 +292,12 @@ def latest_checkpoint(run: Run) -> Checkpoint:
 
 
 def newest_whole(run: Run) -> Checkpoint:
-    """The newest checkpoint whose checksums hold, to go on from; damaged ones are named, and set aside by another name.
+    """Returns the newest checkpoint with valid checksums, to resume from. Damaged ones are reported and renamed.
 
-    Only for who holds the run's folder.
+    Only for the process that holds the lock of the run's folder.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: no valid checkpoint exists.
     """
     try:
         return latest_checkpoint(run)
@@ -322,10 +325,10 @@ def newest_whole(run: Run) -> Checkpoint:
 
 
 def find_checkpoint(run: Run, which: str) -> Checkpoint:
-    """The checkpoint that is `latest`, `best` (see train.keep_best), or of that step.
+    """Returns the checkpoint that is `latest`, `best` (see train.keep_best), or of a step.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it is damaged.
+        CheckpointError: no such checkpoint exists, or it is damaged.
     """
     latest = latest_checkpoint(run)
     if which == "latest":

@@ -43,12 +43,12 @@ PROBE_TOKENS = 256
 
 @dataclass
 class LayerRoutingStats:
-    """One sparse layer's routing, summed over an evaluation: how E experts were used, null experts apart.
+    """One sparse layer's routing, summed over an evaluation: the usage of E experts, and null experts separately.
 
     Attributes:
-        probs: of all that the router chooses from, null experts too.
-        pairs: tokens that asked for both experts, before drops; None where that would be a large table.
-        by_token, by_domain: assignments asked by the id of the token that was read, and by its domain.
+        probs: over all choices of the router, including null experts.
+        pairs: tokens assigned to both experts, before drops; None if the table would be large.
+        by_token, by_domain: assignments before drops, by the id of the input token, and by its domain.
         to_null: assignments to null experts.
     """
 
@@ -77,7 +77,7 @@ class LayerRoutingStats:
         self.kept += routing.kept_per_expert.cpu()
 
     def all_reduce(self) -> None:
-        """The sums over what all processes have looked at."""
+        """Sums the counts over all processes."""
         for name in ("asked", "kept", "probs", "pairs", "by_domain"):
             if getattr(self, name) is not None:
                 setattr(self, name, collectives.all_reduce_sum(getattr(self, name)))
@@ -108,7 +108,10 @@ class LayerRoutingStats:
         }
 
     def tables(self, domains: Sequence[str]) -> dict[str, Any]:
-        """Co-activation of all pairs, how often each domain asked for each expert, and top tokens; large ones are left out."""
+        """Returns co-activation, assignments of each domain to each expert, and top tokens.
+
+        Large tables are left out.
+        """
         present = {name: counts.tolist() for name, counts in zip(domains, self.by_domain, strict=True) if counts.any()}
         small = len(present) * len(self.asked) <= MAX_TABLE
         return {
@@ -118,7 +121,7 @@ class LayerRoutingStats:
         }
 
     def top_tokens(self) -> list[list[list[int]]]:
-        """For each expert, the TOP_TOKENS token ids that chose it most above chance: [id, times it, times any]."""
+        """Returns, for each expert, the TOP_TOKENS ids that chose it most above chance: [id, times it, times any]."""
         share = (self.asked / self.asked.sum().clamp(min=1)).double()
         return self.by_token.top_tokens(share, TOP_TOKENS)
 
@@ -170,7 +173,7 @@ class Evaluation:
         }
 
     def layer_records(self, tables: bool = False) -> list[dict[str, Any]]:
-        """Per layer, its measures, the assignments asked of and kept by each expert and, if asked for, its tables."""
+        """Returns, per layer, its metrics, the assignments to each expert before and after drops, and its tables."""
         return [
             {"layer": number, "tokens_per_expert": layer.asked.tolist(), "kept_per_expert": layer.kept.tolist(),
              **layer.metrics(), **(layer.tables(self.domains) if tables else {})}
@@ -188,12 +191,12 @@ def evaluate(
     policy: RoutingPolicy = RoutingPolicy(),  # noqa: B008  (frozen)
     precision: str = "auto",
 ) -> Evaluation:
-    """The model on the validation split, in evaluation mode; leaves mode and random state as they were.
+    """Evaluates the model on the validation split, in evaluation mode. Mode and random state are restored.
 
     Args:
-        batch_size: windows per forward pass, over which a capacity counts unless drop=causal.
-        max_tokens: read about this number of tokens, spread over the split; None: the whole split.
-        policy: experts per token, and what is dropped; by default as trained, and nothing.
+        batch_size: windows per forward pass; a capacity applies to all of them unless drop=causal.
+        max_tokens: read about this number of tokens, spread over the split; None means the whole split.
+        policy: experts per token, and the drop rule; by default as trained, without drops.
         precision: of the forward pass, as `train.precision`.
     """
     nats = 0.0
@@ -268,7 +271,7 @@ def evaluation_mode(
 
 
 class PolicyModel(nn.Module):
-    """A model whose sparse layers route by a policy; any model, where the policy is what they do by themselves."""
+    """A model whose sparse layers route by a policy. With the default policy it works for any model."""
 
     def __init__(self, model: nn.Module, policy: RoutingPolicy) -> None:
         super().__init__()
@@ -304,7 +307,7 @@ def expert_lists(chosen: Bool[Tensor, "T E"]) -> list[list[int]]:
 
 
 def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "_T E"]]) -> list[dict[int, float]]:
-    """For each layer, evaluation step -> router saturation of the choices recorded then against the final ones."""
+    """Returns, for each layer, evaluation step -> router saturation of the recorded choices against the final ones."""
     result: list[dict[int, float]] = [{} for _ in final]
     for record in records:
         if "choices" in record:

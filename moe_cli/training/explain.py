@@ -1,4 +1,4 @@
-"""Where the tokens of one text go: who was chosen in every sparse layer, with what weight, and what that measures.
+"""Routing of the tokens of one text: the chosen experts in every sparse layer, their weights, and routing metrics.
 
 T tokens, E experts, V tokens in the vocabulary.
 """
@@ -36,8 +36,8 @@ class Assignment:
 
     Attributes:
         expert: from 0.
-        weight: of the expert's answer in the token's sum.
-        kept: False where the expert had no room: the answer was not computed.
+        weight: of the expert's output in the token's sum.
+        kept: False means that the expert was full and the output was not computed.
     """
 
     expert: int
@@ -101,7 +101,7 @@ def explain(
 def _routings(
     model: nn.Module, ids: Int[Tensor, " T"], window: int, policy: Any, precision: str
 ) -> Iterator[list[Routing]]:
-    """Those of all sparse layers, a forward pass for each window."""
+    """Yields the routings of all sparse layers, with a forward pass for each window."""
     with evaluation_mode(model, eval_policy(policy), precision) as (routed, device):
         for part in ids.split(window):
             yield [_on_cpu(routing) for routing in routed(part[None].to(device))[1]]

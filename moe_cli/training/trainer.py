@@ -35,7 +35,7 @@ MAX_CONSECUTIVE_SKIPS, MAX_REWINDS = 20, 10
 
 
 class NotFiniteError(Exception):
-    """A loss or a gradient is NaN or infinite: what is, and what to try."""
+    """A loss or a gradient is NaN or infinite. The arguments are the cause and advice."""
 
 
 class Trainer:
@@ -86,7 +86,9 @@ class Trainer:
         return min(1.0, seconds / (60 * (self.config.train.minutes or math.inf)))
 
     def run(self) -> bool:
-        """Trains to the end of the budget; False if it was asked to stop before. A checkpoint is saved either way.
+        """Trains to the end of the budget; returns False if a stop was requested before.
+
+        A checkpoint is saved in both cases.
 
         Raises:
             TrainingError: the loss is not finite, or a checkpoint cannot be written.
@@ -236,10 +238,10 @@ class Trainer:
         return norm
 
     def _update(self, result: StepResult, started: float) -> float:
-        """Moves the weights, and what balances without a gradient; returns the schedule's factor.
+        """Updates the weights, and the balancing biases; returns the schedule's factor.
 
         Args:
-            started: the performance counter at the beginning of the step; read where the budget is a time.
+            started: the performance counter at the beginning of the step; used if the budget is a time.
         """
         elapsed = 0.0 if self.total_steps is not None else collectives.all_reduce_max(time.perf_counter() - started)
         after = self._share_spent(self.state.step + 1, self.state.seconds + elapsed)
@@ -276,7 +278,7 @@ class Trainer:
         return self.recorder.run.kept()
 
     def _rewind(self, cause: str, advice: str) -> None:
-        """Back to the last checkpoint, to go on with the data after those that led here (PaLM, arXiv:2204.02311, 5.1)."""
+        """Returns to the last checkpoint, and skips the data of the failure (PaLM, arXiv:2204.02311, 5.1)."""
         failed = self.state
         self.checkpoint_writer.wait()
         collectives.barrier()
@@ -324,7 +326,7 @@ class Trainer:
         self._write_record(0.0)
 
     def _write_record(self, lr_factor: float) -> None:
-        """Every train.log_every steps: the means of what was added since the last record."""
+        """Writes a record every train.log_every steps: the means since the last record."""
         state = self.state
         if state.step % self.config.train.log_every == 0 or self.progress >= 1:
             steps = state.metric_sums.pop("steps", 0)
@@ -336,22 +338,22 @@ class Trainer:
             state.metric_sums.clear()
 
     def _accumulate(self, key: str, value: float) -> None:
-        """To the sums that the next record gives the means of."""
+        """Adds to the sums whose means are in the next record."""
         self.state.metric_sums[key] = self.state.metric_sums.get(key, 0.0) + value
 
     def _is_due(self, every: int | None) -> bool:
-        """Whether something that happens every `every` steps (None: ten times a run) happens after the last step."""
+        """Returns whether an action of every `every` steps (None means ten times a run) is due after the last step."""
         if every is not None:
             return self.state.step % every == 0 and self.progress < 1
         before, now = (int(share * EVALUATIONS_PER_RUN) for share in (self.progress_before, self.progress))
         return before < now and self.progress < 1
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Within it the model has the average of its weights, where optim.ema_decay asks for one."""
+        """Swaps the average of the weights into the model, if optim.ema_decay is set."""
         return nullcontext() if self.average is None else self.average.swapped_in()
 
     def _is_best(self, val: Evaluation) -> bool:
-        """Whether this evaluation has the lowest loss so far, where that is asked for."""
+        """Returns whether this evaluation has the lowest loss so far, if train.keep_best is set."""
         state = self.state
         if not self.config.train.keep_best or val.loss >= (math.inf if state.best_loss is None else state.best_loss):
             return False

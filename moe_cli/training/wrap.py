@@ -23,12 +23,12 @@ from moe_cli.moe.sparse_layer import moe_layers
 
 
 class DistributedModel:
-    """Divides a model among the processes there are, and puts its tensors together again.
+    """Distributes a model over the processes, and gathers its tensors.
 
     Attributes:
-        model: the module as it was given, its parameters replaced by this process's parts.
-        forward: what to call in training, so that gradients are averaged over processes; compiled where asked.
-        experts: who shares a set of experts; None where every process has all of them.
+        model: the given module, with its parameters replaced by this process's parts.
+        forward: the module to call in training, which averages gradients over processes; compiled if requested.
+        experts: the expert parallelism; None means that every process has all experts.
     """
 
     def __init__(self, config: LaunchConfig, model: nn.Module, compiled: bool = False) -> None:
@@ -49,7 +49,8 @@ class DistributedModel:
         if config.data_parallel == "fsdp":
             self._shard(device.type)
         else:
-            # Buffers are equal everywhere: what changes them, the balancing bias for one, sees the load of all.
+            # Buffers are equal on all processes: their updates, such as that of the balancing bias, use the load of
+            # all.
             ignored = [*self._expert_params, *(name for name, _ in model.named_buffers())]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
             devices = [device.index] if device.type == "cuda" else None
@@ -87,7 +88,7 @@ class DistributedModel:
 
     @torch.no_grad()
     def gradient_norm(self) -> Tensor:
-        """Of the whole gradient, wherever its parts are."""
+        """Returns the norm of the full gradient over all processes."""
         grads = {name: param.grad for name, param in self.model.named_parameters() if param.grad is not None}
         shared = nn.utils.get_total_norm([grad for name, grad in grads.items() if name not in self._expert_params])
         if self.experts is None:
@@ -102,7 +103,7 @@ class DistributedModel:
         return real if self.experts is None else [self.experts.local_shard(counts) for counts in real]
 
     def to_full(self, tensor: Tensor, name: str) -> Tensor:
-        """The whole of a parameter, or of what an optimizer keeps for it; `name` is the parameter's."""
+        """Returns the full tensor of a parameter, or of its optimizer state; `name` is the parameter's."""
         tensor = full_tensor(tensor.detach())
         divided = name in self._expert_params and self.experts is not None and tensor.ndim
         return self.experts.gather(tensor) if divided and self.experts else tensor
