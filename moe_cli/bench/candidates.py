@@ -26,7 +26,7 @@ class Shape:
     """One point of the grid.
 
     Attributes:
-        threads: of the CPU; without meaning on a GPU.
+        threads: of the CPU; ignored on a GPU.
     """
 
     tokens: int
@@ -39,7 +39,7 @@ class Shape:
 
     @property
     def rows_per_expert(self) -> float:
-        """T K / E: what an expert is given on average."""
+        """Returns T K / E, the mean number of rows per expert."""
         return self.tokens * self.k / self.experts
 
     @property
@@ -53,7 +53,7 @@ class Candidate:
     """A network and its forward pass.
 
     Attributes:
-        rows: of its input: T, or T K for the dense network.
+        rows: rows of its input: T, or T K for the dense network.
         forward: [rows, D] -> [rows, D].
     """
 

@@ -42,9 +42,11 @@ class StepCandidate:
 
 @dataclass(frozen=True)
 class StepBenchResult:
-    """Attributes:
-    tokens_per_second: of whole training steps.
-    ratio: tokens per second over those of the yardstick, round by round.
+    """The result of one candidate.
+
+    Attributes:
+        tokens_per_second: of whole training steps.
+        ratio: tokens per second over those of the yardstick, round by round.
     """
 
     name: str
@@ -232,7 +234,7 @@ def _warm_up(
             candidate = build()
             for number in range(2):  # the second step meets the optimizer's state and compiled code
                 candidate.step(_tokens(config, -number, device))
-        except Exception as error:  # whatever a library raises, the others go on
+        except Exception as error:  # an error of a library must not stop the others
             skipped[name] = skip_reason(error)
         else:
             candidates[name] = candidate

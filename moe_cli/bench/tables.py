@@ -11,7 +11,7 @@ from moe_cli.formatting import count, plural
 
 
 def layer_heading(benchmark: LayerBenchmark) -> list[str]:
-    """The shape, and what the dense network took."""
+    """Returns the shape, and the time of the dense network."""
     shape = benchmark.shape
     return [
         f"{shape.tokens:,} tokens   {shape.experts} experts, {shape.k} chosen   d_model {shape.d_model}   "

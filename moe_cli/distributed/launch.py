@@ -70,15 +70,15 @@ def hard_exit(code: int) -> NoReturn:
 
 
 def launch(words: Sequence[str], config: LaunchConfig) -> None:
-    """Runs `python WORDS` in `config.num_processes` processes, until all have ended; torchrun's engine underneath.
+    """Runs `python WORDS` in `config.num_processes` processes until all have ended, through torchrun's engine.
 
-    If one dies the others are stopped, and all start again up to `config.max_restarts` times: WORDS must resume where the
-    last ones stopped.
+    If one dies, the others are stopped, and all start again up to `config.max_restarts` times: WORDS must resume from
+    the previous state.
 
     Raises:
         LostProcess: a process was killed.
         TrainingError: one ended with an error. It has reported the error: the message is empty.
-        KeyboardInterrupt: a signal asked for a stop; the processes have received it too, and have ended.
+        KeyboardInterrupt: a signal requested a stop; the processes have received it too, and have ended.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

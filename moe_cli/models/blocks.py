@@ -234,7 +234,7 @@ def init_gpt2(model: nn.Module, std: float, expert_scale: float, num_layers: int
 
 
 def output_logits(x: Float[Tensor, "B L D"], embedding: nn.Embedding, head: nn.Linear | None) -> Float[Tensor, "B L V"]:
-    """Scores of all tokens, by the head or, where there is none, by the embedding (tied)."""
+    """Computes the scores of all tokens, by the head or, if it is None, by the embedding (tied)."""
     return F.linear(x, embedding.weight if head is None else head.weight)
 
 

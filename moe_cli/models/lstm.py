@@ -84,10 +84,10 @@ class LSTMModel(nn.Module):
         cache: KVCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
-        """Logits of the next token at every position, and the routing of every sparse layer.
+        """Returns the logits of the next token at every position, and the routing of every sparse layer.
 
         Args:
-            cache: of the tokens before these, which are then added to it; not with `mask`.
+            cache: of the earlier tokens; these tokens are then added to it; not with `mask`.
         """
         layer_caches = [cache.layers[layer] if cache else None for layer in range(len(self.blocks) + 1)]
         x = self.dropout(self.embedding(tokens))

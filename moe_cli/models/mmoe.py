@@ -39,14 +39,15 @@ class Tower(nn.Module):
 
 
 class MMoE(nn.Module):
-    """y_k = h_k(f_k(x)) + b + b_u + b_i + p_u . q_i; f_k(x) = sum_i g_k(x)_i f_i(x) over experts that all tasks share
-    (section 4.2).
+    """Multi-gate mixture of experts (section 4.2), with biased matrix factorisation.
 
-    x is the user's embedding joined with the item's. It is routed once for each task, by that task's gate: a pair is G tokens.
-    Every task has its own biases, of all, the user and the item, and its own F factors of the user and of the item: biased
-    matrix factorisation (Koren, Bell and Volinsky, 2009), which products of embeddings need and a network over them side
-    by side learns badly; so too in NeuMF (arXiv:1708.05031, section 3.3). Dense layers make it the multi-task network
-    with a shared bottom.
+    y_k = h_k(f_k(x)) + b + b_u + b_i + p_u . q_i; f_k(x) = sum_i g_k(x)_i f_i(x) over experts that all tasks share.
+
+    x is the concatenation of the user's and the item's embedding. It is routed once for each task, by that task's gate,
+    so a pair is G tokens. Every task has its own biases (global, user and item), and its own F factors of the user and
+    of the item: biased matrix factorisation (Koren, Bell and Volinsky, 2009). The products of embeddings are needed,
+    because a network over concatenated embeddings learns them badly; NeuMF also has them (arXiv:1708.05031, section
+    3.3). With dense layers the model is the multi-task network with a shared bottom.
 
     Args:
         config: a resolved configuration.

@@ -87,7 +87,7 @@ class T5Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B M D"], source: Float[Tensor, "B L D"], bias: Float[Tensor, "1 N M L"] | None = None
     ) -> Float[Tensor, "B M D"]:
-        """Each position's mixture of those of `source`."""
+        """Computes, for each position, the attention output over the positions of `source`."""
         q, k, v = (
             part.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
             for part in (self.q(x), *self.kv(source).chunk(2, dim=-1))

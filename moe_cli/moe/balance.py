@@ -1,9 +1,9 @@
-"""Even use of the experts: auxiliary losses and bias updates, as free functions. T tokens, E experts, K chosen.
+"""Balancing of the experts: auxiliary losses and bias updates, as free functions. T tokens, E experts, K chosen.
 
-Losses count assignments before drops, and a model's loss is the mean over its layers, never pooled: two layers
-that collapse onto different experts must not look balanced. Where several processes train one model, what a loss takes
-over the batch it takes over the batch of all of them. Without tokens (an empty batch, or all padding) and without a
-choice (E = 1) every loss is defined, and no bias moves; what processes exchange does not depend on it.
+Losses count assignments before drops. A model's loss is the mean over its layers and is never pooled, because two
+layers that collapse onto different experts must not look balanced. With several processes, sums over the batch are sums
+over the batch of all processes. Without tokens (an empty batch, or all padding) and without a choice (E = 1) every loss
+is defined, and no bias is updated; the collective calls do not depend on it.
 """
 
 import math
@@ -161,7 +161,7 @@ def update_bias(
 
 
 def bias_method(balance: BalanceConfig | None) -> BiasBalance | None:
-    """The method that sets the bias of the choice; there is one at most."""
+    """Returns the method that sets the routing bias; None if there is none. A configuration has at most one."""
     found = [method for method in methods_of(balance) if isinstance(method, LossFreeBalance | QuantileBalance)]
     return found[0] if found else None
 
@@ -190,13 +190,13 @@ def auxiliary_losses(
     step_counts: Sequence[Int[Tensor, " E"]] | None = None,
     num_sequences: int = 1,
 ) -> dict[LossBalance, Tensor]:
-    """Each balancing loss of the configuration, averaged over layers, before its weight; empty when there is none.
+    """Computes each balancing loss of the configuration, averaged over layers, unweighted; empty without losses.
 
     Args:
         batch_counts: per layer, the assignments to each expert in the batch of all processes; for scope `batch`. By
             default counted here.
-        step_counts: the same in the optimizer step so far, this batch included; for scope `global`. By default those of
-            the batch.
+        step_counts: the same over the optimizer step so far, this batch included; for scope `global`. By default those
+            of the batch.
         num_sequences: sequences in the batch; for scope `sequence`.
     """
     if batch_counts is None:

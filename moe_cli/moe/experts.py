@@ -96,7 +96,7 @@ class Experts(nn.Module):
         return F.linear(act if mask is None else act * mask, self.w_out[expert])
 
     def sample_dropout_mask(self, num_assignments: int) -> Float[Tensor, "A F"] | None:
-        """Inverted dropout of every assignment's hidden values, 0 or 1 / (1 - dropout); None: nothing is left out."""
+        """Samples inverted dropout of the hidden values, 0 or 1 / (1 - dropout); None means no dropout."""
         if not (self.training and self.dropout):
             return None
         keep = 1 - self.dropout
@@ -114,7 +114,7 @@ class FeedForward(nn.Module):
         self.w_out = nn.Parameter(torch.empty(d_model, d_ff))
 
     def reset_parameters(self, generator: torch.Generator | None = None, out_scale: float = 1.0) -> None:
-        """As for `Experts`."""
+        """Initialises the weights as `Experts` does."""
         init_matrix(self.w_in, generator)
         init_matrix(self.w_out, generator, out_scale)
 

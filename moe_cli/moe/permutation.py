@@ -93,7 +93,7 @@ def position_in_expert(permutation: Permutation) -> Int[Tensor, " R"]:
 def sum_by_token(
     permutation: Permutation, rows: Float[Tensor, "R D"], weights: Tensor | None = None
 ) -> Float[Tensor, "T D"]:
-    """Each token's (weighted) sum of its rows; zero for a token without any."""
+    """Computes each token's (weighted) sum of its rows; zero for a token without rows."""
     if weights is not None:
         weights = weights.index_select(0, permutation.token_order)
     return F.embedding_bag(

@@ -16,12 +16,12 @@ from moe_cli.config.ranges import above, at_least
 
 @dataclass(frozen=True)
 class RoutingPolicy:
-    """Overrides, for one forward pass, how the model was trained to route.
+    """Overrides of the model's routing for one forward pass.
 
     Attributes:
-        top_k: K; None: as trained.
-        capacity_factor: None drops nothing; experts that choose their tokens then have the capacity of training.
-        drop: which assignments are dropped; None: `causal` in layers of causal models, else as trained.
+        top_k: K; None means as trained.
+        capacity_factor: None means no drops; experts that choose their tokens then have the capacity of training.
+        drop: the drop rule; None means `causal` in layers of causal models, else as trained.
 
     Raises:
         ConfigError: the capacity is not above 0.
@@ -37,20 +37,20 @@ class RoutingPolicy:
 
 @dataclass(frozen=True)
 class Routing:
-    """Every assignment a router made, in the order in which an expert's capacity is given out.
+    """Every assignment of a router, in the order in which an expert's capacity is filled.
 
     Attributes:
         logits: float32 scores of every token for every expert.
         probs: their softmax.
-        token_ids: int64, which token.
-        expert_ids: int64, which expert.
+        token_ids: int64, the token of each assignment.
+        expert_ids: int64, the expert of each assignment.
         weights: float32, the weight of the expert's output in the token's sum.
         kept: False where the expert was full; such an assignment contributes nothing.
-        clean_logits: the scores before a router's noise; None where there is none.
+        clean_logits: the scores before a router's noise; None means no noise.
         noise_std: the standard deviation of that noise.
-        router_loss: a loss of the router's own, already weighted; None where there is none.
-        num_null: how many of the E experts, the last ones, compute nothing (null experts).
-        rounds: passes over the tokens in this order, K where first choices of all tokens precede second ones.
+        router_loss: a loss of the router's own, already weighted; None means no such loss.
+        num_null: the number of null experts, which compute nothing; they are the last of the E experts.
+        rounds: passes over the tokens in this order, K if first choices of all tokens precede second ones.
     """
 
     logits: Float[Tensor, "T E"]
@@ -122,7 +122,7 @@ def without_null_experts(routing: Routing) -> Routing:
 
 
 def renormalise_kept(routing: Routing) -> Routing:
-    """The record in which the kept weights of a token sum to what all its weights summed to before drops."""
+    """Rescales the kept weights of each token to the sum of all its weights before drops."""
     sums = [
         routing.weights.new_zeros(routing.num_tokens).index_add(0, routing.token_ids, weights)
         for weights in (routing.weights, routing.weights * routing.kept)
@@ -183,12 +183,12 @@ def _to_null(routing: Routing) -> Bool[Tensor, " A"]:
 
 @dataclass(frozen=True)
 class Sequences:
-    """The sequences that the routed tokens belong to.
+    """The sequences of the routed tokens.
 
     Attributes:
-        number: of sequences.
-        length: positions of each, padding included.
-        mask: False for padding, which is not routed; None: there is none.
+        number: the number of sequences.
+        length: positions per sequence, padding included.
+        mask: False for padding, which is not routed; None means no padding.
     """
 
     number: int

@@ -61,10 +61,10 @@ def assignments_by_group(routing: Routing, groups: Int[Tensor, " T"], num_groups
 
 
 def specialisation(counts: Int[Tensor, "G E"]) -> float:
-    """Mutual information between group and expert, over its upper bound min(H(group), H(expert)); 0 to 1.
+    """Computes the mutual information between group and expert, over its upper bound min(H(group), H(expert)); 0 to 1.
 
-    0: the choice does not depend on the group, or there is but one group or one expert in use. 1: one decides the
-    other. From n counts it is about (G - 1)(E - 1) / (2 n) nats too high, so take n far above G E.
+    0 means that the choice does not depend on the group, or that only one group or one expert is used. 1 means that one
+    determines the other. From n counts it is about (G - 1)(E - 1) / (2 n) nats too high, so take n far above G E.
     """
     joint = counts.double() / counts.sum().clamp(min=1)
     entropies = [torch.special.entr(part).sum().item() for part in (joint.sum(1), joint.sum(0), joint)]

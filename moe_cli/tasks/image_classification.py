@@ -79,7 +79,7 @@ class ImagesTask:
         return F.cross_entropy(logits.float(), batch.labels), routings
 
     def score(self, model: nn.Module, batch: ImageBatch) -> EvalBatchResult:
-        """Returns the loss, and per bin of confidence the number of images, of correct ones, and the summed confidence."""
+        """Returns the loss, and per confidence bin the number of images, of correct ones, and the summed confidence."""
         logits, routings = model(batch.images)
         confidence, guess = logits.float().softmax(-1).max(-1)
         bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1

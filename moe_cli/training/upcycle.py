@@ -14,7 +14,7 @@ _NEW = ("router.", "shared_experts.", "shared_gate.")
 
 @torch.no_grad()
 def upcycle(model: nn.Module, source: Run) -> None:
-    """Copies the dense network of each layer into all its experts, and all other weights; routers stay initial.
+    """Copies the dense network of each layer into all its experts, and all other weights; routers stay new.
 
     Shared experts initially output zero, because their second matrix is zero. If the weights of a token's experts sum
     to 1, the model then initially computes the dense one's function.

@@ -72,13 +72,13 @@ def grouped_mm(
 
 @dataclass(frozen=True)
 class BackendQuery:
-    """The facts that decide the choice of a back end.
+    """The properties of a call that determine the back end.
 
     Attributes:
-        dtype: of the operands, after autocast's cast.
-        widths: of every row that is multiplied.
+        dtype: dtype of the operands, after autocast's cast.
+        widths: the widths of all rows that are multiplied.
         rows: assignments per expert, on average.
-        capability: of a GPU; (0, 0) for anything else.
+        capability: of a GPU; (0, 0) for any other device.
         compiling: whether torch.compile traces the call.
     """
 
@@ -112,13 +112,14 @@ def grouped_mm_supported(query: BackendQuery) -> bool:
 
 
 def choose_backend(query: BackendQuery) -> str:
-    """The fastest exact back end, `grouped_mm` or `loop`, as far as it was measured.
+    """Returns the fastest exact back end by measurement, `grouped_mm` or `loop`.
 
-    On a GPU the grouped product, where it is supported (not measured). On a CPU (one thread of a busy Zen 4, torch 2.13,
-    E from 8 to 1024, D from 64 to 128, forward and backward, medians of ratios of neighbouring rounds): in float32 the
-    grouped product took 0.73 to 0.94 of the loop's time at up to MAX_ROWS_GROUPED_MM_CPU rows per expert and 0.88 to 1.02
-    above, where the loop is preferred because it keeps less than half the memory; in bfloat16 0.42 to 0.92 at 4 to 1024
-    rows. torch.compile cannot trace the grouped product's sorting on a CPU: there the loop.
+    On a GPU it is the grouped product, where it is supported (not measured). On a CPU (one thread of a busy Zen 4,
+    torch 2.13, E from 8 to 1024, D from 64 to 128, forward and backward, medians of ratios of neighbouring rounds): in
+    float32 the grouped product took 0.73 to 0.94 of the loop's time at up to MAX_ROWS_GROUPED_MM_CPU rows per expert
+    and 0.88 to 1.02 above, where the loop is preferred because it keeps less than half the memory; in bfloat16 0.42 to
+    0.92 at 4 to 1024 rows. torch.compile cannot trace the grouped product's sorting on a CPU, so the loop is used
+    there.
     """
     if not grouped_mm_supported(query):
         return "loop"

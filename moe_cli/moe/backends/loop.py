@@ -23,11 +23,11 @@ CHUNK_ROWS = 512
 def loop(
     experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
-    """Sorted by expert, one matrix product per expert: the fast way on a CPU, and right on any device.
+    """Sorts rows by expert and computes one matrix product per expert: fast on a CPU, and correct on any device.
 
-    Kept for backward: x [T, D_in], the weights [A], the sorting, the first product [R, H] ([A, H] when compiled, where
-    the number of rows is not known beforehand), and the mask if there is one. The sorted input and the activation are
-    recomputed. The experts' outputs are not kept, because d(weight) = <dy W_out, hidden> does not need them.
+    Saved for backward: x [T, D_in], the weights [A], the sorting, the first product [R, H] ([A, H] when compiled,
+    because the number of rows is then unknown), and the mask if there is one. The sorted input and the activation are
+    recomputed. The experts' outputs are not saved, because d(weight) = <dy W_out, hidden> does not need them.
     """
     operands = cast_for_matmul(experts, x)
     if torch.compiler.is_compiling():
@@ -65,7 +65,7 @@ class SavedForBackward:
 
     Attributes:
         pre: the first product, in its first R rows.
-        mask: what the hidden values are multiplied by; None: by 1.
+        mask: factors of the hidden values; None means 1.
     """
 
     x: Float[Tensor, "T D_in"]
@@ -130,7 +130,7 @@ def _backward(
 
 
 class _ExpertsLoop(torch.autograd.Function):
-    """The loop for ordinary execution; see `loop` for what it keeps."""
+    """The loop for eager execution; see `loop` for the saved tensors."""
 
     @staticmethod
     def forward(

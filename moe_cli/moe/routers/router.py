@@ -65,7 +65,7 @@ class Router(nn.Module, ABC):
         """Initialises the weights; a router without a gate has none."""
 
     def after_step(self, assigned: Int[Tensor, " E"], num_tokens: int) -> None:
-        """Adapts what the router sets without a gradient, after an optimizer step with these assignments per expert."""
+        """Updates parameters without a gradient, after an optimizer step with these assignments per expert."""
 
 
 class GatedRouter(Router):
