@@ -56,7 +56,7 @@ def age(seconds: float) -> str:
 
 
 def parse_duration(text: str) -> float | None:
-    """The seconds in 30s, 10m, 2h, 1d or 1h30m; None for anything else, and for nothing at all."""
+    """Returns the seconds in 30s, 10m, 2h, 1d or 1h30m; None for anything else, and for nothing at all."""
     found = re.fullmatch(
         r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text.replace(" ", ""), re.ASCII
     )
@@ -86,7 +86,7 @@ def bars(load: Sequence[float], width: int, blocks: str = BARS) -> str:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """A block for each value, the lowest value lowest; beyond `width`, one for the mean of neighbours."""
+    """Returns a block for each value, the lowest value lowest; beyond `width`, one for the mean of neighbours."""
     if not values:
         return ""
     shown = values
@@ -116,7 +116,7 @@ def as_utf8(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with everything that could move a cursor, start a line or turn writing around shown as '?'."""
+    """Returns the text with everything that could move a cursor, start a line or turn writing around shown as '?'."""
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -202,7 +202,7 @@ TASK_REFERENCES = {
 
 
 def keys_of(*kinds: str) -> tuple[str, ...]:
-    """The keys of all metrics of these kinds."""
+    """Returns the keys of all metrics of these kinds."""
     return tuple(metric.key for metric in METRICS if metric.kind in kinds)
 
 
@@ -217,7 +217,7 @@ def layer_key(layer: int, name: str) -> str:
 
 
 def curve_title(curve_key: str) -> str:
-    """The title of a curve of metrics.jsonl."""
+    """Returns the title of a curve of metrics.jsonl."""
     part = " (part of the split)" if curve_key.startswith("val/") else ""
     return BY_CURVE_KEY[curve_key].title + part
 
@@ -260,7 +260,7 @@ def sees_later_tokens(drop: str) -> str:
 
 
 def format_task_metrics(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The task's own metrics among the values, such as `accuracy 31 %`."""
+    """Returns the task's own metrics among the values, such as `accuracy 31 %`."""
     known = {metric: values.get(prefix + name) for name, metric in TASK_METRICS.items()}
     return [
         f"{metric.label} {metric.write(value)}" for metric, value in known.items() if isinstance(value, int | float)
@@ -268,7 +268,7 @@ def format_task_metrics(values: Mapping[str, Any], prefix: str = "") -> list[str
 
 
 def format_references(values: Mapping[str, Any]) -> list[str]:
-    """The references of the task among the values, such as `RMSE of the mean 0.931`."""
+    """Returns the references of the task among the values, such as `RMSE of the mean 0.931`."""
     return [
         f"{label} {percent(values[name]) if form == 'percent' else format(values[name], 'z.3f')}"
         for name, (label, form) in TASK_REFERENCES.items()

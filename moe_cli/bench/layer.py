@@ -193,7 +193,7 @@ def _saved(candidate: Candidate, inputs: Inputs) -> int:
 
 
 def to_dicts(benchmark: LayerBenchmark) -> list[dict[str, object]]:
-    """The scores with plain keys, one object each, the dense network first."""
+    """Returns the scores with plain keys, one object each, the dense network first."""
     shape = benchmark.shape
     return [
         {

@@ -94,7 +94,7 @@ def check_comparable(config: RunConfig) -> None:
 
 
 def unused_settings_note(keys: Collection[str]) -> tuple[str, ...]:
-    """A note on the settings given that say nothing about a step on random tokens with AdamW."""
+    """Returns a note on the settings given that say nothing about a step on random tokens with AdamW."""
     used = ("train.batch_size", "train.threads", "train.device", "train")
     groups = ("data", "optim", "eval", "train")
     idle = sorted(key for key in keys if key.split(".")[0] in groups and key not in used)
@@ -170,7 +170,7 @@ def mixtral(config: RunConfig) -> nn.Module:
 
 
 def next_token_loss(logits: Float[Tensor, "B L V"], tokens: Int[Tensor, "B L1"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy in nats, in float32."""
+    """Computes the mean cross-entropy in nats, in float32."""
     return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
@@ -248,7 +248,7 @@ def _tokens(config: RunConfig, seed: int, device: str) -> Tensor:
 
 
 def step_to_dicts(benchmark: StepBenchmark) -> list[dict[str, object]]:
-    """The scores with plain keys, one object each."""
+    """Returns the scores with plain keys, one object each."""
     return [
         {
             "candidate": result.name, "params": result.num_params, "threads": benchmark.threads, "device": benchmark.device,

@@ -34,7 +34,7 @@ def layer_table(benchmark: LayerBenchmark) -> Table:
 
 
 def step_heading(benchmark: StepBenchmark) -> list[str]:
-    """The model and the batch."""
+    """Returns the model and the batch."""
     config, model = benchmark.config, benchmark.config.model
     return [
         f"{config.expert} experts, {config.k} chosen   {model.num_layers} layers   d_model {model.d_model}   "

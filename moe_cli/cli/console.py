@@ -53,7 +53,7 @@ def text_width(console: Console | None = None) -> int:
 
 
 def _environment() -> Mapping[str, str]:
-    """The environment with a COLUMNS and LINES that can be written in, or without them."""
+    """Returns the environment with a COLUMNS and LINES that can be written in, or without them."""
     found = dict(os.environ)
     for name in ("COLUMNS", "LINES"):
         value = found.pop(name, "")

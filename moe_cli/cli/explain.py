@@ -71,7 +71,10 @@ def explain(
 
 
 def _tokens(run: str, task: "TextTask", text: str) -> "list[TextToken]":
-    """The tokens of a text, as the model reads documents. Raises ConfigError: no tokenizer is known, or too many tokens."""
+    """Returns the tokens of a text, as the model reads documents.
+
+    Raises ConfigError: no tokenizer is known, or too many tokens.
+    """
     from moe_cli.errors import ConfigError
     from moe_cli.training.explain import TextToken, text_tokens
 
@@ -113,7 +116,7 @@ def _check(run: str, config: "RunConfig", layer: int | None) -> None:
 
 
 def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
-    """The evaluation settings of the run, with the overrides."""
+    """Returns the evaluation settings of the run, with the overrides."""
     from moe_cli.cli.evaluate import eval_config, eval_overrides
     from moe_cli.errors import ConfigError
 

@@ -137,7 +137,7 @@ def _routed(result: ExplainResult) -> str:
 
 
 def _layers(result: ExplainResult) -> list[str]:
-    """The parts of the model that are not shown: shared, null and other layers' experts."""
+    """Returns the parts of the model that are not shown: shared, null and other layers' experts."""
     model, found = result.config.model, result.found
     lines = []
     dense = model.num_layers - len(found.layers)
@@ -160,7 +160,7 @@ def _layers(result: ExplainResult) -> list[str]:
 
 
 def metric_rows(result: ExplainResult) -> tuple[list[str], list[list[str]]]:
-    """A row of metrics for each layer shown, under their labels."""
+    """Returns a row of metrics for each layer shown, under their labels."""
     rows = [
         [f"L{each.layer + 1}"]
         + [percent(each.measures[name]) if name == "dropped_fraction" else f"{each.measures[name]:.2f}" for name in SHOWN]
@@ -202,7 +202,7 @@ def page_content(result: ExplainResult, made: str) -> dict[str, object]:
 
 
 def format_token(token: "TextToken", ascii_only: bool = False) -> str:
-    """The token as it can be shown: a space as a mark, what has no width or moves a cursor as an escape."""
+    """Returns the token as it can be shown: a space as a mark, what has no width or moves a cursor as an escape."""
     if not token.part:
         return SEPARATOR
     if not token.text:
@@ -247,7 +247,7 @@ def colour(expert: int) -> str:
 
 
 def _text(result: ExplainResult, width: int, ascii_only: bool, most_tokens: int | None) -> list[Text]:
-    """The tokens in blocks as wide as the terminal; each window begins on a new line."""
+    """Returns the tokens in blocks as wide as the terminal; each window begins on a new line."""
     most = EXPERTS_PER_TOKEN_ALL if result.shown is None else EXPERTS_PER_TOKEN_ONE_LAYER
     columns = [
         _Column(format_token(token, ascii_only), tuple(layer.choices[place][:most] for layer in result.layers))

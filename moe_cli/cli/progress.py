@@ -251,7 +251,7 @@ def _dead(share: float | None) -> str:
 
 
 def _best_lines(best: Sequence[BestSoFar], size: int, width: int) -> list[Text]:
-    """A line for each budget and data set."""
+    """Returns a line for each budget and data set."""
     if not best:
         return []
     losses = [f"{each.loss.mean:z.3f}{_spread(each.loss)} {each.unit}" for each in best]
@@ -291,7 +291,7 @@ def failure_reason(each: RunStatus) -> str:
 
 
 def finished_line(each: RunStatus, label: str) -> Text:
-    """A run that is done or failed, on one line."""
+    """Returns a run that is done or failed, on one line."""
     if each.status == COMPLETED:
         result = "-" if each.val_loss is None else score(each.val_bpb, each.val_loss, _target(each.run))
         speed = "-" if each.tokens_per_second is None else count(each.tokens_per_second)

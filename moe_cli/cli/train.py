@@ -92,7 +92,7 @@ def _is_complete(console: "Console", config: "RunConfig", folder: Path, as_json:
 
 
 def _open_run(config: "RunConfig", folder: Path, force: bool) -> "Run":
-    """The run of this configuration; with `force` a new one. Raises RunBusy while the old one is at work."""
+    """Returns the run of this configuration; with `force` a new one. Raises RunBusy while the old one is at work."""
     from moe_cli.runs.folder import Run, open_or_create_run
     from moe_cli.sweeps.rerun import discard, outdated
 
@@ -206,7 +206,7 @@ def _run_nonzero_rank(outputs: Path) -> None:
 
 
 def _restarted_run(outputs: Path) -> "Run | None":
-    """The run that this process's job was at when one of its processes died, if that is why it starts."""
+    """Returns the run that this process's job was at when one of its processes died, if that is why it starts."""
     from moe_cli.distributed.launch import is_restart, job_id
     from moe_cli.runs.lookup import list_runs_by_age
 

@@ -25,6 +25,6 @@ def check_most(key: str, value: float, most: float) -> None:
 
 
 def shortened(value: object, most: int = 160) -> str:
-    """A value as an error shows it: within two lines of a terminal."""
+    """Returns a value as an error shows it: within two lines of a terminal."""
     text = str(value)
     return text if len(text) <= most else f"{text[: most - 40]}... ({len(text)} characters)"

@@ -154,7 +154,7 @@ class Composer:
             self.used[path] = None
 
     def _choices(self, group: str) -> list[str]:
-        """The files of a group; those that begin with `_` are bases of others."""
+        """Returns the files of a group; those that begin with `_` are bases of others."""
         folders = {path.parent.name for folder in self.folders for path in (folder / group).glob("*/*.yaml")}
         options = [*self.loader.get_group_options(group)]
         options += [f"{name}/{each}" for name in sorted(folders)
@@ -172,7 +172,10 @@ class Composer:
         return ""
 
     def _compose(self, *choices: str) -> dict[str, Any]:
-        """The tree of these choices, interpolations as they are written. Shared: to be copied before it is changed."""
+        """Returns the tree of these choices, interpolations as they are written.
+
+        Shared: to be copied before it is changed.
+        """
         try:
             tree = self.loader.load_configuration("config", list(choices), RunMode.RUN, from_shell=False)
         except Exception as error:
@@ -220,7 +223,7 @@ class Composer:
         return Axis(axis.key, tuple(found))
 
     def point(self, values: Mapping[str, Any]) -> Resolved:
-        """The configuration at one value per key.
+        """Returns the configuration at one value per key.
 
         Raises:
             ConfigError: an unknown key or choice, or values that cannot hold.
@@ -370,7 +373,7 @@ def _refers(text: str) -> bool:
 
 
 def _parts(group: str, choice: Any) -> list[Any]:
-    """The choices that one word names: `balance=switch+z` names two."""
+    """Returns the choices that one word names: `balance=switch+z` names two."""
     return choice.split("+") if group == "balance" and isinstance(choice, str) else [choice]
 
 
@@ -421,7 +424,7 @@ def execution_settings(words: Sequence[str]) -> dict[str, Any]:
 
 
 def carried_out(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """The configuration with another way to carry it out. Raises ConfigError when a value is wrong."""
+    """Returns the configuration with another way to carry it out. Raises ConfigError when a value is wrong."""
     values = config.to_dict()
     for key, value in settings.items():
         group, _, name = key.rpartition(".")

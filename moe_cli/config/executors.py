@@ -106,7 +106,7 @@ def split_executor(
 
 
 def load_executor(words: Sequence[str], name: str | None = None, config_dir: Path | None = None) -> Executor:
-    """The executor that `--executor NAME` and words such as `executor.cpus=4` describe; local without any.
+    """Returns the executor that `--executor NAME` and words such as `executor.cpus=4` describe; local without any.
 
     Raises:
         ConfigError: no such executor or setting, or a value out of range.

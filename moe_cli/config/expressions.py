@@ -172,7 +172,7 @@ def all_hold(conditions: Collection[Expression], values: Mapping[str, Any]) -> b
 
 
 def parse_expression(text: str) -> Expression:
-    """The condition written in `text`.
+    """Returns the condition written in `text`.
 
     Raises:
         ConfigError: it cannot be read, or holds more than comparisons, and, or, not, in, + - * /, names and values.

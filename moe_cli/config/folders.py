@@ -67,7 +67,7 @@ def find_user_conf(config_dir: Path | None) -> UserConf:
 
 
 def _foreign_file(folder: Path) -> str | None:
-    """A file in one of the groups that is not a choice of that group."""
+    """Returns a file in one of the groups that is not a choice of that group."""
     settings = {field.name for field in dataclasses.fields(TrainConfig)} | {"defaults"}
     for group in GROUPS[:-1]:
         names = names_of_variants(RunConfig, group)

@@ -10,7 +10,7 @@ MAX_COUNT = 2**31 - 1
 
 
 def show(value: Any) -> str:
-    """A value as a user types it: null, true, 0.5, text."""
+    """Returns a value as a user types it: null, true, 0.5, text."""
     if value is None:
         return "null"
     if isinstance(value, bool):

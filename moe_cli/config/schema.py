@@ -303,7 +303,7 @@ class RunConfig(Settings):
 
     @property
     def eval_drop(self) -> str:
-        """The drop policy at evaluation; of an encoder and decoder, that of the decoder."""
+        """Returns the drop policy at evaluation; of an encoder and decoder, that of the decoder."""
         return self.eval.drop or ("causal" if self.model.causal else self.drop or "position")
 
     @property
@@ -417,7 +417,7 @@ def _value(value: Any) -> Any:
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
-    """The configuration stored in a run folder's config.json.
+    """Returns the configuration stored in a run folder's config.json.
 
     Raises:
         ConfigError: a key or value this version does not know.

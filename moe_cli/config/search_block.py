@@ -69,7 +69,7 @@ def _parts(content: Any, known: tuple[str, ...] | None, what: str) -> Mapping[An
 
 
 def one_of(name: str, given: Any, choices: tuple[str, ...]) -> str | None:
-    """The choice, or None if none is made. Raises ConfigError when it is not one of them."""
+    """Returns the choice, or None if none is made. Raises ConfigError when it is not one of them."""
     if given is not None and given not in choices:
         raise ConfigError(
             f"{name} {show(given)} is not one of: {', '.join(choices)}.{did_you_mean(show(given), choices)}"
@@ -100,7 +100,7 @@ def _domain(key: str, given: Any) -> Domain:
 
 
 def checked(name: str, interval: Interval) -> Interval:
-    """The interval. Raises ConfigError when nothing can be drawn from it."""
+    """Returns the interval. Raises ConfigError when nothing can be drawn from it."""
     if not interval.low < interval.high:
         raise ConfigError(f"{name}: low {interval.low:g} is not below high {interval.high:g}.")
     if interval.log and interval.low <= 0:

@@ -86,7 +86,7 @@ class Block:
         return math.prod(len(dimension.options) for dimension in self.dimensions)
 
     def settings(self) -> Iterator[dict[str, Any]]:
-        """The values of each point."""
+        """Yields the values of each point."""
         for options in product(*(dimension.options for dimension in self.dimensions)):
             yield {key: value for option in options for key, value in option.items()}
 
@@ -152,7 +152,10 @@ def _known_parts(content: Any, known: Sequence[str], what: str) -> dict[str, Any
 
 
 def _read(composer: Composer, name: str) -> tuple[Path, Any]:
-    """The file conf/sweep/NAME.yaml that is used, and its content. Raises ConfigError where it cannot be read."""
+    """Returns the file conf/sweep/NAME.yaml that is used, and its content.
+
+    Raises ConfigError where it cannot be read.
+    """
     file = next((path for folder in composer.folders if (path := folder / "sweep" / f"{name}.yaml").is_file()), None)
     if file is None:
         raise ConfigError(f"defaults: there is no conf/sweep/{name}.yaml.")
@@ -177,7 +180,7 @@ def _with_bases(composer: Composer, content: Any) -> Any:
 
 
 def _with_preset(parts: dict[str, Any], name: str, preset: str) -> dict[str, Any]:
-    """The parts with those of the preset instead; of `grid`, `set` and `search`, key by key."""
+    """Returns the parts with those of the preset instead; of `grid`, `set` and `search`, key by key."""
     presets = parts.pop("presets", {})
     if not isinstance(presets, dict) or SMALLEST in presets:
         raise ConfigError(f"presets must hold names and what they change; '{SMALLEST}' is what the file itself says.")
@@ -218,7 +221,7 @@ def _blocks(composer: Composer, parts: dict[str, Any]) -> tuple[Block, ...]:
 
 
 def _block(composer: Composer, parts: dict[str, Any]) -> Block:
-    """The block that `grid`, `zip`, `points`, `set`, `match`, `budget` and `where` describe."""
+    """Returns the block that `grid`, `zip`, `points`, `set`, `match`, `budget` and `where` describe."""
     where: dict[str, str] = {}
     dimensions = []
     for part, found in (("set", _fixed(parts)), ("grid", _grid(composer, parts)), ("zip", _zip(parts)),
@@ -235,7 +238,7 @@ def _block(composer: Composer, parts: dict[str, Any]) -> Block:
 
 
 def _search(parts: Mapping[str, Any]) -> SearchBlock | None:
-    """The part `search`. Raises ConfigError when it is of another shape."""
+    """Returns the part `search`. Raises ConfigError when it is of another shape."""
     return parse_search(parts["search"]) if "search" in parts else None
 
 
@@ -304,7 +307,7 @@ def _values(composer: Composer, key: str, given: Any) -> tuple[Any, ...]:
 
 
 def discrete(composer: Composer, axis: Axis) -> Axis:
-    """The axis with values for a glob. Raises ConfigError for an interval: only a search draws from one."""
+    """Returns the axis with values for a glob. Raises ConfigError for an interval: only a search draws from one."""
     if isinstance(axis.values[0], Interval):
         raise ConfigError(
             f"'{axis}' is an interval, from which only a search draws: --sampler. Or write: {axis.key}=1,2,4"

@@ -64,7 +64,7 @@ class SpanCorruption(_Task):
 
     @property
     def special_tokens(self) -> int:
-        """The sentinels, and the token before the first of the decoder."""
+        """Returns the sentinels, and the token before the first of the decoder."""
         return self.num_sentinels + 1
 
     def spans(self, window: int) -> tuple[int, int]:

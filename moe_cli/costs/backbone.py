@@ -172,7 +172,7 @@ def _attention_widths(model: TransformerConfig) -> tuple[int, int, int]:
 
 
 def _attention_shapes(model: TransformerConfig) -> list[tuple[int, int]]:
-    """The matrices of one layer's attention, rows by columns."""
+    """Returns the matrices of one layer's attention, rows by columns."""
     width = model.d_model
     queries, keys, values = _attention_widths(model)
     if model.kv_lora_rank is None:

@@ -79,7 +79,7 @@ class Cost:
 
     @property
     def flops_per_step(self) -> int:
-        """An optimizer step: model and optimizer."""
+        """Returns an optimizer step: model and optimizer."""
         return self.model_flops_per_token * self.tokens_per_step + self.optimizer_flops_per_step
 
     @property

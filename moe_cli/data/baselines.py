@@ -73,7 +73,7 @@ def _merged(
 
 
 def gzip_bits_per_byte(val: Tokens, tokenizer: Tokenizer) -> float:
-    """The size of the text under `gzip -9`, in bits per byte."""
+    """Returns the size of the text under `gzip -9`, in bits per byte."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     packed = num_bytes = 0
     for block in blocks(val):

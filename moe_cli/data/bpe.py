@@ -54,12 +54,12 @@ class SubwordTokenizer:
 
     @cached_property
     def _table(self) -> list[bytes]:
-        """The bytes of each id."""
+        """Returns the bytes of each id."""
         return _token_bytes(self._library, json.loads(self.json), self.vocab_size, self.separator)
 
     @cached_property
     def separator(self) -> int:
-        """The token between documents, which counts as one byte as in every other tokenizer.
+        """Returns the token between documents, which counts as one byte as in every other tokenizer.
 
         Raises:
             DataError: the vocabulary has none.
@@ -77,7 +77,7 @@ class SubwordTokenizer:
         )
 
     def encode(self, text: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """The tokens of the bytes from `start` to `stop`, without a character that is cut in two."""
+        """Returns the tokens of the bytes from `start` to `stop`, without a character that is cut in two."""
         encoding = self._encode(self._library.encode_batch_fast, slice_utf8(text, start, stop))
         return np.array(encoding.ids, np.min_scalar_type(self.vocab_size - 1))
 
@@ -106,7 +106,7 @@ class SubwordTokenizer:
         return encoding
 
     def token_ends(self, text: str) -> list[int]:
-        """The place in the text behind each token's characters, whatever the tokenizer makes of them."""
+        """Returns the place in the text behind each token's characters, whatever the tokenizer makes of them."""
         return [end for _, end in self._encode(self._library.encode_batch, text).offsets]
 
     def to_bytes(self, ids: Iterable[int]) -> bytes:
@@ -132,7 +132,7 @@ class SubwordTokenizer:
 
 
 def slice_utf8(text: str, start: int, stop: int | None) -> str:
-    """The characters that lie whole in the bytes from `start` to `stop`."""
+    """Returns the characters that lie whole in the bytes from `start` to `stop`."""
     if start == 0 and stop is None:
         return text
     return text.encode()[start:stop].decode(errors="ignore")
@@ -204,7 +204,7 @@ def _content(path: str) -> str:
 
 
 def _parsed(name: str, text: str) -> Any:
-    """The library's own object; text that looks like a special token is text to it."""
+    """Returns the library's own object; text that looks like a special token is text to it."""
     library = tokenizers_library()
     if reason := hazard(json.loads(text)):
         raise DataError(f"data.tokenizer={name} is not used: {reason}.")
@@ -245,7 +245,7 @@ def _token_bytes(library: Any, content: dict[str, Any], vocab_size: int, separat
 
 
 def _byte_alphabet() -> dict[str, bytes]:
-    """The sign that GPT-2 writes for each byte: itself where it is printable, else the next from 256 on."""
+    """Returns the sign that GPT-2 writes for each byte: itself where it is printable, else the next from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     signs = {chr(byte): bytes([byte]) for byte in printable}
     rest = (byte for byte in range(256) if byte not in printable)

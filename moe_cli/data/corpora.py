@@ -55,7 +55,7 @@ class Corpus:
 
     @cached_property
     def val(self) -> Tokens:
-        """The validation split; or the test split where models are judged by that."""
+        """Returns the validation split; or the test split where models are judged by that."""
         return self._tokens(f"{self.eval_split}_shards")
 
     @cached_property
@@ -78,7 +78,7 @@ class Corpus:
 
     @cached_property
     def domain_ids(self) -> NDArray[np.int64]:
-        """The domain of each document, as a place in meta["domains"]."""
+        """Returns the domain of each document, as a place in meta["domains"]."""
         return np.memmap(self.folder / "domains.bin", np.int64, mode="r")
 
     def document_starts(self, split: Tokens) -> NDArray[np.int64]:
@@ -88,7 +88,7 @@ class Corpus:
         return np.unique(np.append(self.starts[inside] - first, 0))
 
     def domain_ids_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The domains of tokens of `val`; a separator belongs to the document before."""
+        """Returns the domains of tokens of `val`; a separator belongs to the document before."""
         if len(self.meta["domains"]) == 1:
             return np.zeros(len(places), np.int64)
         documents = np.searchsorted(self.starts, places + self._val_offset, side="right") - 1

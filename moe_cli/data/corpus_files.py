@@ -49,7 +49,7 @@ class CorpusSource:
 
 
 def source(data: CorpusData) -> str:
-    """The data as the user gave them, for messages."""
+    """Returns the data as the user gave them, for messages."""
     return (
         f"data.path={data.path}"
         if isinstance(data, TextFilesConfig | TokenFilesConfig | HubConfig)
@@ -89,7 +89,7 @@ def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> CorpusSour
 
 
 def _inside(name: Path) -> Path:
-    """The name of a file in the folder of its split."""
+    """Returns the name of a file in the folder of its split."""
     return Path(*name.parts[1:]) if len(name.parts) > 1 else name
 
 
@@ -99,5 +99,5 @@ def hash_shuffled(names: Iterable[Path]) -> list[Path]:
 
 
 def domain_of(name: Path, top: str) -> str:
-    """The first folder a file lies in; `top` if in none."""
+    """Returns the first folder a file lies in; `top` if in none."""
     return name.parts[0] if len(name.parts) > 1 else top

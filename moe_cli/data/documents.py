@@ -54,7 +54,7 @@ def has_records(path: Path) -> bool:
 
 
 def read_documents(path: Path, field: str | None) -> Iterator[Document]:
-    """The documents of a file: its text, or the `field` of each record.
+    """Yields the documents of a file: its text, or the `field` of each record.
 
     Raises:
         NotText: the file is empty or not UTF-8; found while its pieces are taken.
@@ -72,7 +72,7 @@ def read_documents(path: Path, field: str | None) -> Iterator[Document]:
 
 
 def _ending(path: Path) -> str:
-    """The last part of the name, that of the compression left out."""
+    """Returns the last part of the name, that of the compression left out."""
     return (path.with_suffix("") if path.suffix.lower() in _OPENERS else path).suffix.lower()
 
 
@@ -125,7 +125,7 @@ def other_format(path: Path, head: bytes) -> str | None:
 
 
 def _decoded(decoder: codecs.IncrementalDecoder, chunk: bytes, position: int) -> str:
-    """The next piece; b"" ends the text. `position` is that of the chunk in the file."""
+    """Returns the next piece; b"" ends the text. `position` is that of the chunk in the file."""
     begin = position - len(decoder.getstate()[0])
     try:
         return decoder.decode(chunk, final=not chunk)
@@ -144,7 +144,7 @@ def _json(path: Path, field: str) -> Iterator[str]:
 
 
 def _json_list(path: Path, field: str, pieces: Iterator[str]) -> Iterator[str]:
-    """The records of a list that has been opened; no more than one of them and a piece are in memory."""
+    """Yields the records of a list that has been opened; no more than one of them and a piece are in memory."""
     decode, text, place, number, enough = json.JSONDecoder().raw_decode, "", 0, 0, 0
     for piece in chain(pieces, [None]):
         text, place = text[place:] + (piece or ""), 0

@@ -61,7 +61,7 @@ class DataFiles:
 
     @property
     def notes(self) -> list[str]:
-        """A line for each reason why something is left out."""
+        """Returns a line for each reason why something is left out."""
         lines = [f"left out {reason}: {_listed(names)}" for reason, names in self.left_out.items()]
         return lines + [f"data.exclude={pattern} leaves nothing out" for pattern in self.idle]
 

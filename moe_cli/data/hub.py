@@ -103,7 +103,7 @@ def _open_split(data: HubConfig) -> Any:
 
 
 def _reader(data: HubConfig) -> tuple[str, dict[str, Any]]:
-    """A name on the hub or a folder as they are; a single file by the reader of its kind."""
+    """Returns a name on the hub or a folder as they are; a single file by the reader of its kind."""
     path = data.path or ""
     if not is_local(path) or Path(path).is_dir():
         return path, {}

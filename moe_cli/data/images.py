@@ -71,7 +71,7 @@ class Images:
 
     @cached_property
     def val(self) -> LabelledImages:
-        """The validation split; or the test split where models are judged by that."""
+        """Returns the validation split; or the test split where models are judged by that."""
         return self._split(self.eval_split)
 
     def _split(self, name: str) -> LabelledImages:
@@ -129,7 +129,7 @@ def _build(data: ImageData, found: DataFiles | None, folder: Path) -> None:
 
 
 def _read(data: ImageData, found: DataFiles | None) -> tuple[dict[str, LabelledImages], list[str]]:
-    """The splits, and the names of the classes."""
+    """Returns the splits, and the names of the classes."""
     if isinstance(data, FashionMnistConfig):
         return {**split_images(_idx(data, "train"), data.val_fraction), "test": _idx(data, "t10k")}, list(FASHION)
     if isinstance(data, ImageFolderConfig):
@@ -273,7 +273,7 @@ def _unheeded_names(data: ImageData, found: DataFiles | None) -> str | None:
 
 
 def _eight_bits(image: Any) -> Any:
-    """The image with values up to 255, which those of 16 bits are brought to."""
+    """Returns the image with values up to 255, which those of 16 bits are brought to."""
     from PIL import Image
 
     if not image.mode.startswith("I"):

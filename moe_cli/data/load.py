@@ -21,7 +21,10 @@ SIZES = tuple(f"{split}_{unit}" for split in SPLITS for unit in ("tokens", "imag
 
 
 def load_data(data: DataConfig, context_length: int, outputs: Path, build: bool = True) -> Data:
-    """The data of a configuration, built in outputs/.cache if they are not there; see `load_corpus`. Raises DataError."""
+    """Returns the data of a configuration, built in outputs/.cache if they are not there; see `load_corpus`.
+
+    Raises DataError.
+    """
     cache = guard(outputs) / ".cache"
     if isinstance(data, ImageData):
         return load_images(data, cache / "images", outputs)

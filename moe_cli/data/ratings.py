@@ -64,7 +64,7 @@ class Ratings:
 
     @cached_property
     def val(self) -> Pairs:
-        """The validation split; or the test split where models are judged by that."""
+        """Returns the validation split; or the test split where models are judged by that."""
         return self._split(self.eval_split)
 
     @cached_property
@@ -176,7 +176,7 @@ def rating_baselines(
 
 
 def rmse(errors: NDArray[np.float64]) -> float:
-    """The root of the mean square."""
+    """Returns the root of the mean square."""
     return float(np.sqrt(np.mean(errors**2)))
 
 

@@ -97,7 +97,7 @@ class Tokens:
         return list(self)
 
     def locate(self, place: int) -> tuple[Path, int]:
-        """The file that holds the token at `place`, and the byte where it begins there."""
+        """Returns the file that holds the token at `place`, and the byte where it begins there."""
         ((number, first, _),) = self._slices_in(place, place + 1)
         shard = self.shards[number]
         return shard.path, shard.first_byte + first * self.dtype.itemsize
@@ -115,7 +115,7 @@ class Tokens:
             mapped.file.madvise(mmap.MADV_DONTNEED)
 
     def _slices_in(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """The shards that tokens lie in, each with the part of it."""
+        """Yields the shards that tokens lie in, each with the part of it."""
         number = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
             end, size = int(self._ends[number]), self.shards[number].num_tokens
@@ -124,7 +124,7 @@ class Tokens:
             start, number = last, number + 1
 
     def _checked_map(self, number: int) -> _Mapped:
-        """A mapped shard. Its size is looked at each time: to read behind the end of a file kills a process."""
+        """Returns a mapped shard. Its size is looked at each time: to read behind the end of a file kills a process."""
         mapped = self._mapped(number)
         if mapped.file.size() < mapped.num_bytes:
             raise _truncated_error(self.shards[number].path, mapped.file.size(), mapped.num_bytes)
@@ -158,7 +158,7 @@ def _truncated_error(path: Path, num_bytes: int, wanted: int) -> DataError:
 
 
 def slice_shards(shards: Sequence[Shard], start: int, stop: int, itemsize: int) -> list[Shard]:
-    """The tokens from `start` to `stop` of shards that follow each other."""
+    """Returns the tokens from `start` to `stop` of shards that follow each other."""
     parts, passed = [], 0
     for shard in shards:
         first, last = max(start - passed, 0), min(stop - passed, shard.num_tokens)

@@ -44,7 +44,7 @@ class FeistelPermutation:
 
 
 def _mix(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014), on values set apart by a key."""
+    """Returns the finaliser of splitmix64 (Steele, Lea and Flood, 2014), on values set apart by a key."""
     values = values * np.uint64(0x9E3779B97F4A7C15) + key
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -76,7 +76,7 @@ class ExampleOrder:
         self._order = lru_cache(maxsize=2)(lambda epoch: epoch_order(seed, epoch, num_examples, 1).windows)
 
     def batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> NDArray[np.int64]:
-        """The examples of the `part`-th of `parts` equal parts of the `index`-th batch of `size`."""
+        """Returns the examples of the `part`-th of `parts` equal parts of the `index`-th batch of `size`."""
         share = size // parts
         first = index * size + part * share
         epochs, places = np.divmod(np.arange(first, first + share), self.num_examples)

@@ -111,7 +111,7 @@ class _Content:
 
 
 def _content(data: TokenFilesConfig, path: Path) -> _Content:
-    """The tokens of a file, by its header if it has one. Raises DataError."""
+    """Returns the tokens of a file, by its header if it has one. Raises DataError."""
     if path.suffix.lower() in PACKED:
         raise DataError(f"{path} is packed, and token files are read in place. Unpack it.")
     with open_file(path) as file:
@@ -131,7 +131,7 @@ def _content(data: TokenFilesConfig, path: Path) -> _Content:
 
 
 def _npy_content(data: TokenFilesConfig, path: Path, file: IO[bytes], size: int) -> _Content:
-    """The tokens of a file that numpy.save wrote."""
+    """Returns the tokens of a file that numpy.save wrote."""
     file.seek(0)
     try:
         version = np.lib.format.read_magic(file)

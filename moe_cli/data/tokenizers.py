@@ -27,7 +27,7 @@ class ByteTokenizer:
         return 0
 
     def encode(self, text: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
-        """The tokens of the bytes from `start` to `stop`."""
+        """Returns the tokens of the bytes from `start` to `stop`."""
         return np.frombuffer(text.encode(), dtype=np.uint8)[start:stop]
 
     def to_bytes(self, ids: Iterable[int]) -> bytes:
@@ -105,7 +105,7 @@ def make_tokenizer(name: str, alphabet: Iterable[str]) -> ByteTokenizer | CharTo
 
 
 def load_tokenizer(content: dict[str, Any]) -> Tokenizer:
-    """The inverse of `to_dict`."""
+    """Returns the inverse of `to_dict`."""
     if "json" in content:
         return SubwordTokenizer(**content)
     return ByteTokenizer() if content["name"] == "bytes" else CharTokenizer(content["alphabet"])

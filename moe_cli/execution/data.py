@@ -25,7 +25,7 @@ def check_same_data(run: Run, state: dict[str, Any], corpus: Data) -> None:
 
 
 def load_run_data(config: RunConfig, outputs: Path) -> Data:
-    """The data of a configuration, built under outputs/.cache if they are not there. Raises DataError."""
+    """Returns the data of a configuration, built under outputs/.cache if they are not there. Raises DataError."""
     return load_data(config.data, config.model.context_length, outputs)
 
 

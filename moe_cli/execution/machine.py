@@ -89,7 +89,10 @@ def _cpu_ticks() -> tuple[int, int]:
 
 
 def pick_device(name: str, key: str = "train.device=") -> Any:
-    """The torch device of train.device, or of the option `key`. Raises MoeError when it is unknown or not there."""
+    """Returns the torch device of train.device, or of the option `key`.
+
+    Raises MoeError when it is unknown or not there.
+    """
     import torch
 
     if name in ("auto", "cuda") and torch.cuda.is_available() and is_distributed():
@@ -123,7 +126,7 @@ def count_cores() -> int:
 
 
 def _own_cores() -> Collection[int]:
-    """The numbers of the cores that this process may run on."""
+    """Returns the numbers of the cores that this process may run on."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 
@@ -218,7 +221,7 @@ def total_memory_bytes() -> int | None:
 
 
 def resident_bytes(pid: int) -> int:
-    """The main memory a process holds; 0 where the system does not tell."""
+    """Returns the main memory a process holds; 0 where the system does not tell."""
     try:
         with open(f"/proc/{pid}/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -227,7 +230,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def _number_after(path: str, word: str = "") -> int | None:
-    """The first number of a file, or of its line that begins with a word."""
+    """Returns the first number of a file, or of its line that begins with a word."""
     try:
         with open(path, encoding="ascii") as file:
             return next(int(line.removeprefix(word).split()[0]) for line in file if line.startswith(word))
@@ -249,7 +252,7 @@ def code_version(meta: Mapping[str, Any] | None = None) -> tuple[str | None, str
 
 
 def peak_memory_bytes() -> int:
-    """The most main memory this process has held."""
+    """Returns the most main memory this process has held."""
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

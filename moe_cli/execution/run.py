@@ -73,7 +73,10 @@ def run_launched(run: Run, words: Sequence[str], config: RunConfig) -> Run:
 
 
 def with_launched_world_size(config: RunConfig) -> RunConfig:
-    """The configuration for the processes that a launcher has started, if one has. Raises ConfigError: it cannot be."""
+    """Returns the configuration for the processes that a launcher has started, if one has.
+
+    Raises ConfigError: it cannot be.
+    """
     return replace(config, launch=replace(config.launch, num_processes=world_size())) if is_distributed() else config
 
 
@@ -154,7 +157,7 @@ def _leave_process_group() -> None:
 
 
 def _load_data_rank0_first(config: RunConfig, outputs: Path) -> Data:
-    """The corpus, made by the first process where it has to be made."""
+    """Returns the corpus, made by the first process where it has to be made."""
     from moe_cli.distributed import collectives
 
     if collectives.rank() == 0:

@@ -12,7 +12,7 @@ from moe_cli.runs.folder import Run
 
 
 def with_decided_precision(run: Run, config: RunConfig, device: Any) -> RunConfig:
-    """The configuration with its precision decided: where the run first started, and kept from then on.
+    """Returns the configuration with its precision decided: where the run first started, and kept from then on.
 
     The configuration of the run folder keeps `auto`: a sweep names its runs before the device of each is known.
     """

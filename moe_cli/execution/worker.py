@@ -25,7 +25,7 @@ PARENT_PID_ENV = "MOE_PARENT"
 
 
 def main(run_folder: str, outputs: str) -> int:
-    """A sweep's worker. Its exit code: DONE, WRONG with the reason in the folder, STOPPED, FULL or BUSY."""
+    """Returns a sweep's worker. Its exit code: DONE, WRONG with the reason in the folder, STOPPED, FULL or BUSY."""
     run = Run(Path(run_folder))
     try:
         run_one(run, Path(outputs))

@@ -84,7 +84,7 @@ def _open(path: str, flags: int) -> int:
 
 
 def read_bytes(path: Name, max_bytes: int = MAX_BYTES) -> bytes:
-    """The content of a regular file. Raises FileNotFoundError, Unreadable."""
+    """Returns the content of a regular file. Raises FileNotFoundError, Unreadable."""
     with open_regular(path, max_bytes) as file:
         try:
             size = os.fstat(file.fileno()).st_size
@@ -99,7 +99,7 @@ def read_bytes(path: Name, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
-    """The JSON object in `content`, with finite numbers and bounded depth. Raises Unreadable."""
+    """Returns the JSON object in `content`, with finite numbers and bounded depth. Raises Unreadable."""
     found = parse_json(content)
     if not isinstance(found, dict):
         raise Unreadable(f"is JSON, but no object: {type(found).__name__}")
@@ -107,7 +107,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
 
 
 def parse_json(content: bytes) -> Any:
-    """The JSON in `content`, with finite numbers and bounded depth. Raises Unreadable."""
+    """Returns the JSON in `content`, with finite numbers and bounded depth. Raises Unreadable."""
     try:
         found = _DECODER.decode(content.decode())
     except RecursionError:
@@ -151,7 +151,7 @@ def _check_value(value: Any) -> None:
 
 
 def read_json(path: Name, max_bytes: int = MAX_BYTES) -> dict[str, Any] | None:
-    """The object in a file; None when it is absent or, which is noted, cannot be used."""
+    """Returns the object in a file; None when it is absent or, which is noted, cannot be used."""
     try:
         content = parse_object(read_bytes(path, max_bytes))
     except FileNotFoundError:
@@ -209,7 +209,7 @@ def _records(path: Name, file: IO[bytes], last_bytes: int | None) -> Iterator[di
 
 
 def time_in(value: Any) -> float | None:
-    """The value if it is a time that a clock may have said, in seconds since 1970."""
+    """Returns the value if it is a time that a clock may have said, in seconds since 1970."""
     known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MAX_TIME
     return float(value) if known else None
 
@@ -230,7 +230,7 @@ def note_unreadable(path: Name, why: str, label: str = "unreadable") -> None:
 
 
 def noted() -> list[str]:
-    """A line for each that was noted since the last `forget_notes`, such as unreadable: FILE is empty."""
+    """Returns a line for each that was noted since the last `forget_notes`, such as unreadable: FILE is empty."""
     return [f"{label}: {path} {why}" for path, (label, why) in _notes.items()]
 
 

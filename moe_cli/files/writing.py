@@ -266,7 +266,7 @@ def delete_abandoned(parent: Path, pattern: str, is_free: Callable[[Path], bool]
 
 
 def abandoned(parent: Path, pattern: str = f".*{TEMPORARY}") -> list[Path]:
-    """The temporary files and folders in a folder that no living process holds."""
+    """Returns the temporary files and folders in a folder that no living process holds."""
     return [path for path in sorted(parent.glob(pattern)) if _is_abandoned(path)]
 
 

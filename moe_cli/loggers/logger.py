@@ -101,7 +101,7 @@ def last_steps(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def results(summary: Mapping[str, Any] | None) -> dict[str, float]:
-    """The numbers of a summary, under names that no curve has."""
+    """Returns the numbers of a summary, under names that no curve has."""
     return {f"summary/{key}": value for key, value in numbers(summary or {}).items()}
 
 

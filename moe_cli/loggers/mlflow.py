@@ -121,7 +121,7 @@ class MLflowLogger:
             raise
 
     def _found(self) -> str | None:
-        """The run that is there from before, unless it was deleted or is in another place."""
+        """Returns the run that is there from before, unless it was deleted or is in another place."""
         assert self.client is not None
         run_id = load_external_id(self.context.run, "mlflow")
         try:

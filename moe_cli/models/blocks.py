@@ -243,7 +243,7 @@ def attention_dropout(model: TransformerConfig) -> float:
 
 
 def make_norm(model: TransformerConfig) -> nn.Module:
-    """A norm with a scale for each value and no bias."""
+    """Returns a norm with a scale for each value and no bias."""
     return nn.RMSNorm(model.d_model) if model.norm == "rms" else nn.LayerNorm(model.d_model, bias=False)
 
 

@@ -107,7 +107,7 @@ def _squared_norms(rows: Float[Tensor, "B 2 N"]) -> Float[Tensor, " B"]:
 
 
 def _make_layer(config: RunConfig, sparse: bool, vocab_size: int) -> MoELayer | SoftMoELayer | FeedForward:
-    """A layer of experts with a gate for each task, or a dense one."""
+    """Returns a layer of experts with a gate for each task, or a dense one."""
     if not sparse:
         return make_dense_layer(config.model)
     layer = make_moe_layer(config, vocab_size)

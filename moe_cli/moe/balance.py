@@ -57,12 +57,15 @@ def _counts_per_sequence(routing: Routing, num_sequences: int) -> Int[Tensor, "S
 
 
 def router_z_loss(logits: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
-    """Mean squared log-sum-exp of the gate's logits, eq. 5 of ST-MoE, arXiv:2202.08906; (ln E)^2 for zero logits."""
+    """Computes the mean squared log-sum-exp of the gate's logits, eq.
+
+    5 of ST-MoE, arXiv:2202.08906; (ln E)^2 for zero logits.
+    """
     return _mean_over_tokens(logits.logsumexp(-1).square())
 
 
 def _mean_over_tokens(values: Float[Tensor, "T *rest"]) -> Float[Tensor, "*rest"]:
-    """The mean over the first dimension; 0 without tokens."""
+    """Returns the mean over the first dimension; 0 without tokens."""
     return values.sum(0) / max(1, len(values))
 
 

@@ -42,7 +42,7 @@ def expert_activation(pre: Float[Tensor, "... H"], kind: str, activation: str) -
 def expert_activation_backward(
     grad: Float[Tensor, "... F"], pre: Float[Tensor, "... H"], kind: str, activation: str
 ) -> Float[Tensor, "... H"]:
-    """The gradient of `expert_activation` with respect to `pre`."""
+    """Returns the gradient of `expert_activation` with respect to `pre`."""
     act = ACTIVATIONS[activation]
     if kind == "glu":
         gate, up = pre.chunk(2, dim=-1)

@@ -123,7 +123,7 @@ GATES = {"linear": LinearGate, "cosine": CosineGate, "mlp": MlpGate}
 
 
 def make_gate(score: str, d_model: int, num_experts: int, experts: Experts | None) -> nn.Module:
-    """The gate of a name; `experts` are those whose activations score=activation reads."""
+    """Returns the gate of a name; `experts` are those whose activations score=activation reads."""
     if score == "activation":
         assert experts is not None
         return ActivationGate(experts)

@@ -75,12 +75,12 @@ class Routing:
 
     @cached_property
     def tokens_per_expert(self) -> Int[Tensor, " E"]:
-        """Assignments to each expert, null ones too, before drops: T * K in all when each token chooses K."""
+        """Returns assignments to each expert, null ones too, before drops: T * K in all when each token chooses K."""
         return torch.bincount(self.expert_ids, minlength=self.num_experts)
 
     @cached_property
     def kept_per_expert(self) -> Int[Tensor, " E"]:
-        """Assignments that each expert kept."""
+        """Returns assignments that each expert kept."""
         return torch.bincount(self.expert_ids[self.kept], minlength=self.num_experts)
 
 
@@ -177,7 +177,7 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
 
 
 def _to_null(routing: Routing) -> Bool[Tensor, " A"]:
-    """True for assignments to null experts."""
+    """Returns True for assignments to null experts."""
     return routing.expert_ids >= routing.num_experts - routing.num_null
 
 
@@ -196,13 +196,13 @@ class Sequences:
     mask: Bool[Tensor, "*positions"] | None = None
 
     def ids(self, device: torch.device) -> Int[Tensor, " T"]:
-        """Index of the sequence of each token."""
+        """Returns the index of the sequence of each token."""
         ids = torch.arange(self.number * self.length, device=device) // self.length
         return ids if self.mask is None else ids[self.mask.flatten()]
 
 
 def drop_overflow_in_order(routing: Routing, capacity: int, sequences: Sequences) -> Routing:
-    """The routing in which no expert keeps more than `capacity` assignments of one sequence: the first ones.
+    """Returns the routing in which no expert keeps more than `capacity` assignments of one sequence: the first ones.
 
     Null experts keep all. All choices of a token come before those of the next token, so that no later token pushes an
     earlier one out. Neither does another sequence.

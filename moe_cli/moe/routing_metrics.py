@@ -31,7 +31,7 @@ def load_cv(tokens_per_expert: Tensor) -> float:
 
 
 def chosen_mask(routing: Routing) -> Bool[Tensor, "T E"]:
-    """True for the experts that each token was assigned to, before drops."""
+    """Returns True for the experts that each token was assigned to, before drops."""
     chosen = torch.zeros(routing.probs.shape, dtype=torch.bool, device=routing.probs.device)
     chosen[routing.token_ids, routing.expert_ids] = True
     return chosen
@@ -74,7 +74,7 @@ def specialisation(counts: Int[Tensor, "G E"]) -> float:
 
 
 def dropped_fraction(routing: Routing) -> float:
-    """Fraction of the assignments to computing experts that were dropped, 0 to 1."""
+    """Computes the fraction of the assignments to computing experts that were dropped, 0 to 1."""
     kept = without_null_experts(routing).kept
     return 1 - kept.double().mean().item() if len(kept) else 0.0
 

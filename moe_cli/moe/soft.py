@@ -81,7 +81,7 @@ class SlotGate(nn.Module):
         nn.init.ones_(self.scale)
 
     def forward(self, x: Float[Tensor, "G L D"]) -> Float[Tensor, "G L S_E"]:
-        """The score of every position for every slot, in float32 (float64 for float64 weights)."""
+        """Returns the score of every position for every slot, in float32 (float64 for float64 weights)."""
         with torch.autocast(x.device.type, enabled=False):
             dtype = gate_dtype(self.phi)
             phi = self.scale.to(dtype) * F.normalize(self.phi.to(dtype), dim=-1)

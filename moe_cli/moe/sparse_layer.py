@@ -126,7 +126,7 @@ class SparseLayer(nn.Module):
         return backend(self.experts, tokens, routing, self.experts.sample_dropout_mask(len(routing.expert_ids)))
 
     def add_shared(self, y: Float[Tensor, "T D"], tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-        """Adds the output of the shared experts, if the layer has any."""
+        """Returns adds the output of the shared experts, if the layer has any."""
         if self.shared_experts is None:
             return y
         shared: Tensor = self.shared_experts(tokens)
@@ -140,5 +140,5 @@ def check_choice(name: str, value: str, options: Collection[str]) -> None:
 
 
 def moe_layers(model: nn.Module) -> list[SparseLayer]:
-    """The sparse layers of a model, first to last."""
+    """Returns the sparse layers of a model, first to last."""
     return [module for module in model.modules() if isinstance(module, SparseLayer)]

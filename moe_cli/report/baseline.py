@@ -41,7 +41,7 @@ def declared_baselines(runs: Sequence[RunRow]) -> list[Settings]:
 
 
 def sweep_baseline(runs: Sequence[RunRow]) -> Settings:
-    """The baseline on which all sweeps of these runs agree; else the dense model."""
+    """Returns the baseline on which all sweeps of these runs agree; else the dense model."""
     named = declared_baselines(runs)
     return named[0] if named and all(each == named[0] for each in named) else DENSE
 
@@ -72,7 +72,7 @@ def extra_baseline_runs(
 def find_baseline(
     text: str | None, outputs: Path, runs: Sequence[RunRow], also: Collection[str] = (), *, whole: bool
 ) -> tuple[Settings | None, list[RunRow]]:
-    """The baseline that `--baseline` names, None without the option, and other runs that may serve as it.
+    """Returns the baseline that `--baseline` names, None without the option, and other runs that may serve as it.
 
     Args:
         also: folders of runs that may serve too.
@@ -87,7 +87,7 @@ def find_baseline(
 
 
 def chosen_baseline(text: str, runs: Sequence[RunRow], extra_baselines: Sequence[RunRow] = ()) -> Settings:
-    """The settings that `--baseline` names.
+    """Returns the settings that `--baseline` names.
 
     Raises:
         ConfigError: it cannot be read, no complete run has these settings, or several or all configurations fit, or it
@@ -134,13 +134,13 @@ def ambiguity(fitting: Sequence[RunRow]) -> str:
 
 
 def _values(runs: Collection[RunRow], name: str) -> list[str]:
-    """The values of a setting in complete runs; a choice of a group goes by its name."""
+    """Returns the values of a setting in complete runs; a choice of a group goes by its name."""
     found = [value for run in runs if run.status == COMPLETED for value in (run.get(name), run.get(f"{name}.name"))]
     return list(dict.fromkeys(printable(show(value)) for value in found if value is not None))[:8]
 
 
 def dense_baseline_command(config: RunConfig) -> str:
-    """The command for the baseline of a run: its dense twin, or for a dense run the default experts."""
+    """Returns the command for the baseline of a run: its dense twin, or for a dense run the default experts."""
     settings = flat_settings(config.to_dict())
     return _command(settings, [config.seed], {} if config.dense else DENSE)
 
@@ -181,7 +181,7 @@ def overrides_of(run: RunRow, without: Collection[str]) -> dict[str, Value]:
 
 
 def _overrides(words: dict[str, Value], wanted: Settings) -> dict[str, Value]:
-    """These words with all that is still wanted otherwise than they resolve to."""
+    """Returns these words with all that is still wanted otherwise than they resolve to."""
     from moe_cli.config.compose import Composer
 
     composer = Composer()
@@ -205,7 +205,7 @@ def resolved_settings(composer: "Composer", words: dict[str, Value]) -> dict[str
 
 
 def changed_settings(default: Settings, wanted: Settings, with_null: bool) -> dict[str, Value]:
-    """The settings that still differ. Null values come last: most follow from a setting that has a value."""
+    """Returns the settings that still differ. Null values come last: most follow from a setting that has a value."""
     return {
         name: value
         for name, value in wanted.items()

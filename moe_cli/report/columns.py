@@ -158,7 +158,7 @@ def cell(value: Cell) -> str:
 
 
 def truncate_left(text: str) -> str:
-    """The end of the text, which tells paths and run ids apart, when it is too long."""
+    """Returns the end of the text, which tells paths and run ids apart, when it is too long."""
     return text if len(text) <= MAX_CELL_WIDTH else "..." + text[3 - MAX_CELL_WIDTH :]
 
 

@@ -77,7 +77,7 @@ def is_comparable(row: RunRow, other: RunRow, across: Collection[str] = ()) -> b
 
 
 def count_code_versions(paths: Collection[str]) -> int:
-    """The number of states of the program that these runs were made with."""
+    """Returns the number of states of the program that these runs were made with."""
     return len({_code_version(path) for path in paths})
 
 

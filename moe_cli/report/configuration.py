@@ -136,7 +136,7 @@ class Configuration(Record):
 
     @cached_property
     def losses(self) -> dict[int, float]:
-        """The primary loss of each seed."""
+        """Returns the primary loss of each seed."""
         return losses_by_seed(self.runs)
 
     @property
@@ -176,7 +176,7 @@ class Baselines:
     ambiguous: tuple[RunRow, ...]
 
     def of(self, run: RunRow) -> SeedRuns | None:
-        """The runs of the baseline of a run's configuration; None where losses may not be ranked together."""
+        """Returns the runs of the baseline of a run's configuration; None where losses may not be ranked together."""
         found = self.runs.get(_applicable_key(run, self.shared))
         return found if found and comparison_key(next(iter(found.values()))) == comparison_key(run) else None
 
@@ -247,14 +247,14 @@ def aggregate_seeds(
 
 
 def _all_columns(columns: Sequence[str], settings: Sequence[str]) -> list[str]:
-    """The columns of configurations: the most important first, settings last."""
+    """Returns the columns of configurations: the most important first, settings last."""
     last = ["reason", "group", "created", "path", "paths", "baseline", "baseline_path", *CORPUS]
     chosen = {*settings, *last}
     return list(dict.fromkeys([*JSON_KEYS, *(name for name in columns if name not in chosen), *last, *settings]))
 
 
 def _aggregate(runs: Sequence[RunRow], baselines: Baselines) -> tuple[Configuration, PairedSample | None]:
-    """A configuration without verdict, and the paired differences that its verdict rests on."""
+    """Returns a configuration without verdict, and the paired differences that its verdict rests on."""
     first = runs[0]
     done = [run for run in runs if run.status == COMPLETED]
     if len(done) == 1 == len(runs):
@@ -358,7 +358,7 @@ def _compare_with_lowest(rows: Sequence[Configuration]) -> tuple[list[Configurat
 
 
 def group_comparable(rows: Sequence[Record]) -> dict[tuple[object, ...], list[int]]:
-    """The places of rows that may be ranked together, the lowest loss first; without rows that have no loss."""
+    """Returns the places of rows that may be ranked together, the lowest loss first; without rows that have no loss."""
     scored = sorted((loss, place) for place, row in enumerate(rows) if (loss := row.primary_loss) is not None)
     groups: dict[tuple[object, ...], list[int]] = {}
     for _, place in scored:
@@ -367,7 +367,7 @@ def group_comparable(rows: Sequence[Record]) -> dict[tuple[object, ...], list[in
 
 
 def best_rows(rows: Sequence[Configuration]) -> list[Configuration]:
-    """The configuration of the lowest loss in every comparable group of at least two."""
+    """Returns the configuration of the lowest loss in every comparable group of at least two."""
     return [rows[group[0]] for group in group_comparable(rows).values() if len(group) > 1]
 
 
@@ -479,7 +479,7 @@ def _drop_inapplicable(run: RunRow) -> RunRow:
 
 
 def shared_with_dense(settings: Iterable[str]) -> list[str]:
-    """The settings that a model must share with a dense one to be compared with it."""
+    """Returns the settings that a model must share with a dense one to be compared with it."""
     return [name for name in settings if name != "expert" and setting_applies(name, DENSE)]
 
 
@@ -491,7 +491,7 @@ def shared_with(baseline: Settings, settings: Sequence[str]) -> list[str]:
 
 
 def losses_by_seed(runs: Iterable[RunRow]) -> dict[int, float]:
-    """The primary loss of each run that has one, by seed."""
+    """Returns the primary loss of each run that has one, by seed."""
     return {run.seed: loss for run in runs if run.seed is not None and (loss := run.primary_loss) is not None}
 
 
@@ -501,7 +501,7 @@ def _half_width(values: Sequence[float | None]) -> float | None:
 
 
 def _mean(values: Sequence[Value]) -> Value:
-    """The mean; the value itself where all are equal, so that counts stay whole; None for unequal text."""
+    """Returns the mean; the value itself where all are equal, so that counts stay whole; None for unequal text."""
     known = [value for value in values if value is not None]
     if len(set(known)) == 1:
         return known[0]

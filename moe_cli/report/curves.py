@@ -19,7 +19,7 @@ class CurvePoint:
 
 
 def thinned_curves(run: Run, metrics: Collection[str]) -> dict[str, list[CurvePoint]]:
-    """The finite values of some metrics by step, each curve thinned: see `moe_cli.runs.curves.ThinnedCurve`."""
+    """Returns the finite values of some metrics by step, each curve thinned: see `moe_cli.runs.curves.ThinnedCurve`."""
     curves = {metric: ThinnedCurve() for metric in metrics}
     for step, tokens, metric, value in read_values(run, metrics):
         curves[metric].add(step, value, tokens)
@@ -63,7 +63,7 @@ def tokens_per_step(run: Run) -> int | None:
 
 
 def tokens_at(recorded: int | None, step: int, per_step: int | None) -> int | None:
-    """The tokens seen in training by a step."""
+    """Returns the tokens seen in training by a step."""
     tokens = step * per_step if recorded is None and per_step is not None else recorded
     return None if tokens is None or tokens >= 2**63 else tokens
 

@@ -166,7 +166,7 @@ def _counts(value: Any) -> bool:
 
 
 def _fraction(value: Any) -> float | None:
-    """A finite number of at least 0."""
+    """Returns a finite number of at least 0."""
     known = isinstance(value, int | float) and not isinstance(value, bool)
     try:
         return float(value) if known and math.isfinite(value) and value >= 0 else None

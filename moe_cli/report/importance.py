@@ -77,7 +77,7 @@ def _end_of_lines(file: Any) -> int:
 
 
 def open_journal(folder: Path) -> "JournalStorage":
-    """The journal in a sweep's folder, made if it is not there. Raises MoeError: it cannot be read, or made."""
+    """Returns the journal in a sweep's folder, made if it is not there. Raises MoeError: it cannot be read, or made."""
     import_optuna()
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -118,7 +118,7 @@ def load_study(folder: Path) -> "Study | None":
 
 
 def objectives_of(study: "Study") -> list[str]:
-    """The names of the results that are searched for."""
+    """Returns the names of the results that are searched for."""
     names = study.user_attrs.get("asked", {}).get("objectives")
     return [str(name) for name in names] if names else [f"value {index}" for index in range(len(study.directions))]
 
@@ -155,7 +155,7 @@ def importances(study: "Study") -> dict[str, dict[str, float]]:
 
 
 def importance_lines(found: dict[str, dict[str, float]]) -> list[str]:
-    """A line for each objective: importance for val_bpb: optim.lr 0.71, k 0.18."""
+    """Returns a line for each objective: importance for val_bpb: optim.lr 0.71, k 0.18."""
     return [
         f"importance for {name}: {', '.join(f'{key} {share:.2f}' for key, share in shares.items())}"
         for name, shares in found.items()

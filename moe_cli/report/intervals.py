@@ -22,7 +22,7 @@ def t_cdf(t: float, df: int) -> float:
 
 
 def _cdf_of_angle(angle: float, df: int) -> float:
-    """The distribution at t = sqrt(df) tan(angle)."""
+    """Returns the distribution at t = sqrt(df) tan(angle)."""
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = df % 2
     term, total = (cosine, 0.0) if odd else (1.0, 0.0)
@@ -48,7 +48,7 @@ def t_quantile(probability: float, df: int) -> float:
 
 
 def mean_and_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """The mean of at least one value, with the t-interval of the mean."""
+    """Returns the mean of at least one value, with the t-interval of the mean."""
     count = len(values)
     mean = math.fsum(values) / count
     if count < 2:

@@ -69,7 +69,7 @@ def rows_below(path: str | Path) -> list[RunRow]:
 
 
 def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
-    """The runs a user means by names of sweeps, run ids, their beginnings or patterns, `latest`, or folders.
+    """Returns the runs a user means by names of sweeps, run ids, their beginnings or patterns, `latest`, or folders.
 
     Raises:
         RunNotFound: a name that means no run, or no runs at all.
@@ -82,7 +82,7 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
 
 
 def title_of(runs: Sequence[RunRow], names: Collection[str]) -> str:
-    """The title of a report on these runs: the names given, or the only sweep."""
+    """Returns the title of a report on these runs: the names given, or the only sweep."""
     groups = list(dict.fromkeys(run.group for run in runs))
     return " ".join(names) or (groups[0] if len(groups) == 1 else "all runs")
 
@@ -107,7 +107,7 @@ def without_garbage_collection() -> "Iterator[None]":
 
 
 def _read(run: Run) -> dict[str, Any]:
-    """The settings, results and status of a run, by column."""
+    """Returns the settings, results and status of a run, by column."""
     folder = str(run.path)  # path objects would take a tenth of the time
     config = read_json(f"{folder}/config.json")
     results = read_sealed(f"{folder}/summary.json")
@@ -120,14 +120,14 @@ def _read(run: Run) -> dict[str, Any]:
 
 
 def make_row(run: Run, config: Mapping[str, Any], results: Mapping[str, Any], status: Mapping[str, Any]) -> RunRow:
-    """The row of one run from the content of its files."""
+    """Returns the row of one run from the content of its files."""
     return rows_from_values([run_values(run, config, results, status)])[0]
 
 
 def run_values(
     run: Run, config: Mapping[str, Any], results: Mapping[str, Any], status: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The columns of a run from the content of its files, without its tags."""
+    """Returns the columns of a run from the content of its files, without its tags."""
     state, reason = str(status.get("status")), status.get("reason")
     try:
         settings = flat_settings(config)
@@ -148,7 +148,7 @@ def run_values(
 
 
 def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a config.json by dotted names; `router` and `balance` are the names of the choices."""
+    """Returns the settings of a config.json by dotted names; `router` and `balance` are the names of the choices."""
     flat = flatten_dict(config)
     if not SCALARS.issuperset(map(type, flat.values())):
         flat = {name: value if type(value) in SCALARS else str(value) for name, value in flat.items()}
@@ -182,7 +182,7 @@ def rows_from_values(read: Sequence[dict[str, Any]]) -> list[RunRow]:
 
 
 def _rows(names: Sequence[str], columns: Sequence[list[Any]], size: int) -> list[RunRow]:
-    """The rows of runs that have the same columns."""
+    """Returns the rows of runs that have the same columns."""
     by_name = dict(zip(map(as_utf8, names), columns, strict=True))
     settings = [name for name in by_name if is_setting(name)]
     execution = [name for name in by_name if name in EXECUTION]
@@ -231,12 +231,12 @@ def _unify(dtype: str | None, parts: Sequence[list[Any]]) -> None:
 
 
 def _whole_text(text: str) -> str:
-    """The text with halves of characters, which JSON may hold, as '?'."""
+    """Returns the text with halves of characters, which JSON may hold, as '?'."""
     return text if is_utf8(text) else text.encode("utf-8", "replace").decode()
 
 
 def _number(value: Any) -> float:
-    """The value as a finite number; NaN for everything else."""
+    """Returns the value as a finite number; NaN for everything else."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

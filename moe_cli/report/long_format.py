@@ -88,7 +88,7 @@ def load_routing(source: Source) -> pd.DataFrame:
 
 
 def runs_in(source: Source) -> list[Run]:
-    """The runs a caller means, each once. Raises RunNotFound: a folder that is not there."""
+    """Returns the runs a caller means, each once. Raises RunNotFound: a folder that is not there."""
     if isinstance(source, str | Path | Run):
         source = [source]
     runs: dict[Path, Run] = {}

@@ -26,7 +26,7 @@ TOLERANCES = {
 
 
 def tolerance(name: str) -> float:
-    """The factor within which two values of a column count as equal; 1: only equal values do."""
+    """Returns the factor within which two values of a column count as equal; 1: only equal values do."""
     return TOLERANCES.get(name, 1.0)
 
 

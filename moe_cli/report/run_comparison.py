@@ -138,7 +138,7 @@ def _text(each: RunStatus) -> Any:
 
 
 def curves_over_tokens(comparison: RunComparison) -> dict[str, Curve]:
-    """The curves of A and B in one unit and over tokens, so that batches of different sizes compare."""
+    """Returns the curves of A and B in one unit and over tokens, so that batches of different sizes compare."""
     runs = {"A": comparison.a.run, "B": comparison.b.run}
     found = {}
     for (name, run), curve in zip(runs.items(), validation_curves(list(runs.values())), strict=True):

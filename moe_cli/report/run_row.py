@@ -243,13 +243,13 @@ def _sparse_only(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def inapplicable_settings(settings: Settings) -> list[str]:
-    """The settings that have no effect in a configuration with these settings."""
+    """Returns the settings that have no effect in a configuration with these settings."""
     names = _sparse_only(tuple(settings)) if settings.get("expert") == 1 else ()
     return [*names, *(name for name in ("model.d_expert",) if name in settings and not setting_applies(name, settings))]
 
 
 def varying_settings(rows: Collection[Settings], names: Iterable[str]) -> list[str]:
-    """The settings that tell these configurations apart, in order.
+    """Returns the settings that tell these configurations apart, in order.
 
     A setting counts only where it applies. One that others decide (a weight by the balancing loss it belongs to) counts
     only when configurations equal in those others still differ in it.
@@ -269,7 +269,7 @@ def varying_settings(rows: Collection[Settings], names: Iterable[str]) -> list[s
 
 
 def setting_parents(name: str) -> tuple[str, ...]:
-    """The settings that decide this one."""
+    """Returns the settings that decide this one."""
     group = name.partition(".")[0] + "." if "." in name else ""
     return SETTING_PARENTS[name] if name in SETTING_PARENTS else SETTING_PARENTS.get(group, ())
 

@@ -86,7 +86,7 @@ class ReportTable:
         return self.aggregate.pairs
 
     def value(self, row: Configuration, name: str) -> Cell:
-        """The value of a column, the validation curve included."""
+        """Returns the value of a column, the validation curve included."""
         return validation_curve(Run(Path(row.path))).values if name == CURVE else row.get(name)
 
 
@@ -96,7 +96,7 @@ def build_table(
     extra_baselines: Sequence[RunRow] = (),
     baseline: Settings | None = None,
 ) -> ReportTable:
-    """Aggregates runs over seeds and evaluates a query.
+    """Returns aggregates runs over seeds and evaluates a query.
 
     Args:
         extra_baselines: runs that may serve as baselines, but are not shown.
@@ -152,7 +152,7 @@ def _varying(rows: Sequence[Configuration], settings: Sequence[str]) -> list[str
 
 
 def _recommended(rows: Sequence[Configuration], baseline: Settings, to_lowest: bool) -> list[Configuration]:
-    """The recommended row of each group of equal data and budget that has several."""
+    """Returns the recommended row of each group of equal data and budget that has several."""
     candidates = [row for row in rows if row.primary_loss is not None and row.is_complete and row.is_countable]
     groups: dict[tuple[object, ...], list[Configuration]] = {}
     for row in candidates:
@@ -162,12 +162,12 @@ def _recommended(rows: Sequence[Configuration], baseline: Settings, to_lowest: b
 
 
 def _unfinished(rows: Sequence[Configuration], on_settings: Sequence[Expression]) -> list[Configuration]:
-    """The rows without results for whose settings the conditions hold."""
+    """Returns the rows without results for whose settings the conditions hold."""
     return [row for row in rows if row.status != COMPLETED and matches(on_settings, row)]
 
 
 def _with_results(rows: list[Configuration], by_run: bool) -> list[Configuration]:
-    """The rows with results, or all where none has, or where every run is a row."""
+    """Returns the rows with results, or all where none has, or where every run is a row."""
     return [row for row in rows if row.is_complete or by_run] or rows
 
 
@@ -184,7 +184,7 @@ def _usual_columns(
 
 
 def select_runs(runs: Sequence[RunRow], condition: str | None) -> list[RunRow]:
-    """The runs that a condition holds for. Raises ConfigError when it cannot be read, or holds for none."""
+    """Returns the runs that a condition holds for. Raises ConfigError when it cannot be read, or holds for none."""
     if condition is None:
         return list(runs)
     known = column_names(runs)
@@ -199,7 +199,7 @@ def select_runs(runs: Sequence[RunRow], condition: str | None) -> list[RunRow]:
 
 
 def _parts(condition: str | None, known: Sequence[str]) -> tuple[Expression, ...]:
-    """The parts of a condition that `and` joins, on columns."""
+    """Returns the parts of a condition that `and` joins, on columns."""
     return () if condition is None else with_columns(parse_expression(condition), known).parts
 
 
@@ -257,7 +257,7 @@ def _order(value: Cell) -> tuple[bool, Cell]:
 
 
 def with_columns(condition: Expression, known: Sequence[str]) -> Expression:
-    """The condition with the name of the column for each heading in it, such as max_violation for MaxVio.
+    """Returns the condition with the name of the column for each heading in it, such as max_violation for MaxVio.
 
     Raises:
         ConfigError: several columns have such a heading.

@@ -112,7 +112,7 @@ def _reclaimable_in_cache(cache: Path, runs: Sequence[Run]) -> Iterator[Reclaima
 
 
 def _corpora_in_use(runs: Sequence[Run]) -> set[Any] | None:
-    """The hashes of the data that runs have read; None, all, while a run at work has not yet said which."""
+    """Returns the hashes of the data that runs have read; None, all, while a run at work has not yet said which."""
     used: set[Any] = set()
     for run in runs:
         corpus = run.meta().get("corpus")

@@ -72,7 +72,7 @@ def _check(folder: Path, asked: Mapping[str, Mapping[str, Any]], known: Mapping[
 
 
 def _key(data: DataConfig) -> str:
-    """The settings that choose the data."""
+    """Returns the settings that choose the data."""
     values = dataclasses.asdict(data)
     if isinstance(data, CorpusConfig):
         values = {key: value for key, value in values.items() if key not in _ENCODING_SETTINGS}

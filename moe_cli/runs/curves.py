@@ -32,12 +32,12 @@ class Curve:
 
 
 def validation_curve(run: Run, newest: bool = False) -> Curve:
-    """The curve of a run; `newest`: its end alone, from the end of the file."""
+    """Returns the curve of a run; `newest`: its end alone, from the end of the file."""
     return validation_curves([run], newest)[0]
 
 
 def validation_curves(runs: Sequence[Run], newest: bool = False) -> list[Curve]:
-    """The curves of runs in one unit: bits per byte where all that were evaluated have them, else nats."""
+    """Returns the curves of runs in one unit: bits per byte where all that were evaluated have them, else nats."""
     found = [_estimates(run.latest_metrics() if newest else run.read_metrics()) for run in runs]
     evaluated = [each for each in found if any(each.values())]
     result = next((name for name in ESTIMATES if all(each[name] for each in evaluated)), "val_loss")

@@ -82,7 +82,7 @@ class Run:
 
     @property
     def group(self) -> str:
-        """The folder it lies in: `runs`, or the name of a sweep."""
+        """Returns the folder it lies in: `runs`, or the name of a sweep."""
         return self.path.parent.name
 
     def config(self) -> RunConfig:
@@ -121,7 +121,7 @@ class Run:
         return read_json(self.path / "meta.json") or {}
 
     def summary(self) -> dict[str, Any] | None:
-        """The results, or None while the run is not complete."""
+        """Returns the results, or None while the run is not complete."""
         return read_sealed(self.path / "summary.json")
 
     def status(self) -> dict[str, Any]:
@@ -167,19 +167,19 @@ class Run:
         return read_lines(self.path / "metrics.jsonl")
 
     def latest_metrics(self) -> list[dict[str, Any]]:
-        """The newest records, from the end of the file alone: for displays that look often."""
+        """Returns the newest records, from the end of the file alone: for displays that look often."""
         return list(read_lines(self.path / "metrics.jsonl", last_bytes=LATEST_BYTES))
 
     def routing(self) -> list[dict[str, Any]]:
         return list(self.read_routing())
 
     def read_routing(self) -> Iterator[dict[str, Any]]:
-        """The records one after the other."""
+        """Yields the records one after the other."""
         return read_lines(self.path / "routing.jsonl")
 
 
 def create_run(outputs: Path, group: str, config: RunConfig) -> Run:
-    """A new folder with the configuration in it; a taken name gets -2, -3, ..."""
+    """Returns a new folder with the configuration in it; a taken name gets -2, -3, ..."""
     folder = make_group(outputs, group)
     delete_abandoned(folder, f"{MAKING}*")
     number = 1
@@ -205,7 +205,7 @@ def _make_run(path: Path, config: RunConfig) -> Run | None:
 
 
 def open_or_create_run(outputs: Path, group: str, config: RunConfig) -> Run:
-    """The one folder of this configuration in a sweep; made if it is not there, mended if it is half made.
+    """Returns the one folder of this configuration in a sweep; made if it is not there, mended if it is half made.
 
     A run that is not complete takes over how it is to be carried out now: device, threads, how often it writes.
     """
@@ -227,7 +227,7 @@ def rewrite_config(run: Run, config: RunConfig) -> None:
 
 
 def make_group(outputs: Path, group: str) -> Path:
-    """The folder of a sweep, or of `runs`, marked as outputs as the folder around it is. Raises MoeError."""
+    """Returns the folder of a sweep, or of `runs`, marked as outputs as the folder around it is. Raises MoeError."""
     for folder in (outputs, outputs / group):
         mark_outputs(make_folder(folder))
     return outputs / group

@@ -62,13 +62,13 @@ def is_run(folder: Path | str) -> bool:
 
 
 def _age(run: Run) -> tuple[float, str]:
-    """The sort key of a run: when it was created, then its id."""
+    """Returns the sort key of a run: when it was created, then its id."""
     status = read_json(run.path / "status.json") or {}
     return time_in(status.get("created")) or 0.0, run.id
 
 
 def sweep_folder(name: str) -> str:
-    """The folder of a named sweep: paper/switch_table1 is kept in paper-switch_table1."""
+    """Returns the folder of a named sweep: paper/switch_table1 is kept in paper-switch_table1."""
     return name.replace("/", "-")
 
 

@@ -77,7 +77,7 @@ class Recorder:
 
 
 def _step(record: Mapping[str, Any]) -> float:
-    """The step of a record; 0 where it has none."""
+    """Returns the step of a record; 0 where it has none."""
     step = record.get("step", 0)
     return step if isinstance(step, int | float) else 0
 

@@ -51,7 +51,7 @@ class RunStatus:
 
     @property
     def progress(self) -> float:
-        """The fraction of its steps that is done; 0 when their number is unknown."""
+        """Returns the fraction of its steps that is done; 0 when their number is unknown."""
         if self.status == COMPLETED:
             return 1.0
         return min(1.0, self.step / self.steps) if self.steps else 0.0
@@ -82,7 +82,10 @@ def read_statuses(runs: Iterable[Run]) -> list[RunStatus]:
 
 
 def _newest(run: Run) -> dict[str, Any]:
-    """The newest value of every measure. A value that was not finite is null in the file, and not among these."""
+    """Returns the newest value of every measure.
+
+    A value that was not finite is null in the file, and not among these.
+    """
     newest: dict[str, Any] = {}
     for record in read_lines(run.path / "metrics.jsonl", last_bytes=NEWEST_BYTES):
         newest.update({key: value for key, value in record.items() if value is not None})

@@ -23,7 +23,7 @@ def parse_tags(content: dict[str, Any] | None) -> tuple[str, ...]:
 
 
 def check_tag(text: str) -> str:
-    """The tag in `text`, in which a leading + says nothing. Raises ConfigError when it is not one word."""
+    """Returns the tag in `text`, in which a leading + says nothing. Raises ConfigError when it is not one word."""
     tag = text.removeprefix("+")
     if not tag.isprintable() or not tag or tag[0] in "+-" or any(mark.isspace() or mark in ",'\"" for mark in tag):
         raise ConfigError(f"{text!r} is no tag: give one word without spaces, commas or quotes, such as baseline.")

@@ -43,7 +43,7 @@ class TrashedRun:
 
     @property
     def group(self) -> str:
-        """The sweep it belonged to, or `runs`."""
+        """Returns the sweep it belonged to, or `runs`."""
         return Path(self.origin).parent.name
 
 
@@ -138,7 +138,7 @@ def _is_name(part: str) -> bool:
 
 
 def _sanitise_name(name: str) -> str:
-    """The name with an underscore for every character that moves a cursor or turns writing around."""
+    """Returns the name with an underscore for every character that moves a cursor or turns writing around."""
     return "".join("_" if unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp") else each for each in name)
 
 

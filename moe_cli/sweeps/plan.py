@@ -97,7 +97,7 @@ class SweepPlan:
         return runs
 
     def run_dirs(self, outputs: Path) -> list[Run]:
-        """The run folders the points have or would have; nothing is made."""
+        """Returns the run folders the points have or would have; nothing is made."""
         return [Run(outputs / self.name / point.config.run_id) for point in self.points]
 
 
@@ -164,7 +164,7 @@ def _check_size(blocks: Sequence[Block], seeds: int) -> None:
 
 
 def check_folder(folder: str) -> str:
-    """The folder of a sweep under outputs/. Raises ConfigError when it would be somewhere else."""
+    """Returns the folder of a sweep under outputs/. Raises ConfigError when it would be somewhere else."""
     if Path(folder).name != folder or folder.startswith(".") or not folder.isprintable() or not folder.strip():
         raise ConfigError(f"--name {printable(shortened(folder))} must be a plain folder name.")
     if len(os.fsencode(folder)) > MAX_NAME_BYTES:
@@ -187,7 +187,7 @@ def declared_by(words: Sequence[str], question: str, baseline: Partial | None) -
 
 
 def source_of(composer: Composer, words: Sequence[str], preset: Axis | None) -> SweepFile:
-    """The named sweep in the size of its preset; for one typed by hand, an empty one."""
+    """Returns the named sweep in the size of its preset; for one typed by hand, an empty one."""
     if is_named(words):
         if preset is not None and len(preset.values) > 1:
             raise ConfigError(f"'{preset}' names several presets: a sweep has one.")
@@ -198,7 +198,7 @@ def source_of(composer: Composer, words: Sequence[str], preset: Axis | None) -> 
 
 
 def seeds_of(axis: Axis | None, count: int | None, sweep: SweepFile) -> list[int]:
-    """The seeds of the sweep, checked as any setting. Raises ConfigError when they are chosen twice."""
+    """Returns the seeds of the sweep, checked as any setting. Raises ConfigError when they are chosen twice."""
     if count is not None and not 1 <= count <= SEEDS:
         raise ConfigError(f"--seeds {shortened(count)} is not a whole number of at least 1 and at most {SEEDS}.")
     if axis is None:
@@ -246,7 +246,7 @@ def _reasons(found: _Found) -> str:
 
 
 def parse_conditions(texts: Sequence[str]) -> tuple[Expression, ...]:
-    """The conditions of `--where`. Raises ConfigError for one that cannot be read or is about no setting."""
+    """Returns the conditions of `--where`. Raises ConfigError for one that cannot be read or is about no setting."""
     conditions = tuple(map(parse_expression, texts))
     for condition in conditions:
         check_condition(condition)
@@ -350,7 +350,7 @@ def _run(composer: Composer, values: Partial) -> Resolved:
 
 
 def _given(tree: Mapping[str, Any], values: Partial, name: str) -> Any:
-    """A setting of the tree, or the choice of a group by its name."""
+    """Returns a setting of the tree, or the choice of a group by its name."""
     if name in values:
         return values[name]
     value: Any = tree

@@ -106,12 +106,12 @@ class PreparedSweep:
 
     @property
     def pending(self) -> list[PlannedRun]:
-        """The runs that are to be carried out now."""
+        """Returns the runs that are to be carried out now."""
         return [each for each in self.runs if each.is_pending(self.execution.retry_failed)]
 
     @property
     def restarted(self) -> list[Run]:
-        """The runs that start again."""
+        """Returns the runs that start again."""
         return [each.run for each in self.runs if each.restarts]
 
     @property
@@ -162,7 +162,7 @@ class PreparedSearch:
 
     @property
     def most(self) -> int:
-        """The largest number of its runs."""
+        """Returns the largest number of its runs."""
         return self.plan.trials * len(self.plan.seeds)
 
     def has_work(self) -> bool:

@@ -377,6 +377,6 @@ def _record_end(run: Run, status: str, reason: str) -> bool:
 
 
 def pending_runs(runs: Sequence[Run], retry_failed: bool) -> list[Run]:
-    """The runs that are neither done nor pruned; failed ones only on request."""
+    """Returns the runs that are neither done nor pruned; failed ones only on request."""
     skip = {COMPLETED, PRUNED} if retry_failed else {COMPLETED, PRUNED, FAILED}
     return [run for run in runs if run.status()["status"] not in skip]

@@ -61,7 +61,7 @@ def _distribution(key: str, domain: Domain) -> "BaseDistribution":
 
 
 def make_sampler(name: str, search_seed: int, index: int) -> "BaseSampler":
-    """The sampler of one draw: the n-th is the same whether a search was interrupted before or not."""
+    """Returns the sampler of one draw: the n-th is the same whether a search was interrupted before or not."""
     from optuna.samplers import RandomSampler, TPESampler
 
     seed = random.Random(f"{search_seed} {index}").getrandbits(32)

@@ -51,7 +51,7 @@ class SearchOptions:
     seed: int | None = None
 
     def given(self) -> str | None:
-        """The first option that only a search has, as it was typed."""
+        """Returns the first option that only a search has, as it was typed."""
         for name, value in (("trials", self.trials), ("objective", self.objective), ("prune", self.prune),
                             ("search-seed", self.seed)):  # fmt: skip
             if value is not None:
@@ -91,7 +91,7 @@ class SearchPlan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The settings that all trials of one search share."""
+        """Returns the settings that all trials of one search share."""
         fixed = {key: value for key, value in self.fixed.items() if not is_execution(key)}
         return {
             "space": {key: format_domain(domain) for key, domain in self.space.items()}, "settings": fixed,
@@ -110,7 +110,7 @@ class SearchPlan:
         return size
 
     def words(self, drawn: Mapping[str, Any]) -> list[str]:
-        """The settings of a trial as `moe train` takes them."""
+        """Returns the settings of a trial as `moe train` takes them."""
         return [f"{key}={show(value)}" for key, value in (*self.fixed.items(), *self.settings(drawn).items())]
 
     def label(self, drawn: Mapping[str, Any]) -> str:
@@ -121,7 +121,10 @@ class SearchPlan:
         return {key: _rounded(domain, drawn[key]) for key, domain in self.space.items() if key in drawn}
 
     def resolved(self, drawn: Mapping[str, Any]) -> list[Resolved]:
-        """A configuration per seed. Raises ConfigError when it cannot be, or a condition does not hold of it."""
+        """Returns a configuration per seed.
+
+        Raises ConfigError when it cannot be, or a condition does not hold of it.
+        """
         values, found = {**self.fixed, **self.settings(drawn)}, []
         for seed in self.seeds:
             resolved = compose(self.composer, {**values, "seed": seed}, self.where)
@@ -131,7 +134,7 @@ class SearchPlan:
         return found
 
     def configs(self, drawn: Mapping[str, Any]) -> list[RunConfig]:
-        """The configurations of `resolved`."""
+        """Returns the configurations of `resolved`."""
         return [resolved.config for resolved in self.resolved(drawn)]
 
 
@@ -154,7 +157,7 @@ def plan_if_search(
 def plan_words(
     words: Sequence[str], options: SearchOptions, *, baseline: str | None = None, **given: Any
 ) -> SweepPlan | SearchPlan:
-    """The search or the sweep that the words ask for.
+    """Returns the search or the sweep that the words ask for.
 
     Args:
         given: seeds, name, where and config_dir, as `plan_sweep` takes them.
@@ -186,7 +189,7 @@ def plan_search(
     where: Sequence[str] = (),
     composer: Composer,
 ) -> SearchPlan:
-    """The search of `moe sweep WORDS --sampler ...`: settings with one value are fixed, the others are drawn.
+    """Returns the search of `moe sweep WORDS --sampler ...`: settings with one value are fixed, the others are drawn.
 
     Raises:
         ConfigError: a word or an option is wrong, or nothing is left to draw.
@@ -349,5 +352,5 @@ def _rounded(domain: Domain, value: Any) -> Any:
 
 
 def format_domain(domain: Domain) -> str:
-    """The domain as it may be typed."""
+    """Returns the domain as it may be typed."""
     return str(domain) if isinstance(domain, Interval) else ",".join(map(show, domain))

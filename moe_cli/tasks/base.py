@@ -56,7 +56,7 @@ CONTEXT = "context"
 
 
 def sum_by_domain(losses: Float[Tensor, " N"], domains: Int[Tensor, " N"], num_domains: int) -> Float[Tensor, "2 G"]:
-    """The losses of N targets summed by domain, and their number."""
+    """Returns the losses of N targets summed by domain, and their number."""
     sums = torch.zeros(2, num_domains, dtype=torch.float64, device=losses.device)
     domains = domains.to(losses.device)
     sums[0].index_add_(0, domains, losses.double())
@@ -83,7 +83,7 @@ class Task(Protocol):
     def meta(self) -> Mapping[str, Any]: ...
 
     def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> Batch:
-        """The `part`-th of `parts` equal parts of the `index`-th batch of `size` examples."""
+        """Returns the `part`-th of `parts` equal parts of the `index`-th batch of `size` examples."""
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[Batch]:
         """The validation split in batches, the same for every seed; or about `max_tokens` spread evenly over it."""
@@ -95,7 +95,7 @@ class Task(Protocol):
         """Returns the loss and the sums of the task's metrics."""
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
-        """The task's own measures from the sums over batches, by their names in summary.json without `val_`."""
+        """Returns the task's own measures from the sums over batches, by their names in summary.json without `val_`."""
 
     def routed_ids_and_domains(self, batch: Any) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
         """The id and the domain of everything that is routed, in each stack of layers; stacks have equally many sparse ones."""

@@ -62,7 +62,7 @@ class TextBatch:
         return replace(self, **moved)
 
     def forward(self, model: nn.Module) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
-        """The model's logits, and the routings of its sparse layers."""
+        """Returns the model's logits, and the routings of its sparse layers."""
         model_kwargs = {"mask": self.mask, "documents": self.documents}
         return model(self.inputs, **{key: value for key, value in model_kwargs.items() if value is not None})  # type: ignore[no-any-return]
 
@@ -184,7 +184,7 @@ class TextTask:
         return EvalBatchResult(losses.mean(), routings, sums)
 
     def _domains(self, starts: Int[Tensor, " B"], length: int) -> Int[Tensor, " T"]:
-        """The domain of each validation token of some windows."""
+        """Returns the domain of each validation token of some windows."""
         places = (starts.cpu()[:, None] + torch.arange(length)).clamp(max=len(self.corpus.val) - 1)
         return torch.from_numpy(self.corpus.domain_ids_at(places.flatten().numpy()))
 
@@ -201,7 +201,7 @@ class TextTask:
         return self.corpus.meta["domains"]  # type: ignore[no-any-return]
 
     def routed_ids_and_domains(self, batch: TextBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
-        """The id of every token that is read, and the domain of its document; of validation batches."""
+        """Returns the id of every token that is read, and the domain of its document; of validation batches."""
         starts = batch.starts if self.packing == "concat" else batch.starts + 1
         ids, domains = batch.inputs.flatten(), self._domains(starts, batch.inputs.shape[1])
         if batch.mask is None:
@@ -209,7 +209,7 @@ class TextTask:
         return [(ids[batch.mask.flatten()], domains[batch.mask.flatten().cpu()])]
 
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
-        """The text of each token id; nothing where the tokens came without a tokenizer."""
+        """Returns the text of each token id; nothing where the tokens came without a tokenizer."""
         tokenizer = self.corpus.tokenizer
         return {} if tokenizer is None else {each: tokenizer.decode([each]) for each in ids}
 

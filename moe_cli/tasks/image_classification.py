@@ -55,7 +55,7 @@ class ImagesTask:
 
     @property
     def domains(self) -> Sequence[str]:
-        """The classes."""
+        """Returns the classes."""
         return self.corpus.meta["domains"]  # type: ignore[no-any-return]
 
     @property
@@ -63,7 +63,7 @@ class ImagesTask:
         return self.corpus.meta
 
     def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> ImageBatch:
-        """The `index`-th batch of `size` images, a function of the seed and the index; or a part of it."""
+        """Returns the `index`-th batch of `size` images, a function of the seed and the index; or a part of it."""
         return self._batch(self.corpus.train, self._order.batch(index, size, part, parts))
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[ImageBatch]:
@@ -74,7 +74,7 @@ class ImagesTask:
             yield self._batch(self.corpus.val, chosen[first : first + size])
 
     def loss(self, model: nn.Module, batch: ImageBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
-        """Mean cross-entropy in nats per image, and the routings of the model's sparse layers."""
+        """Computes the mean cross-entropy in nats per image, and the routings of the model's sparse layers."""
         logits, routings = model(batch.images)
         return F.cross_entropy(logits.float(), batch.labels), routings
 
@@ -100,7 +100,7 @@ class ImagesTask:
                 "calibration_error": float((right - confidence).abs().sum()) / num_targets}  # fmt: skip
 
     def routed_ids_and_domains(self, batch: ImageBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
-        """The place of every patch, and the class of its image."""
+        """Returns the place of every patch, and the class of its image."""
         patches = self.vocab_size
         return [(torch.arange(patches).repeat(batch.num_examples), batch.labels.cpu().repeat_interleave(patches))]
 

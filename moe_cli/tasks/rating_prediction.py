@@ -58,7 +58,7 @@ class RatingsTask:
 
     @property
     def domains(self) -> Sequence[str]:
-        """The tasks: rating, click."""
+        """Returns the tasks: rating, click."""
         return self.corpus.meta["domains"]  # type: ignore[no-any-return]
 
     @property
@@ -66,7 +66,7 @@ class RatingsTask:
         return self.corpus.meta
 
     def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> PairBatch:
-        """The `index`-th batch of `size` pairs, a function of the seed and the index; or a part of it."""
+        """Returns the `index`-th batch of `size` pairs, a function of the seed and the index; or a part of it."""
         return self._batch(self.corpus.train, self._order.batch(index, size, part, parts))
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[PairBatch]:
@@ -113,7 +113,7 @@ class RatingsTask:
         return measures
 
     def routed_ids_and_domains(self, batch: PairBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
-        """The item's row and the task, for every pair and task."""
+        """Returns the item's row and the task, for every pair and task."""
         tasks = len(self.domains)
         return [(batch.rows[:, 1].cpu().repeat_interleave(tasks), torch.arange(tasks).repeat(batch.num_examples))]
 

@@ -57,7 +57,7 @@ class Checkpoint:
     state: dict[str, Any]
 
     def model_tensors(self) -> dict[str, Tensor]:
-        """The weights to use: the average, where one was kept."""
+        """Returns the weights to use: the average, where one was kept."""
         average = _load(self.folder / _EMA) if (self.folder / _EMA).exists() else {}
         return {**_load(self.folder / _FILES[0]), **average}
 
@@ -169,7 +169,7 @@ def _rank_suffix(rank: int | None = None) -> str:
 
 
 def take_snapshot(training_tensors: TrainingTensors, state: dict[str, Any]) -> Snapshot | None:
-    """A copy of everything, gathered by the first process from all of them; None in the others.
+    """Returns a copy of everything, gathered by the first process from all of them; None in the others.
 
     Gathered and not written in parts, so that a checkpoint has one form, can be read by any number of processes, and by
     people with nothing but safetensors. It takes one copy of everything in the first machine's main memory.
@@ -342,7 +342,7 @@ def find_checkpoint(run: Run, which: str) -> Checkpoint:
 
 
 def _verify(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder, once its checksums hold."""
+    """Returns the checkpoint in a folder, once its checksums hold."""
     try:
         content = parse_object(read_bytes(folder / "state.json"))
         if content.get("format") != FORMAT:

@@ -158,7 +158,7 @@ class Evaluation:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def routing_metrics(self) -> dict[str, float] | None:
-        """The layers' measures, averaged over layers; None for a dense model."""
+        """Returns the layers' measures, averaged over layers; None for a dense model."""
         if not self.layers:
             return None
         each = [layer.metrics() for layer in self.layers]
@@ -284,7 +284,7 @@ class PolicyModel(nn.Module):
 
 
 def eval_policy(config: EvalConfig) -> RoutingPolicy:
-    """The policy of an evaluation's settings."""
+    """Returns the policy of an evaluation's settings."""
     return RoutingPolicy(config.k, config.capacity, config.drop)
 
 
@@ -302,7 +302,7 @@ def probe_routing(
 
 
 def expert_lists(chosen: Bool[Tensor, "T E"]) -> list[list[int]]:
-    """The experts of each token, in rising order."""
+    """Returns the experts of each token, in rising order."""
     return [row.nonzero().flatten().tolist() for row in chosen]
 
 

@@ -120,7 +120,7 @@ def _on_cpu(routing: Routing) -> Routing:
 
 
 def token_choices(routing: Routing) -> list[tuple[Assignment, ...]]:
-    """The assignments of every token, best first: those kept, then by weight, then by the expert's number."""
+    """Returns the assignments of every token, best first: those kept, then by weight, then by the expert's number."""
     found: list[list[Assignment]] = [[] for _ in range(routing.num_tokens)]
     columns = (routing.token_ids, routing.expert_ids, routing.weights, routing.kept)
     for token, expert, weight, kept in zip(*(column.tolist() for column in columns), strict=True):
@@ -133,7 +133,7 @@ def _load(stats: LayerRoutingStats) -> tuple[float, ...]:
 
 
 def text_tokens(text: str, tokenizer: Any) -> list[TextToken]:
-    """The tokens of a text with its characters, each whole in the token in which it begins.
+    """Returns the tokens of a text with its characters, each whole in the token in which it begins.
 
     Raises:
         DataError: the tokenizer does not know a character.

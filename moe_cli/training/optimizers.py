@@ -193,7 +193,7 @@ def _gather_rows(direction: Float[Tensor, "N R C"], param: Tensor) -> Float[Tens
 
 
 def _local_rows(step: Float[Tensor, "N all C"], weight: Float[Tensor, "N R C"]) -> Float[Tensor, "N R C"]:
-    """The rows of a whole matrix that `weight`, this process's part of it, has."""
+    """Returns the rows of a whole matrix that `weight`, this process's part of it, has."""
     if step.shape == weight.shape:
         return step
     each = -(-step.shape[1] // dist.get_world_size())
@@ -227,7 +227,7 @@ class Optimizers:
         self._peak = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
     def step(self, progress: float, load: Sequence[Int[Tensor, " E"]] = (), after: float | None = None) -> float:
-        """Applies one update at the learning rate of the schedule at `progress` in [0, 1); returns that factor.
+        """Returns applies one update at the learning rate of the schedule at `progress` in [0, 1); returns that factor.
 
         Args:
             after: fraction of the budget spent after this step; see `schedule`.
@@ -282,7 +282,7 @@ class Optimizers:
 
 
 def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
-    """The optimizers of a configuration over a model's parameters. Vectors are never decayed."""
+    """Returns the optimizers of a configuration over a model's parameters. Vectors are never decayed."""
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     experts = [list(layer.experts.parameters()) for layer in moe_layers(model)] if config.skip_idle_experts else []
     if isinstance(config, MuonConfig):

@@ -76,11 +76,11 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Share of the budget that is spent, 0 to 1."""
+        """Computes the fraction of the budget that is spent, 0 to 1."""
         return self._share_spent(self.state.step, self.state.seconds)
 
     def _share_spent(self, step: int, seconds: float) -> float:
-        """Share of the budget that these steps take or, where the budget is a time, these seconds."""
+        """Computes the fraction of the budget that these steps take or, where the budget is a time, these seconds."""
         if self.total_steps is not None:
             return min(1.0, step / self.total_steps)
         return min(1.0, seconds / (60 * (self.config.train.minutes or math.inf)))
@@ -162,7 +162,7 @@ class Trainer:
         )
 
     def _forward_backward(self) -> StepResult:
-        """The gradients of one step's batches, clipped. Raises NotFiniteError."""
+        """Returns the gradients of one step's batches, clipped. Raises NotFiniteError."""
         train, state = self.config.train, self.state
         device = next(self.model.parameters()).device
         loss_sum, aux_sums, dropped_sum = 0.0, dict[str, float](), 0.0
@@ -222,7 +222,7 @@ class Trainer:
         return StepResult(loss_sum, aux_sums, self._clip(), dropped, load, probs, num_tokens)
 
     def _clip(self) -> float:
-        """The norm of the gradient, which is then at most optim.grad_clip. Raises NotFiniteError."""
+        """Returns the norm of the gradient, which is then at most optim.grad_clip. Raises NotFiniteError."""
         params = [param for param in self.model.parameters() if param.grad is not None]
         total = self.distributed_model.gradient_norm()
         norm = float(total)
@@ -361,7 +361,7 @@ class Trainer:
         return True
 
     def _evaluate(self) -> Evaluation:
-        """A look at part of the validation text, for the curve; the summary's figures take all of it."""
+        """Returns a look at part of the validation text, for the curve; the summary's figures take all of it."""
         with self.averaged():
             return self._evaluate_model()
 

@@ -109,7 +109,7 @@ class DistributedModel:
         return self.experts.gather(tensor) if divided and self.experts else tensor
 
     def to_local(self, tensor: Tensor, name: str, like: Tensor) -> Tensor:
-        """The inverse of `to_full`: this process's part, shaped and placed as `like`."""
+        """Returns the inverse of `to_full`: this process's part, shaped and placed as `like`."""
         if name in self._expert_params and self.experts is not None and tensor.ndim:
             tensor = self.experts.local_shard(tensor)
         if isinstance(like, DTensor):
@@ -118,5 +118,5 @@ class DistributedModel:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together; any other as it is."""
+    """Returns a sharded tensor put together; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -48,7 +48,7 @@ def ls(
 
 
 def _statuses(text: str | None) -> tuple[str, ...]:
-    """The statuses named in `text`, all of them for None. Raises ConfigError for any other word."""
+    """Returns the statuses named in `text`, all of them for None. Raises ConfigError for any other word."""
     from moe_cli.config.build import did_you_mean
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import STATUSES

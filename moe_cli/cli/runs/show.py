@@ -24,7 +24,7 @@ BARS_WIDTH = 32
 
 
 def changed_settings(run: Run) -> dict[str, Any]:
-    """The settings that differ from the defaults, by their dotted names."""
+    """Returns the settings that differ from the defaults, by their dotted names."""
     from moe_cli.config.compose import load_config
 
     default = flatten_dict(load_config([], "config").config.to_dict())

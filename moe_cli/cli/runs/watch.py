@@ -163,7 +163,7 @@ def _step(each: RunStatus) -> str:
 
 
 def run_panel(each: RunStatus, curve: Sequence[float], width: int, now: float) -> Group:
-    """The progress of one run: step and time left, losses and load, the curve so far."""
+    """Returns the progress of one run: step and time left, losses and load, the curve so far."""
     texts = {"share": Text(f"{100 * each.progress:z.0f} %")}
     if each.tokens_per_second is not None:
         texts["speed"] = Text(f"{count(each.tokens_per_second)} tok/s")

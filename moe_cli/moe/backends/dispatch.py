@@ -104,7 +104,10 @@ def backend_query(experts: Experts, dtype: torch.dtype, rows: float) -> BackendQ
 
 
 def grouped_mm_supported(query: BackendQuery) -> bool:
-    """True if torch's grouped product exists for this device, precision and widths. Probes features, not versions."""
+    """Returns True if torch's grouped product exists for this device, precision and widths.
+
+    Probes features, not versions.
+    """
     aligned = all(width * query.dtype.itemsize % 16 == 0 for width in query.widths)
     on_gpu = query.device == "cuda" and query.capability >= (8, 0) and query.dtype == torch.bfloat16
     on_cpu = query.device == "cpu" and query.dtype in (torch.float32, torch.bfloat16)

@@ -80,7 +80,7 @@ class SavedForBackward:
         return self.x, self.weights, self.w_in, self.w_out, self.pre, self.mask
 
     def apply_mask_(self, values: Float[Tensor, "N F"], assignments: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
-        """The values, in place, as the mask leaves them."""
+        """Returns the values, in place, as the mask leaves them."""
         return values if self.mask is None else values.mul_(self.mask[assignments])
 
 
@@ -102,7 +102,7 @@ def _forward(saved: SavedForBackward, permutation: Permutation, kind: str, activ
 def _backward(
     grad_y: Tensor, saved: SavedForBackward, permutation: Permutation, kind: str, activation: str
 ) -> tuple[Tensor, ...]:
-    """The gradients of x, weights, w_in and w_out."""
+    """Returns the gradients of x, weights, w_in and w_out."""
     w_in, w_out, pre = saved.w_in, saved.w_out, saved.pre
     inputs, grads = saved.x.index_select(0, permutation.token_ids), grad_y.index_select(0, permutation.token_ids)
     row_weights = saved.weights.index_select(0, permutation.assignments)

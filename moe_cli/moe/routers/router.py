@@ -105,7 +105,7 @@ class GatedRouter(Router):
 
 
 def gate_dtype(tensor: Tensor) -> torch.dtype:
-    """The precision in which scores are computed: float64 for float64, else float32."""
+    """Returns the precision in which scores are computed: float64 for float64, else float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 

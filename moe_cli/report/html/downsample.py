@@ -8,7 +8,7 @@ DIGITS = 5
 
 
 def rounded(value: float | None, digits: int = DIGITS) -> float | int | None:
-    """The value with `digits` significant digits; None where it is not finite, which JSON cannot express."""
+    """Returns the value with `digits` significant digits; None where it is not finite, which JSON cannot express."""
     if value is None or not math.isfinite(value):
         return None
     short = float(f"{value:.{digits}g}")

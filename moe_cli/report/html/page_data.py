@@ -71,7 +71,7 @@ def page_content(table: ReportTable, source: Source, sections: Sequence[Section]
 
 
 def _above(table: ReportTable, title: str) -> list[str]:
-    """The lines above the table; the title, which the first begins with, is the page's heading already."""
+    """Returns the lines above the table; the title, which the first begins with, is the page's heading already."""
     first, *others = _lines(header_lines(table, title, LINE_WIDTH))
     return [line for line in (first.removeprefix(truncate_left(printable(title))).lstrip(), *others) if line]
 
@@ -113,7 +113,7 @@ def _run(run: Configuration, table: ReportTable) -> dict[str, Any]:
 
 
 def label_of(row: Configuration, table: ReportTable) -> str:
-    """The settings that tell the row apart, or the run where none does."""
+    """Returns the settings that tell the row apart, or the run where none does."""
     words = [_word(name, row) for name in table.varying if setting_applies(name, row.settings)]
     if table.by_run or not words:
         words = [row.run if len(row.runs) <= 1 else f"expert={show(row.expert)} k={show(row.k)}"]
@@ -150,7 +150,7 @@ def _quantity(row: Configuration, name: str) -> Cell:
 
 
 def _quantities(table: ReportTable) -> list[dict[str, Any]]:
-    """The metrics that some row has, and the settings that vary in number."""
+    """Returns the metrics that some row has, and the settings that vary in number."""
     metrics = [BY_KEY[name] for name in QUANTITIES if any(_quantity(row, name) is not None for row in table.rows)]
     known = [(metric.key, metric.title, metric.log_scale, metric.direction) for metric in metrics]
     known += [
@@ -192,7 +192,7 @@ def _fronts(table: ReportTable, quantities: Sequence[Mapping[str, Any]]) -> dict
 
 
 def _settings(table: ReportTable) -> dict[str, Any]:
-    """The settings that are the same for all rows, and those of each row alone."""
+    """Returns the settings that are the same for all rows, and those of each row alone."""
     names = settings_of(table.aggregate.columns)
     each = [{name: _setting(row, name) for name in names if setting_applies(name, row.settings)} for row in table.rows]
     same = {name: each[0].get(name) for name in names if each and len({repr(one.get(name)) for one in each}) == 1}

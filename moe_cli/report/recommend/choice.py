@@ -128,7 +128,7 @@ def is_collapsed(row: Configuration) -> bool:
 
 
 def _imbalance(row: Configuration) -> float | None:
-    """The load of the most loaded expert between an even load, 0, and all tokens, 1; None for a dense model."""
+    """Returns the load of the most loaded expert between an even load, 0, and all tokens, 1; None for a dense model."""
     largest = _max_possible_violation(row)
     return None if row.results.max_violation is None or largest is None else row.results.max_violation / largest
 
@@ -154,12 +154,12 @@ def has_one_seed(rows: Sequence[Configuration]) -> bool:
 
 
 def baseline_path(row: Configuration, baseline: Settings) -> str | None:
-    """The folder of a run of its baseline; of its own where it is one."""
+    """Returns the folder of a run of its baseline; of its own where it is one."""
     return row.baseline_path or (row.path if is_baseline(row, baseline) else None)
 
 
 def _compared_with(rows: Sequence[Configuration]) -> set[str | None]:
-    """The folders of the baselines of verdicts."""
+    """Returns the folders of the baselines of verdicts."""
     return {row.baseline_path for row in rows if row.verdict is not None}
 
 
@@ -193,7 +193,7 @@ def _reason(rows: Sequence[Configuration], best: Configuration, baseline: Settin
 
 
 def _ties(best: Configuration, ranked: Sequence[Configuration], known: Known) -> list[Configuration]:
-    """The configurations of equal data and budget that are not distinguishable from the best."""
+    """Returns the configurations of equal data and budget that are not distinguishable from the best."""
     return [
         row
         for row in ranked
@@ -251,7 +251,7 @@ def comparison_with_baseline(row: Configuration, name: str) -> Comparison | None
 
 
 def compare(best: Configuration, other: Configuration, known: Known, names: Collection[str] = ()) -> Comparison | None:
-    """The other configuration against the best, paired by seed.
+    """Returns the other configuration against the best, paired by seed.
 
     Where the best is the other's baseline, the comparison of the table, which allows for all of them. Without a baseline
     the verdict allows for all pairs; else it is on this pair alone.

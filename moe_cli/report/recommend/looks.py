@@ -82,12 +82,12 @@ def looks_sentence(look: Look) -> str:
 
 
 def _folders(row: Configuration) -> dict[str, str]:
-    """The sweep folders of a configuration, each with its first run there."""
+    """Returns the sweep folders of a configuration, each with its first run there."""
     return {os.path.dirname(path): os.path.basename(path) for path in reversed(row.paths)}
 
 
 def _seeds(look: Mapping[str, Any], row: Configuration) -> set[int]:
-    """The numbers of seeds of the configuration that a past look had."""
+    """Returns the numbers of seeds of the configuration that a past look had."""
     known = look.get("seeds")
     found = [known.get(run.run) for run in row.runs] if isinstance(known, dict) else []
     return {seeds for seeds in found if isinstance(seeds, int)}

@@ -234,7 +234,10 @@ class _Compared:
 def _compare_all(
     runs: Sequence[RunRow], across: Collection[str], extra_baselines: Sequence[RunRow], baseline: Settings | None
 ) -> _Compared:
-    """Aggregates the complete comparable runs and compares them with the baseline. Raises the errors of `recommend`."""
+    """Returns aggregates the complete comparable runs and compares them with the baseline.
+
+    Raises the errors of `recommend`.
+    """
     free = check_across(across)
     complete = [run for run in runs if run.is_countable and run.status == COMPLETED and run.primary_loss is not None]
     if not complete:
@@ -254,7 +257,7 @@ def _compare_all(
 
 
 def _baseline_row(found: _Compared, best: Configuration) -> Configuration | None:
-    """The row of the baseline of the best, or the best itself where it is one; None without one."""
+    """Returns the row of the baseline of the best, or the best itself where it is one; None without one."""
     path = baseline_path(best, found.baseline)
     return next(
         (row for row in (*found.rows, *found.outside) if is_baseline(row, found.baseline) and path in row.paths), None

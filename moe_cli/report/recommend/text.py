@@ -15,7 +15,7 @@ MAX_TIES = 4
 
 
 def format_recommendation(found: Recommendation) -> list[str]:
-    """The lines of `moe recommend`. The last one, where it begins with `moe`, is a command and nothing else."""
+    """Returns the lines of `moe recommend`. The last one, where it begins with `moe`, is a command and nothing else."""
     lines = [*_headline(found), *_health(found)]
     lines += [*_ties(found), *_cost(found)] if found.reason != "worse" else []
     if found.num_without_baseline and found.comparisons:

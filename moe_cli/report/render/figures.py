@@ -26,7 +26,10 @@ MARKERS = "os^Dv<>ph*X8"
 
 
 def figure_bytes(table: ReportTable, ending: str, title: str) -> bytes:
-    """A .png or .svg of the rows with results. Raises ConfigError: matplotlib is not installed, or nothing to draw."""
+    """Returns a .png or .svg of the rows with results.
+
+    Raises ConfigError: matplotlib is not installed, or nothing to draw.
+    """
     try:
         from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -62,7 +62,7 @@ def _caption(table: ReportTable) -> str:
 
 
 def cell(text: str, best: bool) -> str:
-    """A cell: numbers in math, so that minus is a minus; bold where the row is the best."""
+    """Returns a cell: numbers in math, so that minus is a minus; bold where the row is the best."""
     mean, sign, spread = text.partition(PLUS_MINUS)
     number, percent, rest = mean.partition(" %")
     unit = r"\,\%" if percent else ""
@@ -79,5 +79,5 @@ def cell(text: str, best: bool) -> str:
 
 
 def escaped(text: str) -> str:
-    """The text with every character that TeX would obey written out."""
+    """Returns the text with every character that TeX would obey written out."""
     return "".join(ESCAPES.get(character, character) for character in printable(text))

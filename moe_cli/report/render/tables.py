@@ -61,7 +61,7 @@ def table_lines(table: ReportTable, title: str, width: int, curves: bool = True)
 
 
 def columns_within(columns: Sequence[Column], rows: Sequence[Configuration], width: int) -> list[Column]:
-    """The columns that fit into `width` characters when the least important are dropped."""
+    """Returns the columns that fit into `width` characters when the least important are dropped."""
     widths = {
         column.name: max([cell_len(column.heading), *(cell_len(column.write(row)) for row in rows)])
         for column in columns
@@ -89,7 +89,7 @@ def _aligned(cells: Sequence[str]) -> list[str]:
 
 
 def _fitting(columns: Sequence[Column], widths: dict[str, int], width: int, staying: Sequence[str]) -> list[Column]:
-    """The columns that fit side by side, after the least important have left."""
+    """Returns the columns that fit side by side, after the least important have left."""
     kept = list(columns)
     names = [column.name for column in columns]
     order = [name for name in DROP_ORDER if name in names]
@@ -130,7 +130,7 @@ def _csv_cell(value: Cell) -> object:
 
 
 def markdown_text(table: ReportTable) -> str:
-    """The table of the terminal with all its columns, whatever their width; in bold the same rows."""
+    """Returns the table of the terminal with all its columns, whatever their width; in bold the same rows."""
     lines = [
         "| " + " | ".join(_escaped(column.heading) for column in table.columns) + " |",
         "|" + "|".join(":--" if column.left else "--:" for column in table.columns) + "|",

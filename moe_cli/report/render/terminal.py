@@ -97,7 +97,7 @@ def _line(cells: Sequence[tuple[str, str, int]], columns: Sequence[TextColumn], 
 def plain_table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, num_left: int = 1
 ) -> list[Text]:
-    """A table of texts, its first `num_left` columns set to the left; long cells of the first one are cut."""
+    """Returns a table of texts, its first `num_left` columns set to the left; long cells of the first one are cut."""
     columns = [
         TextColumn(
             heading,
@@ -111,7 +111,7 @@ def plain_table(
 
 
 def wrap(sentence: str, width: int, style: str = "", indent: str = "") -> list[Text]:
-    """A sentence on as many lines as it takes, continued with a deeper indent."""
+    """Returns a sentence on as many lines as it takes, continued with a deeper indent."""
     lines = textwrap.wrap(
         sentence,
         max(MIN_PROSE_WIDTH, width),

@@ -104,7 +104,7 @@ def make_chart(table: ReportTable, request: str) -> Chart:
 
 
 def number_of(row: Configuration, name: str) -> float | None:
-    """The value of a column, or of a name of DERIVED, if it is a finite number."""
+    """Returns the value of a column, or of a name of DERIVED, if it is a finite number."""
     value = DERIVED[name](row) if name in DERIVED else row.get(name)
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if is_number else None  # type: ignore[arg-type]
@@ -174,7 +174,7 @@ def make_axis(values: Sequence[float]) -> Axis:
 
 
 def chart_lines(chart: Chart, title: str, width: int, height: int = 18, ascii_only: bool = False) -> list[Text]:
-    """The chart in a frame of `width` columns: title, legend, points with their intervals, and both axes."""
+    """Returns the chart in a frame of `width` columns: title, legend, points with their intervals, and both axes."""
     points = [point for series in chart.series for point in series.points]
     across = make_axis([point.x for point in points])
     up = make_axis([end for point in points for end in _ends(point)])

@@ -61,7 +61,7 @@ def analyse(
 
 
 def analysis_record(result: Analysis) -> dict[str, Any]:
-    """The study as one JSON object; infinite numbers are for the writer to replace."""
+    """Returns the study as one JSON object; infinite numbers are for the writer to replace."""
     found = result.fit
     return {
         "law": found.law.name, "equation": found.law.equation, "source": found.law.source,

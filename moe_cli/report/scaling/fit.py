@@ -262,7 +262,7 @@ def robust_scale(residuals: Array, num_free: int) -> float:
 
 
 def make_noise(residuals: Array, num_free: int) -> Noise:
-    """The noise that residuals of a fit with this many free numbers show."""
+    """Returns the noise that residuals of a fit with this many free numbers show."""
     return Noise(robust_scale(residuals, num_free), max(1.0, MEDIAN * (len(residuals) - num_free)))
 
 
@@ -285,7 +285,7 @@ def _check_identified(law: Law, slopes: Array, scale: float) -> None:
 
 
 def _with_samples(found: Fit, samples: int) -> Fit:
-    """Adds intervals by the wild cluster bootstrap (Cameron, Gelbach and Miller 2008).
+    """Returns adds intervals by the wild cluster bootstrap (Cameron, Gelbach and Miller 2008).
 
     The residuals of all seeds of a configuration change sign together. They are enlarged to correct for the adaptation
     of the fit. The design is unchanged, so that no sample lacks the largest size. A shift that the seeds share appears
@@ -335,7 +335,7 @@ def _interval(constant: Coefficient, values: list[float]) -> Coefficient:
 
 
 def quantiles(values: Array) -> Any:
-    """The ends of the 95 % percentile interval along the first axis; those not known count as infinite."""
+    """Returns the ends of the 95 % percentile interval along the first axis; those not known count as infinite."""
     tail = (1 - CONFIDENCE) / 2
     ordered = np.sort(np.where(np.isnan(values), np.inf, values), axis=0)
     last = len(ordered) - 1
@@ -355,7 +355,7 @@ def _held_out(found: Fit) -> float:
 
 
 def _refit(found: Fit, points: Points) -> Array:
-    """The law fitted to a part of the points, from where it lies for all of them."""
+    """Returns the law fitted to a part of the points, from where it lies for all of them."""
 
     def model(theta: Array) -> Array:
         return found.law.log_loss(theta, points, found.normalisation)

@@ -105,7 +105,7 @@ class IsoFlop:
 
 
 def predict(found: Fit, points: Points, labels: Sequence[str]) -> tuple[Prediction, ...]:
-    """The loss of each point, with the interval of one run of a seed that was not run."""
+    """Returns the loss of each point, with the interval of one run of a seed that was not run."""
     new = np.array([np.inf])
     return tuple(
         _prediction(found, points.take(np.array([index])), label, found.run_noise, found.seeds.distance(new))
@@ -241,7 +241,10 @@ def iso_flop(runs: Sequence[RunRow]) -> tuple[IsoFlop, ...]:
 
 
 def make_iso_flop(flops: float, expansion: float, sizes: Any, losses: Any) -> IsoFlop:
-    """The parabola of log loss over log size through the points, by least squares (Hoffmann et al. 2022, approach 2)."""
+    """Returns the parabola of log loss over log size through the points, by least squares (Hoffmann et al.
+
+    2022, approach 2).
+    """
     order = np.argsort(sizes)
     x, y = np.log(np.asarray(sizes, float)[order]), np.log(np.asarray(losses, float)[order])
     curve = (flops, expansion, tuple(map(float, np.exp(x))), tuple(map(float, np.exp(y))))

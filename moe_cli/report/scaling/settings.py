@@ -19,7 +19,7 @@ DEFAULT_VOCAB_SIZE = 256
 
 
 def points_of(text: str, runs: Sequence[RunRow]) -> Points:
-    """The sizes of a configuration: its settings in `text` and, for the rest, those of the largest of the runs.
+    """Returns the sizes of a configuration: its settings in `text` and, for the rest, those of the largest of the runs.
 
     Raises:
         ConfigError: a setting is wrong, or the budget is a time, so that the number of tokens is unknown.

@@ -87,7 +87,7 @@ class Slot:
     gpus: tuple[str, ...]
 
     def memory_still_needed(self) -> int:
-        """The memory it is still expected to take."""
+        """Returns the memory it is still expected to take."""
         return max(0, self.need - (resident_bytes(self.job.pid) if self.job.pid else 0))
 
 

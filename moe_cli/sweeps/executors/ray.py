@@ -106,7 +106,10 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _run_actor_class() -> type:
-    """The class of the actors. Made in a function so that Ray sends it along: nodes need nothing of us to receive it."""
+    """Returns the class of the actors.
+
+    Made in a function so that Ray sends it along: nodes need nothing of us to receive it.
+    """
 
     class Keeper:
         def begin(self, command: list[str], folder: str, directory: str, variables: dict[str, str], parent: str) -> str:

@@ -112,7 +112,7 @@ def states() -> dict[str, State]:
 
 
 def submission(executor: SlurmExecutor, name: str, number: int) -> list[str]:
-    """The command that sends an array of `number` jobs, without its script."""
+    """Returns the command that sends an array of `number` jobs, without its script."""
     throttle = f"%{executor.array_parallelism}" if executor.array_parallelism else ""
     wanted = {
         "partition": executor.partition, "account": executor.account, "qos": executor.qos, "mem": executor.mem,
