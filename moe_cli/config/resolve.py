@@ -230,7 +230,7 @@ def _with_experts(config: RunConfig, given: Collection[str], notes: list[str]) -
 
 
 def _with_copies(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
-    """Returns adapts settings of a model whose experts start as copies of a dense network."""
+    """Adapts settings of a model whose experts start as copies of a dense network."""
     notes += _set_aside(given, "train.upcycle_from copies the experts' first weights", "model.expert_init_scale")
     if not sums_to_one(config.router, config.k or 1):
         name = config.router.name if config.router else ""

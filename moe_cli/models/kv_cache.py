@@ -19,7 +19,7 @@ class LayerCache:
         return self.tensors[0].shape[-2] if self.tensors else 0
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
-        """Returns appends new tensors along positions and returns all."""
+        """Appends new tensors along positions and returns all."""
         self.tensors = (
             tuple(torch.cat(pair, dim=-2) for pair in zip(self.tensors, new, strict=True)) if self.tensors else new
         )

@@ -98,7 +98,7 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L D"], list[Routing]]:
-        """Returns adds positions to embedded tokens and runs all blocks and the last norm."""
+        """Adds positions to embedded tokens and runs all blocks and the last norm."""
         length, past = x.shape[1], cache.length if cache else 0
         if self.positions is not None:
             x = x + self.positions.weight[past : past + length]

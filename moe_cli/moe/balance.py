@@ -57,9 +57,9 @@ def _counts_per_sequence(routing: Routing, num_sequences: int) -> Int[Tensor, "S
 
 
 def router_z_loss(logits: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
-    """Computes the mean squared log-sum-exp of the gate's logits, eq.
+    """Computes the mean squared log-sum-exp of the gate's logits, eq. 5 of ST-MoE, arXiv:2202.08906.
 
-    5 of ST-MoE, arXiv:2202.08906; (ln E)^2 for zero logits.
+    It is (ln E)^2 for zero logits.
     """
     return _mean_over_tokens(logits.logsumexp(-1).square())
 

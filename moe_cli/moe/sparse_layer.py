@@ -126,7 +126,7 @@ class SparseLayer(nn.Module):
         return backend(self.experts, tokens, routing, self.experts.sample_dropout_mask(len(routing.expert_ids)))
 
     def add_shared(self, y: Float[Tensor, "T D"], tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-        """Returns adds the output of the shared experts, if the layer has any."""
+        """Adds the output of the shared experts, if the layer has any."""
         if self.shared_experts is None:
             return y
         shared: Tensor = self.shared_experts(tokens)

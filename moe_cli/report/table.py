@@ -96,7 +96,7 @@ def build_table(
     extra_baselines: Sequence[RunRow] = (),
     baseline: Settings | None = None,
 ) -> ReportTable:
-    """Returns aggregates runs over seeds and evaluates a query.
+    """Aggregates runs over seeds and evaluates a query.
 
     Args:
         extra_baselines: runs that may serve as baselines, but are not shown.

@@ -227,7 +227,7 @@ class Optimizers:
         self._peak = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
     def step(self, progress: float, load: Sequence[Int[Tensor, " E"]] = (), after: float | None = None) -> float:
-        """Returns applies one update at the learning rate of the schedule at `progress` in [0, 1); returns that factor.
+        """Applies one update at the learning rate of the schedule at `progress` in [0, 1); returns that factor.
 
         Args:
             after: fraction of the budget spent after this step; see `schedule`.

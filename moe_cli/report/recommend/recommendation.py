@@ -234,7 +234,7 @@ class _Compared:
 def _compare_all(
     runs: Sequence[RunRow], across: Collection[str], extra_baselines: Sequence[RunRow], baseline: Settings | None
 ) -> _Compared:
-    """Returns aggregates the complete comparable runs and compares them with the baseline.
+    """Aggregates the complete comparable runs and compares them with the baseline.
 
     Raises the errors of `recommend`.
     """

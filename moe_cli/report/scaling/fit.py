@@ -285,7 +285,7 @@ def _check_identified(law: Law, slopes: Array, scale: float) -> None:
 
 
 def _with_samples(found: Fit, samples: int) -> Fit:
-    """Returns adds intervals by the wild cluster bootstrap (Cameron, Gelbach and Miller 2008).
+    """Adds intervals by the wild cluster bootstrap (Cameron, Gelbach and Miller 2008).
 
     The residuals of all seeds of a configuration change sign together. They are enlarged to correct for the adaptation
     of the fit. The design is unchanged, so that no sample lacks the largest size. A shift that the seeds share appears

@@ -241,10 +241,7 @@ def iso_flop(runs: Sequence[RunRow]) -> tuple[IsoFlop, ...]:
 
 
 def make_iso_flop(flops: float, expansion: float, sizes: Any, losses: Any) -> IsoFlop:
-    """Returns the parabola of log loss over log size through the points, by least squares (Hoffmann et al.
-
-    2022, approach 2).
-    """
+    """Fits a parabola of log loss over log size by least squares (Hoffmann et al. 2022, approach 2)."""
     order = np.argsort(sizes)
     x, y = np.log(np.asarray(sizes, float)[order]), np.log(np.asarray(losses, float)[order])
     curve = (flops, expansion, tuple(map(float, np.exp(x))), tuple(map(float, np.exp(y))))
