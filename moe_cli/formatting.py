@@ -12,7 +12,7 @@ DIGITS = "12345678"
 
 
 def count(value: float) -> str:
-    """Three significant digits and a unit: 853, 24.1k, 2.00M, 1.31G, and on to Y, 1e24."""
+    """Formats a count with three significant digits and a unit: 853, 24.1k, 2.00M, 1.31G, up to Y, 1e24."""
     if abs(value) < 999.5:
         return f"{value:z.0f}"
     for unit in "kMGTPEZY":
@@ -23,7 +23,7 @@ def count(value: float) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """1 seed, 2 seeds, 1,024 runs."""
+    """Formats a count with its noun: 1 seed, 2 seeds, 1,024 runs."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -38,7 +38,7 @@ def score(bits_per_byte: float | None, nats: float, target: str = "token") -> st
 
 
 def duration(seconds: float) -> str:
-    """8s, 1m 32s, 2h 5m."""
+    """Formats a duration: 8s, 1m 32s, 2h 5m."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
@@ -48,7 +48,7 @@ def duration(seconds: float) -> str:
 
 
 def age(seconds: float) -> str:
-    """8s, 32m, 5h, 12d: one unit, for lists."""
+    """Formats an age with one unit, for lists: 8s, 32m, 5h, 12d."""
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "m")):
         if seconds >= size:
             return f"{int(seconds // size)}{unit}"
@@ -67,14 +67,14 @@ def parse_duration(text: str) -> float | None:
 
 
 def percent(share: float, signed: bool = False) -> str:
-    """21 %, or +21 % when signed; one digit after the point below 10 %."""
+    """Formats a fraction: 21 %, or +21 % when signed; one digit after the point below 10 %."""
     value = 100 * share
     text = f"{value:{'+' if signed else ''}.{0 if abs(value) >= 9.95 else 1}f}"
     return ("0" if not float(text) else text) + " %"
 
 
 def bars(load: Sequence[float], width: int, blocks: str = BARS) -> str:
-    """One block per expert, as high as its load; a fair share is half height. Neighbours merge beyond `width`."""
+    """Draws one block per expert, as high as its load; a fair load is half height. Neighbours merge beyond `width`."""
     total = sum(load)
     if not total:
         return blocks[0] * min(len(load), width)

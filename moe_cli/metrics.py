@@ -212,7 +212,7 @@ def validation_key(name: str) -> str:
 
 
 def layer_key(layer: int, name: str) -> str:
-    """The key in metrics.jsonl of a measure of one sparse layer: moe/layer_03/max_violation is of the fourth."""
+    """Returns a layer metric's key in metrics.jsonl: moe/layer_03/max_violation is of the fourth sparse layer."""
     return f"moe/layer_{layer:02d}/{name}"
 
 

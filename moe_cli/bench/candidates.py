@@ -67,7 +67,7 @@ Builder = Callable[[], Candidate]
 
 
 def make_layer(shape: Shape, dispatch: str = "auto", device: str = "cpu") -> MoELayer:
-    """Our layer, with the same weights whatever the back end: softmax over E, K largest, renormalised for K > 1."""
+    """Returns our layer, with equal weights for every back end: softmax over E, K largest, renormalised for K > 1."""
     layer = MoELayer(shape.d_model, shape.experts, shape.k, shape.d_expert, dispatch=dispatch)
     layer.reset_parameters(torch.Generator().manual_seed(0))
     return layer.to(device, DTYPES[shape.dtype])
@@ -113,7 +113,7 @@ class LoopOfLinears(nn.Module):
 
 
 def our_builders(shape: Shape, dispatches: Sequence[str], device: str = "cpu") -> dict[str, Builder]:
-    """Our layer once per back end, and the loop, by name."""
+    """Returns the builders of our layer with each back end and of the loop, by name."""
 
     def ours(dispatch: str) -> Candidate:
         layer = make_layer(shape, dispatch, device)

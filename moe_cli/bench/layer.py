@@ -145,14 +145,17 @@ class Inputs:
 
 
 def _inputs(shape: Shape, seed: int, device: str) -> Inputs:
-    """T K rows drawn at random, a sparse layer reads the first T."""
+    """Returns T K random rows; a sparse layer reads the first T."""
     generator = torch.Generator().manual_seed(seed)
     x, grad = torch.randn(2, shape.tokens * shape.k, shape.d_model, generator=generator).to(device, DTYPES[shape.dtype])
     return Inputs(x, grad)
 
 
 def _pass(candidate: Candidate, device: str) -> Callable[[Inputs], None]:
-    """One forward and backward into new gradients, which are released: many candidates are in memory at once."""
+    """Returns a function for one forward and backward pass.
+
+    Its gradients are released, as many candidates share memory.
+    """
 
     def run(inputs: Inputs) -> None:
         x = inputs.x[: candidate.rows].detach().requires_grad_()

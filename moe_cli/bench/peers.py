@@ -22,7 +22,7 @@ MAX_GRADIENT_BYTES = 2**36
 
 
 def peer_builders(shape: Shape, device: str = "cpu") -> dict[str, Builder]:
-    """Every peer by name, not yet built: building may fail, and says why."""
+    """Returns the builders of every peer by name. A builder that fails raises an error with the reason."""
     builders: dict[str, Builder] = {}
     for family, make in FAMILIES.items():
         for implementation in IMPLEMENTATIONS:
@@ -107,7 +107,7 @@ def _qwen3(shape: Shape) -> nn.Module:
 
 
 def _deepseek(shape: Shape) -> nn.Module:
-    """Sigmoid scores, one group, and without the shared expert, which would be active FLOPs of its own."""
+    """Builds DeepSeek's layer: sigmoid scores, one group, and no shared expert, which would add active FLOPs."""
     from transformers import DeepseekV3Config
 
     config = DeepseekV3Config(

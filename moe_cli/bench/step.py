@@ -114,7 +114,7 @@ def step_builders(config: RunConfig, compiled: bool, bf16: bool, device: str) ->
 
 
 def make_moe(config: RunConfig, device: str, precision: str = "float32", compiled: bool = False) -> StepCandidate:
-    """Our GPT with the optimizer and the balancing loss that training gives it."""
+    """Builds our GPT with the optimizer and the balancing loss of training."""
     model = make_model(config, VOCAB_SIZE).to(device)
     optimizers = make_optimizers(config.optim, model)
     network = torch.compile(model) if compiled else model
@@ -136,7 +136,7 @@ def make_moe(config: RunConfig, device: str, precision: str = "float32", compile
 def make_mixtral(
     config: RunConfig, device: str, *, fused: bool, precision: str = "float32", compiled: bool = False
 ) -> StepCandidate:
-    """transformers' MixtralForCausalLM of the same size, with its own choice of back end."""
+    """Builds transformers' MixtralForCausalLM of the same size, with its own choice of back end."""
     model = mixtral(config).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True if fused else None)
     network: Any = torch.compile(model) if compiled else model
@@ -152,7 +152,7 @@ def make_mixtral(
 
 
 def mixtral(config: RunConfig) -> nn.Module:
-    """Mixtral with the layers, widths, heads and experts of a configuration, as many parameters as our GPT."""
+    """Builds Mixtral with the layers, widths, heads and experts of a configuration, and our GPT's parameter count."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     model = config.model

@@ -23,7 +23,7 @@ def layer_heading(benchmark: LayerBenchmark) -> list[str]:
 
 
 def layer_table(benchmark: LayerBenchmark) -> Table:
-    """Efficiency of every candidate, the best first."""
+    """Returns the efficiency of every candidate, the best first."""
     table = _table("layer", "efficiency", "min - max", "ms", "saved MiB")
     for result in sorted(benchmark.results, key=lambda result: -result.efficiency.median):
         table.add_row(
@@ -66,7 +66,7 @@ def skipped_lines(skipped: Mapping[str, str]) -> list[str]:
 
 
 def milliseconds(seconds: float) -> str:
-    """Three significant digits."""
+    """Formats with three significant digits."""
     value = 1000 * seconds
     return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 

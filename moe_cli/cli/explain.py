@@ -155,7 +155,7 @@ def _print_result(result: "ExplainResult", page: Path | None, as_json: bool) -> 
 
 
 def _write(result: "ExplainResult", path: Path) -> None:
-    """The page, whole or not at all."""
+    """Writes the page atomically."""
     import time
 
     from moe_cli import __version__

@@ -219,7 +219,7 @@ def _escaped(char: str) -> str:
 
 
 def format_weight(weight: float) -> str:
-    """Three characters: .62, 1.0, 12."""
+    """Formats a weight with three characters: .62, 1.0, 12."""
     return f"{weight:.0f}" if weight >= 9.95 else f"{weight:.1f}" if weight >= 0.995 else f"{weight:.2f}"[1:]
 
 

@@ -70,7 +70,7 @@ class BestSoFar:
 
 
 def best_so_far(done: Sequence[RunStatus], labels: Mapping[Path, str]) -> list[BestSoFar]:
-    """The best of each group of runs that may be ranked together, as in the report; empty before the first result."""
+    """Returns the best of each comparable group of runs, as in the report; empty before the first result."""
     from moe_cli.report.load import make_row
     from moe_cli.report.run_row import comparison_key
 
@@ -175,7 +175,10 @@ def _head(standing: SweepProgress, width: int, now: float) -> Table:
 
 
 def bar_line(first: str, share: float, texts: Mapping[str, Text], leaving: Sequence[str], width: int) -> Table:
-    """A bar between its beginning and some texts; on a narrow terminal texts leave, in order, before the bar does."""
+    """Returns a bar between its label and some texts.
+
+    On a narrow terminal, texts are dropped in order before the bar.
+    """
     kept = dict(texts)
 
     def room() -> int:

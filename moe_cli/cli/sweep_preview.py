@@ -28,7 +28,7 @@ def print_head(console: "Console", prepared: "PreparedSweep") -> None:
 
 
 def summary_lines(prepared: "PreparedSweep") -> list[tuple[str, str]]:
-    """Lines, each with its style."""
+    """Returns (style, line) of the summary."""
     from moe_cli.formatting import plural
     from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
 
@@ -87,7 +87,7 @@ def _expected(prepared: "PreparedSweep") -> str:
 
 
 def _oversubscription_warning(prepared: "PreparedSweep") -> str:
-    """More threads at a time than cores; or on a cluster another number of them than cores reserved for a run."""
+    """Returns a warning if runs use more threads than cores, or on a cluster another number than the reserved cores."""
     from moe_cli.execution.machine import count_cores
     from moe_cli.formatting import plural
 
@@ -124,7 +124,7 @@ def _memory_warning(estimates: "Sequence[RunEstimate]") -> str:
 
 
 def print_points(console: "Console", prepared: "PreparedSweep") -> None:
-    """Every point on a line, or more where a terminal is narrow; then the sums."""
+    """Prints every point on a line, or several lines on a narrow terminal, then the sums."""
     lines = point_lines(prepared, console.width if console.is_terminal else None)
     console.out("\n".join(lines), highlight=False)
 
@@ -169,7 +169,7 @@ def _cells(planned: "PlannedRun") -> tuple[str, ...]:
 
 
 def _totals(estimates: "Sequence[RunEstimate]") -> tuple[str, ...]:
-    """Tokens, FLOPs and time; a run whose budget is a time has neither of the first two."""
+    """Returns tokens, FLOPs and time; a run with a time budget has only a time."""
     from moe_cli.formatting import count, duration
 
     known = [(each.tokens, each.cost.flops_per_token) for each in estimates if each.tokens is not None]

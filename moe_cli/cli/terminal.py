@@ -17,7 +17,7 @@ _SUBSTITUTES = {**dict(zip(BARS, "_.-:=+*#", strict=True)), **dict(zip("…─�
 
 
 def shown(text: str) -> str:
-    """The text with '?' for all that a terminal acts on or does not show (see `printable`), but for lines and tabs."""
+    """Replaces characters that a terminal interprets or hides by '?', except line ends and tabs (see `printable`)."""
     if is_harmless(text):
         return text
     return "".join(each if each.isprintable() or each in "\n\t" else "?" for each in text)

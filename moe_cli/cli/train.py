@@ -126,7 +126,7 @@ def _resume_notes(run: "Run", repeated: bool) -> tuple[str, ...]:
 
 @contextmanager
 def _interruptible(console: "Console", run: "Run") -> Iterator[None]:
-    """Within it a signal that stops the command before training handles signals ends it with a line."""
+    """Makes a signal before the start of training end the command with a line."""
     from moe_cli.training.signals import interrupt_on_signals
 
     with interrupt_on_signals():
@@ -139,7 +139,7 @@ def _interruptible(console: "Console", run: "Run") -> Iterator[None]:
 
 @contextmanager
 def _mark_interrupted_if_unread(run: "Run") -> Iterator[None]:
-    """Within it output is printed before the run begins; if it has no reader, the run is marked as interrupted."""
+    """Covers output before the run starts: if nothing reads it, the run is marked as interrupted."""
     from moe_cli.runs.folder import INTERRUPTED
     from moe_cli.runs.recorder import Recorder
 
@@ -151,7 +151,7 @@ def _mark_interrupted_if_unread(run: "Run") -> Iterator[None]:
 
 
 def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
-    """In this process, which shows how it goes; the first of several if a launcher has started it."""
+    """Trains in this process and displays the progress; as rank 0 of several if a launcher has started it."""
     from moe_cli.cli.train_progress import TrainProgress, print_summary
     from moe_cli.distributed import collectives
     from moe_cli.distributed.launch import is_distributed, launched_by_moe

@@ -42,7 +42,7 @@ class SweepView(TerminalView):
     """The board of a sweep, and a line for each run that ends."""
 
     def preview(self, prepared: Any) -> None:
-        """Every point with its cost, for --dry-run."""
+        """Prints every point with its cost, for --dry-run."""
         print_head(self.console, prepared)
         print_points(self.console, prepared)
 

@@ -62,7 +62,7 @@ def repeated_keys(words: Sequence[str]) -> list[str]:
 
 
 def single_values(axes: Sequence[Axis], command: str) -> dict[str, Any]:
-    """One value per key, for commands that work on one configuration.
+    """Returns one value per key, for commands that work on one configuration.
 
     Raises:
         ConfigError: an axis with several values.

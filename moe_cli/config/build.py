@@ -36,7 +36,7 @@ def flatten_dict(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """ " Did you mean 'expert'?" for the option nearest to `word`, or "" when none is near.
+    """Returns " Did you mean 'expert'?" for the option nearest to `word`, or "" if none is near.
 
     A dotted option is also compared by its last part, so that `lr` finds `optim.lr`.
     """

@@ -73,10 +73,10 @@ class _Base:
 
 
 def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
-    """Hydra's own composition over `folders`, the first before the next.
+    """Returns Hydra's own composition over `folders`; earlier folders take precedence.
 
-    The one place that touches hydra._internal: Hydra's public entry gives a user's folder the lowest priority, and
-    scans for plugins, which would run code of packages that have nothing to do with us.
+    Only this function uses hydra._internal. Hydra's public entry gives a user's folder the lowest priority, and scans
+    for plugins, which would run code of unrelated packages.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.config_search_path_impl import ConfigSearchPathImpl

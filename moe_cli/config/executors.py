@@ -131,7 +131,7 @@ def load_executor(words: Sequence[str], name: str | None = None, config_dir: Pat
 
 
 def _file(composer: Composer, name: str) -> dict[str, Any]:
-    """conf/executor/NAME.yaml: `name` and settings of that kind of executor."""
+    """Reads conf/executor/NAME.yaml: `name` and settings of that kind of executor."""
     choices = composer.choices("executor")
     if name not in choices:
         raise ConfigError(

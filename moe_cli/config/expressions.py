@@ -65,7 +65,7 @@ class Expression:
             raise ConfigError(f"no {kind} '{name}' in '{self.text}'.{hint}")
 
     def renamed(self, names: Mapping[str, str]) -> "Expression":
-        """The same condition on other names, such as columns in place of their headings."""
+        """Returns the same condition with other names, such as columns in place of their headings."""
         return Expression(self.text, _Renaming(names).visit(deepcopy(self.tree))) if self.names & names.keys() else self
 
     def holds(self, values: Mapping[str, Any]) -> bool:
@@ -137,7 +137,7 @@ class Expression:
 
 
 def _as_text(node: ast.expr, value: Any) -> Any:
-    """The value of a number, or of a list of them, that is set against text: as it is written, 2024_01 and not 202401."""
+    """Returns the written form of a number, or of a list of them, that is compared with text: 2024_01, not 202401."""
     if isinstance(node, ast.List | ast.Tuple):
         return [_as_text(each, item) for each, item in zip(node.elts, value, strict=True)]
     if isinstance(value, bool) and isinstance(node, ast.Name):
@@ -146,7 +146,7 @@ def _as_text(node: ast.expr, value: Any) -> Any:
 
 
 def equalities(condition: Expression, is_text: Callable[[str], bool]) -> dict[str, Any] | None:
-    """The values that a condition demands, by name, if it is `name == value` or several of these joined by `and`.
+    """Returns the values that a condition requires, by name, if it is `name == value` or several joined by `and`.
 
     Args:
         is_text: whether a name takes text, and gets a number as it is written.

@@ -41,7 +41,7 @@ class UserConf:
 
 
 def find_user_conf(config_dir: Path | None) -> UserConf:
-    """`config_dir`; without one ./conf, if it holds groups of this program and files that fit them.
+    """Returns `config_dir`; without it ./conf, if it has groups of this program and files that match them.
 
     Raises:
         ConfigError: `config_dir` is not a folder.

@@ -62,7 +62,7 @@ def computed_per_token(config: RunConfig) -> float:
 
 
 def _room_per_token(config: RunConfig, factor: float, limited: bool = False) -> float:
-    """E C / T, on average over stacks; `limited`: C is at most T."""
+    """Returns E C / T, averaged over stacks; with `limited`, C is at most T."""
     room, tokens = 0.0, 0
     for length in stack_input_lengths(config):
         counted = capacity_tokens(config, length)
@@ -91,7 +91,7 @@ def sparse_params(config: RunConfig, d_expert: int, experts: float) -> float:
 
 
 def sparse_forward_flops(config: RunConfig, d_expert: int) -> float:
-    """FLOPs of a sparse layer in a forward pass of training, per token that it reads, at even load."""
+    """Returns the forward FLOPs of a sparse layer in training, per token that it reads, at even load."""
     model = config.model
     rows = expert_shapes(config, d_expert)[0][0]
     gate = gate_flops(config.router, model.d_model, config.expert, rows) + 2 * model.shared_gate_params
@@ -129,7 +129,7 @@ def updated_experts(config: RunConfig) -> int:
 
 
 def optimizer_flops(config: RunConfig, matrices: Counter[tuple[int, int]]) -> int:
-    """FLOPs of a step's matrix products: Muon's Newton-Schulz iterations; AdamW and SGD have none."""
+    """Returns the FLOPs of a step's matrix products: Muon's Newton-Schulz iterations; AdamW and SGD have none."""
     if not isinstance(config.optim, MuonConfig):
         return 0
     return sum(number * newton_schulz_flops(*shape) for shape, number in matrices.items())
@@ -149,7 +149,7 @@ def dense_step_flops(config: RunConfig, with_optimizer: bool) -> float:
 
 
 def sparse_step_flops(config: RunConfig, d_expert: int, with_optimizer: bool) -> float:
-    """The same of a sparse layer."""
+    """Returns the training FLOPs of a sparse layer in a step, as `dense_step_flops` does for a dense layer."""
     tokens = config.tokens_per_step * stack_input_fraction(config)
     matrices = sparse_matrices(config, d_expert, updated_experts(config))
     optimizer = optimizer_flops(config, matrices) if with_optimizer else 0

@@ -58,7 +58,10 @@ def matched_d_expert(config: RunConfig) -> int:
 
 
 def _nearest_width(target: float, amount: Callable[[int], float]) -> int:
-    """The width whose amount, which rises with it, is nearest to the target, rounded where that costs little."""
+    """Returns the width whose amount is nearest to the target, rounded if the error is small.
+
+    Amounts rise with width.
+    """
     wide = 2
     while amount(wide) <= target:
         wide *= 2

@@ -65,7 +65,10 @@ class LayersConfig(Settings):
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:
-        """The layers, from 0, that have experts: in each stack the last of every `moe_layer_freq`, after the first `first_k_dense`."""
+        """Returns the layers, from 0, with experts.
+
+        In each stack these are the last of every `moe_layer_freq`, after the first `first_k_dense`.
+        """
         first = -(-(self.first_k_dense + 1) // self.moe_layer_freq) * self.moe_layer_freq - 1
         return tuple(
             stack * self.stack_layers + layer
@@ -75,7 +78,7 @@ class LayersConfig(Settings):
 
     @property
     def matrices_per_expert(self) -> int:
-        """3 for a gated network (gate, up, down), 2 for a plain one."""
+        """Returns 3 for a gated network (gate, up, down), 2 for a plain one."""
         return 3 if self.ffn_type == "glu" else 2
 
     @property

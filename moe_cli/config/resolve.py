@@ -291,7 +291,7 @@ def _with_capacity(config: RunConfig, given: Collection[str], notes: list[str]) 
 def _useful(
     factor: float | None, most: float, chooses: bool, key: str, given: Collection[str], notes: list[str]
 ) -> float | None:
-    """The capacity factor that has the same effect: none where nothing can be dropped; where experts choose, at most E / K."""
+    """Returns the equivalent capacity factor: None if nothing can be dropped; with expert choice, at most E / K."""
     if factor is None or round(factor / most, 9) < 1:
         return factor
     if not chooses:

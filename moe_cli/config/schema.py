@@ -348,7 +348,7 @@ class RunConfig(Settings):
 
     @property
     def digest(self) -> str:
-        """Eight hexadecimal digits that name this configuration; equal for equal training, wherever it runs."""
+        """Returns eight hexadecimal digits that identify this configuration; equal for equal training anywhere."""
         return _digest(self.to_dict(), self.sparse_layers)
 
     @property
@@ -390,7 +390,7 @@ def _sparse_layers(model: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _digest(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> str:
-    """See RunConfig.digest; `values` stay as they are."""
+    """Computes the digest of `RunConfig.digest`; does not change `values`."""
     left_out = (
         "launch",
         "match",

@@ -167,7 +167,10 @@ def _read(composer: Composer, name: str) -> tuple[Path, Any]:
 
 
 def _with_bases(composer: Composer, content: Any) -> Any:
-    """The content with the presets of the files that its `defaults` name; its own presets change those part by part."""
+    """Returns the content with the presets of the files in its `defaults`.
+
+    Its own presets change these part by part.
+    """
     if not isinstance(content, dict) or "defaults" not in content:
         return content
     bases, own = content.pop("defaults"), _mapping(content, "presets")
@@ -296,7 +299,7 @@ def _grid(composer: Composer, parts: Mapping[str, Any]) -> list[Dimension]:
 
 
 def _values(composer: Composer, key: str, given: Any) -> tuple[Any, ...]:
-    """A list, one value, or text in Hydra's grammar: range(1,9,2), glob(s*), and where no text is wanted 1,2,4."""
+    """Returns the values of a list, one value, or Hydra's grammar: range(1,9,2), glob(s*), and for non-text 1,2,4."""
     if isinstance(given, dict):
         raise ConfigError(f"grid.{key} must be a list of values.")
     if isinstance(given, list):

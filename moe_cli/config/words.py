@@ -75,7 +75,7 @@ def parse_overrides(words: Sequence[str], settings: type = RunConfig) -> list[Ax
 
 
 def parse_word(word: str, settings: type = RunConfig) -> Axis:
-    """One word of `parse_overrides`."""
+    """Parses one word of `parse_overrides`."""
     key, equals, value = word.partition("=")
     if not equals or not key or key[0] in "+~" or "@" in key:
         raise ConfigError(f"'{shortened(word)}' is not a setting. Write: key=value, such as expert=8")

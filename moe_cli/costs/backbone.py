@@ -55,7 +55,7 @@ def backbone_cost(config: RunConfig, vocab_size: int) -> Backbone:
 
 
 def _vit(model: ViTConfig, channels: int, num_classes: int) -> Backbone:
-    """The blocks of a transformer between a matrix for patches and, once for all patches of an image, a head."""
+    """Returns the cost of a transformer's blocks, a patch projection, and a head once per image."""
     blocks = _transformer(model, 0)
     patches, head = model.patch_size**2 * channels * model.d_model, num_classes * model.d_model
     return Backbone(

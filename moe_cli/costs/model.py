@@ -84,7 +84,7 @@ class Cost:
 
     @property
     def flops_per_token(self) -> float:
-        """One training token, with its share of the optimizer's FLOPs."""
+        """Returns the FLOPs of one training token, with its part of the optimizer's FLOPs."""
         return self.flops_per_step / self.tokens_per_step
 
 
@@ -208,7 +208,7 @@ def all_to_all_bytes_per_step(config: RunConfig, ranks: int) -> float:
 
 
 def training_steps(config: RunConfig, vocab_size: int) -> int | None:
-    """Optimizer steps of the budget, one of FLOPs to the nearest step; None when the budget is a time."""
+    """Returns the optimizer steps of the budget, rounded for one of FLOPs; None for a time budget."""
     train = config.train
     if train.steps is not None:
         return train.steps

@@ -63,7 +63,7 @@ class PerGpuCost:
 
 
 def per_gpu_costs(config: RunConfig, costs: Cost, gpus: int) -> list[PerGpuCost]:
-    """dp, fsdp and, where experts can be divided among `gpus`, both with experts divided."""
+    """Returns the costs of dp, fsdp and, if experts can be divided among `gpus`, of both with divided experts."""
     members = gcd(config.expert, gpus)
     strategies = [("dp", 1), ("fsdp", 1)] if gpus > 1 else [("dp", 1)]
     strategies += [(shard, members) for shard, _ in strategies] if members > 1 else []

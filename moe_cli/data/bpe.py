@@ -139,9 +139,9 @@ def slice_utf8(text: str, start: int, stop: int | None) -> str:
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int) -> SubwordTokenizer:
-    """Byte-level BPE (GPT-2's, without its normalisation): all 256 bytes, then the most frequent pairs of `texts`.
+    """Trains byte-level BPE (GPT-2's, without normalisation): all 256 bytes, then the most frequent pairs of `texts`.
 
-    The same texts give the same tokenizer. Where they have no pair left, ids stay unused.
+    The same texts give the same tokenizer. If they have too few pairs, some ids stay unused.
     """
     library = tokenizers_library()
     tokenizer = library.Tokenizer(library.models.BPE())

@@ -155,7 +155,7 @@ def built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str, Any]
 
 
 def just_built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str, Any]:
-    """The same of data that were built a moment ago. Raises DataError: they are damaged already."""
+    """Returns the metadata of data that were just built, as `built` does. Raises DataError if they are damaged."""
     meta = built(folder, what, types)
     if meta is None:
         raise DataError(f"the {what} in {folder} cannot be read as they were written. Is that disk in order?")

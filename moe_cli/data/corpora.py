@@ -60,7 +60,7 @@ class Corpus:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """None where the tokens came without one."""
+        """Returns the tokenizer; None if the tokens came without one."""
         return None if self.meta["tokenizer"] is None else load_tokenizer(self.meta["tokenizer"])
 
     @cached_property
@@ -155,7 +155,7 @@ def _built(data: BuiltCorpusConfig, cache: Path, outputs: Path | None, now: bool
 
 
 def _without_trained_tokenizer(data: BuiltCorpusConfig, cache: Path, outputs: Path | None) -> Corpus:
-    """The corpus in bytes, with the vocabulary that it will have: training a tokenizer and encoding all text takes long."""
+    """Returns the corpus in bytes, with its final vocabulary size, because training and encoding are slow."""
     plain = _built(replace(data, tokenizer="bytes", bpe_vocab=None), cache, outputs)
     size = data.num_bpe_tokens or read_tokenizer(data.tokenizer).vocab_size
     foreseen = {
@@ -186,7 +186,7 @@ def _check_length(corpus: Corpus, data: CorpusData, context_length: int) -> None
 
 
 def describe_corpus(corpus: Corpus) -> str:
-    """One line: python corpus, 12.4 MB, bytes."""
+    """Returns one line: python corpus, 12.4 MB, bytes."""
     meta = corpus.meta
     if meta["tokenizer"] is None:
         tokens = sum(meta[f"{name}_tokens"] for name in SPLITS)

@@ -77,7 +77,7 @@ def _ending(path: Path) -> str:
 
 
 def document(value: str) -> Document:
-    """One that is a text in memory; None where nothing can be learned from it: blank, a separator within, or halves of characters."""
+    """Returns the document of a text; None if it is blank, or has a separator or lone surrogates."""
     unusable = not value.strip() or SEPARATOR in value or any("\ud800" <= character <= "\udfff" for character in value)
     return None if unusable else iter((value,))
 
@@ -245,7 +245,7 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
 
 @contextmanager
 def _open_unpacked(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked. Raises DataError."""
+    """Opens a file and decompresses its bytes. Raises DataError."""
     opener = _OPENERS.get(path.suffix.lower())
     try:
         with ExitStack() as stack:

@@ -124,10 +124,10 @@ def find_named(given: str, names: Sequence[str]) -> Path | None:
 
 
 def check_readable(path: Path, label: str) -> os.stat_result:
-    """Size and kind of a regular file or folder, without opening it.
+    """Returns size and kind of a regular file or folder, without opening it.
 
     Raises:
-        DataError: it does not exist, is a link that leads nowhere, or a pipe, socket or device.
+        DataError: it does not exist, or is a broken link, pipe, socket or device.
     """
     try:
         status = os.stat(path)

@@ -84,7 +84,7 @@ def _texts(data: HubConfig) -> Iterator[str]:
 
 
 def _open_split(data: HubConfig) -> Any:
-    """One split, as rows."""
+    """Opens one split, as rows."""
     datasets = _library()
     path = data.path or ""
     if is_local(path) and any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json")):

@@ -150,7 +150,7 @@ def _labelled(pixels: Any, labels: Any, size: int) -> LabelledImages:
 
 
 def split_images(images: LabelledImages, val_fraction: float, test_fraction: float = 0.0) -> dict[str, LabelledImages]:
-    """The same shares of every class for a test and for validation, chosen by chance that is the same every time."""
+    """Splits off equal fractions of every class for test and validation, by a fixed shuffle."""
     order = np.random.default_rng(0).permutation(len(images.labels))
     parts = np.full(len(order), TRAIN)
     for label in np.unique(images.labels):
@@ -282,7 +282,7 @@ def _eight_bits(image: Any) -> Any:
 
 
 def describe_images(images: Images) -> str:
-    """One line: digits, 1,797 images of 8 x 8, 10 classes."""
+    """Returns one line: digits, 1,797 images of 8 x 8, 10 classes."""
     meta = images.meta
     size = f"{meta['image_size']} x {meta['image_size']}" + ("" if meta["channels"] == 1 else f" x {meta['channels']}")
     return f"{meta['name']}, {meta['num_documents']:,} images of {size}, {meta['vocab_size']} classes"

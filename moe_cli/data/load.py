@@ -57,7 +57,7 @@ def changed_aspect(recorded: Any, data: Data) -> str | None:
 
 
 def describe(data: Data) -> str:
-    """One line: python corpus, 12.4 MB, bytes."""
+    """Returns one line: python corpus, 12.4 MB, bytes."""
     if isinstance(data, Images):
         return describe_images(data)
     return describe_ratings(data) if isinstance(data, Ratings) else describe_corpus(data)

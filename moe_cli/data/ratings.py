@@ -181,7 +181,7 @@ def rmse(errors: NDArray[np.float64]) -> float:
 
 
 def biases(train: Pairs, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The rating of pairs by mean + item's bias + user's bias, each a mean drawn towards 0 (Koren, TKDD 2010, section 2.1)."""
+    """Predicts ratings by mean + item bias + user bias, both shrunk to 0 (Koren, TKDD 2010, section 2.1)."""
     mean = train.ratings.mean()
     rest, guess = train.ratings - mean, np.full(len(rows), mean)
     for column, prior in ((1, ITEM_PRIOR), (0, USER_PRIOR)):
@@ -201,6 +201,6 @@ def auc(scores: NDArray[np.float64], clicks: NDArray[np.bool_]) -> float:
 
 
 def describe_ratings(ratings: Ratings) -> str:
-    """One line: ratings, 100,000 pairs of 1,000 users and 500 items."""
+    """Returns one line: ratings, 100,000 pairs of 1,000 users and 500 items."""
     meta = ratings.meta
     return f"{meta['name']}, {meta['num_documents']:,} pairs of {meta['users']:,} users and {meta['items']:,} items"

@@ -60,7 +60,7 @@ class EpochOrder:
 
 
 def epoch_order(seed: int, epoch: int, num_windows: int, max_offset: int) -> EpochOrder:
-    """The order of an epoch, its offset below `max_offset`; the same for the same arguments, and unlike that of others."""
+    """Returns the order of an epoch, with an offset below `max_offset`; a pure function of its arguments."""
     generator = np.random.default_rng((seed, epoch))
     offset = int(generator.integers(max_offset))
     if num_windows <= MAX_IN_MEMORY:

@@ -44,7 +44,7 @@ class Split:
 
 
 def split_from_name(*names: str) -> int | None:
-    """TRAIN, VAL or TEST where a name says so, as a word of its own: train, wiki.valid.tokens, my-test-set; the last that does."""
+    """Returns TRAIN, VAL or TEST if a name has such a word: train, wiki.valid.tokens, my-test-set; the last counts."""
     for name in reversed(names):
         found = [part for part, pattern in enumerate(_NAMES) if pattern.search(name.lower())]
         if found:
@@ -53,7 +53,7 @@ def split_from_name(*names: str) -> int | None:
 
 
 def splits_by_name(names: Sequence[Path]) -> list[int] | None:
-    """The split of each file where the first part of every name says one, and both training and another are there."""
+    """Returns the split of each file if the first part of every name gives one, for training and another split."""
     found = [split_from_name(name.parts[0]) for name in names]
     if None in found or TRAIN not in found or set(found) == {TRAIN}:
         return None

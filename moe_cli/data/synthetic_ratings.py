@@ -38,8 +38,10 @@ class Interactions:
 
 
 def generate_interactions(data: SyntheticRatingsConfig) -> Interactions:
-    """Every user and every item is of a hidden cluster. With a table A of C x C standard normal numbers, and B another of
-    which each entry has correlation `task_correlation` with A's:
+    """Generates ratings and clicks of users and items with hidden clusters.
+
+    A is a table of C x C standard normal numbers. B is another; each entry has correlation `task_correlation`
+    with A's:
 
     - rating = MEAN + user + item + CLUSTER_STD A[cluster of user, cluster of item] + `noise` N(0, 1)
     - click with probability sigmoid(CLICK_MEAN + CLICK_STD B[cluster of user, cluster of item])

@@ -42,7 +42,7 @@ def tokenizers_library() -> Any:
 
 
 def hazard(content: dict[str, Any]) -> str | None:
-    """Why a tokenizer may not be used, None if nothing speaks against it."""
+    """Returns the reason why a tokenizer may not be used; None if it may."""
     for pattern in patterns_in(content):
         if len(pattern) > MAX_PATTERN:
             return f"it has a pattern of {len(pattern):,} characters"
@@ -70,7 +70,7 @@ def has_nested_repetition(pattern: str) -> bool:
 
 
 def patterns_in(value: Any) -> Iterator[str]:
-    """Every regular expression of a tokenizer; the vocabulary, which is large, holds none."""
+    """Yields every regular expression of a tokenizer. The vocabulary, which is large, has none and is skipped."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key == "Regex" and isinstance(item, str):
@@ -165,7 +165,7 @@ class EncodingTime:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it nothing reaches standard error, where the library prints pages when it panics."""
+    """Suppresses standard error, where the library prints pages when it panics."""
     sys.stderr.flush()
     try:
         kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)

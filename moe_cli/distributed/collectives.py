@@ -43,7 +43,7 @@ def destroy_process_group() -> None:
 
 
 def world_size() -> int:
-    """N; 1 for a program that did not `init_process_group`, whatever else it does with torch.distributed."""
+    """Returns N; 1 for a program that did not call `init_process_group`, even if it uses torch.distributed."""
     return dist.get_world_size() if _started else 1
 
 

@@ -78,7 +78,7 @@ def _busy_cores() -> float:
 
 
 def _cpu_ticks() -> tuple[int, int]:
-    """Idle and total time of this process's cores since the start of a Linux system."""
+    """Returns idle and total time of this process's cores since the start of a Linux system."""
     names, idle, total = {f"cpu{core}" for core in _own_cores()}, 0, 0
     with open(_CPU_TIMES, encoding="ascii") as file:
         for name, *words in map(str.split, file):
@@ -120,7 +120,7 @@ def check_devices(configs: Iterable[RunConfig]) -> None:
 
 
 def count_cores() -> int:
-    """The cores that this process may use: those it may run on (`taskset`), no more than its group has the time of."""
+    """Returns the number of cores that this process may use, by its affinity (`taskset`) and its group's quota."""
     quota, cores = _quota_cores(), len(_own_cores())
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
@@ -282,7 +282,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_state(folder: Path) -> dict[str, str] | None:
-    """Commit and uncommitted change of a checkout; None for an installed package."""
+    """Returns commit and uncommitted changes of a checkout; None for an installed package."""
     if not (folder / ".git").exists():
         return None
     try:

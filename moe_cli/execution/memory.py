@@ -19,7 +19,7 @@ _REMEDY = "Lower train.batch_size, model.context_length or the model's size."
 
 
 def memory_bytes(costs: Cost, on_gpu: bool = False) -> int:
-    """The main memory that a run's process is expected to take; if it trains on a GPU, for the weights as they are made."""
+    """Returns the expected main memory of a run's process; with a GPU, that of the weights at creation."""
     return int(PROCESS_BYTES + (4 * costs.num_params if on_gpu else costs.state_bytes + costs.activation_bytes))
 
 
@@ -43,12 +43,12 @@ def check_memory(plans: Iterable[RunEstimate], force: bool = False) -> None:
 
 
 def check_run_memory(config: RunConfig, outputs: Path) -> None:
-    """The same for a configuration whose data have to be loaded. Raises DataError, ConfigError."""
+    """Raises an error as `check_memory` does, for a configuration whose data must be loaded: DataError, ConfigError."""
     check_step_memory(config, model_vocab_size(config, load_run_data(config, outputs)))
 
 
 def check_step_memory(config: RunConfig, vocab_size: int) -> None:
-    """The same for a single step of a configuration, which no data are read for."""
+    """Raises an error as `check_memory` does, for a single step of a configuration, which needs no data."""
     if why := _refusal(config, estimate_cost(config, vocab_size)):
         raise ConfigError(why)
 

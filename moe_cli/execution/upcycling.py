@@ -58,7 +58,7 @@ def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
 
 
 def resolve_upcycle_source(config: RunConfig, outputs: Path) -> RunConfig:
-    """The configuration with the run it starts from by its place, group/run: a beginning may fit other runs later.
+    """Returns the configuration with the full name of its source run, group/run. A prefix may match other runs later.
 
     Raises:
         MoeError: see `check_upcycle`.

@@ -165,9 +165,9 @@ def read_json(path: Name, max_bytes: int = MAX_BYTES) -> dict[str, Any] | None:
 
 
 def read_lines(path: Name, last_bytes: int | None = None) -> Iterator[dict[str, Any]]:
-    """The records of a .jsonl file one after the other, or of its last bytes; those that cannot be used are left out.
+    """Yields the records of a .jsonl file, or of its last bytes. Unusable records are skipped.
 
-    They are noted, but for one that is cut off at either end, as by a process that was killed while it wrote.
+    They are noted, except one that is cut off at either end, as by a process that was killed while it wrote.
     """
     try:
         file = open_regular(path)

@@ -74,7 +74,10 @@ def json_safe(value: Any) -> Any:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The same for bytes: a temporary neighbour, flushed to disk, then renamed. A link in its place is replaced."""
+    """Replaces the file atomically: a temporary neighbour, flushed to disk, then renamed.
+
+    A link in its place is replaced.
+    """
     name = f".{path.name[:100]}.{secrets.token_hex(4)}{TEMPORARY}"
     with _at(path) as folder:
         try:
@@ -163,7 +166,7 @@ def make_folder(path: Path) -> Path:
 
 
 def ensure_folder(path: Path) -> None:
-    """The same for callers that have their own words for an OSError."""
+    """Creates the folder, for callers that have their own message for an OSError."""
     os.close(_open_folder(path, make=True))
 
 
@@ -339,7 +342,7 @@ def _open_folder(folder: Path, make: bool = False) -> int:
 
 
 def _root(folder: str) -> str:
-    """The outputs folder that a folder lies in; of a run folder copied from one, that; else the folder itself."""
+    """Returns the outputs folder around a folder; for a copied run folder, the run folder; else the folder itself."""
     near = [folder]
     while len(near) <= DEPTH:
         near.append(os.path.dirname(near[-1]))

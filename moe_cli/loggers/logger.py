@@ -28,7 +28,7 @@ class RunContext:
         return self.config.log_project or otherwise or DEFAULT_PROJECT
 
     def settings(self) -> dict[str, Any]:
-        """Every setting by its dotted name."""
+        """Returns every setting by its dotted name."""
         return flatten_dict(self.config.to_dict())
 
     def tags(self) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class LoggedRecorder(Recorder):
         self.step = 0
 
     def rewind(self, step: int) -> None:
-        """Also where a run begins: loggers start, or go back as the records do."""
+        """Starts the loggers at the beginning of a run, or rewinds them with the records."""
         last_logged_steps = last_steps(self.run.read_metrics())
         super().rewind(step)
         past = ResumeState(step, tuple(self.run.read_metrics()), last_logged_steps)

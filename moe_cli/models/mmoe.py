@@ -29,7 +29,7 @@ class Tower(nn.Module):
         self.head = nn.Linear(d_tower, 1, bias=False)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
-        """The output starts at zero."""
+        """Initialises the weights so that the output starts at zero."""
         init_matrix(self.hidden.weight, generator)
         nn.init.zeros_(self.hidden.bias)
         nn.init.zeros_(self.head.weight)
@@ -70,7 +70,10 @@ class MMoE(nn.Module):
         self.towers = nn.ModuleList(Tower(model.d_model, model.d_tower) for _ in range(model.num_tasks))
 
     def reset_parameters(self, seed: int) -> None:
-        """Initial weights, decided by the seed alone; heads and biases start at zero: the first guess is nearly the mean."""
+        """Initialises the weights by the seed alone.
+
+        Heads and biases are zero, so that the first prediction is near the mean.
+        """
         generator = torch.Generator().manual_seed(seed)
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD, generator=generator)
         nn.init.zeros_(self.bias_embedding.weight)

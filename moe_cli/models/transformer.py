@@ -52,7 +52,7 @@ class Transformer(nn.Module):
         nn.init.normal_(self.embedding.get_parameter("weight"), std=std, generator=generator)
 
     def reset_parameters(self, seed: int) -> None:
-        """Initial weights, decided by the seed alone.
+        """Initialises the weights by the seed alone.
 
         With `init_std` as in GPT-2: normal, the last matrix of every branch divided by sqrt(2 layers). Else by fan-in.
         """
@@ -113,5 +113,5 @@ class Transformer(nn.Module):
         return self.norm(x), routings
 
     def cap_logits(self, logits: Tensor) -> Tensor:
-        """cap * tanh(logits / cap), where model.logit_softcap is set."""
+        """Returns cap * tanh(logits / cap) if model.logit_softcap is set."""
         return logits if self.logit_softcap is None else self.logit_softcap * torch.tanh(logits / self.logit_softcap)

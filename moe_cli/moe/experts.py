@@ -79,7 +79,7 @@ class Experts(nn.Module):
     def reset_parameters(
         self, generator: torch.Generator | None = None, out_scale: float = 1.0, init_scale: float = 1.0
     ) -> None:
-        """Uniform of variance init_scale / fan-in; `out_scale` shrinks the second matrix (0 starts the layer silent)."""
+        """Initialises uniformly, variance init_scale / fan-in; `out_scale` scales the second matrix (0: output 0)."""
         init_matrix(self.w_in, generator, init_scale**0.5)
         init_matrix(self.w_out, generator, out_scale * init_scale**0.5)
 
@@ -123,6 +123,6 @@ class FeedForward(nn.Module):
 
 
 def init_matrix(weight: Tensor, generator: torch.Generator | None, scale: float = 1.0) -> None:
-    """Uniform of standard deviation scale / sqrt(fan-in), over the last two dimensions [out, in]."""
+    """Initialises uniformly with standard deviation scale / sqrt(fan-in), over the last two dimensions [out, in]."""
     bound = scale * (3 / weight.shape[-1]) ** 0.5
     nn.init.uniform_(weight, -bound, bound, generator=generator)

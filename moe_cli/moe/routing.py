@@ -93,7 +93,7 @@ def routing_from_top_k(
     clean_logits: Float[Tensor, "T E"] | None = None,
     noise_std: Float[Tensor, "T E"] | None = None,
 ) -> Routing:
-    """The Routing of K choices per token: first choices of all tokens in order, then second choices, and so on."""
+    """Returns the Routing of K choices per token: first choices of all tokens in order, then second choices, etc."""
     num_tokens, top_k = chosen.shape
     token_ids = torch.arange(num_tokens, device=chosen.device).repeat(top_k)
     kept = torch.ones(num_tokens * top_k, dtype=torch.bool, device=chosen.device)
@@ -133,7 +133,7 @@ def renormalise_kept(routing: Routing) -> Routing:
 
 
 def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_factor: float) -> int:
-    """C = ceil(capacity_factor * T * K / E), at least 1: the most assignments one expert takes in one forward pass.
+    """Computes C = ceil(capacity_factor * T * K / E), at least 1: an expert's most assignments in one forward pass.
 
     GShard, arXiv:2006.16668, section 2.2; libraries differ in the rounding, this is the definition here.
 
@@ -149,13 +149,13 @@ def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_fact
 
 
 def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Routing:
-    """The routing in which no expert keeps more than `capacity` assignments; null experts, which compute nothing, keep all.
+    """Drops assignments so that no expert keeps more than `capacity`. Null experts, which compute nothing, keep all.
 
     Args:
-        drop: which assignments are kept. `position`: the first in the order of the record (first choices of all tokens, then second
-            choices). `probability`: those of highest routing probability (batch-prioritised, arXiv:2106.05974), of
-            equals the first in the record. `random`: drawn with torch's generator. With each of them an earlier
-            token may be dropped for a later one; with `drop_overflow_in_order` none does.
+        drop: the rule for the kept assignments. `position`: the first in the order of the record (first choices of all
+            tokens, then second choices). `probability`: those of highest routing probability (batch-prioritised,
+            arXiv:2106.05974); of equals the first in the record. `random`: drawn with torch's generator. With each of
+            them a later token may displace an earlier one; with `drop_overflow_in_order` it cannot.
     """
     if drop in ("probability", "random"):
         if drop == "random":

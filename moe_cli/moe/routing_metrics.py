@@ -17,14 +17,14 @@ DEAD_BELOW = 0.01
 
 
 def max_violation(tokens_per_expert: Tensor) -> float:
-    """MaxVio: (largest load - mean load) / mean load; 0 is even, E / K - 1 at most (arXiv:2408.15664)."""
+    """Computes MaxVio: (largest load - mean load) / mean load; 0 is even, E / K - 1 at most (arXiv:2408.15664)."""
     load = tokens_per_expert.double()
     mean = load.mean().item()
     return (load.max().item() - mean) / mean if mean else 0.0
 
 
 def load_cv(tokens_per_expert: Tensor) -> float:
-    """Coefficient of variation of the load: population standard deviation / mean; 0 is even, sqrt(E - 1) at most."""
+    """Computes the coefficient of variation of the load: population std / mean; 0 is even, sqrt(E - 1) at most."""
     load = tokens_per_expert.double()
     mean = load.mean().item()
     return load.std(correction=0).item() / mean if mean else 0.0
@@ -45,9 +45,9 @@ def co_activation(chosen: Bool[Tensor, "T E"]) -> Int[Tensor, "E E"]:
 
 
 def router_saturation(chosen: Bool[Tensor, "T E"], final: Bool[Tensor, "T E"]) -> float:
-    """Share of the final router's choices that an earlier one made too, on the same tokens (OLMoE, arXiv:2409.02060).
+    """Computes the fraction of the final router's choices that an earlier one shares (OLMoE, arXiv:2409.02060).
 
-    0 to 1; K / E for routers that have nothing in common but chance.
+    Both route the same tokens. It is 0 to 1; K / E for routers that agree only by chance.
     """
     total = final.sum().item()
     return (chosen & final).sum().item() / total if total else 1.0
@@ -80,7 +80,7 @@ def dropped_fraction(routing: Routing) -> float:
 
 
 def routing_entropy(probs: Float[Tensor, "T E"]) -> float:
-    """Mean over tokens of the entropy of the routing probabilities, divided by ln E: 0 is sure, 1 is undecided.
+    """Computes the entropy of the routing probabilities, averaged over tokens, over ln E: 0 is certain, 1 is uniform.
 
     0 without tokens.
     """
@@ -91,6 +91,6 @@ def routing_entropy(probs: Float[Tensor, "T E"]) -> float:
 
 
 def dead_experts(tokens_per_expert: Tensor) -> float:
-    """Share of experts that got less than 1 % of a fair load, 0 to 1; counted over a whole evaluation."""
+    """Computes the fraction of experts with less than 1 % of a fair load, 0 to 1; counted over a whole evaluation."""
     load = tokens_per_expert.double()
     return (load < DEAD_BELOW * load.mean()).double().mean().item() if load.sum() else 1.0

@@ -107,7 +107,7 @@ class SlotGate(nn.Module):
         return Routing(torch.zeros_like(even), even / self.num_experts, slots, expert_ids, ones, ones.bool())
 
     def token_routing(self, flat: Float[Tensor, "T S_E"]) -> Routing:
-        """The record seen from the tokens: each uses every expert, with the sum of its slots' combine weights."""
+        """Returns the record per token: each uses every expert, with the sum of its slots' combine weights."""
         by_expert = flat.unflatten(-1, (self.num_experts, self.slots))
         probs = flat.softmax(-1).unflatten(-1, (self.num_experts, self.slots)).sum(-1)
         tokens = torch.arange(len(flat), device=flat.device)

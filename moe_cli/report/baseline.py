@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def declared_baselines(runs: Sequence[RunRow]) -> list[Settings]:
-    """The baseline of each sweep of these runs, as its sweep.json has it; the dense model where it names none."""
+    """Returns the baseline of each sweep of these runs, by its sweep.json; the dense model if it names none."""
     folders = dict.fromkeys(os.path.dirname(run.path) for run in runs)
     named = [read_record(Path(folder)).get("baseline") or DENSE for folder in folders]
     return [each if isinstance(each, dict) else DENSE for each in named]
@@ -47,7 +47,7 @@ def sweep_baseline(runs: Sequence[RunRow]) -> Settings:
 
 
 def baseline_name(baseline: Settings) -> str:
-    """dense, or balance=none."""
+    """Returns the baseline's name: dense, or balance=none."""
     return (
         "dense" if baseline == DENSE else printable(" ".join(f"{key}={show(value)}" for key, value in baseline.items()))
     )
@@ -146,7 +146,7 @@ def dense_baseline_command(config: RunConfig) -> str:
 
 
 def baseline_command(configuration: Configuration, choice: Settings = DENSE) -> str:
-    """`moe train expert=1`, or another choice, with every setting in which the configuration differs from the defaults."""
+    """Returns `moe train expert=1`, or another choice, with every setting that differs from the defaults."""
     return _command({**configuration.settings, **configuration.execution}, configuration.seeds, choice)
 
 
@@ -167,10 +167,10 @@ def _command(settings: Settings, seeds: Sequence[int], choice: Settings) -> str:
 
 
 def overrides_of(run: RunRow, without: Collection[str]) -> dict[str, Value]:
-    """The settings in which a run differs from the defaults, those apart that are given otherwise; seed left out.
+    """Returns the settings in which a run differs from the defaults, without the seed and those given otherwise.
 
     Raises:
-        MoeError: its settings cannot hold.
+        MoeError: its settings are invalid.
     """
     settings = {**run.settings, **run.execution}
     wanted = {name: value for name, value in settings.items()

@@ -39,7 +39,7 @@ class Column:
 def result_columns(
     rows: Collection[Configuration], baseline: Settings = DENSE, to_lowest: bool = False
 ) -> list[Column]:
-    """The measured columns worth showing for these rows; differences are taken to the baseline, or to the lowest."""
+    """Returns the measured columns to show for these rows. Differences are to the baseline, or to the lowest."""
     measured = [name for name in keys_of(TASK) if any(row.get(name) is not None for row in rows)]
     names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", *measured, "vs_baseline",
              "tokens_per_second"]  # fmt: skip

@@ -119,7 +119,7 @@ def _aspect_value(aspect: str, row: RunRow) -> Any:
 
 
 def _code_version(path: str) -> tuple[Any, ...]:
-    """Version, commit and uncommitted changes of the package, as meta.json has them; all None where it says nothing."""
+    """Returns version, commit and uncommitted changes of the package, from meta.json; None for missing entries."""
     meta = Run(Path(path)).meta()
     packages, git = (part if isinstance(part := meta.get(key), dict) else {} for key in ("packages", "git"))
     changes = str(git.get("diff") or "").split("diff --git ")

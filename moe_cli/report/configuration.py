@@ -212,16 +212,16 @@ def aggregate_seeds(
     baseline: Settings = DENSE,
     conditions: Collection[Expression] = (),
 ) -> Aggregate:
-    """One configuration per set of runs that differ in the seed alone.
+    """Aggregates runs that differ in the seed alone into one configuration.
 
     Runs are one configuration when every setting but the seed is equal, and the data too. Of two runs with one seed the
-    newer counts. Runs without results are configurations of their own. With `by_run`, every run is one. The baseline of a
-    configuration has the settings of `baseline`, and otherwise those of the configuration. Where no configuration is its
-    baseline or all are, each is compared with the one of the lowest loss.
+    newer is used. Runs without results are separate configurations. With `by_run`, every run is one. The baseline of a
+    configuration has the settings of `baseline`, and otherwise those of the configuration. If no configuration is its
+    baseline, or all are, each is compared with the one of the lowest loss.
 
     Args:
         extra_baselines: runs that may serve as baselines, but are in no configuration.
-        conditions: runs for which not all of these hold may serve as baselines, but are in no configuration.
+        conditions: runs that do not fulfil all of these may serve as baselines, but are in no configuration.
     """
     columns = column_names(runs)
     settings = settings_of(columns)
@@ -463,13 +463,13 @@ def _key(run: RunRow, settings: Sequence[str]) -> Key:
 
 
 def _applicable_key(run: RunRow, settings: Sequence[str]) -> Key:
-    """The same without the settings that have no effect in the run."""
+    """Returns `_key` without the settings that have no effect in the run."""
     own = run.settings
     return (*(own.get(name) if setting_applies(name, own) else None for name in settings), run.corpus_sha256)
 
 
 def _dense_key(run: RunRow, settings: Sequence[str]) -> Key:
-    """The same with those settings alone that a dense model has too."""
+    """Returns `_key` with only the settings that a dense model has too."""
     return (*(run.settings.get(name) if setting_applies(name, DENSE) else None for name in settings), run.corpus_sha256)
 
 
@@ -484,7 +484,7 @@ def shared_with_dense(settings: Iterable[str]) -> list[str]:
 
 
 def shared_with(baseline: Settings, settings: Sequence[str]) -> list[str]:
-    """The settings that a configuration must share with its baseline: all that the baseline neither names nor decides."""
+    """Returns the settings to share with the baseline: all that the baseline neither names nor decides."""
     named = set(baseline) | ({"balance"} if "router" in baseline else set())  # not every router has a balance
     shared = shared_with_dense(settings) if baseline.get("expert") == 1 else list(settings)
     return [name for name in shared if not named & {name, name.partition(".")[0], *setting_parents(name)}]

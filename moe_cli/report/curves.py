@@ -35,7 +35,7 @@ def thinned_curves(run: Run, metrics: Collection[str]) -> dict[str, list[CurvePo
 
 
 def read_values(run: Run, metrics: Collection[str] | None = None) -> Iterator[tuple[int, int | None, str, float]]:
-    """Step, tokens, metric and value of each measurement of metrics.jsonl, or of some metrics."""
+    """Yields step, tokens, metric and value of each measurement of metrics.jsonl, or of some metrics."""
     for record in run.read_metrics():
         step, tokens = whole_number(record.get("step")), whole_number(record.get("tokens"))
         if step is None:
@@ -48,7 +48,7 @@ def read_values(run: Run, metrics: Collection[str] | None = None) -> Iterator[tu
 
 
 def tokens_per_step(run: Run) -> int | None:
-    """See RunConfig.tokens_per_step; None where config.json does not say."""
+    """Returns `RunConfig.tokens_per_step`; None if config.json does not contain it."""
     config = run.config_dict()
     train, model = config.get("train"), config.get("model")
     if not isinstance(train, dict) or not isinstance(model, dict):

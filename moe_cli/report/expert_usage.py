@@ -70,7 +70,7 @@ class LayerUsage:
 
     @property
     def max_violation(self) -> float:
-        """MaxVio of `load`."""
+        """Returns MaxVio of `load`."""
         return max_violation(self.load) if self.load else 0.0
 
 

@@ -14,7 +14,7 @@ PATHS = ("path", "baseline_path")
 
 
 def to_frame(rows: Sequence[RunRow]) -> pd.DataFrame:
-    """One row per run; see `load_runs`."""
+    """Returns one row per run; see `load_runs`."""
     made = {name: _series(name, [row.get(name) for row in rows]) for name in column_names(rows)}
     frame = pd.DataFrame(made)
     frame.attrs["units"] = {**UNITS, "created": "seconds since 1970"}

@@ -34,7 +34,7 @@ _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, A
 
 
 def import_optuna() -> ModuleType:
-    """Optuna, silent but for errors. Raises MoeError when it is not installed."""
+    """Imports Optuna, with errors as its only output. Raises MoeError if it is not installed."""
     try:
         import optuna
     except ImportError:

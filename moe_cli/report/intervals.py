@@ -17,7 +17,7 @@ class Estimate:
 
 
 def t_cdf(t: float, df: int) -> float:
-    """P(T <= t) for Student's t: the series of whole degrees of freedom, Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    """Computes P(T <= t) for Student's t: the series for integer degrees of freedom, Abramowitz and Stegun 26.7.3-4."""
     return _cdf_of_angle(math.atan2(t, math.sqrt(df)), df)
 
 
@@ -35,7 +35,7 @@ def _cdf_of_angle(angle: float, df: int) -> float:
 
 @cache
 def t_quantile(probability: float, df: int) -> float:
-    """The t with P(T <= t) = probability, for whole degrees of freedom, by halving the angle atan(t / sqrt(df))."""
+    """Computes the t with P(T <= t) = probability, for integer degrees of freedom, bisecting atan(t / sqrt(df))."""
     assert 0 < probability < 1, probability
     assert df >= 1, df
     if probability < 0.5:
@@ -71,9 +71,10 @@ def paired_difference(
 
 
 def paired_differences(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[float]:
-    """(value - baseline) / baseline of every shared seed, in order of seeds; equal values differ by 0.
+    """Computes (value - baseline) / baseline of every shared seed, in order of seeds; equal values differ by 0.
 
-    None at all where a baseline of 0 makes one of them undefined: the other seeds alone would be a selection.
+    The result is empty if a baseline of 0 makes one of them undefined, because the other seeds alone would be a
+    selection.
     """
     pairs = [(values[seed], baseline[seed]) for seed in sorted(values.keys() & baseline.keys())]
     if any(base == 0 and value != 0 for value, base in pairs):

@@ -88,7 +88,7 @@ def title_of(runs: Sequence[RunRow], names: Collection[str]) -> str:
 
 
 def read_rows(runs: Sequence[Run]) -> list[RunRow]:
-    """One row per run, oldest first."""
+    """Returns one row per run, oldest first."""
     with without_garbage_collection():
         rows = rows_from_values([_read(run) for run in runs])
         return sorted(rows, key=lambda row: (row.created or 0.0, row.run))

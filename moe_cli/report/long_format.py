@@ -104,7 +104,7 @@ def runs_in(source: Source) -> list[Run]:
 
 
 def _points(run: Run) -> dict[tuple[int, str], tuple[int | None, float]]:
-    """Step and metric -> tokens and value."""
+    """Returns step and metric -> tokens and value."""
     points: dict[tuple[int, str], tuple[int | None, float]] = {}
     for step, tokens, metric, value in read_values(run):
         points[step, metric] = (tokens, value)

@@ -31,7 +31,7 @@ def tolerance(name: str) -> float:
 
 
 def as_cost(value: float | None, better: int) -> float | None:
-    """The value where the smaller is better (-1), its inverse where the larger is better (1): seconds per token for speed."""
+    """Returns the value if smaller is better (-1), its inverse if larger is better (1): seconds per token for speed."""
     if value is None or better < 0:
         return value
     return 1 / value if value > 0 else math.inf

@@ -103,7 +103,7 @@ def _verdict(name: str, a: float | None, b: float | None) -> str:
 
 
 def _caveats(a: RunStatus, b: RunStatus, settings: Mapping[str, Any]) -> tuple[list[str], set[str]]:
-    """Why two runs are not comparable, and the metrics whose difference then means nothing."""
+    """Returns the reasons why two runs are not comparable, and the metrics whose difference is then meaningless."""
     caveats, meaningless = [], set[str]()
     texts = [_text(each) for each in (a, b)]
     if (None not in texts and texts[0] != texts[1]) or {*HELD_OUT} & {*settings}:

@@ -42,7 +42,7 @@ class PairedSample:
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> PairedSample | None:
-    """The paired differences of two configurations; None without a shared seed, or where a baseline of 0 leaves one undefined."""
+    """Returns the paired differences of two configurations; None without a shared seed, or if a baseline is 0."""
     differences = paired_differences(values, baseline)
     if not differences:
         return None
@@ -56,10 +56,10 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Paired
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values of several comparisons, so that below 5 % the chance of any false one among all is below 5 %.
+    """Adjusts p-values of several comparisons: below 5 %, the chance of any false one among all is below 5 %.
 
-    Holm's step-down procedure (Scand. J. Statist. 6, 1979, 65-70): valid however the comparisons depend on each other,
-    as those with one baseline do, and never weaker than Bonferroni's.
+    Holm's step-down procedure (Scand. J. Statist. 6, 1979, 65-70) is valid for any dependence of the comparisons, such
+    as with one baseline, and never weaker than Bonferroni's.
     """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted = [0.0] * len(p_values)
@@ -71,7 +71,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdicts(differences: Sequence[PairedSample]) -> list[str]:
-    """Better, worse or inconclusive for each of several comparisons with one baseline, allowing for their number."""
+    """Returns better, worse or inconclusive for each comparison with one baseline, corrected for their number."""
     tested = [index for index, each in enumerate(differences) if each.p_value is not None]
     adjusted = dict(zip(tested, holm([differences[index].p_value or 0.0 for index in tested]), strict=True))
     return [

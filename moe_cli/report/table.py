@@ -219,7 +219,7 @@ def _check_conditions(
 
 
 def _sort_key(sort: str | None, known: Sequence[str], shown: Sequence[Column]) -> str | None:
-    """`--sort` with the name of its column; a leading minus stays."""
+    """Returns `--sort` with the name of its column; a leading minus is kept."""
     if sort is None:
         return None
     if sort.removeprefix("-") == CURVE:

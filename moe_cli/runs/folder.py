@@ -96,7 +96,7 @@ class Run:
             raise ConfigError(f"{self.path / 'config.json'}: {error}") from None
 
     def config_dict(self) -> dict[str, Any]:
-        """config.json; empty where it cannot be read. That it does not fit the run's id is noted."""
+        """Returns config.json; empty if it cannot be read. A mismatch with the run's id is noted."""
         values = read_json(self.path / "config.json") or {}
         self.fits(values)
         return values
@@ -125,7 +125,7 @@ class Run:
         return read_sealed(self.path / "summary.json")
 
     def status(self) -> dict[str, Any]:
-        """status.json, with `status` as it really is: completed with a summary, and running while its process lives."""
+        """Returns status.json with the effective `status`: completed with a summary, running while a process lives."""
         return self.effective_status(read_json(self.path / "status.json") or {}, self.summary() is not None)
 
     def effective_status(self, status: dict[str, Any], complete: bool) -> dict[str, Any]:

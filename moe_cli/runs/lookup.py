@@ -13,12 +13,12 @@ from moe_cli.runs.status import modified_ns
 
 
 def list_runs_by_age(path: Path) -> list[Run]:
-    """Every run at or below a folder: a run folder, a sweep's folder or the outputs folder. Oldest first."""
+    """Returns every run at or below a folder: a run folder, a sweep's folder or the outputs folder. Oldest first."""
     return sorted(list_runs(path), key=_age)
 
 
 def list_runs(path: Path) -> list[Run]:
-    """The same in no order, without opening a file. What lies in folders whose names begin with a dot is left out."""
+    """Returns the runs in no order, without opening a file. Folders whose names begin with a dot are left out."""
     if is_run(path):
         return [Run(path)]
     runs, groups = _runs_in(path)
@@ -73,7 +73,7 @@ def sweep_folder(name: str) -> str:
 
 
 def spellings(name: str) -> list[str]:
-    """The name as it is typed, as the folder of a sweep, and as a run in such a folder: paper/x, paper-x, paper-x/RUN."""
+    """Returns the possible folders of a name: as typed, as a sweep, as a run in one: paper/x, paper-x, paper-x/RUN."""
     sweep, slash, last = name.rpartition("/")
     return list(dict.fromkeys((name, sweep_folder(name), f"{sweep_folder(sweep)}{slash}{last}")))
 

@@ -77,7 +77,7 @@ def read_status(run: Run) -> RunStatus:
 
 
 def read_statuses(runs: Iterable[Run]) -> list[RunStatus]:
-    """One for each run, oldest first."""
+    """Returns one status for each run, oldest first."""
     return sorted(map(read_status, runs), key=lambda each: (each.created, each.run.id))
 
 

@@ -214,7 +214,7 @@ class View:
         """Handles a stop, after the runs were asked to save and stop."""
 
     def end(self, prepared: Any, feed: Any) -> None:
-        """Called when nothing is left to do."""
+        """Handles the end of the sweep."""
 
 
 SILENT = View()
@@ -264,7 +264,7 @@ def _record_data(folder: Path, estimates: Sequence[RunEstimate], replace: bool =
 
 
 def _check_nothing(configs: object) -> None:
-    """The devices of a cluster are not known here."""
+    """Does nothing, because the devices of a cluster are not known here."""
 
 
 def run_sweep(prepared: Prepared, view: View = SILENT) -> None:

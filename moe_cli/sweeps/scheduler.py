@@ -90,10 +90,10 @@ class RunSource(Protocol):
         """Returns the next run, or None if there is none now."""
 
     def requeue(self, run: Run) -> None:
-        """It is at work elsewhere: ask again later."""
+        """Puts back a run that another process is executing, to be requested again later."""
 
     def ended(self, run: Run) -> None:
-        """It is completed, failed or pruned."""
+        """Handles a run that is completed, failed or pruned."""
 
     def waiting(self) -> int:
         """Returns the known number of runs that `next_run` will still give; 0 ends the sweep when no run is running."""

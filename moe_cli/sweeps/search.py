@@ -149,7 +149,7 @@ class SearchFeed:
 
     @contextmanager
     def at_work(self) -> Iterator["SearchFeed"]:
-        """Within it others see that this search lives, and leave its trials alone."""
+        """Marks this search as alive, so that others leave its trials alone."""
         place = make_folder(self.outputs / self.plan.name / SEARCHERS / self._owner)
         delete_abandoned(place.parent, "*", lambda folder: not is_locked(folder))
         try:
@@ -167,9 +167,9 @@ class SearchFeed:
         return counted_trials(self.study.get_trials(deepcopy=False))
 
     def best(self) -> "list[FrozenTrial]":
-        """The best trial, or with several objectives the front, in order of the first; none before a result is there.
+        """Returns the best trial, or with several objectives the front, in order of the first; empty without results.
 
-        Trials that came to the same settings are one.
+        Trials with the same settings count as one.
         """
         completed = [trial for trial in self.trials() if trial.state.name == "COMPLETE"]
         unique = {self.plan.label(trial.params): trial for trial in reversed(completed)}
@@ -375,14 +375,14 @@ class SearchFeed:
         self.study.tell(number, values, states[state], skip_if_finished=True)
 
     def _ask_again(self) -> None:
-        """Failed trials once more, with the settings they had."""
+        """Repeats failed trials once, with the same settings."""
         for trial in counted_trials(self.study.get_trials(deepcopy=False)):
             if trial.state.name == "FAIL":
                 self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
 
 
 def pareto_front(trials: "Sequence[FrozenTrial]", objectives: Sequence[str]) -> "list[FrozenTrial]":
-    """The trials on the Pareto front of the objectives, best in the first one first; with one objective the best alone."""
+    """Returns the trials on the Pareto front, sorted by the first objective; with one objective the best alone."""
     from moe_cli.report.pareto import as_cost, on_front, tolerance
 
     sides = [BY_KEY[name].direction for name in objectives]

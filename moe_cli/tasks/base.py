@@ -31,7 +31,7 @@ class Batch(Protocol):
         """Returns the bytes of text of the targets; None means that they are not text, or of unknown size."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on a device."""
+        """Returns the batch on a device."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Task(Protocol):
         """Returns the `part`-th of `parts` equal parts of the `index`-th batch of `size` examples."""
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[Batch]:
-        """The validation split in batches, the same for every seed; or about `max_tokens` spread evenly over it."""
+        """Yields the validation split in batches, the same for every seed; or about `max_tokens`, evenly spread."""
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Float[Tensor, ""], list[Routing]]:
         """Returns the loss to minimise, and the routings of the model's sparse layers."""
@@ -98,7 +98,7 @@ class Task(Protocol):
         """Returns the task's own measures from the sums over batches, by their names in summary.json without `val_`."""
 
     def routed_ids_and_domains(self, batch: Any) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
-        """The id and the domain of everything that is routed, in each stack of layers; stacks have equally many sparse ones."""
+        """Returns the id and the domain of each routed token, in each stack. Stacks have equally many sparse layers."""
 
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
         """Returns the text of each id, where it is known."""

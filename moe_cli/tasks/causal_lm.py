@@ -107,10 +107,12 @@ class TextTask:
         self._starts = lru_cache(maxsize=2)(self._starts_of)
 
     def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> TextBatch:
-        """The `index`-th batch of `size` windows, a function of the seed and the index: any step can be done again.
+        """Returns the `index`-th batch of `size` windows.
+
+        It depends on the seed and the index, so steps can be repeated.
 
         Args:
-            part: which of `parts` equal parts of the batch, whose windows alone are read.
+            part: the index of the part to read, of `parts` equal parts of the batch.
         """
         share = size // parts
         first = index * size + part * share
@@ -152,7 +154,7 @@ class TextTask:
             yield self._batch(self.corpus.val, [follows], end - follows, [skipped])
 
     def _val_inputs(self) -> tuple[int, int]:
-        """The first place of the validation split that is read, and the end; -1: a separator before the split."""
+        """Returns the first and the last position of the validation split; -1 means a separator before the split."""
         return (0 if self.packing == "concat" else -self.ahead), len(self.corpus.val) - self.ahead
 
     def _val_documents(self, size: int, max_tokens: int | None) -> Iterator[TextBatch]:
@@ -167,7 +169,7 @@ class TextTask:
             yield self._padded(val, windows.starts[own] - 1, windows.sizes[own], length, windows.skipped[own])
 
     def loss(self, model: nn.Module, batch: TextBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
-        """Mean cross-entropy in nats per token, padding apart, and the routings of the model's sparse layers."""
+        """Computes the mean cross-entropy in nats per token, without padding, and the routings of the sparse layers."""
         logits, routings = batch.forward(model)
         return F.cross_entropy(
             logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE_INDEX
@@ -290,7 +292,7 @@ class TextTask:
         return tokens[start:end] if start >= 0 else np.append(self.document_prefix, tokens[0:end])
 
     def _documents(self, tokens: Tokens, starts: Sequence[int], length: int) -> Int[Tensor, "B L"] | None:
-        """The number of the document of each input where documents are kept apart: that of the token after it."""
+        """Returns the index of each input's document if documents are kept apart: that of the token after it."""
         if self.packing != "isolate":
             return None
         places = np.array(starts)[:, None] + np.arange(1, length + 1)

@@ -92,8 +92,10 @@ class ImagesTask:
         return EvalBatchResult(losses.mean(), routings, {"calibration": calibration, BY_DOMAIN: by_class})
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
-        """accuracy: the share that is right. calibration_error: how far confidence is from accuracy, the mean over bins of
-        confidence, weighted by their images (ECE, arXiv:1706.04599, eq. 3).
+        """Computes the metrics from sums over batches.
+
+        accuracy: the fraction of correct images. calibration_error: the difference of confidence and accuracy, averaged
+        over bins of confidence, weighted by their images (ECE, arXiv:1706.04599, eq. 3).
         """
         _, right, confidence = sums["calibration"]
         return {"accuracy": float(right.sum()) / num_targets,
@@ -105,7 +107,7 @@ class ImagesTask:
         return [(torch.arange(patches).repeat(batch.num_examples), batch.labels.cpu().repeat_interleave(patches))]
 
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
-        """Row and column of a patch, from 1."""
+        """Returns row and column of a patch, from 1."""
         side = round(self.vocab_size**0.5)
         return {each: f"{each // side + 1}:{each % side + 1}" for each in ids}
 

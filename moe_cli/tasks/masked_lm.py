@@ -52,7 +52,7 @@ class MaskedTask(TextTask):
         return EvalBatchResult(losses.mean(), routings, sums)
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
-        """accuracy: the share of hidden tokens that are guessed."""
+        """Computes the metrics. accuracy: the fraction of correctly predicted masked tokens."""
         return {"accuracy": float(sums["right"]) / num_targets}
 
     @property
@@ -73,7 +73,7 @@ class MaskedTask(TextTask):
         )
 
     def _make_targets(self, tokens: Tokens, batch: TextBatch) -> TextBatch:
-        """Some tokens hidden, which are the targets."""
+        """Masks some tokens, which become the targets."""
         inputs, targets = batch.inputs.numpy(), np.full(batch.inputs.shape, IGNORE_INDEX, np.int64)
         sizes = [inputs.shape[1]] * len(inputs) if batch.mask is None else batch.mask.sum(1).tolist()
         for row, (start, size) in enumerate(zip(batch.starts.tolist(), sizes, strict=True)):

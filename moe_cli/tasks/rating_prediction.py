@@ -102,8 +102,10 @@ class RatingsTask:
         return EvalBatchResult(losses.sum(1).mean(), routings, sums)
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
-        """rmse: root of the mean squared error, in units of the ratings. auc: how often a pair with a click has a higher
-        score than one without, equal scores counting half; absent where all pairs are of one kind.
+        """Computes the metrics from sums over batches.
+
+        rmse: root of the mean squared error, in units of the ratings. auc: the probability that a pair with a click has
+        a higher score than one without, ties counting half; absent if all pairs are of one kind.
         """
         measures = {"rmse": (float(sums["squares"]) / num_targets) ** 0.5}
         without, with_click = sums["scores"]

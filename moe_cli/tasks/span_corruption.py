@@ -57,7 +57,7 @@ class SpanTask(TextTask):
         self.start_token = self.vocab_size - 1
 
     def loss(self, model: nn.Module, batch: TextBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
-        """Mean cross-entropy in nats per target, sentinels among them, and the routings of the model's sparse layers."""
+        """Computes the mean cross-entropy in nats per target, with sentinels, and the routings of the sparse layers."""
         logits, routings = model(batch.inputs, self._shift_right(batch.targets))
         return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten()), routings
 
@@ -72,7 +72,7 @@ class SpanTask(TextTask):
         return EvalBatchResult(losses.mean(), routings, sums)
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
-        """accuracy: the share of the tokens of spans, sentinels aside, that are the likeliest."""
+        """Computes the metrics. accuracy: the fraction of correctly predicted tokens of spans, without sentinels."""
         return {"accuracy": float(sums["right"]) / float(sums["taken"])}
 
     @property

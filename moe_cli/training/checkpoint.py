@@ -62,7 +62,7 @@ class Checkpoint:
         return {**_load(self.folder / _FILES[0]), **average}
 
     def load_model(self, model: nn.Module) -> None:
-        """The weights to use. Raises CheckpointError when the tensors are not those of this model."""
+        """Loads the weights to use. Raises CheckpointError if the tensors are not those of this model."""
         self._load_into(model, self.model_tensors())
 
     def _load_into(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -72,9 +72,9 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder} was made for a model of another shape.") from None
 
     def load_training(self, training_tensors: "TrainingTensors") -> None:
-        """Model, optimizers, average and random state, exactly as they were, by however many processes they were saved.
+        """Restores model, optimizers, average and random state exactly, for any number of processes that saved them.
 
-        Of each process of a job of the same size the random state too; others start a new one.
+        The random state of each process is restored in a job of the same size; else new ones are started.
         """
         distributed_model, params = (
             training_tensors.distributed_model,
@@ -132,7 +132,7 @@ class TrainingTensors:
     average: WeightAverage | None = None
 
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
-        """File, key and whole tensor, one after the other. All processes must ask for all of them."""
+        """Yields file, key and full tensor, one after the other. All processes must iterate over all of them."""
         for name, tensor in self.distributed_model.model.state_dict().items():
             yield _FILES[0], name, self.distributed_model.to_full(tensor, name)
         names = self._names()
@@ -157,7 +157,7 @@ class TrainingTensors:
         self.optimizers.load_state_tensors(own)
 
     def _names(self) -> dict[str, str]:
-        """The beginning of a key of the optimizers' state, part.parameter, and the parameter's name in the model."""
+        """Returns each key prefix of the optimizers' state, part.parameter, with the parameter's name in the model."""
         names = {param: name for name, param in self.distributed_model.model.named_parameters()}
         return {key: names[param] for key, param in self.optimizers.params().items()}
 

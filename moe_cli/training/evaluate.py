@@ -88,9 +88,9 @@ class LayerRoutingStats:
         self.entropy, self.num_tokens, self.to_null = sums[0], round(sums[1]), round(sums[2])
 
     def metrics(self) -> dict[str, float]:
-        """LAYER_METRICS of `moe_cli.metrics`.
+        """Computes LAYER_METRICS of `moe_cli.metrics`.
 
-        Specialisation by domain is left out where all of the text is one domain, null_fraction without null experts.
+        Specialisation by domain is left out if all text is one domain, and null_fraction without null experts.
         """
         mean_probs = self.probs / self.num_tokens
         several = int(self.by_domain.any(1).sum()) > 1
@@ -154,7 +154,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss), per token; infinite where it would overflow."""
+        """Returns exp(loss), per token; infinite if it would overflow."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def routing_metrics(self) -> dict[str, float] | None:
@@ -165,7 +165,7 @@ class Evaluation:
         return {key: sum(metrics[key] for metrics in each) / len(each) for key in each[0]}
 
     def layer_metrics(self) -> dict[str, float]:
-        """Every measure of every layer on its own: moe/layer_03/max_violation is that of the fourth sparse layer."""
+        """Returns every metric of every layer: moe/layer_03/max_violation is that of the fourth sparse layer."""
         return {
             layer_key(number, key): value
             for number, layer in enumerate(self.layers)
@@ -255,7 +255,7 @@ def _distribute_batches(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]
 def evaluation_mode(
     model: nn.Module, policy: RoutingPolicy, precision: str
 ) -> Iterator[tuple["PolicyModel", torch.device]]:
-    """Evaluation mode with the same random numbers every time; afterwards mode and random state are as before.
+    """Sets evaluation mode and fixed random numbers; restores mode and random state afterwards.
 
     Yields the model, which then routes by the policy, and its device.
     """

@@ -151,7 +151,7 @@ def text_tokens(text: str, tokenizer: Any) -> list[TextToken]:
 
 
 def _ends(text: str, ids: Sequence[int], tokenizer: Any) -> list[int]:
-    """Behind the characters that begin in each token."""
+    """Returns the end positions of the characters that begin in each token."""
     starts = [0, *accumulate(len(char.encode()) for char in text)][:-1]
     widths = tokenizer.bytes_per_token()
     return [bisect_left(starts, end) for end in accumulate(int(widths[token]) for token in ids)]

@@ -48,7 +48,7 @@ def orthogonalise(matrices: Float[Tensor, "N R C"], steps: int = NEWTON_SCHULZ_S
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
-    """bfloat16 for float32 matrices where the processor multiplies it: a third of the time, and the iteration forgives."""
+    """Returns bfloat16 for float32 matrices if the processor supports it: a third of the time, and accurate enough."""
     fast = x.is_cuda or _cpu_multiplies_bfloat16()
     return torch.bfloat16 if fast and x.dtype == torch.float32 else x.dtype
 
@@ -202,7 +202,7 @@ def _local_rows(step: Float[Tensor, "N all C"], weight: Float[Tensor, "N R C"]) 
 
 
 def _contiguous_runs(param: Tensor, experts: Sequence[int] | None) -> list[slice]:
-    """Chosen experts as runs of neighbours, so that few large operations do; all of the stack when all are chosen."""
+    """Returns runs of neighbouring chosen experts, for few large operations; the whole stack if all are chosen."""
     if experts is None:
         return [slice(0, _local(param).shape[:-2].numel())]
     members = set(experts)
@@ -263,7 +263,7 @@ class Optimizers:
         return {f"{number}.{index}": param for number, params in enumerate(each) for index, param in enumerate(params)}
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the optimizers' state under a stable name: part.parameter.entry."""
+        """Returns every tensor of the optimizers' state under a stable name: part.parameter.entry."""
         return {
             f"{number}.{index}.{entry}": value
             for number, optimizer in enumerate(self.optimizers)
@@ -272,7 +272,7 @@ class Optimizers:
         }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state_tensors`."""
+        """Loads the tensors of `state_tensors`."""
         states: list[dict[int, dict[str, Tensor]]] = [defaultdict(dict) for _ in self.optimizers]
         for name, value in tensors.items():
             number, index, entry = name.split(".", 2)
@@ -326,7 +326,7 @@ def _impl_kwargs(params: list[nn.Parameter]) -> dict[str, bool]:
 
 
 def _param_groups(config: OptimConfig, params: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Two groups: matrices, decayed, and vectors, not."""
+    """Returns two groups: matrices, with weight decay, and vectors, without."""
     return [
         {"params": [param for param in params if param.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [param for param in params if param.ndim < 2], "weight_decay": 0.0},
@@ -353,7 +353,7 @@ class WeightAverage:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Within it the model has the average as its weights."""
+        """Swaps the average into the model as its weights."""
         own = {name: param.detach().clone() for name, param in self._params.items()}
         self._set(self.tensors)
         try:

@@ -7,7 +7,7 @@ import torch
 
 
 def pick_precision(precision: str, device: torch.device) -> Any:
-    """`auto` decided: bfloat16 on a GPU that multiplies it (capability 8.0 or more), else float32."""
+    """Resolves `auto`: bfloat16 on a GPU that multiplies it (capability 8.0 or more), else float32."""
     if precision != "auto":
         return precision
     fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -126,7 +126,7 @@ class Trainer:
         return True
 
     def step(self) -> StepReport:
-        """One optimizer step: forward, losses, backward, clip, update, bias update, record."""
+        """Executes one optimizer step: forward, losses, backward, clip, update, bias update, record."""
         started = time.perf_counter()
         self.progress_before = self.progress
         self.model.train()
@@ -291,7 +291,7 @@ class Trainer:
         self.state.data_shift = failed.data_shift + failed.step + 1 - self.state.step
 
     def _update_bias(self, load: list[Tensor], probs: list[list[Tensor]]) -> None:
-        """Balancing by bias: once per optimizer step, from the counts or probabilities of the whole step."""
+        """Updates balancing biases once per optimizer step, from the counts or probabilities of the whole step."""
         if self.bias_method is not None:
             for layer, counts, seen in zip(self.layers, load, probs, strict=True):
                 bias = layer.router.get_buffer("expert_bias")
@@ -318,7 +318,7 @@ class Trainer:
         self._write_record(lr_factor)
 
     def _real(self, load: list[Tensor]) -> list[Tensor]:
-        """Per layer, the counts of the experts that compute: null experts come last."""
+        """Returns, per layer, the counts of the experts that compute; null experts come last."""
         return [counts[: layer.num_experts] for layer, counts in zip(self.layers, load, strict=True)]
 
     def _record_skipped(self) -> None:

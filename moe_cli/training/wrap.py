@@ -69,14 +69,14 @@ class DistributedModel:
         fully_shard(self.model, mesh=mesh, ignored_params=ignored, reshard_after_forward=True)
 
     def grad_sync(self, last: bool) -> AbstractContextManager[None]:
-        """Around a batch: gradients are averaged over processes with the last batch of a step only."""
+        """Averages gradients over processes only with the last batch of a step."""
         if isinstance(self.forward, DistributedDataParallel) and not last:
             return self.forward.no_sync()
         return nullcontext()
 
     @torch.no_grad()
     def reduce_expert_gradients(self) -> None:
-        """The gradients of divided experts, which have seen the tokens of M processes, as means over all N."""
+        """Averages the gradients of divided experts, which have seen the tokens of M processes, over all N."""
         if self.experts is None:
             return
         replicas = self.experts.mesh["replicas"]
@@ -98,7 +98,7 @@ class DistributedModel:
         return (full_tensor(shared).square() + own).sqrt()
 
     def local_counts(self, load: Sequence[Tensor]) -> list[Tensor]:
-        """Per layer, the counts of the experts whose parameters are here; those of null experts are left out."""
+        """Returns, per layer, the counts of the experts whose parameters are on this process, without null experts."""
         real = [counts[: layer.num_experts] for layer, counts in zip(moe_layers(self.model), load, strict=True)]
         return real if self.experts is None else [self.experts.local_shard(counts) for counts in real]
 

@@ -36,7 +36,7 @@ def trash_records(trash: Sequence[TrashedRun]) -> list[dict[str, Any]]:
 
 
 def print_trash(trash: Sequence[TrashedRun]) -> None:
-    """A line for each removed run, the last one last."""
+    """Prints a line for each removed run, the latest last."""
     console = Terminal()
     if not trash:
         echo("the trash is empty.")

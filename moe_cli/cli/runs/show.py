@@ -36,7 +36,7 @@ def changed_settings(run: Run) -> dict[str, Any]:
 
 
 def run_record(run: Run) -> dict[str, Any]:
-    """Everything `moe runs show` knows, for programs."""
+    """Returns the content of `moe runs show` as a JSON object."""
     each, curve = read_status(run), validation_curve(run)
     return {
         "run": run.id, "sweep": run.group, "path": str(run.path), "status": each.status, "reason": each.reason,
@@ -50,7 +50,7 @@ def run_record(run: Run) -> dict[str, Any]:
 
 
 def print_run(run: Run) -> None:
-    """A title, then a labelled line for each thing worth knowing; long lines are continued under their label."""
+    """Prints a title, then labelled lines; long lines are continued under their label."""
     console = Terminal()
     each = read_status(run)
     ended = {COMPLETED: "green", "failed": "red", "interrupted": "yellow"}

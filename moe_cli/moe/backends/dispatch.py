@@ -26,9 +26,9 @@ MAX_ROWS_GROUPED_MM_CPU = 32
 def reference(
     experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
-    """One assignment at a time: y_t = sum over kept assignments of weight * expert(x_t). The definition.
+    """Computes one assignment at a time: y_t = sum over kept assignments of weight * expert(x_t). The definition.
 
-    Kept for backward, by autograd: everything, assignment by assignment.
+    Saved for backward, by autograd: everything, assignment by assignment.
     """
     rows: list[list[Tensor]] = [[] for _ in range(routing.num_tokens)]
     for a in range(len(routing.token_ids)):
@@ -44,7 +44,7 @@ def reference(
 def grouped_mm(
     experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
-    """Sorted by expert, torch's grouped matrix product: the fast way on a GPU. Needs row strides of 16 bytes.
+    """Sorts rows by expert and uses torch's grouped matrix product: fast on a GPU. Needs row strides of 16 bytes.
 
     Kept for backward, by autograd: the sorted input [R, D_in], the first product [R, H], the
     activation, and the outputs [R, D_out]. Nothing is recomputed.

@@ -47,7 +47,7 @@ def loop(
 
 
 def chunks(counts: list[int]) -> list[tuple[range, slice]]:
-    """Neighbouring experts together until they fill CHUNK_ROWS, with the slice of rows they hold."""
+    """Groups neighbouring experts until they fill CHUNK_ROWS; returns each group with its slice of rows."""
     ends = list(accumulate(counts))
     found, first = [], 0
     for expert in range(len(counts)):

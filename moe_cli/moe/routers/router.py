@@ -58,7 +58,7 @@ class Router(nn.Module, ABC):
         token_ids: Int[Tensor, " T"] | None = None,
         policy: RoutingPolicy | None = None,
     ) -> Routing:
-        """`route`, by default with the router's own K."""
+        """Calls `route`, by default with the router's own K."""
         return self.route(tokens, token_ids, policy or RoutingPolicy())
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -88,7 +88,7 @@ class GatedRouter(Router):
         self.gate.reset_parameters(generator)  # type: ignore[operator]
 
     def logits(self, tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
-        """The gate's scores over the temperature, in float32 (float64 for float64 weights) also under autocast."""
+        """Computes the gate's scores over the temperature, in float32 (float64 for such weights), also in autocast."""
         with torch.autocast(tokens.device.type, enabled=False):
             weight = next(self.gate.parameters(), tokens)
             scores: Tensor = self.gate(tokens.to(gate_dtype(weight))) / self.temperature

@@ -50,7 +50,7 @@ class Source:
 
 
 def page_content(table: ReportTable, source: Source, sections: Sequence[Section]) -> dict[str, Any]:
-    """Everything that the page shows."""
+    """Returns all content of the page."""
     runs = [[row] if table.by_run else table.aggregate.single_runs(row) for row in table.rows]
     score = required_columns(table.rows)[1] if table.rows else "val_bpb"
     curves, notes = curve_content(runs)

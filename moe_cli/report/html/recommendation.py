@@ -65,7 +65,7 @@ def _fitted(found: "Fit") -> Chart:
 
 
 def _equal(points: "Points", chosen: "Array") -> list["Array"]:
-    """The chosen points of equal tokens and equal shape of expert, by FLOPs, where they are of several sizes."""
+    """Returns the points of equal tokens and equal expert shape, by FLOPs, if they have several sizes."""
     found = []
     keys = list(zip(points.tokens, points.granularity, points.density, strict=True))
     for key in sorted({keys[place] for place in np.flatnonzero(chosen)}):

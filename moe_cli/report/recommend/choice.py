@@ -134,12 +134,12 @@ def _imbalance(row: Configuration) -> float | None:
 
 
 def _max_possible_violation(row: Configuration) -> float | None:
-    """MaxVio when every token chooses the same experts; None for a dense model."""
+    """Returns MaxVio when every token chooses the same experts; None for a dense model."""
     return row.expert / row.k - 1 if row.k and row.expert and row.expert > row.k else None
 
 
 def health_text(row: Configuration) -> str:
-    """25 % dead experts, MaxVio 2.93 of at most 3."""
+    """Returns a text such as: 25 % dead experts, MaxVio 2.93 of at most 3."""
     parts = [f"{percent(row.results.dead_experts)} dead experts"] if row.results.dead_experts is not None else []
     largest = _max_possible_violation(row)
     if row.results.max_violation is not None and largest is not None:
@@ -164,7 +164,7 @@ def _compared_with(rows: Sequence[Configuration]) -> set[str | None]:
 
 
 def _rank(rows: Sequence[Configuration], baseline: Settings) -> Callable[[Configuration], tuple[bool, float]]:
-    """The lowest first: by the difference to the baseline, which is paired by seed, where one baseline serves for all.
+    """Returns a sort key, the lowest first: by the difference to a common baseline, paired by seed, if there is one.
 
     Means over different seeds would rank seeds, not configurations.
     """

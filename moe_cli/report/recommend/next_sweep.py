@@ -95,7 +95,7 @@ def _ks(contenders: Sequence[Configuration], experts: Collection[int]) -> list[i
 
 
 def _values(name: str, contenders: Sequence[Configuration], rows: Sequence[Configuration]) -> list[Any]:
-    """The values of the contenders; of all rows where these have but one, as the setting is part of the question."""
+    """Returns the values of the contenders; those of all rows if contenders have one, as the setting is in question."""
     found = list(dict.fromkeys(row.settings.get(name) for row in contenders if setting_applies(name, row.settings)))
     return (
         found

@@ -145,7 +145,7 @@ def recommend(
     extra_baselines: "pd.DataFrame | None" = None,
     baseline: Settings | None = None,
 ) -> Recommendation:
-    """The recommendation for a frame of `load_runs`; see `make_recommendation`, whose arguments these are as frames."""
+    """Returns the recommendation for a frame of `load_runs`; see `make_recommendation`. Its arguments are frames."""
     from moe_cli.report.frame import from_frame
 
     extra = [] if extra_baselines is None else from_frame(extra_baselines)
@@ -265,7 +265,7 @@ def _baseline_row(found: _Compared, best: Configuration) -> Configuration | None
 
 
 def _context(row: Configuration) -> str:
-    """python (29845f), 1.23M tokens, gpt of 4 layers x 96."""
+    """Returns the context, such as: python (29845f), 1.23M tokens, gpt of 4 layers x 96."""
     data = printable(str(row.corpus or row.settings.get("data.name") or "data"))
     digest = f" ({printable(row.corpus_sha256)[:6]})" if row.corpus_sha256 else ""
     tokens = [f"{count(row.results.tokens)} tokens"] if row.results.tokens else []
@@ -303,7 +303,7 @@ def _equal_time(best: Configuration, base: Configuration | None) -> EqualTime | 
 
 
 def estimates_over_time(path: str) -> list[tuple[float, float]]:
-    """(seconds of training, estimate) at every evaluation whose time is between two records."""
+    """Returns (seconds of training, estimate) at every evaluation whose time is between two records."""
     run = Run(Path(path))
     times = [(float(point.step), point.value) for point in thinned_curves(run, ["seconds"])["seconds"]]
     placed = [(_interpolated(times, step), value) for step, value in validation_curve(run).points]
@@ -311,7 +311,7 @@ def estimates_over_time(path: str) -> list[tuple[float, float]]:
 
 
 def _interpolated(points: Sequence[tuple[float, float]], x: float) -> float | None:
-    """Straight between points; None outside."""
+    """Interpolates linearly between points; None outside."""
     for (x0, y0), (x1, y1) in pairwise(points):
         if x0 <= x <= x1:
             return y1 if x1 == x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)

@@ -96,7 +96,7 @@ def _baseline(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
 
 
 def _pairs_for(rows: Sequence[Configuration], table: ReportTable, name: str) -> str:
-    """Why a declared baseline does not serve, so that the lowest does."""
+    """Returns the reason why a declared baseline cannot be used and the lowest is used instead."""
     if table.baseline == DENSE:
         return ""
     all_fit = all(is_baseline(row, table.baseline) for row in rows)
@@ -237,7 +237,7 @@ def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
 
 
 def _unlike(table: ReportTable, rows: Sequence[Configuration], width: int) -> list[Text]:
-    """Why rows of the same data are not ranked together: their budgets, and how much context a validation token has."""
+    """Returns the reasons why rows of the same data are not ranked together: budgets, and validation context."""
     lines = []
     if len({comparison_key(row)[1:] for row in rows}) > 1:
         steps = ""

@@ -213,7 +213,7 @@ def _tokens(number: int, tokens: Sequence[TopToken], width: int) -> Text:
 
 
 def spelled(token: TopToken) -> str:
-    """The text of a token in quotes, line ends and the like as escapes; its id where the text is not recorded."""
+    """Returns the text of a token in quotes, with control characters escaped; its id if the text is not recorded."""
     if token.text is None or "\ufffd" in token.text:
         return f"#{token.token}"
     return printable(repr(token.text[:20]))

@@ -103,7 +103,7 @@ def _fronts(rows: Sequence[Configuration], name: str, score: str) -> list[list[t
 
 
 def _curves(axes: "Axes", table: ReportTable, rows: Sequence[Configuration], score: str) -> None:
-    """The first run of every row, over tokens."""
+    """Draws the curve of the first run of every row, over tokens."""
     key = ESTIMATES[score]
     for index, row in enumerate(rows):
         points = [point for point in thinned_curves(Run(Path(row.path)), [key])[key] if point.tokens is not None]

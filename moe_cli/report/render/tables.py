@@ -70,7 +70,7 @@ def columns_within(columns: Sequence[Column], rows: Sequence[Configuration], wid
 
 
 def mark_of(row: Configuration, table: ReportTable) -> str:
-    """best: the lowest loss, and recommended. Where these are two rows, each has its own mark. Others may be on the front."""
+    """Returns the marks of a row: lowest loss, recommended, or on the front. The first two may be different rows."""
     lowest, recommended, front = (
         any(row is each for each in rows) for rows in (table.best, table.recommended, table.pareto)
     )
@@ -115,7 +115,7 @@ def json_text(table: ReportTable, importance: Mapping[str, Any] | None = None) -
 
 
 def csv_text(table: ReportTable) -> str:
-    """Every column, or those of the query, to full precision; lists are joined by spaces."""
+    """Returns every column, or those of the query, to full precision; lists are joined by spaces."""
     names = table.names or table.aggregate.columns
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -131,7 +131,7 @@ class Fit:
         return result
 
     def sampled(self, points: Points) -> Array:
-        """The same by every bootstrap sample [B, M]."""
+        """Returns the predicted log loss of every bootstrap sample [B, M]."""
         with np.errstate(all="ignore"):
             return self.law.log_loss(self.samples, points, self.normalisation)
 
@@ -256,7 +256,7 @@ def _fitted(law: Law, points: Points) -> Fit:
 
 
 def robust_scale(residuals: Array, num_free: int) -> float:
-    """Standard deviation from the median size of residuals, with degrees of freedom taken off."""
+    """Computes a standard deviation from the median absolute residual, corrected for degrees of freedom."""
     spread = 1.4826 * float(np.median(np.abs(residuals)))
     return max(1e-9, spread * math.sqrt(len(residuals) / max(1, len(residuals) - num_free)))
 
@@ -318,7 +318,7 @@ def _with_samples(found: Fit, samples: int) -> Fit:
 
 
 def _cr3_residuals(residuals: Array, slopes: Array, clusters: Array) -> Array:
-    """(I - H_cc)^-1 r_c for each configuration c, its errors had it been left out (CR3, Cameron and Miller 2015)."""
+    """Computes (I - H_cc)^-1 r_c for each configuration c, its errors if left out (CR3, Cameron and Miller 2015)."""
     pull = slopes @ np.linalg.pinv(slopes)
     result = residuals.copy()
     for cluster in np.unique(clusters):
@@ -343,7 +343,7 @@ def quantiles(values: Array) -> Any:
 
 
 def _held_out(found: Fit) -> float:
-    """Root mean square error of log loss where each fifth of the configurations is predicted from the others."""
+    """Computes the root mean square error of log loss when each fifth of the configurations is held out."""
     points, law = found.points, found.law
     order = np.random.default_rng(SEED).permutation(np.unique(points.cluster))
     errors = []

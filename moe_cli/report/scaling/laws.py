@@ -61,7 +61,7 @@ class Law:
 
 
 def saturated(expansion: Any, start: Any, most: Any) -> Any:
-    """Clark's saturation, eq. 20 of arXiv:2202.01169: 1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max.
+    """Computes Clark's saturation, eq. 20 of arXiv:2202.01169: 1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max.
 
     E^(1) = E_start, E^ tends to E_max, and E_start = 1, E_max = infinity gives E itself.
     """
@@ -73,7 +73,7 @@ def _columns(theta: Array) -> list[Array]:
 
 
 def _log_expansion(start: Array, span: Array, points: Points) -> Array:
-    """log E^ with E_start = exp(start) and E_max = E_start + exp(span), so that E_max is always the larger."""
+    """Computes log E^ with E_start = exp(start) and E_max = E_start + exp(span), so that E_max is always the larger."""
     first = np.exp(start)
     result: Array = np.log(saturated(points.expansion[None, :], first, first + np.exp(span)))
     return result

@@ -25,7 +25,7 @@ class Solution:
 
 
 def huber(residuals: Array, delta: Any) -> Array:
-    """Huber's loss: r^2 / 2 within delta, delta (|r| - delta / 2) beyond (Huber 1964)."""
+    """Computes Huber's loss: r^2 / 2 within delta, delta (|r| - delta / 2) beyond (Huber 1964)."""
     size = np.abs(residuals)
     return np.where(size <= delta, size**2 / 2, delta * (size - delta / 2))
 

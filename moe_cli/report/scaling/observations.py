@@ -71,7 +71,7 @@ class Points:
         return Points(**{entry.name: getattr(self, entry.name)[chosen] for entry in fields(self)})
 
     def mean_over_seeds(self) -> "Points":
-        """One point a configuration, its loss the geometric mean over seeds."""
+        """Returns one point per configuration; its loss is the geometric mean over seeds."""
         clusters, places = np.unique(self.cluster, return_index=True)
         means = [np.exp(np.log(self.loss[self.cluster == each]).mean()) for each in clusters]
         chosen = self.take(places)
@@ -155,14 +155,14 @@ def _arrays(runs: Sequence[RunRow], clusters: list[int]) -> Points:
 
 
 def expansion(settings: Settings) -> float:
-    """E / K; 1 when dense, or where a router has no fixed K."""
+    """Returns E / K; 1 when dense, or if a router has no fixed K."""
     expert, k = settings.get("expert"), settings.get("k")
     assert isinstance(expert, int)
     return max(1.0, expert / k) if expert > 1 and isinstance(k, int | float) and k > 0 else float(expert)
 
 
 def granularity(settings: Settings) -> float:
-    """d_ff / d_expert; 1 when dense."""
+    """Returns d_ff / d_expert; 1 when dense."""
     wide, narrow = settings.get("model.d_ff"), settings.get("model.d_expert")
     if settings.get("expert") == 1 or not isinstance(wide, int | float) or not isinstance(narrow, int | float):
         return 1.0

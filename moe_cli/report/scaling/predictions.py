@@ -201,7 +201,7 @@ def _compute_ratio(found: Fit, theta: Array, sparse: Points) -> Array:
 
 
 def _dense(found: Fit, theta: Array, sparse: Points, log_factor: Array) -> Array:
-    """Log loss of dense models of these factors times the active parameters, row by row of theta."""
+    """Computes the log loss of dense models of these factors times the active parameters, row by row of theta."""
     ones = np.ones(len(sparse))
     rows = []
     for free, factor in zip(theta, np.exp(log_factor), strict=True):
@@ -222,7 +222,7 @@ def _throughput(configurations: Points, sparse: Points) -> list[float | None]:
 
 
 def iso_flop(runs: Sequence[RunRow]) -> tuple[IsoFlop, ...]:
-    """A curve for each budget (`train.flops`) and expansion of the complete runs; none where runs have other budgets."""
+    """Returns a curve for each budget (`train.flops`) and expansion of the complete runs; empty for other budgets."""
     by_budget: dict[float, list[RunRow]] = {}
     for run in runs:
         budget = run.settings.get("train.flops")

@@ -28,18 +28,18 @@ class SeedEffect:
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation of u, estimated with S - 1 degrees of freedom; None with one seed."""
+        """Returns the standard deviation of u, estimated with S - 1 degrees of freedom; None with one seed."""
         return float(np.std(self.shifts, ddof=1)) if len(self.seeds) > 1 else None
 
     def without(self, residuals: Array, seed: Array) -> Array:
-        """The residuals [M] of runs with these seeds [M], each less the shift of its seed; unchanged with one seed."""
+        """Returns the residuals [M] of runs with these seeds [M], minus the seeds' shifts; unchanged with one seed."""
         return residuals - self.shifts[np.searchsorted(self.seeds, seed)] if len(self.seeds) > 1 else residuals
 
     def distance(self, seed: Array) -> float:
-        """Standard deviation, in that of u, between the mean shift of runs with these seeds and that in the fit.
+        """Computes the standard deviation, in that of u, of the mean shift of runs with these seeds minus the fit's.
 
-        sqrt(sum of (h_s - w_s)^2) over all seeds, h and w the shares of a seed in the runs and in the fit: 0 for runs with the
-        seeds of a balanced fit, sqrt(1 + 1 / S) for a run of another seed.
+        It is sqrt(sum of (h_s - w_s)^2) over all seeds, with h and w the fractions of a seed in the runs and in the fit:
+        0 for runs with the seeds of a balanced fit, sqrt(1 + 1 / S) for a run of another seed.
         """
         every = np.union1d(self.seeds, seed)
         own = np.array([np.mean(seed == each) for each in every])

@@ -44,7 +44,7 @@ def points_of(text: str, runs: Sequence[RunRow]) -> Points:
 
 
 def _overrides_of_largest(runs: Sequence[RunRow], given: Collection[str]) -> tuple[list[str], int]:
-    """The settings of the run with the most training FLOPs without those in `given`, and its vocabulary size."""
+    """Returns the settings of the run with the most FLOPs without those in `given`, and its vocabulary size."""
     measured = [run for run in runs if run.results.flops_per_token and run.results.tokens and run.results.params]
     if not measured:
         return [], DEFAULT_VOCAB_SIZE

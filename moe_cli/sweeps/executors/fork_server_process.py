@@ -94,7 +94,7 @@ class ForkServerProcess:
         self._say(run=folder, pid=pid)
 
     def _become(self, folder: str, outputs: str, parent: int) -> NoReturn:
-        """The forked process: as `python -m moe_cli.execution.worker FOLDER OUTPUTS` would be, in a session of its own."""
+        """Turns the forked process into `python -m moe_cli.execution.worker FOLDER OUTPUTS`, in a separate session."""
         code = worker.EXIT_FAILED
         try:
             signal.set_wakeup_fd(-1)

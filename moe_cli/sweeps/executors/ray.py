@@ -36,7 +36,7 @@ OBJECT_BYTES = 80 * 2**20
 
 
 def connect(address: str | None) -> Any:
-    """Ray's module, connected, silent, and without reports of its use.
+    """Returns Ray's module, connected, silent, and without usage reports.
 
     Raises:
         MoeError: Ray is not installed, or nothing answers at the address.

@@ -156,7 +156,7 @@ class SlurmJob:
             self.pool.to_stop.append(self)
 
     def kill(self) -> None:
-        """Once; it has ended when Slurm says so, until then its worker may still hold the run."""
+        """Requests the kill once. The job ends when Slurm reports it; until then its worker may still hold the run."""
         if self.code is None and not self.killed:
             self.ending, self.killed, self.code = True, True, -signal.SIGKILL if self.number is None else None
             self.pool.to_kill.append(self)
@@ -195,7 +195,7 @@ class SlurmPool:
         return self._most - len(self._jobs)
 
     def start(self, run: Run) -> SlurmJob:
-        """Sent with all others that are started before the next look."""
+        """Queues the job, to be submitted with all others that are started before the next query."""
         number = (read_json(run.path / JOB_FILE) or {}).get("job")
         state = self._known.get(str(number))
         job = SlurmJob(self, run, str(number) if state and state.name not in TERMINAL_STATES else None)
@@ -245,7 +245,7 @@ class SlurmPool:
             self._pause = MIN_SECONDS
 
     def _send(self) -> None:
-        """One array of all that were started; those that were stopped before are not sent."""
+        """Submits one array of all started jobs, without those that were stopped before."""
         jobs, self._unsent = [job for job in self._unsent if not job.ending], []
         if not jobs:
             return
