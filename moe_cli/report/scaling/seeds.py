@@ -38,7 +38,7 @@ class SeedEffect:
     def distance(self, seed: Array) -> float:
         """Computes the standard deviation, in that of u, of the mean shift of runs with these seeds minus the fit's.
 
-        It is sqrt(sum of (h_s - w_s)^2) over all seeds, with h and w the fractions of a seed in the runs and in the fit:
+        It is sqrt(sum of (h_s - w_s)^2) over all seeds, with h and w a seed's fractions of the runs and of the fit:
         0 for runs with the seeds of a balanced fit, sqrt(1 + 1 / S) for a run of another seed.
         """
         every = np.union1d(self.seeds, seed)
