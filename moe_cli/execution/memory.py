@@ -65,5 +65,5 @@ def _refusal(config: RunConfig, costs: Cost) -> str | None:
 
 
 def estimate_memory(config: RunConfig, outputs: Path, on_gpu: bool = False) -> int:
-    """The same for a configuration. Raises DataError, ConfigError: it cannot be run at all."""
+    """Returns the expected memory of a configuration's run. Raises DataError or ConfigError if it cannot be run."""
     return memory_bytes(estimate_cost(config, model_vocab_size(config, load_run_data(config, outputs))), on_gpu)

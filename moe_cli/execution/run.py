@@ -64,7 +64,10 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
 
 
 def run_launched(run: Run, words: Sequence[str], config: RunConfig) -> Run:
-    """The same by `python WORDS` in config.launch.num_processes processes. Raises TrainingError, KeyboardInterrupt: see `launch`."""
+    """Trains by `python WORDS` in config.launch.num_processes processes.
+
+    Raises TrainingError and KeyboardInterrupt as `launch` does.
+    """
     try:
         launch(words, config.launch)
     except LostProcess as error:

@@ -57,10 +57,10 @@ class DistributedModel:
             self.forward = DistributedDataParallel(model, device_ids=devices)
 
     def _shard(self, device: str) -> None:
-        """Divided experts stay as they are: their rows are used outside of a forward pass of their own.
+        """Shards the parameters, except divided experts, whose rows are used outside of their own forward pass.
 
-        The outermost parameters too are let go after a forward pass: after one of evaluation they would else be used
-        again in training, when the weights may be others.
+        The outermost parameters are also freed after a forward pass. Otherwise those of an evaluation would be reused
+        in training, after the weights have changed.
         """
         mesh = init_device_mesh(device, (collectives.world_size(),))
         ignored = set(self._expert_params.values())
