@@ -2,15 +2,15 @@
 
 
 class MoeError(Exception):
-    """Something the user can mend; its text says what is wrong, what was given and what to do."""
+    """An error that the user can fix. Its text says what is wrong, what was given and what to do."""
 
 
 class ConfigError(MoeError):
-    """A setting that is unknown, of the wrong type, out of range or at odds with another."""
+    """A setting that is unknown, of the wrong type, out of range or in conflict with another."""
 
 
 class BadValue(ConfigError):
-    """A value that its setting takes in no configuration, whatever the others are: of a wrong type, or out of range."""
+    """A value that is invalid in every configuration: of a wrong type, or out of range."""
 
 
 class DataError(MoeError):
@@ -38,7 +38,7 @@ class UnsafePath(MoeError):
 
 
 class TrainingError(MoeError):
-    """Training cannot go on, for example because the loss is not finite."""
+    """Training cannot continue, for example because the loss is not finite."""
 
 
 class LostProcess(TrainingError):
@@ -46,4 +46,4 @@ class LostProcess(TrainingError):
 
 
 class DiskFull(TrainingError):
-    """No space is left for a checkpoint or a record; what was saved before is whole."""
+    """No space is left for a checkpoint or a record. Earlier files are intact."""

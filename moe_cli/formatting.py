@@ -1,4 +1,4 @@
-"""Numbers as people read them: 1.23M, 1m 32s, +21 %; and foreign text without what a terminal would obey."""
+"""Numbers in readable form: 1.23M, 1m 32s, +21 %; and untrusted text without terminal control characters."""
 
 import math
 import re
@@ -12,7 +12,7 @@ DIGITS = "12345678"
 
 
 def count(value: float) -> str:
-    """Three significant digits and a unit: 853, 24.1k, 2.00M, 1.31G, and on to Y, 1e24."""
+    """Formats a count with three significant digits and a unit: 853, 24.1k, 2.00M, 1.31G, up to Y, 1e24."""
     if abs(value) < 999.5:
         return f"{value:z.0f}"
     for unit in "kMGTPEZY":
@@ -23,7 +23,7 @@ def count(value: float) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """1 seed, 2 seeds, 1,024 runs."""
+    """Formats a count with its noun: 1 seed, 2 seeds, 1,024 runs."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -33,12 +33,12 @@ def known(value: float | None, digits: int = 3) -> str:
 
 
 def score(bits_per_byte: float | None, nats: float, target: str = "token") -> str:
-    """The result of a run: in nats per token, image or what its task answers for, where there are no bytes."""
+    """Formats the result of a run: in bits per byte, or nats per token, image or other target if bytes are unknown."""
     return f"{nats:z.3f} nats/{target}" if bits_per_byte is None else f"{bits_per_byte:z.3f} bits/byte"
 
 
 def duration(seconds: float) -> str:
-    """8s, 1m 32s, 2h 5m."""
+    """Formats a duration: 8s, 1m 32s, 2h 5m."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
@@ -48,7 +48,7 @@ def duration(seconds: float) -> str:
 
 
 def age(seconds: float) -> str:
-    """8s, 32m, 5h, 12d: one unit, for lists."""
+    """Formats an age with one unit, for lists: 8s, 32m, 5h, 12d."""
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "m")):
         if seconds >= size:
             return f"{int(seconds // size)}{unit}"
@@ -56,7 +56,7 @@ def age(seconds: float) -> str:
 
 
 def parse_duration(text: str) -> float | None:
-    """The seconds in 30s, 10m, 2h, 1d or 1h30m; None for anything else, and for nothing at all."""
+    """Returns the seconds in 30s, 10m, 2h, 1d or 1h30m; None for anything else, and for nothing at all."""
     found = re.fullmatch(
         r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text.replace(" ", ""), re.ASCII
     )
@@ -67,14 +67,14 @@ def parse_duration(text: str) -> float | None:
 
 
 def percent(share: float, signed: bool = False) -> str:
-    """21 %, or +21 % when signed; one digit after the point below 10 %."""
+    """Formats a fraction: 21 %, or +21 % when signed; one digit after the point below 10 %."""
     value = 100 * share
     text = f"{value:{'+' if signed else ''}.{0 if abs(value) >= 9.95 else 1}f}"
     return ("0" if not float(text) else text) + " %"
 
 
 def bars(load: Sequence[float], width: int, blocks: str = BARS) -> str:
-    """One block per expert, as high as its load; a fair share is half height. Neighbours merge beyond `width`."""
+    """Draws one block per expert, as high as its load; a fair load is half height. Neighbours merge beyond `width`."""
     total = sum(load)
     if not total:
         return blocks[0] * min(len(load), width)
@@ -86,7 +86,7 @@ def bars(load: Sequence[float], width: int, blocks: str = BARS) -> str:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """A block for each value, the lowest value lowest; beyond `width`, one for the mean of neighbours."""
+    """Returns a block for each value, the lowest value lowest; beyond `width`, one for the mean of neighbours."""
     if not values:
         return ""
     shown = values
@@ -99,7 +99,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether it can be written as UTF-8: not so names with other bytes, and halves of characters in JSON."""
+    """Returns whether a text can be written as UTF-8: not names with other bytes, nor lone surrogates in JSON."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -108,7 +108,7 @@ def is_utf8(text: str) -> bool:
 
 
 def as_utf8(text: str) -> str:
-    """The text with what cannot be written as UTF-8 spelled out: a byte as \\xff, half a character as \\ud800."""
+    """Returns the text with unencodable parts escaped: a byte as \\xff, a lone surrogate as \\ud800."""
     if is_utf8(text):
         return text
     whole = "".join(part if is_utf8(part) or "\udc80" <= part <= "\udcff" else f"\\u{ord(part):04x}" for part in text)
@@ -116,13 +116,13 @@ def as_utf8(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with everything that could move a cursor, start a line or turn writing around shown as '?'."""
+    """Returns the text with everything that could move a cursor, start a line or turn writing around shown as '?'."""
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def print_line(text: str) -> None:
-    """Prints a line on standard error, harmless to a terminal whatever it quotes; a closed one is no error."""
+    """Prints a line on standard error, without control characters; a closed stream is no error."""
     if sys.stderr is not None:
         print(printable(text), file=sys.stderr, flush=True)  # noqa: T201

@@ -20,17 +20,18 @@ class Metric:
     """One measured quantity.
 
     Attributes:
-        key: its name in summary.json and as a column; its key in metrics.jsonl where it is only there.
+        key: its name in summary.json and as a column; its key in metrics.jsonl if it is only there.
         label: the heading of its column.
         title: its name on an axis or in a list.
-        unit: as `load_runs` gives it.
+        unit: its unit in the result of `load_runs`.
         direction: -1: lower is better; 1: higher is better; 0: neither.
         format: `number` with `digits` after the point, `count` (24.1k), `percent` or `signed percent`.
         log_scale: whether its axis is logarithmic.
         whole: whether it is an integer.
         curve_key: its key in metrics.jsonl; the value there is an estimate on part of the validation split.
         range: its least and largest value, or its unit, for the documents.
-        description: its definition and how to read it, for the documents; empty: it is explained with another metric.
+        description: its definition and interpretation, for the documents; empty if another metric's description covers
+            it.
     """
 
     key: str
@@ -178,7 +179,7 @@ TASK_METRICS = {each.key.removeprefix("val_"): each for each in METRICS if each.
 # The curves that every display draws: the result that each estimates, and its key in metrics.jsonl. Runs without bytes
 # (images, ratings, tokens) have no bits per byte.
 ESTIMATES = {key: BY_KEY[key].curve_key or "" for key in ("val_bpb", "val_loss")}
-# An expert's share of a fair load is no result of a run, but of each expert.
+# The normalised load of an expert is a result of each expert, not of a run.
 LOAD_RANGE = "0 to E / K"
 LOAD_DESCRIPTION = (
     "an expert's assignments over a fair share of them: 1 is fair, 0 is never chosen, E / K is chosen by every token"
@@ -201,46 +202,48 @@ TASK_REFERENCES = {
 
 
 def keys_of(*kinds: str) -> tuple[str, ...]:
-    """The keys of all metrics of these kinds."""
+    """Returns the keys of all metrics of these kinds."""
     return tuple(metric.key for metric in METRICS if metric.kind in kinds)
 
 
 def validation_key(name: str) -> str:
-    """The key in metrics.jsonl of what an evaluation measures: val/loss."""
+    """Returns the key of an evaluation metric in metrics.jsonl: val/loss."""
     return f"val/{name}"
 
 
 def layer_key(layer: int, name: str) -> str:
-    """The key in metrics.jsonl of a measure of one sparse layer: moe/layer_03/max_violation is of the fourth."""
+    """Returns a layer metric's key in metrics.jsonl: moe/layer_03/max_violation is of the fourth sparse layer."""
     return f"moe/layer_{layer:02d}/{name}"
 
 
 def curve_title(curve_key: str) -> str:
-    """The title of a curve of metrics.jsonl."""
+    """Returns the title of a curve of metrics.jsonl."""
     part = " (part of the split)" if curve_key.startswith("val/") else ""
     return BY_CURVE_KEY[curve_key].title + part
 
 
 def max_violation(tokens_per_expert: Sequence[float]) -> float:
-    """MaxVio of the counts of one layer: (largest - mean) / mean; 0 where there are none."""
+    """Computes MaxVio from the counts of one layer: (largest - mean) / mean; 0 without counts."""
     mean = sum(tokens_per_expert) / len(tokens_per_expert)
     return (max(tokens_per_expert) - mean) / mean if mean else 0.0
 
 
 def target(config: Mapping[str, Any]) -> str:
-    """What the answers of a run are given for, from its config.json."""
+    """Returns the name of the run's prediction target, such as a token or an image, from its config.json."""
     task = config.get("task")
     return target_of(task.get("name") if isinstance(task, dict) else None)
 
 
 def target_of(task: Any) -> str:
-    """What the answers of a task are given for; runs from before there were tasks guess tokens."""
+    """Returns the name of the task's prediction target. Runs older than the task setting predict tokens."""
     return TARGETS.get(task or "causal_lm", "target") if isinstance(task, str | None) else "target"
 
 
 def eval_windows(settings: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """What decides from how much text a validation token is predicted, of settings by their dotted names: the tokens of a
-    window, those to the next one, and how documents are packed. None: the data are no text.
+    """Returns the settings that determine how much context a validation token has, from settings by their dotted names.
+
+    They are the tokens of a window, the tokens from one window to the next, and the packing of documents. None means
+    that the data are not text.
     """
     if settings.get("task.name") in ("images", "ratings"):
         return None
@@ -249,7 +252,7 @@ def eval_windows(settings: Mapping[str, Any]) -> tuple[Any, ...] | None:
 
 
 def sees_later_tokens(drop: str) -> str:
-    """What to say of a capacity-limited loss of a causal model where `drop` is not `causal`."""
+    """Returns the warning on the capacity-limited loss of a causal model where `drop` is not `causal`."""
     return (
         f"drop={drop} sees later tokens: experts have room for the whole batch, so a token may lose its place to one after "
         "it. drop=causal does not"
@@ -257,7 +260,7 @@ def sees_later_tokens(drop: str) -> str:
 
 
 def format_task_metrics(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The task's own metrics among the values, such as `accuracy 31 %`."""
+    """Returns the task's own metrics among the values, such as `accuracy 31 %`."""
     known = {metric: values.get(prefix + name) for name, metric in TASK_METRICS.items()}
     return [
         f"{metric.label} {metric.write(value)}" for metric, value in known.items() if isinstance(value, int | float)
@@ -265,7 +268,7 @@ def format_task_metrics(values: Mapping[str, Any], prefix: str = "") -> list[str
 
 
 def format_references(values: Mapping[str, Any]) -> list[str]:
-    """The references of the task among the values, such as `RMSE of the mean 0.931`."""
+    """Returns the references of the task among the values, such as `RMSE of the mean 0.931`."""
     return [
         f"{label} {percent(values[name]) if form == 'percent' else format(values[name], 'z.3f')}"
         for name, (label, form) in TASK_REFERENCES.items()
@@ -280,11 +283,12 @@ EQUAL = 1.02
 def unequal_flops(
     trainings: Iterable[tuple[float | None, float | None, float | None]], *, can_match: bool
 ) -> str | None:
-    """A note that trainings of equal active parameters and tokens differ in FLOPs; None where they do not.
+    """Returns a note if trainings of equal active parameters and tokens differ in FLOPs, else None.
 
     Args:
-        trainings: of each its active parameters, its tokens (None: a time) and its FLOPs per token, model and optimizer.
-        can_match: whether some have experts that match=flops would size otherwise.
+        trainings: for each, its active parameters, its tokens (None means a time budget) and its FLOPs per token, of
+            model and optimizer.
+        can_match: whether match=flops would change the size of some experts.
     """
     known = sorted((tokens or 0, size, flops) for size, tokens, flops in trainings if size and flops)
     alike: list[list[tuple[float, float, float]]] = []

@@ -1,4 +1,4 @@
-"""sweep() for Python: what `moe sweep` does. Notes go to the logger `moe_cli` at level WARNING."""
+"""sweep() for Python, equivalent to `moe sweep`. Notes go to the logger `moe_cli` at level WARNING."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,17 +45,17 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     search_seed: int | None = None,
     progress: bool = False,
 ) -> "pd.DataFrame":
-    """Carries out `moe sweep WORDS` and gives one row a run, as `load_runs` does.
+    """Runs `moe sweep WORDS` and returns one row per run, as `load_runs` does.
 
     Args:
-        jobs: runs at a time; None: as many as this machine or the executor's cluster has room for.
-        executor: "local", "ray" or "slurm"; None: what the word `executor=...` names, else this machine.
-        where: conditions that hold of every point, such as "k <= expert".
-        baseline: settings of what the report's differences are taken to, such as "balance=none".
-        force, rerun_stale: start runs again, all or those of another version of the code; what there is goes to the trash.
+        jobs: runs at a time; None means as many as this machine or the executor's cluster can hold.
+        executor: "local", "ray" or "slurm"; None means that of the word `executor=...`, else this machine.
+        where: conditions that every point must fulfil, such as "k <= expert".
+        baseline: settings of the report's baseline, such as "balance=none".
+        force, rerun_stale: start runs again, all or those of another code version; their old folders go to the trash.
         force_memory, timeout, retries, fail_fast: see `Execution` and `FailurePolicy`.
         sampler: "tpe" or "random" searches the settings; the options after it are for a search.
-        progress: print what `moe sweep` prints.
+        progress: print the output of `moe sweep`.
 
     Raises:
         MoeError: a word is wrong, or no point can be run. A run that fails is a row with status `failed`.

@@ -1,7 +1,8 @@
-"""train() for Python: what `moe train` does, at the same speed and with the same notes.
+"""train() for Python, equivalent to `moe train`, at the same speed and with the same notes.
 
-A training runs in a process of its own, as those of a sweep do: how long threads spin is settled when torch is loaded, and in
-a notebook it is loaded already. Notes go to the logger `moe_cli` at level WARNING, which Python prints on standard error.
+A training runs in its own process, like those of a sweep: the spinning of threads is configured before torch is
+imported, and a notebook may have imported it. Notes go to the logger `moe_cli` at level WARNING, which Python prints on
+standard error.
 """
 
 import os
@@ -39,15 +40,15 @@ def train(
     force_memory: bool = False,
     progress: bool = False,
 ) -> Run:
-    """Trains one configuration, as `moe train` does, and gives its run.
+    """Trains one configuration, as `moe train` does, and returns its run.
 
     Args:
         overrides: settings such as "expert=8", "k=2".
-        outputs: where runs are kept; None: $MOE_OUTPUTS or ./outputs.
-        force: train from the start; what there is goes to the trash. Otherwise a complete run of this configuration is
-            given as it is, and an interrupted one goes on.
-        force_memory: train even what needs far more memory than there is.
-        progress: print what `moe train` prints; otherwise the output goes to log.txt in the run's folder.
+        outputs: the folder of runs; None means $MOE_OUTPUTS or ./outputs.
+        force: train from the start; the old folder goes to the trash. Otherwise a complete run of this configuration is
+            returned unchanged, and an interrupted one is resumed.
+        force_memory: train even if the run needs far more memory than is available.
+        progress: print the output of `moe train`; otherwise the output goes to log.txt in the run's folder.
 
     Raises:
         MoeError: a setting or the data are wrong, or training failed.
@@ -80,7 +81,7 @@ def train(
 
 
 def _run(words: Sequence[str], log: Path | None) -> int:
-    """Runs `python WORDS` and gives its exit code; what it prints goes to the log, or where this process prints."""
+    """Runs `python WORDS` and returns its exit code. Its output goes to the log, or to this process's output."""
     command = [sys.executable, *words]
     if log is not None:
         environment = {**os.environ, PARENT_PID_ENV: str(os.getpid())}
@@ -97,7 +98,7 @@ def _run(words: Sequence[str], log: Path | None) -> int:
 
 
 def _finished(process: "subprocess.Popen[Any]") -> int:
-    """Its exit code. On KeyboardInterrupt the process is asked to save, and waited for."""
+    """Returns the exit code. On KeyboardInterrupt the process is asked to save, and waited for."""
     with process:
         try:
             for line in process.stdout or ():
@@ -119,6 +120,6 @@ def _failure(run: Run, code: int) -> MoeError:
     if code < 0 or status["status"] not in (FAILED, INTERRUPTED):
         record_worker_failure(run, code)
         status = run.status()
-    # The kind of an end that is no failure stands nowhere but in its exit code.
+    # An end without a failure is known only from the exit code.
     kind = DiskFull if code == EXIT_DISK_FULL else TrainingError
     return kind(f"{run.id}: {status.get('reason')}\nSee: moe runs show {run.id}")

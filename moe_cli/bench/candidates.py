@@ -26,7 +26,7 @@ class Shape:
     """One point of the grid.
 
     Attributes:
-        threads: of the CPU; without meaning on a GPU.
+        threads: of the CPU; ignored on a GPU.
     """
 
     tokens: int
@@ -39,7 +39,7 @@ class Shape:
 
     @property
     def rows_per_expert(self) -> float:
-        """T K / E: what an expert is given on average."""
+        """Returns T K / E, the mean number of rows per expert."""
         return self.tokens * self.k / self.experts
 
     @property
@@ -53,7 +53,7 @@ class Candidate:
     """A network and its forward pass.
 
     Attributes:
-        rows: of its input: T, or T K for the dense network.
+        rows: rows of its input: T, or T K for the dense network.
         forward: [rows, D] -> [rows, D].
     """
 
@@ -67,14 +67,14 @@ Builder = Callable[[], Candidate]
 
 
 def make_layer(shape: Shape, dispatch: str = "auto", device: str = "cpu") -> MoELayer:
-    """Our layer, with the same weights whatever the back end: softmax over E, K largest, renormalised for K > 1."""
+    """Returns our layer, with equal weights for every back end: softmax over E, K largest, renormalised for K > 1."""
     layer = MoELayer(shape.d_model, shape.experts, shape.k, shape.d_expert, dispatch=dispatch)
     layer.reset_parameters(torch.Generator().manual_seed(0))
     return layer.to(device, DTYPES[shape.dtype])
 
 
 def make_dense(shape: Shape, device: str = "cpu") -> Candidate:
-    """A SwiGLU network of an expert's width over T K tokens: the active FLOPs without routing, the limit."""
+    """Returns a SwiGLU network of an expert's width over T K tokens: the active FLOPs without routing, the limit."""
     dense = FeedForward(shape.d_model, shape.d_expert, kind="glu", activation="silu")
     dense.reset_parameters(torch.Generator().manual_seed(0))
     return Candidate("dense", dense.to(device, DTYPES[shape.dtype]), shape.tokens * shape.k, dense)
@@ -113,7 +113,7 @@ class LoopOfLinears(nn.Module):
 
 
 def our_builders(shape: Shape, dispatches: Sequence[str], device: str = "cpu") -> dict[str, Builder]:
-    """Our layer once per back end, and the loop, by name."""
+    """Returns the builders of our layer with each back end and of the loop, by name."""
 
     def ours(dispatch: str) -> Candidate:
         layer = make_layer(shape, dispatch, device)

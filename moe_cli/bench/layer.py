@@ -65,7 +65,7 @@ class LayerBenchmark:
 
     Attributes:
         largest_load: rows of the busiest expert of our layer, in one round.
-        skipped: candidates that were not measured, and why.
+        skipped: candidates that were not measured, with the reasons.
     """
 
     shape: Shape
@@ -78,7 +78,7 @@ class LayerBenchmark:
 
 
 def make_grid(axes: Mapping[str, Sequence[int | str]]) -> list[Shape]:
-    """Every combination of the axes (fields of Shape).
+    """Returns every combination of the axes (fields of Shape).
 
     Raises:
         ConfigError: no combination can be built, or there are too many.
@@ -99,10 +99,10 @@ def run_layer_benchmark(
     device: str = "cpu",
     builders: Mapping[str, Builder] | None = None,
 ) -> LayerBenchmark:
-    """Times every available candidate side by side for about `seconds`.
+    """Times every available candidate in alternation for about `seconds`.
 
     Args:
-        builders: the candidates; None: our layer by back end, the loop, and every peer.
+        builders: the candidates; None means our layer by back end, the loop, and every peer.
     """
     _check_memory(shape, device)
     if builders is None:
@@ -125,7 +125,7 @@ def run_layer_benchmark(
 
 
 def _check_memory(shape: Shape, device: str) -> None:
-    """Raises ConfigError where weights, gradients and tokens alone take more main memory than there is."""
+    """Raises ConfigError if weights, gradients and tokens alone need more than the main memory."""
     total, rows = total_memory_bytes(), shape.tokens * shape.k
     numbers = 2 * (shape.experts + 1) * shape.expert_params + rows * (2 * shape.d_model + 3 * shape.d_expert)
     need = numbers * DTYPES[shape.dtype].itemsize
@@ -145,14 +145,17 @@ class Inputs:
 
 
 def _inputs(shape: Shape, seed: int, device: str) -> Inputs:
-    """T K rows drawn at random, a sparse layer reads the first T."""
+    """Returns T K random rows; a sparse layer reads the first T."""
     generator = torch.Generator().manual_seed(seed)
     x, grad = torch.randn(2, shape.tokens * shape.k, shape.d_model, generator=generator).to(device, DTYPES[shape.dtype])
     return Inputs(x, grad)
 
 
 def _pass(candidate: Candidate, device: str) -> Callable[[Inputs], None]:
-    """One forward and backward into new gradients, which are released: many candidates are in memory at once."""
+    """Returns a function for one forward and backward pass.
+
+    Its gradients are released, as many candidates share memory.
+    """
 
     def run(inputs: Inputs) -> None:
         x = inputs.x[: candidate.rows].detach().requires_grad_()
@@ -180,7 +183,7 @@ def _warm_up(
             taken = time.perf_counter() - started
             if name != "dense" and taken > MAX_TIME_FRACTION * seconds and taken > 1:
                 raise SkipCandidate(f"one pass took {taken:.1f} s; a larger --seconds lets it take part")
-        except Exception as error:  # whatever a peer raises, the others go on
+        except Exception as error:  # an error of a peer must not stop the others
             skipped[name] = skip_reason(error)
         else:
             candidates[name] = candidate
@@ -193,7 +196,7 @@ def _saved(candidate: Candidate, inputs: Inputs) -> int:
 
 
 def to_dicts(benchmark: LayerBenchmark) -> list[dict[str, object]]:
-    """The scores with plain keys, one object each, the dense network first."""
+    """Returns the scores with plain keys, one object each, the dense network first."""
     shape = benchmark.shape
     return [
         {

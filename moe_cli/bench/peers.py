@@ -1,7 +1,7 @@
-"""Layers of other libraries, where they are installed, on our weights where their layout allows it.
+"""Layers of other libraries, if installed, with our weights where their layout allows it.
 
 A peer without gated experts gets two matrices of one and a half times the width: the same FLOPs. Noise and dropping are
-switched off as far as a library lets one. T tokens, E experts, K chosen, D width, F width of an expert.
+disabled where a library allows it. T tokens, E experts, K chosen, D width, F width of an expert.
 """
 
 import importlib
@@ -22,7 +22,7 @@ MAX_GRADIENT_BYTES = 2**36
 
 
 def peer_builders(shape: Shape, device: str = "cpu") -> dict[str, Builder]:
-    """Every peer by name, not yet built: building may fail, and says why."""
+    """Returns the builders of every peer by name. A builder that fails raises an error with the reason."""
     builders: dict[str, Builder] = {}
     for family, make in FAMILIES.items():
         for implementation in IMPLEMENTATIONS:
@@ -107,7 +107,7 @@ def _qwen3(shape: Shape) -> nn.Module:
 
 
 def _deepseek(shape: Shape) -> nn.Module:
-    """Sigmoid scores, one group, and without the shared expert, which would be active FLOPs of its own."""
+    """Builds DeepSeek's layer: sigmoid scores, one group, and no shared expert, which would add active FLOPs."""
     from transformers import DeepseekV3Config
 
     config = DeepseekV3Config(
@@ -151,7 +151,7 @@ def _switch(shape: Shape) -> nn.Module:
 
 
 def _refuse_large_one_hot(shape: Shape) -> None:
-    """Refuses when dispatch and combine, [T, E, C] with C = T K / E, and what leads to them, do not fit."""
+    """Raises an error if dispatch and combine, [T, E, C] with C = T K / E, and intermediates exceed the memory."""
     _refuse_copies(4 * shape.tokens * shape.tokens * shape.k * DTYPES[shape.dtype].itemsize, "one-hot dispatch")
 
 

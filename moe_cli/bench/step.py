@@ -42,9 +42,11 @@ class StepCandidate:
 
 @dataclass(frozen=True)
 class StepBenchResult:
-    """Attributes:
-    tokens_per_second: of whole training steps.
-    ratio: tokens per second over those of the yardstick, round by round.
+    """The result of one candidate.
+
+    Attributes:
+        tokens_per_second: of whole training steps.
+        ratio: tokens per second over those of the yardstick, round by round.
     """
 
     name: str
@@ -92,7 +94,7 @@ def check_comparable(config: RunConfig) -> None:
 
 
 def unused_settings_note(keys: Collection[str]) -> tuple[str, ...]:
-    """A note on the settings given that say nothing about a step on random tokens with AdamW."""
+    """Returns a note on the settings given that say nothing about a step on random tokens with AdamW."""
     used = ("train.batch_size", "train.threads", "train.device", "train")
     groups = ("data", "optim", "eval", "train")
     idle = sorted(key for key in keys if key.split(".")[0] in groups and key not in used)
@@ -112,7 +114,7 @@ def step_builders(config: RunConfig, compiled: bool, bf16: bool, device: str) ->
 
 
 def make_moe(config: RunConfig, device: str, precision: str = "float32", compiled: bool = False) -> StepCandidate:
-    """Our GPT with the optimizer and the balancing loss that training gives it."""
+    """Builds our GPT with the optimizer and the balancing loss of training."""
     model = make_model(config, VOCAB_SIZE).to(device)
     optimizers = make_optimizers(config.optim, model)
     network = torch.compile(model) if compiled else model
@@ -134,7 +136,7 @@ def make_moe(config: RunConfig, device: str, precision: str = "float32", compile
 def make_mixtral(
     config: RunConfig, device: str, *, fused: bool, precision: str = "float32", compiled: bool = False
 ) -> StepCandidate:
-    """transformers' MixtralForCausalLM of the same size, with its own choice of back end."""
+    """Builds transformers' MixtralForCausalLM of the same size, with its own choice of back end."""
     model = mixtral(config).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True if fused else None)
     network: Any = torch.compile(model) if compiled else model
@@ -150,7 +152,7 @@ def make_mixtral(
 
 
 def mixtral(config: RunConfig) -> nn.Module:
-    """Mixtral with the layers, widths, heads and experts of a configuration, as many parameters as our GPT."""
+    """Builds Mixtral with the layers, widths, heads and experts of a configuration, and our GPT's parameter count."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     model = config.model
@@ -168,7 +170,7 @@ def mixtral(config: RunConfig) -> nn.Module:
 
 
 def next_token_loss(logits: Float[Tensor, "B L V"], tokens: Int[Tensor, "B L1"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy in nats, in float32."""
+    """Computes the mean cross-entropy in nats, in float32."""
     return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
@@ -232,7 +234,7 @@ def _warm_up(
             candidate = build()
             for number in range(2):  # the second step meets the optimizer's state and compiled code
                 candidate.step(_tokens(config, -number, device))
-        except Exception as error:  # whatever a library raises, the others go on
+        except Exception as error:  # an error of a library must not stop the others
             skipped[name] = skip_reason(error)
         else:
             candidates[name] = candidate
@@ -246,7 +248,7 @@ def _tokens(config: RunConfig, seed: int, device: str) -> Tensor:
 
 
 def step_to_dicts(benchmark: StepBenchmark) -> list[dict[str, object]]:
-    """The scores with plain keys, one object each."""
+    """Returns the scores with plain keys, one object each."""
     return [
         {
             "candidate": result.name, "params": result.num_params, "threads": benchmark.threads, "device": benchmark.device,

@@ -11,7 +11,7 @@ from moe_cli.formatting import count, plural
 
 
 def layer_heading(benchmark: LayerBenchmark) -> list[str]:
-    """The shape, and what the dense network took."""
+    """Returns the shape, and the time of the dense network."""
     shape = benchmark.shape
     return [
         f"{shape.tokens:,} tokens   {shape.experts} experts, {shape.k} chosen   d_model {shape.d_model}   "
@@ -23,7 +23,7 @@ def layer_heading(benchmark: LayerBenchmark) -> list[str]:
 
 
 def layer_table(benchmark: LayerBenchmark) -> Table:
-    """Efficiency of every candidate, the best first."""
+    """Returns the efficiency of every candidate, the best first."""
     table = _table("layer", "efficiency", "min - max", "ms", "saved MiB")
     for result in sorted(benchmark.results, key=lambda result: -result.efficiency.median):
         table.add_row(
@@ -34,7 +34,7 @@ def layer_table(benchmark: LayerBenchmark) -> Table:
 
 
 def step_heading(benchmark: StepBenchmark) -> list[str]:
-    """The model and the batch."""
+    """Returns the model and the batch."""
     config, model = benchmark.config, benchmark.config.model
     return [
         f"{config.expert} experts, {config.k} chosen   {model.num_layers} layers   d_model {model.d_model}   "
@@ -66,7 +66,7 @@ def skipped_lines(skipped: Mapping[str, str]) -> list[str]:
 
 
 def milliseconds(seconds: float) -> str:
-    """Three significant digits."""
+    """Formats with three significant digits."""
     value = 1000 * seconds
     return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 

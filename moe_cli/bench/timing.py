@@ -59,7 +59,7 @@ def interleave(
 
 
 def ratios(above: list[float], below: list[float]) -> Spread:
-    """Round by round, one candidate's time over another's: common factors of a round cancel."""
+    """Computes, round by round, one candidate's time over another's, so that common factors of a round cancel."""
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 

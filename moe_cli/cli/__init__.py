@@ -1,1 +1,1 @@
-"""The command line: parse, call, print. Heavy imports stand inside the commands, so that `moe --help` is quick."""
+"""The command line: parse, call, print. Heavy imports are inside the commands, so that `moe --help` is fast."""

@@ -94,7 +94,7 @@ def _print_system(error: OSError) -> int:
 
 
 def _print_usage(error: Any) -> None:
-    """Prints what is wrong with an option or an argument; for a command without arguments its help."""
+    """Prints the error of an option or an argument; for a command without arguments, its help."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return
@@ -124,7 +124,7 @@ def _name_unreadable() -> None:
 
 
 def _is_reported_by_another_rank(error: MoeError) -> bool:
-    """Whether another process of this training reports the error: rank 0 does for all, and then ends them."""
+    """Returns whether another process of this training reports the error. Rank 0 reports, and then ends the others."""
     if rank():
         time.sleep(2)
     return not str(error) or (isinstance(error, LostProcess) and (launched_by_moe() or rank() > 0))

@@ -17,11 +17,11 @@ PIPED_WIDTH = 120
 
 
 class Terminal(Console):
-    """Rich's console with harmless text, cursor codes on screens alone, and an exit code for a reader that goes away.
+    """Rich's console with sanitised text, with cursor codes on screens only, and with an exit code for a closed pipe.
 
     Args:
-        unread: the exit code when the reader has gone: 0 where printing is all the work there is.
-        options: those of `Console`.
+        unread: the exit code after the reader has closed the pipe: 0 for commands that only print.
+        options: the options of `Console`.
     """
 
     def __init__(self, *, unread: int = 0, **options: Any) -> None:
@@ -53,7 +53,7 @@ def text_width(console: Console | None = None) -> int:
 
 
 def _environment() -> Mapping[str, str]:
-    """The environment with a COLUMNS and LINES that can be written in, or without them."""
+    """Returns the environment with a COLUMNS and LINES that can be written in, or without them."""
     found = dict(os.environ)
     for name in ("COLUMNS", "LINES"):
         value = found.pop(name, "")
@@ -63,7 +63,7 @@ def _environment() -> Mapping[str, str]:
 
 
 def print_lines(console: Console, lines: Sequence[Text]) -> None:
-    """Each on a line of its own, however long."""
+    """Prints each text on one line, however long."""
     if console.is_terminal or console.color_system is not None:
         console.print(Text("\n").join(lines), soft_wrap=True, highlight=False)
     else:

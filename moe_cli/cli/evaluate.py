@@ -203,7 +203,7 @@ def _windows(rows: list[dict[str, Any]]) -> set[tuple[int, int]]:
 
 
 def _domain_table(rows: list[dict[str, Any]]) -> "list[TextColumn]":
-    """A row for each domain, the hardest first, a column for each evaluation."""
+    """Returns a row for each domain, the hardest first, a column for each evaluation."""
     from moe_cli.report.render.terminal import TextColumn
 
     names = sorted(rows[0]["domains"], key=lambda name: -rows[0]["domains"][name])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from moe_cli.tasks.causal_lm import TextTask
     from moe_cli.training.explain import TextToken
 
-# The families that read a text as it stands.
+# The families that read a text without changes.
 EXPLAINABLE_MODELS = ("gpt", "bert", "lstm")
 MAX_TOKENS = 16_384
 # Of a page's tokens, those that a browser without scripts shows.
@@ -71,7 +71,10 @@ def explain(
 
 
 def _tokens(run: str, task: "TextTask", text: str) -> "list[TextToken]":
-    """The tokens of a text, as the model reads documents. Raises ConfigError: no tokenizer is known, or too many tokens."""
+    """Returns the tokens of a text, as the model reads documents.
+
+    Raises ConfigError: no tokenizer is known, or too many tokens.
+    """
     from moe_cli.errors import ConfigError
     from moe_cli.training.explain import TextToken, text_tokens
 
@@ -85,7 +88,7 @@ def _tokens(run: str, task: "TextTask", text: str) -> "list[TextToken]":
 
 
 def _read(text: str) -> str:
-    """Returns the text to explain. Raises ConfigError: it is empty or not UTF-8."""
+    """Returns the text to explain. Raises ConfigError if it is empty or not UTF-8."""
     from moe_cli.errors import ConfigError
 
     where = "TEXT"
@@ -94,7 +97,7 @@ def _read(text: str) -> str:
         text = given.decode("utf-8", errors="surrogateescape")
     if not text:
         raise ConfigError(f"{where} is empty: give at least one character.")
-    if any("\ud800" <= char <= "\udfff" for char in text):  # what Python makes of bytes that are no UTF-8
+    if any("\ud800" <= char <= "\udfff" for char in text):  # Python's surrogates for bytes that are not UTF-8
         raise ConfigError(f"{where} is not UTF-8 text.")
     return text
 
@@ -113,7 +116,7 @@ def _check(run: str, config: "RunConfig", layer: int | None) -> None:
 
 
 def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
-    """The evaluation settings of the run, with the overrides."""
+    """Returns the evaluation settings of the run, with the overrides."""
     from moe_cli.cli.evaluate import eval_config, eval_overrides
     from moe_cli.errors import ConfigError
 
@@ -152,7 +155,7 @@ def _print_result(result: "ExplainResult", page: Path | None, as_json: bool) -> 
 
 
 def _write(result: "ExplainResult", path: Path) -> None:
-    """The page, whole or not at all."""
+    """Writes the page atomically."""
     import time
 
     from moe_cli import __version__

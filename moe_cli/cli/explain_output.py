@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PALETTE = (
     "#0b62b5", "#b54708", "#1a7f4b", "#8a3ffc", "#b3261e", "#00757d", "#a2296b", "#6b6200", "#3f51b5", "#5b6570",
 )  # fmt: skip
-# Experts of a token that are shown, the strongest: of all layers side by side, and of one layer alone.
+# The number of a token's strongest experts to show: with all layers side by side, and with one layer alone.
 EXPERTS_PER_TOKEN_ALL, EXPERTS_PER_TOKEN_ONE_LAYER = 2, 8
 GAP = " "
 # The text of the token between documents.
@@ -44,11 +44,11 @@ UNEVEN = ("soft", "expert_choice", "relu")
 
 @dataclass(frozen=True)
 class ExplainResult:
-    """A text explained, and by what.
+    """The explanation of a text, with the model and the settings.
 
     Attributes:
-        tokenizer: its name.
-        shown: the layer asked for, from 0; None: all.
+        tokenizer: the name of the tokenizer.
+        shown: the requested layer, from 0; None means all.
     """
 
     run: str
@@ -74,7 +74,11 @@ class ExplainResult:
 
 
 def explained_lines(result: ExplainResult, width: int, ascii_only: bool = False, most: int | None = None) -> list[Text]:
-    """What was done, the text with its experts (of the first `most` tokens; None: of all), what that measures."""
+    """Returns the lines of the report: title, method, the text with its experts, load, metrics and legend.
+
+    Args:
+        most: tokens to show, from the first; None means all.
+    """
     lines = [*wrap(title(result), width, "bold")]
     reading = "Under each token its experts, the strongest first, and the weight of each one's answer."
     for sentence in [*sentences(result), reading]:
@@ -97,7 +101,7 @@ def title(result: ExplainResult) -> str:
 
 
 def sentences(result: ExplainResult) -> list[str]:
-    """What was done with the text, and how to read what is shown of it."""
+    """Returns sentences on how the text was processed, and on how to read the output."""
     model, window = result.config.model, result.found.window
     passes = -(-len(result.found.tokens) // window)
     seen = "itself and those before it" if model.causal else "the whole text, unmasked"
@@ -122,7 +126,7 @@ def sentences(result: ExplainResult) -> list[str]:
 
 
 def _routed(result: ExplainResult) -> str:
-    """By which rule, and how many experts and how much room there are."""
+    """Returns the routing rule, the number of experts and their capacity, in words."""
     capacity = result.policy.capacity
     if result.router == "soft":
         return "router soft"
@@ -133,7 +137,7 @@ def _routed(result: ExplainResult) -> str:
 
 
 def _layers(result: ExplainResult) -> list[str]:
-    """The parts of the model that are not shown: shared, null and other layers' experts."""
+    """Returns the parts of the model that are not shown: shared, null and other layers' experts."""
     model, found = result.config.model, result.found
     lines = []
     dense = model.num_layers - len(found.layers)
@@ -156,7 +160,7 @@ def _layers(result: ExplainResult) -> list[str]:
 
 
 def metric_rows(result: ExplainResult) -> tuple[list[str], list[list[str]]]:
-    """A row of metrics for each layer shown, under their labels."""
+    """Returns a row of metrics for each layer shown, under their labels."""
     rows = [
         [f"L{each.layer + 1}"]
         + [percent(each.measures[name]) if name == "dropped_fraction" else f"{each.measures[name]:.2f}" for name in SHOWN]
@@ -166,7 +170,7 @@ def metric_rows(result: ExplainResult) -> tuple[list[str], list[list[str]]]:
 
 
 def legend(result: ExplainResult) -> list[str]:
-    """What the measures mean, with what their ends are here."""
+    """Returns the definitions of the metrics, and the values of E and K that bound them in this run."""
     lines = [f"load, {LOAD_RANGE}: {LOAD_DESCRIPTION}."]
     lines += [f"{BY_KEY[name].label}, {BY_KEY[name].range}: {BY_KEY[name].description}." for name in SHOWN]
     size, k = len(result.found.layers[0].load), result.k
@@ -175,7 +179,7 @@ def legend(result: ExplainResult) -> list[str]:
 
 
 def page_content(result: ExplainResult, made: str) -> dict[str, object]:
-    """What the script of `moe_cli.report.html.explain_page` reads."""
+    """Returns the JSON object that the script of `moe_cli.report.html.explain_page` reads."""
     from moe_cli.report.html.explain_page import packed
 
     reading = "Under each token its strongest expert in the layer chosen here; pointing at it, or arrow keys, tell all."
@@ -198,7 +202,7 @@ def page_content(result: ExplainResult, made: str) -> dict[str, object]:
 
 
 def format_token(token: "TextToken", ascii_only: bool = False) -> str:
-    """The token as it can be shown: a space as a mark, what has no width or moves a cursor as an escape."""
+    """Returns the token as it can be shown: a space as a mark, what has no width or moves a cursor as an escape."""
     if not token.part:
         return SEPARATOR
     if not token.text:
@@ -215,7 +219,7 @@ def _escaped(char: str) -> str:
 
 
 def format_weight(weight: float) -> str:
-    """Three characters: .62, 1.0, 12."""
+    """Formats a weight with three characters: .62, 1.0, 12."""
     return f"{weight:.0f}" if weight >= 9.95 else f"{weight:.1f}" if weight >= 0.995 else f"{weight:.2f}"[1:]
 
 
@@ -243,7 +247,7 @@ def colour(expert: int) -> str:
 
 
 def _text(result: ExplainResult, width: int, ascii_only: bool, most_tokens: int | None) -> list[Text]:
-    """The tokens in blocks as wide as the terminal; each window begins on a new line."""
+    """Returns the tokens in blocks as wide as the terminal; each window begins on a new line."""
     most = EXPERTS_PER_TOKEN_ALL if result.shown is None else EXPERTS_PER_TOKEN_ONE_LAYER
     columns = [
         _Column(format_token(token, ascii_only), tuple(layer.choices[place][:most] for layer in result.layers))

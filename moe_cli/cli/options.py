@@ -48,7 +48,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 
 
 def print_json(content: Any) -> None:
-    """One JSON document on standard output, for programs."""
+    """Prints one JSON document on standard output."""
     import json
 
     from moe_cli.files.writing import json_safe
@@ -57,7 +57,7 @@ def print_json(content: Any) -> None:
 
 
 def print_written(files: Sequence[Path]) -> None:
-    """The path and size of each file."""
+    """Prints the path and size of each file."""
     for path in (each.expanduser() for each in files):
         size = path.stat().st_size
         text = f"{size / 1e6:.2f} MB" if size > 99_999 else f"{size / 1e3:.1f} kB"

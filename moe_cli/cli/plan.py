@@ -56,7 +56,7 @@ def plan(
 
 
 def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
-    """Of the model, else of its data, which are looked at only where their tokens must be counted."""
+    """Returns the vocabulary size of the model, else of its data, which are read only if tokens must be counted."""
     from moe_cli.config.data import CorpusConfig, TokenFilesConfig
     from moe_cli.execution.data import load_data_read_only, model_vocab_size
 

@@ -1,4 +1,4 @@
-"""The board: where many runs stand, redrawn on a terminal or a plain line per change. Shown by sweep and runs watch."""
+"""The progress of many runs, redrawn on a terminal or one plain line per change. Used by sweep and runs watch."""
 
 import json
 import re
@@ -56,7 +56,7 @@ class BestSoFar:
 
     Attributes:
         loss: bits per byte, or nats per token or image where the bytes are unknown, as `unit` says.
-        dense: that of the best dense model of the same data and budget, if there is one.
+        dense: the loss of the best dense model of the same data and budget; None if there is none.
     """
 
     label: str
@@ -70,7 +70,7 @@ class BestSoFar:
 
 
 def best_so_far(done: Sequence[RunStatus], labels: Mapping[Path, str]) -> list[BestSoFar]:
-    """The best of each group of runs that may be ranked together, as in the report; empty before the first result."""
+    """Returns the best of each comparable group of runs, as in the report; empty before the first result."""
     from moe_cli.report.load import make_row
     from moe_cli.report.run_row import comparison_key
 
@@ -124,7 +124,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def eta_seconds(standing: SweepProgress, now: float) -> float | None:
-    """About how long the rest takes if as many runs go on at a time as now, each as long as those before; None: unknown."""
+    """Estimates the remaining time with as many parallel runs as now, as long as earlier ones; None means unknown."""
     took = [each.last_heartbeat - each.started for each in standing.done if 0 < each.started < each.last_heartbeat]
     whole = {each.run: (now - each.started) / each.progress for each in standing.running
              if each.started and each.progress > MIN_FRACTION_FOR_ETA}  # fmt: skip
@@ -136,7 +136,7 @@ def eta_seconds(standing: SweepProgress, now: float) -> float | None:
 
 
 def panel(standing: SweepProgress, labels: Mapping[Path, str], width: int, height: int, now: float) -> Group:
-    """Counts and bar, what is running, the best so far, what failed: at most `height` lines of `width`."""
+    """Returns at most `height` lines of `width`: counts and bar, running runs, the best so far, and failures."""
     found = best_so_far(standing.done, labels)
     best = found[: max(MIN_LINES, height // 8)]
     failed = list(standing.failed)[-max(MIN_LINES, height // 8) :]
@@ -175,7 +175,10 @@ def _head(standing: SweepProgress, width: int, now: float) -> Table:
 
 
 def bar_line(first: str, share: float, texts: Mapping[str, Text], leaving: Sequence[str], width: int) -> Table:
-    """A bar between its beginning and some texts; on a narrow terminal texts leave, in order, before the bar does."""
+    """Returns a bar between its label and some texts.
+
+    On a narrow terminal, texts are dropped in order before the bar.
+    """
     kept = dict(texts)
 
     def room() -> int:
@@ -251,7 +254,7 @@ def _dead(share: float | None) -> str:
 
 
 def _best_lines(best: Sequence[BestSoFar], size: int, width: int) -> list[Text]:
-    """A line for each budget and data set."""
+    """Returns a line for each budget and data set."""
     if not best:
         return []
     losses = [f"{each.loss.mean:z.3f}{_spread(each.loss)} {each.unit}" for each in best]
@@ -291,7 +294,7 @@ def failure_reason(each: RunStatus) -> str:
 
 
 def finished_line(each: RunStatus, label: str) -> Text:
-    """A run that is done or failed, on one line."""
+    """Returns a run that is done or failed, on one line."""
     if each.status == COMPLETED:
         result = "-" if each.val_loss is None else score(each.val_bpb, each.val_loss, _target(each.run))
         speed = "-" if each.tokens_per_second is None else count(each.tokens_per_second)
@@ -325,7 +328,7 @@ class LivePanel:
         self.console.print(line, highlight=False, soft_wrap=True)
 
     def due(self) -> bool:
-        """Whether it is time to draw again."""
+        """Returns whether it is time to redraw."""
         return self._live is not None and time.monotonic() - self._drawn >= REDRAW_SECONDS
 
     def draw(self, content: Any) -> None:

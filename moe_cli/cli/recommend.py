@@ -50,7 +50,7 @@ def recommend(
 
 
 def _print_lines(found: "Recommendation", width: int) -> None:
-    """The lines, wrapped; a command is a line of its own that can be pasted."""
+    """Prints the lines, wrapped; a command is on one line, so that it can be pasted."""
     from moe_cli.report.recommend.text import format_recommendation
     from moe_cli.report.render.terminal import wrap
 

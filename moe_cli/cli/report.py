@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """How a report is printed."""
+    """The format of a printed report."""
 
     TABLE = "table"
     CSV = "csv"

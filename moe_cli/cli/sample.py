@@ -71,7 +71,7 @@ def sample(  # noqa: PLR0913  (an option each)
 
 
 def _shown(text: str) -> str:
-    """Without what would move a terminal's cursor; documents end with a line."""
+    """Returns the text without characters that move a terminal's cursor. The end of a document becomes a newline."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\n" if char == "\0" else "?" for char in text)
 
 
@@ -81,7 +81,7 @@ def _check(prompt: str, temperature: float, top_k: int | None, top_p: float | No
 
     if not prompt:
         raise ConfigError("--prompt is empty: give at least one character.")
-    if any("\ud800" <= char <= "\udfff" for char in prompt):  # what Python makes of bytes that are no UTF-8
+    if any("\ud800" <= char <= "\udfff" for char in prompt):  # Python's surrogates for bytes that are not UTF-8
         raise ConfigError("--prompt is not UTF-8 text.")
     if not math.isfinite(temperature):
         raise ConfigError(f"--temperature {temperature} is not a number. Use 0 to 2.")

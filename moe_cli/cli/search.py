@@ -96,7 +96,7 @@ def notes(plan: "SearchPlan", ahead: "SearchEstimate") -> list[str]:
 
 
 def write_result(name: str, value: float) -> str:
-    """A result as it is read."""
+    """Returns a result as it is read."""
     from moe_cli.formatting import count
 
     return f"{value:z.3f}" if abs(value) < 100 else count(value)
@@ -260,7 +260,7 @@ def _front(feed: "SearchFeed") -> list[str]:
 
 
 def _equal(objectives: "Sequence[str]") -> str:
-    """The differences that do not count: (equal: tokens_per_second within 10 %)."""
+    """Returns the differences that do not count: (equal: tokens_per_second within 10 %)."""
     from moe_cli.report.pareto import tolerance
 
     close = [f"{name} within {100 * (tolerance(name) - 1):z.0f} %" for name in objectives if tolerance(name) > 1]

@@ -103,7 +103,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
 
 @contextmanager
 def _interruptible(console: "Console") -> Iterator[None]:
-    """Within it a signal that stops the command ends it with a line and exit code 130."""
+    """Makes a signal that stops the command end it with a line and exit code 130."""
     from moe_cli.training.signals import interrupt_on_signals
 
     with interrupt_on_signals():

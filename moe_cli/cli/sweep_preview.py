@@ -1,4 +1,4 @@
-"""The plan that moe sweep prints before it starts: points, what is done, what is left out, costs and times."""
+"""The plan that moe sweep prints before it starts: points, completed and excluded runs, costs and times."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ MIN_LABEL_WIDTH = 20
 
 
 def print_head(console: "Console", prepared: "PreparedSweep") -> None:
-    """The question, how many runs, and whatever asks for a look."""
+    """Prints the question, the number of runs, and warnings."""
     from rich.markup import escape
 
     for style, text in summary_lines(prepared):
@@ -28,7 +28,7 @@ def print_head(console: "Console", prepared: "PreparedSweep") -> None:
 
 
 def summary_lines(prepared: "PreparedSweep") -> list[tuple[str, str]]:
-    """Lines, each with its style."""
+    """Returns (style, line) of the summary."""
     from moe_cli.formatting import plural
     from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
 
@@ -48,7 +48,7 @@ def summary_lines(prepared: "PreparedSweep") -> list[tuple[str, str]]:
 
 
 def data_notes(prepared: "PreparedSweep") -> list[tuple[str, str]]:
-    """Returns (style, line) of what was left out, of settings without effect, and of warnings."""
+    """Returns (style, line) of exclusions, of settings without effect, and of warnings."""
     from moe_cli.formatting import plural
     from moe_cli.metrics import unequal_flops
 
@@ -87,7 +87,7 @@ def _expected(prepared: "PreparedSweep") -> str:
 
 
 def _oversubscription_warning(prepared: "PreparedSweep") -> str:
-    """More threads at a time than cores; or on a cluster another number of them than cores reserved for a run."""
+    """Returns a warning if runs use more threads than cores, or on a cluster another number than the reserved cores."""
     from moe_cli.execution.machine import count_cores
     from moe_cli.formatting import plural
 
@@ -124,13 +124,13 @@ def _memory_warning(estimates: "Sequence[RunEstimate]") -> str:
 
 
 def print_points(console: "Console", prepared: "PreparedSweep") -> None:
-    """Every point on a line, or more where a terminal is narrow; then the sums."""
+    """Prints every point on a line, or several lines on a narrow terminal, then the sums."""
     lines = point_lines(prepared, console.width if console.is_terminal else None)
     console.out("\n".join(lines), highlight=False)
 
 
 def point_lines(prepared: "PreparedSweep", width: int | None) -> list[str]:
-    """An aligned table; with a width, names that have no room go on in the lines below."""
+    """Returns the lines of an aligned table; with a width, long names are wrapped."""
     from moe_cli.formatting import plural
 
     names = ["point", *(each.label for each in prepared.runs)]
@@ -169,7 +169,7 @@ def _cells(planned: "PlannedRun") -> tuple[str, ...]:
 
 
 def _totals(estimates: "Sequence[RunEstimate]") -> tuple[str, ...]:
-    """Tokens, FLOPs and time; a run whose budget is a time has neither of the first two."""
+    """Returns tokens, FLOPs and time; a run with a time budget has only a time."""
     from moe_cli.formatting import count, duration
 
     known = [(each.tokens, each.cost.flops_per_token) for each in estimates if each.tokens is not None]

@@ -1,6 +1,6 @@
-"""The one place that writes to standard output and standard error: what a terminal may be sent, and what happens without a reader.
+"""The only module that writes to standard output and standard error: sanitised text, and behaviour without a reader.
 
-Text may come from files of others, so nothing of it may move a cursor, set a title or turn writing around.
+Text may come from untrusted files, so it must not move a cursor, set a title or reverse the writing direction.
 """
 
 import codecs
@@ -17,7 +17,7 @@ _SUBSTITUTES = {**dict(zip(BARS, "_.-:=+*#", strict=True)), **dict(zip("…─�
 
 
 def shown(text: str) -> str:
-    """The text with '?' for all that a terminal acts on or does not show (see `printable`), but for lines and tabs."""
+    """Replaces characters that a terminal interprets or hides by '?', except line ends and tabs (see `printable`)."""
     if is_harmless(text):
         return text
     return "".join(each if each.isprintable() or each in "\n\t" else "?" for each in text)
@@ -41,13 +41,16 @@ def echo_data(text: str) -> None:
 
 
 def _write(text: str, stream: TextIO | None, nl: bool = True) -> None:
-    """Without colours into a pipe; in the encoding of the stream, which typer would otherwise choose itself."""
+    """Writes in the encoding of the stream, and without colours into a pipe."""
     if stream is not None:
         typer.echo(text, file=stream, nl=nl)
 
 
 def is_screen(stream: object) -> bool:
-    """Whether a stream is a terminal that moves its cursor; a file is none, whatever FORCE_COLOR says of colours."""
+    """Returns whether a stream is a terminal with cursor control.
+
+    A file is none, whatever FORCE_COLOR says of colours.
+    """
     if os.environ.get("TERM", "").lower() in ("dumb", "unknown") or os.environ.get("TTY_COMPATIBLE") == "0":
         return False
     try:
@@ -57,7 +60,7 @@ def is_screen(stream: object) -> bool:
 
 
 def ascii_only() -> bool:
-    """Whether lines and blocks cannot be shown: by the encoding of the output, or in the C locale."""
+    """Returns whether lines and blocks cannot be shown, by the encoding of the output or in the C locale."""
     try:
         "┤─│".encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
@@ -77,7 +80,7 @@ def end_unread(code: int) -> NoReturn:
 
 
 def _drop(stream: TextIO) -> None:
-    """Lets go of what the stream still holds."""
+    """Discards the buffered output of the stream."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -87,7 +90,7 @@ def _drop(stream: TextIO) -> None:
 
 
 def prepare_streams() -> None:
-    """Makes standard streams that can be written to: closed ones lead nowhere, and characters that are not there are replaced."""
+    """Makes standard streams writable: replaces closed ones by the null device, and unencodable characters."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -102,7 +105,7 @@ def prepare_streams() -> None:
 
 
 def _substitute(error: UnicodeError) -> tuple[str, int]:
-    """What an encoding lacks, each as one of its characters."""
+    """Replaces each character that an encoding lacks by one character that it has."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lost = error.object[error.start : error.end]
@@ -110,7 +113,7 @@ def _substitute(error: UnicodeError) -> tuple[str, int]:
 
 
 def flush_streams() -> int:
-    """Writes what is still held; the exit code when that cannot be: 0 without a reader, 1 with an error otherwise."""
+    """Flushes the output. Returns the exit code if that fails: 0 without a reader, 1 after another error."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

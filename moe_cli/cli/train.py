@@ -76,7 +76,7 @@ def train(
 
 
 def _is_complete(console: "Console", config: "RunConfig", folder: Path, as_json: bool) -> bool:
-    """Whether there is a complete run of this configuration; its results are printed."""
+    """Returns whether a complete run of this configuration exists; if so, its results are printed."""
     from moe_cli.cli.train_progress import print_summary
     from moe_cli.runs.folder import Run
 
@@ -92,7 +92,7 @@ def _is_complete(console: "Console", config: "RunConfig", folder: Path, as_json:
 
 
 def _open_run(config: "RunConfig", folder: Path, force: bool) -> "Run":
-    """The run of this configuration; with `force` a new one. Raises RunBusy while the old one is at work."""
+    """Returns the run of this configuration; with `force` a new one. Raises RunBusy while the old one is at work."""
     from moe_cli.runs.folder import Run, open_or_create_run
     from moe_cli.sweeps.rerun import discard, outdated
 
@@ -101,7 +101,7 @@ def _open_run(config: "RunConfig", folder: Path, force: bool) -> "Run":
 
 
 def _resume_notes(run: "Run", repeated: bool) -> tuple[str, ...]:
-    """Notes on a run that goes on: from where, if its command was repeated, and in the precision that it began in."""
+    """Returns notes on a resumed run: its step, if its command was repeated, and the precision that it began in."""
     from moe_cli.execution.machine import pick_device
     from moe_cli.execution.trained_model import with_decided_precision
     from moe_cli.training.precision import pick_precision
@@ -126,7 +126,7 @@ def _resume_notes(run: "Run", repeated: bool) -> tuple[str, ...]:
 
 @contextmanager
 def _interruptible(console: "Console", run: "Run") -> Iterator[None]:
-    """Within it a signal that stops the command before training handles signals ends it with a line."""
+    """Makes a signal before the start of training end the command with a line."""
     from moe_cli.training.signals import interrupt_on_signals
 
     with interrupt_on_signals():
@@ -139,7 +139,7 @@ def _interruptible(console: "Console", run: "Run") -> Iterator[None]:
 
 @contextmanager
 def _mark_interrupted_if_unread(run: "Run") -> Iterator[None]:
-    """Within it output is printed before the run begins; if it has no reader, the run is marked as interrupted."""
+    """Covers output before the run starts: if nothing reads it, the run is marked as interrupted."""
     from moe_cli.runs.folder import INTERRUPTED
     from moe_cli.runs.recorder import Recorder
 
@@ -151,7 +151,7 @@ def _mark_interrupted_if_unread(run: "Run") -> Iterator[None]:
 
 
 def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
-    """In this process, which shows how it goes; the first of several if a launcher has started it."""
+    """Trains in this process and displays the progress; as rank 0 of several if a launcher has started it."""
     from moe_cli.cli.train_progress import TrainProgress, print_summary
     from moe_cli.distributed import collectives
     from moe_cli.distributed.launch import is_distributed, launched_by_moe
@@ -165,7 +165,7 @@ def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
         with TrainProgress(console) as display:
             run_one(run, folder, display)
     except KeyboardInterrupt:
-        pass  # what the last checkpoint holds is saved
+        pass  # the last checkpoint is saved
     if run.summary() is None and is_distributed():
         if not launched_by_moe():
             _print_stopped(console, run)
@@ -179,7 +179,7 @@ def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
 
 
 def _launch(console: "Console", run: "Run", config: "RunConfig", folder: Path, as_json: bool) -> None:
-    """Trains in several processes; the first does what `_train` does."""
+    """Trains in several processes; rank 0 does the work of `_train`."""
     from moe_cli.execution.run import run_launched
 
     words = ["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder), "--force-memory"]
@@ -206,7 +206,7 @@ def _run_nonzero_rank(outputs: Path) -> None:
 
 
 def _restarted_run(outputs: Path) -> "Run | None":
-    """The run that this process's job was at when one of its processes died, if that is why it starts."""
+    """Returns the run that this process's job was at when one of its processes died, if that is why it starts."""
     from moe_cli.distributed.launch import is_restart, job_id
     from moe_cli.runs.lookup import list_runs_by_age
 

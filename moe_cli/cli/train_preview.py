@@ -14,13 +14,13 @@ from moe_cli.formatting import count, duration, percent, plural
 
 
 def model_label(plan: RunEstimate) -> str:
-    """gpt 8x2, gpt dense."""
+    """Returns the model's label: gpt 8x2, gpt dense."""
     config = plan.config
     return f"{config.model.name} " + ("dense" if config.dense else f"{config.expert}x{config.k}")
 
 
 def print_plan(console: Console, plan: RunEstimate, folder: str | None) -> None:
-    """Parameters, sparsity, cost, expected time and where the run is kept, before anything starts."""
+    """Prints parameters, sparsity, cost, expected time and the run's folder before the start."""
     config, costs = plan.config, plan.cost
     console.print(
         f"[bold]{model_label(plan)}[/]   {escape(describe(plan.corpus))}   seed {config.seed}", highlight=False

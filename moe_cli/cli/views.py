@@ -1,4 +1,4 @@
-"""Views of a sweep and of a search in a terminal: what is printed before they start, while runs are at work and at the end."""
+"""Terminal views of a sweep and of a search: before the start, during the runs and at the end."""
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -24,8 +24,10 @@ STOPPING = "stopping: what runs is being saved. Ctrl-C again ends it at once."
 
 
 class TerminalView(View):
-    """Attributes:
-    complete: whether the sweep ended with all that was asked for.
+    """A view of a sweep in a terminal.
+
+    Attributes:
+        complete: whether the sweep ended with all requested runs.
     """
 
     def __init__(self, console: Console) -> None:
@@ -40,7 +42,7 @@ class SweepView(TerminalView):
     """The board of a sweep, and a line for each run that ends."""
 
     def preview(self, prepared: Any) -> None:
-        """Every point with its cost, for --dry-run."""
+        """Prints every point with its cost, for --dry-run."""
         print_head(self.console, prepared)
         print_points(self.console, prepared)
 

@@ -42,9 +42,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Axis:
-    """One key and the values it takes; a plain override is an axis of one value.
+    """One key and its values. A plain override is an axis of one value.
 
-    A Glob or an Interval stands alone: `Composer.expanded` makes values of the first, only a search of the second.
+    A Glob or an Interval is the only value of its axis. `Composer.expanded` converts a Glob to values. Only a search
+    accepts an Interval.
     """
 
     key: str
@@ -61,7 +62,7 @@ def repeated_keys(words: Sequence[str]) -> list[str]:
 
 
 def single_values(axes: Sequence[Axis], command: str) -> dict[str, Any]:
-    """One value per key, for commands that work on one configuration.
+    """Returns one value per key, for commands that work on one configuration.
 
     Raises:
         ConfigError: an axis with several values.

@@ -85,7 +85,7 @@ class CombinedBalance:
         return tuple(value for value in values if value is not None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The name, and under each method's name its settings; the methods that are not used do not occur."""
+        """Returns the name, and under each method's name its settings; the methods that are not used do not occur."""
         settings: dict[str, Any] = {method.name: dataclasses.asdict(method) for method in self.methods}
         for values in settings.values():
             del values["name"]
@@ -97,14 +97,14 @@ METHODS = tuple(field.name for field in dataclasses.fields(CombinedBalance) if f
 
 
 def methods_of(balance: BalanceConfig | None) -> tuple[Method, ...]:
-    """The methods that a configuration combines; none for the control and for a dense model."""
+    """Returns the methods that a configuration combines; none for the control and for a dense model."""
     if balance is None or isinstance(balance, NoBalance):
         return ()
     return balance.methods if isinstance(balance, CombinedBalance) else (balance,)
 
 
 def combine(methods: dict[str, Any]) -> dict[str, Any]:
-    """The dictionary of a CombinedBalance from the settings of its methods, by name and in any order.
+    """Returns the dictionary of a CombinedBalance from the settings of its methods, by name and in any order.
 
     Raises:
         ConfigError: `none` is among them.
@@ -122,13 +122,13 @@ def setting_key(balance: BalanceConfig | None, method: Method) -> str:
 
 
 def replace_method(balance: BalanceConfig, method: Method) -> BalanceConfig:
-    """The balance with other settings of one of its methods."""
+    """Returns the balance with other settings of one of its methods."""
     held: dict[str, Any] = {method.name: method}
     return replace(balance, **held) if isinstance(balance, CombinedBalance) else method
 
 
 def without_method(balance: BalanceConfig, method: Method) -> BalanceConfig:
-    """The balance without one of its methods."""
+    """Returns the balance without one of its methods."""
     rest = [each for each in methods_of(balance) if each != method]
     if len(rest) < 2:
         return rest[0] if rest else NoBalance()

@@ -10,7 +10,7 @@ from moe_cli.errors import ConfigError
 
 
 def parse_baseline(text: str) -> dict[str, Any]:
-    """The settings of a baseline by name.
+    """Returns the settings of a baseline by name.
 
     Raises:
         ConfigError: the text cannot be read, gives a setting several values, or names the seed.

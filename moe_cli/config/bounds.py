@@ -1,6 +1,6 @@
-"""The largest numbers that are accepted: of any setting, of a sweep, and of every option of a command.
+"""The largest accepted numbers: of any setting, of a sweep, and of every command option.
 
-The range of a single setting stands on its field (see `moe_cli.config.settings`).
+The range of a single setting is given with its field (see `moe_cli.config.settings`).
 """
 
 from moe_cli.errors import BadValue
@@ -25,6 +25,6 @@ def check_most(key: str, value: float, most: float) -> None:
 
 
 def shortened(value: object, most: int = 160) -> str:
-    """A value as an error shows it: within two lines of a terminal."""
+    """Returns a value as an error shows it: within two lines of a terminal."""
     text = str(value)
     return text if len(text) <= most else f"{text[: most - 40]}... ({len(text)} characters)"

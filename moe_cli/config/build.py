@@ -22,7 +22,7 @@ SCALARS = frozenset({type(None), str, int, float, bool})
 
 
 def flatten_dict(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a nested dictionary by their dotted names, such as model.d_model."""
+    """Returns the values of a nested dictionary by their dotted names, such as model.d_model."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -36,7 +36,7 @@ def flatten_dict(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """ " Did you mean 'expert'?" for the option nearest to `word`, or "" when none is near.
+    """Returns " Did you mean 'expert'?" for the option nearest to `word`, or "" if none is near.
 
     A dotted option is also compared by its last part, so that `lr` finds `optim.lr`.
     """
@@ -52,7 +52,7 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
 
 def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """An instance of the dataclass `cls` from a nested dictionary.
+    """Returns an instance of the dataclass `cls` from a nested dictionary.
 
     Raises:
         ConfigError: a key that `cls` does not have, or a value of the wrong type.
@@ -73,7 +73,7 @@ _type_hints = cache(get_type_hints)
 
 @cache
 def _required(cls: type) -> list[str]:
-    """The fields that have no default."""
+    """Returns the fields that have no default."""
     missing = dataclasses.MISSING
     return [
         each.name for each in dataclasses.fields(cls) if each.default is missing and each.default_factory is missing
@@ -82,7 +82,7 @@ def _required(cls: type) -> list[str]:
 
 @cache
 def takes_text(cls: type, name: str) -> bool:
-    """Whether a setting takes text, or a list of it, wherever it occurs: what is typed is then no number."""
+    """Returns whether a setting takes text, or a list of text, in every group variant that has it."""
     group, _, rest = name.partition(".")
     variants, plain = _options(_type_hints(cls).get(group))
     if not rest:
@@ -93,7 +93,7 @@ def takes_text(cls: type, name: str) -> bool:
 
 
 def names_of(cls: type, prefix: str = "") -> list[str]:
-    """The dotted names of all settings of a dataclass, with those of every variant of its groups."""
+    """Returns the dotted names of all settings of a dataclass, with those of every variant of its groups."""
     names: dict[str, None] = {}
     for name, hint in _type_hints(cls).items():
         inside = [each for group in _options(hint)[0] for each in names_of(group, f"{prefix}{name}.")]
@@ -108,12 +108,12 @@ def names_of_variants(cls: type, group: str) -> set[str]:
 
 
 def _variant_names(variant: type) -> tuple[str, ...]:
-    """The names that choose a variant of a group; "+" is the combination of others."""
+    """Returns the names that choose a variant of a group; "+" is the combination of others."""
     return get_args(_type_hints(variant)["name"]) or ("+",)
 
 
 def kinds_of(cls: type, name: str) -> set[type]:
-    """The types a setting has in the groups, and variants of groups, that have it; none: there is no such setting."""
+    """Returns the types that a setting has in its groups and their variants; empty if the setting does not exist."""
     group, _, rest = name.partition(".")
     variants, plain = _options(_type_hints(cls).get(group))
     if not rest:
@@ -155,7 +155,7 @@ def _convert_group(value: Any, variants: list[Any], key: str) -> Any:
         return build(variants[0], named | dict(value), key + ".")
     by_name = {name: variant for variant in variants for name in _variant_names(variant)}
     name = value.get("name")
-    combining = by_name.pop("+", None)  # the variant, if there is one, that holds several others: its name is a+b
+    combining = by_name.pop("+", None)  # the variant that combines several others, whose name is a+b
     if combining and isinstance(name, str) and "+" in name:
         return build(combining, value, key + ".")
     if name not in by_name:

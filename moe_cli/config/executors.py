@@ -28,7 +28,7 @@ class _Executor(Settings):
 
 @dataclass(frozen=True)
 class LocalExecutor(_Executor):
-    """This machine; `-j` says how many runs at a time."""
+    """This machine; `-j` sets the number of parallel runs."""
 
     name: Literal["local"] = "local"
 
@@ -93,7 +93,7 @@ class _Held:
 
 
 def is_executor_word(word: str) -> bool:
-    """Whether a word of `moe sweep` says who carries it out: executor=ray, executor.cpus=4."""
+    """Returns whether a word of `moe sweep` sets the executor: executor=ray, executor.cpus=4."""
     return word.startswith(("executor=", "executor."))
 
 
@@ -106,7 +106,7 @@ def split_executor(
 
 
 def load_executor(words: Sequence[str], name: str | None = None, config_dir: Path | None = None) -> Executor:
-    """The executor that `--executor NAME` and words such as `executor.cpus=4` describe; local without any.
+    """Returns the executor that `--executor NAME` and words such as `executor.cpus=4` describe; local without any.
 
     Raises:
         ConfigError: no such executor or setting, or a value out of range.
@@ -131,7 +131,7 @@ def load_executor(words: Sequence[str], name: str | None = None, config_dir: Pat
 
 
 def _file(composer: Composer, name: str) -> dict[str, Any]:
-    """conf/executor/NAME.yaml: `name` and settings of that kind of executor."""
+    """Reads conf/executor/NAME.yaml: `name` and settings of that kind of executor."""
     choices = composer.choices("executor")
     if name not in choices:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """Small conditions over named values, such as `expert >= 8 and router != "switch"`, evaluated without running code.
 
 Names are columns or settings (`expert`, `train.steps`); values are numbers, text in quotes, true, false, null, lists.
-`== null` and `!= null` ask whether a value is there; every other comparison with a value that is not there is false.
+`== null` and `!= null` test for a missing value. Every other comparison with a missing value is false.
 """
 
 import ast
@@ -48,12 +48,12 @@ class Expression:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The columns or settings it asks for."""
+        """Returns the columns or settings that the condition refers to."""
         return frozenset(_names(self.tree))
 
     @cached_property
     def parts(self) -> tuple["Expression", ...]:
-        """Returns the conditions that `and` joins; the condition itself where there is only one."""
+        """Returns the conditions that `and` joins; the condition itself if there is only one."""
         if isinstance(self.tree, ast.BoolOp) and isinstance(self.tree.op, ast.And):
             return tuple(Expression(self.text, part) for part in self.tree.values)
         return (self,)
@@ -65,14 +65,14 @@ class Expression:
             raise ConfigError(f"no {kind} '{name}' in '{self.text}'.{hint}")
 
     def renamed(self, names: Mapping[str, str]) -> "Expression":
-        """The same condition on other names, such as columns in place of their headings."""
+        """Returns the same condition with other names, such as columns in place of their headings."""
         return Expression(self.text, _Renaming(names).visit(deepcopy(self.tree))) if self.names & names.keys() else self
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether the condition is true of the values; an absent value counts as null.
+        """Returns whether the condition is true of the values; an absent value counts as null.
 
         Raises:
-            ConfigError: it compares things that have no order, or is no condition at all.
+            ConfigError: it compares values that have no order, or is not a condition.
         """
         return self._truth(self.tree, values)
 
@@ -137,7 +137,7 @@ class Expression:
 
 
 def _as_text(node: ast.expr, value: Any) -> Any:
-    """The value of a number, or of a list of them, that is set against text: as it is written, 2024_01 and not 202401."""
+    """Returns the written form of a number, or of a list of them, that is compared with text: 2024_01, not 202401."""
     if isinstance(node, ast.List | ast.Tuple):
         return [_as_text(each, item) for each, item in zip(node.elts, value, strict=True)]
     if isinstance(value, bool) and isinstance(node, ast.Name):
@@ -146,7 +146,7 @@ def _as_text(node: ast.expr, value: Any) -> Any:
 
 
 def equalities(condition: Expression, is_text: Callable[[str], bool]) -> dict[str, Any] | None:
-    """The values that a condition demands, by name, if it is `name == value` or several of these joined by `and`.
+    """Returns the values that a condition requires, by name, if it is `name == value` or several joined by `and`.
 
     Args:
         is_text: whether a name takes text, and gets a number as it is written.
@@ -167,12 +167,12 @@ def equalities(condition: Expression, is_text: Callable[[str], bool]) -> dict[st
 
 
 def all_hold(conditions: Collection[Expression], values: Mapping[str, Any]) -> bool:
-    """Whether every condition is true of the values."""
+    """Returns whether every condition is true of the values."""
     return all(each.holds(values) for each in conditions)
 
 
 def parse_expression(text: str) -> Expression:
-    """The condition written in `text`.
+    """Returns the condition written in `text`.
 
     Raises:
         ConfigError: it cannot be read, or holds more than comparisons, and, or, not, in, + - * /, names and values.
@@ -237,7 +237,7 @@ class _Renaming(ast.NodeTransformer):
 
 
 def _dotted(node: ast.expr) -> str:
-    """`train.steps` for the name it is written as; "" when it is no name."""
+    """Returns a name as written, such as `train.steps`; "" if the node is not a name."""
     if isinstance(node, ast.Name):
         return node.id
     owner = _dotted(node.value) if isinstance(node, ast.Attribute) else ""

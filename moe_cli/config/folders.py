@@ -21,7 +21,7 @@ _HOW_TO_USE = "To use it: --config-dir conf"
 
 
 def is_text(key: str, settings: type = RunConfig) -> bool:
-    """Whether what is typed for a key is text, not a number: a setting of that type, or the choice of a file."""
+    """Returns whether the value of a key is text, not a number: a setting of type text, or the choice of a file."""
     return key in (*GROUPS, "preset", "executor") or takes_text(settings, key)
 
 
@@ -30,9 +30,9 @@ class UserConf:
     """The user's own folder of conf/ files.
 
     Attributes:
-        folder: None: there is none, or it is not used.
+        folder: None means that the folder does not exist or is not used.
         asked: whether --config-dir named it; else it is ./conf.
-        note: why ./conf is not used.
+        note: the reason why ./conf is not used.
     """
 
     folder: Path | None = None
@@ -41,7 +41,7 @@ class UserConf:
 
 
 def find_user_conf(config_dir: Path | None) -> UserConf:
-    """`config_dir`; without one ./conf, if it holds groups of this program and files that fit them.
+    """Returns `config_dir`; without it ./conf, if it has groups of this program and files that match them.
 
     Raises:
         ConfigError: `config_dir` is not a folder.
@@ -67,7 +67,7 @@ def find_user_conf(config_dir: Path | None) -> UserConf:
 
 
 def _foreign_file(folder: Path) -> str | None:
-    """A file in one of the groups that is not a choice of that group."""
+    """Returns a file in one of the groups that is not a choice of that group."""
     settings = {field.name for field in dataclasses.fields(TrainConfig)} | {"defaults"}
     for group in GROUPS[:-1]:
         names = names_of_variants(RunConfig, group)
@@ -75,7 +75,7 @@ def _foreign_file(folder: Path) -> str | None:
             try:
                 content: Any = yaml.safe_load(read_yaml_text(file, lambda key: False))
             except (ConfigError, yaml.YAMLError, ValueError):
-                continue  # composing it says what is wrong
+                continue  # the composition reports the error
             known = isinstance(content, Mapping) and (
                 set(content) <= settings
                 if group == "train"
@@ -87,7 +87,7 @@ def _foreign_file(folder: Path) -> str | None:
 
 
 def _of_others(group: str, content: Mapping[Any, Any]) -> bool:
-    """Whether a file names code to be run, or mostly unknown settings: more than a typing error."""
+    """Returns whether a file names code to be run, or mostly unknown settings, which is more than a typing error."""
     known = {name.split(".")[1] for name in names_of(RunConfig) if name.startswith(f"{group}.")} | {"defaults"}
     unknown = [key for key in content if key not in known]
     return "_target_" in content or 1 < len(unknown) > len(content) / 2

@@ -1,4 +1,4 @@
-"""How many processes train one model, and what each of them has."""
+"""Settings of the processes that train one model."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -10,13 +10,14 @@ from moe_cli.errors import ConfigError
 
 @dataclass(frozen=True)
 class LaunchConfig(Settings):
-    """No part of what is learned: results are those of one process, to rounding.
+    """Settings that do not affect the trained model: results equal those of one process, except for rounding.
 
     Attributes:
-        num_processes: processes on this machine, each with its part of a batch; one per GPU where there are any.
-        shard: `dp`, each process has the whole model; `fsdp`, a part of every parameter, gathered block by block.
+        num_processes: processes on this machine, each with its part of a batch; one per GPU if GPUs are present.
+        data_parallel: `dp`: each process has the whole model; `fsdp`: each has a part of every parameter, gathered
+            block by block.
         expert_parallel_size: number of processes that share one set of experts.
-        max_restarts: how often a job whose process died starts again by itself, from its last checkpoint.
+        max_restarts: the number of automatic restarts from the last checkpoint after a process has died.
     """
 
     group: ClassVar[str] = "launch"

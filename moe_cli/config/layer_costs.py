@@ -23,7 +23,10 @@ def stack_input_lengths(config: RunConfig) -> tuple[int, ...]:
 
 
 def stack_input_fraction(config: RunConfig) -> float:
-    """Of an example's tokens, how many a layer reads, on average over layers: there are equally many in each stack."""
+    """Returns the fraction of an example's tokens that a layer reads, averaged over layers.
+
+    All stacks have equally many layers.
+    """
     lengths = stack_input_lengths(config)
     return sum(lengths) / len(lengths) / config.model.context_length
 
@@ -34,7 +37,7 @@ def chosen_experts(config: RunConfig) -> float:
 
 
 def assignments_per_token(config: RunConfig) -> float:
-    """Rows that the experts are asked to compute, per token that a layer reads, at even load.
+    """Returns the rows assigned to experts per token that a layer reads, at even load.
 
     `chosen_experts`; E C / T with expert_choice, where C is at most T; E S / L with soft, whose experts compute S slots
     of every example.
@@ -47,19 +50,19 @@ def assignments_per_token(config: RunConfig) -> float:
 
 
 def places_per_token(config: RunConfig) -> float:
-    """E C / T: rows that a back end with C rows for every expert computes; `assignments_per_token` where there is no capacity."""
+    """Returns E C / T, the rows of a back end with C rows per expert; `assignments_per_token` without a capacity."""
     if config.capacity is None or isinstance(config.router, ExpertChoiceConfig | SoftConfig):
         return assignments_per_token(config)
     return _room_per_token(config, config.capacity)
 
 
 def computed_per_token(config: RunConfig) -> float:
-    """Rows that the experts compute in training: what is asked of them, and no more than they have places for."""
+    """Returns the rows that the experts compute in training per token: the assignments, limited by the capacity."""
     return min(assignments_per_token(config), places_per_token(config))
 
 
 def _room_per_token(config: RunConfig, factor: float, limited: bool = False) -> float:
-    """E C / T, on average over stacks; `limited`: C is at most T."""
+    """Returns E C / T, averaged over stacks; with `limited`, C is at most T."""
     room, tokens = 0.0, 0
     for length in stack_input_lengths(config):
         counted = capacity_tokens(config, length)
@@ -88,7 +91,7 @@ def sparse_params(config: RunConfig, d_expert: int, experts: float) -> float:
 
 
 def sparse_forward_flops(config: RunConfig, d_expert: int) -> float:
-    """FLOPs of a sparse layer in a forward pass of training, per token that it reads, at even load."""
+    """Returns the forward FLOPs of a sparse layer in training, per token that it reads, at even load."""
     model = config.model
     rows = expert_shapes(config, d_expert)[0][0]
     gate = gate_flops(config.router, model.d_model, config.expert, rows) + 2 * model.shared_gate_params
@@ -102,12 +105,12 @@ def expert_shapes(config: RunConfig, width: int) -> list[tuple[int, int]]:
 
 
 def dense_matrices(config: RunConfig) -> Counter[tuple[int, int]]:
-    """How many matrices of each shape Muon orthogonalises in a dense layer."""
+    """Counts the matrices of each shape that Muon orthogonalises in a dense layer."""
     return Counter(expert_shapes(config, config.model.d_ff))
 
 
 def sparse_matrices(config: RunConfig, d_expert: int, experts: int) -> Counter[tuple[int, int]]:
-    """How many matrices of each shape Muon orthogonalises in a layer with this number of routed experts."""
+    """Counts the matrices of each shape that Muon orthogonalises in a layer with this number of routed experts."""
     matrices = Counter(expert_shapes(config, d_expert) * experts)
     if config.model.shared_experts:
         matrices.update(expert_shapes(config, config.model.shared_experts * d_expert))
@@ -115,7 +118,10 @@ def sparse_matrices(config: RunConfig, d_expert: int, experts: int) -> Counter[t
 
 
 def updated_experts(config: RunConfig) -> int:
-    """Experts of a layer that an optimizer step changes: all; with optim.skip_idle_experts those asked, at even load."""
+    """Returns the number of experts in a layer that a step updates; all, unless optim.skip_idle_experts is set.
+
+    The load is taken as even.
+    """
     if not config.optim.skip_idle_experts:
         return config.expert
     asked = config.tokens_per_step * stack_input_fraction(config) * assignments_per_token(config)
@@ -123,27 +129,27 @@ def updated_experts(config: RunConfig) -> int:
 
 
 def optimizer_flops(config: RunConfig, matrices: Counter[tuple[int, int]]) -> int:
-    """FLOPs of a step's matrix products: Muon's Newton-Schulz iterations; AdamW and SGD have none."""
+    """Returns the FLOPs of a step's matrix products: Muon's Newton-Schulz iterations; AdamW and SGD have none."""
     if not isinstance(config.optim, MuonConfig):
         return 0
     return sum(number * newton_schulz_flops(*shape) for shape, number in matrices.items())
 
 
 def newton_schulz_flops(rows: int, columns: int) -> int:
-    """Of one matrix: X X^T, its square, and the product of their sum with X, on the side that makes them small."""
+    """Returns the FLOPs for one matrix: X X^T, its square, and the product of their sum with X, on the smaller side."""
     small, large = sorted((rows, columns))
     return NEWTON_SCHULZ_STEPS * (4 * small * small * large + 2 * small**3)
 
 
 def dense_step_flops(config: RunConfig, with_optimizer: bool) -> float:
-    """Training FLOPs of a dense layer in a step, those of the model and, if asked for, of the optimizer."""
+    """Returns the training FLOPs of a dense layer in a step, of the model and, if requested, of the optimizer."""
     tokens = config.tokens_per_step * stack_input_fraction(config)
     optimizer = optimizer_flops(config, dense_matrices(config)) if with_optimizer else 0
     return TRAINING_PASSES * 2 * expert_params(config, config.model.d_ff) * tokens + optimizer
 
 
 def sparse_step_flops(config: RunConfig, d_expert: int, with_optimizer: bool) -> float:
-    """The same of a sparse layer."""
+    """Returns the training FLOPs of a sparse layer in a step, as `dense_step_flops` does for a dense layer."""
     tokens = config.tokens_per_step * stack_input_fraction(config)
     matrices = sparse_matrices(config, d_expert, updated_experts(config))
     optimizer = optimizer_flops(config, matrices) if with_optimizer else 0

@@ -1,4 +1,4 @@
-"""Where else metrics go: `log=tensorboard+mlflow`. Settings that change nothing of what is learned."""
+"""Additional loggers of metrics: `log=tensorboard+mlflow`. These settings do not affect the trained model."""
 
 from moe_cli.config.build import did_you_mean
 from moe_cli.config.ranges import show
@@ -14,7 +14,7 @@ def loggers_of(log: str | None) -> tuple[str, ...]:
     """Returns the names in `log`, one or several: a+b.
 
     Raises:
-        ConfigError: an unknown name, or one that stands there twice.
+        ConfigError: a name is unknown or repeated.
     """
     names = tuple(log.split("+")) if log is not None else ()
     for name in names:
@@ -29,7 +29,7 @@ def loggers_of(log: str | None) -> tuple[str, ...]:
 
 
 def check_log(log: str | None, project: str | None) -> None:
-    """Raises ConfigError for what `loggers_of` refuses, and for a project where nothing has projects."""
+    """Raises ConfigError for invalid names in `log`, and for a project if no logger has projects."""
     names = loggers_of(log)
     if project is not None and not set(names) & set(WITH_PROJECTS):
         raise ConfigError(

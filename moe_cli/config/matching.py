@@ -13,7 +13,7 @@ from moe_cli.config.layer_costs import (
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 
-# How far a matched width may miss: below the first it is rounded, above the second there is none.
+# The relative error of a matched width: below the first it may be rounded, above the second it is refused.
 ROUNDING, TOLERANCE = 0.01, 0.05
 QUANTITIES = {
     "active": "active parameters",
@@ -24,20 +24,20 @@ QUANTITIES = {
 
 
 def matched_d_expert(config: RunConfig) -> int:
-    """The width of an expert at which a layer with experts equals the dense network of width d_ff in what `match` names.
+    """Returns the expert width at which a sparse layer equals the dense network of width d_ff in `match`'s quantity.
 
-    As `moe_cli.config.layer_costs` counts a layer of E experts, S shared ones and the gates:
+    The quantities are counted by `moe_cli.config.layer_costs`, for a layer of E experts, S shared ones and the gates:
 
-    - active: the parameters that a token meets, gate + (K + S) experts; with null experts, K less what they take.
-    - total: the parameters that there are, gate + (E + S) experts.
+    - active: active parameters of a token, gate + (K + S) experts; with null experts, K minus their assignments.
+    - total: all parameters, gate + (E + S) experts.
     - flops: FLOPs of an optimizer step, of model and optimizer; they depend on optim and on tokens per step.
     - model_flops: of these, the model's.
 
-    Rounded to the largest of 16, 8, 4 and 2 whose nearest multiple moves the sum by less than 1 %: such widths are faster.
-    Else to the nearest whole width, which must be within 5 %, but for active.
+    The width is rounded to the largest of 16, 8, 4 and 2 whose nearest multiple moves the sum by less than 1 %, because
+    such widths are faster. Otherwise it is rounded to the nearest integer, which must be within 5 %, except for active.
 
     Raises:
-        ConfigError: there is no such width.
+        ConfigError: no such width exists.
     """
     target, amount = _dense_amount(config), _sparse_amount(config)
     d_ff, quantity = config.model.d_ff, QUANTITIES[config.match]
@@ -58,7 +58,10 @@ def matched_d_expert(config: RunConfig) -> int:
 
 
 def _nearest_width(target: float, amount: Callable[[int], float]) -> int:
-    """The width whose amount, which rises with it, is nearest to the target, rounded where that costs little."""
+    """Returns the width whose amount is nearest to the target, rounded if the error is small.
+
+    Amounts rise with width.
+    """
     wide = 2
     while amount(wide) <= target:
         wide *= 2
@@ -72,7 +75,7 @@ def _nearest_width(target: float, amount: Callable[[int], float]) -> int:
 
 
 def _dense_amount(config: RunConfig) -> float:
-    """Returns the quantity that `match` names, of a dense layer."""
+    """Returns the quantity of `match` for a dense layer."""
     if config.match in ("flops", "model_flops"):
         return dense_step_flops(config, with_optimizer=config.match == "flops")
     return expert_params(config, config.model.d_ff)

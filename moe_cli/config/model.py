@@ -15,7 +15,7 @@ class LayersConfig(Settings):
 
     Attributes:
         context_length: positions of one example: tokens of a window, patches of an image.
-        vocab_size: rows of the embedding and the head; None: as many as the data have tokens.
+        vocab_size: rows of the embedding and the head; None means the number of token ids of the data.
     """
 
     group: ClassVar[str] = "model"
@@ -56,7 +56,7 @@ class LayersConfig(Settings):
 
     @property
     def stack_layers(self) -> int:
-        """Layers that stand on one another."""
+        """Returns the number of layers per stack."""
         return self.num_layers // self.stacks
 
     @property
@@ -65,7 +65,10 @@ class LayersConfig(Settings):
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:
-        """The layers, from 0, that have experts: in each stack the last of every `moe_layer_freq`, after the first `first_k_dense`."""
+        """Returns the layers, from 0, with experts.
+
+        In each stack these are the last of every `moe_layer_freq`, after the first `first_k_dense`.
+        """
         first = -(-(self.first_k_dense + 1) // self.moe_layer_freq) * self.moe_layer_freq - 1
         return tuple(
             stack * self.stack_layers + layer
@@ -75,7 +78,7 @@ class LayersConfig(Settings):
 
     @property
     def matrices_per_expert(self) -> int:
-        """3 for a gated network (gate, up, down), 2 for a plain one."""
+        """Returns 3 for a gated network (gate, up, down), 2 for a plain one."""
         return 3 if self.ffn_type == "glu" else 2
 
     @property
@@ -88,10 +91,12 @@ class TransformerConfig(LayersConfig):
     """Blocks of attention and a feed-forward network.
 
     Attributes:
-        sliding_window: positions that attention sees, the current one included (Longformer, arXiv:2004.05150); None: all.
-        attention_dropout: share of the attention weights left out in training; None: as `dropout`.
-        kv_lora_rank: width of the latent of keys and values (latent attention, arXiv:2405.04434); None: plain attention.
-        q_lora_rank: width of the latent of the queries; None: no latent. Only with kv_lora_rank.
+        sliding_window: number of attended positions, including the current one (Longformer, arXiv:2004.05150); None
+            means all.
+        attention_dropout: fraction of the attention weights dropped in training; None means `dropout`.
+        kv_lora_rank: width of the latent of keys and values (latent attention, arXiv:2405.04434); None means plain
+            attention.
+        q_lora_rank: width of the latent of the queries; None means no latent. Only with kv_lora_rank.
         qk_rope_head_dim: rotary dimensions of a head, in addition to d_head. Only with kv_lora_rank.
     """
 
@@ -159,7 +164,7 @@ class GPTConfig(TransformerConfig):
 
 @dataclass(frozen=True)
 class BERTConfig(TransformerConfig):
-    """An encoder: every position sees all others, and what was masked is guessed (arXiv:1810.04805)."""
+    """An encoder: every position attends to all others, and masked tokens are predicted (arXiv:1810.04805)."""
 
     causal: ClassVar[bool] = False
     name: Literal["bert"] = "bert"
@@ -167,10 +172,10 @@ class BERTConfig(TransformerConfig):
 
 @dataclass(frozen=True)
 class ViTConfig(TransformerConfig):
-    """A vision transformer (arXiv:2010.11929): patches of an image are its tokens, and their mean tells the class.
+    """A vision transformer (arXiv:2010.11929): the patches of an image are its tokens, and their mean gives the class.
 
     Attributes:
-        patch_size: pixels to a side of a patch; `context_length`, how many there are, follows from it and the data.
+        patch_size: side of a patch in pixels; the number of patches, `context_length`, follows from it and the data.
     """
 
     causal: ClassVar[bool] = False
@@ -188,7 +193,7 @@ class LSTMConfig(LayersConfig):
     """LSTM layers with feed-forward layers between them (arXiv:1701.06538, appendix C); one LSTM more than `num_layers`.
 
     Attributes:
-        sigmoid: what a feed-forward layer answers goes through a sigmoid.
+        sigmoid: whether a sigmoid is applied to the output of a feed-forward layer.
     """
 
     name: Literal["lstm"] = "lstm"
@@ -203,8 +208,9 @@ class MMoEConfig(LayersConfig):
     Attributes:
         d_model: width of the embeddings of a user and of an item together, half of it each.
         d_tower: width of a tower's hidden layer.
-        mf_dim: of a user and of an item, for each task, whose product is added to its answer (matrix factorisation); 0: none.
-        context_length: what is routed of one example: the pair, once for each task.
+        mf_dim: width of the factors of a user and an item, for each task, whose product is added to the output (matrix
+            factorisation); 0 means none.
+        context_length: the routed tokens of one example: the pair, once for each task.
     """
 
     causal: ClassVar[bool] = False
@@ -226,13 +232,14 @@ class MMoEConfig(LayersConfig):
 
 @dataclass(frozen=True)
 class T5Config(LayersConfig):
-    """An encoder, and a decoder that looks at what the encoder made of the text (T5, arXiv:1910.10683, section 2.1).
+    """An encoder, and a decoder with cross-attention to the encoder's outputs (T5, arXiv:1910.10683, section 2.1).
 
     Attributes:
         num_layers: of both together, half of them in each.
-        context_length: tokens of a window before spans are taken out of it.
-        relative_attention_num_buckets: distances between positions that attention tells apart, with a bias for each and each head.
-        relative_attention_max_distance: from here on all fall in one.
+        context_length: tokens of a window before spans are removed.
+        relative_attention_num_buckets: number of distance buckets of attention, with a bias for each bucket and each
+            head.
+        relative_attention_max_distance: distances from here on share one bucket.
     """
 
     stacks: ClassVar[int] = 2

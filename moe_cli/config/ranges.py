@@ -10,7 +10,7 @@ MAX_COUNT = 2**31 - 1
 
 
 def show(value: Any) -> str:
-    """A value as a user types it: null, true, 0.5, text."""
+    """Returns a value as a user types it: null, true, 0.5, text."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -19,7 +19,10 @@ def show(value: Any) -> str:
 
 
 def whole(key: str, value: int, minimum: int = 1) -> None:
-    """Refuses what is no whole number of at least `minimum`: a type checker does not see every caller."""
+    """Raises BadValue unless the value is an integer of at least `minimum`.
+
+    A type checker does not see every caller.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= MAX_COUNT:
         raise BadValue(f"{key}={show(value)} is not a whole number of at least {minimum} (and at most {MAX_COUNT}).")
 
@@ -49,7 +52,7 @@ def share(key: str, value: float) -> None:
 
 
 def _finite(key: str, value: float | None) -> None:
-    """Refuses NaN, which no comparison does, infinity, and what is no number at all."""
+    """Raises BadValue for NaN, which comparisons do not detect, for infinity, and for other types."""
     if value is not None and (
         not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value))
     ):

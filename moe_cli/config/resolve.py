@@ -1,8 +1,8 @@
-"""Fills in what a configuration leaves open, and removes settings without effect, with a note.
+"""Derives open settings of a configuration, and removes settings without effect, with a note.
 
-A setting that does nothing in the configuration at hand (a router for a dense model, a drop rule without a capacity)
-is removed, so that equal training has an equal digest and a grid meets each model once. If the user asked for such a
-setting, a note tells so.
+A setting without effect in the configuration (a router for a dense model, a drop rule without a capacity) is removed,
+so that equal trainings have equal digests and a grid contains each model once. A note reports a removed setting that
+the user gave.
 """
 
 import os
@@ -75,7 +75,7 @@ class Resolved:
 
 
 def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
-    """The configuration with every derived value filled in; `given` are the keys the user typed.
+    """Returns the configuration with every derived value filled in; `given` are the keys the user typed.
 
     Raises:
         ConfigError: the settings cannot hold together.
@@ -100,7 +100,7 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
         ):
             notes += _set_aside(given, "match=none leaves the width of experts to model.d_expert", "model.d_ff")
         config = _with_experts(config, given, notes)
-        if config.eval.k == config.k:  # before what asks whether evaluation chooses otherwise
+        if config.eval.k == config.k:  # before the test whether evaluation has another k
             config = replace(config, eval=replace(config.eval, k=None))
         if isinstance(config.router, RandomConfig | HashConfig):
             if not isinstance(config.balance, NoBalance):
@@ -119,12 +119,12 @@ def _set_aside(given: Collection[str], reason: str, *keys: str) -> list[str]:
 
 
 def concerns(name: str, keys: Collection[str]) -> bool:
-    """Whether a setting is one of `keys`, or belongs to a group that is."""
+    """Returns whether a setting is one of `keys`, or belongs to a group that is."""
     return any(name == key or name.startswith(key + ".") for key in keys)
 
 
 def _with_shape(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
-    """With what a family of models derives from its sizes and the data."""
+    """Derives settings of a model family from its sizes and the data."""
     if isinstance(config.model, ViTConfig):
         config = replace(config, model=_with_patches(config, config.model, given))
     if isinstance(config.model, TransformerConfig):
@@ -177,7 +177,7 @@ def _with_attention(model: Transformer, given: Collection[str], notes: list[str]
 
 
 def _with_patches(config: RunConfig, model: ViTConfig, given: Collection[str]) -> ViTConfig:
-    """With as many positions as an image has patches."""
+    """Sets the number of positions to the number of patches of an image."""
     assert isinstance(config.data, ImageData)
     size = config.data.image_size
     if size % model.patch_size:
@@ -230,7 +230,7 @@ def _with_experts(config: RunConfig, given: Collection[str], notes: list[str]) -
 
 
 def _with_copies(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
-    """For a model whose experts start as copies of a dense network."""
+    """Adapts settings of a model whose experts start as copies of a dense network."""
     notes += _set_aside(given, "train.upcycle_from copies the experts' first weights", "model.expert_init_scale")
     if not sums_to_one(config.router, config.k or 1):
         name = config.router.name if config.router else ""
@@ -242,7 +242,7 @@ def _with_copies(config: RunConfig, given: Collection[str], notes: list[str]) ->
 
 
 def _with_choice(config: RunConfig, given: Collection[str], notes: list[str], asked: int | None) -> RunConfig:
-    """Without settings of a choice that the router does not make, and without those that say what holds anyway."""
+    """Removes settings of a choice that the router does not make, and those that only state the default."""
     router = config.router
     if isinstance(router, SoftConfig | ExpertChoiceConfig):
         notes += _set_aside(given, f"router={router.name} gives every expert tokens", "optim.skip_idle_experts")
@@ -275,13 +275,13 @@ def _with_choice(config: RunConfig, given: Collection[str], notes: list[str], as
 
 
 def _with_capacity(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
-    """Without a capacity that holds every token: from E / K on, each expert has a place for all of them."""
+    """Removes a capacity that holds every token: from E / K on, each expert can hold all of them."""
     assert config.k is not None
     chooses = isinstance(config.router, ExpertChoiceConfig)
     policy = config.eval
     capacity = _useful(config.capacity, config.expert / config.k, chooses, "capacity", given, notes)
     evaluated = _useful(policy.capacity, config.expert / (policy.k or config.k), chooses, "eval.capacity", given, notes)
-    if chooses:  # null is 1 in training, and at evaluation what holds in training
+    if chooses:  # null is 1 in training, and at evaluation the training value
         capacity = None if capacity == 1 else capacity
         own = min(capacity or 1.0, config.expert / (policy.k or config.k))
         evaluated = None if evaluated == own else evaluated
@@ -291,7 +291,7 @@ def _with_capacity(config: RunConfig, given: Collection[str], notes: list[str]) 
 def _useful(
     factor: float | None, most: float, chooses: bool, key: str, given: Collection[str], notes: list[str]
 ) -> float | None:
-    """The capacity factor that has the same effect: none where nothing can be dropped; where experts choose, at most E / K."""
+    """Returns the equivalent capacity factor: None if nothing can be dropped; with expert choice, at most E / K."""
     if factor is None or round(factor / most, 9) < 1:
         return factor
     if not chooses:
@@ -304,7 +304,7 @@ def _useful(
 
 
 def _with_evaluation(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
-    """Without settings of routing at evaluation that say what holds anyway."""
+    """Removes settings of routing at evaluation that only state the default."""
     policy = config.eval
     drop = policy.drop
     if config.capacity is None and policy.capacity is None and not isinstance(config.router, ExpertChoiceConfig):
@@ -317,12 +317,12 @@ def _with_evaluation(config: RunConfig, given: Collection[str], notes: list[str]
 
 
 def _as_trained(policy: EvalConfig) -> EvalConfig:
-    """Without the settings of routing at evaluation."""
+    """Returns the policy without the settings of routing at evaluation."""
     return replace(policy, k=None, capacity=None, drop=None)
 
 
 def _with_equal_weights(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
-    """Where all weights are equal, the most probable assignments are the first ones."""
+    """Replaces the drop rule `probability` by `position` if all weights are equal, because both are then the same."""
     for key, holder in (("drop", config), ("eval.drop", config.eval)):
         if holder.drop == "probability" and key in given:
             notes.append(f"{key}=probability is {key}=position here: all weights are equal.")
@@ -334,13 +334,13 @@ def _with_equal_weights(config: RunConfig, given: Collection[str], notes: list[s
 
 
 def _takes_all_experts(config: RunConfig) -> bool:
-    """Whether every token goes to every expert, so that nothing can be balanced."""
+    """Returns whether every token goes to every expert, so that nothing can be balanced."""
     chooses = isinstance(config.router, TopKConfig | SwitchConfig | NoisyTopKConfig | SigmoidConfig | SinkhornConfig)
     return chooses and config.k == config.expert and not null_experts(config.router) and config.eval.k is None
 
 
 def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
-    """With the plainest of equal scopes."""
+    """Replaces equivalent scopes by the simplest one."""
     balance = config.balance or NoBalance()
     router: str = config.router.name if config.router else ""
     for method in methods_of(balance):
@@ -380,7 +380,7 @@ def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -
 
 
 def _d_expert(config: RunConfig) -> int:
-    """The width of one expert: the one that `match` asks for, or the user's own."""
+    """Returns the width of one expert: the one that `match` requires, or the user's own."""
     model = config.model
     if config.match == "none":
         return model.d_expert or model.d_ff
@@ -430,7 +430,7 @@ def _with_tokenizer(data: DataConfig, given: Collection[str], notes: list[str]) 
 
 
 def _with_paths(data: DataConfig) -> DataConfig:
-    """With absolute paths, so that the run finds its data from anywhere, and patterns in one order."""
+    """Makes paths absolute, so that the run finds its data from any working directory, and sorts patterns."""
     path: str | None = getattr(data, "path", None)
     if exclude := getattr(data, "exclude", ()):
         data = replace(data, exclude=tuple(sorted(set(exclude))))  # type: ignore[arg-type]
@@ -442,7 +442,7 @@ def _with_paths(data: DataConfig) -> DataConfig:
 
 
 def _absolute(path: str) -> str:
-    """The path from the root. A link keeps its name, which says of what kind the file is."""
+    """Returns the absolute path. The name of a link is kept, because it gives the kind of the file."""
     given = Path(os.path.expanduser(path))
     if ".." not in given.parts:
         return os.path.abspath(given)

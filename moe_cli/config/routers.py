@@ -47,7 +47,7 @@ class NoisyTopKConfig(TokenChoiceConfig):
 
 @dataclass(frozen=True)
 class SigmoidConfig(TokenChoiceConfig):
-    """A token may use `top_groups` of the `groups` of neighbouring experts; 1 of 1 is no limit."""
+    """Sigmoid scores. A token may use `top_groups` of the `groups` of neighbouring experts; 1 of 1 means no limit."""
 
     name: Literal["sigmoid"] = "sigmoid"
     renormalise: bool | None = setting()
@@ -126,7 +126,7 @@ ACTIVATION_WIDTH = 16
 
 
 def gate_params(router: RouterConfig | None, d_model: int, num_experts: int) -> int:
-    """Trained numbers of a router."""
+    """Returns the number of trained parameters of a router."""
     if router is None or isinstance(router, RandomConfig) or (isinstance(router, HashConfig) and not router.learned):
         return 0
     if isinstance(router, SoftConfig):
@@ -141,12 +141,12 @@ def gate_params(router: RouterConfig | None, d_model: int, num_experts: int) -> 
 
 
 def gate_flops(router: RouterConfig | None, d_model: int, num_experts: int, expert_rows: int = ACTIVATION_WIDTH) -> int:
-    """FLOPs of the matrix products by which a router scores one token; a multiply-add is 2.
+    """Returns the FLOPs of the matrix products that score one token; a multiply-add is 2.
 
-    Of router=soft also those that mix the token into the slots and the slots' answers into the token's.
+    For router=soft, those that mix tokens into slots and slot outputs into tokens are included.
 
     Args:
-        expert_rows: rows of an expert's first matrix, all that score=activation reads where they are few.
+        expert_rows: rows of an expert's first matrix; score=activation reads all of them if they are few.
     """
     if isinstance(router, SoftConfig):
         return 3 * 2 * num_experts * router.slots * d_model
@@ -159,7 +159,7 @@ def gate_flops(router: RouterConfig | None, d_model: int, num_experts: int, expe
 
 
 def cosine_width(num_experts: int) -> int:
-    """The width that score=cosine projects tokens to: half as many as there are experts."""
+    """Returns the width that score=cosine projects tokens to: half the number of experts."""
     return max(2, num_experts // 2)
 
 
@@ -187,7 +187,7 @@ def check_router(router: RouterConfig | None, num_experts: int, top_k: int, caus
 
 
 def sums_to_one(router: RouterConfig | None, top_k: int) -> bool:
-    """Whether the weights of every token's experts sum to 1, so that equal experts answer as one of them would."""
+    """Returns whether the weights of every token's experts sum to 1, so that equal experts act as one of them."""
     if null_experts(router):
         return False
     if isinstance(router, TopKConfig | SigmoidConfig):

@@ -40,7 +40,7 @@ Match = Literal["active", "total", "flops", "model_flops", "none"]
 # Which assignments are dropped where an expert has no room; see `moe_cli.moe.routing.drop_overflow`.
 Drop = Literal["position", "probability", "random", "causal"]
 BUDGETS = ("steps", "tokens", "flops", "minutes")
-# Settings of train= that change how a run is carried out or logged, but not what is learned: no part of its identity.
+# Settings of train= for execution and logging, which do not affect the trained model and are not part of its identity.
 EXECUTION_KEYS = (
     "threads",
     "device",
@@ -55,7 +55,7 @@ EXECUTION_KEYS = (
 
 
 def is_execution(key: str) -> bool:
-    """Whether a dotted setting only says how a run is carried out or logged."""
+    """Returns whether a dotted setting only affects execution or logging."""
     group, _, name = key.partition(".")
     return group in ("launch", *LOG_KEYS) or (group == "train" and name in EXECUTION_KEYS)
 
@@ -66,7 +66,8 @@ class OptimConfig(Settings):
 
     Attributes:
         skip_idle_experts: an expert without tokens in a step keeps its weights and its optimizer state.
-        ema_decay: decay of the running average of the weights that is evaluated; None: the weights are.
+        ema_decay: decay of the running average of the weights that is evaluated; None means that the weights are
+            evaluated.
     """
 
     group: ClassVar[str] = "optim"
@@ -163,13 +164,13 @@ class TrainConfig(Settings):
 
 @dataclass(frozen=True)
 class EvalConfig(Settings):
-    """How a trained model is routed and read at evaluation; null: as many experts as in training, and nothing dropped.
+    """Routing and context at evaluation; null means as many experts as in training, and no drops.
 
     Attributes:
-        drop: null: `causal` where a model must not see later tokens, else as in training.
-        context_length: tokens of a validation window; null: those of the model.
-        stride: tokens from one validation window to the next; a window scores its last `stride` tokens; null: windows
-            lie side by side.
+        drop: null means `causal` for a model that must not see later tokens, else as in training.
+        context_length: tokens of a validation window; null means that of the model.
+        stride: tokens from one validation window to the next; a window scores its last `stride` tokens; null means
+            windows without overlap.
     """
 
     group: ClassVar[str] = "eval"
@@ -186,7 +187,7 @@ class EvalConfig(Settings):
 
 @dataclass(frozen=True)
 class RunConfig(Settings):
-    """All that decides one run. Resolved: nothing that can be derived from the rest is left open."""
+    """All settings of one run. In a resolved configuration, every derivable setting has a value."""
 
     group: ClassVar[str] = ""
     expert: int = setting(at_least=1, at_most=2**20)
@@ -297,22 +298,22 @@ class RunConfig(Settings):
 
     @property
     def drops(self) -> bool:
-        """Whether training drops assignments: experts have a capacity, and do not choose up to it themselves."""
+        """Returns whether training drops assignments: experts have a capacity, and the router is not expert choice."""
         return self.capacity is not None and not isinstance(self.router, ExpertChoiceConfig)
 
     @property
     def eval_drop(self) -> str:
-        """The drop policy at evaluation; of an encoder and decoder, that of the decoder."""
+        """Returns the drop policy at evaluation; of an encoder and decoder, that of the decoder."""
         return self.eval.drop or ("causal" if self.model.causal else self.drop or "position")
 
     @property
     def sees_later_tokens(self) -> bool:
-        """Whether with a capacity at evaluation a causal model's guess depends on later tokens."""
+        """Returns whether, with a capacity at evaluation, a causal model's prediction depends on later tokens."""
         return self.model.causal and self.eval_drop != "causal"
 
     @property
     def trains_on_later_tokens(self) -> bool:
-        """Whether where a token of a causal model goes in training depends on later ones."""
+        """Returns whether the routing of a causal model's token in training depends on later tokens."""
         by_drop = self.capacity is not None and self.drop != "causal"
         return self.model.causal and not self.dense and (by_drop or isinstance(self.router, SinkhornConfig))
 
@@ -328,7 +329,7 @@ class RunConfig(Settings):
 
     @property
     def dense(self) -> bool:
-        """Whether this is the baseline without experts."""
+        """Returns whether this is the baseline without experts."""
         return self.expert == 1
 
     @property
@@ -347,18 +348,21 @@ class RunConfig(Settings):
 
     @property
     def digest(self) -> str:
-        """Eight hexadecimal digits that name this configuration; equal for equal training, wherever it runs."""
+        """Returns eight hexadecimal digits that identify this configuration; equal for equal training anywhere."""
         return _digest(self.to_dict(), self.sparse_layers)
 
     @property
     def run_id(self) -> str:
-        """For example gpt-8x2-s0-3fa91c: model, experts x chosen, seed, digest."""
+        """Returns the id of the run, such as gpt-8x2-s0-3fa91c: model, experts x chosen, seed, digest."""
         shape = "dense" if self.dense else f"{self.expert}x{self.k}"
         return f"{self.model.name}-{shape}-s{self.seed}-{self.digest}"
 
 
 def digest_of(values: dict[str, Any]) -> str | None:
-    """The digest of the configuration in a config.json; None where it is none. It takes a tenth of the time of `from_dict`."""
+    """Returns the digest of the configuration in a config.json; None if it is invalid.
+
+    Ten times as fast as `from_dict`.
+    """
     try:
         return _digest(values, () if values["expert"] == 1 else _sparse_layers(values["model"]))
     except (ConfigError, KeyError, TypeError, AttributeError, ValueError):
@@ -370,7 +374,7 @@ class _OfModel:
     model: ModelConfig
 
 
-# By the settings of a model as text: of many runs few models differ.
+# Keyed by the settings of a model as text: many runs share few models.
 _known_layers: dict[str, tuple[int, ...]] = {}
 MAX_KNOWN_LAYERS = 1024
 
@@ -386,7 +390,7 @@ def _sparse_layers(model: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _digest(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> str:
-    """See RunConfig.digest; `values` stay as they are."""
+    """Computes the digest of `RunConfig.digest`; does not change `values`."""
     left_out = (
         "launch",
         "match",
@@ -402,7 +406,7 @@ def _digest(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> str:
 
 
 def _values(config: Any) -> dict[str, Any]:
-    """As dataclasses.asdict, in a third of the time: settings are immutable plain values."""
+    """Converts like dataclasses.asdict, in a third of the time: settings are immutable plain values."""
     return {key: _value(value) for key, value in vars(config).items()}
 
 
@@ -413,7 +417,7 @@ def _value(value: Any) -> Any:
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
-    """The configuration stored in a run folder's config.json.
+    """Returns the configuration stored in a run folder's config.json.
 
     Raises:
         ConfigError: a key or value this version does not know.

@@ -69,7 +69,7 @@ def _parts(content: Any, known: tuple[str, ...] | None, what: str) -> Mapping[An
 
 
 def one_of(name: str, given: Any, choices: tuple[str, ...]) -> str | None:
-    """The choice, or None if none is made. Raises ConfigError when it is not one of them."""
+    """Returns the choice, or None if none is made. Raises ConfigError when it is not one of them."""
     if given is not None and given not in choices:
         raise ConfigError(
             f"{name} {show(given)} is not one of: {', '.join(choices)}.{did_you_mean(show(given), choices)}"
@@ -78,7 +78,7 @@ def one_of(name: str, given: Any, choices: tuple[str, ...]) -> str | None:
 
 
 def check_trials(name: str, given: Any) -> int | None:
-    """The number of trials, or None if it is left open. Raises ConfigError when it is none of at least 1."""
+    """Returns the number of trials; None means open. Raises ConfigError unless it is an integer of at least 1."""
     if given is not None and (isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= TRIALS):
         raise ConfigError(f"{name} {shortened(show(given))} is not a whole number of at least 1 and at most {TRIALS}.")
     return given
@@ -100,7 +100,7 @@ def _domain(key: str, given: Any) -> Domain:
 
 
 def checked(name: str, interval: Interval) -> Interval:
-    """The interval. Raises ConfigError when nothing can be drawn from it."""
+    """Returns the interval. Raises ConfigError when nothing can be drawn from it."""
     if not interval.low < interval.high:
         raise ConfigError(f"{name}: low {interval.low:g} is not below high {interval.high:g}.")
     if interval.log and interval.low <= 0:

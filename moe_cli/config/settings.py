@@ -1,6 +1,6 @@
-"""The base of the config dataclasses: conf/ is the only place of their defaults, and a range stands on its field.
+"""The base of the config dataclasses. conf/ is the only source of defaults; a range is given with its field.
 
-A field is declared as `d_ff: int = setting(at_least=1)`. Where it is not given, its value is that of the file of conf/
+A field is declared as `d_ff: int = setting(at_least=1)`. If it is not given, its value is that of the file of conf/
 that belongs to the class: conf/GROUP/NAME.yaml, or a part of conf/config.yaml.
 """
 
@@ -64,7 +64,7 @@ def setting(
     *, at_least: float | None = None, above: float | None = None, between: tuple[float, float] | None = None,
     fraction: bool = False, at_most: float | None = None,
 ) -> Any:  # fmt: skip
-    """A field of a config dataclass: its default stands in conf/, its range here."""
+    """Declares a field of a config dataclass. Its default is in conf/, its range is given here."""
     return dataclasses.field(
         default=FROM_CONF, metadata={"limits": Limits(at_least, above, between, fraction, at_most)}
     )
@@ -75,7 +75,7 @@ _NUMBERS = (int, float)
 
 @cache
 def limits_of(cls: Any) -> dict[str, Limits]:
-    """The ranges of the settings of a config dataclass."""
+    """Returns the ranges of the settings of a config dataclass."""
     return {each.name: each.metadata["limits"] for each in dataclasses.fields(cls) if "limits" in each.metadata}
 
 
@@ -100,13 +100,16 @@ class Settings:
 
     @classmethod
     def from_conf(cls, name: str) -> dict[str, Any]:
-        """The settings in the file of conf/ that belongs to the class, or to its variant `name`."""
+        """Returns the settings in the file of conf/ that belongs to the class, or to its variant `name`."""
         return read_choice(cls.group, name)
 
 
 @cache
 def defaults_of(cls: Any, name: str) -> Mapping[str, Any]:
-    """The default of every setting of a class, as its fields have them. Raises ConfigError where conf/ lacks one."""
+    """Returns the default of every setting of a class, as its fields have them.
+
+    Raises ConfigError where conf/ lacks one.
+    """
     values = cls.from_conf(name)
     missing = limits_of(cls).keys() - values.keys()
     if missing:
@@ -115,13 +118,13 @@ def defaults_of(cls: Any, name: str) -> Mapping[str, Any]:
 
 
 def default_of(config: Settings, name: str) -> Any:
-    """The default of a setting of a configuration; None where its class has no such setting."""
+    """Returns the default of a setting of a configuration; None where its class has no such setting."""
     cls: Any = type(config)
     return defaults_of(cls, getattr(config, "name", "")).get(name)
 
 
 def packaged_conf() -> Path:
-    """The conf/ folder that came with the program: inside the wheel, or next to the package in a checkout."""
+    """Returns the conf/ folder that came with the program: inside the wheel, or next to the package in a checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "config.yaml").is_file():
@@ -130,7 +133,7 @@ def packaged_conf() -> Path:
 
 
 def read_choice(group: str, name: str) -> dict[str, Any]:
-    """The settings of conf/GROUP/NAME.yaml, and those of the files of its group that its `defaults` name."""
+    """Returns the settings of conf/GROUP/NAME.yaml, and those of the files of its group that its `defaults` name."""
     values = read_conf(f"{group}/{name}")
     merged: dict[str, Any] = {}
     for base in values.pop("defaults", ["_self_"]):
@@ -139,7 +142,7 @@ def read_choice(group: str, name: str) -> dict[str, Any]:
 
 
 def read_conf(name: str) -> dict[str, Any]:
-    """The content of a file of the packaged conf/."""
+    """Returns the content of a file of the packaged conf/."""
     content: dict[str, Any] = _LOADER((packaged_conf() / f"{name}.yaml").read_bytes()).get_single_data()
     return content
 

@@ -1,8 +1,8 @@
-"""conf/sweep/NAME.yaml: which configurations a named sweep consists of, and what it asks. Knows no torch.
+"""conf/sweep/NAME.yaml: the configurations of a named sweep, and its question. Does not import torch.
 
 A block is a product: of the values of each key of `grid`, of the rows of `zip` (keys that advance together), and of
-`points` (partial configurations), all with what `set` says, as far as `where` holds. A sweep is a block, or the `union`
-of several; the other parts hold for each of them.
+`points` (partial configurations), all with the settings of `set`, restricted by `where`. A sweep is a block, or the
+`union` of several; the other parts hold for each of them.
 """
 
 import io
@@ -62,13 +62,13 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Block:
-    """The product of its dimensions, as far as the conditions hold."""
+    """The product of its dimensions, restricted by the conditions."""
 
     dimensions: tuple[Dimension, ...] = ()
     where: tuple[Expression, ...] = ()
 
     def overridden(self, new: Dimension) -> "Block":
-        """With `new` instead of what there was on its keys; one training budget replaces another."""
+        """Returns the block with `new` in place of its keys' earlier values. One training budget replaces another."""
         keys = list(new.keys)
         if any(option.get(key) is not None for option in new.options for key in BUDGET_KEYS):
             keys += [key for key in BUDGET_KEYS if key not in keys]
@@ -82,21 +82,23 @@ class Block:
 
     @property
     def num_points(self) -> int:
-        """How many points there are, before conditions: counted, for there may be too many to make."""
+        """Returns the number of points before conditions, without generating them."""
         return math.prod(len(dimension.options) for dimension in self.dimensions)
 
     def settings(self) -> Iterator[dict[str, Any]]:
-        """The values of each point."""
+        """Yields the values of each point."""
         for options in product(*(dimension.options for dimension in self.dimensions)):
             yield {key: value for option in options for key, value in option.items()}
 
 
 @dataclass(frozen=True)
 class SweepFile:
-    """Attributes:
-    question: its first line.
-    baseline: the partial configuration that differences are taken to; None: there is none.
-    search: how configurations are searched; None: all of them are run.
+    """A sweep file.
+
+    Attributes:
+        question: its first line.
+        baseline: the partial configuration of the baseline; None means none.
+        search: the search settings; None means that all configurations are run.
     """
 
     name: str
@@ -115,10 +117,10 @@ def list_sweeps(composer: Composer) -> list[str]:
 
 
 def load_sweep_file(composer: Composer, name: str, preset: str = SMALLEST) -> SweepFile:
-    """conf/sweep/NAME.yaml, with what its preset says instead.
+    """Loads conf/sweep/NAME.yaml, with the changes of its preset.
 
     Raises:
-        ConfigError: no such sweep or preset, or a file of another shape.
+        ConfigError: no such sweep or preset exists, or the file has an invalid structure.
     """
     names = list_sweeps(composer)
     if name not in names:
@@ -150,7 +152,10 @@ def _known_parts(content: Any, known: Sequence[str], what: str) -> dict[str, Any
 
 
 def _read(composer: Composer, name: str) -> tuple[Path, Any]:
-    """The file conf/sweep/NAME.yaml that is used, and its content. Raises ConfigError where it cannot be read."""
+    """Returns the file conf/sweep/NAME.yaml that is used, and its content.
+
+    Raises ConfigError where it cannot be read.
+    """
     file = next((path for folder in composer.folders if (path := folder / "sweep" / f"{name}.yaml").is_file()), None)
     if file is None:
         raise ConfigError(f"defaults: there is no conf/sweep/{name}.yaml.")
@@ -162,7 +167,10 @@ def _read(composer: Composer, name: str) -> tuple[Path, Any]:
 
 
 def _with_bases(composer: Composer, content: Any) -> Any:
-    """The content with the presets of the files that its `defaults` name; its own presets change those part by part."""
+    """Returns the content with the presets of the files in its `defaults`.
+
+    Its own presets change these part by part.
+    """
     if not isinstance(content, dict) or "defaults" not in content:
         return content
     bases, own = content.pop("defaults"), _mapping(content, "presets")
@@ -175,7 +183,7 @@ def _with_bases(composer: Composer, content: Any) -> Any:
 
 
 def _with_preset(parts: dict[str, Any], name: str, preset: str) -> dict[str, Any]:
-    """The parts with those of the preset instead; of `grid`, `set` and `search`, key by key."""
+    """Returns the parts with those of the preset instead; of `grid`, `set` and `search`, key by key."""
     presets = parts.pop("presets", {})
     if not isinstance(presets, dict) or SMALLEST in presets:
         raise ConfigError(f"presets must hold names and what they change; '{SMALLEST}' is what the file itself says.")
@@ -216,7 +224,7 @@ def _blocks(composer: Composer, parts: dict[str, Any]) -> tuple[Block, ...]:
 
 
 def _block(composer: Composer, parts: dict[str, Any]) -> Block:
-    """The block that `grid`, `zip`, `points`, `set`, `match`, `budget` and `where` describe."""
+    """Returns the block that `grid`, `zip`, `points`, `set`, `match`, `budget` and `where` describe."""
     where: dict[str, str] = {}
     dimensions = []
     for part, found in (("set", _fixed(parts)), ("grid", _grid(composer, parts)), ("zip", _zip(parts)),
@@ -233,7 +241,7 @@ def _block(composer: Composer, parts: dict[str, Any]) -> Block:
 
 
 def _search(parts: Mapping[str, Any]) -> SearchBlock | None:
-    """The part `search`. Raises ConfigError when it is of another shape."""
+    """Returns the part `search`. Raises ConfigError when it is of another shape."""
     return parse_search(parts["search"]) if "search" in parts else None
 
 
@@ -270,7 +278,7 @@ def _once(fixed: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 
 def _budget(budget: Any) -> dict[str, Any]:
-    """The one budget, and null for the others, so that what a choice of `train` says gives way."""
+    """Returns the one budget, with null for the others, so that it replaces the budget of the `train` choice."""
     if not isinstance(budget, dict) or len(budget) != 1 or set(budget) - set(BUDGETS):
         given = ", ".join(map(str, budget)) if isinstance(budget, dict) else show(budget)
         raise ConfigError(f"budget must hold one of {', '.join(BUDGETS)}, not: {given or 'nothing'}.")
@@ -291,7 +299,7 @@ def _grid(composer: Composer, parts: Mapping[str, Any]) -> list[Dimension]:
 
 
 def _values(composer: Composer, key: str, given: Any) -> tuple[Any, ...]:
-    """A list, one value, or text in Hydra's grammar: range(1,9,2), glob(s*), and where no text is wanted 1,2,4."""
+    """Returns the values of a list, one value, or Hydra's grammar: range(1,9,2), glob(s*), and for non-text 1,2,4."""
     if isinstance(given, dict):
         raise ConfigError(f"grid.{key} must be a list of values.")
     if isinstance(given, list):
@@ -302,7 +310,7 @@ def _values(composer: Composer, key: str, given: Any) -> tuple[Any, ...]:
 
 
 def discrete(composer: Composer, axis: Axis) -> Axis:
-    """The axis with values for a glob. Raises ConfigError for an interval: only a search draws from one."""
+    """Returns the axis with values for a glob. Raises ConfigError for an interval: only a search draws from one."""
     if isinstance(axis.values[0], Interval):
         raise ConfigError(
             f"'{axis}' is an interval, from which only a search draws: --sampler. Or write: {axis.key}=1,2,4"

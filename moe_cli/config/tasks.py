@@ -23,11 +23,12 @@ class CausalLM(_Task):
 
 @dataclass(frozen=True)
 class MaskedLM(_Task):
-    """Guess tokens that were masked, from both sides (BERT, arXiv:1810.04805, section 3.1).
+    """Prediction of masked tokens from both sides (BERT, arXiv:1810.04805, section 3.1).
 
     Attributes:
-        mask_prob: share of the positions that are to be guessed.
-        mask_token_prob, random_token_prob: shares of those that are shown as the mask token and as a random one; the rest is left as it is.
+        mask_prob: fraction of the positions to predict.
+        mask_token_prob, random_token_prob: fractions of these that are replaced by the mask token and by a random one;
+            the rest is unchanged.
         pseudo_perplexity_tokens: validation tokens masked one at a time for the final pseudo-perplexity.
     """
 
@@ -48,12 +49,12 @@ class MaskedLM(_Task):
 
 @dataclass(frozen=True)
 class SpanCorruption(_Task):
-    """Write the spans that were taken out of a text (T5, arXiv:1910.10683, section 3.1.4).
+    """Prediction of the spans removed from a text (T5, arXiv:1910.10683, section 3.1.4).
 
     Attributes:
-        noise_density: share of a window's tokens that are taken out.
-        mean_noise_span_length: how many of them are side by side, on average.
-        num_sentinels: tokens that stand for what was taken out, one for each span of a window and one for the end.
+        noise_density: fraction of a window's tokens that are removed.
+        mean_noise_span_length: mean length of the removed spans, in tokens.
+        num_sentinels: number of sentinel tokens; each span of a window needs one, and the end needs one.
     """
 
     name: Literal["span_corruption"] = "span_corruption"
@@ -63,11 +64,11 @@ class SpanCorruption(_Task):
 
     @property
     def special_tokens(self) -> int:
-        """The sentinels, and the token before the first of the decoder."""
+        """Returns the sentinels, and the token before the first of the decoder."""
         return self.num_sentinels + 1
 
     def spans(self, window: int) -> tuple[int, int]:
-        """Tokens that are taken out of a window, the nearest whole number and at least one, and in how many spans."""
+        """Returns the number of tokens removed from a window, rounded and at least one, and of their spans."""
         taken = max(1, round(self.noise_density * window))
         return taken, max(1, min(round(taken / self.mean_noise_span_length), window - taken))
 
@@ -77,7 +78,7 @@ class SpanCorruption(_Task):
         return window - taken + number, taken + number + 1
 
     def check_sentinels(self, window: int) -> None:
-        """Raises ConfigError where a window has more spans than there are sentinels."""
+        """Raises ConfigError if a window has more spans than sentinels."""
         number = self.spans(window)[1]
         if number >= self.num_sentinels:
             raise ConfigError(
@@ -96,11 +97,12 @@ class ImageTask(_Task):
 
 @dataclass(frozen=True)
 class RatingTask(_Task):
-    """Say how a user will rate an item, and whether the user will click on it.
+    """Prediction of the rating of an item by a user, and of a click on it.
 
     Attributes:
         l2: in training, the weight of the squares of a pair's biases and factors.
-        l2_embedding: and of its embeddings: more, as the weights of experts can make up for small ones. None: what suits the data.
+        l2_embedding: the same for its embeddings; larger, as the weights of experts can compensate small ones. None
+            means a value that depends on the data.
     """
 
     special_tokens: ClassVar[int] = 0
@@ -143,7 +145,10 @@ WITH_MODEL = {
 
 
 def what_follows(model: str, task: str, data: str, given: Collection[str]) -> dict[str, str]:
-    """Model, task and data by their names: where they cannot go together, what is not `given` follows from the rest."""
+    """Returns the names of model, task and data.
+
+    Choices that are not `given` and do not fit are inferred from the others.
+    """
     if "task" not in given:
         if data not in DATA_OF.get(task, (data,)) and "data" in given and "model" not in given:
             task = next(name for name, kinds in DATA_OF.items() if data in kinds)

@@ -57,15 +57,15 @@ class _TextParser(OverridesParser):
 
 
 def parse_overrides(words: Sequence[str], settings: type = RunConfig) -> list[Axis]:
-    """Hydra's grammar: `key=value`, `key=a,b,c`, `key=range(1,5)`, `key=choice(a,b)`, `key=glob(a*)`, and intervals.
+    """Parses Hydra's grammar: `key=value`, `key=a,b,c`, `key=range(1,5)`, `key=choice(a,b)`, `key=glob(a*)`, intervals.
 
-    The last word on a key holds.
+    If a key occurs more than once, the last word is used.
 
     Args:
-        settings: the dataclass whose settings they are: it says which take text.
+        settings: the dataclass of the settings, which gives their types.
 
     Raises:
-        ConfigError: a word that is no override.
+        ConfigError: a word is not an override.
     """
     axes: dict[str, Axis] = {}
     for word in words:
@@ -75,7 +75,7 @@ def parse_overrides(words: Sequence[str], settings: type = RunConfig) -> list[Ax
 
 
 def parse_word(word: str, settings: type = RunConfig) -> Axis:
-    """One word of `parse_overrides`."""
+    """Parses one word of `parse_overrides`."""
     key, equals, value = word.partition("=")
     if not equals or not key or key[0] in "+~" or "@" in key:
         raise ConfigError(f"'{shortened(word)}' is not a setting. Write: key=value, such as expert=8")

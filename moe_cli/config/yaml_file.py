@@ -19,14 +19,14 @@ _OCTAL, _SIXTIETHS = re.compile(r"[-+]?0[0-7_]+"), re.compile(r"[-+]?[0-9][0-9_]
 
 
 def read_yaml_text(file: Path, is_text: Callable[[str], bool], group: str = "") -> str:
-    """The text of the file, with quotes around what settings of type text are given.
+    """Returns the text of the file, with quotes around the values of text settings.
 
     Args:
-        is_text: whether the setting of a dotted name takes text.
-        group: of the settings at the top of the file; "": their names are whole.
+        is_text: returns whether the setting of a dotted name takes text.
+        group: the group of the settings at the top of the file; "" means that their names are complete.
 
     Raises:
-        ConfigError: it cannot be read, is no YAML, too large, or holds a number that is read as another.
+        ConfigError: the file cannot be read, is not YAML or too large, or contains a number that YAML reads as another.
     """
     try:
         text = read_bytes(file, MOST_BYTES).decode("utf-8-sig")
@@ -45,11 +45,12 @@ def read_yaml_text(file: Path, is_text: Callable[[str], bool], group: str = "") 
 
 
 class _Reader:
-    """One pass over the events of a text, before any value is made.
+    """One pass over the events of a text, before any value is constructed.
 
     Attributes:
-        path: the keys that lead to where it is; None: in a list, or a key is expected.
-        sizes: number of values of an anchor; None: it is still open, and an alias to it would have no end.
+        path: the keys that lead to the current position; None means in a list, or before a key.
+        sizes: number of values of an anchor; None means that it is still open, so that an alias to it would be
+            infinite.
     """
 
     def __init__(self, text: str, is_text: Callable[[str], bool], group: str) -> None:
@@ -94,14 +95,14 @@ class _Reader:
             self._step(None)
 
     def _count(self, number: int) -> None:
-        """Adds to the values of where it is, those that aliases stand for included."""
+        """Adds to the number of values at the current position, including those that aliases repeat."""
         if self.stack:
             self.stack[-1].size += number
             if self.stack[-1].size > MOST_VALUES:
                 raise ConfigError(f"more than {MOST_VALUES:,} values, those that aliases (*name) repeat included.")
 
     def _step(self, key: str | None) -> None:
-        """From a key to its value, or on to the next key."""
+        """Moves from a key to its value, or to the next key."""
         if self.stack and self.stack[-1].is_mapping:
             level = self.stack[-1]
             level.key = None if level.at_value else key or ""
@@ -125,7 +126,7 @@ class _Reader:
     def _number(self, event: yaml.ScalarEvent) -> None:
         names = self._names()
         whole = ".".join((self.group, *names) if self.group else names)
-        # The part `log` of an interval is no setting.
+        # The key `log` of an interval is not a setting.
         if self.is_text(whole) or (names and names[-1] != "log" and self.is_text(names[-1])):
             self.quotes.append((event.start_mark.index, event.end_mark.index))
             return

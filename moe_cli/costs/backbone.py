@@ -17,16 +17,17 @@ FLOATS_PER_INT64 = 2
 
 @dataclass(frozen=True)
 class Backbone:
-    """All but the feed-forward layers and their gates.
+    """The cost of a model without its feed-forward layers and their gates.
 
     Attributes:
-        num_params: trained numbers.
-        num_multiplied: those of them that every token is multiplied with; the others are looked up or added.
+        num_params: trained parameters.
+        matmul_params: those of them that every token is multiplied with; the others are looked up or added.
         flops_per_token: forward, of products without parameters, such as attention scores.
-        constant_input_flops: forward, per token, of products whose input needs no gradient: data, or a first state of zeros.
-        matrices: how many of each shape Muon orthogonalises.
-        kept_per_token: values that a forward pass keeps for backward, logits apart.
-        logits_per_token: numbers that the head gives.
+        constant_input_flops: forward, per token, of products whose input needs no gradient: data, or an initial state
+            of zeros.
+        matrices: the number of matrices of each shape that Muon orthogonalises.
+        saved_values_per_token: values that a forward pass saves for backward, without logits.
+        logits_per_token: outputs of the head.
     """
 
     num_params: int
@@ -54,7 +55,7 @@ def backbone_cost(config: RunConfig, vocab_size: int) -> Backbone:
 
 
 def _vit(model: ViTConfig, channels: int, num_classes: int) -> Backbone:
-    """The blocks of a transformer between a matrix for patches and, once for all patches of an image, a head."""
+    """Returns the cost of a transformer's blocks, a patch projection, and a head once per image."""
     blocks = _transformer(model, 0)
     patches, head = model.patch_size**2 * channels * model.d_model, num_classes * model.d_model
     return Backbone(
@@ -116,7 +117,7 @@ def _lstm(model: LSTMConfig, vocab_size: int) -> Backbone:
 
 
 def _mmoe(model: MMoEConfig, vocab_size: int) -> Backbone:
-    """Embeddings of half the width, of biases and of factors, and for each task a tower and a bias.
+    """Returns the cost of embeddings of half the width, of biases and factors, and per task of a tower and a bias.
 
     Kept per token (a pair has one for each task): the input, the tower's input, its hidden values, and the factors.
     """
@@ -162,7 +163,7 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
 
 
 def _attention_widths(model: TransformerConfig) -> tuple[int, int, int]:
-    """Width of all queries of a token that scores are made of, of its keys, and of the values that scores weigh."""
+    """Returns the width of all queries of a token, of its keys, and of the values that scores weight."""
     num_heads, d_head = model.num_heads or 1, model.d_head or model.d_model // (model.num_heads or 1)
     rope_width = (model.qk_rope_head_dim or 0) if model.kv_lora_rank else 0
     queries = num_heads * (d_head + rope_width)
@@ -171,7 +172,7 @@ def _attention_widths(model: TransformerConfig) -> tuple[int, int, int]:
 
 
 def _attention_shapes(model: TransformerConfig) -> list[tuple[int, int]]:
-    """The matrices of one layer's attention, rows by columns."""
+    """Returns the matrices of one layer's attention, rows by columns."""
     width = model.d_model
     queries, keys, values = _attention_widths(model)
     if model.kv_lora_rank is None:

@@ -1,13 +1,15 @@
-"""Estimates parameters, FLOPs and memory from the configuration alone. Builds nothing, imports no torch.
+"""Estimates of parameters, FLOPs and memory from the configuration alone. Builds no model, imports no torch.
 
-FLOPs are two quantities, of the model and of the optimizer; FLOPs alone are their sum. A multiply-add counts as 2.
+FLOPs are two quantities, of the model and of the optimizer; "FLOPs" without qualification is their sum. A multiply-add
+counts as 2.
 
-- Model: every matrix product, the gate included, attention over the full context though causal kernels skip part of it, at
-  even load of the experts; embedding look-ups, norms and activations do not count. Training takes three forward passes, less
-  the gradient for inputs that need none. What a kernel computes again in backward (the scores of fused attention) is not
-  counted: the figure is that of the model, whatever carries it out.
-- Optimizer: the matrix products of a step. Muon has them in its Newton-Schulz iterations, whatever the batch; AdamW, SGD and
-  the average of weights have none. Counted once, also where each of several processes does them (launch.data_parallel=dp).
+- Model: every matrix product, the gate included, attention over the full context though causal kernels skip part of it,
+  at even load of the experts; embedding look-ups, norms and activations do not count. Training takes three forward
+  passes, minus the gradient for inputs that need none. Recomputation by a kernel in backward (the scores of fused
+  attention) is not counted: the figure is that of the model, independent of the implementation.
+- Optimizer: the matrix products of a step. Muon has them in its Newton-Schulz iterations, independent of the batch;
+  AdamW, SGD and the average of weights have none. They are counted once, even if each of several processes computes
+  them (launch.data_parallel=dp).
 """
 
 import math
@@ -40,22 +42,26 @@ BYTES_PER_VALUE = 4
 
 @dataclass(frozen=True)
 class Cost:
-    """Attributes:
-    num_params: every trained number, embedding and head included.
-    num_active_params: those that one token meets: K of E experts, less what null experts are chosen for at even load, all of the
-        rest. With router=soft, whose tokens meet all experts in part, those of K, by which match=active sizes them.
-    num_expert_params: those of all routed experts.
-    forward_flops_per_token: one token through the model in training.
-    model_flops_per_token: one training token, forward and backward.
-    optimizer_flops_per_step: Muon's matrix products, which do not depend on the batch; 0 for AdamW and SGD. With
-        optim.skip_idle_experts those of the experts with assignments, at even load: all, unless a step has fewer assignments.
-    tokens_per_step: tokens of an optimizer step.
-    padding_flops_per_token: on top of the forward pass, what a back end with a full row of places for every expert would
-        spend on places that stay empty at even load; only `einsum` computes them.
-    state_bytes: weights, gradients and optimizer state, float32.
-    expert_state_bytes: the routed experts' part of it.
-    activation_bytes: an estimate of what one batch of a training step holds at its peak, see `_activations`.
-    num_sparse_layers: blocks with experts.
+    """The estimated cost of a configuration.
+
+    Attributes:
+        num_params: all trained parameters, embedding and head included.
+        num_active_params: active parameters per token: K of E experts, minus null assignments at even load, and all
+            others. With router=soft, whose tokens use all experts in part, those of K, by which match=active sizes
+            them.
+        num_expert_params: those of all routed experts.
+        forward_flops_per_token: one token through the model in training.
+        model_flops_per_token: one training token, forward and backward.
+        optimizer_flops_per_step: Muon's matrix products, which do not depend on the batch; 0 for AdamW and SGD. With
+            optim.skip_idle_experts those of the experts with assignments, at even load: all, unless a step has fewer
+            assignments.
+        tokens_per_step: tokens of an optimizer step.
+        padding_flops_per_token: additional forward FLOPs of a back end that computes C rows for every expert, on rows
+            that are empty at even load; only `einsum` computes them.
+        state_bytes: weights, gradients and optimizer state, float32.
+        expert_state_bytes: the routed experts' part of it.
+        activation_bytes: an estimate of the peak memory of one batch in a training step, see `_activations`.
+        num_sparse_layers: blocks with experts.
     """
 
     num_params: int
@@ -73,12 +79,12 @@ class Cost:
 
     @property
     def flops_per_step(self) -> int:
-        """An optimizer step: model and optimizer."""
+        """Returns an optimizer step: model and optimizer."""
         return self.model_flops_per_token * self.tokens_per_step + self.optimizer_flops_per_step
 
     @property
     def flops_per_token(self) -> float:
-        """One training token, with its share of the optimizer's FLOPs."""
+        """Returns the FLOPs of one training token, with its part of the optimizer's FLOPs."""
         return self.flops_per_step / self.tokens_per_step
 
 
@@ -145,14 +151,15 @@ def _tokens_per_pass(config: RunConfig) -> int:
 
 
 def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
-    """Values that a batch holds at its peak: what forward keeps for backward, and what the first backward adds to it.
+    """Estimates a batch's peak of stored values: those saved for backward, and those that the start of backward adds.
 
-    Kept per token in addition to the backbone's, with D width, F hidden width, K' kept choices, V logits: a dense network 4 F if
-    gated, else 2 F, of relu F; experts K' (D + 2 F), or K' (D + F), K' F of a dropout's mask, the probabilities (E), the jitter and
-    what it made of the input (2 D) and the routing record (about 7 K'). Of router=soft in place of the probabilities four
-    mixtures (E S each), the record (7 E), the input normalised (2 D) and the slots' outputs (K' D). The peak is at the
-    loss, 3 V, or in the last sparse layer: 2 K' D, a second copy of its experts' gradients, and for the rows of one
-    expert at even load 7 F if gated, else 4 F. In float32, without dropout, by the back end `loop`; other back ends hold more.
+    Kept per token in addition to the backbone's, with D width, F hidden width, K' kept choices, V logits: a dense
+    network 4 F if gated, else 2 F, of relu F; experts K' (D + 2 F), or K' (D + F), K' F of a dropout's mask, the
+    probabilities (E), the jitter and the jittered input (2 D) and the routing record (about 7 K'). With router=soft in
+    place of the probabilities four mixtures (E S each), the record (7 E), the normalised input (2 D) and the slots'
+    outputs (K' D). The peak is at the loss, 3 V, or in the last sparse layer: 2 K' D, a second copy of its experts'
+    gradients, and for the rows of one expert at even load 7 F if gated, else 4 F. In float32, without dropout, with the
+    back end `loop`; other back ends hold more.
     """
     model, tokens = config.model, _tokens_per_pass(config)
     width, gated = model.d_model, model.ffn_type == "glu"
@@ -201,7 +208,7 @@ def all_to_all_bytes_per_step(config: RunConfig, ranks: int) -> float:
 
 
 def training_steps(config: RunConfig, vocab_size: int) -> int | None:
-    """Optimizer steps of the budget, one of FLOPs to the nearest step; None when the budget is a time."""
+    """Returns the optimizer steps of the budget, rounded for one of FLOPs; None for a time budget."""
     train = config.train
     if train.steps is not None:
         return train.steps

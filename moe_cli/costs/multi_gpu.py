@@ -9,9 +9,11 @@ from moe_cli.costs.model import BYTES_PER_PARAM, Cost, all_to_all_bytes_per_step
 
 @dataclass(frozen=True)
 class Device:
-    """Attributes:
-    flops: peak per second, dense matrix products in bfloat16, as the maker states it.
-    memory_bytes: of one.
+    """A GPU.
+
+    Attributes:
+        flops: peak FLOPs per second, dense matrix products in bfloat16, by the manufacturer.
+        memory_bytes: memory of one GPU.
     """
 
     name: str
@@ -43,9 +45,9 @@ class PerGpuCost:
         shard: `dp` or `fsdp`, as launch.data_parallel.
         members: GPUs that share one set of experts, as launch.expert_parallel_size.
         state_bytes: its part of weights, gradients and optimizer state.
-        gathered_bytes: with fsdp, the weights and gradients of the block at hand, whole, and the weights of the next.
+        gathered_bytes: with fsdp, the full weights and gradients of the current block, and the weights of the next.
         activation_bytes: of its part of the batch.
-        all_to_all_bytes: rows of experts and their gradients that leave it in an optimizer step.
+        all_to_all_bytes: rows of experts and their gradients that it sends in an optimizer step.
     """
 
     shard: str
@@ -61,7 +63,7 @@ class PerGpuCost:
 
 
 def per_gpu_costs(config: RunConfig, costs: Cost, gpus: int) -> list[PerGpuCost]:
-    """dp, fsdp and, where experts can be divided among `gpus`, both with experts divided."""
+    """Returns the costs of dp, fsdp and, if experts can be divided among `gpus`, of both with divided experts."""
     members = gcd(config.expert, gpus)
     strategies = [("dp", 1), ("fsdp", 1)] if gpus > 1 else [("dp", 1)]
     strategies += [(shard, members) for shard, _ in strategies] if members > 1 else []

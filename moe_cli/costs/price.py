@@ -9,7 +9,10 @@ from moe_cli.costs.multi_gpu import Device, per_gpu_costs, seconds_on
 
 
 def price(config: RunConfig, vocab_size: int, gpus: int, gpu: Device, mfu: float) -> dict[str, Any]:
-    """What a training costs on `gpus` GPUs that reach the share `mfu` of their peak; times in seconds, sizes in bytes."""
+    """Returns the cost of a training on `gpus` GPUs that reach the fraction `mfu` of their peak FLOPs.
+
+    Times are in seconds, sizes in bytes.
+    """
     costs = estimate_cost(config, vocab_size)
     steps = training_steps(config, vocab_size)
     flops = None if steps is None else steps * costs.flops_per_step

@@ -1,1 +1,1 @@
-"""What is learned from: texts, tokens, images and ratings, from where they lie to arrays on disk."""
+"""Training data: text, tokens, images and ratings, read from their sources and converted to arrays on disk."""

@@ -35,14 +35,15 @@ def bigram_bits_per_byte(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any
     before, after = np.divmod(val_pairs, size)
     unigram = (single + 1) / (len(train) + size)
     bits = -(times * np.log2((seen + unigram[after]) / (starts[before] + 1))).sum()
-    # A sum of zeros was negated: without what is added, a text that is all foreseen would be given -0.
+    # The negated sum of zeros is -0. Adding 0.0 gives 0 for a text that is predicted without loss.
     return 0.0 + float(bits / (times * tokenizer.bytes_per_token()[after]).sum())
 
 
 def unigram_baselines(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any], vocab_size: int) -> dict[str, float]:
-    """What a guess without any context gives on `val`, by the frequencies in `train`.
+    """Computes the unigram loss and the accuracy of the most frequent token on `val`, with the counts of `train`.
 
-    unigram_loss: nats per token, with one added to every count. commonest_accuracy: how often the commonest token is right.
+    unigram_loss is in nats per token, with one added to every count. commonest_accuracy is the fraction of the tokens
+    of `val` that equal the most frequent token of `train`.
     """
     learned, val_pairs = (
         sum((np.bincount(block, minlength=vocab_size) for block in blocks(split)), np.zeros(vocab_size, np.int64))
@@ -72,7 +73,7 @@ def _merged(
 
 
 def gzip_bits_per_byte(val: Tokens, tokenizer: Tokenizer) -> float:
-    """The size of the text under `gzip -9`, in bits per byte."""
+    """Returns the size of the text under `gzip -9`, in bits per byte."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     packed = num_bytes = 0
     for block in blocks(val):

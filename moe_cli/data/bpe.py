@@ -24,9 +24,9 @@ from moe_cli.files.reading import Unreadable, parse_json
 
 # Stands between documents. No text holds it: a file with this byte counts as binary.
 SEPARATOR = "\0"
-# What published vocabularies call the end of a text; it then stands between documents.
+# Names of the end-of-text token in published vocabularies. It is used as the separator between documents.
 END_OF_TEXT_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
-# The largest tokenizer.json that is read, and how many ids it may have for one that is used.
+# The largest tokenizer.json that is read, and the largest ratio of all ids to used ids.
 MAX_JSON_BYTES, MAX_IDS_PER_TOKEN = 2**28, 8
 
 
@@ -37,7 +37,7 @@ class SubwordTokenizer:
     Attributes:
         name: bpe, or the path it was read from.
         json: its content.
-        vocab_size: how many ids there are, also those that stand for nothing.
+        vocab_size: the number of ids, including unused ones.
     """
 
     name: str
@@ -54,12 +54,12 @@ class SubwordTokenizer:
 
     @cached_property
     def _table(self) -> list[bytes]:
-        """The bytes of each id."""
+        """Returns the bytes of each id."""
         return _token_bytes(self._library, json.loads(self.json), self.vocab_size, self.separator)
 
     @cached_property
     def separator(self) -> int:
-        """The token between documents, which counts as one byte as in every other tokenizer.
+        """Returns the token between documents, which counts as one byte as in every other tokenizer.
 
         Raises:
             DataError: the vocabulary has none.
@@ -77,7 +77,7 @@ class SubwordTokenizer:
         )
 
     def encode(self, text: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """The tokens of the bytes from `start` to `stop`, without a character that is cut in two."""
+        """Returns the tokens of the bytes from `start` to `stop`, without a character that is cut in two."""
         encoding = self._encode(self._library.encode_batch_fast, slice_utf8(text, start, stop))
         return np.array(encoding.ids, np.min_scalar_type(self.vocab_size - 1))
 
@@ -98,7 +98,7 @@ class SubwordTokenizer:
                 f"{label} is not used: its patterns take too long on this text, which has {len(text):,} characters. "
                 "Use another, or bytes."
             ) from None
-        except BaseException as error:  # what panics in the library is no Exception
+        except BaseException as error:  # a panic in the library is not an Exception
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -106,7 +106,7 @@ class SubwordTokenizer:
         return encoding
 
     def token_ends(self, text: str) -> list[int]:
-        """The place in the text behind each token's characters, whatever the tokenizer makes of them."""
+        """Returns the place in the text behind each token's characters, whatever the tokenizer makes of them."""
         return [end for _, end in self._encode(self._library.encode_batch, text).offsets]
 
     def to_bytes(self, ids: Iterable[int]) -> bytes:
@@ -120,7 +120,7 @@ class SubwordTokenizer:
 
     @property
     def num_used(self) -> int:
-        """Ids that stand for something."""
+        """Returns the number of ids that have a text."""
         return sum(map(bool, self._table))
 
     @property
@@ -132,16 +132,16 @@ class SubwordTokenizer:
 
 
 def slice_utf8(text: str, start: int, stop: int | None) -> str:
-    """The characters that lie whole in the bytes from `start` to `stop`."""
+    """Returns the characters that lie whole in the bytes from `start` to `stop`."""
     if start == 0 and stop is None:
         return text
     return text.encode()[start:stop].decode(errors="ignore")
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int) -> SubwordTokenizer:
-    """Byte-level BPE (GPT-2's, without its normalisation): all 256 bytes, then the most frequent pairs of `texts`.
+    """Trains byte-level BPE (GPT-2's, without normalisation): all 256 bytes, then the most frequent pairs of `texts`.
 
-    The same texts give the same tokenizer. Where they have no pair left, ids stay unused.
+    The same texts give the same tokenizer. If they have too few pairs, some ids stay unused.
     """
     library = tokenizers_library()
     tokenizer = library.Tokenizer(library.models.BPE())
@@ -154,10 +154,10 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> SubwordTokenizer:
 
 
 def read_tokenizer(path: str) -> SubwordTokenizer:
-    """The tokenizer of a tokenizer.json.
+    """Reads the tokenizer of a tokenizer.json.
 
     Raises:
-        DataError: it is not there, or no such file.
+        DataError: the file is missing, or is not a tokenizer.json.
     """
     text = _content(path)
     try:
@@ -182,7 +182,7 @@ def read_tokenizer(path: str) -> SubwordTokenizer:
 
 
 def hash_tokenizer_file(path: str) -> str:
-    """Of a tokenizer.json. Raises DataError: it is not there."""
+    """Returns the SHA-256 of a tokenizer.json. Raises DataError if the file is missing."""
     return hashlib.sha256(_content(path).encode()).hexdigest()
 
 
@@ -204,7 +204,7 @@ def _content(path: str) -> str:
 
 
 def _parsed(name: str, text: str) -> Any:
-    """The library's own object; text that looks like a special token is text to it."""
+    """Returns the library's own object; text that looks like a special token is text to it."""
     library = tokenizers_library()
     if reason := hazard(json.loads(text)):
         raise DataError(f"data.tokenizer={name} is not used: {reason}.")
@@ -214,7 +214,7 @@ def _parsed(name: str, text: str) -> Any:
             tokenizer.no_truncation()
             tokenizer.no_padding()
             tokenizer.encode_special_tokens = True
-    except BaseException as error:  # what panics in the library is no Exception
+    except BaseException as error:  # a panic in the library is not an Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         lines = str(error).strip().splitlines()
@@ -223,7 +223,7 @@ def _parsed(name: str, text: str) -> Any:
 
 
 def _token_bytes(library: Any, content: dict[str, Any], vocab_size: int, separator: int) -> list[bytes]:
-    """By the alphabet of bytes where the tokenizer is byte-level; else by the signs for spaces that others use."""
+    """Returns the bytes of each token, by the byte alphabet of byte-level tokenizers, else by the signs for spaces."""
     table = [b""] * vocab_size
     added = {each["id"]: each["content"] for each in content.get("added_tokens") or []}
     alphabet = _byte_alphabet() if '"ByteLevel"' in json.dumps(content.get("decoder")) else {}
@@ -245,7 +245,7 @@ def _token_bytes(library: Any, content: dict[str, Any], vocab_size: int, separat
 
 
 def _byte_alphabet() -> dict[str, bytes]:
-    """The sign that GPT-2 writes for each byte: itself where it is printable, else the next from 256 on."""
+    """Returns the sign that GPT-2 writes for each byte: itself where it is printable, else the next from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     signs = {chr(byte): bytes([byte]) for byte in printable}
     rest = (byte for byte in range(256) if byte not in printable)

@@ -11,7 +11,9 @@ from moe_cli.files.writing import delete_abandoned, ensure_folder, new_folder, r
 
 @contextmanager
 def atomic_folder(folder: Path, what: str) -> Iterator[Path]:
-    """A folder to write in, META last, which is then renamed to `folder`; gone if something goes wrong.
+    """Yields a temporary folder to write in, META last, which is then renamed to `folder`.
+
+    It is deleted after an error.
 
     Raises:
         Unwritable: `what` cannot be written there.

@@ -124,10 +124,12 @@ class BlockChecksums:
 
 
 def built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str, Any] | None:
-    """What meta.json says of data that are whole; None where they are not there, or are damaged, which is said.
+    """Returns the contents of meta.json if the data are complete.
+
+    None means that the data are missing or damaged. Damaged data are reported.
 
     Args:
-        types: what meta.json has to hold.
+        types: the required keys of meta.json, with the types of their values.
 
     Raises:
         DataError: `what` is damaged, and cannot be set aside.
@@ -153,7 +155,7 @@ def built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str, Any]
 
 
 def just_built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str, Any]:
-    """The same of data that were built a moment ago. Raises DataError: they are damaged already."""
+    """Returns the metadata of data that were just built, as `built` does. Raises DataError if they are damaged."""
     meta = built(folder, what, types)
     if meta is None:
         raise DataError(f"the {what} in {folder} cannot be read as they were written. Is that disk in order?")

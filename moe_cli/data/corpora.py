@@ -1,4 +1,4 @@
-"""Named corpora, users' own files and ready-made token files -> a Corpus: two splits of tokens, and what is known of them."""
+"""Named corpora, users' own files and ready-made token files -> a Corpus: splits of tokens, with metadata."""
 
 import hashlib
 import json
@@ -37,11 +37,11 @@ UNTRAINED = "?"
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token files, and what is known of them; those that were built lie in `folder`.
+    """Token files with their metadata. Built files are in `folder`.
 
     Attributes:
-        judged: what models are judged by, `val` or `test`.
-        checksums: those of large token files; None: the user's own files have none.
+        eval_split: the split for evaluation, `val` or `test`.
+        checksums: those of large token files; None for the user's own files.
     """
 
     folder: Path
@@ -55,12 +55,12 @@ class Corpus:
 
     @cached_property
     def val(self) -> Tokens:
-        """The validation split; or the test split where models are judged by that."""
+        """Returns the validation split; or the test split where models are judged by that."""
         return self._tokens(f"{self.eval_split}_shards")
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """None where the tokens came without one."""
+        """Returns the tokenizer; None if the tokens came without one."""
         return None if self.meta["tokenizer"] is None else load_tokenizer(self.meta["tokenizer"])
 
     @cached_property
@@ -70,22 +70,25 @@ class Corpus:
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
-        """Where each document begins, validation counted on from training, and test from validation."""
+        """Returns the start of each document.
+
+        Validation positions continue those of training, test those of validation.
+        """
         return np.memmap(self.folder / "starts.bin", np.int64, mode="r")
 
     @cached_property
     def domain_ids(self) -> NDArray[np.int64]:
-        """The domain of each document, as a place in meta["domains"]."""
+        """Returns the domain of each document, as a place in meta["domains"]."""
         return np.memmap(self.folder / "domains.bin", np.int64, mode="r")
 
     def document_starts(self, split: Tokens) -> NDArray[np.int64]:
-        """Where the documents of a split begin in it; the first, or what is left of one that is cut, at 0."""
+        """Returns the starts of a split's documents, relative to it; the first, or the rest of a cut one, is at 0."""
         first = self._val_offset if split is self.val else 0
         inside = (self.starts >= first) & (self.starts < first + len(split))
         return np.unique(np.append(self.starts[inside] - first, 0))
 
     def domain_ids_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The domains of tokens of `val`; a separator belongs to the document before."""
+        """Returns the domains of tokens of `val`; a separator belongs to the document before."""
         if len(self.meta["domains"]) == 1:
             return np.zeros(len(places), np.int64)
         documents = np.searchsorted(self.starts, places + self._val_offset, side="right") - 1
@@ -105,14 +108,15 @@ class Corpus:
 def load_corpus(
     data: CorpusData, context_length: int, cache: Path, build: bool = True, outputs: Path | None = None
 ) -> Corpus:
-    """The corpus of a configuration, from the cache if its files are unchanged.
+    """Loads the corpus of a configuration, from the cache if its files are unchanged.
 
     Args:
-        build: False: of subwords that are not there yet, what is known beforehand; its tokens are counted as bytes.
-        outputs: the folder of this run's outputs, which are no data.
+        build: False means that a missing subword corpus is not built; its metadata is estimated, with tokens counted as
+            bytes.
+        outputs: the folder of this run's outputs, which are not data.
 
     Raises:
-        DataError: a path that is missing, empty, not text, or too short for one context.
+        DataError: a path is missing, empty, not text, or too short for one context.
     """
     if isinstance(data, TokenFilesConfig):
         corpus = Corpus(cache, describe_ready(data, outputs))
@@ -128,7 +132,7 @@ def load_corpus(
 
 
 def texts_of(data: BuiltCorpusConfig, outputs: Path | None = None) -> CorpusSource:
-    """What the corpus is made of. Raises DataError: there is nothing."""
+    """Returns the source files of the corpus. Raises DataError if there are none."""
     if isinstance(data, TextFilesConfig):
         return list_texts(data, outputs)
     return list_hub(data, outputs) if isinstance(data, HubConfig) else list_installed(data)
@@ -151,7 +155,7 @@ def _built(data: BuiltCorpusConfig, cache: Path, outputs: Path | None, now: bool
 
 
 def _without_trained_tokenizer(data: BuiltCorpusConfig, cache: Path, outputs: Path | None) -> Corpus:
-    """The corpus in bytes, with the vocabulary that it will have: training a tokenizer and encoding all text takes long."""
+    """Returns the corpus in bytes, with its final vocabulary size, because training and encoding are slow."""
     plain = _built(replace(data, tokenizer="bytes", bpe_vocab=None), cache, outputs)
     size = data.num_bpe_tokens or read_tokenizer(data.tokenizer).vocab_size
     foreseen = {
@@ -182,7 +186,7 @@ def _check_length(corpus: Corpus, data: CorpusData, context_length: int) -> None
 
 
 def describe_corpus(corpus: Corpus) -> str:
-    """One line: python corpus, 12.4 MB, bytes."""
+    """Returns one line: python corpus, 12.4 MB, bytes."""
     meta = corpus.meta
     if meta["tokenizer"] is None:
         tokens = sum(meta[f"{name}_tokens"] for name in SPLITS)
@@ -210,7 +214,7 @@ def notes_on_corpus(corpus: Corpus) -> list[str]:
 
 
 def _domains_without_validation(corpus: Corpus) -> list[str]:
-    """Of a handful of domains, those that no validation text is of."""
+    """Returns a note on domains without validation text, if there are only a few domains."""
     names = corpus.meta["domains"]
     held_out = np.flatnonzero(
         np.bincount(corpus.domain_ids_at(corpus.document_starts(corpus.val)), minlength=len(names))

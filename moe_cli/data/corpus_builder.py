@@ -29,21 +29,22 @@ from moe_cli.data.splits import MAX_DOMAINS, SPLIT_LABELS, SPLITS, TEST, TRAIN, 
 from moe_cli.data.tokenizers import CharTokenizer, Tokenizer, make_tokenizer
 from moe_cli.errors import DataError
 
-# Files that are no text are named up to this many.
+# The largest number of files that are named as not text.
 MAX_NAMED = 3
 
 
 @dataclass
 class CorpusScan:
-    """What reading all files once tells.
+    """Statistics of a corpus, collected in one pass over all files.
 
     Attributes:
-        lengths: of each document, without a separator, in the units that a split is made in: bytes; of chars, characters.
-        domains: of each document, as a place in the sorted names.
-        splits: of each document, where the names of files say so; empty: it is chosen.
-        hashes: what the hash of the text was after each file; None for a file that is no text.
-        bytes_of: the bytes of each domain.
-        num_left_out: files, and records in them, that are empty or not text.
+        lengths: the length of each document, without a separator. The unit is the byte; with tokenizer chars, the
+            character.
+        domains: the domain of each document, as an index into the sorted names.
+        splits: the split of each document, where file names give it; empty means that splits are chosen.
+        hashes: the hash of the text after each file; None for a file that is not text.
+        bytes_of: the number of bytes of each domain.
+        num_skipped: the number of files, and of records in files, that are empty or not text.
         not_text: the first MAX_NAMED of these files, each with the reason.
     """
 
@@ -64,10 +65,10 @@ class EncodedCorpus:
     """Tokens as they were written.
 
     Attributes:
-        shards: where they lie, of each of SPLITS.
-        order: the number of each document, by the split that it begins in.
-        starts: where each document begins, in this order, each of SPLITS counted on from the one before.
-        lossless: whether the tokens stand for exactly the bytes of the text.
+        shards: the token files of each of SPLITS.
+        order: the index of each document, sorted by the split that it begins in.
+        starts: the start of each document in this order; positions of each of SPLITS continue those of the one before.
+        lossless: whether the tokens represent exactly the bytes of the text.
     """
 
     shards: list[list[Shard]]
@@ -77,13 +78,13 @@ class EncodedCorpus:
 
 
 def build(data: BuiltCorpusConfig, texts: CorpusSource, folder: Path) -> None:
-    """Makes the folder of a corpus: train_0000.bin ..., val_0000.bin ..., test_0000.bin ... if there is a test split, where
-    documents begin, and meta.json.
+    """Builds the folder of a corpus: token files, the starts of documents, and meta.json.
 
-    It is built in a neighbouring folder and renamed, so that jobs that start at once all see a whole corpus.
+    The token files are train_0000.bin ..., val_0000.bin ..., and test_0000.bin ... if a test split exists. The folder
+    is built next to its final path and renamed, so that parallel jobs all see a complete corpus.
 
     Raises:
-        DataError: files that are no text or change while they are read, too little text, a full disk.
+        DataError: a file is not text or changes while it is read; too little text; a full disk.
     """
     # A wrong path is said before the texts are read.
     loaded_tokenizer = None if data.tokenizer in TOKENIZERS else read_tokenizer(data.tokenizer)
@@ -161,7 +162,7 @@ def _domain_names(files: Sequence[CorpusFile], scan: CorpusScan) -> list[str]:
 
 
 def _scan(data: BuiltCorpusConfig, files: Sequence[CorpusFile]) -> CorpusScan:
-    """Raises DataError when there is no text."""
+    """Reads all files once and collects their statistics. Raises DataError if they have no text."""
     scan, owners = CorpusScan(), array("q")
     for number, file in enumerate(files):
         before = len(scan.lengths), scan.num_bytes, scan.num_skipped, scan.sha256.copy()
@@ -212,7 +213,7 @@ def _scan_file(file: CorpusFile, scan: CorpusScan, chars: bool) -> None:
 def _write(
     files: Sequence[CorpusFile], scan: CorpusScan, split: Split, tokenizer: Tokenizer, folder: Path
 ) -> EncodedCorpus:
-    """All splits, from another reading of the files."""
+    """Writes all splits, in a second pass over the files."""
     dtype, lossless = _dtype(tokenizer), True
     counts = np.zeros(len(SPLITS), np.int64)
     begins, parts = np.zeros((2, len(scan.lengths)), np.int64)
@@ -238,12 +239,12 @@ def _write(
 
 @dataclass(frozen=True)
 class Piece:
-    """Some text of a document, or the separator after it.
+    """A part of the text of a document, or the separator after it.
 
     Attributes:
-        split: which it begins in; in a gap, the one after.
-        parts: what of it is for each split, from unit to unit.
-        changed: what to raise where it is not the text of the first reading.
+        split: the split it begins in; in a gap, the next one.
+        parts: the range for each split, in units.
+        changed: the error to raise if the text differs from the first pass.
     """
 
     document: int
@@ -254,7 +255,7 @@ class Piece:
 
 
 def _pieces(files: Sequence[CorpusFile], scan: CorpusScan, split: Split, chars: bool) -> Iterator[Piece]:
-    """All that has to be written, in order. Raises DataError: a file is not what it was when it was read first."""
+    """Yields all pieces to write, in order. Raises DataError if a file has changed since it was first read."""
     place = 0
     for document, text, changed_error in _reread(files, scan):
         part = int(split.parts[document])
@@ -272,17 +273,17 @@ def _pieces(files: Sequence[CorpusFile], scan: CorpusScan, split: Split, chars: 
 
 
 def _training_texts(files: Sequence[CorpusFile], scan: CorpusScan, split: Split) -> Iterator[str]:
-    """What a tokenizer may learn from."""
+    """Yields the training text, without separators, for training a tokenizer."""
     for piece in _pieces(files, scan, split, chars=False):
         if TRAIN in piece.parts and piece.text != SEPARATOR:
             yield slice_utf8(piece.text, *piece.parts[TRAIN])
 
 
 def _reread(files: Sequence[CorpusFile], scan: CorpusScan) -> Iterator[tuple[int, str, DataError]]:
-    """The number of a document with each piece of its text; of several documents the last is a separator.
+    """Yields the index of a document with each piece of its text; the last of several documents' pieces is a separator.
 
     Raises:
-        DataError: a file is not what it was when it was read first.
+        DataError: a file has changed since it was first read.
     """
     sha256, number = hashlib.sha256(), -1
     for file, digest in zip(files, scan.hashes, strict=True):

@@ -16,10 +16,10 @@ from moe_cli.errors import DataError
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """Documents of one domain, which can be read again and again; `path` is what they are called in messages.
+    """Documents of one domain, which can be read repeatedly. `path` is their name in messages.
 
     Attributes:
-        split: TRAIN, VAL or TEST where its name says so; None: what is held out is chosen.
+        split: TRAIN, VAL or TEST if the name gives it; None means that the held-out part is chosen.
     """
 
     path: Path
@@ -30,14 +30,14 @@ class CorpusFile:
 
 @dataclass(frozen=True)
 class CorpusSource:
-    """What a corpus is made of.
+    """The source files of a corpus.
 
     Attributes:
-        state: by what is known that it has changed.
-        version: of the packages it comes from; None: from none.
-        missing: corpora that a mix would have too, were they installed.
-        unheeded: warning about names that look like splits and are none.
-        notes: what of the data path is left out.
+        state: a fingerprint, which changes when the sources change.
+        version: the version of the packages that contain the corpus; None means no package.
+        missing: corpora of a mix that are not installed.
+        ignored_split_names: a warning about names that look like splits but are not used as splits.
+        notes: notes on the parts of the data path that are left out.
     """
 
     files: Sequence[CorpusFile]
@@ -49,7 +49,7 @@ class CorpusSource:
 
 
 def source(data: CorpusData) -> str:
-    """The data as the user gave them, for messages."""
+    """Returns the data as the user gave them, for messages."""
     return (
         f"data.path={data.path}"
         if isinstance(data, TextFilesConfig | TokenFilesConfig | HubConfig)
@@ -58,10 +58,10 @@ def source(data: CorpusData) -> str:
 
 
 def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> CorpusSource:
-    """The user's files; what lies in the outputs folder is none.
+    """Lists the user's files, without those in the outputs folder.
 
     Raises:
-        DataError: there are none; data.field, or a share to hold out, has no effect.
+        DataError: there are no files; data.field, or a fraction to hold out, has no effect.
     """
     found = find_files(data.path or "", data.exclude, outputs)
     root, paths = found.root, found.paths
@@ -89,15 +89,15 @@ def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> CorpusSour
 
 
 def _inside(name: Path) -> Path:
-    """The name of a file in the folder of its split."""
+    """Returns the name of a file in the folder of its split."""
     return Path(*name.parts[1:]) if len(name.parts) > 1 else name
 
 
 def hash_shuffled(names: Iterable[Path]) -> list[Path]:
-    """In an order that is fixed but mixes the folders: by a hash of their names."""
+    """Returns the names in a fixed order that mixes the folders: by a hash of each name."""
     return sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name.as_posix())).digest())
 
 
 def domain_of(name: Path, top: str) -> str:
-    """The first folder a file lies in; `top` if in none."""
+    """Returns the first folder a file lies in; `top` if in none."""
     return name.parts[0] if len(name.parts) > 1 else top

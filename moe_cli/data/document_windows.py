@@ -1,4 +1,4 @@
-"""Which windows documents are cut into when none holds more than one. D documents, W windows, L positions."""
+"""Windows that each hold tokens of one document only. D documents, W windows, L positions."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,15 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class DocumentWindows:
-    """Every token of a split is scored once: of a document longer than a window, in several.
+    """Windows that score every token of a split once. A document longer than a window has several.
 
-    What a window shows is its targets moved by one place: before the first token of a document stands the separator.
+    The inputs of a window are its targets shifted by one position. Before the first token of a document they have the
+    separator.
 
     Attributes:
-        starts: the first target of each window, rising.
-        sizes: how many targets it has, at most L.
-        skipped: how many of those, its first, the windows before it score.
+        starts: the first target of each window, ascending.
+        sizes: the number of its targets, at most L.
+        skipped: the number of its first targets that earlier windows score.
     """
 
     starts: NDArray[np.int64]
@@ -23,17 +24,18 @@ class DocumentWindows:
     skipped: NDArray[np.int64]
 
     def sizes_at(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those of the windows that begin there."""
+        """Returns the sizes of the windows with these starts."""
         return self.sizes[np.searchsorted(self.starts, starts)]
 
 
 def document_windows(
     begins: NDArray[np.int64], num_tokens: int, length: int, stride: int | None = None
 ) -> DocumentWindows:
-    """The windows of documents that begin at `begins`, the first at 0, of `num_tokens` in all.
+    """Returns the windows of documents that begin at `begins`, the first at 0, with `num_tokens` in total.
 
     Args:
-        stride: from one window of a document to its next; a window scores its last `stride` targets; None: `length`.
+        stride: targets from one window of a document to its next; a window scores its last `stride` targets; None means
+            `length`.
     """
     stride = stride or length
     lengths = np.diff(begins, append=num_tokens)

@@ -22,7 +22,7 @@ from moe_cli.errors import DataError
 CHUNK_BYTES = 2**20
 DEFAULT_FIELD = "text"
 RECORDS = (".json", ".jsonl", ".ndjson", ".parquet")
-# What files that are no UTF-8 text begin with, by the name of it. UTF-32 stands first: its mark begins with that of UTF-16.
+# First bytes of other text encodings. UTF-32 comes first, because its mark begins with that of UTF-16.
 _ENCODINGS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -40,21 +40,21 @@ _NO_RECORDS = (
     "{} is neither a list of records nor a record a line; other JSON is not learned.\n"
     "Leave it out: 'data.exclude=[*.json]'. To learn it as it is, name it .txt."
 )
-# One document: its text in pieces, to be taken before the next document is; None: a record without text.
+# One document: its text in pieces, which must be read before the next document; None means a record without text.
 Document = Iterator[str] | None
 
 
 class NotText(Exception):
-    """A file is empty or not UTF-8: what is wrong with it, after its name."""
+    """A file is empty or not UTF-8. The message is the reason, to be printed after the file's name."""
 
 
 def has_records(path: Path) -> bool:
-    """Whether the file is a table of documents, in which one field is the text."""
+    """Returns whether the file is a table of documents, with the text in one field."""
     return _ending(path) in RECORDS
 
 
 def read_documents(path: Path, field: str | None) -> Iterator[Document]:
-    """The documents of a file: its text, or the `field` of each record.
+    """Yields the documents of a file: its text, or the `field` of each record.
 
     Raises:
         NotText: the file is empty or not UTF-8; found while its pieces are taken.
@@ -72,12 +72,12 @@ def read_documents(path: Path, field: str | None) -> Iterator[Document]:
 
 
 def _ending(path: Path) -> str:
-    """The last part of the name, that of the compression left out."""
+    """Returns the last part of the name, that of the compression left out."""
     return (path.with_suffix("") if path.suffix.lower() in _OPENERS else path).suffix.lower()
 
 
 def document(value: str) -> Document:
-    """One that is a text in memory; None where nothing can be learned from it: blank, a separator within, or halves of characters."""
+    """Returns the document of a text; None if it is blank, or has a separator or lone surrogates."""
     unusable = not value.strip() or SEPARATOR in value or any("\ud800" <= character <= "\udfff" for character in value)
     return None if unusable else iter((value,))
 
@@ -105,13 +105,13 @@ def _plain(path: Path) -> Iterator[str]:
 
 
 def other_encoding(head: bytes) -> str | None:
-    """Which text a file that begins so is instead of UTF-8, and what to do; None: none that is known."""
+    """Returns the text encoding that the first bytes of a file show, and how to convert it; None means unknown."""
     name = next((name for mark, name in _ENCODINGS.items() if head.startswith(mark)), None)
     return f"is {name} text, not UTF-8. Convert it: iconv -f {name} -t UTF-8" if name else None
 
 
 def other_format(path: Path, head: bytes) -> str | None:
-    """What a file that is no UTF-8 text is instead, by its first bytes, and what to do; None: it is not known."""
+    """Returns the format of a file that is not UTF-8 text, by its first bytes, and a hint; None means unknown."""
     if encoding := other_encoding(head):
         return encoding
     packed = next((ending for mark, ending in _PACKED.items() if head.startswith(mark)), None)
@@ -125,7 +125,7 @@ def other_format(path: Path, head: bytes) -> str | None:
 
 
 def _decoded(decoder: codecs.IncrementalDecoder, chunk: bytes, position: int) -> str:
-    """The next piece; b"" ends the text. `position` is that of the chunk in the file."""
+    """Returns the next piece; b"" ends the text. `position` is that of the chunk in the file."""
     begin = position - len(decoder.getstate()[0])
     try:
         return decoder.decode(chunk, final=not chunk)
@@ -137,14 +137,14 @@ def _decoded(decoder: codecs.IncrementalDecoder, chunk: bytes, position: int) ->
 
 
 def _json(path: Path, field: str) -> Iterator[str]:
-    """The records of a list, or a record a line. Raises NotText, DataError: it is neither."""
+    """Yields the records of a JSON list, or one record per line. Raises NotText or DataError if the file is neither."""
     pieces = _plain(path)
     first = next((piece for piece in pieces if piece.strip()), "").lstrip()
     yield from _json_list(path, field, chain([first[1:]], pieces)) if first[:1] == "[" else _json_lines(path, field)
 
 
 def _json_list(path: Path, field: str, pieces: Iterator[str]) -> Iterator[str]:
-    """The records of a list that has been opened; no more than one of them and a piece are in memory."""
+    """Yields the records of a list that has been opened; no more than one of them and a piece are in memory."""
     decode, text, place, number, enough = json.JSONDecoder().raw_decode, "", 0, 0, 0
     for piece in chain(pieces, [None]):
         text, place = text[place:] + (piece or ""), 0
@@ -170,7 +170,7 @@ def _end_of(pattern: re.Pattern[str], text: str, place: int) -> int:
 
 
 def _is_cut(error: Exception, text: str) -> bool:
-    """Whether what was wrong with JSON may be that it is not whole yet."""
+    """Returns whether a JSON error may be due to an incomplete text."""
     if not isinstance(error, json.JSONDecodeError):
         return False
     return error.msg.startswith("Unterminated string") or error.pos > len(text) - MAX_ESCAPE_LENGTH
@@ -245,7 +245,7 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
 
 @contextmanager
 def _open_unpacked(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked. Raises DataError."""
+    """Opens a file and decompresses its bytes. Raises DataError."""
     opener = _OPENERS.get(path.suffix.lower())
     try:
         with ExitStack() as stack:
@@ -264,7 +264,7 @@ def _open_unpacked(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _decompression_errors() -> tuple[type[Exception], ...]:
-    """What is raised by those who unpack, an OSError without a number among it."""
+    """Returns the exceptions that decompressors raise. They include an OSError without an errno."""
     zstandard: Any = sys.modules.get("zstandard")
     return (OSError, EOFError, zlib.error, lzma.LZMAError, *((zstandard.ZstdError,) if zstandard else ()))
 
@@ -316,7 +316,7 @@ def _open_zstd(path: Path, raw: IO[bytes]) -> Any:
 
 _OPENERS: dict[str, Callable[[Path, IO[bytes]], Any]] = {
     ".gz": lambda path, raw: gzip.GzipFile(fileobj=raw),
-    ".xz": lambda path, raw: lzma.LZMAFile(raw),  # noqa: SIM115 - closed by who asks for it
+    ".xz": lambda path, raw: lzma.LZMAFile(raw),  # noqa: SIM115 - the caller closes it
     ".bz2": lambda path, raw: bz2.BZ2File(raw),
     ".zst": _open_zstd,
 }

@@ -1,18 +1,19 @@
-"""The files of a data path: which there are, and how one is opened. All data of users are listed and opened here.
+"""The files of a data path: their selection and opening. All data of users are listed and opened here.
 
 The rule, for text, images, tokens, ratings and tokenizers alike:
 
-- A data path is a file, a folder with all that lies below it, or a pattern such as logs/*.txt, in which ** matches any
+- A data path is a file, a folder with all files below it, or a pattern such as logs/*.txt, in which ** matches any
   folders. Names that begin with a dot are left out, unless the path itself or a part of the pattern begins with one.
-- A link is followed. Its own name decides of what kind the file is, and the bytes are those of its target.
-- A folder is entered once and a file counted once, whatever links and hard links lead to it (by device and inode). Of
-  several names of a folder one without links counts; of several names of a file the first in order, one with an ending
+- A link is followed. Its own name determines the kind of the file, and the bytes are those of its target.
+- A folder is entered once and a file is counted once, by device and inode, even if several links lead to it. Of several
+  names of a folder, one without links is used. Of several names of a file, the first in order is used, one with an
+  ending
   before one without. A link to a folder around the data path is not entered.
-- Outputs of moe are no data: the outputs folder of this run, and every folder that `moe_cli.files.marker` recognises.
-- `data.exclude` leaves out what its patterns match: a name at any depth, or with a slash a path below the data path.
+- Outputs of moe are not data: the outputs folder of this run, and every folder that `moe_cli.files.marker` recognises.
+- `data.exclude` leaves out matches of its patterns: a name at any depth, or with a slash a path below the data path.
 - Only regular files are read, of any size. A pipe, socket or device is refused before it is opened.
 
-What a folder has and is left out is noted, but for hidden names; what a user names and cannot be read is an error.
+Files of a folder that are left out are noted, except hidden names. An unreadable file that the user names is an error.
 """
 
 import errno
@@ -47,10 +48,10 @@ class DataFiles:
     """The files of a data path.
 
     Attributes:
-        root: the folder they lie in; of a single file, that file.
+        root: the folder of the files; for a single file, that file.
         paths: in order of their names; below `root`, links not resolved.
-        left_out: names below `root`, by the reason why they are no data.
-        idle: patterns of data.exclude that leave nothing out of their own.
+        left_out: names below `root` that are not data, by the reason.
+        idle: patterns of data.exclude without an effect of their own.
     """
 
     root: Path
@@ -60,7 +61,7 @@ class DataFiles:
 
     @property
     def notes(self) -> list[str]:
-        """A line for each reason why something is left out."""
+        """Returns a line for each reason why something is left out."""
         lines = [f"left out {reason}: {_listed(names)}" for reason, names in self.left_out.items()]
         return lines + [f"data.exclude={pattern} leaves nothing out" for pattern in self.idle]
 
@@ -72,17 +73,17 @@ def find_files(
     endings: Collection[str] | None = None,
     hint: str = "",
 ) -> DataFiles:
-    """The files of a data path, by the rule of this module.
+    """Lists the files of a data path, by the rule of this module.
 
     Args:
-        exclude: patterns of what is left out of a folder.
-        outputs: the outputs folder of this run, which may not be there yet.
-        endings: of names, in lower case, that count in a folder; None: all. A file or pattern says itself what it wants.
-        hint: what to do where a folder has no such files.
+        exclude: patterns of names to leave out of a folder.
+        outputs: the outputs folder of this run, which may not exist yet.
+        endings: endings of names in a folder, in lower case; None means all. They do not apply to a file or pattern.
+        hint: advice for a folder without such files.
 
     Raises:
-        DataError: there are none; the path is no regular file and no folder, or lies in the outputs; or it is a single
-            file and something is to be excluded.
+        DataError: there are no files; the path is neither a regular file nor a folder, or is in the outputs; or it is a
+            single file and patterns to exclude are given.
     """
     root = Path(given)
     pattern: tuple[str, ...] = ()
@@ -109,7 +110,10 @@ def find_files(
 
 
 def find_named(given: str, names: Sequence[str]) -> Path | None:
-    """The first of `names` that a folder has; None: it has none. Raises DataError: the folder or file cannot be read."""
+    """Returns the first of `names` in a folder; None if it has none.
+
+    Raises DataError if the folder or file is unreadable.
+    """
     check_readable(Path(given), f"data.path={given}")
     for name in names:
         path = Path(given, name)
@@ -120,10 +124,10 @@ def find_named(given: str, names: Sequence[str]) -> Path | None:
 
 
 def check_readable(path: Path, label: str) -> os.stat_result:
-    """Size and kind of a regular file or folder, without opening it.
+    """Returns size and kind of a regular file or folder, without opening it.
 
     Raises:
-        DataError: it does not exist, is a link that leads nowhere, or a pipe, socket or device.
+        DataError: it does not exist, or is a broken link, pipe, socket or device.
     """
     try:
         status = os.stat(path)
@@ -139,10 +143,10 @@ def check_readable(path: Path, label: str) -> os.stat_result:
 
 
 def open_file(path: Path, label: str | None = None) -> IO[bytes]:
-    """A regular file, opened for reading. It never waits, whatever has taken the place of the file.
+    """Opens a regular file for reading. The call never blocks, even if the file was replaced by a pipe or device.
 
     Raises:
-        DataError: it cannot be read, or is no regular file.
+        DataError: it cannot be read, or is not a regular file.
     """
     label = label or str(path)
     if stat.S_ISDIR(check_readable(path, label).st_mode):
@@ -156,7 +160,10 @@ def open_file(path: Path, label: str | None = None) -> IO[bytes]:
 
 
 def fingerprints(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """By what a changed file is known: its size and the time of its last change. Raises DataError: one is gone."""
+    """Returns the path, size and modification time of each file, to detect changes.
+
+    Raises DataError if a file is missing.
+    """
     try:
         return [(str(path), status.st_size, status.st_mtime_ns) for path in paths for status in (path.stat(),)]
     except OSError as error:
@@ -164,9 +171,9 @@ def fingerprints(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
 
 
 def matches(parts: Sequence[str], pattern: Sequence[str], begins: bool = False) -> bool:
-    """Whether a path matches a pattern, both in parts; with `begins`, whether a path that begins so can.
+    """Returns whether a path matches a pattern, both in parts; with `begins`, whether a path with this start can match.
 
-    ** is any number of folders. A name that begins with a dot is matched only by a part that begins with one.
+    ** matches any number of folders. A name that begins with a dot is matched only by a part that begins with one.
     """
     if not parts:
         return begins or all(part == "**" for part in pattern)
@@ -255,7 +262,7 @@ class _Walk:
                     self.found.append((name, identity))
 
     def _reason(self, name: Path, path: str, status: os.stat_result | None) -> str | None:
-        """Why a file or folder is no data; None: it is."""
+        """Returns the reason why a file or folder is not data; None means that it is."""
         if self._excluded(name):
             return EXCLUDED
         if status is None:
@@ -270,13 +277,13 @@ class _Walk:
         return AROUND if identity in self.around else None
 
     def _wants(self, name: Path) -> bool:
-        """Whether a file of this name counts."""
+        """Returns whether a file of this name is selected."""
         if not matches(name.parts, self.pattern or ("**",)):
             return False
         return self.endings is None or name.suffix.lower() in self.endings
 
     def _excluded(self, name: Path) -> bool:
-        """Whether data.exclude has a pattern for this file or folder."""
+        """Returns whether data.exclude has a pattern for this file or folder."""
         found = set()
         for text, pattern in self.exclude.items():
             below_root = "/" in text.rstrip("/")
@@ -312,7 +319,7 @@ def _identity(path: Path) -> _Identity | None:
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """Of what an entry of a folder is or links to; None: the link leads nowhere, or in a circle."""
+    """Returns the status of a folder entry or its link target; None for a broken or circular link."""
     try:
         return entry.stat()
     except OSError as error:

@@ -16,10 +16,12 @@ _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "c
 
 
 def list_hub(data: HubConfig, outputs: Path | None = None) -> CorpusSource:
-    """The data set as one source of documents, read again each time; when streamed, what is needed is fetched again each time.
+    """Returns the data set as one source of documents, which is read again each time.
+
+    Streamed data are downloaded again.
 
     Raises:
-        DataError: there is nothing, or the library is not installed.
+        DataError: the data set is empty or missing, or the library is not installed.
     """
     path = data.path or ""
     found = find_files(path, outputs=outputs) if is_local(path) else None
@@ -76,13 +78,13 @@ def _texts(data: HubConfig) -> Iterator[str]:
             yield text or ""
     except DataError:
         raise
-    except Exception as error:  # of files, of the network, of the library: each has its own
+    except Exception as error:  # files, the network and the library all raise their own errors
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"{source(data)} cannot be read: {lines[0][:300]}") from None
 
 
 def _open_split(data: HubConfig) -> Any:
-    """One split, as rows."""
+    """Opens one split, as rows."""
     datasets = _library()
     path = data.path or ""
     if is_local(path) and any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json")):
@@ -101,7 +103,7 @@ def _open_split(data: HubConfig) -> Any:
 
 
 def _reader(data: HubConfig) -> tuple[str, dict[str, Any]]:
-    """A name on the hub or a folder as they are; a single file by the reader of its kind."""
+    """Returns a name on the hub or a folder as they are; a single file by the reader of its kind."""
     path = data.path or ""
     if not is_local(path) or Path(path).is_dir():
         return path, {}

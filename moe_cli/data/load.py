@@ -16,12 +16,15 @@ from moe_cli.files.writing import guard
 from moe_cli.formatting import percent
 
 Data = Corpus | Images | Ratings
-# How much each split holds, by their names in what is known of the data.
+# The metadata keys of the size of each split.
 SIZES = tuple(f"{split}_{unit}" for split in SPLITS for unit in ("tokens", "images", "pairs"))
 
 
 def load_data(data: DataConfig, context_length: int, outputs: Path, build: bool = True) -> Data:
-    """The data of a configuration, built in outputs/.cache if they are not there; see `load_corpus`. Raises DataError."""
+    """Returns the data of a configuration, built in outputs/.cache if they are not there; see `load_corpus`.
+
+    Raises DataError.
+    """
     cache = guard(outputs) / ".cache"
     if isinstance(data, ImageData):
         return load_images(data, cache / "images", outputs)
@@ -31,7 +34,7 @@ def load_data(data: DataConfig, context_length: int, outputs: Path, build: bool 
 
 
 def with_test_split(data: Data) -> Data:
-    """The same data, where models are judged by the test split. Raises DataError: there is none."""
+    """Returns the same data with the test split for evaluation. Raises DataError if no test split exists."""
     unit = next(unit for unit in ("tokens", "images", "pairs") if f"train_{unit}" in data.meta)
     if not data.meta[f"test_{unit}"]:
         ask = "data.test_fold=1" if isinstance(data, Ratings) else "data.test_fraction=0.1"
@@ -40,10 +43,10 @@ def with_test_split(data: Data) -> Data:
 
 
 def changed_aspect(recorded: Any, data: Data) -> str | None:
-    """What is not as it was, though the text is: the tokenizer or the split; None: nothing that is known.
+    """Returns `tokenizer` or `split` if it has changed while the text has not; None means no known change.
 
     Args:
-        recorded: what meta.json says of the data.
+        recorded: the record of the data in meta.json.
     """
     if not isinstance(recorded, dict):
         return None
@@ -54,7 +57,7 @@ def changed_aspect(recorded: Any, data: Data) -> str | None:
 
 
 def describe(data: Data) -> str:
-    """One line: python corpus, 12.4 MB, bytes."""
+    """Returns one line: python corpus, 12.4 MB, bytes."""
     if isinstance(data, Images):
         return describe_images(data)
     return describe_ratings(data) if isinstance(data, Ratings) else describe_corpus(data)

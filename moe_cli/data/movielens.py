@@ -29,7 +29,7 @@ MAX_RATING = 1e6
 
 
 def find_ratings(data: MovieLensConfig) -> Path:
-    """The file of ratings. Raises DataError: there is none."""
+    """Returns the file of ratings. Raises DataError if there is none."""
     given = data.path or ""
     check_readable(Path(given), f"data.path={given}")
     path = find_named(given, list(DELIMITERS)) if os.path.isdir(given) else Path(given)
@@ -41,10 +41,10 @@ def find_ratings(data: MovieLensConfig) -> Path:
 
 
 def read_movielens(data: MovieLensConfig) -> Interactions:
-    """The ratings of a file, users and items numbered as they come.
+    """Reads the ratings of a file. Users and items are numbered in order of appearance.
 
     Raises:
-        DataError: there is no file, a line is no rating, or there are not two users and two items.
+        DataError: the file is missing, a line is not a rating, or there are fewer than two users or two items.
     """
     path = find_ratings(data)
     users: dict[str, int] = {}
@@ -68,7 +68,7 @@ def read_movielens(data: MovieLensConfig) -> Interactions:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, float]]:
-    """User, item and rating of every line that is not empty. Raises DataError: a line is none such."""
+    """Yields user, item and rating of every line that is not empty. Raises DataError for a line in another format."""
     delimiter = DELIMITERS[path.name]
     try:
         with open_file(path) as head:

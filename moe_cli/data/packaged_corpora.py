@@ -88,7 +88,7 @@ def _tiny_shakespeare() -> CorpusSource:
 
 
 def _speeches(plays: Sequence[Path]) -> Iterator[Document]:
-    """One document: who speaks, a colon, what is said, a blank line; neither headings nor stage directions."""
+    """Yields one document: the speaker, a colon, the speech, a blank line; without headings and stage directions."""
     yield (f"{name.capitalize()}:\n{said}\n\n"
            for path in plays for document in read_documents(path, None) if document is not None
            for name, said in _speeches_of("".join(document)))  # fmt: skip
@@ -109,7 +109,7 @@ def _bible(name: str) -> CorpusSource:
 
 
 def _books(path: Path) -> Iterator[Document]:
-    """A document for each book: a line for each verse, a blank line between chapters."""
+    """Yields a document for each book: a line for each verse, a blank line between chapters."""
     try:
         # immutable: nothing is written next to it either, where another program might.
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
@@ -162,7 +162,7 @@ _MIX_SOURCES: dict[str, Callable[[], CorpusSource]] = {
 
 
 def _package(package: str, name: str, pattern: str) -> tuple[str, list[Path]]:
-    """The version of a package, and its files of a pattern. Raises NotInstalled."""
+    """Returns the version of a package, and its files of a pattern. Raises NotInstalled."""
     try:
         distribution = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
@@ -174,7 +174,7 @@ def _package(package: str, name: str, pattern: str) -> tuple[str, list[Path]]:
 
 
 def _inside(root: Path, suffixes: Sequence[str]) -> Iterator[Path]:
-    """The names of files in a folder that belong to a corpus."""
+    """Yields the names of files in a folder that belong to a corpus."""
     for path in root.rglob("*"):
         name = path.relative_to(root)
         if path.suffix in suffixes and not _NOT_CORPUS & set(name.parts):

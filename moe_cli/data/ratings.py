@@ -1,6 +1,6 @@
-"""Ratings and clicks of users on items -> Ratings: splits of pairs, and what is known of them.
+"""Ratings and clicks of users on items -> Ratings: splits of pairs, with metadata.
 
-N pairs; users have the rows from 0, items the rows behind them.
+N pairs; users have the rows from 0, items the rows after them.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ ITEM_PRIOR, USER_PRIOR = 25, 10
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows of user and item [N, 2], what was given [N], and whether there was a click [N]."""
+    """Rows of user and item [N, 2], ratings [N], and clicks [N]."""
 
     rows: NDArray[np.int64]
     ratings: NDArray[np.float64]
@@ -48,10 +48,10 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Ratings:
-    """Splits in files of a folder, and what is known of them.
+    """Splits in files of a folder, with metadata.
 
     Attributes:
-        judged: what models are judged by, `val` or `test`.
+        eval_split: the split for evaluation, `val` or `test`.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class Ratings:
 
     @cached_property
     def val(self) -> Pairs:
-        """The validation split; or the test split where models are judged by that."""
+        """Returns the validation split; or the test split where models are judged by that."""
         return self._split(self.eval_split)
 
     @cached_property
@@ -76,10 +76,10 @@ class Ratings:
 
 
 def load_ratings(data: RatingData, cache: Path) -> Ratings:
-    """The ratings of a configuration, from the cache if their source is unchanged.
+    """Loads the ratings of a configuration, from the cache if their source is unchanged.
 
     Raises:
-        DataError: a file is missing, or is not what it should be; or there is nothing to be learned from it.
+        DataError: a file is missing or invalid; or a split is unusable for training or evaluation.
     """
     folder = cache / f"{data.name}-{_key(data)}"
     meta = built(folder, "ratings", _META)
@@ -143,7 +143,7 @@ def held_out_fold(number: int, fold: int, num_folds: int) -> NDArray[np.bool_]:
 
 
 def _check_split(pairs: Pairs, split: str, source: str) -> None:
-    """Raises DataError when there is nothing to be learned from a split, or judged by it."""
+    """Raises DataError if a split is unusable for training or evaluation."""
     if len(pairs) < 2:
         raise DataError(f"{source} leaves {len(pairs)} ratings for {SPLIT_LABELS[split]}. Give more ratings.")
     if split == "train" and pairs.ratings.std() == 0:
@@ -159,10 +159,11 @@ def _check_split(pairs: Pairs, split: str, source: str) -> None:
 def rating_baselines(
     train: Pairs, val: Pairs, interactions: Interactions, held_out: NDArray[np.bool_]
 ) -> dict[str, float]:
-    """What a model is held against on the validation pairs.
+    """Computes the baselines of a model on the validation pairs.
 
-    mean_rmse, biases_rmse: of the mean rating, and of it with what the user and the item add (`biases`).
-    best_rmse, best_auc: of the rule that the data were made by, which no model can beat but by luck; where it is known.
+    mean_rmse is the error of the mean rating. biases_rmse adds the biases of the user and the item (`biases`).
+    best_rmse and best_auc are those of the rule that generated the data, where it is known. A model can beat them only
+    by chance.
     """
     known = {
         "mean_rmse": rmse(val.ratings - train.ratings.mean()),
@@ -175,12 +176,12 @@ def rating_baselines(
 
 
 def rmse(errors: NDArray[np.float64]) -> float:
-    """The root of the mean square."""
+    """Returns the root of the mean square."""
     return float(np.sqrt(np.mean(errors**2)))
 
 
 def biases(train: Pairs, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The rating of pairs by mean + item's bias + user's bias, each a mean drawn towards 0 (Koren, TKDD 2010, section 2.1)."""
+    """Predicts ratings by mean + item bias + user bias, both shrunk to 0 (Koren, TKDD 2010, section 2.1)."""
     mean = train.ratings.mean()
     rest, guess = train.ratings - mean, np.full(len(rows), mean)
     for column, prior in ((1, ITEM_PRIOR), (0, USER_PRIOR)):
@@ -191,7 +192,7 @@ def biases(train: Pairs, rows: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def auc(scores: NDArray[np.float64], clicks: NDArray[np.bool_]) -> float:
-    """How often a pair with a click has a higher score than one without; equal scores count half (Mann and Whitney)."""
+    """Computes the probability that a click's score exceeds that of no click; ties count half (Mann and Whitney)."""
     _, place, number = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(number) - (number - 1) / 2)[place]
     positives = int(clicks.sum())
@@ -200,6 +201,6 @@ def auc(scores: NDArray[np.float64], clicks: NDArray[np.bool_]) -> float:
 
 
 def describe_ratings(ratings: Ratings) -> str:
-    """One line: ratings, 100,000 pairs of 1,000 users and 500 items."""
+    """Returns one line: ratings, 100,000 pairs of 1,000 users and 500 items."""
     meta = ratings.meta
     return f"{meta['name']}, {meta['num_documents']:,} pairs of {meta['users']:,} users and {meta['items']:,} items"

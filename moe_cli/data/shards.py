@@ -1,7 +1,6 @@
 """The tokens of a split: one or more files, memory-mapped, read and written as one sequence.
 
-Files follow each other without a seam: what is read may begin in one and end in another, so that nothing is lost where
-a file ends. Positions are 64-bit.
+A slice may begin in one file and end in another, so that no tokens are lost at the end of a file. Positions are 64-bit.
 """
 
 import mmap
@@ -26,7 +25,7 @@ MAX_OPEN = 128
 BLOCK_TOKENS = 2**20
 # Splits of this many tokens may not stay in memory: single windows of them are read.
 LARGE_SPLIT_TOKENS = 2**28
-# Tokens in one file of those that are built here.
+# Tokens per file of a built corpus.
 SHARD_TOKENS = 2**28
 
 
@@ -49,7 +48,7 @@ class _Mapped:
 class Tokens:
     """Tokens of several shards as one read-only sequence, taken in slices; those within a shard are no copies.
 
-    With `random_access`, the system reads no more than it is asked for, instead of what stands around it.
+    With `random_access`, the system reads only the requested pages, without readahead.
     """
 
     def __init__(
@@ -98,13 +97,13 @@ class Tokens:
         return list(self)
 
     def locate(self, place: int) -> tuple[Path, int]:
-        """The file that holds the token at `place`, and the byte where it begins there."""
+        """Returns the file that holds the token at `place`, and the byte where it begins there."""
         ((number, first, _),) = self._slices_in(place, place + 1)
         shard = self.shards[number]
         return shard.path, shard.first_byte + first * self.dtype.itemsize
 
     def prefetch(self, start: int, stop: int) -> None:
-        """Lets the system read these tokens from the disk, while the caller goes on."""
+        """Makes the system read these tokens from disk in the background."""
         for number, first, last in self._slices_in(start, stop):
             mapped, first_byte = self._checked_map(number), self.shards[number].first_byte
             begin = (first_byte + first * self.dtype.itemsize) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -116,7 +115,7 @@ class Tokens:
             mapped.file.madvise(mmap.MADV_DONTNEED)
 
     def _slices_in(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """The shards that tokens lie in, each with the part of it."""
+        """Yields the shards that tokens lie in, each with the part of it."""
         number = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
             end, size = int(self._ends[number]), self.shards[number].num_tokens
@@ -125,7 +124,7 @@ class Tokens:
             start, number = last, number + 1
 
     def _checked_map(self, number: int) -> _Mapped:
-        """A mapped shard. Its size is looked at each time: to read behind the end of a file kills a process."""
+        """Returns a mapped shard. Its size is looked at each time: to read behind the end of a file kills a process."""
         mapped = self._mapped(number)
         if mapped.file.size() < mapped.num_bytes:
             raise _truncated_error(self.shards[number].path, mapped.file.size(), mapped.num_bytes)
@@ -159,7 +158,7 @@ def _truncated_error(path: Path, num_bytes: int, wanted: int) -> DataError:
 
 
 def slice_shards(shards: Sequence[Shard], start: int, stop: int, itemsize: int) -> list[Shard]:
-    """The tokens from `start` to `stop` of shards that follow each other."""
+    """Returns the tokens from `start` to `stop` of shards that follow each other."""
     parts, passed = [], 0
     for shard in shards:
         first, last = max(start - passed, 0), min(stop - passed, shard.num_tokens)

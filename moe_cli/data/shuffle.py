@@ -1,4 +1,4 @@
-"""In which order the windows of an epoch come: a shuffle that the seed and the epoch decide."""
+"""The order of the windows of an epoch: a shuffle determined by the seed and the epoch."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -44,7 +44,7 @@ class FeistelPermutation:
 
 
 def _mix(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014), on values set apart by a key."""
+    """Returns the finaliser of splitmix64 (Steele, Lea and Flood, 2014), on values set apart by a key."""
     values = values * np.uint64(0x9E3779B97F4A7C15) + key
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -53,14 +53,14 @@ def _mix(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """Where the first window of an epoch begins in the text, and which window stands at which place."""
+    """The offset of the first window of an epoch in the text, and the permutation of the windows."""
 
     offset: int
     windows: NDArray[np.int64] | FeistelPermutation
 
 
 def epoch_order(seed: int, epoch: int, num_windows: int, max_offset: int) -> EpochOrder:
-    """The order of an epoch, its offset below `max_offset`; the same for the same arguments, and unlike that of others."""
+    """Returns the order of an epoch, with an offset below `max_offset`; a pure function of its arguments."""
     generator = np.random.default_rng((seed, epoch))
     offset = int(generator.integers(max_offset))
     if num_windows <= MAX_IN_MEMORY:
@@ -76,7 +76,7 @@ class ExampleOrder:
         self._order = lru_cache(maxsize=2)(lambda epoch: epoch_order(seed, epoch, num_examples, 1).windows)
 
     def batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> NDArray[np.int64]:
-        """The examples of the `part`-th of `parts` equal parts of the `index`-th batch of `size`."""
+        """Returns the examples of the `part`-th of `parts` equal parts of the `index`-th batch of `size`."""
         share = size // parts
         first = index * size + part * share
         epochs, places = np.divmod(np.arange(first, first + share), self.num_examples)
@@ -84,6 +84,6 @@ class ExampleOrder:
 
 
 def evenly_spaced(total: int, wanted: int | None) -> NDArray[np.int64]:
-    """Returns `wanted` of `total` examples, at least one, from the first to the last; None: all, in order."""
+    """Returns `wanted` of `total` examples, at least one, evenly spaced from first to last; None means all."""
     number = total if wanted is None else max(1, min(total, wanted))
     return np.linspace(0, total - 1, number).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Which parts of a corpus are held out: for validation, and for a test where one is asked for."""
+"""Splits of a corpus: training, validation, and a test split if one is requested."""
 
 import math
 import re
@@ -13,15 +13,15 @@ from moe_cli.config.data import DataConfig
 from moe_cli.config.settings import default_of
 from moe_cli.errors import DataError
 
-# The splits, and what each is for.
+# The splits, and their purpose in messages.
 SPLIT_LABELS = {"train": "training", "val": "validation", "test": "a test"}
 SPLITS = tuple(SPLIT_LABELS)
 TRAIN, VAL, TEST = range(3)
-# No document is more than this share of a held-out split that holds whole documents, if there are smaller ones.
+# The largest fraction of a held-out split of whole documents that one document may have, if smaller ones exist.
 MAX_DOCUMENT_FRACTION = 1 / 8
-# Up to this many domains, each is represented in what is held out.
+# Up to this many domains, each domain is represented in the held-out splits.
 MAX_DOMAINS = 8
-# Between texts of two splits in one document, so that no training context reaches into what is held out.
+# Gap between the splits in one document, so that no training context overlaps held-out text.
 GAP_TOKENS = 1024
 _NAMES = [re.compile(rf"(?<![a-z])({words})(?![a-z])")
           for words in ("train|training|trainset", "val|valid|validation|valset|dev|devset", "test|testing|testset")]  # fmt: skip
@@ -29,13 +29,13 @@ _NAMES = [re.compile(rf"(?<![a-z])({words})(?![a-z])")
 
 @dataclass(frozen=True)
 class Split:
-    """Which documents of a corpus are held out, and where the text of the others is cut if they do not come near to a share.
+    """The held-out documents of a corpus, or the cuts of its text if whole documents do not come near the fraction.
 
     Attributes:
-        parts: of each document TRAIN, VAL or TEST.
-        cut: from where to where each of SPLITS goes in the text of the TRAIN documents, in units of `sizes`; None: they are all
-            learned from.
-        lengths: of each of SPLITS, in the same units.
+        parts: TRAIN, VAL or TEST for each document.
+        cut: the start and end of each of SPLITS in the text of the TRAIN documents, in units of `sizes`. None means
+            that all of this text is trained on.
+        lengths: the length of each of SPLITS, in the same units.
     """
 
     parts: NDArray[np.int64]
@@ -44,7 +44,7 @@ class Split:
 
 
 def split_from_name(*names: str) -> int | None:
-    """TRAIN, VAL or TEST where a name says so, as a word of its own: train, wiki.valid.tokens, my-test-set; the last that does."""
+    """Returns TRAIN, VAL or TEST if a name has such a word: train, wiki.valid.tokens, my-test-set; the last counts."""
     for name in reversed(names):
         found = [part for part, pattern in enumerate(_NAMES) if pattern.search(name.lower())]
         if found:
@@ -53,7 +53,7 @@ def split_from_name(*names: str) -> int | None:
 
 
 def splits_by_name(names: Sequence[Path]) -> list[int] | None:
-    """The split of each file where the first part of every name says one, and both training and another are there."""
+    """Returns the split of each file if the first part of every name gives one, for training and another split."""
     found = [split_from_name(name.parts[0]) for name in names]
     if None in found or TRAIN not in found or set(found) == {TRAIN}:
         return None
@@ -72,14 +72,14 @@ def ignored_split_names(names: Sequence[Path]) -> str | None:
 
 
 def check_shares(data: DataConfig, parts: Collection[int], where: str) -> None:
-    """Refuses a share to hold out that has no effect, because the names of files say what is held out.
+    """Raises DataError for a fraction to hold out that has no effect because file names give the held-out splits.
 
     Args:
-        parts: VAL, TEST: what the names say.
+        parts: VAL, TEST: the splits that names give.
         where: the data as the user gave them.
 
     Raises:
-        DataError: the share of one of these parts is not the default.
+        DataError: the fraction of one of these parts is not the default.
     """
     for part, key in ((VAL, "val_fraction"), (TEST, "test_fraction")):
         share = getattr(data, key)
@@ -97,13 +97,15 @@ def split_documents(
     test_fraction: float = 0.0,
     given: Sequence[int] | None = None,
 ) -> Split:
-    """Whole documents when they come near to the shares wanted; else the text that is left is cut at the shares, with gaps.
+    """Holds out whole documents if they come near the fractions; else cuts the text at the fractions, with gaps.
 
     The test split is chosen first, as if there were no validation.
 
     Args:
-        domains: of each document, where there are a handful: the shares are then taken of each that has enough documents.
-        given: the split that each document belongs to; of those for training the share for validation is held out if none is.
+        domains: the domain of each document, if domains are few: the fractions are then applied to each domain that has
+            enough documents.
+        given: the split of each document; if none is for validation, that fraction of the training documents is held
+            out.
     """
     parts = np.full(len(sizes), TRAIN) if given is None else np.array(given)
     val_fraction /= 1 - test_fraction
@@ -140,17 +142,17 @@ def _cut_text(total: int, val_fraction: float, test_fraction: float) -> tuple[tu
 
 
 def cut_with_gap(num_tokens: int, fraction: float, most: int | None = None) -> tuple[int, int]:
-    """Returns where the text before ends, and where the held-out part, of at most `most` tokens, begins."""
+    """Returns the end of the text before the gap, and the start of the held-out part of at most `most` tokens."""
     cut = int(num_tokens * (1 - fraction))
     cut = cut if most is None else max(cut, num_tokens - most)
     return cut - min(GAP_TOKENS, cut // 100), cut
 
 
 def choose_held_out(sizes: Sequence[int], fraction: float) -> set[int]:
-    """Which documents of these sizes are held out; none if whole ones do not come near to the share.
+    """Returns the indices of the held-out documents; empty if whole documents do not come near the fraction.
 
-    From the last on, those that are small compared with the share wanted, so that no single document decides how a model is
-    judged; if that does not do, whatever comes last.
+    Documents are taken from the end. Documents that are large compared with the fraction are skipped first, so that no
+    single document dominates the evaluation. If the small ones do not suffice, documents of any size are taken.
     """
     wanted = fraction * sum(sizes)
     for largest in (MAX_DOCUMENT_FRACTION * wanted, math.inf):

@@ -18,11 +18,12 @@ MEAN, CLICK_MEAN, CLICK_STD = 3.5, -0.5, 2.0
 
 @dataclass(frozen=True)
 class Interactions:
-    """Who met what, and what came of it.
+    """User-item interactions with ratings and clicks.
 
     Attributes:
-        users, items: numbers from 0, each with their kind; an item of number i is named `item_names[i]`.
-        expected, chances: what the rating is on average, and how likely the click is; None where only nature knows.
+        users, items: indices from 0, each in its own range; `item_names[i]` is the name of item i.
+        expected, click_probability: the mean of the rating and the probability of the click under the rule that
+            generated the data; None means that the rule is unknown.
     """
 
     users: NDArray[np.int64]
@@ -37,8 +38,10 @@ class Interactions:
 
 
 def generate_interactions(data: SyntheticRatingsConfig) -> Interactions:
-    """Every user and every item is of a hidden cluster. With a table A of C x C standard normal numbers, and B another of
-    which each entry has correlation `task_correlation` with A's:
+    """Generates ratings and clicks of users and items with hidden clusters.
+
+    A is a table of C x C standard normal numbers. B is another; each entry has correlation `task_correlation`
+    with A's:
 
     - rating = MEAN + user + item + CLUSTER_STD A[cluster of user, cluster of item] + `noise` N(0, 1)
     - click with probability sigmoid(CLICK_MEAN + CLICK_STD B[cluster of user, cluster of item])

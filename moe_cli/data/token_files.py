@@ -26,13 +26,14 @@ from moe_cli.data.splits import (
 )
 from moe_cli.errors import DataError
 
-# 256 int32: a number that says which tokens follow, the version, how many tokens. Of GPT-2's, uint16; of Llama 3's, uint32.
+# 256 int32: a magic number of the token format, the version, the number of tokens. GPT-2's tokens are uint16, Llama 3's
+# uint32.
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 MAGIC = {20240520: "uint16", 20240801: "uint32"}
 VERSION = 1
 NPY_MAGIC = b"\x93NUMPY"
-# How headers are called in what is said of a corpus.
+# Names of headers in the description of a corpus.
 LLM_C, NPY = "llm.c header", "numpy header"
 # What a folder is searched for, and files that hold tokens, but not in place.
 ENDINGS = (".bin", ".npy")
@@ -42,13 +43,14 @@ MAX_HASH_BLOCKS, BLOCK_BYTES = 1024, 2**16
 
 
 def describe_ready(data: TokenFilesConfig, outputs: Path | None = None) -> dict[str, Any]:
-    """What is known of token files without reading them all; as the meta.json of corpora that are built.
+    """Returns the metadata of token files without reading all of them, in the format of the meta.json of built corpora.
 
-    The hash is of the length of each split and of blocks spread evenly over it, wherever one file ends and the next
-    begins: other tokens and another length are noticed, a change between two blocks is not.
+    The hash covers the length of each split and blocks spread evenly over it. It does not depend on where one file ends
+    and the next begins. It detects other tokens and another length, but not a change between two blocks.
 
     Raises:
-        DataError: there are none; one is no such file; a token in those blocks is beyond the vocabulary.
+        DataError: there are no token files; a file is not a token file; a token in these blocks is outside the
+            vocabulary.
     """
     listed = find_files(data.path or "", data.exclude, outputs, ENDINGS, hint="For text: data=text")
     files = listed.paths
@@ -101,7 +103,7 @@ class _Content:
     """The tokens of a file.
 
     Attributes:
-        header: LLM_C, NPY, or None: the file has none.
+        header: LLM_C or NPY; None means no header.
     """
 
     shard: Shard
@@ -109,7 +111,7 @@ class _Content:
 
 
 def _content(data: TokenFilesConfig, path: Path) -> _Content:
-    """The tokens of a file, by its header if it has one. Raises DataError."""
+    """Returns the tokens of a file, by its header if it has one. Raises DataError."""
     if path.suffix.lower() in PACKED:
         raise DataError(f"{path} is packed, and token files are read in place. Unpack it.")
     with open_file(path) as file:
@@ -129,7 +131,7 @@ def _content(data: TokenFilesConfig, path: Path) -> _Content:
 
 
 def _npy_content(data: TokenFilesConfig, path: Path, file: IO[bytes], size: int) -> _Content:
-    """The tokens of a file that numpy.save wrote."""
+    """Returns the tokens of a file that numpy.save wrote."""
     file.seek(0)
     try:
         version = np.lib.format.read_magic(file)
@@ -157,7 +159,7 @@ def _check_dtype(data: TokenFilesConfig, path: Path, dtype: str, header: str) ->
 
 
 def _shard(data: TokenFilesConfig, path: Path, first_byte: int, size: int, num_tokens: int | None) -> Shard:
-    """The tokens behind a header that says how many there are; None: there is no header."""
+    """Returns the tokens after a header, which gives `num_tokens`; None means no header."""
     width = np.dtype(data.dtype).itemsize
     if num_tokens is None and size % width:
         raise DataError(
@@ -174,10 +176,10 @@ def _shard(data: TokenFilesConfig, path: Path, first_byte: int, size: int, num_t
 
 
 def _split(data: TokenFilesConfig, train: list[Shard], val: list[Shard], test: list[Shard]) -> tuple[list[Shard], ...]:
-    """The splits: what files hold out, at most data.val_tokens of each, else the share at the end of what is for training.
+    """Returns the splits: held-out files, at most data.val_tokens of each, else a fraction of the training tokens' end.
 
     Raises:
-        DataError: a share to hold out has no effect.
+        DataError: a fraction to hold out has no effect.
     """
     check_shares(data, {part for part, files in ((VAL, val), (TEST, test)) if files}, source(data))
     width = np.dtype(data.dtype).itemsize

@@ -1,7 +1,7 @@
-"""Guards against a tokenizer.json that hangs or fills the memory: it comes from others, and holds patterns and replacements.
+"""Protection against an untrusted tokenizer.json whose patterns or replacements hang or exhaust the memory.
 
-Three checks, each for what the one before it cannot see: `hazard` reads the file, `tokenizer_probe` encodes short texts that
-are hard for its patterns, and `EncodingTime` bounds the time of all texts that are encoded.
+Three checks complement each other: `hazard` reads the file, `tokenizer_probe` encodes short texts that are hard for its
+patterns, and `EncodingTime` bounds the time of all texts that are encoded.
 """
 
 import os
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def tokenizers_library() -> Any:
-    """The library `tokenizers`. Raises DataError: it is not installed."""
+    """Returns the library `tokenizers`. Raises DataError if it is not installed."""
     try:
         import tokenizers
     except ImportError:
@@ -42,7 +42,7 @@ def tokenizers_library() -> Any:
 
 
 def hazard(content: dict[str, Any]) -> str | None:
-    """Why a tokenizer may not be used, None if nothing speaks against it."""
+    """Returns the reason why a tokenizer may not be used; None if it may."""
     for pattern in patterns_in(content):
         if len(pattern) > MAX_PATTERN:
             return f"it has a pattern of {len(pattern):,} characters"
@@ -55,7 +55,7 @@ def hazard(content: dict[str, Any]) -> str | None:
 
 
 def has_nested_repetition(pattern: str) -> bool:
-    """Whether a group that is repeated holds what is repeated without bound: on some texts such patterns never end."""
+    """Returns whether a repeated group contains an unbounded repetition: such patterns never end on some texts."""
     bare, before = _ATOMS.sub("x", pattern), ""
     while bare != before:
         if _NESTED.search(bare):
@@ -70,7 +70,7 @@ def has_nested_repetition(pattern: str) -> bool:
 
 
 def patterns_in(value: Any) -> Iterator[str]:
-    """Every regular expression of a tokenizer; the vocabulary, which is large, holds none."""
+    """Yields every regular expression of a tokenizer. The vocabulary, which is large, has none and is skipped."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key == "Regex" and isinstance(item, str):
@@ -84,7 +84,7 @@ def patterns_in(value: Any) -> Iterator[str]:
 
 
 def _growth(value: Any) -> float:
-    """How many times longer a text may become by the replacements of a part, one after the other."""
+    """Returns the factor by which the replacements of a part, applied in sequence, may lengthen a text."""
     if isinstance(value, list):
         product = 1.0
         for item in value:
@@ -115,7 +115,7 @@ class _Caller(Thread):
             function, answer = self.calls.get()
             try:
                 answer.put((function(), None))
-            except BaseException as error:  # it is raised where the call was asked for
+            except BaseException as error:  # it is raised in the calling thread
                 answer.put((None, error))
 
 
@@ -125,10 +125,10 @@ def _caller() -> _Caller:
 
 
 def call_with_limit(function: Callable[[], T], seconds: float) -> T:
-    """Returns what the function returns. It has to release the GIL while it computes, and goes on after the limit.
+    """Returns the result of the function. It must release the GIL while it computes, and continues after the limit.
 
     Raises:
-        TimeoutError: it takes longer. The thread that it keeps busy is left to itself.
+        TimeoutError: it takes longer. Its thread is abandoned.
     """
     if not _caller().is_alive():  # in a forked process, which has the threads of its parent by name only
         _caller.cache_clear()
@@ -152,11 +152,11 @@ class EncodingTime:
         self.characters = 0
 
     def call(self, function: Callable[[], T], num_characters: int) -> T:
-        """Returns what a function that encodes a text returns. Raises TimeoutError: the tokenizer is too slow."""
+        """Returns the result of a function that encodes a text. Raises TimeoutError if the tokenizer is too slow."""
         self.characters += num_characters
         left = START_SECONDS + self.characters / MIN_CHARACTERS_PER_SECOND - self.seconds
         started = time.monotonic()
-        # A thread costs 20 us, as much as a short text. Without one, what is over is noticed at the next text.
+        # A thread costs 20 us, as much as a short text. Without one, an exceeded limit is noticed at the next text.
         direct = left > 0 and num_characters <= MAX_DIRECT
         result = function() if direct else call_with_limit(function, left)
         self.seconds += time.monotonic() - started
@@ -165,7 +165,7 @@ class EncodingTime:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it nothing reaches standard error, where the library prints pages when it panics."""
+    """Suppresses standard error, where the library prints pages when it panics."""
     sys.stderr.flush()
     try:
         kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)

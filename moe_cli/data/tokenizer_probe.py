@@ -56,7 +56,7 @@ def main() -> int:
     for hard in hard_texts(list(patterns_in(json.loads(text)))):
         try:
             tokenizer.encode_batch_fast([hard], add_special_tokens=False)
-        except BaseException as error:  # what panics in the library is no Exception
+        except BaseException as error:  # a panic in the library is not an Exception
             if RETRY_LIMIT in str(error):
                 return TOO_MANY_STEPS
     return 0

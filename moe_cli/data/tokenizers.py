@@ -27,7 +27,7 @@ class ByteTokenizer:
         return 0
 
     def encode(self, text: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
-        """The tokens of the bytes from `start` to `stop`."""
+        """Returns the tokens of the bytes from `start` to `stop`."""
         return np.frombuffer(text.encode(), dtype=np.uint8)[start:stop]
 
     def to_bytes(self, ids: Iterable[int]) -> bytes:
@@ -59,7 +59,10 @@ class CharTokenizer:
         return self.alphabet.index(SEPARATOR)
 
     def encode(self, text: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Those of the characters from `start` to `stop`. Raises DataError for one the corpus does not have."""
+        """Returns the ids of the characters from `start` to `stop`.
+
+        Raises DataError for a character not in the corpus.
+        """
         points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)[start:stop]
         ids = self._ids[np.minimum(points, len(self._ids) - 1)]
         strange = np.flatnonzero(ids < 0)
@@ -81,7 +84,7 @@ class CharTokenizer:
 
     @cached_property
     def _ids(self) -> NDArray[np.int32]:
-        """The id of each code point up to the largest known one, and of one more; -1 where there is none."""
+        """Returns the id of each code point up to the largest known one, and of one more; -1 means no id."""
         ids = np.full(int(self._points.max(initial=0)) + 2, -1, np.int32)
         ids[self._points] = np.arange(len(self.alphabet))
         return ids
@@ -97,12 +100,12 @@ Tokenizer = ByteTokenizer | CharTokenizer | SubwordTokenizer
 
 
 def make_tokenizer(name: str, alphabet: Iterable[str]) -> ByteTokenizer | CharTokenizer:
-    """That of `data.tokenizer=bytes`, or `chars` with the characters of a corpus."""
+    """Returns the tokenizer of `data.tokenizer=bytes`, or `chars` with the characters of a corpus."""
     return ByteTokenizer() if name == "bytes" else CharTokenizer("".join(sorted(set().union(*alphabet))))
 
 
 def load_tokenizer(content: dict[str, Any]) -> Tokenizer:
-    """The inverse of `to_dict`."""
+    """Returns the inverse of `to_dict`."""
     if "json" in content:
         return SubwordTokenizer(**content)
     return ByteTokenizer() if content["name"] == "bytes" else CharTokenizer(content["alphabet"])

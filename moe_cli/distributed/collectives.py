@@ -43,7 +43,7 @@ def destroy_process_group() -> None:
 
 
 def world_size() -> int:
-    """N; 1 for a program that did not `init_process_group`, whatever else it does with torch.distributed."""
+    """Returns N; 1 for a program that did not call `init_process_group`, even if it uses torch.distributed."""
     return dist.get_world_size() if _started else 1
 
 
@@ -75,7 +75,7 @@ def all_reduce_max(value: float) -> float:
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum over processes; without a gradient."""
+    """Returns the sum over processes; without a gradient."""
     if world_size() == 1:
         return values
     values = values.detach().clone()
@@ -84,7 +84,7 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def all_reduce_mean(values: Tensor) -> Tensor:
-    """The mean over processes. Its gradient is right where gradients are averaged over processes afterwards.
+    """Returns the mean over processes. Its gradient is right where gradients are averaged over processes afterwards.
 
     For L(m) with m = (1/N) sum_r x_r, process r gives dL/dm * dx_r/dw, and the mean of that over processes is dL/dw.
     """
@@ -102,7 +102,7 @@ class _Mean(torch.autograd.Function):
 
 
 def all_gather_rows(values: Shaped[Tensor, "T D"]) -> Shaped[Tensor, "R D"]:
-    """The rows of all processes, one process after the other; without a gradient."""
+    """Returns the rows of all processes, one process after the other; without a gradient."""
     if world_size() == 1:
         return values
     values = values.detach().contiguous()
@@ -145,7 +145,7 @@ class ExpertGroup:
         return stacked.chunk(self.size)[self.rank]
 
     def gather(self, stacked: Tensor) -> Tensor:
-        """The tensor [E, ...] of all experts, put together from the parts."""
+        """Returns the tensor [E, ...] of all experts, put together from the parts."""
         stacked = stacked.contiguous()
         whole = stacked.new_empty(self.size, *stacked.shape)
         dist.all_gather(list(whole), stacked, group=self.group)

@@ -18,27 +18,27 @@ POLL_SECONDS = 0.1
 
 
 def is_distributed() -> bool:
-    """True if a launcher (torchrun, or `launch`) started this process together with others."""
+    """Returns True if a launcher (torchrun, or `launch`) started this process together with others."""
     return world_size() > 1
 
 
 def rank() -> int:
-    """Rank of this process; rank 0 prints and writes the run's files."""
+    """Returns the rank of this process; rank 0 prints and writes the run's files."""
     return int(os.environ.get("RANK", "0")) if is_distributed() else 0
 
 
 def world_size() -> int:
-    """Number of processes on all machines."""
+    """Returns the number of processes on all machines."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """Rank among the processes of this machine."""
+    """Returns the rank among the processes of this machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) if is_distributed() else 0
 
 
 def job_id() -> str | None:
-    """Name shared by the processes of one launch, restarted ones included."""
+    """Returns the name shared by the processes of one launch, restarted ones included."""
     if not is_distributed():
         return None
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
@@ -46,17 +46,17 @@ def job_id() -> str | None:
 
 
 def is_restart() -> bool:
-    """True if this process replaces one that died."""
+    """Returns True if this process replaces one that died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def launched_by_moe() -> bool:
-    """True if `launch` started this process and reports its death."""
+    """Returns True if `launch` started this process and reports its death."""
     return "MOE_LAUNCH" in os.environ
 
 
 def local_processes() -> int:
-    """Number of processes on this machine."""
+    """Returns the number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_distributed() else 1
 
 
@@ -70,15 +70,15 @@ def hard_exit(code: int) -> NoReturn:
 
 
 def launch(words: Sequence[str], config: LaunchConfig) -> None:
-    """Runs `python WORDS` in `config.num_processes` processes, until all have ended; torchrun's engine underneath.
+    """Runs `python WORDS` in `config.num_processes` processes until all have ended, through torchrun's engine.
 
-    If one dies the others are stopped, and all start again up to `config.max_restarts` times: WORDS must resume where the
-    last ones stopped.
+    If one dies, the others are stopped, and all start again up to `config.max_restarts` times: WORDS must resume from
+    the previous state.
 
     Raises:
         LostProcess: a process was killed.
         TrainingError: one ended with an error. It has reported the error: the message is empty.
-        KeyboardInterrupt: a signal asked for a stop; the processes have received it too, and have ended.
+        KeyboardInterrupt: a signal requested a stop; the processes have received it too, and have ended.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -1,4 +1,4 @@
-"""Whether a run goes through torch.compile: decided by its configuration alone."""
+"""Decision whether a run uses torch.compile. It depends on the configuration alone."""
 
 import os
 import shutil
@@ -18,9 +18,11 @@ def compile_warning(config: RunConfig) -> str:
 
 
 def should_compile(config: RunConfig, vocab_size: int, device: str) -> bool:
-    """Whether training on a `cpu` or `cuda` device goes through torch.compile; `auto` is for long trainings on a CPU.
+    """Returns whether training on a `cpu` or `cuda` device uses torch.compile.
 
-    Decided by the configuration alone: compiled code has other last digits.
+    `auto` enables it for long trainings on a CPU.
+
+    The decision depends on the configuration alone, because compiled code changes the last digits.
     """
     if config.train.compile != "auto":
         return config.train.compile == "on"
@@ -33,5 +35,5 @@ def should_compile(config: RunConfig, vocab_size: int, device: str) -> bool:
 
 
 def has_compiler() -> bool:
-    """Whether there is a C++ compiler, without which torch.compile cannot do on a CPU."""
+    """Returns whether a C++ compiler is installed. torch.compile needs one on a CPU."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))

@@ -25,12 +25,15 @@ def check_same_data(run: Run, state: dict[str, Any], corpus: Data) -> None:
 
 
 def load_run_data(config: RunConfig, outputs: Path) -> Data:
-    """The data of a configuration, built under outputs/.cache if they are not there. Raises DataError."""
+    """Returns the data of a configuration, built under outputs/.cache if they are not there. Raises DataError."""
     return load_data(config.data, config.model.context_length, outputs)
 
 
 def load_data_read_only(data: DataConfig, context_length: int, outputs: Path, build: bool = True) -> Data:
-    """The same for what makes no run: a folder that goes with this process serves where outputs cannot be written."""
+    """Loads data for commands that create no run.
+
+    A temporary folder of this process is used if outputs is not writable.
+    """
     try:
         return load_data(data, context_length, outputs, build)
     except Unwritable:

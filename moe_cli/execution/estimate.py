@@ -24,7 +24,7 @@ PRODUCT_EFFICIENCY = 0.7
 # torch, data, loss and optimizer. Counted once, for each layer, more for a sparse layer, and for each expert; a third
 # of it in evaluation.
 LAYER_FLOPS, SPARSE_FLOPS, EXPERT_FLOPS = 0.15e9, 0.2e9, 0.01e9
-# Evaluation counts who was chosen: for each token and sparse layer.
+# FLOPs of the evaluation's count of the chosen experts, per token and sparse layer.
 COUNTING_FLOPS = 0.1e6
 # With train.eval_every=null, the evaluations before the last one.
 EVALUATIONS = 9
@@ -54,15 +54,15 @@ class RunEstimate:
 def estimate_runs(
     configs: Sequence[RunConfig], outputs: Path, flops_per_second: float, build: bool = True
 ) -> list[RunEstimate]:
-    """Counts what configurations take, each on its own number of threads, at `flops_per_second` a core.
+    """Estimates the cost of configurations, each with its own number of threads, at `flops_per_second` per core.
 
-    The files of each corpus are looked at once, however many configurations use it.
+    The files of each corpus are read once, even if several configurations use it.
 
     Args:
-        build: False: nothing will be trained, so that no tokenizer has to be either.
+        build: False means that nothing will be trained, so that no tokenizer is trained either.
 
     Raises:
-        DataError: the data are no use.
+        DataError: the data cannot be used.
         ConfigError: the library of a logger is not installed.
     """
     for log in {config.log for config in configs}:
@@ -130,7 +130,10 @@ def evaluations(config: RunConfig, val_tokens: int, steps: float) -> list[tuple[
 
 
 def _val_tokens(config: RunConfig, corpus: Data) -> int:
-    """Tokens read of the validation split, so often as windows overlap: of images, patches; of pairs, one for each task."""
+    """Returns the number of tokens read in one evaluation of the validation split, overlaps of windows included.
+
+    For images these are patches. For pairs there is one token per task.
+    """
     if isinstance(corpus, Images):
         return int(corpus.meta["val_images"]) * config.model.context_length
     if isinstance(corpus, Ratings):
@@ -139,10 +142,10 @@ def _val_tokens(config: RunConfig, corpus: Data) -> int:
 
 
 def measure_flops() -> float:
-    """FLOPs per second of one core on a small matrix product, measured in a few thousandths of a second.
+    """Returns the FLOPs per second of one core on a small matrix product, measured in a few milliseconds.
 
-    With numpy, not torch: a plan must not wait for torch to be imported. Small, so that numpy starts no threads, which
-    would go on spinning while torch's threads work.
+    This uses numpy, because a plan must not wait for the import of torch. The matrices are small, so that numpy starts
+    no threads, which would keep spinning while torch's threads work.
     """
     import numpy as np
 

@@ -35,7 +35,7 @@ def _disk_full(run: Run, error: BaseException) -> DiskFull | None:
 
 
 def _out_of_memory(error: BaseException) -> TrainingError | None:
-    """The error in words a user can act on, if memory ran out: known by its type, or by how torch's allocators begin."""
+    """Returns a readable error if memory ran out, by the error's type or the first words of torch's allocators."""
     import torch
 
     typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
@@ -46,7 +46,7 @@ def _out_of_memory(error: BaseException) -> TrainingError | None:
 
 
 def _is_of_torch(error: BaseException) -> bool:
-    """Whether torch may have raised it: its C++ code has no types of its own for most of what can go wrong."""
+    """Returns whether torch may have raised the error. Its C++ code raises RuntimeError for most errors."""
     return type(error) is RuntimeError or type(error).__module__ == "torch"
 
 

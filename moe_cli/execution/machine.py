@@ -33,11 +33,11 @@ _REPO_ROOT = Path(__file__).resolve().parents[2]
 
 
 def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
-    """train.threads, else $OMP_NUM_THREADS, else by the work of a batch: a thread per FLOPS_PER_THREAD, at most the cores.
+    """Returns train.threads, else $OMP_NUM_THREADS, else one thread per FLOPS_PER_THREAD of a batch, at most the cores.
 
-    Never by what else the machine does: the number of threads decides how sums are split, so that the last digits depend
-    on it. The same configuration gives the same digits at any load and any number of other runs. The
-    processes of one training share the cores.
+    It never depends on the load of the machine. The number of threads determines how sums are split, and so their last
+    digits. The same configuration gives the same digits at any load and with any number of other runs. The processes of
+    one training share the cores.
     """
     if config.train.threads is not None:
         return config.train.threads
@@ -61,9 +61,9 @@ def oversubscription_warning(threads: int) -> str | None:
 
 
 def _busy_cores() -> float:
-    """Returns how many of this process's cores other processes keep busy, over a tenth of a second; 0 if unknown.
+    """Returns the number of this process's cores that other processes keep busy, over 0.1 s; 0 means unknown.
 
-    Cores that it may not run on do not count, nor do those that it has no time for under a quota.
+    Cores outside the process's affinity or beyond its quota do not count.
     """
     try:
         before = _cpu_ticks()
@@ -78,7 +78,7 @@ def _busy_cores() -> float:
 
 
 def _cpu_ticks() -> tuple[int, int]:
-    """Idle and total time of this process's cores since the start of a Linux system."""
+    """Returns idle and total time of this process's cores since the start of a Linux system."""
     names, idle, total = {f"cpu{core}" for core in _own_cores()}, 0, 0
     with open(_CPU_TIMES, encoding="ascii") as file:
         for name, *words in map(str.split, file):
@@ -89,7 +89,10 @@ def _cpu_ticks() -> tuple[int, int]:
 
 
 def pick_device(name: str, key: str = "train.device=") -> Any:
-    """The torch device of train.device, or of the option `key`. Raises MoeError when it is unknown or not there."""
+    """Returns the torch device of train.device, or of the option `key`.
+
+    Raises MoeError when it is unknown or not there.
+    """
     import torch
 
     if name in ("auto", "cuda") and torch.cuda.is_available() and is_distributed():
@@ -111,40 +114,40 @@ def pick_device(name: str, key: str = "train.device=") -> Any:
 
 
 def check_devices(configs: Iterable[RunConfig]) -> None:
-    """Raises MoeError when one of them asks for a device that is not there; without asking torch where none does."""
+    """Raises MoeError if a configuration needs a missing device. torch is imported only if a device must be checked."""
     for device in {config.train.device for config in configs} - {"auto", "cpu"}:
         pick_device(device)
 
 
 def count_cores() -> int:
-    """The cores that this process may use: those it may run on (`taskset`), no more than its group has the time of."""
+    """Returns the number of cores that this process may use, by its affinity (`taskset`) and its group's quota."""
     quota, cores = _quota_cores(), len(_own_cores())
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def _own_cores() -> Collection[int]:
-    """The numbers of the cores that this process may run on."""
+    """Returns the numbers of the cores that this process may run on."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 
 def _quota_cores() -> float | None:
-    """Returns the CPU quota of this process in cores, the least of its control groups; None: no limit."""
+    """Returns the CPU quota of this process in cores, the least of its control groups; None means no limit."""
     quotas = []
     for folder in _group_folders("cpu"):
         limit = _words_of(f"{folder}/cpu.max") or [
             *_words_of(f"{folder}/cpu.cfs_quota_us"),
             *_words_of(f"{folder}/cpu.cfs_period_us"),
         ]
-        # Version 2 writes max, version 1 -1 where there is no limit.
+        # Without a limit, version 2 writes max and version 1 writes -1.
         if len(limit) == 2 and all(word.isdecimal() and int(word) > 0 for word in limit):
             quotas.append(int(limit[0]) / int(limit[1]))
     return min(quotas, default=None)
 
 
 def _group_folders(controller: str) -> list[str]:
-    """The folders of this process's groups under a controller, and of the groups these are in: their limits hold too.
+    """Returns the folders of this process's groups under a controller, and of their parents, whose limits also apply.
 
-    In a container the names may be those that the machine outside knows; then there is the container's own folder.
+    In a container the names may be those of the host. The container's own root folder is then used.
     """
     folders = [_GROUPS]
     for line in _lines_of(_OWN_GROUPS):
@@ -171,7 +174,10 @@ def _words_of(path: str) -> list[str]:
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The GPUs as CUDA_VISIBLE_DEVICES names them, by that variable or by the driver; torch is not asked: it takes long."""
+    """Returns the visible GPUs, by CUDA_VISIBLE_DEVICES or by the driver.
+
+    torch is not used, because its import is slow.
+    """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         names = [name.strip() for name in named.split(",")]
@@ -185,7 +191,7 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def available_memory_bytes() -> int | None:
-    """Returns the memory that new processes may take without swapping, within this group's limit; None: unknown."""
+    """Returns the memory that new processes can take without swapping, within the group's limit; None means unknown."""
     available = _number_after("/proc/meminfo", "MemAvailable:")
     free = [1024 * available] if available is not None else []
     for folder in _group_folders("memory"):
@@ -199,7 +205,7 @@ def available_memory_bytes() -> int | None:
 
 
 def _limit_of(folder: str) -> int | None:
-    """The memory that a group may take; None: all there is."""
+    """Returns the memory limit of a group; None means no limit."""
     return _first_number(f"{folder}/memory.max", f"{folder}/memory.limit_in_bytes")
 
 
@@ -208,14 +214,14 @@ def _first_number(*paths: str) -> int | None:
 
 
 def total_memory_bytes() -> int | None:
-    """The main memory of this machine, or the limit of this group; None: the system does not tell."""
+    """Returns the main memory of this machine, or the limit of this group; None means unknown."""
     total = _number_after("/proc/meminfo", "MemTotal:")
     limits = [_limit_of(folder) for folder in _group_folders("memory")]
     return min((each for each in (1024 * total if total else None, *limits) if each is not None), default=None)
 
 
 def resident_bytes(pid: int) -> int:
-    """The main memory a process holds; 0 where the system does not tell."""
+    """Returns the main memory a process holds; 0 where the system does not tell."""
     try:
         with open(f"/proc/{pid}/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -224,7 +230,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def _number_after(path: str, word: str = "") -> int | None:
-    """The first number of a file, or of its line that begins with a word."""
+    """Returns the first number of a file, or of its line that begins with a word."""
     try:
         with open(path, encoding="ascii") as file:
             return next(int(line.removeprefix(word).split()[0]) for line in file if line.startswith(word))
@@ -233,9 +239,9 @@ def _number_after(path: str, word: str = "") -> int | None:
 
 
 def code_version(meta: Mapping[str, Any] | None = None) -> tuple[str | None, str | None, str]:
-    """Returns what identifies the code of a run by its meta.json; without one, of the code as it is now.
+    """Returns the identity of a run's code from its meta.json; without one, that of the current code.
 
-    The version of the package, the commit of a checkout, and what had been changed in the package since.
+    It consists of the version of the package, the commit of a checkout, and the uncommitted changes in the package.
     """
     if meta is None:
         meta = {"packages": {"moe-cli": _version("moe-cli")}, "git": _git_state(_REPO_ROOT)}
@@ -246,7 +252,7 @@ def code_version(meta: Mapping[str, Any] | None = None) -> tuple[str | None, str
 
 
 def peak_memory_bytes() -> int:
-    """The most main memory this process has held."""
+    """Returns the most main memory this process has held."""
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -276,7 +282,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_state(folder: Path) -> dict[str, str] | None:
-    """Commit and uncommitted change of a checkout; None for an installed package."""
+    """Returns commit and uncommitted changes of a checkout; None for an installed package."""
     if not (folder / ".git").exists():
         return None
     try:

@@ -11,7 +11,7 @@ from moe_cli.execution.estimate import RunEstimate
 from moe_cli.execution.machine import available_memory_bytes, total_memory_bytes, visible_gpus
 from moe_cli.formatting import count
 
-# What a process holds besides its model: torch and what it loads while it works, freed blocks, and the counts of evaluations.
+# Memory of a process without its model: torch and its libraries, freed blocks, and the counts of evaluations.
 PROCESS_BYTES = 420e6
 # A run is refused that is expected to take more than this many times the memory; one above the free memory is noted.
 MAX_MEMORY_RATIO = 2
@@ -19,12 +19,12 @@ _REMEDY = "Lower train.batch_size, model.context_length or the model's size."
 
 
 def memory_bytes(costs: Cost, on_gpu: bool = False) -> int:
-    """The main memory that a run's process is expected to take; if it trains on a GPU, for the weights as they are made."""
+    """Returns the expected main memory of a run's process; with a GPU, that of the weights at creation."""
     return int(PROCESS_BYTES + (4 * costs.num_params if on_gpu else costs.state_bytes + costs.activation_bytes))
 
 
 def memory_warning(plan: RunEstimate) -> str | None:
-    """Returns a warning when a run may take more memory than is free; None: it fits, or a GPU may hold it."""
+    """Returns a warning if a run may need more memory than is free; None means it fits, or a GPU may hold it."""
     need, free = memory_bytes(plan.cost), available_memory_bytes()
     if free is None or need <= free or (plan.config.train.device != "cpu" and visible_gpus()):
         return None
@@ -32,9 +32,10 @@ def memory_warning(plan: RunEstimate) -> str | None:
 
 
 def check_memory(plans: Iterable[RunEstimate], force: bool = False) -> None:
-    """Raises ConfigError for a run that needs far more memory than this machine has, unless it is forced.
+    """Raises ConfigError for a run that needs far more memory than this machine has, unless `force` is set.
 
-    The system may grant what is not there, page by page, and the process then hears no signal until it is killed.
+    The system may grant memory that does not exist, page by page. The process then handles no signal until it is
+    killed.
     """
     for plan in () if force else plans:
         if why := _refusal(plan.config, plan.cost):
@@ -42,18 +43,18 @@ def check_memory(plans: Iterable[RunEstimate], force: bool = False) -> None:
 
 
 def check_run_memory(config: RunConfig, outputs: Path) -> None:
-    """The same for a configuration whose data have to be loaded. Raises DataError, ConfigError."""
+    """Raises an error as `check_memory` does, for a configuration whose data must be loaded: DataError, ConfigError."""
     check_step_memory(config, model_vocab_size(config, load_run_data(config, outputs)))
 
 
 def check_step_memory(config: RunConfig, vocab_size: int) -> None:
-    """The same for a single step of a configuration, which no data are read for."""
+    """Raises an error as `check_memory` does, for a single step of a configuration, which needs no data."""
     if why := _refusal(config, estimate_cost(config, vocab_size)):
         raise ConfigError(why)
 
 
 def _refusal(config: RunConfig, costs: Cost) -> str | None:
-    """Returns why a run needs far more memory than this machine has; None: it does not, or a GPU may hold it."""
+    """Returns why a run needs far more memory than this machine has; None means it does not, or a GPU may hold it."""
     total = total_memory_bytes()
     need = memory_bytes(costs) + int((config.launch.num_processes - 1) * PROCESS_BYTES)
     if total is None or need <= MAX_MEMORY_RATIO * total or (config.train.device != "cpu" and visible_gpus()):
@@ -64,5 +65,5 @@ def _refusal(config: RunConfig, costs: Cost) -> str | None:
 
 
 def estimate_memory(config: RunConfig, outputs: Path, on_gpu: bool = False) -> int:
-    """The same for a configuration. Raises DataError, ConfigError: it cannot be run at all."""
+    """Returns the expected memory of a configuration's run. Raises DataError or ConfigError if it cannot be run."""
     return memory_bytes(estimate_cost(config, model_vocab_size(config, load_run_data(config, outputs))), on_gpu)

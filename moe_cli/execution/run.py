@@ -64,7 +64,10 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
 
 
 def run_launched(run: Run, words: Sequence[str], config: RunConfig) -> Run:
-    """The same by `python WORDS` in config.launch.num_processes processes. Raises TrainingError, KeyboardInterrupt: see `launch`."""
+    """Trains by `python WORDS` in config.launch.num_processes processes.
+
+    Raises TrainingError and KeyboardInterrupt as `launch` does.
+    """
     try:
         launch(words, config.launch)
     except LostProcess as error:
@@ -73,7 +76,10 @@ def run_launched(run: Run, words: Sequence[str], config: RunConfig) -> Run:
 
 
 def with_launched_world_size(config: RunConfig) -> RunConfig:
-    """The configuration for the processes that a launcher has started, if one has. Raises ConfigError: it cannot be."""
+    """Returns the configuration for the processes that a launcher has started, if one has.
+
+    Raises ConfigError: it cannot be.
+    """
     return replace(config, launch=replace(config.launch, num_processes=world_size())) if is_distributed() else config
 
 
@@ -130,12 +136,15 @@ def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Reco
 
 
 def _is_compiled(run: Run, config: RunConfig, vocab_size: int, device: Any) -> bool:
-    """Whether to compile; with `auto` as the run began, and not without a compiler."""
+    """Returns whether to compile.
+
+    With `auto`, a resumed run keeps its first decision, and a new one needs a compiler.
+    """
     import torch
 
     compiled = should_compile(config, vocab_size, device.type)
     if compiled and config.train.compile == "auto":
-        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
+        torch._dynamo.config.suppress_errors = True  # code that cannot be compiled runs eagerly
         return bool(run.meta().get("compile", True)) if run.checkpoints() else has_compiler()
     return compiled
 
@@ -151,7 +160,7 @@ def _leave_process_group() -> None:
 
 
 def _load_data_rank0_first(config: RunConfig, outputs: Path) -> Data:
-    """The corpus, made by the first process where it has to be made."""
+    """Returns the corpus, made by the first process where it has to be made."""
     from moe_cli.distributed import collectives
 
     if collectives.rank() == 0:

@@ -9,12 +9,12 @@ _PAD_BYTES = 2**26
 
 
 def configure_malloc() -> bool:
-    """Has glibc keep what is freed for what is asked next, and tells whether it will; other systems stay as they are.
+    """Makes glibc keep freed memory for later allocations; returns whether that succeeded. Other systems are unchanged.
 
-    A large block is otherwise returned and requested again at every training step, and the first touch of a fresh page
+    Otherwise a large block is returned and requested again at every training step, and the first touch of a fresh page
     costs several times its filling. Steps per second on two cores, relative to without: 1.02 times with 8 experts of
-    width 144, 1.19 with 64 of them, 1.36 with 32 of width 384, at -2 to 13 % more memory. For programs of our own: it
-    changes the whole process.
+    width 144, 1.19 with 64 of them, 1.36 with 32 of width 384, at -2 to 13 % more memory. Only for programs of this
+    package, because it changes the whole process.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -26,10 +26,10 @@ def configure_malloc() -> bool:
 
 
 def limit_thread_spinning() -> None:
-    """Has threads that wait for others go to sleep soon; to be called before torch is loaded.
+    """Limits the busy-waiting of OpenMP threads; must be called before torch is imported.
 
-    Else they spin, and on a machine with other work to do a thread that has something to do waits for the core of one that
-    has not: with one of two cores busy, training steps of 0.11 s were seen to take 0.7 to 18 s, and 0.6 to 0.7 s with
-    this. On quiet cores it costs up to 8 %.
+    Otherwise waiting threads spin. On a machine with other work, a thread with work to do then waits for the core of a
+    spinning one. With one of two cores busy, training steps of 0.11 s were measured to take 0.7 to 18 s, and 0.6 to 0.7
+    s with this limit. On idle cores it costs up to 8 %.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

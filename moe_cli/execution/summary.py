@@ -16,7 +16,7 @@ from moe_cli.runs.folder import Run
 
 
 def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[str, Any]:
-    """The results: one evaluation over the whole validation split, and what it took to get there."""
+    """Computes the results: one evaluation over the whole validation split, and the costs of the training."""
     from moe_cli.distributed import collectives
     from moe_cli.metrics import LAYER_METRICS
     from moe_cli.training.evaluate import eval_policy, evaluate

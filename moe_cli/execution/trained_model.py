@@ -12,7 +12,7 @@ from moe_cli.runs.folder import Run
 
 
 def with_decided_precision(run: Run, config: RunConfig, device: Any) -> RunConfig:
-    """The configuration with its precision decided: where the run first started, and kept from then on.
+    """Returns the configuration with its precision decided: where the run first started, and kept from then on.
 
     The configuration of the run folder keeps `auto`: a sweep names its runs before the device of each is known.
     """
@@ -35,14 +35,14 @@ class TrainedModel:
 
 
 def load_trained(run: Run, outputs: Path, which: str = "latest", split: str = "val") -> TrainedModel:
-    """The model of a run as a checkpoint holds it: `latest`, `best` or that of a step.
+    """Loads the model of a run from a checkpoint: `latest`, `best` or that of a step.
 
     Args:
-        split: what it will be judged by, `val` or `test`.
+        split: the split for its evaluation, `val` or `test`.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is damaged.
-        DataError: its data are gone, or have no test split.
+        CheckpointError: no such checkpoint exists, or it is damaged.
+        DataError: its data are missing, or have no test split.
     """
     from moe_cli.models.registry import make_model
     from moe_cli.tasks.registry import make_task

@@ -21,10 +21,10 @@ NOT_UPCYCLED = ("model.dropout", "model.attention_dropout")
 
 
 def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
-    """The dense run a model starts from, None if it starts from scratch.
+    """Returns the dense run that a model starts from; None means that it starts from scratch.
 
     Raises:
-        RunNotFound: there is no such run.
+        RunNotFound: no such run exists.
         ConfigError: its weights do not fit.
     """
     if config.train.upcycle_from is None:
@@ -58,7 +58,7 @@ def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
 
 
 def resolve_upcycle_source(config: RunConfig, outputs: Path) -> RunConfig:
-    """The configuration with the run it starts from by its place, group/run: a beginning may fit other runs later.
+    """Returns the configuration with the full name of its source run, group/run. A prefix may match other runs later.
 
     Raises:
         MoeError: see `check_upcycle`.
@@ -72,13 +72,13 @@ def resolve_upcycle_source(config: RunConfig, outputs: Path) -> RunConfig:
 
 
 def _token_identity(data: DataConfig, tokenizer_sha256: str | None = None) -> object:
-    """Returns a value that is equal for data whose token ids mean the same.
+    """Returns a value that is equal for data whose token ids have the same meaning.
 
-    Bytes are the same everywhere, and so are the tokens of one tokenizer.json. Characters and `bpe` are numbered by the
-    text they come from, classes, users and items by their data; the meaning of ready-made tokens is not known.
+    Bytes are the same everywhere, and so are the tokens of one tokenizer.json. The ids of characters and `bpe` depend
+    on their text, those of classes, users and items on their data. The meaning of ready-made tokens is unknown.
 
     Args:
-        tokenizer_sha256: of the tokenizer.json, as it was; None: as it is now.
+        tokenizer_sha256: the recorded hash of the tokenizer.json; None means its current hash.
     """
     if not isinstance(data, CorpusConfig):
         return data

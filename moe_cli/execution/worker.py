@@ -17,14 +17,15 @@ from moe_cli.formatting import print_line
 from moe_cli.runs.folder import Run
 from moe_cli.training.signals import exit_with_parent
 
-# Exit codes of a worker. BUSY: it did not do the run, which may be asked for again; FULL: no space is left to write.
+# Exit codes of a worker. BUSY: the worker did not execute the run, which may be started again. DISK_FULL: no space is
+# left.
 EXIT_OK, EXIT_FAILED, EXIT_BUSY, EXIT_DISK_FULL, EXIT_INTERRUPTED = 0, 1, 4, 5, 130
 # Environment variable with the parent's pid; the worker exits when that process dies.
 PARENT_PID_ENV = "MOE_PARENT"
 
 
 def main(run_folder: str, outputs: str) -> int:
-    """A sweep's worker. Its exit code: DONE, WRONG with the reason in the folder, STOPPED, FULL or BUSY."""
+    """Returns a sweep's worker. Its exit code: DONE, WRONG with the reason in the folder, STOPPED, FULL or BUSY."""
     run = Run(Path(run_folder))
     try:
         run_one(run, Path(outputs))

@@ -1,8 +1,8 @@
-"""Checksums of what a run writes: taken where it is written, compared where it is read.
+"""Checksums of a run's files: computed when they are written, compared when they are read.
 
-A sealed file (summary.json and state.json of a run, checksums.json of a cache) holds the checksum of its own content; the
-latter two hold those of the other files of their folder too. A checkpoint marks how far the records had come. One rule for all: a
-checksum that is missing means damage, like a wrong one.
+A sealed file (summary.json and state.json of a run, checksums.json of a cache) has the checksum of its own content; the
+latter two also have those of the other files of their folder. A checkpoint marks the length of the records. A missing
+checksum always means damage, like a wrong one.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class Mark(NamedTuple):
 
 
 def mark(path: Path, before: Mark) -> Mark:
-    """All that the file holds by now, once it is on the disk; `before` marks what it held at first."""
+    """Returns the mark of the file's current content, after it is synced to disk; `before` is its earlier mark."""
     try:
         with open_regular(path) as file:
             found = _extended(file, before, None)
@@ -51,7 +51,7 @@ def _extended(file: Any, before: Mark, stop: int | None) -> Mark:
 
 
 def damage(path: Path, marked: Any, step: int) -> str | None:
-    """Returns how a file differs from what was marked of it at a step, None if it begins as it did then."""
+    """Returns how a file differs from its mark at a step; None means that it begins with the marked content."""
     if not isinstance(marked, list | tuple) or len(marked) != 3 or any(type(each) is not int for each in marked):
         return f"{path.name} may be damaged: the checkpoint does not say how far it had come"
     known = Mark(*marked)
@@ -69,7 +69,7 @@ def damage(path: Path, marked: Any, step: int) -> str | None:
 
 
 def _belongs(record: Mapping[str, Any], step: int) -> bool:
-    """Whether it was written before the checkpoint of a step."""
+    """Returns whether a record was written before the checkpoint of a step."""
     found = record.get("step")
     return isinstance(found, int) and found <= step and not record.get("whole_split")
 
@@ -81,7 +81,7 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def unsealed(content: dict[str, Any]) -> dict[str, Any]:
-    """Returns what was sealed. Raises Unreadable: it has another checksum, or none."""
+    """Returns the sealed content. Raises Unreadable if its checksum is wrong or missing."""
     inner = {key: value for key, value in content.items() if key != CHECKSUM}
     if content.get(CHECKSUM) != _sha256(inner):
         raise Unreadable(
@@ -91,7 +91,7 @@ def unsealed(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_sealed(path: Name) -> dict[str, Any] | None:
-    """Returns what was sealed in a file; None when it is absent or, which is noted, not as it was written."""
+    """Returns the sealed content of a file; None if it is absent or, with a note, has a wrong or missing checksum."""
     content = read_json(path)
     if content is None:
         return None

@@ -1,4 +1,4 @@
-"""How an outputs folder is recognised, by the code that writes it and by the code that reads data."""
+"""Recognition of an outputs folder, for the code that writes it and for the code that reads data."""
 
 import os
 from pathlib import Path
@@ -10,10 +10,10 @@ RUN_FILES = ("config.json", "config.yaml", "status.json")
 
 
 def is_run_folder(folder: str | Path) -> bool:
-    """Whether a folder holds the files that every run begins with."""
+    """Returns whether a folder has the files that every run begins with."""
     return all(os.path.isfile(os.path.join(folder, name)) for name in RUN_FILES)
 
 
 def is_outputs(folder: str | Path) -> bool:
-    """Whether a folder is an outputs folder, the folder of a sweep, or a run folder."""
+    """Returns whether a folder is an outputs folder, the folder of a sweep, or a run folder."""
     return os.path.lexists(os.path.join(folder, MARKER)) or is_run_folder(folder)

@@ -1,7 +1,7 @@
-"""How every file of a run, sweep, outputs or cache folder is read: regular files only, bounded, and checked.
+"""Reading of all files of a run, sweep, outputs or cache folder: regular files only, bounded, and checked.
 
-Such folders are copied, edited, damaged and come from other people. A file that cannot be used is `Unreadable` with the
-reason, and is noted with it, so that a command goes on with the others and names this one at its end.
+Such folders may be copied, edited, damaged or untrusted. A file that cannot be used raises `Unreadable` with the
+reason, and is noted with it. The command then continues with the others and reports this file at its end.
 """
 
 import errno
@@ -17,7 +17,7 @@ from typing import IO, Any, TypeGuard
 
 # The largest JSON file and the longest line of a .jsonl file that are read.
 MAX_BYTES = 2**24
-# JSON that is nested deeper, or has a number that is no finite float, is not ours.
+# Limits of valid JSON: the depth of nesting, and finite floats.
 MAX_DEPTH, MAX_NUMBER = 64, sys.float_info.max
 # The year 10000, in seconds since 1970.
 MAX_TIME = 253_402_300_800
@@ -30,7 +30,7 @@ _KINDS = {
     stat.S_IFBLK: "device",
 }
 Name = str | os.PathLike[str]
-# By path: why a file or folder is not what it should be, and in one word.
+# By path: the reason why a file or folder is unusable, and a one-word label.
 _notes: dict[str, tuple[str, str]] = {}
 
 
@@ -39,17 +39,17 @@ class Unreadable(Exception):
 
 
 def kind_of(mode: int) -> str | None:
-    """What a file is that is neither a regular file nor a folder; None for those."""
+    """Returns the kind of a special file; None means a regular file or a folder."""
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return None
     return _KINDS.get(stat.S_IFMT(mode), "special file")
 
 
 def open_regular(path: Name, max_bytes: int | None = None) -> BufferedReader:
-    """A regular file, opened for reading. It never waits, whatever has taken the place of the file.
+    """Opens a regular file for reading. The call never blocks, even if the file was replaced by a pipe or device.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
         Unreadable: it is of another kind, has more than `max_bytes`, or cannot be opened.
     """
     try:
@@ -84,7 +84,7 @@ def _open(path: str, flags: int) -> int:
 
 
 def read_bytes(path: Name, max_bytes: int = MAX_BYTES) -> bytes:
-    """The content of a regular file. Raises FileNotFoundError, Unreadable."""
+    """Returns the content of a regular file. Raises FileNotFoundError, Unreadable."""
     with open_regular(path, max_bytes) as file:
         try:
             size = os.fstat(file.fileno()).st_size
@@ -99,7 +99,7 @@ def read_bytes(path: Name, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
-    """The JSON object in `content`, with finite numbers and bounded depth. Raises Unreadable."""
+    """Returns the JSON object in `content`, with finite numbers and bounded depth. Raises Unreadable."""
     found = parse_json(content)
     if not isinstance(found, dict):
         raise Unreadable(f"is JSON, but no object: {type(found).__name__}")
@@ -107,7 +107,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
 
 
 def parse_json(content: bytes) -> Any:
-    """The JSON in `content`, with finite numbers and bounded depth. Raises Unreadable."""
+    """Returns the JSON in `content`, with finite numbers and bounded depth. Raises Unreadable."""
     try:
         found = _DECODER.decode(content.decode())
     except RecursionError:
@@ -128,7 +128,10 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def _check_value(value: Any) -> None:
-    """Raises Unreadable: a number that is no finite float, or depth. It is called for every file: one loop, no recursion."""
+    """Raises Unreadable for a number that is not a finite float, or for deep nesting.
+
+    It is called for every file, so it is one loop without recursion.
+    """
     level: list[Any] = [[value]]
     for _ in range(MAX_DEPTH + 2):
         below: list[Any] = []
@@ -148,7 +151,7 @@ def _check_value(value: Any) -> None:
 
 
 def read_json(path: Name, max_bytes: int = MAX_BYTES) -> dict[str, Any] | None:
-    """The object in a file; None when it is absent or, which is noted, cannot be used."""
+    """Returns the object in a file; None when it is absent or, which is noted, cannot be used."""
     try:
         content = parse_object(read_bytes(path, max_bytes))
     except FileNotFoundError:
@@ -162,9 +165,9 @@ def read_json(path: Name, max_bytes: int = MAX_BYTES) -> dict[str, Any] | None:
 
 
 def read_lines(path: Name, last_bytes: int | None = None) -> Iterator[dict[str, Any]]:
-    """The records of a .jsonl file one after the other, or of its last bytes; those that cannot be used are left out.
+    """Yields the records of a .jsonl file, or of its last bytes. Unusable records are skipped.
 
-    They are noted, but for one that is cut off at either end, as by a process that was killed while it wrote.
+    They are noted, except one that is cut off at either end, as by a process that was killed while it wrote.
     """
     try:
         file = open_regular(path)
@@ -206,13 +209,13 @@ def _records(path: Name, file: IO[bytes], last_bytes: int | None) -> Iterator[di
 
 
 def time_in(value: Any) -> float | None:
-    """The value if it is a time that a clock may have said, in seconds since 1970."""
+    """Returns the value if it is a time that a clock may have said, in seconds since 1970."""
     known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MAX_TIME
     return float(value) if known else None
 
 
 def is_path(value: Any) -> TypeGuard[str]:
-    """Whether the operating system takes it as a path."""
+    """Returns whether the operating system accepts the value as a path."""
     try:
         return isinstance(value, str) and b"\0" not in os.fsencode(value)
     except UnicodeEncodeError:
@@ -220,14 +223,14 @@ def is_path(value: Any) -> TypeGuard[str]:
 
 
 def note_unreadable(path: Name, why: str, label: str = "unreadable") -> None:
-    """Remembers a file or folder that is not what it should be, for the end of the command."""
+    """Records an unusable file or folder, to be reported at the end of the command."""
     if len(_notes) < MAX_NOTES and _notes.get(os.fspath(path)) != (label, why):
         _notes[os.fspath(path)] = label, why
         logging.getLogger("moe_cli").info("%s: %s %s", label, path, why)
 
 
 def noted() -> list[str]:
-    """A line for each that was noted since the last `forget_notes`, such as unreadable: FILE is empty."""
+    """Returns a line for each that was noted since the last `forget_notes`, such as unreadable: FILE is empty."""
     return [f"{label}: {path} {why}" for path, (label, why) in _notes.items()]
 
 

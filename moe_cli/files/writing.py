@@ -1,10 +1,10 @@
-"""Writes, appends, locks and deletes below an outputs folder, and passes through no link out of it.
+"""Writes, appends, locks and deletes below an outputs folder, without following a link out of it.
 
-Every path is taken apart at the outputs folder that it lies in. Links above and at that folder are the user's own and are
-followed. The folders below it are opened one after the other without following links, and the file itself is written,
-renamed or deleted by the handle of its folder. So what a run folder from elsewhere links to stays as it is.
+Every path is split at its outputs folder. Links above and at that folder are the user's own and are followed. The
+folders below it are opened one after the other without following links. The file itself is written, renamed or deleted
+by the handle of its folder. So link targets of an untrusted run folder are never changed.
 
-New files and folders have the permissions that the umask leaves them.
+New files and folders have the permissions of the umask.
 """
 
 import atexit
@@ -53,7 +53,7 @@ def mark_outputs(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces the whole file or leaves the old one. Bytes of a name that are no UTF-8 are written as they are."""
+    """Replaces the file atomically. Bytes of a name that are not UTF-8 are written as they are."""
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
@@ -74,7 +74,10 @@ def json_safe(value: Any) -> Any:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The same for bytes: a temporary neighbour, flushed to disk, then renamed. A link in its place is replaced."""
+    """Replaces the file atomically: a temporary neighbour, flushed to disk, then renamed.
+
+    A link in its place is replaced.
+    """
     name = f".{path.name[:100]}.{secrets.token_hex(4)}{TEMPORARY}"
     with _at(path) as folder:
         try:
@@ -94,10 +97,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def append(path: Path) -> BinaryIO:
-    """Opens a file to write at its end, made if it is not there.
+    """Opens a file to write at its end; creates it if it does not exist.
 
     Raises:
-        UnsafePath: it is a link or no regular file.
+        UnsafePath: it is a link or not a regular file.
     """
     with _at(path) as folder:
         _check_regular(path, folder)
@@ -121,12 +124,12 @@ def check_file(path: Path) -> None:
 
 @contextmanager
 def hold(path: Path, operation: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """Holds a lock file, waiting for it; the operating system releases it however the process ends.
+    """Holds a lock file, waiting for it. The operating system releases it when the process ends for any reason.
 
     Raises:
-        UnsafePath: it is a link or no regular file.
-        BlockingIOError: another process holds it, and `operation` says not to wait.
-        OSError: the file system knows no locks.
+        UnsafePath: it is a link or not a regular file.
+        BlockingIOError: another process holds it, and `operation` is non-blocking.
+        OSError: the file system does not support locks.
     """
     with _at(path) as folder:
         _check_regular(path, folder)
@@ -137,7 +140,7 @@ def hold(path: Path, operation: int = fcntl.LOCK_EX) -> Iterator[None]:
 
 
 def is_held(path: Path, operation: int) -> bool:
-    """Whether a living process holds a lock file against `operation`. The file is not made."""
+    """Returns whether a living process holds a lock file against `operation`. The file is not created."""
     try:
         handle = os.open(path, (os.O_RDONLY if operation == fcntl.LOCK_SH else os.O_RDWR) | _FILE)
     except OSError:
@@ -163,12 +166,12 @@ def make_folder(path: Path) -> Path:
 
 
 def ensure_folder(path: Path) -> None:
-    """The same for callers that have their own words for an OSError."""
+    """Creates the folder, for callers that have their own message for an OSError."""
     os.close(_open_folder(path, make=True))
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a write has failed for want of space on the disk, in the quota or in the largest size of a file."""
+    """Returns whether a write has failed because of a full disk, a quota or the maximum size of a file."""
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError):
         return error.errno in numbers
@@ -177,7 +180,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def write_failure_hint(error: BaseException) -> str:
-    """What a user can do when something cannot be written below an outputs folder."""
+    """Returns a hint on what to do after a write below an outputs folder has failed."""
     if is_full(error):
         return "Free space, for example what the trash holds: moe runs clean --older-than 0d --yes"
     return "Choose another outputs folder: --outputs DIR"
@@ -259,19 +262,19 @@ def delete_empty(path: Path) -> None:
 
 
 def delete_abandoned(parent: Path, pattern: str, is_free: Callable[[Path], bool] = lambda path: True) -> None:
-    """Frees the disk of what killed processes have left half made. is_free: whether nothing else holds it."""
+    """Deletes incomplete files and folders of killed processes. `is_free` returns whether no process uses a path."""
     for path in filter(is_free, abandoned(parent, pattern)):
         with suppress(OSError, UnsafePath):
             delete(path)
 
 
 def abandoned(parent: Path, pattern: str = f".*{TEMPORARY}") -> list[Path]:
-    """The temporary files and folders in a folder that no living process holds."""
+    """Returns the temporary files and folders in a folder that no living process holds."""
     return [path for path in sorted(parent.glob(pattern)) if _is_abandoned(path)]
 
 
 def is_safe(folder: Path) -> bool:
-    """Whether a folder is there and no link leads out of the outputs folder on the way to it."""
+    """Returns whether a folder exists and no link on its path leads out of the outputs folder."""
     try:
         os.close(_open_folder(folder))
     except (OSError, UnsafePath):
@@ -280,7 +283,7 @@ def is_safe(folder: Path) -> bool:
 
 
 def is_inside_outputs(path: Path) -> bool:
-    """Whether a file lies in the folder of an outputs folder, by its name."""
+    """Returns whether a file is in an outputs folder, by its path."""
     return _is_marked(_root(str(path.absolute().parent)))
 
 
@@ -339,7 +342,7 @@ def _open_folder(folder: Path, make: bool = False) -> int:
 
 
 def _root(folder: str) -> str:
-    """The outputs folder that a folder lies in; of a run folder copied from one, that; else the folder itself."""
+    """Returns the outputs folder around a folder; for a copied run folder, the run folder; else the folder itself."""
     near = [folder]
     while len(near) <= DEPTH:
         near.append(os.path.dirname(near[-1]))

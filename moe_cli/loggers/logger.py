@@ -1,4 +1,4 @@
-"""The protocol of a logger, and what loggers share."""
+"""The protocol of a logger, and the code that loggers share."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ DEFAULT_PROJECT = "moe"
 
 @dataclass(frozen=True)
 class RunContext:
-    """The run that is logged. outputs: where runs are kept, and what they share."""
+    """The run that is logged. `outputs` is the folder of all runs and of data that they share."""
 
     run: Run
     config: RunConfig
     outputs: Path
 
     def project(self, otherwise: str | None = None) -> str:
-        """log_project, else what the logger's own environment variable says, else `moe`."""
+        """Returns log_project, else the value of the logger's own environment variable, else `moe`."""
         return self.config.log_project or otherwise or DEFAULT_PROJECT
 
     def settings(self) -> dict[str, Any]:
-        """Every setting by its dotted name."""
+        """Returns every setting by its dotted name."""
         return flatten_dict(self.config.to_dict())
 
     def tags(self) -> tuple[str, ...]:
@@ -37,12 +37,12 @@ class RunContext:
 
 @dataclass(frozen=True)
 class ResumeState:
-    """The records of a run as it begins, goes on, or returns to a checkpoint.
+    """The records of a run when it starts, resumes, or returns to a checkpoint.
 
     Attributes:
-        step: what was recorded after it is void; -1: all.
+        step: later records are void; -1 means all.
         kept: the records up to it.
-        last_logged_steps: the last step recorded under each name, which every logger then had.
+        last_logged_steps: the last recorded step of each name, which every logger has received.
     """
 
     step: int
@@ -54,7 +54,7 @@ class Logger(Protocol):
     """One way to show a run elsewhere. What fails in it is an exception, which the caller bears."""
 
     def start(self, past: ResumeState) -> None:
-        """Begins, or goes on where `past` says; again within a run that goes back to a checkpoint."""
+        """Starts, or resumes from `past`; called again if a run returns to a checkpoint."""
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Takes a record of metrics.jsonl."""
@@ -73,7 +73,7 @@ def numbers(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 class StepDeduplicator:
-    """For what cannot take a point back: every point is given once, the first time."""
+    """Filter for loggers that cannot delete a point: every point passes once, the first time."""
 
     def __init__(self, last_logged_steps: Mapping[str, int]) -> None:
         self.last_logged_steps = dict(last_logged_steps)
@@ -92,7 +92,7 @@ def step_of(record: Mapping[str, Any]) -> int:
 
 
 def last_steps(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Of each name the highest step at which it stands."""
+    """Returns the highest step of each name."""
     last: dict[str, int] = {}
     for record in records:
         for key in numbers(record):
@@ -101,7 +101,7 @@ def last_steps(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def results(summary: Mapping[str, Any] | None) -> dict[str, float]:
-    """The numbers of a summary, under names that no curve has."""
+    """Returns the numbers of a summary, under names that no curve has."""
     return {f"summary/{key}": value for key, value in numbers(summary or {}).items()}
 
 

@@ -1,4 +1,4 @@
-"""A recorder that tells loggers what it records. metrics.jsonl is written first and stays the truth."""
+"""A recorder that forwards its records to loggers. metrics.jsonl is written first and is authoritative."""
 
 import importlib
 import os
@@ -36,7 +36,7 @@ def check_loggers(log: str | None) -> None:
 
 
 def _installed(name: str) -> bool:
-    """Whether a package can be imported; a mere folder of that name, such as ./wandb, is none."""
+    """Returns whether a package can be imported. A folder of the same name, such as ./wandb, does not count."""
     try:
         found = find_spec(name)
     except (ImportError, ValueError):
@@ -45,7 +45,7 @@ def _installed(name: str) -> bool:
 
 
 def make_recorder(run: Run, config: RunConfig, outputs: Path) -> Recorder:
-    """The recorder of a run, with the loggers that its configuration asks for."""
+    """Returns the recorder of a run, with the loggers of its configuration."""
     return LoggedRecorder(RunContext(run, config, outputs)) if config.log else Recorder(run)
 
 
@@ -55,7 +55,7 @@ def _make(name: str, about: RunContext) -> Logger:
 
 
 class LoggedRecorder(Recorder):
-    """Writes as `Recorder` does, then tells. A logger that fails is left out from then on; training goes on."""
+    """Writes as `Recorder` does, then calls the loggers. A logger that fails is removed; training continues."""
 
     def __init__(self, about: RunContext) -> None:
         super().__init__(about.run)
@@ -65,7 +65,7 @@ class LoggedRecorder(Recorder):
         self.step = 0
 
     def rewind(self, step: int) -> None:
-        """Also where a run begins: loggers start, or go back as the records do."""
+        """Starts the loggers at the beginning of a run, or rewinds them with the records."""
         last_logged_steps = last_steps(self.run.read_metrics())
         super().rewind(step)
         past = ResumeState(step, tuple(self.run.read_metrics()), last_logged_steps)
@@ -102,7 +102,10 @@ class LoggedRecorder(Recorder):
             self._try(name, partial(call, logger))
 
     def _try(self, name: str, call: Callable[[], None]) -> None:
-        """Calls; if it fails, says so once and goes on without this logger. Warnings of a library about itself are its own."""
+        """Calls the function.
+
+        If it fails, reports that once and removes the logger. Warnings of its library are suppressed.
+        """
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

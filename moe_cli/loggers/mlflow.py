@@ -1,7 +1,7 @@
-"""log=mlflow: a run in OUTPUTS/mlflow.db, or wherever MLFLOW_TRACKING_URI says.
+"""log=mlflow: a run in OUTPUTS/mlflow.db, or at MLFLOW_TRACKING_URI.
 
-MLflow keeps every point it has been given. A run that goes on is the same run there, and a step that is done again
-keeps the point it had: on a CPU it is the same to the last digit, apart from times.
+MLflow keeps every point it has received. A resumed run continues the same run there. A repeated step keeps its first
+point: on a CPU both are identical, except for times.
 """
 
 import logging
@@ -99,7 +99,7 @@ class MLflowLogger:
 
     @contextmanager
     def _first(self) -> Iterator[None]:
-        """Of runs that start at once only one makes the tables and the experiment."""
+        """Lets only one of the runs that start at the same time create the tables and the experiment."""
         if not self.local:
             yield
             return
@@ -121,7 +121,7 @@ class MLflowLogger:
             raise
 
     def _found(self) -> str | None:
-        """The run that is there from before, unless it was deleted or is in another place."""
+        """Returns the run that is there from before, unless it was deleted or is in another place."""
         assert self.client is not None
         run_id = load_external_id(self.context.run, "mlflow")
         try:

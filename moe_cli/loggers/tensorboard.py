@@ -1,6 +1,6 @@
 """log=tensorboard: event files in RUN/tensorboard, which `tensorboard --logdir outputs` shows.
 
-A run that goes on writes TensorBoard's mark of a restart first, at which readers drop what they have of later steps.
+A resumed run first writes TensorBoard's restart event, at which readers drop later steps.
 """
 
 import time
@@ -66,7 +66,7 @@ class TensorBoardLogger:
         self._write(Event(summary=Summary(value=[value])))
 
     def _write(self, event: Event) -> None:
-        """To the file at once: a process that is killed later loses nothing of it."""
+        """Writes to the file immediately, so that a killed process loses no events."""
         assert self.writer is not None
         event.wall_time = time.time()
         self.writer.add_event(event)
@@ -74,7 +74,7 @@ class TensorBoardLogger:
 
 
 def _last_step(files: list[Path]) -> int | None:
-    """The highest step of the events in `files`; None: there are none."""
+    """Returns the highest step of the events in `files`; None means no events."""
     steps = [event.step for file in files for event in EventFileLoader(str(file)).Load() if event.HasField("summary")]
     return max(steps, default=None)
 

@@ -234,7 +234,7 @@ def init_gpt2(model: nn.Module, std: float, expert_scale: float, num_layers: int
 
 
 def output_logits(x: Float[Tensor, "B L D"], embedding: nn.Embedding, head: nn.Linear | None) -> Float[Tensor, "B L V"]:
-    """Scores of all tokens, by the head or, where there is none, by the embedding (tied)."""
+    """Computes the scores of all tokens, by the head or, if it is None, by the embedding (tied)."""
     return F.linear(x, embedding.weight if head is None else head.weight)
 
 
@@ -243,7 +243,7 @@ def attention_dropout(model: TransformerConfig) -> float:
 
 
 def make_norm(model: TransformerConfig) -> nn.Module:
-    """A norm with a scale for each value and no bias."""
+    """Returns a norm with a scale for each value and no bias."""
     return nn.RMSNorm(model.d_model) if model.norm == "rms" else nn.LayerNorm(model.d_model, bias=False)
 
 

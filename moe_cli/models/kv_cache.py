@@ -15,7 +15,7 @@ class LayerCache:
 
     @property
     def length(self) -> int:
-        """Cached positions of an attention."""
+        """Returns the number of cached positions of an attention."""
         return self.tensors[0].shape[-2] if self.tensors else 0
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:

@@ -67,7 +67,10 @@ class LSTMModel(nn.Module):
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, vocab_size, bias=False)
 
     def reset_parameters(self, seed: int) -> None:
-        """Initial weights, decided by the seed alone; an untied head starts at zero, so that the first guess is uniform."""
+        """Initialises the weights by the seed alone.
+
+        An untied head starts at zero, so that the first prediction is uniform.
+        """
         generator = torch.Generator().manual_seed(seed)
         std = EMBEDDING_STD if self.head is not None else 0.02
         nn.init.normal_(self.embedding.weight, std=std, generator=generator)
@@ -84,10 +87,10 @@ class LSTMModel(nn.Module):
         cache: KVCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
-        """Logits of the next token at every position, and the routing of every sparse layer.
+        """Returns the logits of the next token at every position, and the routing of every sparse layer.
 
         Args:
-            cache: of the tokens before these, which are then added to it; not with `mask`.
+            cache: of the earlier tokens; these tokens are then added to it; not with `mask`.
         """
         layer_caches = [cache.layers[layer] if cache else None for layer in range(len(self.blocks) + 1)]
         x = self.dropout(self.embedding(tokens))
@@ -114,7 +117,10 @@ def make_lstm(width: int) -> nn.LSTM:
 
 
 def reset_lstm(lstm: nn.LSTM, generator: torch.Generator) -> None:
-    """Uniform within 1 / sqrt(D), but for the bias of the forget gates: 1 (Jozefowicz et al., ICML 2015), so that memory is kept at first."""
+    """Initialises uniformly within 1 / sqrt(D), except the bias of the forget gates, which is 1.
+
+    The memory is then kept at first (Jozefowicz et al., ICML 2015).
+    """
     width = lstm.hidden_size
     for name, param in lstm.named_parameters():
         nn.init.uniform_(param, -(width**-0.5), width**-0.5, generator=generator)

@@ -29,7 +29,7 @@ class Tower(nn.Module):
         self.head = nn.Linear(d_tower, 1, bias=False)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
-        """The output starts at zero."""
+        """Initialises the weights so that the output starts at zero."""
         init_matrix(self.hidden.weight, generator)
         nn.init.zeros_(self.hidden.bias)
         nn.init.zeros_(self.head.weight)
@@ -39,14 +39,15 @@ class Tower(nn.Module):
 
 
 class MMoE(nn.Module):
-    """y_k = h_k(f_k(x)) + b + b_u + b_i + p_u . q_i; f_k(x) = sum_i g_k(x)_i f_i(x) over experts that all tasks share
-    (section 4.2).
+    """Multi-gate mixture of experts (section 4.2), with biased matrix factorisation.
 
-    x is the user's embedding joined with the item's. It is routed once for each task, by that task's gate: a pair is G tokens.
-    Every task has its own biases, of all, the user and the item, and its own F factors of the user and of the item: biased
-    matrix factorisation (Koren, Bell and Volinsky, 2009), which products of embeddings need and a network over them side
-    by side learns badly; so too in NeuMF (arXiv:1708.05031, section 3.3). Dense layers make it the multi-task network
-    with a shared bottom.
+    y_k = h_k(f_k(x)) + b + b_u + b_i + p_u . q_i; f_k(x) = sum_i g_k(x)_i f_i(x) over experts that all tasks share.
+
+    x is the concatenation of the user's and the item's embedding. It is routed once for each task, by that task's gate,
+    so a pair is G tokens. Every task has its own biases (global, user and item), and its own F factors of the user and
+    of the item: biased matrix factorisation (Koren, Bell and Volinsky, 2009). The products of embeddings are needed,
+    because a network over concatenated embeddings learns them badly; NeuMF also has them (arXiv:1708.05031, section
+    3.3). With dense layers the model is the multi-task network with a shared bottom.
 
     Args:
         config: a resolved configuration.
@@ -69,7 +70,10 @@ class MMoE(nn.Module):
         self.towers = nn.ModuleList(Tower(model.d_model, model.d_tower) for _ in range(model.num_tasks))
 
     def reset_parameters(self, seed: int) -> None:
-        """Initial weights, decided by the seed alone; heads and biases start at zero: the first guess is nearly the mean."""
+        """Initialises the weights by the seed alone.
+
+        Heads and biases are zero, so that the first prediction is near the mean.
+        """
         generator = torch.Generator().manual_seed(seed)
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD, generator=generator)
         nn.init.zeros_(self.bias_embedding.weight)
@@ -106,7 +110,7 @@ def _squared_norms(rows: Float[Tensor, "B 2 N"]) -> Float[Tensor, " B"]:
 
 
 def _make_layer(config: RunConfig, sparse: bool, vocab_size: int) -> MoELayer | SoftMoELayer | FeedForward:
-    """A layer of experts with a gate for each task, or a dense one."""
+    """Returns a layer of experts with a gate for each task, or a dense one."""
     if not sparse:
         return make_dense_layer(config.model)
     layer = make_moe_layer(config, vocab_size)

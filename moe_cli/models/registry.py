@@ -15,10 +15,10 @@ MODELS: dict[str, type[nn.Module]] = {
 
 
 def make_model(config: RunConfig, vocab_size: int) -> nn.Module:
-    """The model of a resolved configuration, initialised from its seed.
+    """Returns the model of a resolved configuration, initialised from its seed.
 
     Args:
-        vocab_size: V, how many tokens there are; of images, classes; of ratings, users and items.
+        vocab_size: V, the number of tokens; for images, of classes; for ratings, of users and items.
     """
     model = MODELS[config.model.name](config, vocab_size)
     model.reset_parameters(config.seed)  # type: ignore[operator]

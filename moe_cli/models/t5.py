@@ -24,10 +24,10 @@ EMBEDDING_STD, TIED_STD = 1.0, 0.02
 def relative_position_bucket(
     distance: Int[Tensor, "L M"], buckets: int, max_distance: int, both_sides: bool
 ) -> Int[Tensor, "L M"]:
-    """The bucket of each distance, key less query: near ones alone, farther ones by their logarithm, as in T5's code.
+    """Returns the bucket of each distance, key minus query: exact for near ones, logarithmic for far ones (T5's code).
 
     Args:
-        both_sides: half of the buckets are for keys behind the query; else those are all in bucket 0.
+        both_sides: half of the buckets are for keys after the query; else those are all in bucket 0.
     """
     first = torch.zeros_like(distance)
     if both_sides:
@@ -87,7 +87,7 @@ class T5Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B M D"], source: Float[Tensor, "B L D"], bias: Float[Tensor, "1 N M L"] | None = None
     ) -> Float[Tensor, "B M D"]:
-        """Each position's mixture of those of `source`."""
+        """Computes, for each position, the attention output over the positions of `source`."""
         q, k, v = (
             part.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
             for part in (self.q(x), *self.kv(source).chunk(2, dim=-1))
@@ -165,7 +165,7 @@ class T5(nn.Module):
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, vocab_size, bias=False)
 
     def reset_parameters(self, seed: int) -> None:
-        """Initial weights, decided by the seed alone."""
+        """Initialises the weights by the seed alone."""
         generator = torch.Generator().manual_seed(seed)
         std = TIED_STD if self.head is None else EMBEDDING_STD
         nn.init.normal_(self.embedding.weight, std=std, generator=generator)

@@ -52,7 +52,7 @@ class Transformer(nn.Module):
         nn.init.normal_(self.embedding.get_parameter("weight"), std=std, generator=generator)
 
     def reset_parameters(self, seed: int) -> None:
-        """Initial weights, decided by the seed alone.
+        """Initialises the weights by the seed alone.
 
         With `init_std` as in GPT-2: normal, the last matrix of every branch divided by sqrt(2 layers). Else by fan-in.
         """
@@ -75,13 +75,15 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
-        """Logits at every position, of the token after it (gpt) or of the token there (bert), and the routing of every sparse block.
+        """Returns the logits at every position, and the routing of every sparse block.
+
+        The logits are those of the next token (gpt) or of the token at the position (bert).
 
         Args:
-            mask: False for padding, which no position attends to and no expert gets.
-            documents: which document each token is of; a position attends only to those of its own.
-            cache: of the tokens before these (gpt), which are then added to it; not with `mask` or `documents`.
-            policy: of the sparse layers; None: as trained.
+            mask: False for padding, which is neither attended to nor routed.
+            documents: the document of each token; a position attends only to those of its own.
+            cache: of the earlier tokens (gpt); these tokens are then added to it; not with `mask` or `documents`.
+            policy: of the sparse layers; None means as trained.
         """
         x, routings = self.run_blocks(self.embedding(tokens), tokens, mask, documents, cache, policy)
         assert isinstance(self.embedding, nn.Embedding)
@@ -111,5 +113,5 @@ class Transformer(nn.Module):
         return self.norm(x), routings
 
     def cap_logits(self, logits: Tensor) -> Tensor:
-        """cap * tanh(logits / cap), where model.logit_softcap is set."""
+        """Returns cap * tanh(logits / cap) if model.logit_softcap is set."""
         return logits if self.logit_softcap is None else self.logit_softcap * torch.tanh(logits / self.logit_softcap)

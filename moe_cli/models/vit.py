@@ -42,7 +42,7 @@ class ViT(Transformer):
         return self.cap_logits(self.head(x.mean(1))), routings
 
     def patchify(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P S2C"]:
-        """The patches, row by row; of each its pixels row by row, channels last."""
+        """Returns the patches, row by row; of each its pixels row by row, channels last."""
         size = self.patch_size
         rows = images.unfold(2, size, size).unfold(3, size, size)  # B C H/S W/S S S
         return rows.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)

@@ -1,9 +1,9 @@
-"""Even use of the experts: auxiliary losses and bias updates, as free functions. T tokens, E experts, K chosen.
+"""Balancing of the experts: auxiliary losses and bias updates, as free functions. T tokens, E experts, K chosen.
 
-Losses count assignments before drops, and a model's loss is the mean over its layers, never pooled: two layers
-that collapse onto different experts must not look balanced. Where several processes train one model, what a loss takes
-over the batch it takes over the batch of all of them. Without tokens (an empty batch, or all padding) and without a
-choice (E = 1) every loss is defined, and no bias moves; what processes exchange does not depend on it.
+Losses count assignments before drops. A model's loss is the mean over its layers and is never pooled, because two
+layers that collapse onto different experts must not look balanced. With several processes, sums over the batch are sums
+over the batch of all processes. Without tokens (an empty batch, or all padding) and without a choice (E = 1) every loss
+is defined, and no bias is updated; the collective calls do not depend on it.
 """
 
 import math
@@ -29,14 +29,14 @@ from moe_cli.moe.routing import Routing
 def load_balancing_loss(
     routing: Routing, *, num_sequences: int = 1, assigned_counts: Int[Tensor, " E"] | None = None
 ) -> Float[Tensor, ""]:
-    """Switch auxiliary loss, eq. 4 of arXiv:2101.03961, scaled to 1 when balanced, for every K.
+    """Computes the Switch auxiliary loss, eq. 4 of arXiv:2101.03961, scaled to 1 when balanced, for every K.
 
     (E / K) * sum_i f_i P_i, with f_i the assignments to expert i per token (before drops; no gradient) and P_i
     the mean routing probability of expert i.
 
     Args:
-        num_sequences: f and P are taken over each of this number of sequences of equal length, which follow one
-            another in the batch, and the losses averaged (DeepSeek-V3, arXiv:2412.19437, eq. 17-20); 1: over the whole batch.
+        num_sequences: f and P are taken over each of this number of consecutive sequences of equal length, and the
+            losses averaged (DeepSeek-V3, arXiv:2412.19437, eq. 17-20); 1 means over the whole batch.
         assigned_counts: counts for f in place of the batch's own: with those of all micro-batches of a step so far,
             this is the global-batch loss of Qwen, arXiv:2501.11873, exact for the last micro-batch.
     """
@@ -57,17 +57,20 @@ def _counts_per_sequence(routing: Routing, num_sequences: int) -> Int[Tensor, "S
 
 
 def router_z_loss(logits: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
-    """Mean squared log-sum-exp of the gate's logits, eq. 5 of ST-MoE, arXiv:2202.08906; (ln E)^2 for zero logits."""
+    """Computes the mean squared log-sum-exp of the gate's logits, eq. 5 of ST-MoE, arXiv:2202.08906.
+
+    It is (ln E)^2 for zero logits.
+    """
     return _mean_over_tokens(logits.logsumexp(-1).square())
 
 
 def _mean_over_tokens(values: Float[Tensor, "T *rest"]) -> Float[Tensor, "*rest"]:
-    """The mean over the first dimension; 0 without tokens."""
+    """Returns the mean over the first dimension; 0 without tokens."""
     return values.sum(0) / max(1, len(values))
 
 
 def importance_loss(routing: Routing) -> Float[Tensor, ""]:
-    """CV^2 of the experts' importance, the sum of their weights over tokens: eq. 6-7 of Shazeer, arXiv:1701.06538.
+    """Computes CV^2 of the experts' importance, the sum of weights over tokens: eq. 6-7 of Shazeer, arXiv:1701.06538.
 
     0 when even, E / K - 1 when K experts share all weight alike, E - 1 at most; population variance.
     """
@@ -78,7 +81,7 @@ def importance_loss(routing: Routing) -> Float[Tensor, ""]:
 def load_loss(
     clean_logits: Float[Tensor, "T E"], noisy_logits: Float[Tensor, "T E"], noise_std: Float[Tensor, "T E"], top_k: int
 ) -> Float[Tensor, ""]:
-    """CV^2 of a smooth estimate of the experts' load: appendix A of Shazeer, arXiv:1701.06538, eq. 8-11.
+    """Computes CV^2 of a smooth estimate of the experts' load: appendix A of Shazeer, arXiv:1701.06538, eq. 8-11.
 
     The load of expert i is sum_t Phi((clean_ti - threshold_ti) / std_ti), the expected number of tokens if its own
     noise alone were drawn again; the threshold is the K-th largest noisy logit among the other experts. Population
@@ -99,14 +102,15 @@ def squared_cv(values: Float[Tensor, " E"]) -> Float[Tensor, ""]:
 
 
 def entropy_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
-    """-H(mean over tokens of p) / ln E: -1 when all experts are equally likely, 0 when one has all probability."""
+    """Computes -H(mean over tokens of p) / ln E: -1 for equally likely experts, 0 when one has all probability."""
     return -_entropy(all_reduce_mean(_mean_over_tokens(probs))) / math.log(max(2, probs.shape[-1]))
 
 
 def mutual_information_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
-    """-MI(token; expert) / ln E = -(H(mean p) - mean H(p)) / ln E: -1 when sure of each token and even over all.
+    """Computes -MI(token; expert) / ln E = -(H(mean p) - mean H(p)) / ln E.
 
-    0 when every token has the same probabilities. Mod-Squad, arXiv:2212.08066, for one task.
+    It is -1 when each token's choice is certain and the mean is even, and 0 when every token has the same
+    probabilities. Mod-Squad, arXiv:2212.08066, for one task.
     """
     among = _mean_over_tokens(_entropy(probs))
     return -(_entropy(all_reduce_mean(_mean_over_tokens(probs))) - among) / math.log(max(2, probs.shape[-1]))
@@ -120,7 +124,10 @@ def _entropy(probs: Float[Tensor, "*rows E"]) -> Float[Tensor, "*rows"]:
 def update_expert_bias(
     bias: Float[Tensor, " E"], tokens_per_expert: Int[Tensor, " E"], rate: float
 ) -> Float[Tensor, " E"]:
-    """The bias after a step of loss-free balancing: b_i + rate * sign(mean load - load_i); arXiv:2408.15664, alg. 1."""
+    """Returns the bias after a step of loss-free balancing: b_i + rate * sign(mean load - load_i).
+
+    Source: arXiv:2408.15664, alg. 1.
+    """
     load = tokens_per_expert.double()
     return bias + rate * torch.sign(load.mean() - load).to(bias.dtype)
 
@@ -128,12 +135,12 @@ def update_expert_bias(
 def quantile_bias(
     bias: Float[Tensor, " E"], probs: Float[Tensor, "T E"], top_k: int, iterations: int
 ) -> Float[Tensor, " E"]:
-    """The bias at which these tokens' choices of K are nearly even: quantile balancing (kexue.fm/archives/11619).
+    """Returns the bias that makes these tokens' K choices nearly even: quantile balancing (kexue.fm/archives/11619).
 
-    Of all assignments that give each token K experts and each expert T K / E tokens, the one of most probability is a
-    linear programme. Its dual is solved by alternating two steps, from the present bias: each token's threshold lies between its K-th
-    and its (K+1)-th largest p_ti + b_i; then each expert's bias is set so that exactly its share of the p_ti lies above
-    the thresholds less the bias, a quantile. The bias is shifted to a mean of 0, which changes no choice.
+    The most probable assignment that gives each token K experts and each expert T K / E tokens is a linear programme.
+    Its dual is solved by alternating two steps, from the present bias. First, each token's threshold is set between its
+    K-th and its (K+1)-th largest p_ti + b_i. Then each expert's bias is set to a quantile, so that exactly its share of
+    the p_ti lies above the thresholds minus the bias. The bias is shifted to a mean of 0, which changes no choice.
     """
     num_tokens, num_experts = probs.shape
     per_expert = min(max(1, round(num_tokens * top_k / num_experts)), num_tokens - 1)
@@ -154,14 +161,14 @@ def update_bias(
     probs: Sequence[Float[Tensor, "_T E"]],
     top_k: int,
 ) -> Float[Tensor, " E"]:
-    """The bias after an optimizer step, from the counts (loss_free) or the probabilities (quantile) of all of it."""
+    """Returns the bias after an optimizer step, from all its counts (loss_free) or probabilities (quantile)."""
     if isinstance(balance, LossFreeBalance):
         return update_expert_bias(bias, tokens_per_expert, balance.bias_update_rate)
     return quantile_bias(bias, torch.cat(list(probs)), top_k, balance.iterations)
 
 
 def bias_method(balance: BalanceConfig | None) -> BiasBalance | None:
-    """The method that sets the bias of the choice; there is one at most."""
+    """Returns the method that sets the routing bias; None if there is none. A configuration has at most one."""
     found = [method for method in methods_of(balance) if isinstance(method, LossFreeBalance | QuantileBalance)]
     return found[0] if found else None
 
@@ -190,13 +197,13 @@ def auxiliary_losses(
     step_counts: Sequence[Int[Tensor, " E"]] | None = None,
     num_sequences: int = 1,
 ) -> dict[LossBalance, Tensor]:
-    """Each balancing loss of the configuration, averaged over layers, before its weight; empty when there is none.
+    """Computes each balancing loss of the configuration, averaged over layers, unweighted; empty without losses.
 
     Args:
         batch_counts: per layer, the assignments to each expert in the batch of all processes; for scope `batch`. By
             default counted here.
-        step_counts: the same in the optimizer step so far, this batch included; for scope `global`. By default those of
-            the batch.
+        step_counts: the same over the optimizer step so far, this batch included; for scope `global`. By default those
+            of the batch.
         num_sequences: sequences in the batch; for scope `sequence`.
     """
     if batch_counts is None:

@@ -18,7 +18,7 @@ from moe_cli.moe.routing import Routing, drop_overflow
 
 
 def drop_overflow_global(routing: Routing, capacity: int, drop: str) -> Routing:
-    """`drop_overflow` over the tokens of all processes: an expert keeps at most `capacity` assignments of all of them."""
+    """Applies `drop_overflow` to the tokens of all processes: an expert keeps at most `capacity` assignments."""
     if collectives.world_size() == 1:
         return drop_overflow(routing, capacity, drop)
     probs = routing.probs[routing.token_ids, routing.expert_ids].detach().float()

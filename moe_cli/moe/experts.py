@@ -42,7 +42,7 @@ def expert_activation(pre: Float[Tensor, "... H"], kind: str, activation: str) -
 def expert_activation_backward(
     grad: Float[Tensor, "... F"], pre: Float[Tensor, "... H"], kind: str, activation: str
 ) -> Float[Tensor, "... H"]:
-    """The gradient of `expert_activation` with respect to `pre`."""
+    """Returns the gradient of `expert_activation` with respect to `pre`."""
     act = ACTIVATIONS[activation]
     if kind == "glu":
         gate, up = pre.chunk(2, dim=-1)
@@ -79,7 +79,7 @@ class Experts(nn.Module):
     def reset_parameters(
         self, generator: torch.Generator | None = None, out_scale: float = 1.0, init_scale: float = 1.0
     ) -> None:
-        """Uniform of variance init_scale / fan-in; `out_scale` shrinks the second matrix (0 starts the layer silent)."""
+        """Initialises uniformly, variance init_scale / fan-in; `out_scale` scales the second matrix (0: output 0)."""
         init_matrix(self.w_in, generator, init_scale**0.5)
         init_matrix(self.w_out, generator, out_scale * init_scale**0.5)
 
@@ -96,7 +96,7 @@ class Experts(nn.Module):
         return F.linear(act if mask is None else act * mask, self.w_out[expert])
 
     def sample_dropout_mask(self, num_assignments: int) -> Float[Tensor, "A F"] | None:
-        """Inverted dropout of every assignment's hidden values, 0 or 1 / (1 - dropout); None: nothing is left out."""
+        """Samples inverted dropout of the hidden values, 0 or 1 / (1 - dropout); None means no dropout."""
         if not (self.training and self.dropout):
             return None
         keep = 1 - self.dropout
@@ -114,7 +114,7 @@ class FeedForward(nn.Module):
         self.w_out = nn.Parameter(torch.empty(d_model, d_ff))
 
     def reset_parameters(self, generator: torch.Generator | None = None, out_scale: float = 1.0) -> None:
-        """As for `Experts`."""
+        """Initialises the weights as `Experts` does."""
         init_matrix(self.w_in, generator)
         init_matrix(self.w_out, generator, out_scale)
 
@@ -123,6 +123,6 @@ class FeedForward(nn.Module):
 
 
 def init_matrix(weight: Tensor, generator: torch.Generator | None, scale: float = 1.0) -> None:
-    """Uniform of standard deviation scale / sqrt(fan-in), over the last two dimensions [out, in]."""
+    """Initialises uniformly with standard deviation scale / sqrt(fan-in), over the last two dimensions [out, in]."""
     bound = scale * (3 / weight.shape[-1]) ** 0.5
     nn.init.uniform_(weight, -bound, bound, generator=generator)

@@ -63,9 +63,10 @@ class MlpGate(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Each row of the second matrix starts at mean 0.
+        """Initialises the weights; each row of the second matrix has mean 0.
 
-        Hidden values are not negative; what they have in common would favour the same experts for every token.
+        Hidden values are not negative. Without the zero mean, their common part would favour the same experts for every
+        token.
         """
         nn.init.normal_(self.hidden, std=self.hidden.shape[1] ** -0.5, generator=generator)
         nn.init.normal_(self.out, std=GATE_STD, generator=generator)
@@ -87,7 +88,7 @@ class ActivationGate(nn.Module):
         self._experts = (experts,)  # in a tuple, so that its parameters are not ours as well
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Nothing to set: the experts' own weights decide."""
+        """Does nothing: this gate has no weights of its own and uses those of the experts."""
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
         rows = self._experts[0].w_in[:, :ACTIVATION_WIDTH].to(x.dtype)
@@ -97,10 +98,12 @@ class ActivationGate(nn.Module):
 
 
 class PerTaskGate(nn.Module):
-    """A gate for each of G tasks (MMoE, doi 10.1145/3219819.3220007, section 4.2): tokens come G at a time, one for each.
+    """A gate for each of G tasks (MMoE, doi 10.1145/3219819.3220007, section 4.2).
+
+    Each group of G tokens has one per task.
 
     Args:
-        gate: what each task gets one of.
+        gate: the gate to copy for each task.
     """
 
     def __init__(self, gate: nn.Module, num_tasks: int) -> None:
@@ -120,7 +123,7 @@ GATES = {"linear": LinearGate, "cosine": CosineGate, "mlp": MlpGate}
 
 
 def make_gate(score: str, d_model: int, num_experts: int, experts: Experts | None) -> nn.Module:
-    """The gate of a name; `experts` are those whose activations score=activation reads."""
+    """Returns the gate of a name; `experts` are those whose activations score=activation reads."""
     if score == "activation":
         assert experts is not None
         return ActivationGate(experts)

@@ -39,21 +39,22 @@ class MoELayer(SparseLayer):
         top_k: K, at most E.
         d_expert: hidden width of one expert.
         router: a name of `moe_cli.moe.routers.registry.ROUTER_CONFIGS` (topk, switch, ...), or its config with options.
-        capacity_factor: None drops nothing; else an expert takes at most ceil(factor * T * K / E) assignments of one
-            forward pass in training. At evaluation nothing is dropped unless a `RoutingPolicy` says so.
-        drop: rule by which assignments are dropped, `position`, `probability` or `random` (see `drop_overflow`), or
-            `causal` (`drop_overflow_in_order`): an expert then takes at most ceil(factor * L * K / E) assignments of
-            each sequence of L positions, the first ones.
+        capacity_factor: None means no drops; else an expert takes at most ceil(factor * T * K / E) assignments of one
+            forward pass in training. At evaluation nothing is dropped unless a `RoutingPolicy` has a capacity.
+        drop: the drop rule, `position`, `probability` or `random` (see `drop_overflow`), or `causal`
+            (`drop_overflow_in_order`): an expert then takes the first ceil(factor * L * K / E) assignments of each
+            sequence of L positions at most.
         renormalise_after_drop: give the weights of dropped assignments to those that a token kept.
         vocab_size: number of token ids; only for router=hash.
-        causal: tokens must not depend on later ones of their sequence. Routers that look at them are refused, and a
+        causal: tokens must not depend on later ones of their sequence. Routers that use later tokens are refused. A
             policy with a capacity drops by `causal` unless it names another rule.
         options: of the experts, see `ExpertOptions`: ffn_type, activation, shared_experts, dispatch, ...
 
-    Without tokens (an empty batch, or one that is all padding) the output is empty or zero, and every balancing loss 0.
+    Without tokens (an empty batch, or one that is all padding) the output is empty or zero, and every balancing loss is
+    0.
 
     Raises:
-        ConfigError: a count or width is no whole number of at least 1, K is more than E, the capacity is not above 0, a
+        ConfigError: a count or width is not an integer of at least 1, K is more than E, the capacity is not above 0, a
             name is unknown, or settings exclude each other.
     """
 
@@ -102,8 +103,9 @@ class MoELayer(SparseLayer):
         Args:
             x: tokens of any leading shape; all of them are routed together.
             token_ids: the vocabulary id of each token; read by router=hash.
-            mask: False for padding, which never reaches the router: it takes no capacity, is not counted, and gets zero.
-            policy: how to route; None: in training as trained, at evaluation dropless.
+            mask: False for padding, which never reaches the router: it takes no capacity, is not counted, and its
+                output is zero.
+            policy: overrides the routing; None means as configured in training, and dropless at evaluation.
         """
         length = x.shape[-2] if x.ndim > 1 else 1
         sequences = Sequences(x.shape[:-1].numel() // max(1, length), length, mask)
@@ -152,7 +154,7 @@ class MoELayer(SparseLayer):
         self.router.after_step(assigned, num_tokens)
 
     def _drop_overflow(self, routing: Routing, policy: RoutingPolicy, factor: float, sequences: Sequences) -> Routing:
-        """Drops what is over an expert's capacity: of each sequence, of the batch of all processes (training), or of this batch."""
+        """Drops assignments over capacity: per sequence, per batch of all processes (training), or per batch."""
         drop = policy.drop or ("causal" if self.causal else self.drop)
         top_k = policy.top_k or self.top_k
         if drop == "causal":
@@ -222,9 +224,9 @@ def _router_config(
 
 
 class SparseExpertModel(nn.Module):
-    """A model that is one mixture of experts: each row of the input goes to its own `k` of `num_experts` networks.
+    """A model that is a single mixture of experts: each row of the input is sent to `k` of `num_experts` networks.
 
-    The gate learns through the weights, only the chosen experts are computed, and only they receive a gradient.
+    The gate is trained through the weights. Only the chosen experts are computed and receive a gradient.
 
     Args:
         num_experts: E.
@@ -233,7 +235,7 @@ class SparseExpertModel(nn.Module):
         k: experts chosen per row.
 
     Raises:
-        ConfigError: a number is no whole one of at least 1, or k is more than num_experts.
+        ConfigError: a number is not an integer of at least 1, or k is more than num_experts.
     """
 
     def __init__(self, num_experts: int, input_dim: int, output_dim: int, k: int) -> None:

@@ -76,7 +76,7 @@ def build_permutation(
 
 
 def stable_argsort(ids: Int[Tensor, " N"], bound: int) -> Int[Tensor, " N"]:
-    """The stable order of ids below `bound`; numpy sorts small integers by radix."""
+    """Returns the stable order of ids below `bound`; numpy sorts small integers by radix."""
     if ids.device.type != "cpu":
         return torch.argsort(ids, stable=True)
     dtype = np.uint8 if bound <= 2**8 else np.uint16 if bound <= 2**16 else np.int64
@@ -93,7 +93,7 @@ def position_in_expert(permutation: Permutation) -> Int[Tensor, " R"]:
 def sum_by_token(
     permutation: Permutation, rows: Float[Tensor, "R D"], weights: Tensor | None = None
 ) -> Float[Tensor, "T D"]:
-    """Each token's (weighted) sum of its rows; zero for a token without any."""
+    """Computes each token's (weighted) sum of its rows; zero for a token without rows."""
     if weights is not None:
         weights = weights.index_select(0, permutation.token_order)
     return F.embedding_bag(
@@ -111,7 +111,10 @@ class CastOperands:
 
 
 def operand_dtype(x: Tensor) -> torch.dtype:
-    """Autocast's precision where it is on, else that of x. Parameters stay float32 under autocast and are cast."""
+    """Returns autocast's precision where it is on, else that of x.
+
+    Parameters stay float32 under autocast and are cast.
+    """
     device = x.device.type
     if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return x.dtype

@@ -16,12 +16,12 @@ from moe_cli.config.ranges import above, at_least
 
 @dataclass(frozen=True)
 class RoutingPolicy:
-    """Overrides, for one forward pass, how the model was trained to route.
+    """Overrides of the model's routing for one forward pass.
 
     Attributes:
-        top_k: K; None: as trained.
-        capacity_factor: None drops nothing; experts that choose their tokens then have the capacity of training.
-        drop: which assignments are dropped; None: `causal` in layers of causal models, else as trained.
+        top_k: K; None means as trained.
+        capacity_factor: None means no drops; experts that choose their tokens then have the capacity of training.
+        drop: the drop rule; None means `causal` in layers of causal models, else as trained.
 
     Raises:
         ConfigError: the capacity is not above 0.
@@ -37,20 +37,20 @@ class RoutingPolicy:
 
 @dataclass(frozen=True)
 class Routing:
-    """Every assignment a router made, in the order in which an expert's capacity is given out.
+    """Every assignment of a router, in the order in which an expert's capacity is filled.
 
     Attributes:
         logits: float32 scores of every token for every expert.
         probs: their softmax.
-        token_ids: int64, which token.
-        expert_ids: int64, which expert.
+        token_ids: int64, the token of each assignment.
+        expert_ids: int64, the expert of each assignment.
         weights: float32, the weight of the expert's output in the token's sum.
         kept: False where the expert was full; such an assignment contributes nothing.
-        clean_logits: the scores before a router's noise; None where there is none.
+        clean_logits: the scores before a router's noise; None means no noise.
         noise_std: the standard deviation of that noise.
-        router_loss: a loss of the router's own, already weighted; None where there is none.
-        num_null: how many of the E experts, the last ones, compute nothing (null experts).
-        rounds: passes over the tokens in this order, K where first choices of all tokens precede second ones.
+        router_loss: a loss of the router's own, already weighted; None means no such loss.
+        num_null: the number of null experts, which compute nothing; they are the last of the E experts.
+        rounds: passes over the tokens in this order, K if first choices of all tokens precede second ones.
     """
 
     logits: Float[Tensor, "T E"]
@@ -75,12 +75,12 @@ class Routing:
 
     @cached_property
     def tokens_per_expert(self) -> Int[Tensor, " E"]:
-        """Assignments to each expert, null ones too, before drops: T * K in all when each token chooses K."""
+        """Returns assignments to each expert, null ones too, before drops: T * K in all when each token chooses K."""
         return torch.bincount(self.expert_ids, minlength=self.num_experts)
 
     @cached_property
     def kept_per_expert(self) -> Int[Tensor, " E"]:
-        """Assignments that each expert kept."""
+        """Returns assignments that each expert kept."""
         return torch.bincount(self.expert_ids[self.kept], minlength=self.num_experts)
 
 
@@ -93,7 +93,7 @@ def routing_from_top_k(
     clean_logits: Float[Tensor, "T E"] | None = None,
     noise_std: Float[Tensor, "T E"] | None = None,
 ) -> Routing:
-    """The Routing of K choices per token: first choices of all tokens in order, then second choices, and so on."""
+    """Returns the Routing of K choices per token: first choices of all tokens in order, then second choices, etc."""
     num_tokens, top_k = chosen.shape
     token_ids = torch.arange(num_tokens, device=chosen.device).repeat(top_k)
     kept = torch.ones(num_tokens * top_k, dtype=torch.bool, device=chosen.device)
@@ -122,7 +122,7 @@ def without_null_experts(routing: Routing) -> Routing:
 
 
 def renormalise_kept(routing: Routing) -> Routing:
-    """The record in which the kept weights of a token sum to what all its weights summed to before drops."""
+    """Rescales the kept weights of each token to the sum of all its weights before drops."""
     sums = [
         routing.weights.new_zeros(routing.num_tokens).index_add(0, routing.token_ids, weights)
         for weights in (routing.weights, routing.weights * routing.kept)
@@ -133,7 +133,7 @@ def renormalise_kept(routing: Routing) -> Routing:
 
 
 def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_factor: float) -> int:
-    """C = ceil(capacity_factor * T * K / E), at least 1: the most assignments one expert takes in one forward pass.
+    """Computes C = ceil(capacity_factor * T * K / E), at least 1: an expert's most assignments in one forward pass.
 
     GShard, arXiv:2006.16668, section 2.2; libraries differ in the rounding, this is the definition here.
 
@@ -149,13 +149,13 @@ def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_fact
 
 
 def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Routing:
-    """The routing in which no expert keeps more than `capacity` assignments; null experts, which compute nothing, keep all.
+    """Drops assignments so that no expert keeps more than `capacity`. Null experts, which compute nothing, keep all.
 
     Args:
-        drop: which assignments are kept. `position`: the first in the order of the record (first choices of all tokens, then second
-            choices). `probability`: those of highest routing probability (batch-prioritised, arXiv:2106.05974), of
-            equals the first in the record. `random`: drawn with torch's generator. With each of them an earlier
-            token may be dropped for a later one; with `drop_overflow_in_order` none does.
+        drop: the rule for the kept assignments. `position`: the first in the order of the record (first choices of all
+            tokens, then second choices). `probability`: those of highest routing probability (batch-prioritised,
+            arXiv:2106.05974); of equals the first in the record. `random`: drawn with torch's generator. With each of
+            them a later token may displace an earlier one; with `drop_overflow_in_order` it cannot.
     """
     if drop in ("probability", "random"):
         if drop == "random":
@@ -177,18 +177,18 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
 
 
 def _to_null(routing: Routing) -> Bool[Tensor, " A"]:
-    """True for assignments to null experts."""
+    """Returns True for assignments to null experts."""
     return routing.expert_ids >= routing.num_experts - routing.num_null
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """The sequences that the routed tokens belong to.
+    """The sequences of the routed tokens.
 
     Attributes:
-        number: of sequences.
-        length: positions of each, padding included.
-        mask: False for padding, which is not routed; None: there is none.
+        number: the number of sequences.
+        length: positions per sequence, padding included.
+        mask: False for padding, which is not routed; None means no padding.
     """
 
     number: int
@@ -196,13 +196,13 @@ class Sequences:
     mask: Bool[Tensor, "*positions"] | None = None
 
     def ids(self, device: torch.device) -> Int[Tensor, " T"]:
-        """Index of the sequence of each token."""
+        """Returns the index of the sequence of each token."""
         ids = torch.arange(self.number * self.length, device=device) // self.length
         return ids if self.mask is None else ids[self.mask.flatten()]
 
 
 def drop_overflow_in_order(routing: Routing, capacity: int, sequences: Sequences) -> Routing:
-    """The routing in which no expert keeps more than `capacity` assignments of one sequence: the first ones.
+    """Returns the routing in which no expert keeps more than `capacity` assignments of one sequence: the first ones.
 
     Null experts keep all. All choices of a token come before those of the next token, so that no later token pushes an
     earlier one out. Neither does another sequence.

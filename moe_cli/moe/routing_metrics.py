@@ -17,21 +17,21 @@ DEAD_BELOW = 0.01
 
 
 def max_violation(tokens_per_expert: Tensor) -> float:
-    """MaxVio: (largest load - mean load) / mean load; 0 is even, E / K - 1 at most (arXiv:2408.15664)."""
+    """Computes MaxVio: (largest load - mean load) / mean load; 0 is even, E / K - 1 at most (arXiv:2408.15664)."""
     load = tokens_per_expert.double()
     mean = load.mean().item()
     return (load.max().item() - mean) / mean if mean else 0.0
 
 
 def load_cv(tokens_per_expert: Tensor) -> float:
-    """Coefficient of variation of the load: population standard deviation / mean; 0 is even, sqrt(E - 1) at most."""
+    """Computes the coefficient of variation of the load: population std / mean; 0 is even, sqrt(E - 1) at most."""
     load = tokens_per_expert.double()
     mean = load.mean().item()
     return load.std(correction=0).item() / mean if mean else 0.0
 
 
 def chosen_mask(routing: Routing) -> Bool[Tensor, "T E"]:
-    """True for the experts that each token was assigned to, before drops."""
+    """Returns True for the experts that each token was assigned to, before drops."""
     chosen = torch.zeros(routing.probs.shape, dtype=torch.bool, device=routing.probs.device)
     chosen[routing.token_ids, routing.expert_ids] = True
     return chosen
@@ -45,9 +45,9 @@ def co_activation(chosen: Bool[Tensor, "T E"]) -> Int[Tensor, "E E"]:
 
 
 def router_saturation(chosen: Bool[Tensor, "T E"], final: Bool[Tensor, "T E"]) -> float:
-    """Share of the final router's choices that an earlier one made too, on the same tokens (OLMoE, arXiv:2409.02060).
+    """Computes the fraction of the final router's choices that an earlier one shares (OLMoE, arXiv:2409.02060).
 
-    0 to 1; K / E for routers that have nothing in common but chance.
+    Both route the same tokens. It is 0 to 1; K / E for routers that agree only by chance.
     """
     total = final.sum().item()
     return (chosen & final).sum().item() / total if total else 1.0
@@ -61,10 +61,10 @@ def assignments_by_group(routing: Routing, groups: Int[Tensor, " T"], num_groups
 
 
 def specialisation(counts: Int[Tensor, "G E"]) -> float:
-    """Mutual information between group and expert, over its upper bound min(H(group), H(expert)); 0 to 1.
+    """Computes the mutual information between group and expert, over its upper bound min(H(group), H(expert)); 0 to 1.
 
-    0: the choice does not depend on the group, or there is but one group or one expert in use. 1: one decides the
-    other. From n counts it is about (G - 1)(E - 1) / (2 n) nats too high, so take n far above G E.
+    0 means that the choice does not depend on the group, or that only one group or one expert is used. 1 means that one
+    determines the other. From n counts it is about (G - 1)(E - 1) / (2 n) nats too high, so take n far above G E.
     """
     joint = counts.double() / counts.sum().clamp(min=1)
     entropies = [torch.special.entr(part).sum().item() for part in (joint.sum(1), joint.sum(0), joint)]
@@ -74,13 +74,13 @@ def specialisation(counts: Int[Tensor, "G E"]) -> float:
 
 
 def dropped_fraction(routing: Routing) -> float:
-    """Fraction of the assignments to computing experts that were dropped, 0 to 1."""
+    """Computes the fraction of the assignments to computing experts that were dropped, 0 to 1."""
     kept = without_null_experts(routing).kept
     return 1 - kept.double().mean().item() if len(kept) else 0.0
 
 
 def routing_entropy(probs: Float[Tensor, "T E"]) -> float:
-    """Mean over tokens of the entropy of the routing probabilities, divided by ln E: 0 is sure, 1 is undecided.
+    """Computes the entropy of the routing probabilities, averaged over tokens, over ln E: 0 is certain, 1 is uniform.
 
     0 without tokens.
     """
@@ -91,6 +91,6 @@ def routing_entropy(probs: Float[Tensor, "T E"]) -> float:
 
 
 def dead_experts(tokens_per_expert: Tensor) -> float:
-    """Share of experts that got less than 1 % of a fair load, 0 to 1; counted over a whole evaluation."""
+    """Computes the fraction of experts with less than 1 % of a fair load, 0 to 1; counted over a whole evaluation."""
     load = tokens_per_expert.double()
     return (load < DEAD_BELOW * load.mean()).double().mean().item() if load.sum() else 1.0

@@ -14,11 +14,11 @@ from moe_cli.moe.sparse_layer import ExpertOptions, SparseLayer
 
 
 class SoftMoELayer(SparseLayer):
-    """Experts work on slots, which are mixtures of a sequence's tokens, and every token mixes the slots' outputs.
+    """A layer whose experts process slots, mixtures of a sequence's tokens; every token mixes the slots' outputs.
 
-    Soft MoE 2308.00951, section 2, with the normalisation of 2.3: dispatch weights are a softmax over the positions of a
-    sequence, combine weights one over the slots. Nothing is chosen and nothing dropped. Not for causal models: a slot
-    holds later tokens.
+    Soft MoE 2308.00951, section 2, with the normalisation of 2.3: dispatch weights are a softmax over the positions of
+    a sequence, combine weights one over the slots. There is no choice and no drop. Not for causal models, because a
+    slot mixes later tokens.
 
     Args:
         d_model: width D of a token, in and out.
@@ -27,7 +27,7 @@ class SoftMoELayer(SparseLayer):
         slots: S, slots of each expert.
 
     Raises:
-        ConfigError: a count or width is no whole number of at least 1, or a name is unknown.
+        ConfigError: a count or width is not an integer of at least 1, or a name is unknown.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SoftMoELayer(SparseLayer):
 
 
 class SlotGate(nn.Module):
-    """Scores of every position for every slot, and what follows from them."""
+    """Scores of every position for every slot, and the dispatch and combine weights."""
 
     def __init__(self, d_model: int, num_experts: int, slots: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class SlotGate(nn.Module):
         nn.init.ones_(self.scale)
 
     def forward(self, x: Float[Tensor, "G L D"]) -> Float[Tensor, "G L S_E"]:
-        """The score of every position for every slot, in float32 (float64 for float64 weights)."""
+        """Returns the score of every position for every slot, in float32 (float64 for float64 weights)."""
         with torch.autocast(x.device.type, enabled=False):
             dtype = gate_dtype(self.phi)
             phi = self.scale.to(dtype) * F.normalize(self.phi.to(dtype), dim=-1)
@@ -107,7 +107,7 @@ class SlotGate(nn.Module):
         return Routing(torch.zeros_like(even), even / self.num_experts, slots, expert_ids, ones, ones.bool())
 
     def token_routing(self, flat: Float[Tensor, "T S_E"]) -> Routing:
-        """The record seen from the tokens: each uses every expert, with the sum of its slots' combine weights."""
+        """Returns the record per token: each uses every expert, with the sum of its slots' combine weights."""
         by_expert = flat.unflatten(-1, (self.num_experts, self.slots))
         probs = flat.softmax(-1).unflatten(-1, (self.num_experts, self.slots)).sum(-1)
         tokens = torch.arange(len(flat), device=flat.device)

@@ -110,7 +110,7 @@ class SparseLayer(nn.Module):
             self.shared_gate.reset_parameters(generator)
 
     def after_step(self, assigned: Int[Tensor, " E"], num_tokens: int) -> None:
-        """Lets the router adapt what it sets without a gradient, after an optimizer step with these assignments."""
+        """Lets the router update parameters without a gradient, after an optimizer step with these assignments."""
 
     def shard_experts(self, group: ExpertGroup) -> None:
         """Keeps this process's part of the experts and reaches the others through `group`. E is a multiple of M."""
@@ -126,7 +126,7 @@ class SparseLayer(nn.Module):
         return backend(self.experts, tokens, routing, self.experts.sample_dropout_mask(len(routing.expert_ids)))
 
     def add_shared(self, y: Float[Tensor, "T D"], tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-        """Adds the output of the shared experts, where there are any."""
+        """Adds the output of the shared experts, if the layer has any."""
         if self.shared_experts is None:
             return y
         shared: Tensor = self.shared_experts(tokens)
@@ -134,11 +134,11 @@ class SparseLayer(nn.Module):
 
 
 def check_choice(name: str, value: str, options: Collection[str]) -> None:
-    """Raises ConfigError for a value that is none of the options."""
+    """Raises ConfigError for a value that is not one of the options."""
     if value not in options:
         raise ConfigError(f"{name}={value!r} is not one of: {', '.join(options)}.")
 
 
 def moe_layers(model: nn.Module) -> list[SparseLayer]:
-    """The sparse layers of a model, first to last."""
+    """Returns the sparse layers of a model, first to last."""
     return [module for module in model.modules() if isinstance(module, SparseLayer)]

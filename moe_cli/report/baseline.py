@@ -1,4 +1,4 @@
-"""What differences are taken to, and the command that makes the dense baseline a configuration lacks."""
+"""The baseline of differences, and the command that trains the missing dense baseline of a configuration."""
 
 import os
 import shlex
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 
 
 def declared_baselines(runs: Sequence[RunRow]) -> list[Settings]:
-    """The baseline of each sweep of these runs, as its sweep.json has it; the dense model where it names none."""
+    """Returns the baseline of each sweep of these runs, by its sweep.json; the dense model if it names none."""
     folders = dict.fromkeys(os.path.dirname(run.path) for run in runs)
     named = [read_record(Path(folder)).get("baseline") or DENSE for folder in folders]
     return [each if isinstance(each, dict) else DENSE for each in named]
 
 
 def sweep_baseline(runs: Sequence[RunRow]) -> Settings:
-    """The baseline on which all sweeps of these runs agree; else the dense model."""
+    """Returns the baseline on which all sweeps of these runs agree; else the dense model."""
     named = declared_baselines(runs)
     return named[0] if named and all(each == named[0] for each in named) else DENSE
 
 
 def baseline_name(baseline: Settings) -> str:
-    """dense, or balance=none."""
+    """Returns the baseline's name: dense, or balance=none."""
     return (
         "dense" if baseline == DENSE else printable(" ".join(f"{key}={show(value)}" for key, value in baseline.items()))
     )
@@ -56,10 +56,10 @@ def baseline_name(baseline: Settings) -> str:
 def extra_baseline_runs(
     outputs: Path, runs: Sequence[RunRow], baseline: Settings | None = None, also: Collection[str] = ()
 ) -> list[RunRow]:
-    """The complete runs of the outputs folder, or in the folders `also`, that may serve as baselines of `runs`.
+    """Returns the complete runs of the outputs folder, or in the folders `also`, that may serve as baselines of `runs`.
 
-    They are not among `runs`, and have the settings of `baseline`, of one that a sweep of `runs` declares, or of the
-    dense model.
+    They are not among `runs`. They have the settings of `baseline`, of a baseline that a sweep of `runs` declares, or
+    of the dense model.
     """
     seen = {os.path.realpath(run.path) for run in runs}
     candidates = [*(list_runs(outputs) if outputs.is_dir() else []), *(Run(Path(path)) for path in also)]
@@ -72,7 +72,7 @@ def extra_baseline_runs(
 def find_baseline(
     text: str | None, outputs: Path, runs: Sequence[RunRow], also: Collection[str] = (), *, whole: bool
 ) -> tuple[Settings | None, list[RunRow]]:
-    """The baseline that `--baseline` names, None without the option, and other runs that may serve as it.
+    """Returns the baseline that `--baseline` names, None without the option, and other runs that may serve as it.
 
     Args:
         also: folders of runs that may serve too.
@@ -87,7 +87,7 @@ def find_baseline(
 
 
 def chosen_baseline(text: str, runs: Sequence[RunRow], extra_baselines: Sequence[RunRow] = ()) -> Settings:
-    """The settings that `--baseline` names.
+    """Returns the settings that `--baseline` names.
 
     Raises:
         ConfigError: it cannot be read, no complete run has these settings, or several or all configurations fit, or it
@@ -134,25 +134,25 @@ def ambiguity(fitting: Sequence[RunRow]) -> str:
 
 
 def _values(runs: Collection[RunRow], name: str) -> list[str]:
-    """The values of a setting in complete runs; a choice of a group goes by its name."""
+    """Returns the values of a setting in complete runs; a choice of a group goes by its name."""
     found = [value for run in runs if run.status == COMPLETED for value in (run.get(name), run.get(f"{name}.name"))]
     return list(dict.fromkeys(printable(show(value)) for value in found if value is not None))[:8]
 
 
 def dense_baseline_command(config: RunConfig) -> str:
-    """The command for the baseline of a run: its dense twin, or for a dense run the default experts."""
+    """Returns the command for the baseline of a run: its dense twin, or for a dense run the default experts."""
     settings = flat_settings(config.to_dict())
     return _command(settings, [config.seed], {} if config.dense else DENSE)
 
 
 def baseline_command(configuration: Configuration, choice: Settings = DENSE) -> str:
-    """`moe train expert=1`, or another choice, with every setting in which the configuration differs from the defaults."""
+    """Returns `moe train expert=1`, or another choice, with every setting that differs from the defaults."""
     return _command({**configuration.settings, **configuration.execution}, configuration.seeds, choice)
 
 
 def _command(settings: Settings, seeds: Sequence[int], choice: Settings) -> str:
     shared = shared_with_dense([name for name in settings if "." in name])
-    # A dense model starts from its initial weights: there are no experts to make of another's.
+    # A dense model starts from its initial weights, because upcycling applies only to experts.
     wanted = {name: settings[name] for name in shared if name != "train.upcycle_from"}
     try:
         words = _overrides({**choice}, wanted)
@@ -167,10 +167,10 @@ def _command(settings: Settings, seeds: Sequence[int], choice: Settings) -> str:
 
 
 def overrides_of(run: RunRow, without: Collection[str]) -> dict[str, Value]:
-    """The settings in which a run differs from the defaults, those apart that are given otherwise; seed left out.
+    """Returns the settings in which a run differs from the defaults, without the seed and those given otherwise.
 
     Raises:
-        MoeError: its settings cannot hold.
+        MoeError: its settings are invalid.
     """
     settings = {**run.settings, **run.execution}
     wanted = {name: value for name, value in settings.items()
@@ -181,7 +181,7 @@ def overrides_of(run: RunRow, without: Collection[str]) -> dict[str, Value]:
 
 
 def _overrides(words: dict[str, Value], wanted: Settings) -> dict[str, Value]:
-    """These words with all that is still wanted otherwise than they resolve to."""
+    """Returns these words with all that is still wanted otherwise than they resolve to."""
     from moe_cli.config.compose import Composer
 
     composer = Composer()
@@ -189,7 +189,7 @@ def _overrides(words: dict[str, Value], wanted: Settings) -> dict[str, Value]:
     for group in ("model", "data", "optim"):
         if wanted.get(f"{group}.name") not in (None, default.get(f"{group}.name")):
             words[group] = wanted[f"{group}.name"]
-    # Without these there is nothing to resolve.
+    # The configuration cannot be resolved without these.
     words.update((name, wanted[name]) for name in ("data.path", "data.vocab_size") if wanted.get(name))
     words.update(changed_settings(resolved_settings(composer, words), wanted, with_null=False))
     words.update(changed_settings(resolved_settings(composer, words), wanted, with_null=True))
@@ -205,7 +205,7 @@ def resolved_settings(composer: "Composer", words: dict[str, Value]) -> dict[str
 
 
 def changed_settings(default: Settings, wanted: Settings, with_null: bool) -> dict[str, Value]:
-    """The settings that still differ. Null values come last: most follow from a setting that has a value."""
+    """Returns the settings that still differ. Null values come last: most follow from a setting that has a value."""
     return {
         name: value
         for name, value in wanted.items()

@@ -1,4 +1,4 @@
-"""What stands in a column of the report: its heading, how its values are written, and how soon it makes room."""
+"""Columns of the report: the heading, the format of the values, and the order in which columns are dropped."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -28,7 +28,7 @@ AMBIGUOUS_KEYS = ("name", "weight", "k", "capacity")
 
 @dataclass(frozen=True)
 class Column:
-    """One column: where it comes from, what stands above it, how a row's value is written, and its side."""
+    """One column: its name, its heading, the format of a row's value, and its alignment."""
 
     name: str
     heading: str
@@ -39,7 +39,7 @@ class Column:
 def result_columns(
     rows: Collection[Configuration], baseline: Settings = DENSE, to_lowest: bool = False
 ) -> list[Column]:
-    """The measured columns worth showing for these rows; differences are taken to the baseline, or to the lowest."""
+    """Returns the measured columns to show for these rows. Differences are to the baseline, or to the lowest."""
     measured = [name for name in keys_of(TASK) if any(row.get(name) is not None for row in rows)]
     names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", *measured, "vs_baseline",
              "tokens_per_second"]  # fmt: skip
@@ -68,7 +68,7 @@ def _result(name: str, to_lowest: bool) -> Column:
 
 
 def curve_column(rows: Collection[Configuration]) -> Column | None:
-    """The validation curve as a sparkline, of a row's first run; None without curves, and for long reports."""
+    """Returns the validation curve of a row's first run as a sparkline; None without curves, and for long reports."""
     if len(rows) > MAX_CURVES:
         return None
     drawn = {row.path: _sparkline(row) for row in rows}
@@ -76,13 +76,13 @@ def curve_column(rows: Collection[Configuration]) -> Column | None:
 
 
 def _sparkline(row: Configuration) -> str:
-    """On a logarithmic scale, where late gains are seen; fewer than two evaluations are no curve."""
+    """Returns a sparkline on a logarithmic scale, which shows late gains; `-` for fewer than two evaluations."""
     values = [math.log(value) for value in validation_curve(Run(Path(row.path))).values if value > 0]
     return sparkline(values, CURVE_WIDTH) if len(values) > 1 else "-"
 
 
 def required_columns(rows: Collection[Configuration]) -> tuple[str, str]:
-    """What stands in every table: which run, and its score."""
+    """Returns the columns of every table: the run and its score."""
     judged = [row for row in rows if row.results.val_loss is not None or row.results.val_bpb is not None]
     return ("run", "val_bpb" if all(row.results.val_bpb is not None for row in judged) else "val_loss")
 
@@ -100,10 +100,10 @@ def make_columns(names: Sequence[str], to_lowest: bool = False) -> list[Column]:
 
 
 def column_named(text: str, known: Sequence[str], shown: Sequence[Column] = ()) -> str:
-    """The column of this name or, where there is none, under this heading; those `shown` come before others.
+    """Returns the column with this name, else the one with this heading. Columns in `shown` come before others.
 
     Raises:
-        ConfigError: there is no such column, or several have the heading.
+        ConfigError: no such column exists, or several have the heading.
     """
     if text in known:
         return text
@@ -123,7 +123,7 @@ def column_named(text: str, known: Sequence[str], shown: Sequence[Column] = ()) 
 
 
 def heading_of(name: str) -> str:
-    """What stands above a column where no other has the same heading."""
+    """Returns the heading of a column, before duplicate headings are resolved."""
     if name in _RESULTS:
         return _RESULTS[name].heading
     group, _, last = name.rpartition(".")
@@ -147,7 +147,7 @@ def _writer(name: str) -> Callable[[Configuration], str]:
 
 
 def cell(value: Cell) -> str:
-    """Any value as it stands in a table: short, on one line, and harmless to a terminal."""
+    """Formats any value for a table: short, on one line, and without control characters."""
     if value is None or value == []:
         return "-"
     if isinstance(value, list):
@@ -158,7 +158,7 @@ def cell(value: Cell) -> str:
 
 
 def truncate_left(text: str) -> str:
-    """The end of the text, which tells paths and run ids apart, when it is too long."""
+    """Returns the end of the text, which tells paths and run ids apart, when it is too long."""
     return text if len(text) <= MAX_CELL_WIDTH else "..." + text[3 - MAX_CELL_WIDTH :]
 
 
@@ -186,13 +186,13 @@ def _vs_baseline(row: Configuration) -> str:
 
 
 def _shared_seeds(row: Configuration) -> str:
-    """How many of the row's seeds the baseline has too."""
+    """Returns the number of the row's seeds that the baseline also has."""
     shared = row.shared_seeds
     return "-" if shared is None or row.is_own_baseline else f"{shared} of {len(row.seeds)}"
 
 
 def _verdict(row: Configuration) -> str:
-    """What the seeds allow to say, and how many more of them would decide."""
+    """Returns the verdict, and the number of further seeds that would decide; empty without a verdict."""
     if row.verdict is None:
         return ""
     return f"{row.verdict}" + (f", +{plural(row.more_seeds, 'seed')}" if row.more_seeds else "")

@@ -1,6 +1,6 @@
-"""Which runs may be ranked together: those of the same text, validation, evaluation context, budget and code.
+"""Selection of runs that can be ranked together: same text, validation, evaluation context, budget and code.
 
-The others are named, not mixed in.
+Other runs are listed by name and not ranked.
 """
 
 from collections import Counter
@@ -23,14 +23,14 @@ ASPECTS = (DATA, TOKENIZER, VALIDATION, EVAL_CONTEXT, BUDGET, CODE)
 
 @dataclass(frozen=True)
 class ComparableRuns:
-    """Runs that are alike, and for each aspect in which others are not, how many of these there are."""
+    """Comparable runs, and the number of other runs for each aspect in which they differ."""
 
     rows: tuple[RunRow, ...]
     left_out: Mapping[str, int]
 
 
 def check_across(names: Collection[str]) -> frozenset[str]:
-    """The aspects that may differ. Raises ConfigError: there is no such aspect."""
+    """Returns the aspects that may differ. Raises ConfigError if an aspect does not exist."""
     for name in names:
         if name not in ASPECTS:
             raise ConfigError(
@@ -40,10 +40,10 @@ def check_across(names: Collection[str]) -> frozenset[str]:
 
 
 def select_comparable(rows: Collection[RunRow], across: Collection[str] = ()) -> ComparableRuns:
-    """The complete runs of the kind that shows most, see `_largest_group`, unless an aspect may differ.
+    """Returns the complete runs of the largest comparable group, see `_largest_group`. Aspects in `across` may differ.
 
-    Bits per byte are comparable between tokenizers of the same text and validation bytes (docs/explanation/concepts.md, 9): where all
-    runs have them, the tokenizer is no aspect. Nats per token are not.
+    Bits per byte are comparable between tokenizers of the same text and validation bytes (docs/explanation/concepts.md,
+    9). If all runs have them, the tokenizer is no aspect. Nats per token are not comparable.
     """
     free = set(across) | ({TOKENIZER} if all(row.results.val_bpb is not None for row in rows) else set())
     kept = list(rows)
@@ -61,7 +61,7 @@ def select_comparable(rows: Collection[RunRow], across: Collection[str] = ()) ->
 
 
 def is_comparable(row: RunRow, other: RunRow, across: Collection[str] = ()) -> bool:
-    """Whether two runs may be compared, but for the aspects that may differ."""
+    """Returns whether two runs are comparable, except for the aspects that may differ."""
     free = set(across) | (
         {TOKENIZER} if row.results.val_bpb is not None and other.results.val_bpb is not None else set()
     )
@@ -77,14 +77,15 @@ def is_comparable(row: RunRow, other: RunRow, across: Collection[str] = ()) -> b
 
 
 def count_code_versions(paths: Collection[str]) -> int:
-    """The number of states of the program that these runs were made with."""
+    """Returns the number of states of the program that these runs were made with."""
     return len({_code_version(path) for path in paths})
 
 
 def _largest_group(rows: Collection[RunRow], kinds: Collection[Any]) -> Any:
-    """The kind that shows most: of most configurations with several seeds, then of most configurations, then of most runs.
+    """Returns the largest group: most configurations with several seeds, then most configurations, then most runs.
 
-    A configuration is here what a run's name says: experts, k, capacity, router and balance. Of equal kinds the newest.
+    A configuration here consists of the settings in a run's name: experts, k, capacity, router and balance. Of equally
+    large groups the newest is returned.
     """
     seeds: dict[Any, dict[Any, set[Any]]] = {}
     for row, kind in zip(rows, kinds, strict=True):
@@ -118,7 +119,7 @@ def _aspect_value(aspect: str, row: RunRow) -> Any:
 
 
 def _code_version(path: str) -> tuple[Any, ...]:
-    """Version, commit and uncommitted changes of the package, as meta.json has them; all None where it says nothing."""
+    """Returns version, commit and uncommitted changes of the package, from meta.json; None for missing entries."""
     meta = Run(Path(path)).meta()
     packages, git = (part if isinstance(part := meta.get(key), dict) else {} for key in ("packages", "git"))
     changes = str(git.get("diff") or "").split("diff --git ")

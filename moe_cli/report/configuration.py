@@ -136,17 +136,20 @@ class Configuration(Record):
 
     @cached_property
     def losses(self) -> dict[int, float]:
-        """The primary loss of each seed."""
+        """Returns the primary loss of each seed."""
         return losses_by_seed(self.runs)
 
     @property
     def is_own_baseline(self) -> bool:
-        """By folder: runs of one id may lie in several."""
+        """Returns whether this is its own baseline.
+
+        Runs are compared by folder, because several folders may have one id.
+        """
         return self.baseline_path in self.paths
 
     @property
     def is_undefined(self) -> bool:
-        """Whether it has a baseline but no difference to it: relative to a loss of 0 there is none."""
+        """Returns whether it has a baseline with a loss of 0, so that a relative difference is undefined."""
         return self.baseline_path is not None and self.vs_baseline is None
 
     def get(self, name: str) -> Cell:
@@ -160,10 +163,10 @@ class Configuration(Record):
 
 @dataclass(frozen=True)
 class Baselines:
-    """The runs that differences are taken to.
+    """The baseline runs of differences.
 
     Attributes:
-        runs: by what a configuration shares with its baseline, and by seed.
+        runs: by the key that a configuration shares with its baseline, and by seed.
         shared: the settings that a configuration must share with its baseline.
         ambiguous: the first runs of configurations among which a baseline cannot be chosen.
     """
@@ -173,19 +176,19 @@ class Baselines:
     ambiguous: tuple[RunRow, ...]
 
     def of(self, run: RunRow) -> SeedRuns | None:
-        """The runs of the baseline of a run's configuration; None where losses may not be ranked together."""
+        """Returns the runs of the baseline of a run's configuration; None where losses may not be ranked together."""
         found = self.runs.get(_applicable_key(run, self.shared))
         return found if found and comparison_key(next(iter(found.values()))) == comparison_key(run) else None
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Configurations and what their verdicts rest on.
+    """Configurations, and the comparisons that their verdicts are based on.
 
     Attributes:
         columns: the names of all columns.
-        baselines: what differences are taken to.
-        pairs: the pairs of configurations that the verdicts allow for; None where there is a baseline.
+        baselines: the baseline runs of the differences.
+        pairs: the number of pairs that the verdicts are corrected for; None with a baseline.
     """
 
     configurations: list[Configuration]
@@ -198,7 +201,7 @@ class Aggregate:
         return sum(each.verdict is not None for each in self.configurations)
 
     def single_runs(self, configuration: Configuration) -> list[Configuration]:
-        """Each run of a configuration as a configuration of its own, with its difference to the baseline."""
+        """Returns each run of a configuration as a separate configuration, with its difference to the baseline."""
         return [_aggregate([run], self.baselines)[0] for run in configuration.runs]
 
 
@@ -209,16 +212,16 @@ def aggregate_seeds(
     baseline: Settings = DENSE,
     conditions: Collection[Expression] = (),
 ) -> Aggregate:
-    """One configuration per set of runs that differ in the seed alone.
+    """Aggregates runs that differ in the seed alone into one configuration.
 
     Runs are one configuration when every setting but the seed is equal, and the data too. Of two runs with one seed the
-    newer counts. Runs without results are configurations of their own. With `by_run`, every run is one. The baseline of a
-    configuration has the settings of `baseline`, and otherwise those of the configuration. Where no configuration is its
-    baseline or all are, each is compared with the one of the lowest loss.
+    newer is used. Runs without results are separate configurations. With `by_run`, every run is one. The baseline of a
+    configuration has the settings of `baseline`, and otherwise those of the configuration. If no configuration is its
+    baseline, or all are, each is compared with the one of the lowest loss.
 
     Args:
         extra_baselines: runs that may serve as baselines, but are in no configuration.
-        conditions: runs for which not all of these hold may serve as baselines, but are in no configuration.
+        conditions: runs that do not fulfil all of these may serve as baselines, but are in no configuration.
     """
     columns = column_names(runs)
     settings = settings_of(columns)
@@ -244,14 +247,14 @@ def aggregate_seeds(
 
 
 def _all_columns(columns: Sequence[str], settings: Sequence[str]) -> list[str]:
-    """The columns of configurations: the most important first, settings last."""
+    """Returns the columns of configurations: the most important first, settings last."""
     last = ["reason", "group", "created", "path", "paths", "baseline", "baseline_path", *CORPUS]
     chosen = {*settings, *last}
     return list(dict.fromkeys([*JSON_KEYS, *(name for name in columns if name not in chosen), *last, *settings]))
 
 
 def _aggregate(runs: Sequence[RunRow], baselines: Baselines) -> tuple[Configuration, PairedSample | None]:
-    """A configuration without verdict, and the paired differences that its verdict rests on."""
+    """Returns a configuration without verdict, and the paired differences that its verdict rests on."""
     first = runs[0]
     done = [run for run in runs if run.status == COMPLETED]
     if len(done) == 1 == len(runs):
@@ -286,13 +289,13 @@ def _compare_with_baseline(
     difference, sample = paired_difference(own, other), paired(own, other)
     if difference is None or sample is None:
         return row, None
-    if row.is_own_baseline:  # a difference of 0 to itself is no measurement
+    if row.is_own_baseline:  # a difference of 0 to itself is not a measurement
         return replace(row, vs_baseline=difference.mean), None
     return replace(row, vs_baseline=difference.mean, vs_baseline_interval=difference.half_width), sample
 
 
 def _add_verdicts(rows: Sequence[Configuration], samples: Sequence[PairedSample | None]) -> list[Configuration]:
-    """With the verdicts on the differences to the baseline."""
+    """Returns the rows with verdicts on their differences to the baseline."""
     tested = [sample for sample in samples if sample is not None]
     found = iter(verdicts(tested))
     result = []
@@ -307,7 +310,7 @@ def _add_verdicts(rows: Sequence[Configuration], samples: Sequence[PairedSample 
 
 
 def _add_pareto(rows: Sequence[Configuration]) -> list[Configuration]:
-    """With the Pareto front of those that are comparable with others."""
+    """Returns the rows with their Pareto marks, which are set where a row is comparable with others."""
     scored = [place for place, row in enumerate(rows) if row.primary_loss is not None]
     sizes = Counter(comparison_key(rows[place]) for place in scored)
     result = list(rows)
@@ -318,9 +321,9 @@ def _add_pareto(rows: Sequence[Configuration]) -> list[Configuration]:
 
 
 def _compare_with_lowest(rows: Sequence[Configuration]) -> tuple[list[Configuration], int | None]:
-    """Compares every configuration with the lowest of those it is comparable with.
+    """Compares every configuration with the lowest comparable one.
 
-    Returns the number of pairs tested too, None where nothing can be compared.
+    Also returns the number of pairs tested; None means that nothing can be compared.
     """
     result = list(rows)
     groups = [group for group in group_comparable(rows).values() if len(group) > 1]
@@ -355,7 +358,7 @@ def _compare_with_lowest(rows: Sequence[Configuration]) -> tuple[list[Configurat
 
 
 def group_comparable(rows: Sequence[Record]) -> dict[tuple[object, ...], list[int]]:
-    """The places of rows that may be ranked together, the lowest loss first; without rows that have no loss."""
+    """Returns the places of rows that may be ranked together, the lowest loss first; without rows that have no loss."""
     scored = sorted((loss, place) for place, row in enumerate(rows) if (loss := row.primary_loss) is not None)
     groups: dict[tuple[object, ...], list[int]] = {}
     for _, place in scored:
@@ -364,15 +367,17 @@ def group_comparable(rows: Sequence[Record]) -> dict[tuple[object, ...], list[in
 
 
 def best_rows(rows: Sequence[Configuration]) -> list[Configuration]:
-    """The configuration of the lowest loss in every comparable group of at least two."""
+    """Returns the configuration of the lowest loss in every comparable group of at least two."""
     return [rows[group[0]] for group in group_comparable(rows).values() if len(group) > 1]
 
 
 def pareto_front(rows: Sequence[Record], costs: Mapping[str, int]) -> list[bool]:
-    """Whether each row, all with a loss, is on the Pareto front of its comparable rows in loss and costs.
+    """Returns, for each row, whether it is on the Pareto front of its comparable rows in loss and costs.
+
+    All rows have a loss.
 
     Args:
-        costs: columns, and whether the larger (1) or the smaller value (-1) is better.
+        costs: the columns, with 1 if larger values are better and -1 if smaller values are better.
     """
     points = [(row.primary_loss, *(as_cost(_number(row, name), costs[name]) for name in costs)) for row in rows]
     return fronts_of(rows, points, [1.0, *map(tolerance, costs)])
@@ -381,7 +386,7 @@ def pareto_front(rows: Sequence[Record], costs: Mapping[str, int]) -> list[bool]
 def fronts_of(
     rows: Sequence[Record], points: Sequence[Sequence[float | None]], tolerances: Sequence[float]
 ) -> list[bool]:
-    """Whether the point of each row is on the Pareto front of the points of its comparable rows."""
+    """Returns, for each row, whether its point is on the Pareto front of the points of its comparable rows."""
     marks = [False] * len(rows)
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, row in enumerate(rows):
@@ -400,11 +405,12 @@ def _number(row: Record, name: str) -> float | None:
 def find_baselines(
     runs: Sequence[RunRow], extra_baselines: Iterable[RunRow], baseline: Settings, settings: Sequence[str]
 ) -> Baselines:
-    """The runs of the baseline.
+    """Returns the runs of the baseline.
 
-    Where configurations of `runs` and of `extra_baselines` fit, those of `runs` count, and of one configuration their
-    seeds before those of `extra_baselines`. Where several fit, none is chosen: they are ambiguous. A dense model shares
-    with a baseline of several experts only what a dense model has too.
+    If configurations of `runs` and of `extra_baselines` match, those of `runs` are used. Within one configuration the
+    seeds of `runs` take precedence over those of `extra_baselines`. If several configurations match, none is chosen and
+    they are ambiguous. For a baseline of several experts, a dense model shares only settings that apply to dense
+    models.
     """
     own, others = (
         [_drop_inapplicable(run) for run in each if is_baseline(run, baseline)] for each in (runs, extra_baselines)
@@ -434,7 +440,10 @@ def find_baselines(
 def _group_seeds(
     runs: Iterable[RunRow], settings: Sequence[str], replaced: Counter[Key] | None = None
 ) -> dict[Key, dict[int | None, RunRow]]:
-    """The complete runs by what they share, and by seed; of two runs with one seed, the newer. `replaced` counts others."""
+    """Groups complete runs by their shared key and by seed. The newer of two runs with one seed is kept.
+
+    `replaced` counts the others.
+    """
     groups: dict[Key, dict[int | None, RunRow]] = {}
     for run in sorted((run for run in runs if run.status == COMPLETED), key=lambda run: run.created or 0):
         key = _key(run, settings)
@@ -454,35 +463,35 @@ def _key(run: RunRow, settings: Sequence[str]) -> Key:
 
 
 def _applicable_key(run: RunRow, settings: Sequence[str]) -> Key:
-    """The same without the settings that have no effect in the run."""
+    """Returns `_key` without the settings that have no effect in the run."""
     own = run.settings
     return (*(own.get(name) if setting_applies(name, own) else None for name in settings), run.corpus_sha256)
 
 
 def _dense_key(run: RunRow, settings: Sequence[str]) -> Key:
-    """The same with those settings alone that a dense model has too."""
+    """Returns `_key` with only the settings that a dense model has too."""
     return (*(run.settings.get(name) if setting_applies(name, DENSE) else None for name in settings), run.corpus_sha256)
 
 
 def _drop_inapplicable(run: RunRow) -> RunRow:
-    """Without the settings that have no effect in the run, in which baselines may differ."""
+    """Returns the run without the settings that have no effect in it. Baselines may differ in these."""
     return replace(run, settings={**run.settings, **dict.fromkeys(inapplicable_settings(run.settings))})
 
 
 def shared_with_dense(settings: Iterable[str]) -> list[str]:
-    """The settings that a model must share with a dense one to be compared with it."""
+    """Returns the settings that a model must share with a dense one to be compared with it."""
     return [name for name in settings if name != "expert" and setting_applies(name, DENSE)]
 
 
 def shared_with(baseline: Settings, settings: Sequence[str]) -> list[str]:
-    """The settings that a configuration must share with its baseline: all that the baseline neither names nor decides."""
+    """Returns the settings to share with the baseline: all that the baseline neither names nor decides."""
     named = set(baseline) | ({"balance"} if "router" in baseline else set())  # not every router has a balance
     shared = shared_with_dense(settings) if baseline.get("expert") == 1 else list(settings)
     return [name for name in shared if not named & {name, name.partition(".")[0], *setting_parents(name)}]
 
 
 def losses_by_seed(runs: Iterable[RunRow]) -> dict[int, float]:
-    """The primary loss of each run that has one, by seed."""
+    """Returns the primary loss of each run that has one, by seed."""
     return {run.seed: loss for run in runs if run.seed is not None and (loss := run.primary_loss) is not None}
 
 
@@ -492,7 +501,7 @@ def _half_width(values: Sequence[float | None]) -> float | None:
 
 
 def _mean(values: Sequence[Value]) -> Value:
-    """The mean; the value itself where all are equal, so that counts stay whole; None for unequal text."""
+    """Returns the mean; the value itself where all are equal, so that counts stay whole; None for unequal text."""
     known = [value for value in values if value is not None]
     if len(set(known)) == 1:
         return known[0]

@@ -19,7 +19,7 @@ class CurvePoint:
 
 
 def thinned_curves(run: Run, metrics: Collection[str]) -> dict[str, list[CurvePoint]]:
-    """The finite values of some metrics by step, each curve thinned: see `moe_cli.runs.curves.ThinnedCurve`."""
+    """Returns the finite values of some metrics by step, each curve thinned: see `moe_cli.runs.curves.ThinnedCurve`."""
     curves = {metric: ThinnedCurve() for metric in metrics}
     for step, tokens, metric, value in read_values(run, metrics):
         curves[metric].add(step, value, tokens)
@@ -35,7 +35,7 @@ def thinned_curves(run: Run, metrics: Collection[str]) -> dict[str, list[CurvePo
 
 
 def read_values(run: Run, metrics: Collection[str] | None = None) -> Iterator[tuple[int, int | None, str, float]]:
-    """Step, tokens, metric and value of each measurement of metrics.jsonl, or of some metrics."""
+    """Yields step, tokens, metric and value of each measurement of metrics.jsonl, or of some metrics."""
     for record in run.read_metrics():
         step, tokens = whole_number(record.get("step")), whole_number(record.get("tokens"))
         if step is None:
@@ -48,7 +48,7 @@ def read_values(run: Run, metrics: Collection[str] | None = None) -> Iterator[tu
 
 
 def tokens_per_step(run: Run) -> int | None:
-    """See RunConfig.tokens_per_step; None where config.json does not say."""
+    """Returns `RunConfig.tokens_per_step`; None if config.json does not contain it."""
     config = run.config_dict()
     train, model = config.get("train"), config.get("model")
     if not isinstance(train, dict) or not isinstance(model, dict):
@@ -63,7 +63,7 @@ def tokens_per_step(run: Run) -> int | None:
 
 
 def tokens_at(recorded: int | None, step: int, per_step: int | None) -> int | None:
-    """The tokens seen in training by a step."""
+    """Returns the tokens seen in training by a step."""
     tokens = step * per_step if recorded is None and per_step is not None else recorded
     return None if tokens is None or tokens >= 2**63 else tokens
 
@@ -73,7 +73,7 @@ def whole_number(value: Any) -> int | None:
 
 
 def measured_value(recorded: Any) -> float | None:
-    """A measurement: NaN for null, which the file has for values that were not finite; None for what is no number."""
+    """Returns a measurement: NaN for null, which the file has for non-finite values; None for other non-numbers."""
     if recorded is None:
         return math.nan
     if isinstance(recorded, bool) or not isinstance(recorded, int | float):

@@ -1,6 +1,6 @@
-"""How a run used its experts, from its folder alone: load, balance over training, co-activation, specialisation.
+"""Expert usage of a run, from its folder alone: load, balance over training, co-activation, specialisation.
 
-L sparse layers, E experts, G domains. Whatever a file has in the place of a number is left out.
+L sparse layers, E experts, G domains. Entries of a file that are not numbers are skipped.
 """
 
 import math
@@ -39,18 +39,19 @@ class LayerUsage:
     """One sparse layer.
 
     Attributes:
-        layer: its number among the sparse layers, from 0.
-        load: per expert, the share of all assignments over a fair share 1 / E: 1 is even.
+        layer: its index among the sparse layers, from 0.
+        load: per expert, its fraction of all assignments divided by 1 / E: 1 is even.
         dead: experts below DEAD_BELOW.
-        dropped: the share of assignments that a capacity dropped when this was recorded.
-        entropy: of the router per token, as a share of ln E; None where not recorded.
+        dropped: the fraction of assignments that a capacity dropped at this record.
+        entropy: of the router per token, as a fraction of ln E; None means not recorded.
         max_violation_over_time: MaxVio over training, (step, value).
-        load_over_time: (step, load of each expert) over training, the last over the whole split.
-        saturation: share of the final choices made by then (OLMoE), (step, value).
-        co_activation: [E, E] the share of the tokens of the row's expert that chose the column's too; empty: not recorded.
-        by_domain: for each domain, the share of its assignments per expert; empty: not recorded.
-        top_tokens: for each expert, its tokens, the most telling first; empty: not recorded.
-        whole_split: whether this is of the evaluation at the end, or of an estimate during training.
+        load_over_time: (step, load of each expert) over training; the last entry is over the whole split.
+        saturation: the fraction of the final choices already made at a step (OLMoE), (step, value).
+        co_activation: [E, E] the fraction of the tokens of the row's expert that also chose the column's; empty means
+            not recorded.
+        by_domain: for each domain, the fraction of its assignments per expert; empty means not recorded.
+        top_tokens: for each expert, its tokens, the most specific first; empty means not recorded.
+        whole_split: whether this is of the final evaluation, or of an estimate during training.
     """
 
     layer: int
@@ -69,17 +70,17 @@ class LayerUsage:
 
     @property
     def max_violation(self) -> float:
-        """MaxVio of `load`."""
+        """Returns MaxVio of `load`."""
         return max_violation(self.load) if self.load else 0.0
 
 
 @dataclass(frozen=True)
 class ExpertUsage:
-    """All sparse layers of a run, first to last; none for a dense model or before the first evaluation.
+    """All sparse layers of a run, first to last; empty for a dense model or before the first evaluation.
 
     Attributes:
-        dropped: the share of assignments that the capacity of training drops; None where the run is not complete.
-        k: experts that a token asks for; None where config.json does not say.
+        dropped: the fraction of assignments that the training capacity drops; None means that the run is not complete.
+        k: the number of experts per token; None means that config.json does not contain it.
         images: whether tokens are patches of images, and domains their classes.
     """
 
@@ -107,7 +108,7 @@ def read_expert_usage(run: Run) -> ExpertUsage:
 
 
 class _Looks:
-    """The records of one layer as they are read: the last one whole, of the others the load, every second of too many."""
+    """The records of one layer: the last record, and the load of earlier ones, halved in number if too many."""
 
     def __init__(self) -> None:
         self._loads: list[dict[str, Any]] = []
@@ -160,12 +161,12 @@ def _whole(value: Any) -> TypeGuard[int]:
 
 
 def _counts(value: Any) -> bool:
-    """Whether it is a row of numbers that can be a load."""
+    """Returns whether the value is a list of numbers that can be a load."""
     return isinstance(value, list) and 0 < len(value) <= 65_536 and all(_fraction(each) is not None for each in value)
 
 
 def _fraction(value: Any) -> float | None:
-    """A finite number of at least 0."""
+    """Returns a finite number of at least 0."""
     known = isinstance(value, int | float) and not isinstance(value, bool)
     try:
         return float(value) if known and math.isfinite(value) and value >= 0 else None
@@ -219,7 +220,7 @@ def _top_tokens(record: Mapping[str, Any], size: int) -> tuple[tuple[TopToken, .
 
 
 def expert_load(run: Run) -> dict[int, list[float]]:
-    """For each sparse layer how many tokens chose each expert at the newest evaluation."""
+    """Returns, for each sparse layer, the number of tokens that chose each expert at the newest evaluation."""
     newest: dict[int, list[float]] = {}
     for record in run.read_routing():
         layer, counts = record.get("layer"), record.get("tokens_per_expert")

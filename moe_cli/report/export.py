@@ -40,7 +40,7 @@ def check_files(files: Sequence[Path], endings: Sequence[str] = ENDINGS, command
 
 
 def export(files: Sequence[Path], table: ReportTable, source: Source, law: "Analysis | None" = None) -> None:
-    """Writes each file whole or leaves the old one; a page with the scaling law, if there is one.
+    """Writes each file atomically. A page includes the scaling law, if one was fitted.
 
     Raises:
         MoeError: a library is not installed, or a file cannot be written.
@@ -63,7 +63,7 @@ def _content(ending: str, table: ReportTable, source: Source, law: "Analysis | N
 
 
 def _shown_runs(table: ReportTable, source: Source) -> tuple[list[RunRow], list[RunRow]]:
-    """The runs of the rows shown, and all others, which may serve as their baselines."""
+    """Returns the runs of the rows shown, and all others, which may serve as their baselines."""
     paths = {run.path for row in table.all_rows for run in row.runs}
     shown = [run for run in source.runs if run.path in paths]
     hidden = [run for run in source.runs if run.path not in paths]

@@ -14,7 +14,7 @@ PATHS = ("path", "baseline_path")
 
 
 def to_frame(rows: Sequence[RunRow]) -> pd.DataFrame:
-    """One row per run; see `load_runs`."""
+    """Returns one row per run; see `load_runs`."""
     made = {name: _series(name, [row.get(name) for row in rows]) for name in column_names(rows)}
     frame = pd.DataFrame(made)
     frame.attrs["units"] = {**UNITS, "created": "seconds since 1970"}
@@ -22,13 +22,13 @@ def to_frame(rows: Sequence[RunRow]) -> pd.DataFrame:
 
 
 def from_frame(frame: pd.DataFrame) -> list[RunRow]:
-    """The runs of a frame of `load_runs`, or of a part of it."""
+    """Returns the runs of a frame of `load_runs`, or of a part of it."""
     columns = python_lists(frame)
     return rows_from_values([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
 
 
 def python_lists(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    """The columns as lists of Python values, with None for missing values."""
+    """Returns the columns as lists of Python values, with None for missing values."""
     bare = pd.DataFrame(frame)  # without attrs: pandas would copy them deeply for every column
     return {
         str(name): [
@@ -45,7 +45,7 @@ def _series(name: str, values: list[Any]) -> "pd.Series[Any]":
 
 
 def _dtype(values: Sequence[Any]) -> str:
-    """The narrowest type of all values."""
+    """Returns the narrowest type of all values."""
     kinds = {type(value) for value in values if value is not None}
     if kinds == {bool}:
         return "boolean"
@@ -57,7 +57,10 @@ def _dtype(values: Sequence[Any]) -> str:
 
 
 def text_series(name: str, values: Sequence[str | None]) -> "pd.Series[Any]":
-    """A column of text, which pandas keeps as UTF-8. Paths that are not UTF-8 stay Python's, so that they lead to files."""
+    """Returns a column of text, which pandas keeps as UTF-8.
+
+    Paths that are not UTF-8 stay Python's, so that they lead to files.
+    """
     if all(value is None or is_utf8(value) for value in set(values)):
         return pd.Series(values, dtype="str")
     if name in PATHS:
@@ -66,7 +69,7 @@ def text_series(name: str, values: Sequence[str | None]) -> "pd.Series[Any]":
 
 
 def frame_of(columns: Mapping[str, list[Any]], dtypes: Mapping[str, str], units: Mapping[str, str]) -> pd.DataFrame:
-    """A frame of columns with these types and units."""
+    """Returns a frame of columns with these types and units."""
     frame = pd.DataFrame(
         {
             name: text_series(name, values) if dtypes[name] == "str" else pd.Series(values, dtype=dtypes[name])

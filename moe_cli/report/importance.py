@@ -1,6 +1,6 @@
-"""What the journal of a search holds: its trials, and how much each setting mattered. Asks for Optuna when it is used.
+"""Trials of a search, read from its journal, and the importance of each setting. Imports Optuna on first use.
 
-The journal is search.journal in the sweep's folder: a line of JSON for each thing that happened, written by Optuna.
+The journal is search.journal in the sweep's folder. Optuna writes it, one JSON line per event.
 """
 
 import os
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 JOURNAL = "search.journal"
 STUDY = "search"
-# Fewer completed trials say nothing of what matters.
+# With fewer completed trials, no importances are computed.
 MIN_TRIALS = 8
-# The share of trials that counts as good: of twenty a tenth would be two.
+# The fraction of trials that counts as good. A tenth of twenty trials would be only two.
 TOP_QUANTILE = 0.25
 # The largest journal that is read: ten thousand trials take some ten million bytes.
 MAX_JOURNAL_BYTES = 2**28
@@ -34,7 +34,7 @@ _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, A
 
 
 def import_optuna() -> ModuleType:
-    """Optuna, silent but for errors. Raises MoeError when it is not installed."""
+    """Imports Optuna, with errors as its only output. Raises MoeError if it is not installed."""
     try:
         import optuna
     except ImportError:
@@ -65,7 +65,7 @@ class JournalLock:
 
 
 def _end_of_lines(file: Any) -> int:
-    """Where the last whole line ends."""
+    """Returns the offset of the end of the last complete line."""
     end: int = file.seek(0, os.SEEK_END)
     if not end:
         return 0
@@ -77,7 +77,7 @@ def _end_of_lines(file: Any) -> int:
 
 
 def open_journal(folder: Path) -> "JournalStorage":
-    """The journal in a sweep's folder, made if it is not there. Raises MoeError: it cannot be read, or made."""
+    """Returns the journal in a sweep's folder, made if it is not there. Raises MoeError: it cannot be read, or made."""
     import_optuna()
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -96,7 +96,7 @@ def open_journal(folder: Path) -> "JournalStorage":
 
 
 def _check_journal(path: Path) -> None:
-    """Raises FileNotFoundError, MoeError: it is no file that can be read."""
+    """Raises FileNotFoundError if the journal does not exist, and MoeError if it cannot be read."""
     try:
         open_regular(path, MAX_JOURNAL_BYTES).close()
     except Unreadable as problem:
@@ -104,7 +104,7 @@ def _check_journal(path: Path) -> None:
 
 
 def load_study(folder: Path) -> "Study | None":
-    """The search of a sweep's folder, None if there is none. Raises MoeError: it cannot be read."""
+    """Returns the search of a sweep's folder; None if there is none. Raises MoeError if it cannot be read."""
     try:
         _check_journal(folder / JOURNAL)
     except FileNotFoundError:
@@ -118,16 +118,16 @@ def load_study(folder: Path) -> "Study | None":
 
 
 def objectives_of(study: "Study") -> list[str]:
-    """The names of the results that are searched for."""
+    """Returns the names of the results that are searched for."""
     names = study.user_attrs.get("asked", {}).get("objectives")
     return [str(name) for name in names] if names else [f"value {index}" for index in range(len(study.directions))]
 
 
 def importances(study: "Study") -> dict[str, dict[str, float]]:
-    """For each objective, each setting's share of what made trials good, the largest first; together 1.
+    """Computes each setting's share of the importance for each objective, the largest first. The shares sum to 1.
 
-    PED-ANOVA (arXiv:2304.10255): how far the settings of the best quarter of the trials differ from those of all. Empty
-    with fewer than MIN_TRIALS completed trials, or where all are equal.
+    The method is PED-ANOVA (arXiv:2304.10255): the difference between the settings of the best quarter of the trials
+    and those of all trials. The result is empty with fewer than MIN_TRIALS completed trials, or if all are equal.
     """
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     from optuna.study import StudyDirection
@@ -146,7 +146,7 @@ def importances(study: "Study") -> dict[str, dict[str, float]]:
             return sign * float(trial.values[index])
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says that small is good, which is what `sign` is for
+            warnings.simplefilter("ignore")  # it warns that smaller values are better, which `sign` handles
             shares = get_param_importances(
                 study, evaluator=PedAnovaImportanceEvaluator(target_quantile=TOP_QUANTILE), target=target
             )
@@ -155,7 +155,7 @@ def importances(study: "Study") -> dict[str, dict[str, float]]:
 
 
 def importance_lines(found: dict[str, dict[str, float]]) -> list[str]:
-    """A line for each objective: importance for val_bpb: optim.lr 0.71, k 0.18."""
+    """Returns a line for each objective: importance for val_bpb: optim.lr 0.71, k 0.18."""
     return [
         f"importance for {name}: {', '.join(f'{key} {share:.2f}' for key, share in shares.items())}"
         for name, shares in found.items()
@@ -163,9 +163,9 @@ def importance_lines(found: dict[str, dict[str, float]]) -> list[str]:
 
 
 def load_importances(paths: Iterable[str]) -> tuple[dict[str, dict[str, dict[str, float]]], tuple[str, ...]]:
-    """The importances of every search among whose runs these folders are, by the name of the sweep.
+    """Returns the importances of every search that these run folders belong to, by the name of the sweep.
 
-    Returns also why those of a search are missing: a report goes on without them.
+    Also returns notes on searches whose importances are missing, so that the report can continue without them.
     """
     found, notes = {}, []
     for folder in dict.fromkeys(Path(path).parent for path in paths):

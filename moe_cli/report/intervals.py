@@ -17,12 +17,12 @@ class Estimate:
 
 
 def t_cdf(t: float, df: int) -> float:
-    """P(T <= t) for Student's t: the series of whole degrees of freedom, Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    """Computes P(T <= t) for Student's t: the series for integer degrees of freedom, Abramowitz and Stegun 26.7.3-4."""
     return _cdf_of_angle(math.atan2(t, math.sqrt(df)), df)
 
 
 def _cdf_of_angle(angle: float, df: int) -> float:
-    """The distribution at t = sqrt(df) tan(angle)."""
+    """Returns the distribution at t = sqrt(df) tan(angle)."""
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = df % 2
     term, total = (cosine, 0.0) if odd else (1.0, 0.0)
@@ -35,7 +35,7 @@ def _cdf_of_angle(angle: float, df: int) -> float:
 
 @cache
 def t_quantile(probability: float, df: int) -> float:
-    """The t with P(T <= t) = probability, for whole degrees of freedom, by halving the angle atan(t / sqrt(df))."""
+    """Computes the t with P(T <= t) = probability, for integer degrees of freedom, bisecting atan(t / sqrt(df))."""
     assert 0 < probability < 1, probability
     assert df >= 1, df
     if probability < 0.5:
@@ -48,7 +48,7 @@ def t_quantile(probability: float, df: int) -> float:
 
 
 def mean_and_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """The mean of at least one value, with the t-interval of the mean."""
+    """Returns the mean of at least one value, with the t-interval of the mean."""
     count = len(values)
     mean = math.fsum(values) / count
     if count < 2:
@@ -60,20 +60,21 @@ def mean_and_interval(values: Sequence[float], confidence: float = CONFIDENCE) -
 def paired_difference(
     values: Mapping[int, float], baseline: Mapping[int, float], confidence: float = CONFIDENCE
 ) -> Estimate | None:
-    """The mean over shared seeds of (value - baseline) / baseline, with its interval.
+    """Computes the mean over shared seeds of (value - baseline) / baseline, with its interval.
 
-    None without a shared seed, and where a baseline of 0 leaves a difference undefined.
+    None means that no seed is shared, or that a baseline of 0 leaves a difference undefined.
 
-    Pairing takes out what a seed does to both, such as the order of the data.
+    Pairing removes the effects of a seed that both runs share, such as the order of the data.
     """
     differences = paired_differences(values, baseline)
     return mean_and_interval(differences, confidence) if differences else None
 
 
 def paired_differences(values: Mapping[int, float], baseline: Mapping[int, float]) -> list[float]:
-    """(value - baseline) / baseline of every shared seed, in order of seeds; equal values differ by 0.
+    """Computes (value - baseline) / baseline of every shared seed, in order of seeds; equal values differ by 0.
 
-    None at all where a baseline of 0 makes one of them undefined: the other seeds alone would be a selection.
+    The result is empty if a baseline of 0 makes one of them undefined, because the other seeds alone would be a
+    selection.
     """
     pairs = [(values[seed], baseline[seed]) for seed in sorted(values.keys() & baseline.keys())]
     if any(base == 0 and value != 0 for value, base in pairs):

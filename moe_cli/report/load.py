@@ -46,14 +46,14 @@ DTYPES = {
 
 
 def load_runs(path: str | Path) -> "pd.DataFrame":
-    """One row per run at or below a folder, oldest first; without runs, no rows.
+    """Returns one row per run at or below a folder, oldest first; without runs, no rows.
 
-    Columns: `run`, `group`, `status`, `reason` (why it failed), `created`, `path`, `tags` (a list), the keys of summary.json, and every
-    other setting by its dotted name (`model.d_model`); `router` and `balance` are names. Runs that are not complete
-    have settings but no results. Units are in `frame.attrs["units"]`.
+    Columns: `run`, `group`, `status`, `reason` (of a failure), `created`, `path`, `tags` (a list), the keys of
+    summary.json, and every other setting by its dotted name (`model.d_model`); `router` and `balance` are names. Runs
+    that are not complete have settings but no results. Units are in `frame.attrs["units"]`.
 
     Raises:
-        RunNotFound: there is no such folder.
+        RunNotFound: the folder does not exist.
     """
     from moe_cli.report.frame import to_frame
 
@@ -61,7 +61,7 @@ def load_runs(path: str | Path) -> "pd.DataFrame":
 
 
 def rows_below(path: str | Path) -> list[RunRow]:
-    """The runs at or below a folder, oldest first. Raises RunNotFound: there is no such folder."""
+    """Returns the runs at or below a folder, oldest first. Raises RunNotFound if the folder does not exist."""
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir():
         raise RunNotFound(f"no folder {folder}. Runs are made by: moe train")
@@ -69,7 +69,7 @@ def rows_below(path: str | Path) -> list[RunRow]:
 
 
 def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
-    """The runs a user means by names of sweeps, run ids, their beginnings or patterns, `latest`, or folders.
+    """Returns the runs a user means by names of sweeps, run ids, their beginnings or patterns, `latest`, or folders.
 
     Raises:
         RunNotFound: a name that means no run, or no runs at all.
@@ -82,13 +82,13 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
 
 
 def title_of(runs: Sequence[RunRow], names: Collection[str]) -> str:
-    """The title of a report on these runs: the names given, or the only sweep."""
+    """Returns the title of a report on these runs: the names given, or the only sweep."""
     groups = list(dict.fromkeys(run.group for run in runs))
     return " ".join(names) or (groups[0] if len(groups) == 1 else "all runs")
 
 
 def read_rows(runs: Sequence[Run]) -> list[RunRow]:
-    """One row per run, oldest first."""
+    """Returns one row per run, oldest first."""
     with without_garbage_collection():
         rows = rows_from_values([_read(run) for run in runs])
         return sorted(rows, key=lambda row: (row.created or 0.0, row.run))
@@ -107,7 +107,7 @@ def without_garbage_collection() -> "Iterator[None]":
 
 
 def _read(run: Run) -> dict[str, Any]:
-    """The settings, results and status of a run, by column."""
+    """Returns the settings, results and status of a run, by column."""
     folder = str(run.path)  # path objects would take a tenth of the time
     config = read_json(f"{folder}/config.json")
     results = read_sealed(f"{folder}/summary.json")
@@ -120,14 +120,14 @@ def _read(run: Run) -> dict[str, Any]:
 
 
 def make_row(run: Run, config: Mapping[str, Any], results: Mapping[str, Any], status: Mapping[str, Any]) -> RunRow:
-    """The row of one run from the content of its files."""
+    """Returns the row of one run from the content of its files."""
     return rows_from_values([run_values(run, config, results, status)])[0]
 
 
 def run_values(
     run: Run, config: Mapping[str, Any], results: Mapping[str, Any], status: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The columns of a run from the content of its files, without its tags."""
+    """Returns the columns of a run from the content of its files, without its tags."""
     state, reason = str(status.get("status")), status.get("reason")
     try:
         settings = flat_settings(config)
@@ -148,7 +148,7 @@ def run_values(
 
 
 def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a config.json by dotted names; `router` and `balance` are the names of the choices."""
+    """Returns the settings of a config.json by dotted names; `router` and `balance` are the names of the choices."""
     flat = flatten_dict(config)
     if not SCALARS.issuperset(map(type, flat.values())):
         flat = {name: value if type(value) in SCALARS else str(value) for name, value in flat.items()}
@@ -159,7 +159,7 @@ def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def rows_from_values(read: Sequence[dict[str, Any]]) -> list[RunRow]:
     """Rows from the columns of runs, each column with values of one type wherever they have one in common."""
-    # Most runs have the same columns: what follows from names alone is done once for all of these.
+    # Most runs have the same columns, so work that depends on names alone is done once per set of columns.
     members: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for values in read:
         members.setdefault(tuple(values), []).append(values)
@@ -182,7 +182,7 @@ def rows_from_values(read: Sequence[dict[str, Any]]) -> list[RunRow]:
 
 
 def _rows(names: Sequence[str], columns: Sequence[list[Any]], size: int) -> list[RunRow]:
-    """The rows of runs that have the same columns."""
+    """Returns the rows of runs that have the same columns."""
     by_name = dict(zip(map(as_utf8, names), columns, strict=True))
     settings = [name for name in by_name if is_setting(name)]
     execution = [name for name in by_name if name in EXECUTION]
@@ -209,7 +209,7 @@ def _dicts(names: Sequence[str], columns: Mapping[str, list[Any]], size: int) ->
 
 
 def _unify(dtype: str | None, parts: Sequence[list[Any]]) -> None:
-    """Gives the values of one column, in place, the type of the column; what is not of that type becomes None."""
+    """Converts the values of one column, in place, to the type of the column. Values of other types become None."""
     kinds = {kind for part in parts for kind in set(map(type, part))} - {type(None)}
     if dtype is None:
         dtype = (
@@ -231,12 +231,12 @@ def _unify(dtype: str | None, parts: Sequence[list[Any]]) -> None:
 
 
 def _whole_text(text: str) -> str:
-    """The text with halves of characters, which JSON may hold, as '?'."""
+    """Returns the text with halves of characters, which JSON may hold, as '?'."""
     return text if is_utf8(text) else text.encode("utf-8", "replace").decode()
 
 
 def _number(value: Any) -> float:
-    """The value as a finite number; NaN for everything else."""
+    """Returns the value as a finite number; NaN for everything else."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -29,17 +29,17 @@ UNITS = {"step": "optimizer steps", "tokens": "training tokens"}
 
 
 def load_curves(source: Source) -> pd.DataFrame:
-    """One row per run, step and metric of metrics.jsonl: run, group, step, tokens, metric, value.
+    """Returns one row per run, step and metric of metrics.jsonl: run, group, step, tokens, metric, value.
 
     `metric` is the key in the file (`train/loss`, `val/bpb`, `moe/layer_03/max_violation`, `lr`, `seconds`);
-    docs/reference/metrics.md has the unit of each. `tokens` are those seen by then. A value that was not finite
-    is NaN. Of a step and metric that stand there twice the later counts.
+    docs/reference/metrics.md has the unit of each. `tokens` counts the training tokens up to the step. A value that was
+    not finite is NaN. If a step has a metric twice, the later value is used.
 
     Args:
         source: a folder with runs at or below it, a run, or several of these, such as the column `path` of `load_runs`.
 
     Raises:
-        RunNotFound: there is no such folder.
+        RunNotFound: the folder does not exist.
     """
     columns: dict[str, list[Any]] = {name: [] for name in CURVE_DTYPES}
     for run in runs_in(source):
@@ -56,19 +56,20 @@ def load_curves(source: Source) -> pd.DataFrame:
 
 
 def load_routing(source: Source) -> pd.DataFrame:
-    """One row per run, evaluation, sparse layer and expert of routing.jsonl.
+    """Returns one row per run, evaluation, sparse layer and expert of routing.jsonl.
 
-    Columns: run, group, step, tokens (of training by then), whole_split (False: an estimate on part of the validation
-    split), layer and expert (from 0); load (the expert's share of the layer's assignments; even is 1 / E), assignments and
-    kept_assignments (before and after drops); and what was measured of the layer as a whole, the same in the rows of all its
-    experts: max_violation, load_cv, routing_entropy, mean_routing_entropy, dropped_fraction, dead_experts,
-    token_specialisation, domain_specialisation, null_fraction, and saturation, known when the run is complete.
+    Columns: run, group, step, tokens (training tokens up to the step), whole_split (False: an estimate on part of the
+    validation split), layer and expert (from 0); load (the expert's fraction of the layer's assignments; even is 1 /
+    E), assignments and kept_assignments (before and after drops). The metrics of the whole layer are repeated in the
+    rows of all its experts: max_violation, load_cv, routing_entropy, mean_routing_entropy, dropped_fraction,
+    dead_experts, token_specialisation, domain_specialisation, null_fraction, and saturation, which is known when the
+    run is complete.
 
     Args:
         source: see `load_curves`.
 
     Raises:
-        RunNotFound: there is no such folder.
+        RunNotFound: the folder does not exist.
     """
     columns: dict[str, list[Any]] = {name: [] for name in ROUTING_DTYPES}
     for run in runs_in(source):
@@ -87,7 +88,7 @@ def load_routing(source: Source) -> pd.DataFrame:
 
 
 def runs_in(source: Source) -> list[Run]:
-    """The runs a caller means, each once. Raises RunNotFound: a folder that is not there."""
+    """Returns the runs a caller means, each once. Raises RunNotFound: a folder that is not there."""
     if isinstance(source, str | Path | Run):
         source = [source]
     runs: dict[Path, Run] = {}
@@ -103,7 +104,7 @@ def runs_in(source: Source) -> list[Run]:
 
 
 def _points(run: Run) -> dict[tuple[int, str], tuple[int | None, float]]:
-    """Step and metric -> tokens and value."""
+    """Returns step and metric -> tokens and value."""
     points: dict[tuple[int, str], tuple[int | None, float]] = {}
     for step, tokens, metric, value in read_values(run):
         points[step, metric] = (tokens, value)
@@ -111,7 +112,7 @@ def _points(run: Run) -> dict[tuple[int, str], tuple[int | None, float]]:
 
 
 def _latest_records(run: Run) -> dict[tuple[int, bool, int], Mapping[str, Any]]:
-    """Step, whole split or not, and layer -> what was recorded; of two such records the later."""
+    """Returns the records by step, whole split or not, and layer. The later of two records with one key is kept."""
     records: dict[tuple[int, bool, int], Mapping[str, Any]] = {}
     used = ("tokens_per_expert", "kept_per_expert", *LAYER_UNITS)
     for record in run.read_routing():
@@ -130,7 +131,7 @@ def _latest_records(run: Run) -> dict[tuple[int, bool, int], Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class _RecordKey:
-    """Where a record was taken."""
+    """The evaluation and the layer of a record."""
 
     step: int
     whole_split: bool

@@ -26,29 +26,30 @@ TOLERANCES = {
 
 
 def tolerance(name: str) -> float:
-    """The factor within which two values of a column count as equal; 1: only equal values do."""
+    """Returns the factor within which two values of a column count as equal; 1: only equal values do."""
     return TOLERANCES.get(name, 1.0)
 
 
 def as_cost(value: float | None, better: int) -> float | None:
-    """The value where the smaller is better (-1), its inverse where the larger is better (1): seconds per token for speed."""
+    """Returns the value if smaller is better (-1), its inverse if larger is better (1): seconds per token for speed."""
     if value is None or better < 0:
         return value
     return 1 / value if value > 0 else math.inf
 
 
 def on_front(points: Sequence[Sequence[float | None]], tolerances: Sequence[float]) -> list[bool]:
-    """Whether each point is on the Pareto front: no other point dominates it. The order of the points does not matter.
+    """Returns, for each point, whether it is on the Pareto front: no other point dominates it. Order does not matter.
 
-    A point dominates another if it is at least as good in every exact respect (tolerance 1), better in one of them, and as
-    good within the tolerance in every other respect that is known of both. Of points that are equal in the exact respects,
-    and know the same others, one dominates if it is at least as good in all and better beyond the tolerance in one.
+    A point dominates another if it is at least as good in every exact respect (tolerance 1), better in one of them, and
+    as good within the tolerance in every other respect that is known of both. Of points that are equal in the exact
+    respects and have the same other respects known, one dominates if it is at least as good in all and better beyond
+    the tolerance in one.
 
-    Chains of values within the tolerance cannot close a cycle: the first rule lowers an exact respect, the second compares
-    exactly. So the front is never empty, and every point is tested against all others.
+    Chains of values within the tolerance cannot close a cycle: the first rule lowers an exact respect, the second
+    compares exactly. So the front is never empty, and every point is tested against all others.
 
     Args:
-        points: [N, R]; None: unknown, in a respect with a tolerance only.
+        points: [N, R]; None means unknown, and is allowed only in a respect with a tolerance.
         tolerances: [R], factors of at least 1; above 1 for positive values only.
     """
     values = np.array(points, dtype=float).reshape(len(points), len(tolerances))
@@ -60,7 +61,7 @@ def on_front(points: Sequence[Sequence[float | None]], tolerances: Sequence[floa
 def _dominate(
     values: NDArray[np.float64], point: NDArray[np.float64], factors: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Which of the values [N, R] dominate the point [R]. NaN is unknown, and no comparison holds for it."""
+    """Returns a mask of the rows of `values` [N, R] that dominate `point` [R]. NaN means unknown."""
     exact, unknown = factors == 1, np.isnan(values) | np.isnan(point)
     as_good = (unknown | (values <= point * factors)).all(axis=1)
     lower = (values[:, exact] < point[exact]).any(axis=1)

@@ -27,7 +27,7 @@ class MetricDifference:
     """One metric of both runs.
 
     Attributes:
-        verdict: `better` or `worse`, of B against A; "" where that has no meaning.
+        verdict: `better` or `worse`, of B against A; "" if the metric has no better direction.
     """
 
     name: str
@@ -58,7 +58,7 @@ class RunComparison:
     caveats: list[str]
 
     def record(self) -> dict[str, Any]:
-        """For programs."""
+        """Returns the comparison as a JSON object."""
         return {
             "a": self.a.run.id, "b": self.b.run.id, "caveats": self.caveats,
             "settings": {key: {"a": a, "b": b} for key, (a, b) in self.settings.items()},
@@ -103,7 +103,7 @@ def _verdict(name: str, a: float | None, b: float | None) -> str:
 
 
 def _caveats(a: RunStatus, b: RunStatus, settings: Mapping[str, Any]) -> tuple[list[str], set[str]]:
-    """Why two runs are not comparable, and the metrics whose difference then means nothing."""
+    """Returns the reasons why two runs are not comparable, and the metrics whose difference is then meaningless."""
     caveats, meaningless = [], set[str]()
     texts = [_text(each) for each in (a, b)]
     if (None not in texts and texts[0] != texts[1]) or {*HELD_OUT} & {*settings}:
@@ -138,7 +138,7 @@ def _text(each: RunStatus) -> Any:
 
 
 def curves_over_tokens(comparison: RunComparison) -> dict[str, Curve]:
-    """The curves of A and B in one unit and over tokens, so that batches of different sizes compare."""
+    """Returns the curves of A and B in one unit and over tokens, so that batches of different sizes compare."""
     runs = {"A": comparison.a.run, "B": comparison.b.run}
     found = {}
     for (name, run), curve in zip(runs.items(), validation_curves(list(runs.values())), strict=True):

@@ -1,4 +1,4 @@
-"""One run as the report has it: who it is, its settings and its results; and what settings mean for comparisons."""
+"""One run in the report: its identity, settings and results; and the role of each setting in comparisons."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -22,7 +22,7 @@ SETTINGS = ("expert", "k", "capacity", "router", "balance", "seed")
 CORPUS = ("corpus", "corpus_sha256")
 MODEL_TASK_DATA = ("model.name", "task.name", "data.name")
 TOP_LEVEL = ("expert", "k", "capacity", "drop", "renormalise_after_drop", "router", "balance", "match")
-# How a run is carried out, which does not change what it learns.
+# Execution settings, which do not change the trained model.
 EXECUTION = frozenset((*(f"train.{key}" for key in EXECUTION_KEYS),
                        *(f"launch.{entry.name}" for entry in fields(LaunchConfig))))  # fmt: skip
 # Columns in which the runs of one configuration may differ before anything is measured.
@@ -89,9 +89,9 @@ _RESULTS = frozenset(RESULTS)
 
 
 class Record:
-    """What a run and a configuration of several runs have in common.
+    """The common fields of a run and of a configuration of several runs.
 
-    `record[name]` and `record.get(name)` give the value of any column; None where there is none.
+    `record[name]` and `record.get(name)` return the value of any column; None means no value.
     """
 
     settings: Settings
@@ -144,12 +144,12 @@ class Record:
 
     @property
     def is_countable(self) -> bool:
-        """Whether the record says how many experts it has; files of other programs may not."""
+        """Returns whether the record has a valid number of experts. Files of other programs may not."""
         return self.expert is not None and self.expert >= 1
 
     @property
     def primary_loss(self) -> float | None:
-        """The loss that configurations are ranked by: bits per byte, or nats where there are no bytes."""
+        """Returns the loss that configurations are ranked by: bits per byte, or nats if bytes are unknown."""
         return self.results.val_loss if self.results.val_bpb is None else self.results.val_bpb
 
     def get(self, name: str) -> Cell:
@@ -171,13 +171,14 @@ class RunRow(Record):
     """One run.
 
     Attributes:
-        run, group, path: its id, the folder it lies in, and where that is.
-        reason: why it failed or was stopped.
+        run, group, path: its id, the name of its parent folder, and its path.
+        reason: the reason of a failure or a stop.
         created: seconds since 1970.
-        settings: what decides what is learned, and the seed, by dotted names; `router` and `balance` are names.
+        settings: the settings that determine the trained model, and the seed, by dotted names; `router` and `balance`
+            are names.
         execution: the settings of `EXECUTION`.
         results: empty before the run is complete.
-        others: what else summary.json and config.json hold, such as the corpus.
+        others: other entries of summary.json and config.json, such as the corpus.
     """
 
     run: str
@@ -206,21 +207,21 @@ class RunRow(Record):
 
 
 def column_names(rows: Iterable[RunRow]) -> list[str]:
-    """The columns of runs: identity, settings, results, corpus, what else there is, and settings by dotted names last."""
+    """Returns the columns of runs: identity, settings, results, corpus, other entries, and dotted settings last."""
     found = chain.from_iterable(dict.fromkeys((*row.settings, *row.execution, *row.others) for row in rows))
     names = dict.fromkeys([*IDENTITY, *SETTINGS, *RESULTS, *CORPUS, *found])
     return sorted(names, key=lambda name: name in ("drop", "match") or "." in name)
 
 
 def settings_of(columns: Iterable[str]) -> list[str]:
-    """The columns that decide what is learned, without the seed: those that matter most first."""
+    """Returns the columns that determine the trained model, without the seed, the most important first."""
     columns = list(columns)
     dotted = [name for name in columns if "." in name and name not in EXECUTION and name not in MODEL_TASK_DATA]
     return [name for name in (*MODEL_TASK_DATA, *TOP_LEVEL) if name in columns] + dotted
 
 
 def is_setting(name: str) -> bool:
-    """Whether a column decides what is learned, the seed included."""
+    """Returns whether a column determines the trained model, the seed included."""
     return ("." in name or name in TOP_LEVEL or name == "seed") and name not in EXECUTION
 
 
@@ -230,7 +231,7 @@ def _is_sparse_only(name: str) -> bool:
 
 
 def setting_applies(name: str, settings: Settings) -> bool:
-    """Whether a setting has an effect in a configuration with these settings."""
+    """Returns whether a setting has an effect in a configuration with these settings."""
     if name == "model.d_expert" and settings.get("match") in ("active", "total", "flops", "model_flops"):
         return False
     return settings.get("expert") != 1 or not _is_sparse_only(name)
@@ -242,13 +243,13 @@ def _sparse_only(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def inapplicable_settings(settings: Settings) -> list[str]:
-    """The settings that have no effect in a configuration with these settings."""
+    """Returns the settings that have no effect in a configuration with these settings."""
     names = _sparse_only(tuple(settings)) if settings.get("expert") == 1 else ()
     return [*names, *(name for name in ("model.d_expert",) if name in settings and not setting_applies(name, settings))]
 
 
 def varying_settings(rows: Collection[Settings], names: Iterable[str]) -> list[str]:
-    """The settings that tell these configurations apart, in order.
+    """Returns the settings that tell these configurations apart, in order.
 
     A setting counts only where it applies. One that others decide (a weight by the balancing loss it belongs to) counts
     only when configurations equal in those others still differ in it.
@@ -268,13 +269,13 @@ def varying_settings(rows: Collection[Settings], names: Iterable[str]) -> list[s
 
 
 def setting_parents(name: str) -> tuple[str, ...]:
-    """The settings that decide this one."""
+    """Returns the settings that decide this one."""
     group = name.partition(".")[0] + "." if "." in name else ""
     return SETTING_PARENTS[name] if name in SETTING_PARENTS else SETTING_PARENTS.get(group, ())
 
 
 def comparison_key(row: Record) -> tuple[object, ...]:
-    """What rows share when their losses may be ranked: the data, the task, the evaluation context and the budget."""
+    """Returns the key that is equal for rows with comparable losses: data, task, evaluation context and budget."""
     settings = row.settings
     corpus = row.corpus_sha256 or (settings.get("data.name"), settings.get("data.path"))
     task = (settings.get("task.name") or "causal_lm", eval_windows(settings))
@@ -286,7 +287,10 @@ def comparison_key(row: Record) -> tuple[object, ...]:
 
 
 def is_baseline(row: Record, baseline: Settings) -> bool:
-    """Whether a run or configuration has the settings of the baseline; a choice of a group goes by its name."""
+    """Returns whether a run or configuration has the settings of the baseline.
+
+    Choices of a group are compared by name.
+    """
 
     def value(name: str) -> Cell:
         found = row.get(name)
@@ -296,5 +300,5 @@ def is_baseline(row: Record, baseline: Settings) -> bool:
 
 
 def matches(conditions: Iterable[Expression], row: Record) -> bool:
-    """Whether every condition is true of a row."""
+    """Returns whether every condition holds for a row."""
     return all(each.holds({name: row.get(name) for name in each.names}) for each in conditions)

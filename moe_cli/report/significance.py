@@ -20,7 +20,9 @@ Scores = Mapping[int, float]
 
 @dataclass(frozen=True)
 class PairedSample:
-    """Relative differences to a baseline over shared seeds, negative is better: how many, mean, standard deviation.
+    """Relative differences to a baseline over shared seeds: number of seeds, mean, standard deviation.
+
+    Negative is better.
 
     The deviation is None for a single seed.
     """
@@ -31,7 +33,7 @@ class PairedSample:
 
     @property
     def p_value(self) -> float | None:
-        """P of a mean at least so far from 0 when there is no difference: the two-sided paired t-test. None for one seed."""
+        """Returns the p-value of the two-sided paired t-test against a mean of 0; None for one seed."""
         if self.deviation is None:
             return None
         if self.deviation == 0:
@@ -40,7 +42,7 @@ class PairedSample:
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> PairedSample | None:
-    """The paired differences of two configurations; None without a shared seed, or where a baseline of 0 leaves one undefined."""
+    """Returns the paired differences of two configurations; None without a shared seed, or if a baseline is 0."""
     differences = paired_differences(values, baseline)
     if not differences:
         return None
@@ -48,16 +50,16 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Paired
     mean = math.fsum(differences) / seeds
     if seeds == 1:
         return PairedSample(1, mean, None)
-    # Of equal differences rounding leaves a spread that is none.
+    # Rounding can leave a nonzero spread of equal differences.
     spread = math.sqrt(math.fsum((each - mean) ** 2 for each in differences) / (seeds - 1))
     return PairedSample(seeds, mean, spread if spread > 1e-12 else 0.0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values of several comparisons, so that below 5 % the chance of any false one among all is below 5 %.
+    """Adjusts p-values of several comparisons: below 5 %, the chance of any false one among all is below 5 %.
 
-    Holm's step-down procedure (Scand. J. Statist. 6, 1979, 65-70): valid however the comparisons depend on each other,
-    as those with one baseline do, and never weaker than Bonferroni's.
+    Holm's step-down procedure (Scand. J. Statist. 6, 1979, 65-70) is valid for any dependence of the comparisons, such
+    as with one baseline, and never weaker than Bonferroni's.
     """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted = [0.0] * len(p_values)
@@ -69,7 +71,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdicts(differences: Sequence[PairedSample]) -> list[str]:
-    """Better, worse or inconclusive for each of several comparisons with one baseline, allowing for their number."""
+    """Returns better, worse or inconclusive for each comparison with one baseline, corrected for their number."""
     tested = [index for index, each in enumerate(differences) if each.p_value is not None]
     adjusted = dict(zip(tested, holm([differences[index].p_value or 0.0 for index in tested]), strict=True))
     return [
@@ -79,11 +81,12 @@ def verdicts(differences: Sequence[PairedSample]) -> list[str]:
 
 
 def additional_seeds_needed(difference: PairedSample, comparisons: int = 1) -> int | None:
-    """How many seeds more would tell the difference from 0 in four of five cases, if it and its spread are as measured.
+    """Returns the number of further seeds that find the difference in four of five cases, if the estimate is true.
 
-    The least n with n >= ((t(1 - a / 2) + t(0.8)) s / d)^2, t with n - 1 degrees of freedom, a = 5 % / comparisons (the
-    usual power calculation, e.g. Cohen, Statistical Power Analysis, 1988, ch. 2). None when the spread is not known (one
-    seed), or when more than a thousand seeds would be needed. At least 1: it is asked where these seeds did not do.
+    The total is the least n with n >= ((t(1 - a / 2) + t(0.8)) s / d)^2, t with n - 1 degrees of freedom, a = 5 % /
+    comparisons (the usual power calculation, e.g. Cohen, Statistical Power Analysis, 1988, ch. 2). None means that the
+    spread is not known (one seed), or that more than a thousand seeds would be needed. The result is at least 1,
+    because the present seeds were not sufficient.
     """
     if difference.deviation is None or difference.mean == 0:
         return None
@@ -108,14 +111,14 @@ def additional_seeds_needed(difference: PairedSample, comparisons: int = 1) -> i
 
 @cache
 def _detectable_effect(seeds: int, comparisons: int) -> float:
-    """How many standard errors a difference must be for a test of that many seeds to find it with probability POWER."""
+    """Returns the difference, in standard errors, that a test with this many seeds finds with probability POWER."""
     df = seeds - 1
     return t_quantile(1 - ERROR_RATE / comparisons / 2, df) + t_quantile(POWER, df)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One configuration against another: relative difference with its interval, what it is based on, and what it shows."""
+    """A comparison of two configurations: the relative difference with its interval, its sample, and its verdict."""
 
     estimate: Estimate
     sample: PairedSample
@@ -126,12 +129,12 @@ class Difference:
 def compare_with_first(groups: Sequence[Sequence[Scores]]) -> tuple[list[list[Difference | None]], int]:
     """Compares the members of each group, the lowest first, with the first one, by the scores of their seeds.
 
-    The first was chosen because it is the lowest, so the comparisons with it are not the only ones that were made: Holm's
-    procedure is applied to all pairs within the groups. The probability of one false verdict among all pairs is then at
-    most 5 %, and so is that among the pairs with whichever member is the lowest.
+    The first was chosen because it is the lowest, so the comparisons with it are not the only ones that were made.
+    Therefore Holm's procedure is applied to all pairs within the groups. The probability of one false verdict among all
+    pairs is then at most 5 %. The same bound holds for the pairs with whichever member is the lowest.
 
     Returns:
-        A difference for each member (None for the first, and where no seed is shared), and the number of pairs tested.
+        A difference for each member (None for the first, and if no seed is shared), and the number of pairs tested.
     """
     pairs, adjusted = _all_pairs(groups)
     found: list[list[Difference | None]] = [[None] * len(group) for group in groups]
@@ -146,7 +149,7 @@ def compare_with_first(groups: Sequence[Sequence[Scores]]) -> tuple[list[list[Di
 
 
 def decided_pairs(groups: Sequence[Sequence[Scores]]) -> tuple[set[tuple[int, int, int]], int]:
-    """The pairs (group, one member, a later one) that differ, allowing for all pairs, and how many pairs were tested."""
+    """Returns the pairs (group, member, later member) that differ, corrected for all pairs, and the number tested."""
     _, adjusted = _all_pairs(groups)
     return {place for place, p_value in adjusted.items() if p_value < ERROR_RATE}, len(adjusted)
 
@@ -154,7 +157,7 @@ def decided_pairs(groups: Sequence[Sequence[Scores]]) -> tuple[set[tuple[int, in
 def _all_pairs(
     groups: Sequence[Sequence[Scores]],
 ) -> tuple[dict[tuple[int, int, int], PairedSample], dict[tuple[int, int, int], float]]:
-    """The paired differences of all pairs within the groups, and their adjusted p-values where there are several seeds."""
+    """Returns the paired differences of all pairs within the groups, with adjusted p-values for several seeds."""
     pairs = {
         (index, one, other): sample
         for index, group in enumerate(groups) if len(group) <= MAX_CONFIGURATIONS

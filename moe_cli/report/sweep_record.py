@@ -1,12 +1,12 @@
-"""sweep.json in the folder of a sweep: its question, its baseline, its commands, and when its verdicts were read.
+"""sweep.json in the folder of a sweep: its question, its baseline, its commands, and the looks at its verdicts.
 
     name, created   of the folder
     question        of the named sweep that was run last in this folder
-    baseline        the settings that differences are taken to; null: the dense model
-    commands        a record for each command: time, words, seeds, where, version, and what it declared
+    baseline        the settings of the baseline; null: the dense model
+    commands        a record for each command: time, words, seeds, where, version, and its declarations
     looks           a record for each time that verdicts were shown on more seeds than before, see looks.py
 
-A command that declares no question and no baseline, such as one typed by hand, leaves those that are there.
+A command without a question and a baseline, such as one typed by hand, does not change the recorded ones.
 """
 
 import os
@@ -23,12 +23,12 @@ SWEEP_FILE, DAMAGED = "sweep.json", "sweep.json.damaged"
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What sweep.json says; empty where there is none or it cannot be read."""
+    """Returns the contents of sweep.json; empty if it is missing or cannot be read."""
     return read_json(folder / SWEEP_FILE) or {}
 
 
 def change_record(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Writes what `change` makes of the record, unless it is the same. Of several writers each sees the other's change.
+    """Writes the result of `change` on the record, unless it is unchanged. A lock serialises concurrent writers.
 
     Raises:
         OSError: the folder cannot be written.
@@ -45,7 +45,7 @@ def change_record(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any
 
 
 def entries(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """The records in the list `name`; without what is no record."""
+    """Returns the records in the list `name`. Other entries are skipped."""
     found = record.get(name)
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 

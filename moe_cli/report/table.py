@@ -50,19 +50,19 @@ class ReportTable:
     """The rows and columns that every renderer shows.
 
     Attributes:
-        all_rows: the configurations for which the condition holds, in order; those without results last.
-        rows: those of a table for people: only rows with results, where there are any.
-        unfinished: the runs without results, but for those whose settings do not match the condition.
-        names: the columns that the query names; empty: the usual ones.
-        varying: the settings that tell `rows` apart.
-        all_varying: the settings that tell `all_rows` apart.
-        columns: of a table for people.
+        all_rows: the configurations that fulfil the condition, in order; those without results last.
+        rows: the rows of a displayed table: only rows with results, if any exist.
+        unfinished: the runs without results, except those whose settings do not fulfil the condition.
+        names: the columns that the query names; empty means the default columns.
+        varying: the settings that differ among `rows`.
+        all_varying: the settings that differ among `all_rows`.
+        columns: the columns of a displayed table.
         best: the rows of the lowest loss.
-        recommended: the rows that are recommended, see recommend/choice.py: one for each data and budget.
+        recommended: the recommended rows, see recommend/choice.py: one for each data and budget.
         pareto: the rows of the Pareto front in loss, FLOPs, speed and memory.
-        baseline: the settings of what differences are taken to.
-        look: which look at these verdicts this is.
-        aggregate: all configurations, and what their verdicts rest on.
+        baseline: the settings of the baseline of differences.
+        look: the number of this look at these verdicts.
+        aggregate: all configurations, and the comparisons that their verdicts are based on.
     """
 
     all_rows: list[Configuration]
@@ -82,11 +82,11 @@ class ReportTable:
 
     @property
     def pairs(self) -> int | None:
-        """The pairs that the verdicts allow for where differences are taken to the lowest; None: to the baseline."""
+        """Returns the number of pairs in the correction; None means that differences are to a baseline."""
         return self.aggregate.pairs
 
     def value(self, row: Configuration, name: str) -> Cell:
-        """The value of a column, the validation curve included."""
+        """Returns the value of a column, the validation curve included."""
         return validation_curve(Run(Path(row.path))).values if name == CURVE else row.get(name)
 
 
@@ -96,14 +96,14 @@ def build_table(
     extra_baselines: Sequence[RunRow] = (),
     baseline: Settings | None = None,
 ) -> ReportTable:
-    """Aggregates runs over seeds and answers a query.
+    """Aggregates runs over seeds and evaluates a query.
 
     Args:
         extra_baselines: runs that may serve as baselines, but are not shown.
-        baseline: the settings of what differences are taken to; None: what the sweep declares, else the dense model.
+        baseline: the settings of the baseline; None means the one that the sweep declares, else the dense model.
 
     Raises:
-        ConfigError: the query names a column that is not there, or cannot be read.
+        ConfigError: the query names a missing column, or cannot be parsed.
     """
     with without_garbage_collection():
         return _build_table(runs, query, extra_baselines, sweep_baseline(runs) if baseline is None else baseline)
@@ -152,7 +152,7 @@ def _varying(rows: Sequence[Configuration], settings: Sequence[str]) -> list[str
 
 
 def _recommended(rows: Sequence[Configuration], baseline: Settings, to_lowest: bool) -> list[Configuration]:
-    """The recommended row of each group of equal data and budget that has several."""
+    """Returns the recommended row of each group of equal data and budget that has several."""
     candidates = [row for row in rows if row.primary_loss is not None and row.is_complete and row.is_countable]
     groups: dict[tuple[object, ...], list[Configuration]] = {}
     for row in candidates:
@@ -162,12 +162,12 @@ def _recommended(rows: Sequence[Configuration], baseline: Settings, to_lowest: b
 
 
 def _unfinished(rows: Sequence[Configuration], on_settings: Sequence[Expression]) -> list[Configuration]:
-    """The rows without results for whose settings the conditions hold."""
+    """Returns the rows without results for whose settings the conditions hold."""
     return [row for row in rows if row.status != COMPLETED and matches(on_settings, row)]
 
 
 def _with_results(rows: list[Configuration], by_run: bool) -> list[Configuration]:
-    """The rows with results, or all where none has, or where every run is a row."""
+    """Returns the rows with results, or all where none has, or where every run is a row."""
     return [row for row in rows if row.is_complete or by_run] or rows
 
 
@@ -184,7 +184,7 @@ def _usual_columns(
 
 
 def select_runs(runs: Sequence[RunRow], condition: str | None) -> list[RunRow]:
-    """The runs that a condition holds for. Raises ConfigError when it cannot be read, or holds for none."""
+    """Returns the runs that a condition holds for. Raises ConfigError when it cannot be read, or holds for none."""
     if condition is None:
         return list(runs)
     known = column_names(runs)
@@ -199,7 +199,7 @@ def select_runs(runs: Sequence[RunRow], condition: str | None) -> list[RunRow]:
 
 
 def _parts(condition: str | None, known: Sequence[str]) -> tuple[Expression, ...]:
-    """The parts of a condition that `and` joins, on columns."""
+    """Returns the parts of a condition that `and` joins, on columns."""
     return () if condition is None else with_columns(parse_expression(condition), known).parts
 
 
@@ -219,7 +219,7 @@ def _check_conditions(
 
 
 def _sort_key(sort: str | None, known: Sequence[str], shown: Sequence[Column]) -> str | None:
-    """`--sort` with the name of its column; a leading minus stays."""
+    """Returns `--sort` with the name of its column; a leading minus is kept."""
     if sort is None:
         return None
     if sort.removeprefix("-") == CURVE:
@@ -228,9 +228,10 @@ def _sort_key(sort: str | None, known: Sequence[str], shown: Sequence[Column]) -
 
 
 def _sorted(rows: Sequence[Configuration], sort: str | None) -> list[Configuration]:
-    """In order of a column, rows without a value last in both directions.
+    """Sorts rows by a column. Rows without a value are last in both directions.
 
-    By default the lowest loss first, rows of the same data and task together, without results at the very end.
+    The default order is the lowest loss first, with rows of the same data and task together, and rows without results
+    last.
     """
     if sort is None:
         return _by_loss(rows)
@@ -256,7 +257,7 @@ def _order(value: Cell) -> tuple[bool, Cell]:
 
 
 def with_columns(condition: Expression, known: Sequence[str]) -> Expression:
-    """The condition with the name of the column for each heading in it, such as max_violation for MaxVio.
+    """Returns the condition with the name of the column for each heading in it, such as max_violation for MaxVio.
 
     Raises:
         ConfigError: several columns have such a heading.

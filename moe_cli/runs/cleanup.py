@@ -1,4 +1,4 @@
-"""Finds and deletes what no run needs: old trash, unfinished folders, older checkpoints, unused cached data."""
+"""Search and deletion of unneeded files: old trash, unfinished folders, older checkpoints, unused cached data."""
 
 import os
 import time
@@ -23,11 +23,11 @@ STALE_SECONDS = DAY
 
 @dataclass(frozen=True)
 class Reclaimable:
-    """Something that may be freed.
+    """Files that may be deleted.
 
     Attributes:
-        kind: `trash`, `unfinished` (half-made folders whose maker is dead), `checkpoints` or `cache`.
-        idle: whether it is still waste, asked again before it is freed.
+        kind: `trash`, `unfinished` (incomplete folders of a dead process), `checkpoints` or `cache`.
+        idle: whether it is still unneeded; checked again before deletion.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class Reclaimable:
 
 
 def find_reclaimable(outputs: Path, older_than: float) -> Iterator[Reclaimable]:
-    """Yields everything that may be deleted: trash older than `older_than` seconds, and what no run needs."""
+    """Yields everything that may be deleted: trash older than `older_than` seconds, and files that no run needs."""
     now = time.time()
     for removed in trashed_runs(outputs) if is_safe(outputs / TRASH) else ():
         if now - removed.removed >= older_than:
@@ -83,19 +83,22 @@ def _leftovers_of_run(run: Run) -> Iterator[tuple[Path, str]]:
 
 
 def _abandoned_in(folder: Path, *patterns: str) -> list[Path]:
-    """Returns what a killed process has left in a folder; nothing where a link leads to it."""
+    """Returns the files that killed processes left in a folder; empty if a link leads to the folder."""
     return [path for pattern in patterns for path in abandoned(folder, pattern)] if is_safe(folder) else []
 
 
 def _best_checkpoint(newest: Path) -> str | None:
-    """The name of the best checkpoint, where train.keep_best has asked for one."""
+    """Returns the name of the best checkpoint, if train.keep_best has recorded one."""
     state = (read_json(newest / "state.json") or {}).get("state")
     step = state.get("best_step") if isinstance(state, dict) else None
     return f"step_{step:08d}" if isinstance(step, int) else None
 
 
 def _reclaimable_in_cache(cache: Path, runs: Sequence[Run]) -> Iterator[Reclaimable]:
-    """Of every kind of data: each has a folder in the cache, and each set of data a folder with meta.json in that."""
+    """Yields the reclaimable files of all kinds of data.
+
+    Each kind has a folder in the cache, which has a folder with meta.json for each data set.
+    """
     now = time.time()
     for folder in sorted(cache.glob("*/.building-*")):
         if is_safe(folder.parent) and now - _last_written(folder) > STALE_SECONDS:
@@ -109,7 +112,7 @@ def _reclaimable_in_cache(cache: Path, runs: Sequence[Run]) -> Iterator[Reclaima
 
 
 def _corpora_in_use(runs: Sequence[Run]) -> set[Any] | None:
-    """The hashes of the data that runs have read; None, all, while a run at work has not yet said which."""
+    """Returns the hashes of the data that runs have read; None, all, while a run at work has not yet said which."""
     used: set[Any] = set()
     for run in runs:
         corpus = run.meta().get("corpus")

@@ -21,11 +21,13 @@ _ENCODING_SETTINGS = ("tokenizer", "bpe_vocab", "packing", "val_fraction", "test
 
 
 def record_corpora(folder: Path, found: Iterable[tuple[DataConfig, Mapping[str, Any]]], replace: bool = False) -> None:
-    """Notes which data the runs of a sweep learn from: its first command fixes it, every run is checked against it.
+    """Records the data of a sweep's runs.
+
+    The first command of the sweep fixes the data, and every run is checked against it.
 
     Args:
-        found: the data of configurations, with what is known of them.
-        replace: forget what was noted before.
+        found: the data of configurations, with their metadata.
+        replace: discard the earlier record.
 
     Raises:
         DataError: data have changed since the sweep began.
@@ -48,7 +50,7 @@ def check_corpus(run: Run, data: DataConfig, meta: Mapping[str, Any]) -> None:
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    """Returns what was recorded, empty at first. Raises DataError: it cannot be read, and would be overwritten."""
+    """Returns the record, empty at first. Raises DataError if it cannot be read, so that it is not overwritten."""
     try:
         return parse_object(read_bytes(path))
     except FileNotFoundError:
@@ -70,7 +72,7 @@ def _check(folder: Path, asked: Mapping[str, Mapping[str, Any]], known: Mapping[
 
 
 def _key(data: DataConfig) -> str:
-    """The settings that choose the data."""
+    """Returns the settings that choose the data."""
     values = dataclasses.asdict(data)
     if isinstance(data, CorpusConfig):
         values = {key: value for key, value in values.items() if key not in _ENCODING_SETTINGS}
@@ -79,7 +81,7 @@ def _key(data: DataConfig) -> str:
 
 @contextmanager
 def _corpora_lock(folder: Path) -> Iterator[None]:
-    """Within it no other process notes data; where there are no locks, one might."""
+    """Prevents other processes from recording data. Has no effect where locks are not supported."""
     with ExitStack() as held:
         with suppress(OSError):
             held.enter_context(hold(folder / f".{CORPORA_FILE}.lock"))

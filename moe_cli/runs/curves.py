@@ -17,8 +17,8 @@ class Curve:
     """Estimates on part of the validation split over steps.
 
     Attributes:
-        result: what they are estimates of: val_bpb, or val_loss where a run has no bits per byte.
-        unit: bits/byte, or nats per token, image and so on.
+        result: the estimated result: val_bpb, or val_loss where a run has no bits per byte.
+        unit: bits/byte, or nats per token, image or other target.
         points: (step, estimate) of every evaluation, by step.
     """
 
@@ -32,12 +32,12 @@ class Curve:
 
 
 def validation_curve(run: Run, newest: bool = False) -> Curve:
-    """The curve of a run; `newest`: its end alone, from the end of the file."""
+    """Returns the curve of a run; `newest`: its end alone, from the end of the file."""
     return validation_curves([run], newest)[0]
 
 
 def validation_curves(runs: Sequence[Run], newest: bool = False) -> list[Curve]:
-    """The curves of runs in one unit: bits per byte where all that were evaluated have them, else nats."""
+    """Returns the curves of runs in one unit: bits per byte where all that were evaluated have them, else nats."""
     found = [_estimates(run.latest_metrics() if newest else run.read_metrics()) for run in runs]
     evaluated = [each for each in found if any(each.values())]
     result = next((name for name in ESTIMATES if all(each[name] for each in evaluated)), "val_loss")
@@ -46,7 +46,7 @@ def validation_curves(runs: Sequence[Run], newest: bool = False) -> list[Curve]:
 
 
 def _estimates(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[float, float]]:
-    """For each result its finite estimates by step; of two of one step the later."""
+    """Returns the finite estimates of each result by step. The later of two estimates at one step is kept."""
     found = {name: ThinnedCurve() for name in ESTIMATES}
     for record in records:
         step = number(record.get("step"))
@@ -58,10 +58,12 @@ def _estimates(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[float, fl
 
 
 class ThinnedCurve:
-    """A curve as it is read: of more than `most` points, of each four that follow each other the lowest and the highest.
+    """A curve that is thinned while it is read.
+
+    Above `most` points, each four consecutive points are reduced to the lowest and the highest.
 
     Attributes:
-        points: step -> value, and what else is known there; of two of one step the later.
+        points: step -> value and other data of the step; the later of two records of one step is kept.
     """
 
     def __init__(self, most: int = MAX_POINTS) -> None:

@@ -59,7 +59,10 @@ _DIGEST = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 
 
 def outputs_folder(option: Path | None = None) -> Path:
-    """Returns the folder of all runs: the option, else $MOE_OUTPUTS, else ./outputs. ConfigError: it is a file."""
+    """Returns the folder of all runs: the option, else $MOE_OUTPUTS, else ./outputs.
+
+    Raises ConfigError if it is a file.
+    """
     folder = Path(os.path.expanduser(option or os.environ.get("MOE_OUTPUTS") or "outputs")).absolute()
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not nearest.is_dir():
@@ -79,7 +82,7 @@ class Run:
 
     @property
     def group(self) -> str:
-        """The folder it lies in: `runs`, or the name of a sweep."""
+        """Returns the folder it lies in: `runs`, or the name of a sweep."""
         return self.path.parent.name
 
     def config(self) -> RunConfig:
@@ -93,13 +96,13 @@ class Run:
             raise ConfigError(f"{self.path / 'config.json'}: {error}") from None
 
     def config_dict(self) -> dict[str, Any]:
-        """config.json; empty where it cannot be read. That it does not fit the run's id is noted."""
+        """Returns config.json; empty if it cannot be read. A mismatch with the run's id is noted."""
         values = read_json(self.path / "config.json") or {}
         self.fits(values)
         return values
 
     def fits(self, values: dict[str, Any]) -> bool:
-        """Whether a configuration is the one that the run's id names; that it is another one is noted."""
+        """Returns whether a configuration has the digest in the run's id. A mismatch is recorded."""
         named = _DIGEST.search(self.id)
         if not named or not values or digest_of(values) == named[1]:
             return True
@@ -118,15 +121,15 @@ class Run:
         return read_json(self.path / "meta.json") or {}
 
     def summary(self) -> dict[str, Any] | None:
-        """The results, or None while the run is not complete."""
+        """Returns the results, or None while the run is not complete."""
         return read_sealed(self.path / "summary.json")
 
     def status(self) -> dict[str, Any]:
-        """status.json, with `status` as it really is: completed with a summary, and running while its process lives."""
+        """Returns status.json with the effective `status`: completed with a summary, running while a process lives."""
         return self.effective_status(read_json(self.path / "status.json") or {}, self.summary() is not None)
 
     def effective_status(self, status: dict[str, Any], complete: bool) -> dict[str, Any]:
-        """The same for a status.json that was read, given whether there is a summary."""
+        """Returns the effective status for a status.json that was read. `complete` is whether a summary exists."""
         if complete:
             return {**status, "status": COMPLETED}
         said = status.get("status")
@@ -150,7 +153,7 @@ class Run:
         return sorted((self.path / "checkpoints").glob("step_" + 8 * "[0-9]"), reverse=True)
 
     def kept(self) -> str:
-        """Returns what a stopped run continues from, as part of a sentence."""
+        """Returns the checkpoint that a stopped run continues from, as part of a sentence."""
         folders = self.checkpoints()
         if not folders:
             return "no checkpoint was written yet: it will start again"
@@ -164,19 +167,19 @@ class Run:
         return read_lines(self.path / "metrics.jsonl")
 
     def latest_metrics(self) -> list[dict[str, Any]]:
-        """The newest records, from the end of the file alone: for displays that look often."""
+        """Returns the newest records, from the end of the file alone: for displays that look often."""
         return list(read_lines(self.path / "metrics.jsonl", last_bytes=LATEST_BYTES))
 
     def routing(self) -> list[dict[str, Any]]:
         return list(self.read_routing())
 
     def read_routing(self) -> Iterator[dict[str, Any]]:
-        """The records one after the other."""
+        """Yields the records one after the other."""
         return read_lines(self.path / "routing.jsonl")
 
 
 def create_run(outputs: Path, group: str, config: RunConfig) -> Run:
-    """A new folder with the configuration in it; a taken name gets -2, -3, ..."""
+    """Returns a new folder with the configuration in it; a taken name gets -2, -3, ..."""
     folder = make_group(outputs, group)
     delete_abandoned(folder, f"{MAKING}*")
     number = 1
@@ -202,7 +205,7 @@ def _make_run(path: Path, config: RunConfig) -> Run | None:
 
 
 def open_or_create_run(outputs: Path, group: str, config: RunConfig) -> Run:
-    """The one folder of this configuration in a sweep; made if it is not there, mended if it is half made.
+    """Returns the one folder of this configuration in a sweep; made if it is not there, mended if it is half made.
 
     A run that is not complete takes over how it is to be carried out now: device, threads, how often it writes.
     """
@@ -224,7 +227,7 @@ def rewrite_config(run: Run, config: RunConfig) -> None:
 
 
 def make_group(outputs: Path, group: str) -> Path:
-    """The folder of a sweep, or of `runs`, marked as outputs as the folder around it is. Raises MoeError."""
+    """Returns the folder of a sweep, or of `runs`, marked as outputs as the folder around it is. Raises MoeError."""
     for folder in (outputs, outputs / group):
         mark_outputs(make_folder(folder))
     return outputs / group

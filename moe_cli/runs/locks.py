@@ -37,7 +37,7 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the folder for writing."""
+    """Returns whether a living process holds the folder for writing."""
     return is_held(path / ".lock", fcntl.LOCK_SH)
 
 
@@ -51,7 +51,7 @@ def break_lock(path: Path) -> None:
 
 @contextmanager
 def sweep_lock(folder: Path) -> Iterator[None]:
-    """Marks a sweep's folder as being worked on; several may at a time. Where there are no locks, it is not marked."""
+    """Marks a sweep's folder as in use; several processes may do so. Has no effect where locks are not supported."""
     delete_abandoned(folder, f".*{TEMPORARY}")
     with ExitStack() as held:
         with suppress(OSError):
@@ -60,5 +60,5 @@ def sweep_lock(folder: Path) -> Iterator[None]:
 
 
 def is_sweep_running(folder: Path) -> bool:
-    """Whether a living process has marked the folder by `sweep_lock`."""
+    """Returns whether a living process has marked the folder by `sweep_lock`."""
     return is_held(folder / ".at-work", fcntl.LOCK_EX)

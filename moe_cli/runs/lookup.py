@@ -13,12 +13,12 @@ from moe_cli.runs.status import modified_ns
 
 
 def list_runs_by_age(path: Path) -> list[Run]:
-    """Every run at or below a folder: a run folder, a sweep's folder or the outputs folder. Oldest first."""
+    """Returns every run at or below a folder: a run folder, a sweep's folder or the outputs folder. Oldest first."""
     return sorted(list_runs(path), key=_age)
 
 
 def list_runs(path: Path) -> list[Run]:
-    """The same in no order, without opening a file. What lies in folders whose names begin with a dot is left out."""
+    """Returns the runs in no order, without opening a file. Folders whose names begin with a dot are left out."""
     if is_run(path):
         return [Run(path)]
     runs, groups = _runs_in(path)
@@ -26,7 +26,7 @@ def list_runs(path: Path) -> list[Run]:
 
 
 def _runs_in(path: Path) -> tuple[list[Run], list[Path]]:
-    """The run folders of a folder, and its other folders; what cannot be looked into is noted."""
+    """Returns the run folders and the other folders in a folder. Unreadable folders are recorded."""
     runs, others = [], []
     try:
         entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
@@ -50,7 +50,7 @@ def _runs_in(path: Path) -> tuple[list[Run], list[Path]]:
 
 
 def is_run(folder: Path | str) -> bool:
-    """Whether it is the folder of a run: it has a config.json, of whatever kind and state."""
+    """Returns whether the folder is a run: it has a config.json, of any kind and state."""
     try:
         os.lstat(os.path.join(folder, "config.json"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -62,33 +62,34 @@ def is_run(folder: Path | str) -> bool:
 
 
 def _age(run: Run) -> tuple[float, str]:
-    """The sort key of a run: when it was created, then its id."""
+    """Returns the sort key of a run: when it was created, then its id."""
     status = read_json(run.path / "status.json") or {}
     return time_in(status.get("created")) or 0.0, run.id
 
 
 def sweep_folder(name: str) -> str:
-    """The folder of a named sweep: paper/switch_table1 is kept in paper-switch_table1."""
+    """Returns the folder of a named sweep: paper/switch_table1 is kept in paper-switch_table1."""
     return name.replace("/", "-")
 
 
 def spellings(name: str) -> list[str]:
-    """The name as it is typed, as the folder of a sweep, and as a run in such a folder: paper/x, paper-x, paper-x/RUN."""
+    """Returns the possible folders of a name: as typed, as a sweep, as a run in one: paper/x, paper-x, paper-x/RUN."""
     sweep, slash, last = name.rpartition("/")
     return list(dict.fromkeys((name, sweep_folder(name), f"{sweep_folder(sweep)}{slash}{last}")))
 
 
 def find_runs(outputs: Path, name: str | None, runs: Sequence[Run] | None = None) -> list[Run]:
-    """Returns the runs that a name on the command line means, in no order; without a name, all of them.
+    """Returns the runs that a name on the command line denotes, in no order; without a name, all of them.
 
-    A name is, and the first that fits counts: a sweep or a run of the outputs folder (paper/x, paper-x, paper/x/RUN), any
-    other folder, `latest`, a run id in any sweep, the beginning of one (RUN or SWEEP/RUN), or a pattern of one (*-8x2-*).
+    The first of these that matches is used: a sweep or a run of the outputs folder (paper/x, paper-x, paper/x/RUN), any
+    other folder, `latest`, a run id in any sweep, the beginning of one (RUN or SWEEP/RUN), or a pattern of one
+    (*-8x2-*).
 
     Args:
-        runs: every run of the outputs folder, where they are known.
+        runs: every run of the outputs folder, if they are known.
 
     Raises:
-        RunNotFound: the name means no run, or there are no runs.
+        RunNotFound: the name denotes no run, or the outputs folder has no runs.
     """
     if name and (folder := find_folder(outputs, name)):
         return list_runs(folder)
@@ -128,7 +129,7 @@ def find_folder(outputs: Path, name: str) -> Path | None:
 
 
 def find_sweep(outputs: Path, name: str) -> Path:
-    """Returns the folder of a sweep, `runs` included. Raises RunNotFound: there is no such sweep."""
+    """Returns the folder of a sweep, `runs` included. Raises RunNotFound if no sweep has this name."""
     for folder in (outputs / each for each in spellings(name)):
         if folder.is_dir() and not is_run(folder) and list_runs(folder):
             return folder
@@ -138,10 +139,10 @@ def find_sweep(outputs: Path, name: str) -> Path:
 
 
 def newest_sweep(outputs: Path) -> str:
-    """The sweep that was begun or worked on last; of folders other than `runs`, unless there is no other.
+    """Returns the sweep that was started or changed last. `runs` counts only if it is the only one.
 
     Raises:
-        RunNotFound: there are no runs.
+        RunNotFound: the outputs folder has no runs.
     """
     groups: dict[str, float] = {}
     for run in find_runs(outputs, None):

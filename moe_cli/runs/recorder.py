@@ -59,7 +59,7 @@ class Recorder:
             print_line(f"note: {self.run.id} goes on, but {self._status['damage']}.")
 
     def rewind(self, step: int) -> None:
-        """Forgets what was recorded after `step`, and the evaluation at the end: they are about to be done again."""
+        """Deletes the records after `step` and those of the final evaluation, because these steps are repeated."""
         self._marks = {}
         for name in RECORD_FILES:
             path = self.run.path / name
@@ -77,13 +77,13 @@ class Recorder:
 
 
 def _step(record: Mapping[str, Any]) -> float:
-    """The step of a record; 0 where it has none."""
+    """Returns the step of a record; 0 where it has none."""
     step = record.get("step", 0)
     return step if isinstance(step, int | float) else 0
 
 
 class NullRecorder(Recorder):
-    """Writes nothing: of the processes of one training, the first one writes."""
+    """A recorder that writes nothing. Of the processes of one training only rank 0 writes."""
 
     def status(self, status: str, **fields: Any) -> None: ...
 

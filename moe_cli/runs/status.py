@@ -24,10 +24,11 @@ class RunStatus:
     """The state of a run.
 
     Attributes:
-        reason: why it failed or was stopped.
-        created, started, written: seconds since 1970; `written` is when it last said that it lives.
-        val_bpb: of the whole split once it is complete, before that the newest estimate; so are the other measures.
-        max_violation, dead_experts: shares, None for a dense model.
+        reason: the reason of a failure or a stop.
+        created, started, written: seconds since 1970; `written` is the time of the last heartbeat.
+        val_bpb: on the whole split after completion, before that the newest estimate. The same holds for the other
+            metrics.
+        max_violation, dead_experts: fractions; None for a dense model.
         results: summary.json; empty before the run is complete.
     """
 
@@ -50,7 +51,7 @@ class RunStatus:
 
     @property
     def progress(self) -> float:
-        """The fraction of its steps that is done; 0 when their number is unknown."""
+        """Returns the fraction of its steps that is done; 0 when their number is unknown."""
         if self.status == COMPLETED:
             return 1.0
         return min(1.0, self.step / self.steps) if self.steps else 0.0
@@ -76,12 +77,15 @@ def read_status(run: Run) -> RunStatus:
 
 
 def read_statuses(runs: Iterable[Run]) -> list[RunStatus]:
-    """One for each run, oldest first."""
+    """Returns one status for each run, oldest first."""
     return sorted(map(read_status, runs), key=lambda each: (each.created, each.run.id))
 
 
 def _newest(run: Run) -> dict[str, Any]:
-    """The newest value of every measure. A value that was not finite is null in the file, and not among these."""
+    """Returns the newest value of every measure.
+
+    A value that was not finite is null in the file, and not among these.
+    """
     newest: dict[str, Any] = {}
     for record in read_lines(run.path / "metrics.jsonl", last_bytes=NEWEST_BYTES):
         newest.update({key: value for key, value in record.items() if value is not None})

@@ -12,18 +12,18 @@ MAX_TAG_LENGTH = 40
 
 
 def read_tags(run: Run) -> tuple[str, ...]:
-    """The tags of a run, in order of their giving; none when its tags.json is no list of words."""
+    """Returns the tags of a run, in the order of their addition; empty if its tags.json is not a list of words."""
     return parse_tags(read_json(run.path / "tags.json"))
 
 
 def parse_tags(content: dict[str, Any] | None) -> tuple[str, ...]:
-    """The same of what its tags.json holds."""
+    """Returns the tags in the contents of a tags.json; empty if they are not a list of words."""
     tags = content.get("tags") if content else None
     return tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else ()
 
 
 def check_tag(text: str) -> str:
-    """The tag in `text`, in which a leading + says nothing. Raises ConfigError when it is not one word."""
+    """Returns the tag in `text`, in which a leading + says nothing. Raises ConfigError when it is not one word."""
     tag = text.removeprefix("+")
     if not tag.isprintable() or not tag or tag[0] in "+-" or any(mark.isspace() or mark in ",'\"" for mark in tag):
         raise ConfigError(f"{text!r} is no tag: give one word without spaces, commas or quotes, such as baseline.")

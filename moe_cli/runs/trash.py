@@ -43,7 +43,7 @@ class TrashedRun:
 
     @property
     def group(self) -> str:
-        """The sweep it belonged to, or `runs`."""
+        """Returns the sweep it belonged to, or `runs`."""
         return Path(self.origin).parent.name
 
 
@@ -51,8 +51,8 @@ def remove(run: Run, outputs: Path) -> TrashedRun:
     """Moves a run to the trash.
 
     Raises:
-        RunBusy: it is at work, or about to be.
-        MoeError: it does not lie in the outputs folder, or on another disk.
+        RunBusy: the run is being executed or is about to start.
+        MoeError: the run is outside the outputs folder or on another disk.
     """
     source = Path(os.path.abspath(run.path))
     if not source.is_relative_to(outputs) or source == outputs:
@@ -133,17 +133,17 @@ def restore(removed: TrashedRun, outputs: Path) -> Run:
 
 
 def _is_name(part: str) -> bool:
-    """Whether commands see a folder of this name."""
+    """Returns whether commands see a folder of this name."""
     return not part.startswith(".") and len(os.fsencode(part)) <= LONGEST_NAME
 
 
 def _sanitise_name(name: str) -> str:
-    """The name with an underscore for every character that moves a cursor or turns writing around."""
+    """Returns the name with an underscore for every character that moves a cursor or turns writing around."""
     return "".join("_" if unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp") else each for each in name)
 
 
 def _never_begun(run: Run) -> bool:
-    """Whether it is a run with nothing but its settings, such as a sweep leaves that was stopped at once."""
+    """Returns whether a run has nothing but its settings, as a sweep leaves it that was stopped immediately."""
     names = {path.name for path in run.path.iterdir()} if run.path.is_dir() else set()
     return "config.json" in names and names <= INITIAL_FILES and run.status()["status"] == PENDING
 

@@ -34,7 +34,7 @@ MAX_NAME_BYTES = 200
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One run of a sweep; the label names what varies: expert=16 k=2 seed=1."""
+    """One run of a sweep. The label gives the settings that vary: expert=16 k=2 seed=1."""
 
     label: str
     config: RunConfig
@@ -50,15 +50,17 @@ class SkippedPoint:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """Attributes:
-    notes: settings the user gave that have no effect in some points.
-    name: the folder under outputs/.
-    question: what a named sweep answers; "" for one typed by hand.
-    num_repeats: points that came to the same configuration as another, such as dense with each router.
-    num_excluded: configurations for which a condition of `where` does not hold.
-    words: what was typed.
-    where: the conditions that were typed.
-    baseline: the partial configuration that the report's differences are taken to; None: the report's own choice.
+    """The runs of a sweep.
+
+    Attributes:
+        notes: settings the user gave that have no effect in some points.
+        name: the folder under outputs/.
+        question: the question that a named sweep answers; "" for a sweep typed by hand.
+        num_repeats: points with the same configuration as another, such as dense with each router.
+        num_excluded: configurations that do not fulfil a condition of `where`.
+        words: the overrides that were typed.
+        where: the conditions that were typed.
+        baseline: the partial configuration of the report's baseline; None means that the report chooses it.
     """
 
     name: str
@@ -78,7 +80,10 @@ class SweepPlan:
         return len(self.points) // self.num_seeds
 
     def with_upcycle_source(self, outputs: Path) -> "SweepPlan":
-        """With the run that points start from found in the outputs folder. Raises MoeError when it does not fit."""
+        """Returns the plan with the source run of upcycling resolved in `outputs`.
+
+        Raises MoeError if that run does not fit.
+        """
         points = (replace(point, config=resolve_upcycle_source(point.config, outputs)) for point in self.points)
         return replace(self, points=tuple(points))
 
@@ -92,7 +97,7 @@ class SweepPlan:
         return runs
 
     def run_dirs(self, outputs: Path) -> list[Run]:
-        """The run folders the points have or would have; nothing is made."""
+        """Returns the run folders the points have or would have; nothing is made."""
         return [Run(outputs / self.name / point.config.run_id) for point in self.points]
 
 
@@ -105,13 +110,13 @@ def plan_sweep(
     baseline: str | None = None,
     config_dir: Path | None = None,
 ) -> SweepPlan:
-    """The runs of `moe sweep WORDS`: the first word may name a file of conf/sweep, the others are settings.
+    """Returns the plan of `moe sweep WORDS`. The first word may name a file of conf/sweep, the others are settings.
 
     Args:
-        seeds: seeds 0 to seeds - 1 for every configuration; None: what the file says, else 1.
-        name: the folder under outputs/; None: the file's name, or "sweep".
+        seeds: the number of seeds per configuration, from 0; None means that of the file, else 1.
+        name: the folder under outputs/; None means the file's name, or "sweep".
         where: conditions that every point must fulfil, such as "k <= expert".
-        baseline: settings of what the report's differences are taken to, such as "balance=none"; None: what the file says.
+        baseline: settings of the report's baseline, such as "balance=none"; None means that of the file.
 
     Raises:
         ConfigError: a word is wrong, or no point is left.
@@ -159,7 +164,7 @@ def _check_size(blocks: Sequence[Block], seeds: int) -> None:
 
 
 def check_folder(folder: str) -> str:
-    """The folder of a sweep under outputs/. Raises ConfigError when it would be somewhere else."""
+    """Returns the folder of a sweep under outputs/. Raises ConfigError when it would be somewhere else."""
     if Path(folder).name != folder or folder.startswith(".") or not folder.isprintable() or not folder.strip():
         raise ConfigError(f"--name {printable(shortened(folder))} must be a plain folder name.")
     if len(os.fsencode(folder)) > MAX_NAME_BYTES:
@@ -170,19 +175,19 @@ def check_folder(folder: str) -> str:
 
 
 def is_named(words: Sequence[str]) -> bool:
-    """Whether the first word is the name of a sweep."""
+    """Returns whether the first word is the name of a sweep."""
     return bool(words) and "=" not in words[0]
 
 
 def declared_by(words: Sequence[str], question: str, baseline: Partial | None) -> dict[str, Any]:
-    """Returns what a command declares of its sweep: question and baseline if it is named, else the typed baseline."""
+    """Returns the declarations of a command: question and baseline of a named sweep, else the typed baseline."""
     if is_named(words):
         return {"question": question, "baseline": baseline}
     return {} if baseline is None else {"baseline": baseline}
 
 
 def source_of(composer: Composer, words: Sequence[str], preset: Axis | None) -> SweepFile:
-    """The named sweep in the size of its preset; for one typed by hand, an empty one."""
+    """Returns the named sweep in the size of its preset; for one typed by hand, an empty one."""
     if is_named(words):
         if preset is not None and len(preset.values) > 1:
             raise ConfigError(f"'{preset}' names several presets: a sweep has one.")
@@ -193,7 +198,7 @@ def source_of(composer: Composer, words: Sequence[str], preset: Axis | None) -> 
 
 
 def seeds_of(axis: Axis | None, count: int | None, sweep: SweepFile) -> list[int]:
-    """The seeds of the sweep, checked as any setting. Raises ConfigError when they are chosen twice."""
+    """Returns the seeds of the sweep, checked as any setting. Raises ConfigError when they are chosen twice."""
     if count is not None and not 1 <= count <= SEEDS:
         raise ConfigError(f"--seeds {shortened(count)} is not a whole number of at least 1 and at most {SEEDS}.")
     if axis is None:
@@ -204,7 +209,7 @@ def seeds_of(axis: Axis | None, count: int | None, sweep: SweepFile) -> list[int
 
 
 def _apply_overrides(block: Block, axes: Iterable[Axis], conditions: tuple[Expression, ...]) -> Block:
-    """The block of a file with what was typed laid over it."""
+    """Returns the block of a file with the typed values applied."""
     for axis in axes:
         block = block.overridden(Dimension(tuple({axis.key: value} for value in axis.values)))
     return replace(block, where=block.where + conditions)
@@ -241,7 +246,7 @@ def _reasons(found: _Found) -> str:
 
 
 def parse_conditions(texts: Sequence[str]) -> tuple[Expression, ...]:
-    """The conditions of `--where`. Raises ConfigError for one that cannot be read or is about no setting."""
+    """Returns the conditions of `--where`. Raises ConfigError for one that cannot be read or is about no setting."""
     conditions = tuple(map(parse_expression, texts))
     for condition in conditions:
         check_condition(condition)
@@ -304,12 +309,13 @@ def _add_baselines(
 
 
 def compose(composer: Composer, values: Partial, where: Sequence[Expression]) -> Resolved | str | None:
-    """The configuration; or why it cannot be; or None when a condition does not hold of it.
+    """Returns the configuration, or the reason why it is impossible, or None if a condition does not hold.
 
-    A value that no configuration takes raises BadValue: what cannot be is left out, what is wrong is not.
+    Raises BadValue for a value that is invalid in every configuration. Impossible combinations are left out, but
+    invalid values are errors.
 
-    A condition is about settings as they are given, so that `k <= expert` may leave out what cannot be; about one that
-    is left open (null), as it is derived.
+    A condition refers to settings as given, so that `k <= expert` can exclude impossible points. A setting left open
+    (null) has its derived value.
     """
     asked = {name for condition in where for name in condition.names}
     try:
@@ -333,9 +339,9 @@ def compose(composer: Composer, values: Partial, where: Sequence[Expression]) ->
 
 
 def _run(composer: Composer, values: Partial) -> Resolved:
-    """One run of a sweep: on one thread, unless train.threads is set.
+    """Returns one run of a sweep, with one thread unless train.threads is set.
 
-    A second run at the same time gains more than a second thread, and the digits do not depend on how many runs go on.
+    A second parallel run gains more than a second thread. The digits do not depend on the number of parallel runs.
     """
     resolved = composer.point(values)
     train = resolved.config.train
@@ -344,7 +350,7 @@ def _run(composer: Composer, values: Partial) -> Resolved:
 
 
 def _given(tree: Mapping[str, Any], values: Partial, name: str) -> Any:
-    """A setting of the tree, or the choice of a group by its name."""
+    """Returns a setting of the tree, or the choice of a group by its name."""
     if name in values:
         return values[name]
     value: Any = tree

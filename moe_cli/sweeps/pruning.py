@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from moe_cli.runs.folder import Run
 
-# Of those that come to a rung a fourth goes on; rungs are at 1, 4, 16, ... evaluations.
+# One in four runs that reach a rung continues. The rungs are at 1, 4, 16, ... evaluations.
 REDUCTION = 4
 # The last of the ten is made when the run is complete.
 EVALUATIONS = 9
@@ -55,7 +55,7 @@ def count_evaluations(config: RunConfig, steps: int | None) -> int:
 
 
 class PruningMonitor:
-    """Follows one run's evaluations: reports each once, and asks whether the run should go on."""
+    """Follows one run's evaluations: reports each one once to the trial, and checks whether to prune the run."""
 
     def __init__(self, run: "Run", trial: "Trial", objective: str) -> None:
         self.run = run
@@ -66,7 +66,7 @@ class PruningMonitor:
         self._size = -1
 
     def check(self) -> str | None:
-        """Returns the value at which the run is pruned; None while it goes on."""
+        """Returns the value at which the run is pruned, else None."""
         try:
             size = (self.run.path / "metrics.jsonl").stat().st_size
         except OSError:
@@ -84,7 +84,7 @@ class PruningMonitor:
         return None
 
     def _new(self, records: Iterable[Mapping[str, Any]]) -> Iterator[float]:
-        """Evaluations not seen before. A run that goes on from a checkpoint makes some again, with equal values."""
+        """Yields new evaluations. A run resumed from a checkpoint repeats some evaluations with equal values."""
         for record in records:
             step, value = record.get("step"), record.get(ESTIMATES[self.objective])
             if isinstance(step, int) and isinstance(value, float) and step > (self._steps or [0])[-1]:

@@ -11,9 +11,9 @@ from moe_cli.runs.trash import TrashedRun, check_idle, remove, restore
 
 
 def outdated(runs: Sequence[Run], *, force: bool, code: bool) -> list[Run]:
-    """Those of `runs` in which there is something, with `force`; with `code`, in which there is something of other code.
+    """Returns the started runs, with `force`; with `code`, those of another code version.
 
-    Which code it was stands in meta.json: version of the package, commit, uncommitted changes in the package.
+    The code version is in meta.json: version of the package, commit, uncommitted changes in the package.
     """
     begun = [run for run in runs if run.path.is_dir() and run.status()["status"] != PENDING]
     if force:
@@ -34,7 +34,7 @@ def discard(runs: Sequence[Run], outputs: Path) -> list[TrashedRun]:
         check_idle(run)
     try:
         for run in runs:
-            removed.append(remove(run, outputs))  # noqa: PERF401  (what was moved must be known when one fails)
+            removed.append(remove(run, outputs))  # noqa: PERF401  (the moved runs must be known when one fails)
     except BaseException:
         put_back(removed, outputs)
         raise
@@ -42,7 +42,7 @@ def discard(runs: Sequence[Run], outputs: Path) -> list[TrashedRun]:
 
 
 def put_back(removed: Sequence[TrashedRun], outputs: Path) -> None:
-    """Undoes `discard`, as far as that can be done: what cannot be put back stays in the trash."""
+    """Undoes `discard`. Runs that cannot be restored stay in the trash."""
     for each in removed:
         with suppress(MoeError):
             restore(each, outputs)

@@ -36,10 +36,10 @@ class Execution:
     """Options of a sweep's or a search's execution.
 
     Attributes:
-        jobs: runs at a time; None: what this machine bears, or what the cluster gives.
+        jobs: the number of parallel runs; None means as many as this machine or the cluster can hold.
         retry_failed: runs that failed are run again, from their last checkpoint.
-        force, rerun_stale: all runs start again, or those of another version of the code; what there is goes to the trash.
-        force_memory: runs that need far more memory than this machine has start all the same.
+        force, rerun_stale: all runs start again, or those of another code version. Their old folders go to the trash.
+        force_memory: runs that need far more memory than this machine has are started nevertheless.
     """
 
     executor: Executor
@@ -52,7 +52,7 @@ class Execution:
 
     @property
     def checks_memory(self) -> bool:
-        """Whether a run is refused that needs far more memory than there is: of a cluster's machines that is not known."""
+        """Returns whether runs that need far more memory than available are refused. A cluster's memory is unknown."""
         return self.executor.name == "local" and not self.force_memory
 
     def check(self, is_search: bool) -> None:
@@ -73,10 +73,10 @@ class PlannedRun:
     """One run of a sweep before it starts.
 
     Attributes:
-        label: names what varies: expert=16 k=2 seed=1.
-        run: its folder, made or not.
-        status: that of its folder; `new` where there is none, and where it starts again.
-        restarts: whether what there is goes to the trash and the run starts again.
+        label: the settings that vary: expert=16 k=2 seed=1.
+        run: its folder, which may not exist yet.
+        status: the status of its folder; `new` if there is no folder, or if the run starts again.
+        restarts: whether the old folder goes to the trash and the run starts again.
     """
 
     label: str
@@ -87,7 +87,7 @@ class PlannedRun:
     restarts: bool = False
 
     def is_pending(self, retry_failed: bool) -> bool:
-        """Whether it is to be carried out now."""
+        """Returns whether the run is to be executed now."""
         return self.status not in (COMPLETED, PRUNED) and (retry_failed or self.status != FAILED)
 
 
@@ -106,23 +106,23 @@ class PreparedSweep:
 
     @property
     def pending(self) -> list[PlannedRun]:
-        """The runs that are to be carried out now."""
+        """Returns the runs that are to be carried out now."""
         return [each for each in self.runs if each.is_pending(self.execution.retry_failed)]
 
     @property
     def restarted(self) -> list[Run]:
-        """The runs that start again."""
+        """Returns the runs that start again."""
         return [each.run for each in self.runs if each.restarts]
 
     @property
     def max_parallel(self) -> int | None:
-        """Runs at a time; None: as many as a cluster has room for."""
+        """Returns the number of parallel runs; None means as many as the cluster can hold."""
         most = max_parallel(self.execution.executor, self.execution.jobs, self.estimates)
         return None if most is None else min(most, len(self.runs))
 
     @property
     def jobs(self) -> int | None:
-        """Runs at a time that the executor is asked for; None: as many as it has room for."""
+        """Returns the number of parallel runs requested from the executor; None means as many as it can hold."""
         return self.max_parallel if self.execution.executor.name == "local" else self.execution.jobs
 
     def has_work(self) -> bool:
@@ -162,7 +162,7 @@ class PreparedSearch:
 
     @property
     def most(self) -> int:
-        """The largest number of its runs."""
+        """Returns the largest number of its runs."""
         return self.plan.trials * len(self.plan.seeds)
 
     def has_work(self) -> bool:
@@ -204,30 +204,30 @@ class View:
     """Shows how a sweep goes. This one shows nothing."""
 
     def begin(self, prepared: Any, feed: Any, pool: Any) -> None:
-        """Called before the first run starts; `pool` is None where there is nothing to do."""
+        """Handles the start of the sweep, before its first run. `pool` is None if no run is to be executed."""
 
     def watch(self, prepared: Any, feed: Any) -> AbstractContextManager[Observer]:
         """Gives the observer of `drive`, for as long as runs are at work."""
         return nullcontext(lambda progress: None)
 
     def stop(self) -> None:
-        """Called when the runs have been asked to save and stop."""
+        """Handles a stop, after the runs were asked to save and stop."""
 
     def end(self, prepared: Any, feed: Any) -> None:
-        """Called when nothing is left to do."""
+        """Handles the end of the sweep."""
 
 
 SILENT = View()
 
 
 def prepare(plan: SweepPlan | SearchPlan, outputs: Path, execution: Execution, *, build: bool = True) -> Prepared:
-    """Checks everything that can fail before an executor is asked; changes no run.
+    """Checks everything that can fail before an executor is started. Changes no run.
 
     Args:
-        build: False: nothing will be trained, so that no tokenizer has to be either.
+        build: False means that nothing will be trained, so that no tokenizer is trained either.
 
     Raises:
-        MoeError: a device, a library or the data are missing, or a run that is to start again is at work.
+        MoeError: a device, a library or the data are missing, or a run that is to start again is being executed.
     """
     execution.check(isinstance(plan, SearchPlan))
     check = check_devices if execution.executor.name == "local" else _check_nothing
@@ -264,7 +264,7 @@ def _record_data(folder: Path, estimates: Sequence[RunEstimate], replace: bool =
 
 
 def _check_nothing(configs: object) -> None:
-    """The devices of a cluster are not known here."""
+    """Does nothing, because the devices of a cluster are not known here."""
 
 
 def run_sweep(prepared: Prepared, view: View = SILENT) -> None:

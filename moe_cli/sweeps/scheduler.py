@@ -1,8 +1,8 @@
-"""Drives many runs to their end: what starts, what has ended and why. Who carries a run out is a pool's affair.
+"""Scheduler of many runs: starts runs in a pool, collects exit codes, and applies timeouts and retries.
 
-A *feed* says which run is next, a *pool* carries runs out, and this loop stands between them. Every pool starts the same
-worker, `python -m moe_cli.execution.worker RUN_FOLDER OUTPUTS` or its equal, which reads and writes the run's folder and nothing else;
-a run's outcome stands in its folder, so that whatever befalls a run costs only that run.
+A *feed* gives the next run. A *pool* executes runs. Every pool starts the same worker, `python -m
+moe_cli.execution.worker RUN_FOLDER OUTPUTS` or its equal, which reads and writes the run's folder and nothing else. The
+outcome of a run is in its folder, so that a failure affects only that run.
 """
 
 import signal
@@ -31,7 +31,10 @@ class Job(Protocol):
     """One run at work somewhere."""
 
     def poll(self) -> int | None:
-        """None while it goes on; then its worker's exit code, negative for a signal. See `moe_cli.execution.worker`."""
+        """Returns None while the worker is running, then its exit code, negative for a signal.
+
+        The codes are those of `moe_cli.execution.worker`.
+        """
 
     def stop(self) -> None:
         """Asks it to save and stop; it will end with STOPPED."""
@@ -44,7 +47,7 @@ class Pool(Protocol):
     """Carries runs out: on this machine, on a cluster."""
 
     def room(self) -> int:
-        """Returns how many more runs may start now."""
+        """Returns the number of further runs that may start now."""
 
     def start(self, run: Run) -> Job:
         """Starts a run whose folder is there."""
@@ -63,10 +66,13 @@ class SupportsWait(Protocol):
 
 @runtime_checkable
 class SupportsCapacity(Protocol):
-    """A pool that knows what runs take."""
+    """A pool that knows the resources that runs need."""
 
     def fits(self, run: Run) -> bool:
-        """Whether there is room for it while the other runs go on. Alone, every run may start."""
+        """Returns whether the pool can hold the run next to the running ones.
+
+        If none is running, every run may start.
+        """
 
 
 @runtime_checkable
@@ -74,23 +80,23 @@ class SupportsQueueState(Protocol):
     """A job that may have to wait for a place."""
 
     def queued(self) -> bool:
-        """Whether it waits."""
+        """Returns whether the job waits in a queue."""
 
 
 class RunSource(Protocol):
     """Gives the runs that are to be carried out, one after the other."""
 
     def next_run(self) -> Run | None:
-        """The next run, or None if there is none now."""
+        """Returns the next run, or None if there is none now."""
 
     def requeue(self, run: Run) -> None:
-        """It is at work elsewhere: ask again later."""
+        """Puts back a run that another process is executing, to be requested again later."""
 
     def ended(self, run: Run) -> None:
-        """It is completed, failed or pruned."""
+        """Handles a run that is completed, failed or pruned."""
 
     def waiting(self) -> int:
-        """Returns how many runs `next_run` will still give, as far as known; 0 ends the sweep when nothing runs."""
+        """Returns the known number of runs that `next_run` will still give; 0 ends the sweep when no run is running."""
 
     def to_prune(self, running: Sequence[Run]) -> list[Run]:
         """Returns the running runs that are to be pruned."""
@@ -122,9 +128,10 @@ class FailurePolicy:
     """Limits and retries of runs that fail.
 
     Attributes:
-        timeout: seconds that a run may take, time in a cluster's queue not counted; None: as many as it likes.
-        retries: how often a run that has failed starts again, from its last checkpoint. One that took too long does not.
-        fail_fast: the first run that fails ends the sweep; the others at work save and stop.
+        timeout: seconds that a run may take, without the time in a cluster's queue; None means no limit.
+        retries: the number of times that a failed run starts again, from its last checkpoint. A run that timed out does
+            not.
+        fail_fast: the first run that fails ends the sweep; the other running ones save and stop.
     """
 
     timeout: float | None = None
@@ -137,7 +144,7 @@ class Progress:
     """The state of a sweep, given to the observer at every change and about five times a second.
 
     Attributes:
-        retried: how many times a run that had failed was put back to start again.
+        retried: the number of times that a failed run was queued again.
     """
 
     waiting: int = 0
@@ -158,13 +165,13 @@ def run_all(
     feed: RunSource, pool: Pool, observer: Observer = _ignore, rules: FailurePolicy = FailurePolicy(),
     on_stop: Callable[[], None] = _ignore,
 ) -> Progress:  # fmt: skip
-    """Carries out what the feed gives, until it gives no more.
+    """Executes all runs of the feed.
 
-    A run that another process is working on is waited for and not done twice. On KeyboardInterrupt, or if anything else
-    goes wrong here, the runs are asked to save and stop before the exception goes on; `on_stop` is called when they are.
+    A run that another process is executing is waited for and not executed twice. On KeyboardInterrupt or another error
+    here, the runs are asked to save and stop before the exception is raised again. `on_stop` is then called.
 
     Raises:
-        DiskFull: a run could not write; it and the others go on with the same command.
+        DiskFull: a run could not write. The same command continues all runs.
     """
     run_all = _Scheduler(feed, pool, rules)
     progress = run_all.progress
@@ -191,7 +198,7 @@ def run_all(
 
 
 class _Scheduler:
-    """The state of each run while a sweep goes on."""
+    """The state of each run during a sweep."""
 
     def __init__(self, feed: RunSource, pool: Pool, rules: FailurePolicy) -> None:
         self.feed = feed
@@ -240,7 +247,7 @@ class _Scheduler:
             self.starts[run] += 1
 
     def _settled(self, run: Run) -> bool:
-        """Whether it has ended already; if it has just failed elsewhere, that is its end here too."""
+        """Returns whether the run has ended already. A failure in another process counts as its end."""
         status = run.status()
         ends = {COMPLETED: self.progress.finished, FAILED: self.progress.failed, PRUNED: self.progress.pruned}
         end = ends.get(status["status"])
@@ -250,12 +257,12 @@ class _Scheduler:
         return True
 
     def _before(self, status: Mapping[str, Any]) -> bool:
-        """Whether this was written before the sweep began."""
+        """Returns whether this status was written before the sweep began."""
         said = status.get("heartbeat")
         return not isinstance(said, int | float) or said < self.began
 
     def collect(self) -> None:
-        """Takes in what has ended. Raises DiskFull."""
+        """Collects the exit codes of ended runs. Raises DiskFull."""
         for run, job in list(self.progress.running.items()):
             code = job.poll()
             if code is not None:
@@ -301,7 +308,7 @@ class _Scheduler:
         self.progress.running[run].stop()
 
     def wait(self) -> None:
-        """Until there may be something to do; at most POLL_SECONDS, for displays."""
+        """Waits until a run may have ended; at most POLL_SECONDS, so that displays are updated."""
         if isinstance(self.pool, SupportsWait):
             self.pool.wait(POLL_SECONDS)
         else:
@@ -313,7 +320,7 @@ class _Scheduler:
         try:
             for job in jobs.values():
                 job.stop()
-            with suppress(Exception):  # what is shown must not keep runs from stopping
+            with suppress(Exception):  # an error of a display must not keep runs from stopping
                 on_stop()
             deadline = time.monotonic() + STOP_SECONDS
             while any(job.poll() is None for job in jobs.values()) and time.monotonic() < deadline:
@@ -370,6 +377,6 @@ def _record_end(run: Run, status: str, reason: str) -> bool:
 
 
 def pending_runs(runs: Sequence[Run], retry_failed: bool) -> list[Run]:
-    """The runs that are neither done nor pruned; failed ones only on request."""
+    """Returns the runs that are neither done nor pruned; failed ones only on request."""
     skip = {COMPLETED, PRUNED} if retry_failed else {COMPLETED, PRUNED, FAILED}
     return [run for run in runs if run.status()["status"] not in skip]

@@ -1,8 +1,8 @@
-"""The feed of a search: Optuna says which configuration is tried next, and learns what became of it.
+"""The feed of a search: Optuna chooses the next configuration and receives its result.
 
-A trial is a configuration; its runs, one a seed, are ordinary run folders. The journal in the same folder holds the trials
-and their results. Every process may be killed at any time: a trial of a process that has died is taken up again
-with the settings it had. Searches that share a folder share the trials.
+A trial is a configuration. Its runs, one per seed, are ordinary run folders. The journal in the same folder holds the
+trials and their results. Every process may be killed at any time. A trial of a dead process is continued with the same
+settings. Searches that share a folder share the trials.
 """
 
 import json
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 # The search stops after this many impossible draws in a row.
 MAX_FAILED_DRAWS = 100
-# What stands in a trial's attributes.
+# Keys of a trial's attributes.
 OWNER, REASON, EXCLUDED, UNPROMISING, RETRY_OF = "owner", "reason", "set_aside", "unpromising", "again"
-# Why a trial does not count as one of those asked for.
+# Reasons why a trial does not count towards the requested number.
 IMPOSSIBLE, ORPHANED = "impossible", "lost"
 SEARCHERS = ".searchers"
 
@@ -61,7 +61,7 @@ def _distribution(key: str, domain: Domain) -> "BaseDistribution":
 
 
 def make_sampler(name: str, search_seed: int, index: int) -> "BaseSampler":
-    """The sampler of one draw: the n-th is the same whether a search was interrupted before or not."""
+    """Returns the sampler of one draw: the n-th is the same whether a search was interrupted before or not."""
     from optuna.samplers import RandomSampler, TPESampler
 
     seed = random.Random(f"{search_seed} {index}").getrandbits(32)
@@ -69,10 +69,10 @@ def make_sampler(name: str, search_seed: int, index: int) -> "BaseSampler":
 
 
 def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
-    """Opens the search of the sweep's folder, or creates it; `evaluations` is how often a run evaluates.
+    """Opens the search of the sweep's folder, or creates it. `evaluations` is the number of evaluations of a run.
 
     Raises:
-        ConfigError: the one that is there asks something else.
+        ConfigError: the existing search has other settings.
         MoeError: its journal cannot be read.
     """
     optuna = import_optuna()
@@ -92,7 +92,7 @@ def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
 
 
 def check_identity(plan: SearchPlan, study: "Study", folder: Path) -> None:
-    """Raises ConfigError when the search of the folder asks something else."""
+    """Raises ConfigError if the search of the folder has other settings."""
     asked, before = json.loads(json.dumps(plan.identity)), study.user_attrs.get("asked", {})
     other = [part for part in asked if asked[part] != before.get(part)]
     if other:
@@ -149,7 +149,7 @@ class SearchFeed:
 
     @contextmanager
     def at_work(self) -> Iterator["SearchFeed"]:
-        """Within it others see that this search lives, and leave its trials alone."""
+        """Marks this search as alive, so that others leave its trials alone."""
         place = make_folder(self.outputs / self.plan.name / SEARCHERS / self._owner)
         delete_abandoned(place.parent, "*", lambda folder: not is_locked(folder))
         try:
@@ -163,13 +163,13 @@ class SearchFeed:
                 delete_empty(place.parent)
 
     def trials(self) -> "list[FrozenTrial]":
-        """Those that were asked for and begun, here or elsewhere."""
+        """Returns the trials that were requested and started, by this process or another."""
         return counted_trials(self.study.get_trials(deepcopy=False))
 
     def best(self) -> "list[FrozenTrial]":
-        """The best trial, or with several objectives the front, in order of the first; none before a result is there.
+        """Returns the best trial, or with several objectives the front, in order of the first; empty without results.
 
-        Trials that came to the same settings are one.
+        Trials with the same settings count as one.
         """
         completed = [trial for trial in self.trials() if trial.state.name == "COMPLETE"]
         unique = {self.plan.label(trial.params): trial for trial in reversed(completed)}
@@ -217,7 +217,7 @@ class SearchFeed:
         return [run for run in running if self._is_unpromising(run)]
 
     def _is_unpromising(self, run: Run) -> bool:
-        """Whether a run, the first of its trial, has just been found not worth going on with."""
+        """Returns whether a run, the first of its trial, has just been found unpromising."""
         mine = [each for each in self._open.values() if each.runs[:1] == [run]]
         if not mine:
             return False
@@ -235,7 +235,7 @@ class SearchFeed:
         return max(0, self.plan.trials - len(counted_trials(trials)))
 
     def _next_trial(self) -> bool:
-        """Begins a trial, or takes one up that was left; False if there is none to be had now."""
+        """Starts a trial, or continues an orphaned one; returns False if none is available now."""
         with hold(self.outputs / self.plan.name / ".search.lock"):
             trials = self.study.get_trials(deepcopy=False)
             trial = self._orphaned_trial(trials) or (self._ask(trials) if self._to_ask(trials) else None)
@@ -284,7 +284,7 @@ class SearchFeed:
             return
         self._impossible = 0
         self._open[trial.number] = _OpenTrial(trial, configs)
-        # Only what is not pruned at its first seed is repeated with others.
+        # Only a trial that is not pruned at its first seed is repeated with the others.
         self._want(trial.number, 1 if self.plan.prune else len(configs))
         self._settle(trial.number)
 
@@ -307,7 +307,7 @@ class SearchFeed:
                 self._wanted.append(run)
 
     def _final_status(self, run: Run) -> str | None:
-        """completed, pruned or failed; None while there is something to do."""
+        """Returns completed, pruned or failed; None means that the run is not finished."""
         status = str(run.status()["status"])
         if status == FAILED and run in self._busy:  # it will be tried again
             return None
@@ -316,7 +316,7 @@ class SearchFeed:
         return status if status in (COMPLETED, FAILED, PRUNED) else None
 
     def _settle(self, number: int) -> None:
-        """Tells what became of a trial, as far as it is known."""
+        """Reports the result of a trial to Optuna, if it is known."""
         each = self._open[number]
         if UNPROMISING in each.trial.user_attrs:
             self._prune(each)
@@ -375,14 +375,14 @@ class SearchFeed:
         self.study.tell(number, values, states[state], skip_if_finished=True)
 
     def _ask_again(self) -> None:
-        """Failed trials once more, with the settings they had."""
+        """Repeats failed trials once, with the same settings."""
         for trial in counted_trials(self.study.get_trials(deepcopy=False)):
             if trial.state.name == "FAIL":
                 self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
 
 
 def pareto_front(trials: "Sequence[FrozenTrial]", objectives: Sequence[str]) -> "list[FrozenTrial]":
-    """The trials on the Pareto front of the objectives, best in the first one first; with one objective the best alone."""
+    """Returns the trials on the Pareto front, sorted by the first objective; with one objective the best alone."""
     from moe_cli.report.pareto import as_cost, on_front, tolerance
 
     sides = [BY_KEY[name].direction for name in objectives]
@@ -396,7 +396,7 @@ def pareto_front(trials: "Sequence[FrozenTrial]", objectives: Sequence[str]) -> 
 
 
 def counted_trials(trials: "Sequence[FrozenTrial]") -> "list[FrozenTrial]":
-    """Those that were asked for and begun: without what could not be, and what was tried again."""
+    """Returns the trials that were requested and started, without impossible ones and those that were retried."""
     again = {trial.user_attrs.get(RETRY_OF) for trial in trials}
     return [trial for trial in trials
             if EXCLUDED not in trial.user_attrs and trial.state.name != "WAITING" and trial.number not in again]  # fmt: skip

@@ -19,12 +19,14 @@ NUM_SAMPLES = 24
 
 @dataclass(frozen=True)
 class SearchEstimate:
-    """Attributes:
-    estimates: of some draws that can be, at the first seed.
-    seconds: expected time of a run, on average over them.
-    evaluations: how often a run evaluates before it is complete, at the least.
-    possible: share of the draws that can be.
-    notes: settings that have no effect in some of them.
+    """The estimate of a search.
+
+    Attributes:
+        estimates: estimates of some possible draws, at the first seed.
+        seconds: the expected time of a run, averaged over them.
+        evaluations: the least number of evaluations of a complete run.
+        possible: the fraction of the draws that are possible.
+        notes: settings that have no effect in some of them.
     """
 
     estimates: tuple[RunEstimate, ...]
@@ -35,14 +37,14 @@ class SearchEstimate:
 
 
 def estimate_search(plan: SearchPlan, outputs: Path, checks_memory: bool = False) -> SearchEstimate:
-    """Draws DRAWS configurations, or up to PATIENCE until one can be.
+    """Draws NUM_SAMPLES configurations, or up to MAX_FAILED_DRAWS until one is possible, and estimates their cost.
 
     Args:
-        checks_memory: count draws that need far more memory than there is as impossible.
+        checks_memory: count draws that need far more memory than is available as impossible.
 
     Raises:
-        ConfigError: none of them can be, or pruning would have nothing to look at.
-        MoeError: the data are no use, or Optuna is not installed.
+        ConfigError: no draw is possible, or a run has too few evaluations for pruning.
+        MoeError: the data cannot be used, or Optuna is not installed.
     """
     optuna = import_optuna()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=plan.search_seed))
@@ -81,7 +83,7 @@ def estimate_search(plan: SearchPlan, outputs: Path, checks_memory: bool = False
 
 
 def _split_by_memory(estimates: Sequence[RunEstimate]) -> tuple[list[RunEstimate], list[str]]:
-    """Those that this machine has the memory for, and why the others are refused."""
+    """Returns the estimates that fit into this machine's memory, and the reasons why the others are refused."""
     kept, refused = [], []
     for estimate in estimates:
         try:

@@ -42,7 +42,7 @@ DIGITS = 4
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Search options of the command line; None: the sweep file's, else the default."""
+    """Search options of the command line; None means the value of the sweep file, else the default."""
 
     sampler: str | None = None
     trials: int | None = None
@@ -51,7 +51,7 @@ class SearchOptions:
     seed: int | None = None
 
     def given(self) -> str | None:
-        """The first option that only a search has, as it was typed."""
+        """Returns the first option that only a search has, as it was typed."""
         for name, value in (("trials", self.trials), ("objective", self.objective), ("prune", self.prune),
                             ("search-seed", self.seed)):  # fmt: skip
             if value is not None:
@@ -61,14 +61,17 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """Attributes:
-    name: the folder under outputs/.
-    space: where each setting that varies is drawn from.
-    fixed: the other settings.
-    seeds: of every configuration; a trial's result is the mean over them.
-    trials: how many configurations are tried, those of earlier calls included.
-    objectives: keys of metrics, see OBJECTIVES.
-    typed: the words of the command; declared: the question and the baseline, where it declares them.
+    """The settings of a search.
+
+    Attributes:
+        name: the folder under outputs/.
+        space: the domain of each setting that varies.
+        fixed: the other settings.
+        seeds: the seeds of every configuration; a trial's result is the mean over them.
+        trials: the number of configurations to try, including those of earlier calls.
+        objectives: keys of metrics, see OBJECTIVES.
+        typed: the words of the command.
+        declared: the question and the baseline, if the command declares them.
     """
 
     name: str
@@ -88,7 +91,7 @@ class SearchPlan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The settings that all trials of one search share."""
+        """Returns the settings that all trials of one search share."""
         fixed = {key: value for key, value in self.fixed.items() if not is_execution(key)}
         return {
             "space": {key: format_domain(domain) for key, domain in self.space.items()}, "settings": fixed,
@@ -97,7 +100,7 @@ class SearchPlan:
 
     @property
     def size(self) -> int | None:
-        """The number of configurations; None: infinite."""
+        """Returns the number of configurations; None means infinite."""
         size = 1
         for key, domain in self.space.items():
             number = num_values(key, domain)
@@ -107,18 +110,21 @@ class SearchPlan:
         return size
 
     def words(self, drawn: Mapping[str, Any]) -> list[str]:
-        """The settings of a trial as `moe train` takes them."""
+        """Returns the settings of a trial as `moe train` takes them."""
         return [f"{key}={show(value)}" for key, value in (*self.fixed.items(), *self.settings(drawn).items())]
 
     def label(self, drawn: Mapping[str, Any]) -> str:
         return " ".join(f"{key}={show(value)}" for key, value in self.settings(drawn).items())
 
     def settings(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what was drawn in the order of the space, fractions rounded to four digits."""
+        """Returns the drawn settings in the order of the space, with fractions rounded to four digits."""
         return {key: _rounded(domain, drawn[key]) for key, domain in self.space.items() if key in drawn}
 
     def resolved(self, drawn: Mapping[str, Any]) -> list[Resolved]:
-        """A configuration per seed. Raises ConfigError when it cannot be, or a condition does not hold of it."""
+        """Returns a configuration per seed.
+
+        Raises ConfigError when it cannot be, or a condition does not hold of it.
+        """
         values, found = {**self.fixed, **self.settings(drawn)}, []
         for seed in self.seeds:
             resolved = compose(self.composer, {**values, "seed": seed}, self.where)
@@ -128,17 +134,17 @@ class SearchPlan:
         return found
 
     def configs(self, drawn: Mapping[str, Any]) -> list[RunConfig]:
-        """The configurations of `resolved`."""
+        """Returns the configurations of `resolved`."""
         return [resolved.config for resolved in self.resolved(drawn)]
 
 
 def plan_if_search(
     words: Sequence[str], options: SearchOptions, config_dir: Path | None = None, **given: Any
 ) -> SearchPlan | None:
-    """`plan_search`, if one is asked for: by --sampler, or by the file that the first word names.
+    """Returns `plan_search` if --sampler or the file that the first word names requests a search, else None.
 
     Raises:
-        ConfigError: a word or an option is wrong, or an option of a search stands without one.
+        ConfigError: a word or an option is wrong, or a search option is given without a search.
     """
     composer = Composer(config_dir)
     if options.sampler is not None or (is_named(words) and load_sweep_file(composer, words[0]).search is not None):
@@ -151,7 +157,7 @@ def plan_if_search(
 def plan_words(
     words: Sequence[str], options: SearchOptions, *, baseline: str | None = None, **given: Any
 ) -> SweepPlan | SearchPlan:
-    """The search or the sweep that the words ask for.
+    """Returns the search or the sweep that the words ask for.
 
     Args:
         given: seeds, name, where and config_dir, as `plan_sweep` takes them.
@@ -183,7 +189,7 @@ def plan_search(
     where: Sequence[str] = (),
     composer: Composer,
 ) -> SearchPlan:
-    """The search of `moe sweep WORDS --sampler ...`: settings with one value are fixed, the others are drawn.
+    """Returns the search of `moe sweep WORDS --sampler ...`: settings with one value are fixed, the others are drawn.
 
     Raises:
         ConfigError: a word or an option is wrong, or nothing is left to draw.
@@ -219,7 +225,10 @@ def plan_search(
 
 
 def _check_values(composer: Composer, domains: Mapping[str, Domain]) -> None:
-    """Raises BadValue for a value that no configuration takes; what two of them cannot be together is left to the draw."""
+    """Raises BadValue for a value that is invalid in every configuration.
+
+    Impossible combinations are found at the draw.
+    """
     first = {key: domain.high if isinstance(domain, Interval) else domain[0] for key, domain in domains.items()}
     for key, domain in domains.items():
         for value in (domain.high,) if isinstance(domain, Interval) else domain:
@@ -269,7 +278,7 @@ def _domain_of(composer: Composer, axis: Axis) -> Domain:
 
 
 def _check_interval(key: str, interval: Interval) -> None:
-    """Raises ConfigError when the setting is no number, or a whole one that is drawn from fractions."""
+    """Raises ConfigError if the setting is not a number, or is an integer and the interval has fractions."""
     kinds, known = _kinds(key), [*names_of(RunConfig), *GROUPS]
     if not kinds and key not in known:
         raise ConfigError(f"no setting '{key}'.{did_you_mean(key, known) or ' All settings: moe config'}")
@@ -280,18 +289,18 @@ def _check_interval(key: str, interval: Interval) -> None:
 
 
 def is_whole(key: str) -> bool:
-    """Whether a setting takes whole numbers only."""
+    """Returns whether a setting takes integers only."""
     return float not in _kinds(key)
 
 
 def _kinds(key: str) -> set[type]:
-    """The types a setting takes; balance.switch.weight, where there are several methods, takes what balance.weight does."""
+    """Returns the types of a setting. balance.switch.weight, with several methods, has the types of balance.weight."""
     group, _, name = key.partition(".")
     return kinds_of(RunConfig, key) or kinds_of(RunConfig, f"{group}.{name.rpartition('.')[2]}")
 
 
 def num_values(key: str, domain: Domain) -> int | None:
-    """Returns how many values a setting can be drawn from; None: infinitely many."""
+    """Returns the number of values that a setting can be drawn from; None means infinite."""
     if not isinstance(domain, Interval):
         return len(domain)
     step = domain.step or (1 if is_whole(key) else None)
@@ -299,7 +308,7 @@ def num_values(key: str, domain: Domain) -> int | None:
 
 
 def parse_objectives(text: str) -> tuple[str, ...]:
-    """`val_bpb` or `val_bpb,flops_per_token`. Raises ConfigError for a name that is no result with a better side."""
+    """Parses `val_bpb` or `val_bpb,flops_per_token`. Raises ConfigError for a name that is not an objective."""
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
         if name not in OBJECTIVES:
@@ -343,5 +352,5 @@ def _rounded(domain: Domain, value: Any) -> Any:
 
 
 def format_domain(domain: Domain) -> str:
-    """The domain as it may be typed."""
+    """Returns the domain as it may be typed."""
     return str(domain) if isinstance(domain, Interval) else ",".join(map(show, domain))

@@ -1,6 +1,6 @@
-"""What training and evaluation ask of a task, whatever it is: batches, the loss, and how well the answers are.
+"""The protocol of a task, as training and evaluation use it: batches, the loss, and metrics of the outputs.
 
-T tokens that are routed: positions of a text, patches of an image, pairs of user and item.
+T routed tokens: positions of a text, patches of an image, or pairs of user and item.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,28 +20,28 @@ class Batch(Protocol):
 
     @property
     def num_examples(self) -> int:
-        """Sequences, images or pairs: what a balancing loss of scope `sequence` takes one by one."""
+        """Returns the number of sequences, images or pairs: the units of a balancing loss of scope `sequence`."""
 
     @property
     def num_targets(self) -> int:
-        """Answers that are asked for: the loss is their mean."""
+        """Returns the number of targets: the loss is the mean over them."""
 
     @property
     def num_bytes(self) -> int | None:
-        """Bytes of text of the targets; None: there is no text, or its size is unknown."""
+        """Returns the bytes of text of the targets; None means that they are not text, or of unknown size."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on a device."""
+        """Returns the batch on a device."""
 
 
 @dataclass(frozen=True)
 class EvalBatchResult:
-    """A judged batch.
+    """The result of a batch at evaluation.
 
     Attributes:
         loss: mean over its targets.
         routings: of the sparse layers.
-        sums: what the task's own measures are made of; those of batches are added.
+        sums: the sums from which the task's metrics are computed; those of batches are added.
     """
 
     loss: Float[Tensor, ""]
@@ -49,14 +49,14 @@ class EvalBatchResult:
     sums: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-# Of `EvalBatchResult.sums`: for each domain the sum of its losses and how many targets it has, [2, G].
+# Key of `EvalBatchResult.sums`: for each domain the sum of its losses and the number of its targets, [2, G].
 BY_DOMAIN = "by_domain"
-# Of `EvalBatchResult.sums`: over the targets of a causal model, how many earlier tokens each one is predicted from.
+# Key of `EvalBatchResult.sums`: the number of earlier tokens that a causal model predicts from, summed over targets.
 CONTEXT = "context"
 
 
 def sum_by_domain(losses: Float[Tensor, " N"], domains: Int[Tensor, " N"], num_domains: int) -> Float[Tensor, "2 G"]:
-    """The losses of N targets summed by domain, and their number."""
+    """Returns the losses of N targets summed by domain, and their number."""
     sums = torch.zeros(2, num_domains, dtype=torch.float64, device=losses.device)
     domains = domains.to(losses.device)
     sums[0].index_add_(0, domains, losses.double())
@@ -66,12 +66,12 @@ def sum_by_domain(losses: Float[Tensor, " N"], domains: Int[Tensor, " N"], num_d
 
 @runtime_checkable
 class Task(Protocol):
-    """A set of examples cut into batches that the seed and an index decide, and what is asked of a model there.
+    """A set of examples, cut into batches by the seed and an index, with the loss and metrics of a model on them.
 
     Attributes:
-        vocab_size: how many ids there are for what is routed (tokens, places of patches, items).
+        vocab_size: the number of ids of routed tokens (tokens, positions of patches, items).
         domains: names of the groups that examples belong to.
-        meta: what is known of the data; see `moe_cli.data.corpora.Corpus`.
+        meta: the metadata of the data; see `moe_cli.data.corpora.Corpus`.
     """
 
     vocab_size: int
@@ -83,25 +83,25 @@ class Task(Protocol):
     def meta(self) -> Mapping[str, Any]: ...
 
     def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> Batch:
-        """The `part`-th of `parts` equal parts of the `index`-th batch of `size` examples."""
+        """Returns the `part`-th of `parts` equal parts of the `index`-th batch of `size` examples."""
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[Batch]:
-        """The validation split in batches, the same for every seed; or about `max_tokens` spread evenly over it."""
+        """Yields the validation split in batches, the same for every seed; or about `max_tokens`, evenly spread."""
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Float[Tensor, ""], list[Routing]]:
-        """What is minimised, and the routings of the model's sparse layers."""
+        """Returns the loss to minimise, and the routings of the model's sparse layers."""
 
     def score(self, model: nn.Module, batch: Any) -> EvalBatchResult:
-        """The loss with what else says how good the answers are."""
+        """Returns the loss and the sums of the task's metrics."""
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
-        """The task's own measures from the sums over batches, by their names in summary.json without `val_`."""
+        """Returns the task's own measures from the sums over batches, by their names in summary.json without `val_`."""
 
     def routed_ids_and_domains(self, batch: Any) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
-        """The id and the domain of everything that is routed, in each stack of layers; stacks have equally many sparse ones."""
+        """Returns the id and the domain of each routed token, in each stack. Stacks have equally many sparse layers."""
 
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
-        """What ids stand for, where that is known."""
+        """Returns the text of each id, where it is known."""
 
     def pseudo_perplexity_task(self) -> "Task | None":
-        """The same task asked in a slower way for one more figure at the end, `pseudo_perplexity`; None: there is none."""
+        """Returns the task of the final pseudo-perplexity, a slower evaluation of the same task; None means none."""

@@ -22,9 +22,9 @@ from moe_cli.tasks.base import BY_DOMAIN, CONTEXT, EvalBatchResult, Task, sum_by
 
 # Batches of a large text after which the memory through which it was read is released.
 RELEASE_EVERY = 16
-# A target that is not asked for.
+# A target that is not scored.
 IGNORE_INDEX = -100
-# Takes the place of a run's seed in validation: which questions are asked follows from the data alone.
+# Replaces a run's seed in validation, so that targets depend on the data alone.
 VALIDATION_SEED = 0
 
 
@@ -33,11 +33,11 @@ class TextBatch:
     """Inputs and the tokens that follow them.
 
     Attributes:
-        targets: NOT_ASKED for padding, and for what another window of a validation split scores.
-        num_bytes: the bytes of text of the targets; None: unknown.
-        starts: where in its split each window of inputs begins; -1: with a separator before the first.
-        mask: False for padding; None: there is none.
-        documents: the number of the document of each input; None: all is seen as one text.
+        targets: IGNORE_INDEX for padding, and for targets that another window of a validation split scores.
+        num_bytes: the bytes of text of the targets; None means unknown.
+        starts: the start of each window of inputs in its split; -1 means with a separator before the first token.
+        mask: False for padding; None means no padding.
+        documents: the index of the document of each input; None means that all inputs form one text.
     """
 
     inputs: Int[Tensor, "B L"]
@@ -62,7 +62,7 @@ class TextBatch:
         return replace(self, **moved)
 
     def forward(self, model: nn.Module) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
-        """The model's logits, and the routings of its sparse layers."""
+        """Returns the model's logits, and the routings of its sparse layers."""
         model_kwargs = {"mask": self.mask, "documents": self.documents}
         return model(self.inputs, **{key: value for key, value in model_kwargs.items() if value is not None})  # type: ignore[no-any-return]
 
@@ -73,15 +73,15 @@ class TextTask:
     The order of training windows depends on the seed alone, never on the model, so that configurations of one seed see
     the same data in the same order. Each epoch sees every window once, from a new offset.
 
-    With packing `isolate` or `pad`, a separator belongs to the document after it, as its beginning.
+    With packing `isolate` or `pad`, a separator belongs to the document after it, as its first token.
 
     Args:
-        eval_length: tokens of a validation window; None: context_length.
-        stride: tokens from one validation window to the next; a window scores its last `stride` targets, the
-            first all of them; None: windows lie side by side.
+        eval_length: tokens of a validation window; None means context_length.
+        stride: tokens from one validation window to the next; a window scores its last `stride` targets, the first all
+            of them; None means windows without overlap.
     """
 
-    # How many places after its input a target stands.
+    # The distance from an input to its target, in positions.
     ahead: ClassVar[int] = 1
 
     def __init__(
@@ -107,10 +107,12 @@ class TextTask:
         self._starts = lru_cache(maxsize=2)(self._starts_of)
 
     def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> TextBatch:
-        """The `index`-th batch of `size` windows, a function of the seed and the index: any step can be done again.
+        """Returns the `index`-th batch of `size` windows.
+
+        It depends on the seed and the index, so steps can be repeated.
 
         Args:
-            part: which of `parts` equal parts of the batch, whose windows alone are read.
+            part: the index of the part to read, of `parts` equal parts of the batch.
         """
         share = size // parts
         first = index * size + part * share
@@ -124,10 +126,10 @@ class TextTask:
         return batch
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[TextBatch]:
-        """The validation split in windows, each token scored once; or windows spread evenly over it.
+        """Yields the validation split in windows, each token scored once; or windows spread evenly over it.
 
-        The first token of the split is predicted after a separator where documents are kept apart. With packing `concat`
-        nothing comes before it: it is not scored, and its bytes are not counted.
+        If documents are kept apart, the first token of the split is predicted after a separator. With packing `concat`
+        no token precedes it, so it is not scored, and its bytes are not counted.
 
         Args:
             max_tokens: read about this number of tokens.
@@ -152,7 +154,7 @@ class TextTask:
             yield self._batch(self.corpus.val, [follows], end - follows, [skipped])
 
     def _val_inputs(self) -> tuple[int, int]:
-        """The first place of the validation split that is read, and the end; -1: a separator before the split."""
+        """Returns the first and the last position of the validation split; -1 means a separator before the split."""
         return (0 if self.packing == "concat" else -self.ahead), len(self.corpus.val) - self.ahead
 
     def _val_documents(self, size: int, max_tokens: int | None) -> Iterator[TextBatch]:
@@ -167,14 +169,14 @@ class TextTask:
             yield self._padded(val, windows.starts[own] - 1, windows.sizes[own], length, windows.skipped[own])
 
     def loss(self, model: nn.Module, batch: TextBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
-        """Mean cross-entropy in nats per token, padding apart, and the routings of the model's sparse layers."""
+        """Computes the mean cross-entropy in nats per token, without padding, and the routings of the sparse layers."""
         logits, routings = batch.forward(model)
         return F.cross_entropy(
             logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE_INDEX
         ), routings
 
     def score(self, model: nn.Module, batch: TextBatch) -> EvalBatchResult:
-        """The loss, of each domain too; bits per byte and perplexity follow from it."""
+        """Returns the loss, in total and for each domain. Bits per byte and perplexity follow from it."""
         logits, routings = batch.forward(model)
         is_target = batch.targets != IGNORE_INDEX
         losses = F.cross_entropy(logits[is_target].float(), batch.targets[is_target], reduction="none")
@@ -184,7 +186,7 @@ class TextTask:
         return EvalBatchResult(losses.mean(), routings, sums)
 
     def _domains(self, starts: Int[Tensor, " B"], length: int) -> Int[Tensor, " T"]:
-        """The domain of each validation token of some windows."""
+        """Returns the domain of each validation token of some windows."""
         places = (starts.cpu()[:, None] + torch.arange(length)).clamp(max=len(self.corpus.val) - 1)
         return torch.from_numpy(self.corpus.domain_ids_at(places.flatten().numpy()))
 
@@ -201,7 +203,7 @@ class TextTask:
         return self.corpus.meta["domains"]  # type: ignore[no-any-return]
 
     def routed_ids_and_domains(self, batch: TextBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
-        """The id of every token that is read, and the domain of its document; of validation batches."""
+        """Returns the id of every token that is read, and the domain of its document; of validation batches."""
         starts = batch.starts if self.packing == "concat" else batch.starts + 1
         ids, domains = batch.inputs.flatten(), self._domains(starts, batch.inputs.shape[1])
         if batch.mask is None:
@@ -209,23 +211,23 @@ class TextTask:
         return [(ids[batch.mask.flatten()], domains[batch.mask.flatten().cpu()])]
 
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
-        """The text of each token id; nothing where the tokens came without a tokenizer."""
+        """Returns the text of each token id; nothing where the tokens came without a tokenizer."""
         tokenizer = self.corpus.tokenizer
         return {} if tokenizer is None else {each: tokenizer.decode([each]) for each in ids}
 
     def prompt(self, text: str) -> list[int]:
-        """The tokens of a text, behind what a document begins with."""
+        """Returns the tokens of a text, after the prefix of a document."""
         assert self.corpus.tokenizer is not None
         return [*self.document_prefix, *self.corpus.tokenizer.encode(text).tolist()]
 
     @property
     def document_prefix(self) -> list[int]:
-        """What the model has read before each document's own tokens: a separator where documents are kept apart."""
+        """Returns the tokens before each document: a separator, or nothing if packing is `concat`."""
         assert self.corpus.tokenizer is not None
         return [] if self.packing == "concat" else [self.corpus.tokenizer.separator]
 
     def pseudo_perplexity_task(self) -> "Task | None":
-        """There is no other way to ask."""
+        """Returns None: this task has no pseudo-perplexity."""
         return None
 
     @property
@@ -255,10 +257,10 @@ class TextTask:
         return document_windows(self._begins(tokens), len(tokens), self.context_length)
 
     def _batch(self, tokens: Tokens, starts: Sequence[int], length: int, skipped: Sequence[int] = ()) -> TextBatch:
-        """Windows that begin at `starts`.
+        """Returns the windows that begin at `starts`.
 
         Args:
-            skipped: how many targets at the beginning of each window are not scored; none by default.
+            skipped: the number of targets at the beginning of each window that are not scored; default 0.
         """
         if self.packing == "pad":
             places = np.array(starts)
@@ -277,11 +279,11 @@ class TextTask:
         return self._make_targets(tokens, batch)
 
     def _make_targets(self, tokens: Tokens, batch: TextBatch) -> TextBatch:
-        """What is asked of windows that were read from a split: here, the token after each."""
+        """Returns the batch with its targets. Here these are the next tokens, which the batch already has."""
         return batch
 
     def _read_windows(self, tokens: Tokens, starts: Sequence[int], length: int) -> NDArray[np.int64]:
-        """The tokens of windows; before the first of the split, at place -1, stands a separator."""
+        """Returns the tokens of windows. Position -1, before the first token of the split, has a separator."""
         windows = np.stack([self._window(tokens, start, start + length) for start in starts])
         self._check_vocabulary(tokens, windows, starts)
         return windows.astype(np.int64)
@@ -290,14 +292,14 @@ class TextTask:
         return tokens[start:end] if start >= 0 else np.append(self.document_prefix, tokens[0:end])
 
     def _documents(self, tokens: Tokens, starts: Sequence[int], length: int) -> Int[Tensor, "B L"] | None:
-        """The number of the document of each input where documents are kept apart: that of the token after it."""
+        """Returns the index of each input's document if documents are kept apart: that of the token after it."""
         if self.packing != "isolate":
             return None
         places = np.array(starts)[:, None] + np.arange(1, length + 1)
         return torch.from_numpy(np.searchsorted(self._begins(tokens), places, side="right"))
 
     def _bytes_of(self, targets: NDArray[np.int64]) -> int | None:
-        """The bytes of text of what is asked for; None: they are not known."""
+        """Returns the bytes of text of the scored targets; None means unknown."""
         widths = self._bytes_per_token
         return None if widths is None else int(widths[targets[targets != IGNORE_INDEX]].sum())
 
@@ -309,7 +311,7 @@ class TextTask:
         length: int,
         skipped: NDArray[np.int64] | int = 0,
     ) -> TextBatch:
-        """Windows of one document each, behind which padding stands."""
+        """Returns windows of one document each, padded at the end."""
         shown, targets = np.full((2, len(starts), length), self.document_prefix[0], np.int64)
         for row, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
             window = self._window(tokens, start, start + size + 1)
@@ -326,9 +328,9 @@ class TextTask:
         return self._make_targets(tokens, batch)
 
     def _draw(self, tokens: Tokens, start: int) -> np.random.Generator:
-        """Random numbers for a window: of training by the seed, of validation the same for every seed."""
+        """Returns the random generator of a window: in training it depends on the seed, in validation it does not."""
         seed = self.seed if tokens is self.corpus.train else VALIDATION_SEED
-        return np.random.default_rng((seed, start + (self.packing == "pad")))  # which may begin at -1
+        return np.random.default_rng((seed, start + (self.packing == "pad")))  # the start may be -1
 
     def _check_vocabulary(self, tokens: Tokens, windows: NDArray[Any], starts: Sequence[int]) -> None:
         """Raises DataError for a token beyond the vocabulary."""
@@ -338,9 +340,9 @@ class TextTask:
 
 
 def context_of(inputs: Int[Tensor, "B L"], documents: Int[Tensor, "B L"] | None) -> Int[Tensor, "B L"]:
-    """How many inputs each position of a causal model sees, its own among them: all before it, or those of its document.
+    """Returns the number of inputs that each position of a causal model sees, itself included, within its document.
 
-    With model.sliding_window, what one layer of attention sees may be fewer.
+    With model.sliding_window, one layer of attention may see fewer.
     """
     places = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
     if documents is None:

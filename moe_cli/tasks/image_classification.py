@@ -41,10 +41,10 @@ class ImageBatch:
 
 
 class ImagesTask:
-    """A set of images in an order that the seed decides; each epoch sees every image once.
+    """A set of images, in an order determined by the seed; each epoch sees every image once.
 
     Args:
-        num_patches: P, what an image is cut into; these are routed, and `vocab_size` counts them.
+        num_patches: P, the number of patches of an image; patches are routed, and `vocab_size` counts them.
     """
 
     def __init__(self, images: Images, num_patches: int, seed: int) -> None:
@@ -55,7 +55,7 @@ class ImagesTask:
 
     @property
     def domains(self) -> Sequence[str]:
-        """The classes."""
+        """Returns the classes."""
         return self.corpus.meta["domains"]  # type: ignore[no-any-return]
 
     @property
@@ -63,7 +63,7 @@ class ImagesTask:
         return self.corpus.meta
 
     def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> ImageBatch:
-        """The `index`-th batch of `size` images, a function of the seed and the index; or a part of it."""
+        """Returns the `index`-th batch of `size` images, a function of the seed and the index; or a part of it."""
         return self._batch(self.corpus.train, self._order.batch(index, size, part, parts))
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[ImageBatch]:
@@ -74,12 +74,12 @@ class ImagesTask:
             yield self._batch(self.corpus.val, chosen[first : first + size])
 
     def loss(self, model: nn.Module, batch: ImageBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
-        """Mean cross-entropy in nats per image, and the routings of the model's sparse layers."""
+        """Computes the mean cross-entropy in nats per image, and the routings of the model's sparse layers."""
         logits, routings = model(batch.images)
         return F.cross_entropy(logits.float(), batch.labels), routings
 
     def score(self, model: nn.Module, batch: ImageBatch) -> EvalBatchResult:
-        """The loss, and for each bin of confidence how many images, how many right, and the sum of confidences."""
+        """Returns the loss, and per confidence bin the number of images, of correct ones, and the summed confidence."""
         logits, routings = model(batch.images)
         confidence, guess = logits.float().softmax(-1).max(-1)
         bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
@@ -92,25 +92,27 @@ class ImagesTask:
         return EvalBatchResult(losses.mean(), routings, {"calibration": calibration, BY_DOMAIN: by_class})
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
-        """accuracy: the share that is right. calibration_error: how far confidence is from accuracy, the mean over bins of
-        confidence, weighted by their images (ECE, arXiv:1706.04599, eq. 3).
+        """Computes the metrics from sums over batches.
+
+        accuracy: the fraction of correct images. calibration_error: the difference of confidence and accuracy, averaged
+        over bins of confidence, weighted by their images (ECE, arXiv:1706.04599, eq. 3).
         """
         _, right, confidence = sums["calibration"]
         return {"accuracy": float(right.sum()) / num_targets,
                 "calibration_error": float((right - confidence).abs().sum()) / num_targets}  # fmt: skip
 
     def routed_ids_and_domains(self, batch: ImageBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
-        """The place of every patch, and the class of its image."""
+        """Returns the place of every patch, and the class of its image."""
         patches = self.vocab_size
         return [(torch.arange(patches).repeat(batch.num_examples), batch.labels.cpu().repeat_interleave(patches))]
 
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
-        """Row and column of a patch, from 1."""
+        """Returns row and column of a patch, from 1."""
         side = round(self.vocab_size**0.5)
         return {each: f"{each // side + 1}:{each % side + 1}" for each in ids}
 
     def pseudo_perplexity_task(self) -> None:
-        """There is no other way to ask."""
+        """Returns None: this task has no pseudo-perplexity."""
 
     def _batch(self, images: LabelledImages, places: NDArray[np.int64]) -> ImageBatch:
         pixels = (np.asarray(images.pixels[places], np.float32) / 255 - self._mean) / self._std

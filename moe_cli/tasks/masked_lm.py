@@ -19,9 +19,9 @@ from moe_cli.tasks.causal_lm import IGNORE_INDEX, TextBatch, TextTask
 class MaskedTask(TextTask):
     """BERT's task (arXiv:1810.04805, section 3.1) on windows of a corpus.
 
-    Of each window exactly the nearest whole number to `masked` * L positions is asked for, at least one; which, and what
-    stands there instead, the seed and the window decide, so that any step can be done again; in validation the window
-    alone. The mask token is the one after the corpus's own.
+    In each window mask_prob * L positions are predicted, rounded, at least one. The seed and the window determine the
+    positions and their replacements, so that any step can be repeated; in validation the window alone. The id of the
+    mask token follows those of the corpus.
     """
 
     ahead: ClassVar[int] = 0
@@ -41,7 +41,7 @@ class MaskedTask(TextTask):
         self.vocab_size += 1
 
     def score(self, model: nn.Module, batch: TextBatch) -> EvalBatchResult:
-        """The loss, of each domain too, and how many hidden tokens are guessed."""
+        """Returns the loss, in total and for each domain, and the number of correctly predicted tokens."""
         logits, routings = batch.forward(model)
         is_target = batch.targets != IGNORE_INDEX
         losses = F.cross_entropy(logits[is_target].float(), batch.targets[is_target], reduction="none")
@@ -52,12 +52,12 @@ class MaskedTask(TextTask):
         return EvalBatchResult(losses.mean(), routings, sums)
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
-        """accuracy: the share of hidden tokens that are guessed."""
+        """Computes the metrics. accuracy: the fraction of correctly predicted masked tokens."""
         return {"accuracy": float(sums["right"]) / num_targets}
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """Returns what is known of the corpus, with the loss of a guess by the frequency of tokens as its reference."""
+        """Returns the metadata of the corpus, with the unigram loss as the reference."""
         return {**self.corpus.meta, "references": self.corpus.meta.get("unigram", {})}
 
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
@@ -73,7 +73,7 @@ class MaskedTask(TextTask):
         )
 
     def _make_targets(self, tokens: Tokens, batch: TextBatch) -> TextBatch:
-        """Some tokens hidden, which are the targets."""
+        """Masks some tokens, which become the targets."""
         inputs, targets = batch.inputs.numpy(), np.full(batch.inputs.shape, IGNORE_INDEX, np.int64)
         sizes = [inputs.shape[1]] * len(inputs) if batch.mask is None else batch.mask.sum(1).tolist()
         for row, (start, size) in enumerate(zip(batch.starts.tolist(), sizes, strict=True)):
@@ -82,7 +82,7 @@ class MaskedTask(TextTask):
         return replace(batch, inputs=torch.from_numpy(inputs), targets=torch.from_numpy(targets), num_bytes=None)
 
     def _mask_window(self, row: "np.ndarray", draw: np.random.Generator) -> tuple["np.ndarray", "np.ndarray"]:
-        """A window as it is shown, and what is to be guessed there."""
+        """Returns the masked window and its targets."""
         task = self.task
         places = draw.permutation(len(row))[: max(1, round(task.mask_prob * len(row)))]
         targets = np.full_like(row, IGNORE_INDEX)
@@ -96,7 +96,7 @@ class MaskedTask(TextTask):
 
 
 class PseudoPerplexityTask(MaskedTask):
-    """Each token of some validation windows is hidden alone, and all others are seen.
+    """A task that masks each token of some validation windows alone; all other tokens are visible.
 
     The exponential of the mean loss is the pseudo-perplexity (Salazar et al., arXiv:1910.14659, eq. 1 and 2).
     """

@@ -1,4 +1,4 @@
-"""How a user rates an item, and whether there is a click: batches, the loss, RMSE and AUC. B pairs, G tasks, H bins."""
+"""Prediction of ratings and clicks: batches, the loss, RMSE and AUC. B pairs, G tasks, H bins."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,10 +43,10 @@ class PairBatch:
 
 
 class RatingsTask:
-    """A set of pairs in an order that the seed decides; each epoch sees every pair once.
+    """A set of pairs, in an order determined by the seed; each epoch sees every pair once.
 
     Args:
-        config: what the squares of a pair's embeddings, biases and factors weigh in the loss that is trained.
+        config: the weights of the squares of a pair's embeddings, biases and factors in the training loss.
     """
 
     def __init__(self, ratings: Ratings, seed: int, config: RatingTask) -> None:
@@ -58,7 +58,7 @@ class RatingsTask:
 
     @property
     def domains(self) -> Sequence[str]:
-        """The tasks: rating, click."""
+        """Returns the tasks: rating, click."""
         return self.corpus.meta["domains"]  # type: ignore[no-any-return]
 
     @property
@@ -66,7 +66,7 @@ class RatingsTask:
         return self.corpus.meta
 
     def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> PairBatch:
-        """The `index`-th batch of `size` pairs, a function of the seed and the index; or a part of it."""
+        """Returns the `index`-th batch of `size` pairs, a function of the seed and the index; or a part of it."""
         return self._batch(self.corpus.train, self._order.batch(index, size, part, parts))
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[PairBatch]:
@@ -77,8 +77,10 @@ class RatingsTask:
             yield self._batch(self.corpus.val, chosen[first : first + size])
 
     def loss(self, model: nn.Module, batch: PairBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
-        """Nats per pair, and the routings of the model's sparse layers: the sum of both tasks' means (see `_losses`), and the
-        weighted squares of what was looked up, so often as it was (Koren, Bell and Volinsky, 2009, eq. 5).
+        """Returns the loss in nats per pair, and the routings of the model's sparse layers.
+
+        The loss is the sum of both tasks' means (see `_losses`) and the weighted squares of the embeddings that were
+        looked up, once per lookup (Koren, Bell and Volinsky, 2009, eq. 5).
         """
         answers, routings, squares = model(batch.rows)
         embeddings, own = squares.float().mean(0)
@@ -87,7 +89,10 @@ class RatingsTask:
         return self._losses(answers, batch).sum(1).mean() + l2_penalty, routings
 
     def score(self, model: nn.Module, batch: PairBatch) -> EvalBatchResult:
-        """The loss without these squares, the sum of squared errors in units of the ratings, and for both kinds of pairs how many have each score."""
+        """Returns the loss without these squares, and the sums of the metrics.
+
+        These are the sum of squared errors in units of the ratings, and the number of pairs with each score, by click.
+        """
         answers, routings, _ = model(batch.rows)
         losses = self._losses(answers, batch)
         squares = (self._std * (answers[:, 0].double() - batch.ratings)).square().sum()
@@ -97,8 +102,10 @@ class RatingsTask:
         return EvalBatchResult(losses.sum(1).mean(), routings, sums)
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
-        """rmse: root of the mean squared error, in units of the ratings. auc: how often a pair with a click has a higher
-        score than one without, equal scores counting half; absent where all pairs are of one kind.
+        """Computes the metrics from sums over batches.
+
+        rmse: root of the mean squared error, in units of the ratings. auc: the probability that a pair with a click has
+        a higher score than one without, ties counting half; absent if all pairs are of one kind.
         """
         measures = {"rmse": (float(sums["squares"]) / num_targets) ** 0.5}
         without, with_click = sums["scores"]
@@ -108,7 +115,7 @@ class RatingsTask:
         return measures
 
     def routed_ids_and_domains(self, batch: PairBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
-        """The item's row and the task, for every pair and task."""
+        """Returns the item's row and the task, for every pair and task."""
         tasks = len(self.domains)
         return [(batch.rows[:, 1].cpu().repeat_interleave(tasks), torch.arange(tasks).repeat(batch.num_examples))]
 
@@ -118,11 +125,13 @@ class RatingsTask:
         return {each: self.corpus.item_names[each - first] for each in ids if each >= first}
 
     def pseudo_perplexity_task(self) -> None:
-        """There is no other way to ask."""
+        """Returns None: this task has no pseudo-perplexity."""
 
     def _losses(self, answers: Float[Tensor, "B G"], batch: PairBatch) -> Float[Tensor, "B G"]:
-        """Of a rating half the squared error in standard deviations of the ratings, which is what a Gaussian of that
-        deviation loses in nats, but for a constant; of a click the cross-entropy.
+        """Computes the losses of both tasks.
+
+        That of a rating is half the squared error in standard deviations of the ratings. It equals the loss in nats of
+        a Gaussian with that deviation, except for a constant. That of a click is the cross-entropy.
         """
         answers = answers.float()
         rating = 0.5 * (answers[:, 0] - batch.ratings).square()
@@ -138,7 +147,7 @@ class RatingsTask:
 
 
 def score_counts(scores: Float[Tensor, " B"], clicks: Bool[Tensor, " B"]) -> Float[Tensor, "2 H"]:
-    """How many pairs without a click, and how many with one, have a score in each bin."""
+    """Counts the scores in each bin, for pairs without a click and for pairs with one."""
     place = (scores + LARGEST_LOGIT) * (AUC_BINS / (2 * LARGEST_LOGIT))
     bins = place.clamp(0, AUC_BINS - 1).long() + AUC_BINS * clicks
     return torch.bincount(bins, minlength=2 * AUC_BINS).view(2, AUC_BINS).double()

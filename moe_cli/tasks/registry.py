@@ -15,7 +15,7 @@ from moe_cli.tasks.span_corruption import SpanTask
 
 
 def make_task(config: RunConfig, data: Data) -> Task:
-    """The task that a resolved configuration asks for."""
+    """Returns the task of a resolved configuration."""
     length = config.model.context_length
     if isinstance(data, Images):
         return ImagesTask(data, length, config.seed)

@@ -21,9 +21,11 @@ from moe_cli.tasks.causal_lm import TextBatch, TextTask
 
 @dataclass(frozen=True, kw_only=True)
 class SpanBatch(TextBatch):
-    """Attributes:
-    input_places, target_places: where in its split each token stands; of a sentinel, where its span begins, and of the last
-        where the window ends.
+    """The inputs of the encoder and the targets of the decoder.
+
+    Attributes:
+        input_positions, target_positions: the position of each token in its split. A sentinel has that of the start of
+            its span, the last sentinel that of the end of the window.
     """
 
     targets: Int[Tensor, "B M"] = field(kw_only=False)
@@ -37,10 +39,11 @@ class SpanBatch(TextBatch):
 class SpanTask(TextTask):
     """T5's task (arXiv:1910.10683, section 3.1.4) on windows of a corpus.
 
-    The encoder reads a window in which each span is one sentinel; the decoder writes every sentinel with its span after
-    it, and one more sentinel at the end. How many tokens are taken out, and in how many spans, depends on the window's
-    length alone, so that nothing is padded; which, the seed and the window decide, so that any step can be done again; in
-    validation the window alone. After the corpus's own tokens come the sentinels, and the one before the decoder's first.
+    The encoder reads a window in which each span is replaced by one sentinel. The decoder predicts every sentinel
+    followed by its span, and one more sentinel at the end. The number of removed tokens and of spans depends on the
+    window's length alone, so that no padding is needed. The seed and the window determine the spans, so that any step
+    can be repeated; in validation the window alone. The ids of the sentinels, and of the decoder's start token, follow
+    those of the corpus.
     """
 
     ahead: ClassVar[int] = 0
@@ -54,12 +57,12 @@ class SpanTask(TextTask):
         self.start_token = self.vocab_size - 1
 
     def loss(self, model: nn.Module, batch: TextBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
-        """Mean cross-entropy in nats per target, sentinels among them, and the routings of the model's sparse layers."""
+        """Computes the mean cross-entropy in nats per target, with sentinels, and the routings of the sparse layers."""
         logits, routings = model(batch.inputs, self._shift_right(batch.targets))
         return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten()), routings
 
     def score(self, model: nn.Module, batch: SpanBatch) -> EvalBatchResult:  # type: ignore[override]
-        """The loss, of each domain too, and how many tokens of the spans are predicted right."""
+        """Returns the loss, in total and for each domain, and the number of correctly predicted tokens of the spans."""
         logits, routings = model(batch.inputs, self._shift_right(batch.targets))
         losses = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
         taken = batch.targets < self.num_data_tokens
@@ -69,12 +72,12 @@ class SpanTask(TextTask):
         return EvalBatchResult(losses.mean(), routings, sums)
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
-        """accuracy: the share of the tokens of spans, sentinels aside, that are the likeliest."""
+        """Computes the metrics. accuracy: the fraction of correctly predicted tokens of spans, without sentinels."""
         return {"accuracy": float(sums["right"]) / float(sums["taken"])}
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """Of the corpus; and how often the commonest token is right."""
+        """Returns the metadata of the corpus, with the accuracy of the most frequent token as the reference."""
         known = self.corpus.meta.get("unigram", {})
         return {
             **self.corpus.meta,
@@ -82,7 +85,10 @@ class SpanTask(TextTask):
         }
 
     def routed_ids_and_domains(self, batch: SpanBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:  # type: ignore[override]
-        """Of the encoder, what it reads; of the decoder, what it reads, with the domain of what follows."""
+        """Returns the input tokens of encoder and decoder with their domains.
+
+        The decoder's domains are those of its targets.
+        """
         return [
             (tokens.flatten(), self._domains_at(places))
             for tokens, places in (
@@ -97,7 +103,7 @@ class SpanTask(TextTask):
         return {**shown, **sentinels, **({self.start_token: "[START]"} if self.start_token in ids else {})}
 
     def _shift_right(self, targets: Int[Tensor, "B M"]) -> Int[Tensor, "B M"]:
-        """What the decoder is shown: all but the last target, after the token at the start."""
+        """Returns the inputs of the decoder: the start token, then all targets but the last."""
         return F.pad(targets[:, :-1], (1, 0), value=self.start_token)
 
     def _domains_at(self, places: Int[Tensor, "B N"]) -> Int[Tensor, " T"]:
@@ -116,7 +122,7 @@ class SpanTask(TextTask):
         )
 
     def _corrupt_window(self, row: NDArray[np.int64], start: int, draw: np.random.Generator) -> "CorruptedWindow":
-        """A window as the encoder reads it, and what the decoder writes."""
+        """Returns the input of the encoder for a window, and the targets of the decoder."""
         taken, number = self.task.spans(len(row))
         kept_lengths, span_lengths = (
             _random_segments(len(row) - taken, number, draw),
@@ -137,7 +143,7 @@ class SpanTask(TextTask):
 
 @dataclass(frozen=True)
 class CorruptedWindow:
-    """Of one window, as in `SpanBatch`."""
+    """The inputs and targets of one window, as in `SpanBatch`."""
 
     inputs: NDArray[np.int64]
     targets: NDArray[np.int64]

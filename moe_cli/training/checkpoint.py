@@ -1,8 +1,8 @@
-"""Checkpoints: safetensors and JSON, whole or absent, checksummed. Loading executes nothing.
+"""Checkpoints: safetensors and JSON, complete or absent, checksummed. Loading executes no code.
 
 checkpoints/step_00000120/model.safetensors, optimizer.safetensors, ema.safetensors, state.json
 
-`ema` holds the average of the weights, where there is one.
+`ema` holds the average of the weights, if it is enabled.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ _FILES = ("model.safetensors", "optimizer.safetensors")
 _EMA = "ema.safetensors"
 # How the name of a folder begins whose checksums did not hold when a run went on.
 DAMAGED = "damaged-"
-# Of a state: what is counted, besides steps and tokens; and the most threads that are taken over from one.
+# Counters of a state, besides steps and tokens; and the largest number of threads accepted from a state.
 COUNTS = ("skipped", "skipped_in_a_row", "rewinds", "data_shift", "spikes")
 MAX_THREADS = 4096
 
@@ -47,22 +47,22 @@ class DamagedCheckpoint(CheckpointError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk whose checksums hold.
+    """A checkpoint on disk with valid checksums.
 
     Attributes:
-        state: what the training loop needs to go on: step, tokens, seconds, running means.
+        state: the state to resume the training loop from: step, tokens, seconds, running means.
     """
 
     folder: Path
     state: dict[str, Any]
 
     def model_tensors(self) -> dict[str, Tensor]:
-        """The weights to use: the average, where one was kept."""
+        """Returns the weights to use: the average, where one was kept."""
         average = _load(self.folder / _EMA) if (self.folder / _EMA).exists() else {}
         return {**_load(self.folder / _FILES[0]), **average}
 
     def load_model(self, model: nn.Module) -> None:
-        """The weights to use. Raises CheckpointError when the tensors are not those of this model."""
+        """Loads the weights to use. Raises CheckpointError if the tensors are not those of this model."""
         self._load_into(model, self.model_tensors())
 
     def _load_into(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -72,9 +72,9 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder} was made for a model of another shape.") from None
 
     def load_training(self, training_tensors: "TrainingTensors") -> None:
-        """Model, optimizers, average and random state, exactly as they were, by however many processes they were saved.
+        """Restores model, optimizers, average and random state exactly, for any number of processes that saved them.
 
-        Of each process of a job of the same size the random state too; others start a new one.
+        The random state of each process is restored in a job of the same size; else new ones are started.
         """
         distributed_model, params = (
             training_tensors.distributed_model,
@@ -113,7 +113,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a checkpoint will hold, copied: training may go on while it is written.
+    """A copy of the contents of a checkpoint, so that training may continue while it is written.
 
     Attributes:
         files: the tensors of each file.
@@ -125,14 +125,14 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class TrainingTensors:
-    """All whose tensors a checkpoint holds, as this process has them."""
+    """The objects whose tensors a checkpoint holds, with this process's parts."""
 
     distributed_model: DistributedModel
     optimizers: Optimizers
     average: WeightAverage | None = None
 
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
-        """File, key and whole tensor, one after the other. All processes must ask for all of them."""
+        """Yields file, key and full tensor, one after the other. All processes must iterate over all of them."""
         for name, tensor in self.distributed_model.model.state_dict().items():
             yield _FILES[0], name, self.distributed_model.to_full(tensor, name)
         names = self._names()
@@ -157,19 +157,19 @@ class TrainingTensors:
         self.optimizers.load_state_tensors(own)
 
     def _names(self) -> dict[str, str]:
-        """The beginning of a key of the optimizers' state, part.parameter, and the parameter's name in the model."""
+        """Returns each key prefix of the optimizers' state, part.parameter, with the parameter's name in the model."""
         names = {param: name for name, param in self.distributed_model.model.named_parameters()}
         return {key: names[param] for key, param in self.optimizers.params().items()}
 
 
 def _rank_suffix(rank: int | None = None) -> str:
-    """What the random state of a process is called by, after its kind; nothing for the first."""
+    """Returns the suffix of the file name of a process's random state: its rank; empty for rank 0."""
     rank = collectives.rank() if rank is None else rank
     return f".{rank}" if rank else ""
 
 
 def take_snapshot(training_tensors: TrainingTensors, state: dict[str, Any]) -> Snapshot | None:
-    """A copy of everything, gathered by the first process from all of them; None in the others.
+    """Returns a copy of everything, gathered by the first process from all of them; None in the others.
 
     Gathered and not written in parts, so that a checkpoint has one form, can be read by any number of processes, and by
     people with nothing but safetensors. It takes one copy of everything in the first machine's main memory.
@@ -219,7 +219,11 @@ def save_checkpoint(run: Run, snapshot: Snapshot, keep: int = 2) -> Path:
 
 
 def recovery_hint(run: Run, full: bool) -> str:
-    """What there is of a run that could not write, on a full disk or for another reason, and how it goes on from there."""
+    """Returns a message on what was saved of a run that could not write, and on how to resume it.
+
+    Args:
+        full: whether the disk is full.
+    """
     kept = run.kept()
     return f"{kept[0].upper()}{kept[1:]}.\n{'Free space' if full else 'Mend that'}, then: moe train --resume {run.id}"
 
@@ -238,13 +242,16 @@ class AsyncCheckpointWriter:
         self._last: Future[Path] | None = None
 
     def save(self, snapshot: Snapshot | None) -> None:
-        """Raises TrainingError when the checkpoint before this one could not be written. None: another process saves."""
+        """Saves a checkpoint in the background; None means that another process saves.
+
+        Raises TrainingError if the previous checkpoint could not be written.
+        """
         self.wait()
         if snapshot is not None:
             self._last = self._thread.submit(save_checkpoint, self._run, snapshot, self._keep)
 
     def wait(self) -> None:
-        """Until the last checkpoint is on the disk. Raises TrainingError when it cannot be written."""
+        """Waits until the last checkpoint is on disk. Raises TrainingError if it cannot be written."""
         last, self._last = self._last, None
         if last is not None:
             last.result()
@@ -267,10 +274,10 @@ def _sha256(path: Path) -> str:
 
 
 def latest_checkpoint(run: Run) -> Checkpoint:
-    """The newest checkpoint of a run.
+    """Returns the newest checkpoint of a run.
 
     Raises:
-        CheckpointError: there is none, or it is damaged; the message names what is wrong.
+        CheckpointError: no checkpoint exists, or it is damaged; the message gives the reason.
     """
     folders = run.checkpoints()
     if not folders:
@@ -285,12 +292,12 @@ def latest_checkpoint(run: Run) -> Checkpoint:
 
 
 def newest_whole(run: Run) -> Checkpoint:
-    """The newest checkpoint whose checksums hold, to go on from; damaged ones are named, and set aside by another name.
+    """Returns the newest checkpoint with valid checksums, to resume from. Damaged ones are reported and renamed.
 
-    Only for who holds the run's folder.
+    Only for the process that holds the lock of the run's folder.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: no valid checkpoint exists.
     """
     try:
         return latest_checkpoint(run)
@@ -318,10 +325,10 @@ def newest_whole(run: Run) -> Checkpoint:
 
 
 def find_checkpoint(run: Run, which: str) -> Checkpoint:
-    """The checkpoint that is `latest`, `best` (see train.keep_best), or of that step.
+    """Returns the checkpoint that is `latest`, `best` (see train.keep_best), or of a step.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it is damaged.
+        CheckpointError: no such checkpoint exists, or it is damaged.
     """
     latest = latest_checkpoint(run)
     if which == "latest":
@@ -335,7 +342,7 @@ def find_checkpoint(run: Run, which: str) -> Checkpoint:
 
 
 def _verify(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder, once its checksums hold."""
+    """Returns the checkpoint in a folder, once its checksums hold."""
     try:
         content = parse_object(read_bytes(folder / "state.json"))
         if content.get("format") != FORMAT:
@@ -363,7 +370,7 @@ def _verify(folder: Path) -> Checkpoint:
 
 
 def _problem(state: dict[str, Any], step: int) -> str | None:
-    """What is wrong with the types and ranges of a state, such as that of a folder from somewhere else."""
+    """Returns the first value of a state with a wrong type or range; None means that the state is valid."""
     whole = {"step": step + 1, "tokens": 2**63, "threads": MAX_THREADS + 1, **dict.fromkeys(COUNTS, 2**63)}
     for name, stop in whole.items():
         value = state.get(name, step if name == "step" else 0)

@@ -43,12 +43,12 @@ PROBE_TOKENS = 256
 
 @dataclass
 class LayerRoutingStats:
-    """One sparse layer's routing, summed over an evaluation: how E experts were used, null experts apart.
+    """One sparse layer's routing, summed over an evaluation: the usage of E experts, and null experts separately.
 
     Attributes:
-        probs: of all that the router chooses from, null experts too.
-        pairs: tokens that asked for both experts, before drops; None where that would be a large table.
-        by_token, by_domain: assignments asked by the id of the token that was read, and by its domain.
+        probs: over all choices of the router, including null experts.
+        pairs: tokens assigned to both experts, before drops; None if the table would be large.
+        by_token, by_domain: assignments before drops, by the id of the input token, and by its domain.
         to_null: assignments to null experts.
     """
 
@@ -77,7 +77,7 @@ class LayerRoutingStats:
         self.kept += routing.kept_per_expert.cpu()
 
     def all_reduce(self) -> None:
-        """The sums over what all processes have looked at."""
+        """Sums the counts over all processes."""
         for name in ("asked", "kept", "probs", "pairs", "by_domain"):
             if getattr(self, name) is not None:
                 setattr(self, name, collectives.all_reduce_sum(getattr(self, name)))
@@ -88,9 +88,9 @@ class LayerRoutingStats:
         self.entropy, self.num_tokens, self.to_null = sums[0], round(sums[1]), round(sums[2])
 
     def metrics(self) -> dict[str, float]:
-        """LAYER_METRICS of `moe_cli.metrics`.
+        """Computes LAYER_METRICS of `moe_cli.metrics`.
 
-        Specialisation by domain is left out where all of the text is one domain, null_fraction without null experts.
+        Specialisation by domain is left out if all text is one domain, and null_fraction without null experts.
         """
         mean_probs = self.probs / self.num_tokens
         several = int(self.by_domain.any(1).sum()) > 1
@@ -108,7 +108,10 @@ class LayerRoutingStats:
         }
 
     def tables(self, domains: Sequence[str]) -> dict[str, Any]:
-        """Co-activation of all pairs, how often each domain asked for each expert, and top tokens; large ones are left out."""
+        """Returns co-activation, assignments of each domain to each expert, and top tokens.
+
+        Large tables are left out.
+        """
         present = {name: counts.tolist() for name, counts in zip(domains, self.by_domain, strict=True) if counts.any()}
         small = len(present) * len(self.asked) <= MAX_TABLE
         return {
@@ -118,24 +121,25 @@ class LayerRoutingStats:
         }
 
     def top_tokens(self) -> list[list[list[int]]]:
-        """For each expert, the TOP_TOKENS token ids that chose it most above chance: [id, times it, times any]."""
+        """Returns, for each expert, the TOP_TOKENS ids that chose it most above chance: [id, times it, times any]."""
         share = (self.asked / self.asked.sum().clamp(min=1)).double()
         return self.by_token.top_tokens(share, TOP_TOKENS)
 
 
 @dataclass
 class Evaluation:
-    """What one pass over validation text gave.
+    """The result of one pass over validation text.
 
     Attributes:
         loss: nats per token.
-        bits_per_byte: loss in bits, per byte of text: comparable between tokenizers. None, as the bytes, where
+        bits_per_byte: loss in bits per byte of text, comparable between tokenizers. None, like `num_bytes`, means that
             the text of the tokens is unknown.
         domains: names of the domains of the data.
-        measures: the task's own, such as accuracy.
-        domain_losses: nats per target, of every domain that has some.
-        layers: per sparse layer, first to last; empty for a dense model.
-        mean_context: of a causal model, from how many earlier tokens a token is predicted, on average; else None.
+        measures: the metrics of the task, such as accuracy.
+        domain_losses: nats per target, for every domain that has targets.
+        layers: one entry per sparse layer, first to last; empty for a dense model.
+        mean_context: the mean number of earlier tokens that a causal model predicts a token from; None for other
+            models.
     """
 
     loss: float
@@ -150,18 +154,18 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss), per token; infinite where it would overflow."""
+        """Returns exp(loss), per token; infinite if it would overflow."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def routing_metrics(self) -> dict[str, float] | None:
-        """The layers' measures, averaged over layers; None for a dense model."""
+        """Returns the layers' measures, averaged over layers; None for a dense model."""
         if not self.layers:
             return None
         each = [layer.metrics() for layer in self.layers]
         return {key: sum(metrics[key] for metrics in each) / len(each) for key in each[0]}
 
     def layer_metrics(self) -> dict[str, float]:
-        """Every measure of every layer on its own: moe/layer_03/max_violation is that of the fourth sparse layer."""
+        """Returns every metric of every layer: moe/layer_03/max_violation is that of the fourth sparse layer."""
         return {
             layer_key(number, key): value
             for number, layer in enumerate(self.layers)
@@ -169,7 +173,7 @@ class Evaluation:
         }
 
     def layer_records(self, tables: bool = False) -> list[dict[str, Any]]:
-        """Per layer, its measures, the assignments asked of and kept by each expert and, if asked for, its tables."""
+        """Returns, per layer, its metrics, the assignments to each expert before and after drops, and its tables."""
         return [
             {"layer": number, "tokens_per_expert": layer.asked.tolist(), "kept_per_expert": layer.kept.tolist(),
              **layer.metrics(), **(layer.tables(self.domains) if tables else {})}
@@ -187,12 +191,12 @@ def evaluate(
     policy: RoutingPolicy = RoutingPolicy(),  # noqa: B008  (frozen)
     precision: str = "auto",
 ) -> Evaluation:
-    """The model on the validation split, in evaluation mode; leaves mode and random state as they were.
+    """Evaluates the model on the validation split, in evaluation mode. Mode and random state are restored.
 
     Args:
-        batch_size: windows per forward pass, over which a capacity counts unless drop=causal.
-        max_tokens: read about this number of tokens, spread over the split; None: the whole split.
-        policy: experts per token, and what is dropped; by default as trained, and nothing.
+        batch_size: windows per forward pass; a capacity applies to all of them unless drop=causal.
+        max_tokens: read about this number of tokens, spread over the split; None means the whole split.
+        policy: experts per token, and the drop rule; by default as trained, without drops.
         precision: of the forward pass, as `train.precision`.
     """
     nats = 0.0
@@ -251,7 +255,7 @@ def _distribute_batches(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]
 def evaluation_mode(
     model: nn.Module, policy: RoutingPolicy, precision: str
 ) -> Iterator[tuple["PolicyModel", torch.device]]:
-    """Evaluation mode with the same random numbers every time; afterwards mode and random state are as before.
+    """Sets evaluation mode and fixed random numbers; restores mode and random state afterwards.
 
     Yields the model, which then routes by the policy, and its device.
     """
@@ -267,7 +271,7 @@ def evaluation_mode(
 
 
 class PolicyModel(nn.Module):
-    """A model whose sparse layers route by a policy; any model, where the policy is what they do by themselves."""
+    """A model whose sparse layers route by a policy. With the default policy it works for any model."""
 
     def __init__(self, model: nn.Module, policy: RoutingPolicy) -> None:
         super().__init__()
@@ -280,7 +284,7 @@ class PolicyModel(nn.Module):
 
 
 def eval_policy(config: EvalConfig) -> RoutingPolicy:
-    """The policy of an evaluation's settings."""
+    """Returns the policy of an evaluation's settings."""
     return RoutingPolicy(config.k, config.capacity, config.drop)
 
 
@@ -288,7 +292,7 @@ def eval_policy(config: EvalConfig) -> RoutingPolicy:
 def probe_routing(
     model: nn.Module, task: Task, top_k: int | None = None, precision: str = "auto"
 ) -> list[Bool[Tensor, "_T E"]]:
-    """What each sparse layer chooses, dropless, for about PROBE_TOKENS validation tokens that are always the same."""
+    """Returns the dropless choices of each sparse layer for about PROBE_TOKENS fixed validation tokens."""
     with evaluation_mode(model, RoutingPolicy(top_k), precision) as (routed, device):
         batches = task.val_batches(PROBE_TOKENS, PROBE_TOKENS)
         passes = [
@@ -298,12 +302,12 @@ def probe_routing(
 
 
 def expert_lists(chosen: Bool[Tensor, "T E"]) -> list[list[int]]:
-    """The experts of each token, in rising order."""
+    """Returns the experts of each token, in rising order."""
     return [row.nonzero().flatten().tolist() for row in chosen]
 
 
 def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "_T E"]]) -> list[dict[int, float]]:
-    """For each layer, evaluation step -> router saturation of the choices recorded then against the final ones."""
+    """Returns, for each layer, evaluation step -> router saturation of the recorded choices against the final ones."""
     result: list[dict[int, float]] = [{} for _ in final]
     for record in records:
         if "choices" in record:

@@ -1,4 +1,4 @@
-"""Where the tokens of one text go: who was chosen in every sparse layer, with what weight, and what that measures.
+"""Routing of the tokens of one text: the chosen experts in every sparse layer, their weights, and routing metrics.
 
 T tokens, E experts, V tokens in the vocabulary.
 """
@@ -36,8 +36,8 @@ class Assignment:
 
     Attributes:
         expert: from 0.
-        weight: of the expert's answer in the token's sum.
-        kept: False where the expert had no room: the answer was not computed.
+        weight: of the expert's output in the token's sum.
+        kept: False means that the expert was full and the output was not computed.
     """
 
     expert: int
@@ -78,10 +78,11 @@ class Explanation:
 def explain(
     model: nn.Module, tokens: Sequence[TextToken], blocks: Sequence[int], window: int, policy: Any, precision: str
 ) -> Explanation:
-    """What the model's sparse layers, which are those `blocks` of it, do with a text at evaluation.
+    """Returns the routing of a text by the model's sparse layers at evaluation.
 
     Args:
-        policy: the `EvalConfig`: experts per token, and the capacity, which counts over one window.
+        blocks: the indices of the blocks with a sparse layer.
+        policy: the `EvalConfig`: experts per token, and the capacity, which applies to one window.
     """
     ids = torch.tensor([token.id for token in tokens])
     passes = list(_routings(model, ids, window, policy, precision))
@@ -100,7 +101,7 @@ def explain(
 def _routings(
     model: nn.Module, ids: Int[Tensor, " T"], window: int, policy: Any, precision: str
 ) -> Iterator[list[Routing]]:
-    """Those of all sparse layers, a forward pass for each window."""
+    """Yields the routings of all sparse layers, with a forward pass for each window."""
     with evaluation_mode(model, eval_policy(policy), precision) as (routed, device):
         for part in ids.split(window):
             yield [_on_cpu(routing) for routing in routed(part[None].to(device))[1]]
@@ -119,7 +120,7 @@ def _on_cpu(routing: Routing) -> Routing:
 
 
 def token_choices(routing: Routing) -> list[tuple[Assignment, ...]]:
-    """The assignments of every token, best first: those kept, then by weight, then by the expert's number."""
+    """Returns the assignments of every token, best first: those kept, then by weight, then by the expert's number."""
     found: list[list[Assignment]] = [[] for _ in range(routing.num_tokens)]
     columns = (routing.token_ids, routing.expert_ids, routing.weights, routing.kept)
     for token, expert, weight, kept in zip(*(column.tolist() for column in columns), strict=True):
@@ -132,7 +133,7 @@ def _load(stats: LayerRoutingStats) -> tuple[float, ...]:
 
 
 def text_tokens(text: str, tokenizer: Any) -> list[TextToken]:
-    """The tokens of a text with its characters, each whole in the token in which it begins.
+    """Returns the tokens of a text with its characters, each whole in the token in which it begins.
 
     Raises:
         DataError: the tokenizer does not know a character.
@@ -150,7 +151,7 @@ def text_tokens(text: str, tokenizer: Any) -> list[TextToken]:
 
 
 def _ends(text: str, ids: Sequence[int], tokenizer: Any) -> list[int]:
-    """Behind the characters that begin in each token."""
+    """Returns the end positions of the characters that begin in each token."""
     starts = [0, *accumulate(len(char.encode()) for char in text)][:-1]
     widths = tokenizer.bytes_per_token()
     return [bisect_left(starts, end) for end in accumulate(int(widths[token]) for token in ids)]

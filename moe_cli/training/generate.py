@@ -16,12 +16,13 @@ UNKNOWN = "\ufffd"
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How a token is drawn from what a model says of each.
+    """Parameters for sampling a token from a model's logits.
 
     Attributes:
-        temperature: what logits are divided by; at 0 the likeliest token is taken.
-        top_k: only this many likeliest tokens are drawn from; None: all.
-        top_p: only the fewest likeliest tokens that together have this probability (nucleus, arXiv:1904.09751, eq. 2 and 3).
+        temperature: divisor of the logits; at 0 the most probable token is taken.
+        top_k: sample from this number of most probable tokens; None means all.
+        top_p: sample from the smallest set of most probable tokens with this total probability (nucleus,
+            arXiv:1904.09751, eq. 2 and 3).
     """
 
     temperature: float = 1.0
@@ -29,7 +30,10 @@ class SamplingParams:
     top_p: float = 1.0
 
     def probs(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
-        """Of every token, at a temperature above 0; what is left after `top_k` and then after `top_p` sums to 1."""
+        """Returns the probability of every token, at a temperature above 0.
+
+        After `top_k` and `top_p` the rest is renormalised.
+        """
         # From the largest down and in float64, so that the smallest temperature is still a division by something.
         probs, tokens = (
             ((logits.double() - logits.max()) / self.temperature).softmax(-1).sort(descending=True, stable=True)
@@ -58,16 +62,16 @@ def sample(
     vocab_size: int | None = None,
     cached: bool = True,
 ) -> Iterator[int]:
-    """Token ids that follow `prompt`.
+    """Yields token ids that follow `prompt`.
 
-    The model sees the last `context_length` tokens, numbered from 0. Within the first context a cache keeps what layers
-    computed of earlier tokens. Afterwards the window slides, and everything is computed again for each token: other places, and
-    in every layer another past. Nothing is dropped, as always in evaluation mode: a capacity would depend on how many
-    tokens are computed together.
+    The model sees the last `context_length` tokens, at positions from 0. Within the first context a cache keeps the
+    states of earlier tokens. Afterwards the window slides, and all tokens are computed again for each new one, because
+    their positions and their context in every layer change. No assignment is dropped, as always in evaluation mode,
+    because a capacity would depend on the number of tokens computed together.
 
     Args:
-        vocab_size: the number of logits, from the first, that are tokens; None: all.
-        cached: False computes all tokens again for each.
+        vocab_size: the number of logits, from the first, that are tokens; None means all.
+        cached: False means that all tokens are computed again for each new one.
     """
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
@@ -83,10 +87,10 @@ def sample(
 
 
 def decode_stream(ids: Iterable[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
-    """The text of tokens as they come, held back while it ends within a character; half a character at the end is left out.
+    """Yields the text of tokens as they arrive. An incomplete UTF-8 character is held back, and dropped at the end.
 
     Args:
-        decode: gives UNKNOWN for bytes that are no text.
+        decode: returns UNKNOWN for bytes that are not text.
     """
     pending: list[int] = []
     for token in ids:

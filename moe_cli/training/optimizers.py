@@ -29,9 +29,10 @@ NEWTON_SCHULZ_COEFFS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: Float[Tensor, "N R C"], steps: int = NEWTON_SCHULZ_STEPS) -> Float[Tensor, "N R C"]:
-    """Each matrix with its singular values moved near 1, by Newton-Schulz iterations (Muon, Jordan et al. 2024).
+    """Moves the singular values of each matrix near 1, by Newton-Schulz iterations (Muon, Jordan et al. 2024).
 
-    The quintic's fixed interval is about [0.7, 1.2]: close enough to U V^T for a descent direction. A zero stays zero.
+    The quintic's fixed interval is about [0.7, 1.2]: close enough to U V^T for a descent direction. A zero matrix stays
+    zero.
     """
     a, b, c = NEWTON_SCHULZ_COEFFS
     x: Tensor = matrices / (matrices.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None])
@@ -47,7 +48,7 @@ def orthogonalise(matrices: Float[Tensor, "N R C"], steps: int = NEWTON_SCHULZ_S
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
-    """bfloat16 for float32 matrices where the processor multiplies it: a third of the time, and the iteration forgives."""
+    """Returns bfloat16 for float32 matrices if the processor supports it: a third of the time, and accurate enough."""
     fast = x.is_cuda or _cpu_multiplies_bfloat16()
     return torch.bfloat16 if fast and x.dtype == torch.float32 else x.dtype
 
@@ -92,7 +93,7 @@ class Muon(torch.optim.Optimizer):
                     weight.add_(_local_rows(step, weight), alpha=-scale)
 
     def _nesterov(self, param: Tensor, pieces: list[slice], momentum: float) -> list[tuple[Tensor, Tensor]]:
-        """Each piece of the weight [N, R, C] and the direction it moves in; the momentum of these pieces is updated."""
+        """Returns each piece of the weight [N, R, C] with its update direction, and updates the pieces' momentum."""
         assert param.grad is not None
         state = self.state[param]
         if not state:
@@ -192,7 +193,7 @@ def _gather_rows(direction: Float[Tensor, "N R C"], param: Tensor) -> Float[Tens
 
 
 def _local_rows(step: Float[Tensor, "N all C"], weight: Float[Tensor, "N R C"]) -> Float[Tensor, "N R C"]:
-    """The rows of a whole matrix that `weight`, this process's part of it, has."""
+    """Returns the rows of a whole matrix that `weight`, this process's part of it, has."""
     if step.shape == weight.shape:
         return step
     each = -(-step.shape[1] // dist.get_world_size())
@@ -201,7 +202,7 @@ def _local_rows(step: Float[Tensor, "N all C"], weight: Float[Tensor, "N R C"]) 
 
 
 def _contiguous_runs(param: Tensor, experts: Sequence[int] | None) -> list[slice]:
-    """Chosen experts as runs of neighbours, so that few large operations do; all of the stack when all are chosen."""
+    """Returns runs of neighbouring chosen experts, for few large operations; the whole stack if all are chosen."""
     if experts is None:
         return [slice(0, _local(param).shape[:-2].numel())]
     members = set(experts)
@@ -226,14 +227,14 @@ class Optimizers:
         self._peak = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
     def step(self, progress: float, load: Sequence[Int[Tensor, " E"]] = (), after: float | None = None) -> float:
-        """One update at the learning rate that the schedule gives at `progress` in [0, 1); returns that factor.
+        """Applies one update at the learning rate of the schedule at `progress` in [0, 1); returns that factor.
 
         Args:
-            after: share of the budget spent when this step is done; see `schedule`.
-            load: for each sparse layer, the assignments asked of each expert in this step, all of its batches together;
-                needed where only chosen experts learn. An expert that is asked keeps at least one: no capacity is below
-                1. Not read off the gradients: that of an expert that answered may be exactly zero too, as in the first
-                step, when the second matrix is zero.
+            after: fraction of the budget spent after this step; see `schedule`.
+            load: for each sparse layer, the assignments to each expert in this step, before drops, over all of its
+                batches; needed if only chosen experts are updated. An expert with assignments keeps at least one,
+                because no capacity is below 1. The load is not inferred from the gradients, because that of an active
+                expert may also be exactly zero, as in the first step, when the second matrix is zero.
         """
         active: ActiveExperts = {
             param: counts.nonzero().flatten().tolist()
@@ -255,14 +256,14 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def params(self) -> dict[str, nn.Parameter]:
-        """Each parameter under the name that begins its entries in `state_tensors`: part.parameter."""
+        """Returns each parameter under the prefix of its entries in `state_tensors`: part.parameter."""
         each = [
             [param for group in optimizer.param_groups for param in group["params"]] for optimizer in self.optimizers
         ]
         return {f"{number}.{index}": param for number, params in enumerate(each) for index, param in enumerate(params)}
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the optimizers' state under a stable name: part.parameter.entry."""
+        """Returns every tensor of the optimizers' state under a stable name: part.parameter.entry."""
         return {
             f"{number}.{index}.{entry}": value
             for number, optimizer in enumerate(self.optimizers)
@@ -271,7 +272,7 @@ class Optimizers:
         }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state_tensors`."""
+        """Loads the tensors of `state_tensors`."""
         states: list[dict[int, dict[str, Tensor]]] = [defaultdict(dict) for _ in self.optimizers]
         for name, value in tensors.items():
             number, index, entry = name.split(".", 2)
@@ -281,7 +282,7 @@ class Optimizers:
 
 
 def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
-    """The optimizers of a configuration over a model's parameters. Vectors are never decayed."""
+    """Returns the optimizers of a configuration over a model's parameters. Vectors are never decayed."""
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     experts = [list(layer.experts.parameters()) for layer in moe_layers(model)] if config.skip_idle_experts else []
     if isinstance(config, MuonConfig):
@@ -319,13 +320,13 @@ def _adamw(config: AdamConfig, lr: float, params: list[nn.Parameter]) -> torch.o
 
 
 def _impl_kwargs(params: list[nn.Parameter]) -> dict[str, bool]:
-    """All parameters in one go, which torch cannot do where only some of them are sharded."""
+    """Returns arguments for a fused update of all parameters, which torch does not support if only some are sharded."""
     mixed = len({isinstance(param, DTensor) for param in params}) > 1
     return {"foreach": False} if mixed else {"fused": True}
 
 
 def _param_groups(config: OptimConfig, params: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Two groups: matrices, decayed, and vectors, not."""
+    """Returns two groups: matrices, with weight decay, and vectors, without."""
     return [
         {"params": [param for param in params if param.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [param for param in params if param.ndim < 2], "weight_decay": 0.0},
@@ -345,14 +346,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """After optimizer step number `step`, from 1."""
+        """Updates the average after optimizer step number `step`, from 1."""
         weight = 1 - min(self.decay, step / (9 + step))
         for name, param in self._params.items():
             self.tensors[name].lerp_(param, weight)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Within it the model has the average as its weights."""
+        """Swaps the average into the model as its weights."""
         own = {name: param.detach().clone() for name, param in self._params.items()}
         self._set(self.tensors)
         try:
@@ -371,17 +372,18 @@ class WeightAverage:
 
 
 def schedule(config: OptimConfig, progress: float, after: float | None = None) -> float:
-    """The learning rate of a step as a share of its peak.
+    """Returns the learning rate of a step as a fraction of its peak.
 
-    Linear warm-up over the first `warmup` share of the budget; then constant, linear or cosine to `min_lr_ratio`, or `wsd`:
-    constant, and linear to `min_lr_ratio` over the last `decay` share (warm-up, stable, decay: arXiv:2404.06395).
+    Linear warm-up over the first `warmup_fraction` of the budget; then constant, linear or cosine to `min_lr_ratio`, or
+    `wsd`: constant, and linear to `min_lr_ratio` over the last `decay_fraction` (warm-up, stable, decay:
+    arXiv:2404.06395).
 
-    The warm-up is read at the end of the step and the rest at its beginning, so that neither the first step nor the last
-    has a rate of 0: of W warm-up steps, step s = 1, 2, ... has s / W of the peak.
+    The warm-up is evaluated at the end of the step and the rest at its beginning, so that neither the first step nor
+    the last has a rate of 0: of W warm-up steps, step s = 1, 2, ... has s / W of the peak.
 
     Args:
-        progress: share of the budget spent before the step, in [0, 1].
-        after: share of the budget spent when the step is done; None: the same (a step without length).
+        progress: fraction of the budget spent before the step, in [0, 1].
+        after: fraction of the budget spent after the step; None means the same (a step without length).
     """
     if progress < config.warmup_fraction:
         return min(1.0, (progress if after is None else after) / config.warmup_fraction)

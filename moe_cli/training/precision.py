@@ -1,4 +1,4 @@
-"""In which precision a forward pass multiplies: `train.precision` -> an autocast context."""
+"""The precision of matrix products in a forward pass: `train.precision` -> an autocast context."""
 
 from contextlib import AbstractContextManager
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 
 def pick_precision(precision: str, device: torch.device) -> Any:
-    """`auto` decided: bfloat16 on a GPU that multiplies it (capability 8.0 or more), else float32."""
+    """Resolves `auto`: bfloat16 on a GPU that multiplies it (capability 8.0 or more), else float32."""
     if precision != "auto":
         return precision
     fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -15,6 +15,6 @@ def pick_precision(precision: str, device: torch.device) -> Any:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """For the forward pass alone: weights, gradients, optimizer and the gate stay float32."""
+    """Returns the autocast context of the forward pass. Weights, gradients, optimizer and the gate stay float32."""
     enabled = pick_precision(precision, device) == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from moe_cli.distributed.launch import is_distributed
 
-# Ctrl-C, kill, and what clusters send before they take a machine away (Slurm's --signal).
+# Ctrl-C, kill, and the signals of clusters before a machine is taken away (Slurm's --signal).
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # What ends a command that is not training, and how close to each other signals count as sent together.
 INTERRUPT_SIGNALS, TOGETHER_SECONDS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT), 0.2
@@ -20,9 +20,9 @@ POLL_SECONDS, GRACE_SECONDS = 0.5, 60.0
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within it, each of STOP_SIGNALS asks for a stop after the current step; a second SIGINT stops at once.
+    """Makes each of STOP_SIGNALS request a stop after the current step; a second SIGINT stops immediately.
 
-    So does the death of the launcher, where there is one: nothing else would end these processes.
+    The death of the launcher, if there is one, also requests a stop, because nothing else would end these processes.
     """
     asked = False
     launcher = os.getppid() if is_distributed() else None
@@ -46,10 +46,10 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def interrupt_on_signals() -> Iterator[None]:
-    """Within it SIGTERM, SIGHUP and SIGINT raise KeyboardInterrupt; what is ignored, as under nohup, stays so.
+    """Makes SIGTERM, SIGHUP and SIGINT raise KeyboardInterrupt. Ignored signals stay ignored, as under nohup.
 
-    Signals that are sent together raise it once. Other threads than the main one, where Python allows no handlers, see
-    no change.
+    Signals that are sent together raise it once. In threads other than the main one, where Python allows no handlers,
+    it has no effect.
     """
     last = -math.inf
 
@@ -72,10 +72,10 @@ def interrupt_on_signals() -> Iterator[None]:
 
 
 def exit_with_parent(parent: int) -> None:
-    """Has this process asked to stop, by SIGTERM, once `parent` is its parent no more, and ended if it does not.
+    """Sends this process SIGTERM when its parent dies, and SIGKILL after GRACE_SECONDS.
 
-    For processes that nothing else would end if their parent were killed: a sweep's runs. It works wherever they are,
-    while they read data, evaluate or hang.
+    For processes that nothing else would end if their parent were killed: a sweep's runs. It works at any time, while
+    they read data, evaluate or hang.
     """
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Where training stands, and what one step gave."""
+"""The state of training, and the result of one step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,14 +13,15 @@ SPIKE_DEVIATIONS, SPIKE_RATE, SPIKE_WARMUP = 8.0, 0.02, 50
 
 @dataclass
 class TrainState:
-    """Where training stands: all that a checkpoint must hold apart from tensors.
+    """The state of training that a checkpoint holds, without tensors.
 
     Attributes:
         seconds: time spent in training steps, without evaluation and saving.
-        interval: sums since the last record in metrics.jsonl.
+        metric_sums: sums since the last record in metrics.jsonl.
         skipped, skipped_in_a_row, rewinds: steps without an update, and returns to a checkpoint; see train.on_nan.
-        data_shift: batches of optimizer steps that rewinds have left out.
-        spikes: steps whose loss stood out; `loss_mean` and `loss_deviation` are what it stands out from.
+        data_shift: batches of optimizer steps that rewinds have skipped.
+        spikes: steps with a loss far above the running mean; `loss_mean` and `loss_deviation` are the running
+            statistics.
         best_step, best_loss: the evaluation with the lowest loss, with train.keep_best.
     """
 
@@ -39,7 +40,10 @@ class TrainState:
     best_loss: float | None = None
 
     def detect_spike(self, loss: float) -> float | None:
-        """Takes the loss of a step that is done into account; the running mean if it stands out from it, else None."""
+        """Updates the running mean with the loss of a step.
+
+        Returns the previous mean if the loss is a spike, else None.
+        """
         usual = loss if self.loss_mean is None else self.loss_mean
         spike = self.step > SPIKE_WARMUP and loss > usual + SPIKE_DEVIATIONS * self.loss_deviation
         self.spikes += spike
@@ -50,10 +54,10 @@ class TrainState:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a display may show after a step.
+    """The state and the metrics after a step, for a display.
 
     Attributes:
-        aux_losses: each balancing loss by name, before its weight.
+        aux_losses: each balancing loss by name, unweighted.
         load: assignments per expert, for each sparse layer.
         val: the last evaluation.
     """
@@ -73,11 +77,11 @@ StepCallback = Callable[[StepReport], None]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What the batches of one optimizer step gave, their gradients apart.
+    """The results of the batches of one optimizer step, without the gradients.
 
     Attributes:
-        probs: per sparse layer the probabilities of each batch, where a bias is computed from them.
-        routed: per sparse layer how many tokens it was given.
+        probs: per sparse layer, the probabilities of each batch, where a bias is computed from them.
+        num_tokens: per sparse layer, the number of routed tokens.
     """
 
     loss: float

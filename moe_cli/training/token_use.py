@@ -1,4 +1,6 @@
-"""Which tokens ask for which experts, counted over an evaluation: as large as what was seen, not as vocabulary times experts.
+"""Counts of the experts that each token id was assigned to, over an evaluation.
+
+Memory grows with the pairs that occur, not with vocabulary times experts.
 
 V token ids, E experts, A assignments, P pairs of a token and an expert that occur.
 """
@@ -12,15 +14,17 @@ from moe_cli.moe.routing import Routing
 
 # Assignments are gathered up to this number before they are counted, which bounds both the memory and the time that it takes.
 BUFFERED = 2**19
-# A table of this many numbers is counted directly; a larger one by sorting what occurs. Processes exchange as many at a time.
+# The size up to which a table is counted directly; a larger one is counted by sorting. Processes exchange as many
+# numbers at a time.
 DIRECT = 2**18
 
 
 class TokenExpertCounts:
-    """How often each token asked for each expert, before drops.
+    """The number of assignments of each token id to each expert, before drops.
 
     Attributes:
-        keys: the pairs that occur, id * E + expert, rising; counts: how often.
+        keys: the pairs that occur, id * E + expert, ascending.
+        counts: the number of each pair.
     """
 
     def __init__(self, vocab_size: int, num_experts: int) -> None:
@@ -28,7 +32,7 @@ class TokenExpertCounts:
         whole = torch.int32 if vocab_size * num_experts < 2**31 else torch.int64
         self.keys: Int[Tensor, " P"] = torch.empty(0, dtype=whole)
         self.counts: Int[Tensor, " P"] = torch.empty(0, dtype=torch.int32)
-        # Made once: what is kept from every batch lies between what batches take and give back, and would keep that apart.
+        # Allocated once, because a buffer per batch would fragment the memory.
         self._waiting = torch.empty(BUFFERED, dtype=whole)
         self._num_waiting = 0
 
@@ -45,7 +49,7 @@ class TokenExpertCounts:
             self._num_waiting += len(part)
 
     def count(self) -> None:
-        """Adds what waits to the counts."""
+        """Adds the buffered assignments to the counts."""
         if not self._num_waiting:
             return
         waiting, self._num_waiting = self._waiting[: self._num_waiting], 0
@@ -73,7 +77,7 @@ class TokenExpertCounts:
         self.keys, self.counts = (places + first).to(self.keys.dtype), table[places].int()
 
     def all_reduce(self) -> None:
-        """The sums over what all processes have looked at, a part of the table at a time."""
+        """Sums the counts over all processes, a part of the table at a time."""
         self.count()
         if collectives.world_size() == 1:
             return
@@ -96,13 +100,13 @@ class TokenExpertCounts:
         return len(self.keys)
 
     def per_token(self) -> Int[Tensor, " V"]:
-        """Assignments that each token asked for."""
+        """Returns the assignments of each token."""
         self.count()
         ids = self.keys // self.num_experts
         return torch.zeros(self.vocab_size, dtype=torch.int64).index_add_(0, ids, self.counts.long())
 
     def specialisation(self) -> float:
-        """`stats.specialisation` of the table [V, E], from what occurs in it."""
+        """Computes `stats.specialisation` of the table [V, E] from its nonzero entries."""
         by_token = self.per_token()
         by_expert = torch.zeros(self.num_experts, dtype=torch.int64)
         by_expert.index_add_(0, self.keys % self.num_experts, self.counts.long())
@@ -115,10 +119,10 @@ class TokenExpertCounts:
         return min(1.0, max(0.0, information / bound)) if bound > 1e-12 else 0.0
 
     def top_tokens(self, share: Float[Tensor, " E"], most: int) -> list[list[list[int]]]:
-        """For each expert, the `most` token ids that chose it most above chance: [id, times it, times any].
+        """Returns, for each expert, the `most` token ids that chose it most above chance: [id, times it, times any].
 
-        Above chance: times it less what the token would have asked of it at the expert's share of all assignments. Of equal
-        ones the lowest id comes first. A token that never asked for an expert is not above chance.
+        Above chance: the count minus the token's assignments times the expert's fraction of all assignments. Of equal
+        ones the lowest id comes first. A token that never chose an expert is not above chance.
         """
         total = self.per_token()
         experts = self.keys % self.num_experts

@@ -37,7 +37,7 @@ MAX_CONSECUTIVE_SKIPS, MAX_REWINDS = 20, 10
 
 
 class NotFiniteError(Exception):
-    """A loss or a gradient is NaN or infinite: what is, and what to try."""
+    """A loss or a gradient is NaN or infinite. The arguments are the cause and advice."""
 
 
 class Trainer:
@@ -78,17 +78,19 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Share of the budget that is spent, 0 to 1."""
+        """Computes the fraction of the budget that is spent, 0 to 1."""
         return self._share_spent(self.state.step, self.state.seconds)
 
     def _share_spent(self, step: int, seconds: float) -> float:
-        """Share of the budget that these steps take or, where the budget is a time, these seconds."""
+        """Computes the fraction of the budget that these steps take or, where the budget is a time, these seconds."""
         if self.total_steps is not None:
             return min(1.0, step / self.total_steps)
         return min(1.0, seconds / (60 * (self.config.train.minutes or math.inf)))
 
     def run(self) -> bool:
-        """Trains to the end of the budget; False if it was asked to stop before. A checkpoint is saved either way.
+        """Trains to the end of the budget; returns False if a stop was requested before.
+
+        A checkpoint is saved in both cases.
 
         Raises:
             TrainingError: the loss is not finite, or a checkpoint cannot be written.
@@ -126,7 +128,7 @@ class Trainer:
         return True
 
     def step(self) -> StepReport:
-        """One optimizer step: forward, losses, backward, clip, update, bias update, record."""
+        """Executes one optimizer step: forward, losses, backward, clip, update, bias update, record."""
         started = time.perf_counter()
         self.progress_before = self.progress
         self.model.train()
@@ -162,7 +164,7 @@ class Trainer:
         )
 
     def _forward_backward(self) -> StepResult:
-        """The gradients of one step's batches, clipped. Raises NotFiniteError."""
+        """Returns the gradients of one step's batches, clipped. Raises NotFiniteError."""
         train, state = self.config.train, self.state
         device = next(self.model.parameters()).device
         loss_sum, aux_sums, dropped_sum = 0.0, dict[str, float](), 0.0
@@ -215,7 +217,7 @@ class Trainer:
         return StepResult(loss_sum, aux_sums, self._clip(), dropped, load, probs, num_tokens)
 
     def _clip(self) -> float:
-        """The norm of the gradient, which is then at most optim.grad_clip. Raises NotFiniteError."""
+        """Returns the norm of the gradient, which is then at most optim.grad_clip. Raises NotFiniteError."""
         params = [param for param in self.model.parameters() if param.grad is not None]
         total = self.distributed_model.gradient_norm()
         norm = float(total)
@@ -231,10 +233,10 @@ class Trainer:
         return norm
 
     def _update(self, result: StepResult, started: float) -> float:
-        """Moves the weights, and what balances without a gradient; returns the schedule's factor.
+        """Updates the weights, and the balancing biases; returns the schedule's factor.
 
         Args:
-            started: the performance counter at the beginning of the step; read where the budget is a time.
+            started: the performance counter at the beginning of the step; used if the budget is a time.
         """
         elapsed = 0.0 if self.total_steps is not None else collectives.all_reduce_max(time.perf_counter() - started)
         after = self._share_spent(self.state.step + 1, self.state.seconds + elapsed)
@@ -246,10 +248,10 @@ class Trainer:
         return lr_factor
 
     def _handle_non_finite(self, error: NotFiniteError) -> None:
-        """What train.on_nan asks for: the step at hand is left out, or the last checkpoint is where training stands.
+        """Handles a non-finite loss or gradient by train.on_nan: skips the step, or rewinds to the last checkpoint.
 
         Raises:
-            TrainingError: stop; or too many steps have failed.
+            TrainingError: train.on_nan is `stop`; or too many steps have failed.
         """
         state, (cause, advice) = self.state, error.args
         cause = f"{cause} at step {state.step + 1}"
@@ -265,13 +267,13 @@ class Trainer:
         state.skipped_in_a_row += 1
 
     def _kept(self) -> str:
-        """What there is on the disk, once what is being written is there."""
+        """Returns the description of what is on disk, after pending checkpoint writes finish."""
         with suppress(TrainingError):
             self.checkpoint_writer.wait()
         return self.recorder.run.kept()
 
     def _rewind(self, cause: str, advice: str) -> None:
-        """Back to the last checkpoint, to go on with the data after those that led here (PaLM, arXiv:2204.02311, 5.1)."""
+        """Returns to the last checkpoint, and skips the data of the failure (PaLM, arXiv:2204.02311, 5.1)."""
         failed = self.state
         self.checkpoint_writer.wait()
         collectives.barrier()
@@ -284,7 +286,7 @@ class Trainer:
         self.state.data_shift = failed.data_shift + failed.step + 1 - self.state.step
 
     def _update_bias(self, load: list[Tensor], probs: list[list[Tensor]]) -> None:
-        """Balancing by bias: once per optimizer step, from the counts or probabilities of the whole step."""
+        """Updates balancing biases once per optimizer step, from the counts or probabilities of the whole step."""
         if self.bias_method is not None:
             for layer, counts, seen in zip(self.layers, load, probs, strict=True):
                 bias = layer.router.get_buffer("expert_bias")
@@ -311,7 +313,7 @@ class Trainer:
         self._write_record(lr_factor)
 
     def _real(self, load: list[Tensor]) -> list[Tensor]:
-        """Per layer, the counts of the experts that compute: null experts come last."""
+        """Returns, per layer, the counts of the experts that compute; null experts come last."""
         return [counts[: layer.num_experts] for layer, counts in zip(self.layers, load, strict=True)]
 
     def _record_skipped(self) -> None:
@@ -319,7 +321,7 @@ class Trainer:
         self._write_record(0.0)
 
     def _write_record(self, lr_factor: float) -> None:
-        """Every train.log_every steps: the means of what was added since the last record."""
+        """Writes a record every train.log_every steps: the means since the last record."""
         state = self.state
         if state.step % self.config.train.log_every == 0 or self.progress >= 1:
             steps = state.metric_sums.pop("steps", 0)
@@ -331,22 +333,22 @@ class Trainer:
             state.metric_sums.clear()
 
     def _accumulate(self, key: str, value: float) -> None:
-        """To the sums that the next record gives the means of."""
+        """Adds to the sums whose means are in the next record."""
         self.state.metric_sums[key] = self.state.metric_sums.get(key, 0.0) + value
 
     def _is_due(self, every: int | None) -> bool:
-        """Whether something that happens every `every` steps (None: ten times a run) happens after the last step."""
+        """Returns whether an action of every `every` steps (None means ten times a run) is due after the last step."""
         if every is not None:
             return self.state.step % every == 0 and self.progress < 1
         before, now = (int(share * EVALUATIONS_PER_RUN) for share in (self.progress_before, self.progress))
         return before < now and self.progress < 1
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Within it the model has the average of its weights, where optim.ema_decay asks for one."""
+        """Swaps the average of the weights into the model, if optim.ema_decay is set."""
         return nullcontext() if self.average is None else self.average.swapped_in()
 
     def _is_best(self, val: Evaluation) -> bool:
-        """Whether this evaluation has the lowest loss so far, where that is asked for."""
+        """Returns whether this evaluation has the lowest loss so far, if train.keep_best is set."""
         state = self.state
         if not self.config.train.keep_best or val.loss >= (math.inf if state.best_loss is None else state.best_loss):
             return False
@@ -354,7 +356,7 @@ class Trainer:
         return True
 
     def _evaluate(self) -> Evaluation:
-        """A look at part of the validation text, for the curve; the summary's figures take all of it."""
+        """Returns a look at part of the validation text, for the curve; the summary's figures take all of it."""
         with self.averaged():
             return self._evaluate_model()
 

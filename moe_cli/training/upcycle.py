@@ -14,10 +14,10 @@ _NEW = ("router.", "shared_experts.", "shared_gate.")
 
 @torch.no_grad()
 def upcycle(model: nn.Module, source: Run) -> None:
-    """Every expert becomes a copy of the dense network in its place, and all else is taken over; routers stay new.
+    """Copies the dense network of each layer into all its experts, and all other weights; routers stay new.
 
-    Shared experts start silent, their second matrix at zero. Where the weights of a token's experts sum to 1, the model
-    then starts as the dense one's function.
+    Shared experts initially output zero, because their second matrix is zero. If the weights of a token's experts sum
+    to 1, the model then initially computes the dense one's function.
 
     Args:
         model: of the source's shape, `d_expert` equal to its `d_ff`; see `moe_cli.execution.upcycling.check_upcycle`.

@@ -23,12 +23,12 @@ from moe_cli.moe.sparse_layer import moe_layers
 
 
 class DistributedModel:
-    """Divides a model among the processes there are, and puts its tensors together again.
+    """Distributes a model over the processes, and gathers its tensors.
 
     Attributes:
-        model: the module as it was given, its parameters replaced by this process's parts.
-        forward: what to call in training, so that gradients are averaged over processes; compiled where asked.
-        experts: who shares a set of experts; None where every process has all of them.
+        model: the given module, with its parameters replaced by this process's parts.
+        forward: the module to call in training, which averages gradients over processes; compiled if requested.
+        experts: the expert parallelism; None means that every process has all experts.
     """
 
     def __init__(self, config: LaunchConfig, model: nn.Module, compiled: bool = False) -> None:
@@ -49,17 +49,18 @@ class DistributedModel:
         if config.data_parallel == "fsdp":
             self._shard(device.type)
         else:
-            # Buffers are equal everywhere: what changes them, the balancing bias for one, sees the load of all.
+            # Buffers are equal on all processes: their updates, such as that of the balancing bias, use the load of
+            # all.
             ignored = [*self._expert_params, *(name for name, _ in model.named_buffers())]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
             devices = [device.index] if device.type == "cuda" else None
             self.forward = DistributedDataParallel(model, device_ids=devices)
 
     def _shard(self, device: str) -> None:
-        """Divided experts stay as they are: their rows are used outside of a forward pass of their own.
+        """Shards the parameters, except divided experts, whose rows are used outside of their own forward pass.
 
-        The outermost parameters too are let go after a forward pass: after one of evaluation they would else be used
-        again in training, when the weights may be others.
+        The outermost parameters are also freed after a forward pass. Otherwise those of an evaluation would be reused
+        in training, after the weights have changed.
         """
         mesh = init_device_mesh(device, (collectives.world_size(),))
         ignored = set(self._expert_params.values())
@@ -68,14 +69,14 @@ class DistributedModel:
         fully_shard(self.model, mesh=mesh, ignored_params=ignored, reshard_after_forward=True)
 
     def grad_sync(self, last: bool) -> AbstractContextManager[None]:
-        """Around a batch: gradients are averaged over processes with the last batch of a step only."""
+        """Averages gradients over processes only with the last batch of a step."""
         if isinstance(self.forward, DistributedDataParallel) and not last:
             return self.forward.no_sync()
         return nullcontext()
 
     @torch.no_grad()
     def reduce_expert_gradients(self) -> None:
-        """The gradients of divided experts, which have seen the tokens of M processes, as means over all N."""
+        """Averages the gradients of divided experts, which have seen the tokens of M processes, over all N."""
         if self.experts is None:
             return
         replicas = self.experts.mesh["replicas"]
@@ -87,7 +88,7 @@ class DistributedModel:
 
     @torch.no_grad()
     def gradient_norm(self) -> Tensor:
-        """Of the whole gradient, wherever its parts are."""
+        """Returns the norm of the full gradient over all processes."""
         grads = {name: param.grad for name, param in self.model.named_parameters() if param.grad is not None}
         shared = nn.utils.get_total_norm([grad for name, grad in grads.items() if name not in self._expert_params])
         if self.experts is None:
@@ -97,18 +98,18 @@ class DistributedModel:
         return (full_tensor(shared).square() + own).sqrt()
 
     def local_counts(self, load: Sequence[Tensor]) -> list[Tensor]:
-        """Per layer, the counts of the experts whose parameters are here; those of null experts are left out."""
+        """Returns, per layer, the counts of the experts whose parameters are on this process, without null experts."""
         real = [counts[: layer.num_experts] for layer, counts in zip(moe_layers(self.model), load, strict=True)]
         return real if self.experts is None else [self.experts.local_shard(counts) for counts in real]
 
     def to_full(self, tensor: Tensor, name: str) -> Tensor:
-        """The whole of a parameter, or of what an optimizer keeps for it; `name` is the parameter's."""
+        """Returns the full tensor of a parameter, or of its optimizer state; `name` is the parameter's."""
         tensor = full_tensor(tensor.detach())
         divided = name in self._expert_params and self.experts is not None and tensor.ndim
         return self.experts.gather(tensor) if divided and self.experts else tensor
 
     def to_local(self, tensor: Tensor, name: str, like: Tensor) -> Tensor:
-        """The inverse of `to_full`: this process's part, shaped and placed as `like`."""
+        """Returns the inverse of `to_full`: this process's part, shaped and placed as `like`."""
         if name in self._expert_params and self.experts is not None and tensor.ndim:
             tensor = self.experts.local_shard(tensor)
         if isinstance(like, DTensor):
@@ -117,5 +118,5 @@ class DistributedModel:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together; any other as it is."""
+    """Returns a sharded tensor put together; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

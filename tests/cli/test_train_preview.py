@@ -62,7 +62,7 @@ def test_no_word_of_the_plan_is_cut_at_80_columns(text_file: Path, tmp_path: Pat
     assert max(map(len, screen.getvalue().splitlines())) <= 80 < max(map(len, pipe.getvalue().splitlines()))
     assert screen.getvalue().split() == pipe.getvalue().split()
     memory = next(line for line in pipe.getvalue().splitlines() if line.startswith("  memory"))
-    assert memory.startswith("  memory       about 47")
+    assert memory.startswith("  memory       about 42")
     assert memory.endswith("B activations   420MB torch")
 
 

@@ -48,7 +48,7 @@ def ls(
 
 
 def _statuses(text: str | None) -> tuple[str, ...]:
-    """The statuses named in `text`, all of them for None. Raises ConfigError for any other word."""
+    """Returns the statuses named in `text`, all of them for None. Raises ConfigError for any other word."""
     from moe_cli.config.build import did_you_mean
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import STATUSES
@@ -239,7 +239,7 @@ def _matching(outputs: Path, status: str | None, sweep: str | None) -> "list[Run
 
 
 def _confirm(question: str, names: list[str]) -> None:
-    """Asks on a terminal. Raises ConfigError without one; exits with code 1 when the answer is no."""
+    """Asks for confirmation on a terminal. Raises ConfigError without one; exits with code 1 if the answer is no."""
     from moe_cli.errors import ConfigError
 
     if not sys.stdin.isatty():

@@ -36,7 +36,7 @@ def trash_records(trash: Sequence[TrashedRun]) -> list[dict[str, Any]]:
 
 
 def print_trash(trash: Sequence[TrashedRun]) -> None:
-    """A line for each removed run, the last one last."""
+    """Prints a line for each removed run, the latest last."""
     console = Terminal()
     if not trash:
         echo("the trash is empty.")
@@ -54,7 +54,7 @@ def print_trash(trash: Sequence[TrashedRun]) -> None:
 
 
 def delete_all(waste: Sequence[Reclaimable]) -> list[Reclaimable]:
-    """Frees it, and gives what was not in use by then. Raises MoeError, after all others were freed."""
+    """Deletes the items, and returns those that were not in use. Raises MoeError after all others were deleted."""
     freed, errors = [], []
     for each in waste:
         try:
@@ -70,7 +70,7 @@ def delete_all(waste: Sequence[Reclaimable]) -> list[Reclaimable]:
 def print_reclaimable(
     waste: Sequence[Reclaimable], chosen: Sequence[Reclaimable], freed: Sequence[Reclaimable] | None
 ) -> None:
-    """Prints what could be deleted by kind, or what was."""
+    """Prints by kind what can be deleted, or what was deleted."""
     console = Terminal()
     if freed is not None:
         total = sum(each.num_bytes for each in freed)

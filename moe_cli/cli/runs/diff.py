@@ -67,7 +67,7 @@ def _written(name: str, value: float | None, signed: bool = False) -> str:
         return "0"
     if metric.format == "count":
         return ("+" if signed and value > 0 else "") + count(value)
-    # One digit more than in a table: small differences are what is looked for.
+    # One digit more than in a table, because small differences matter here.
     return f"{value:{'+' if signed else ''}.{metric.digits + 1}f}"
 
 

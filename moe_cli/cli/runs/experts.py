@@ -8,7 +8,10 @@ if TYPE_CHECKING:
 
 
 def print_experts(run: "Run", layer: int | None, as_json: bool) -> None:
-    """The health of all layers and the tables of one, counted from 1. Raises ConfigError where there is none to show."""
+    """Prints the expert usage of all layers and the tables of one, counted from 1.
+
+    Raises ConfigError if no data exist.
+    """
     from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.cli.options import print_json
     from moe_cli.cli.terminal import ascii_only

@@ -24,7 +24,7 @@ BARS_WIDTH = 32
 
 
 def changed_settings(run: Run) -> dict[str, Any]:
-    """The settings that differ from the defaults, by their dotted names."""
+    """Returns the settings that differ from the defaults, by their dotted names."""
     from moe_cli.config.compose import load_config
 
     default = flatten_dict(load_config([], "config").config.to_dict())
@@ -36,7 +36,7 @@ def changed_settings(run: Run) -> dict[str, Any]:
 
 
 def run_record(run: Run) -> dict[str, Any]:
-    """Everything `moe runs show` knows, for programs."""
+    """Returns the content of `moe runs show` as a JSON object."""
     each, curve = read_status(run), validation_curve(run)
     return {
         "run": run.id, "sweep": run.group, "path": str(run.path), "status": each.status, "reason": each.reason,
@@ -50,7 +50,7 @@ def run_record(run: Run) -> dict[str, Any]:
 
 
 def print_run(run: Run) -> None:
-    """A title, then a labelled line for each thing worth knowing; long lines are continued under their label."""
+    """Prints a title, then labelled lines; long lines are continued under their label."""
     console = Terminal()
     each = read_status(run)
     ended = {COMPLETED: "green", "failed": "red", "interrupted": "yellow"}
@@ -105,7 +105,7 @@ def _results(each: RunStatus) -> list[tuple[str, list[str]]]:
     seconds = found.get("seconds")
     time_taken = [] if seconds is None else [duration(seconds)]
     measured = format_task_metrics(found, "val_")
-    # Of what is no text, the task's own measures say more.
+    # For outputs other than text, the task's own metrics are more informative.
     perplexity = {"val_perplexity": "perplexity {:z.2f}"} if found.get("val_bpb") is not None or not measured else {}
     rows = [
         ("validation", pieces(val_loss=f"{{:z.3f}} nats/{unit}", val_bpb="{:z.3f} bits/byte", **perplexity,

@@ -26,10 +26,10 @@ Sleep = Callable[[float], None]
 
 
 def resolve_target(outputs: Path, name: str | None) -> Path | Run:
-    """Returns the folder of a sweep, or a run. Without a name the newest sweep, or the newest run if there is none.
+    """Returns the folder of a sweep, or a run. Without a name: the newest sweep, or the newest run if no sweep exists.
 
     Raises:
-        RunNotFound: there is nothing of that name.
+        RunNotFound: no sweep or run has this name.
     """
     if name is None:
         group = newest_sweep(outputs)
@@ -111,7 +111,7 @@ def _end(console: Console, name: str, standing: SweepProgress) -> int:
 
 
 def run_labels(runs: Sequence[Run]) -> dict[Path, str]:
-    """Returns labels of what varies, such as expert=8 k=2 seed=0; the id of a run whose settings cannot be read."""
+    """Returns labels of the settings that vary, such as expert=8 k=2 seed=0; the id if settings are unreadable."""
     from moe_cli.config.ranges import show
     from moe_cli.report.load import flat_settings
     from moe_cli.report.run_row import setting_applies, settings_of, varying_settings
@@ -153,7 +153,7 @@ def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
 
 
 def _waits(each: RunStatus) -> bool:
-    """Whether somebody is about to begin it or to go on with it: its sweep, or a training that has only just been made."""
+    """Returns whether a run is expected to start or continue: its sweep is running, or it was created recently."""
     young = each.status == PENDING and time.time() - each.created < STALE_SECONDS
     return each.status in (PENDING, INTERRUPTED) and (young or is_sweep_running(each.run.path.parent))
 
@@ -163,7 +163,7 @@ def _step(each: RunStatus) -> str:
 
 
 def run_panel(each: RunStatus, curve: Sequence[float], width: int, now: float) -> Group:
-    """The progress of one run: step and time left, losses and load, the curve so far."""
+    """Returns the progress of one run: step and time left, losses and load, the curve so far."""
     texts = {"share": Text(f"{100 * each.progress:z.0f} %")}
     if each.tokens_per_second is not None:
         texts["speed"] = Text(f"{count(each.tokens_per_second)} tok/s")

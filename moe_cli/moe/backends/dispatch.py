@@ -26,9 +26,9 @@ MAX_ROWS_GROUPED_MM_CPU = 32
 def reference(
     experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
-    """One assignment at a time: y_t = sum over kept assignments of weight * expert(x_t). The definition.
+    """Computes one assignment at a time: y_t = sum over kept assignments of weight * expert(x_t). The definition.
 
-    Kept for backward, by autograd: everything, assignment by assignment.
+    Saved for backward, by autograd: everything, assignment by assignment.
     """
     rows: list[list[Tensor]] = [[] for _ in range(routing.num_tokens)]
     for a in range(len(routing.token_ids)):
@@ -44,7 +44,7 @@ def reference(
 def grouped_mm(
     experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
-    """Sorted by expert, torch's grouped matrix product: the fast way on a GPU. Needs row strides of 16 bytes.
+    """Sorts rows by expert and uses torch's grouped matrix product: fast on a GPU. Needs row strides of 16 bytes.
 
     Kept for backward, by autograd: the sorted input [R, D_in], the first product [R, H], the
     activation, and the outputs [R, D_out]. Nothing is recomputed.
@@ -72,13 +72,13 @@ def grouped_mm(
 
 @dataclass(frozen=True)
 class BackendQuery:
-    """The facts that decide the choice of a back end.
+    """The properties of a call that determine the back end.
 
     Attributes:
-        dtype: of the operands, after autocast's cast.
-        widths: of every row that is multiplied.
+        dtype: dtype of the operands, after autocast's cast.
+        widths: the widths of all rows that are multiplied.
         rows: assignments per expert, on average.
-        capability: of a GPU; (0, 0) for anything else.
+        capability: of a GPU; (0, 0) for any other device.
         compiling: whether torch.compile traces the call.
     """
 
@@ -104,7 +104,10 @@ def backend_query(experts: Experts, dtype: torch.dtype, rows: float) -> BackendQ
 
 
 def grouped_mm_supported(query: BackendQuery) -> bool:
-    """True if torch's grouped product exists for this device, precision and widths. Probes features, not versions."""
+    """Returns True if torch's grouped product exists for this device, precision and widths.
+
+    Probes features, not versions.
+    """
     aligned = all(width * query.dtype.itemsize % 16 == 0 for width in query.widths)
     on_gpu = query.device == "cuda" and query.capability >= (8, 0) and query.dtype == torch.bfloat16
     on_cpu = query.device == "cpu" and query.dtype in (torch.float32, torch.bfloat16)
@@ -112,13 +115,14 @@ def grouped_mm_supported(query: BackendQuery) -> bool:
 
 
 def choose_backend(query: BackendQuery) -> str:
-    """The fastest exact back end, `grouped_mm` or `loop`, as far as it was measured.
+    """Returns the fastest exact back end by measurement, `grouped_mm` or `loop`.
 
-    On a GPU the grouped product, where it is supported (not measured). On a CPU (one thread of a busy Zen 4, torch 2.13,
-    E from 8 to 1024, D from 64 to 128, forward and backward, medians of ratios of neighbouring rounds): in float32 the
-    grouped product took 0.73 to 0.94 of the loop's time at up to MAX_ROWS_GROUPED_MM_CPU rows per expert and 0.88 to 1.02
-    above, where the loop is preferred because it keeps less than half the memory; in bfloat16 0.42 to 0.92 at 4 to 1024
-    rows. torch.compile cannot trace the grouped product's sorting on a CPU: there the loop.
+    On a GPU it is the grouped product, where it is supported (not measured). On a CPU (one thread of a busy Zen 4,
+    torch 2.13, E from 8 to 1024, D from 64 to 128, forward and backward, medians of ratios of neighbouring rounds): in
+    float32 the grouped product took 0.73 to 0.94 of the loop's time at up to MAX_ROWS_GROUPED_MM_CPU rows per expert
+    and 0.88 to 1.02 above, where the loop is preferred because it keeps less than half the memory; in bfloat16 0.42 to
+    0.92 at 4 to 1024 rows. torch.compile cannot trace the grouped product's sorting on a CPU, so the loop is used
+    there.
     """
     if not grouped_mm_supported(query):
         return "loop"

@@ -23,11 +23,11 @@ CHUNK_ROWS = 512
 def loop(
     experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
-    """Sorted by expert, one matrix product per expert: the fast way on a CPU, and right on any device.
+    """Sorts rows by expert and computes one matrix product per expert: fast on a CPU, and correct on any device.
 
-    Kept for backward: x [T, D_in], the weights [A], the sorting, the first product [R, H] ([A, H] when compiled, where
-    the number of rows is not known beforehand), and the mask if there is one. The sorted input and the activation are
-    recomputed. The experts' outputs are not kept, because d(weight) = <dy W_out, hidden> does not need them.
+    Saved for backward: x [T, D_in], the weights [A], the sorting, the first product [R, H] ([A, H] when compiled,
+    because the number of rows is then unknown), and the mask if there is one. The sorted input and the activation are
+    recomputed. The experts' outputs are not saved, because d(weight) = <dy W_out, hidden> does not need them.
     """
     operands = cast_for_matmul(experts, x)
     if torch.compiler.is_compiling():
@@ -47,7 +47,7 @@ def loop(
 
 
 def chunks(counts: list[int]) -> list[tuple[range, slice]]:
-    """Neighbouring experts together until they fill CHUNK_ROWS, with the slice of rows they hold."""
+    """Groups neighbouring experts until they fill CHUNK_ROWS; returns each group with its slice of rows."""
     ends = list(accumulate(counts))
     found, first = [], 0
     for expert in range(len(counts)):
@@ -65,7 +65,7 @@ class SavedForBackward:
 
     Attributes:
         pre: the first product, in its first R rows.
-        mask: what the hidden values are multiplied by; None: by 1.
+        mask: factors of the hidden values; None means 1.
     """
 
     x: Float[Tensor, "T D_in"]
@@ -80,7 +80,7 @@ class SavedForBackward:
         return self.x, self.weights, self.w_in, self.w_out, self.pre, self.mask
 
     def apply_mask_(self, values: Float[Tensor, "N F"], assignments: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
-        """The values, in place, as the mask leaves them."""
+        """Returns the values, in place, as the mask leaves them."""
         return values if self.mask is None else values.mul_(self.mask[assignments])
 
 
@@ -102,7 +102,7 @@ def _forward(saved: SavedForBackward, permutation: Permutation, kind: str, activ
 def _backward(
     grad_y: Tensor, saved: SavedForBackward, permutation: Permutation, kind: str, activation: str
 ) -> tuple[Tensor, ...]:
-    """The gradients of x, weights, w_in and w_out."""
+    """Returns the gradients of x, weights, w_in and w_out."""
     w_in, w_out, pre = saved.w_in, saved.w_out, saved.pre
     inputs, grads = saved.x.index_select(0, permutation.token_ids), grad_y.index_select(0, permutation.token_ids)
     row_weights = saved.weights.index_select(0, permutation.assignments)
@@ -130,7 +130,7 @@ def _backward(
 
 
 class _ExpertsLoop(torch.autograd.Function):
-    """The loop for ordinary execution; see `loop` for what it keeps."""
+    """The loop for eager execution; see `loop` for the saved tensors."""
 
     @staticmethod
     def forward(

@@ -15,7 +15,7 @@ from moe_cli.moe.routing import Routing
 def einsum(
     experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
-    """One-hot dispatch and combine tensors [T, E, C], algorithm 1 of GShard, arXiv:2006.16668: for teaching, not speed.
+    """Uses one-hot dispatch and combine tensors [T, E, C], algorithm 1 of GShard, arXiv:2006.16668: for teaching only.
 
     dispatched = dispatch x, y = combine outputs: the sums over T and over (E, C) are dispatch and combine.
     Kept for backward, by autograd: both tensors [T, E, C], x, the dispatched input [E, C, D_in], the first product

@@ -56,7 +56,7 @@ class HashRouter(GatedRouter):
             super().reset_parameters(generator)
 
     def logits(self, tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
-        """The gate's scores; zeros where there is no gate."""
+        """Returns the gate's scores; zeros if the router has no gate."""
         if self.config.learned:
             return super().logits(tokens)
         return torch.zeros(len(tokens), self.num_experts, dtype=gate_dtype(tokens), device=tokens.device)

@@ -58,14 +58,14 @@ class Router(nn.Module, ABC):
         token_ids: Int[Tensor, " T"] | None = None,
         policy: RoutingPolicy | None = None,
     ) -> Routing:
-        """`route`, by default with the router's own K."""
+        """Calls `route`, by default with the router's own K."""
         return self.route(tokens, token_ids, policy or RoutingPolicy())
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialises the weights; a router without a gate has none."""
 
     def after_step(self, assigned: Int[Tensor, " E"], num_tokens: int) -> None:
-        """Adapts what the router sets without a gradient, after an optimizer step with these assignments per expert."""
+        """Updates parameters without a gradient, after an optimizer step with these assignments per expert."""
 
 
 class GatedRouter(Router):
@@ -88,7 +88,7 @@ class GatedRouter(Router):
         self.gate.reset_parameters(generator)  # type: ignore[operator]
 
     def logits(self, tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
-        """The gate's scores over the temperature, in float32 (float64 for float64 weights) also under autocast."""
+        """Computes the gate's scores over the temperature, in float32 (float64 for such weights), also in autocast."""
         with torch.autocast(tokens.device.type, enabled=False):
             weight = next(self.gate.parameters(), tokens)
             scores: Tensor = self.gate(tokens.to(gate_dtype(weight))) / self.temperature
@@ -105,7 +105,7 @@ class GatedRouter(Router):
 
 
 def gate_dtype(tensor: Tensor) -> torch.dtype:
-    """The precision in which scores are computed: float64 for float64, else float32."""
+    """Returns the precision in which scores are computed: float64 for float64, else float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 

@@ -36,7 +36,7 @@ class SinkhornRouter(GatedRouter):
 
 
 def sinkhorn(logits: Float[Tensor, "T E"], iterations: int) -> Float[Tensor, "T E"]:
-    """exp(logits) scaled until every row sums to 1 / T and, last, every column to 1 / E (Sinkhorn and Knopp 1967)."""
+    """Scales exp(logits) until every row sums to 1 / T and, last, every column to 1 / E (Sinkhorn and Knopp 1967)."""
     log = logits - logits.logsumexp((0, 1))
     for _ in range(iterations):
         log = log - log.logsumexp(1, keepdim=True) - torch.tensor(float(log.shape[0])).log()

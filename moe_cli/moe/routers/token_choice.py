@@ -29,7 +29,7 @@ class TopKRouter(GatedRouter):
 
 
 def renormalises(router: GatedRouter) -> bool:
-    """True if the weights of the chosen experts are made to sum to 1; by default for K > 1, as trained."""
+    """Returns True if the weights of the chosen experts are made to sum to 1; by default for K > 1, as trained."""
     assert isinstance(router.config, TopKConfig | SigmoidConfig)
     return router.top_k > 1 if router.config.renormalise is None else router.config.renormalise
 

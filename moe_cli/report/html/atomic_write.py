@@ -8,12 +8,12 @@ from moe_cli.files.writing import is_inside_outputs, write_bytes
 from moe_cli.formatting import printable
 from moe_cli.report.html.page import GENERATOR
 
-# The name of the program stands near the beginning of a page.
+# The name of the generating program is within these bytes of a page.
 HEAD_BYTES = 4096
 
 
 def check_overwrite(path: Path, command: str = GENERATOR) -> None:
-    """Raises ConfigError: the file is there and is no page of this command, so that it is not ours to replace."""
+    """Raises ConfigError if the file exists and is not a page of this command, which must not be overwritten."""
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD_BYTES)

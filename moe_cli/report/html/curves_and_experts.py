@@ -1,4 +1,4 @@
-"""The curves of runs and what their experts did, thinned so that a page of any number of runs stays small."""
+"""Curves and expert usage of runs for the page, thinned so that a page of any number of runs stays small."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ CURVES = ("val/bpb", "val/loss", "train/loss", "moe/max_violation", "val/max_vio
 
 
 def curve_content(runs: Sequence[Sequence[Configuration]]) -> tuple[dict[str, Any], list[str]]:
-    """The curves of the runs of each row, and a line on what was left out."""
+    """Returns the curves of the runs of each row, and lines on omitted runs."""
     chosen = [(index, run) for index, members in enumerate(runs) for run in members]
     kept = chosen[:MAX_RUNS]
     found: list[tuple[int, dict[str, list[CurvePoint]]]] = []
@@ -54,7 +54,7 @@ def curve_content(runs: Sequence[Sequence[Configuration]]) -> tuple[dict[str, An
 
 
 def expert_content(runs: Sequence[Sequence[Configuration]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """What the experts of each sparse run did, as far as there is room, and a line on what was left out."""
+    """Returns the expert usage of each sparse run, within MAX_CELLS and MAX_DETAILS, and lines on omitted runs."""
     cells, details = MAX_CELLS, MAX_DETAILS
     content: list[dict[str, Any]] = []
     left = 0

@@ -8,7 +8,7 @@ DIGITS = 5
 
 
 def rounded(value: float | None, digits: int = DIGITS) -> float | int | None:
-    """The value with `digits` significant digits; None where it is not finite, which JSON cannot express."""
+    """Returns the value with `digits` significant digits; None where it is not finite, which JSON cannot express."""
     if value is None or not math.isfinite(value):
         return None
     short = float(f"{value:.{digits}g}")
@@ -16,7 +16,10 @@ def rounded(value: float | None, digits: int = DIGITS) -> float | int | None:
 
 
 def downsampled(steps: Sequence[int], values: Sequence[float], most: int) -> tuple[list[int], list[float]]:
-    """At most `most` points: the means of neighbours, each at the step of the last of them; the last point stays."""
+    """Reduces to at most `most` points: means of neighbours, each at the step of the last one.
+
+    The last point is kept.
+    """
     size = len(steps)
     if size <= most:
         return list(steps), list(values)

@@ -11,7 +11,7 @@ SCRIPTS = ("svg.js", "interaction.js", "experts.js", "page_shell.js", "explain.j
 
 
 def explain_page(content: dict[str, object], title: str, plain: str, program: str) -> str:
-    """The page; `plain` is what is shown where scripts are switched off."""
+    """Returns the page. `plain` is the text for browsers without scripts."""
     template = PageTemplate(
         title, plain, f"{GENERATOR}, {program}", SCRIPTS, ("page.css", "explain.css"), ("text", "text")
     )
@@ -19,10 +19,10 @@ def explain_page(content: dict[str, object], title: str, plain: str, program: st
 
 
 def packed(choices: Sequence[Iterable[tuple[int, int, bool]]], stride: int) -> str:
-    """The (expert, hundredths of weight, kept) of all tokens, in a fifth of the room that JSON takes.
+    """Encodes (expert, hundredths of weight, kept) of all tokens in a fifth of the size of JSON.
 
-    Commas stand between tokens, spaces between assignments; each is expert * stride + hundredths to base 36, after a minus
-    if it was dropped.
+    Commas separate tokens, spaces separate assignments. Each assignment is expert * stride + hundredths to base 36,
+    after a minus sign if it was dropped.
     """
     return ",".join(
         " ".join(f"{'' if kept else '-'}{np.base_repr(expert * stride + weight, 36)}" for expert, weight, kept in token)

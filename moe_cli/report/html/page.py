@@ -1,9 +1,9 @@
-"""One page for a browser: a report as a single HTML file that needs no network.
+"""The report as a single HTML file that needs no network.
 
-Charts are SVG, drawn by 800 lines of our own; why no plotting library does it stands in .github/CONTRIBUTING.md.
+Charts are SVG, drawn by 800 lines of our own; .github/CONTRIBUTING.md gives the reason against a plotting library.
 
-Nothing of a run is ever markup: it stands as JSON in a script element that no browser executes, without a single `<`, and
-the page puts it on the screen as text. A content security policy allows only the page's own script and style, by hash.
+Run data is never markup. It is JSON in a script element that no browser executes, without a single `<`, and the page
+displays it as text. A content security policy allows only the page's own script and style, by hash.
 """
 
 import html
@@ -38,10 +38,10 @@ PLAIN_WIDTH = 120
 
 
 def page_text(table: ReportTable, source: Source, sections: Sequence[Section] = ()) -> str:
-    """The page of a report.
+    """Returns the page of a report.
 
     Args:
-        sections: what else to show, written beforehand; those with `before_table` stand before the table.
+        sections: further sections; those with `before_table` are placed before the table.
     """
     plain = "\n".join(line.plain for line in table_lines(table, source.title, PLAIN_WIDTH, curves=False))
     content = page_content(table, source, sections)
@@ -53,9 +53,9 @@ class PageTemplate:
     """The parts of a page other than its content.
 
     Attributes:
-        plain: what is shown where scripts are switched off.
+        plain: the text for browsers without scripts.
         scripts, styles: files of assets/, in order.
-        first: the anchor that the keyboard skips to, and what is there.
+        first: the anchor of the keyboard's skip link, and its label.
     """
 
     title: str
@@ -67,7 +67,7 @@ class PageTemplate:
 
 
 def render(content: object, template: PageTemplate) -> str:
-    """One file that asks nothing of a network."""
+    """Returns a single file that needs no network."""
     style = "".join(map(_asset, template.styles))
     script = '(() => {\n"use strict";\n' + "".join(map(_asset, template.scripts)) + "})();\n"
     policy = (
@@ -79,12 +79,12 @@ def render(content: object, template: PageTemplate) -> str:
         "anchor": template.first[0], "what": template.first[1], "plain": html.escape(template.plain), "content": as_script_data(content),
         "script": script,
     }  # fmt: skip
-    # In one pass: what stands in a part is never looked at again.
+    # In one pass, so that placeholders inside a part are not replaced.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _asset("page.html"))
 
 
 def as_script_data(content: object) -> str:
-    """JSON that can stand inside a script element whatever it says: no `<`, `>` or `&`, and ASCII alone."""
+    """Returns JSON that is safe inside a script element: no `<`, `>` or `&`, and only ASCII."""
     text = dumps(content, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

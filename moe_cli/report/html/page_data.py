@@ -25,7 +25,7 @@ from moe_cli.report.table import ReportTable
 LINE_WIDTH = 10_000  # lines are the page's to wrap
 MAX_UNFINISHED = 100
 MAX_TEXT_LENGTH = 300
-# What can be drawn against what, see `moe_cli.metrics`.
+# The quantities of the axes, see `moe_cli.metrics`.
 QUANTITIES = ("sparsity", "flops_per_token", "train_flops", "model_flops", "active_params", "params",
               "tokens_per_second", "peak_memory_bytes", "seconds", "tokens", "val_bpb", "val_loss", "max_violation",
               "dead_experts", "dropped_fraction")  # fmt: skip
@@ -34,13 +34,13 @@ Value = float | int | str | bool | None
 
 @dataclass(frozen=True)
 class Source:
-    """Where a report comes from.
+    """The runs of a report and its origin.
 
     Attributes:
         runs: all runs that were selected.
         extra_baselines: other runs that may serve as baselines.
-        title: of the report.
-        program: that made it, with its version.
+        title: the title of the report.
+        program: the program that made the report, with its version.
     """
 
     runs: Sequence[RunRow]
@@ -50,7 +50,7 @@ class Source:
 
 
 def page_content(table: ReportTable, source: Source, sections: Sequence[Section]) -> dict[str, Any]:
-    """Everything that the page shows."""
+    """Returns all content of the page."""
     runs = [[row] if table.by_run else table.aggregate.single_runs(row) for row in table.rows]
     score = required_columns(table.rows)[1] if table.rows else "val_bpb"
     curves, notes = curve_content(runs)
@@ -71,7 +71,7 @@ def page_content(table: ReportTable, source: Source, sections: Sequence[Section]
 
 
 def _above(table: ReportTable, title: str) -> list[str]:
-    """The lines above the table; the title, which the first begins with, is the page's heading already."""
+    """Returns the lines above the table; the title, which the first begins with, is the page's heading already."""
     first, *others = _lines(header_lines(table, title, LINE_WIDTH))
     return [line for line in (first.removeprefix(truncate_left(printable(title))).lstrip(), *others) if line]
 
@@ -113,7 +113,7 @@ def _run(run: Configuration, table: ReportTable) -> dict[str, Any]:
 
 
 def label_of(row: Configuration, table: ReportTable) -> str:
-    """The settings that tell the row apart, or the run where none does."""
+    """Returns the settings that tell the row apart, or the run where none does."""
     words = [_word(name, row) for name in table.varying if setting_applies(name, row.settings)]
     if table.by_run or not words:
         words = [row.run if len(row.runs) <= 1 else f"expert={show(row.expert)} k={show(row.k)}"]
@@ -128,7 +128,7 @@ def _word(name: str, row: Configuration) -> str:
 
 
 def _sort_key(row: Configuration, column: Column) -> Value:
-    """The value that a column is sorted by; its text where the value is no number or text."""
+    """Returns the value that a column is sorted by; its text if the value is neither a number nor a text."""
     value = row.get(column.name)
     if value is None or column.write(row) == "-":
         return None
@@ -150,7 +150,7 @@ def _quantity(row: Configuration, name: str) -> Cell:
 
 
 def _quantities(table: ReportTable) -> list[dict[str, Any]]:
-    """The metrics that some row has, and the settings that vary in number."""
+    """Returns the metrics that some row has, and the settings that vary in number."""
     metrics = [BY_KEY[name] for name in QUANTITIES if any(_quantity(row, name) is not None for row in table.rows)]
     known = [(metric.key, metric.title, metric.log_scale, metric.direction) for metric in metrics]
     known += [
@@ -161,7 +161,7 @@ def _quantities(table: ReportTable) -> list[dict[str, Any]]:
 
 
 def _numbers(table: ReportTable, name: str) -> list[float]:
-    """The values of a setting where all that are there are numbers; empty for other settings."""
+    """Returns the values of a setting if all existing ones are numbers; empty for other settings."""
     values = [value for row in table.rows if (value := _quantity(row, name)) is not None]
     numbers = [
         value
@@ -172,8 +172,9 @@ def _numbers(table: ReportTable, name: str) -> list[float]:
 
 
 def _fronts(table: ReportTable, quantities: Sequence[Mapping[str, Any]]) -> dict[str, list[list[int]]]:
-    """By "X|Y", for each pair of quantities that have a better side: the rows on the Pareto front, a list for each group
-    of comparable rows, by X.
+    """Returns the rows on the Pareto front by "X|Y", for each pair of quantities with a better side.
+
+    The rows are a list for each group of comparable rows, sorted by X.
     """
     directed = [(each["name"], each["better"]) for each in quantities if each["better"]]
     found = {}
@@ -191,7 +192,7 @@ def _fronts(table: ReportTable, quantities: Sequence[Mapping[str, Any]]) -> dict
 
 
 def _settings(table: ReportTable) -> dict[str, Any]:
-    """The settings that are the same for all rows, and those of each row alone."""
+    """Returns the settings that are the same for all rows, and those of each row alone."""
     names = settings_of(table.aggregate.columns)
     each = [{name: _setting(row, name) for name in names if setting_applies(name, row.settings)} for row in table.rows]
     same = {name: each[0].get(name) for name in names if each and len({repr(one.get(name)) for one in each}) == 1}
@@ -209,7 +210,7 @@ def _setting(row: Configuration, name: str) -> Value:
 
 
 def _unfinished(table: ReportTable) -> list[Section]:
-    """Which runs have no results, and why."""
+    """Returns the section that lists runs without results, with the reasons; empty if there are none."""
     if not table.unfinished:
         return []
     rows = [

@@ -1,4 +1,4 @@
-"""Sections of a page that say what the runs mean: the recommendation, and a scaling law through them."""
+"""Sections of a page with conclusions: the recommendation, and a scaling law."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ LINE_WIDTH = 110
 def recommendation_section(
     runs: Sequence[RunRow], extra_baselines: Sequence[RunRow], baseline: Settings | None = None
 ) -> list[Section]:
-    """What `moe recommend` says of these runs; nothing where there is nothing to recommend."""
+    """Returns the section with the output of `moe recommend`; empty if nothing can be recommended."""
     try:
         lines = format_recommendation(make_recommendation(runs, (), extra_baselines, baseline))
     except MoeError:
@@ -35,7 +35,7 @@ def recommendation_section(
 
 
 def fit_sections(found: "Analysis", title: str) -> list[Section]:
-    """The law against what was measured, its constants and answers, and loss against size at equal FLOPs."""
+    """Returns the sections of the law: its fit, its constants and results, and loss against size at equal FLOPs."""
     first, *others = (line.plain for line in analysis_lines(found, title, LINE_WIDTH))
     text = (first.removeprefix(printable(title)).lstrip(), *others)  # the page has its title
     note = f"Points were measured; lines are what the {found.fit.law.name} law says of them, each through runs of equal tokens."
@@ -49,7 +49,7 @@ def fit_sections(found: "Analysis", title: str) -> list[Section]:
 
 
 def _fitted(found: "Fit") -> Chart:
-    """Measured loss over training FLOPs, and what the law says where other things are equal."""
+    """Returns the chart of measured loss over training FLOPs, with the law's predictions at equal other settings."""
     points = found.points
     said = np.exp(found.log_loss(points))
     lines = []
@@ -65,7 +65,7 @@ def _fitted(found: "Fit") -> Chart:
 
 
 def _equal(points: "Points", chosen: "Array") -> list["Array"]:
-    """The chosen points of equal tokens and equal shape of expert, by FLOPs, where they are of several sizes."""
+    """Returns the points of equal tokens and equal expert shape, by FLOPs, if they have several sizes."""
     found = []
     keys = list(zip(points.tokens, points.granularity, points.density, strict=True))
     for key in sorted({keys[place] for place in np.flatnonzero(chosen)}):
@@ -76,7 +76,7 @@ def _equal(points: "Points", chosen: "Array") -> list["Array"]:
 
 
 def _iso_lines(style: int, each: "IsoFlop") -> list[Line]:
-    """What was measured at one budget, and the size of least loss."""
+    """Returns the line of the measurements at one budget, and the point of the size with the lowest loss if known."""
     name = f"{count(each.flops)}FLOP, " + ("dense" if each.expansion == 1 else f"expert/k {each.expansion:g}")
     lines = [Line(name, _pairs(each.sizes, each.losses), style, connect=True)]
     if each.best is not None and each.best_loss is not None:

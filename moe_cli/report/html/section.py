@@ -13,10 +13,10 @@ class Line:
     """Points (x, y).
 
     Attributes:
-        name: in the legend, where those of one name stand once.
-        style: its colour and shape, which belong to the name.
-        connect: by a line.
-        mark: what stands at each point: POINT, RING or nothing.
+        name: the name in the legend, which lists each name once.
+        style: the colour and shape, which belong to the name.
+        connect: whether a line connects the points.
+        mark: the mark at each point: POINT, RING or none.
     """
 
     name: str
@@ -39,11 +39,13 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """Attributes:
-    id: its anchor in the page.
-    preformatted: the lines are columns of text, each character as wide as another.
-    note: below the chart, how to read it.
-    before_table: it stands before the table.
+    """A section of the page.
+
+    Attributes:
+        id: its anchor in the page.
+        preformatted: the lines are columns of monospaced text.
+        note: the explanation below the chart.
+        before_table: whether the section is placed before the table.
     """
 
     id: str
@@ -57,7 +59,7 @@ class Section:
     before_table: bool = False
 
     def content(self) -> dict[str, object]:
-        """For the page: plain values, numbers finite, text without control characters."""
+        """Returns the section for the page: plain values, finite numbers, text without control characters."""
         chart = self.chart
         return {
             "id": self.id, "title": self.title, "before_table": self.before_table, "preformatted": self.preformatted, "note": self.note,

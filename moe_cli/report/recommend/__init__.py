@@ -1,1 +1,1 @@
-"""Which configuration to use, and what to run next."""
+"""Recommendation of a configuration and of the next sweep."""

@@ -1,4 +1,4 @@
-"""Which configuration is recommended. The memo, the marks of the table and the page all follow this one decision."""
+"""Choice of the recommended configuration. The memo, the marks of the table and the page all use this decision."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -32,12 +32,13 @@ ONE_SEED_TIE = 0.01
 
 @dataclass(frozen=True)
 class Known:
-    """What configurations are compared by.
+    """Verdicts that are already known when two configurations are compared.
 
     Attributes:
-        differing: the pairs of configurations that differ, by the paths of their first runs, where verdicts allow for
-            all pairs.
-        pairs: how many pairs that is; None: verdicts are on differences to a baseline, and a pair is tested on its own.
+        differing: the pairs of configurations that differ, where verdicts are corrected for all pairs. A configuration
+            is identified by the path of its first run.
+        pairs: the number of pairs in the correction. None means that verdicts are on differences to a baseline, and
+            each pair is tested separately.
     """
 
     differing: frozenset[frozenset[str]] = frozenset()
@@ -66,16 +67,16 @@ class Choice:
     """The recommended configuration.
 
     Attributes:
-        reason: why it is recommended:
+        reason: the reason of the recommendation:
             better: it is better than its baseline; baseline: no configuration is better than the baseline;
-            tie: it is not better, but routing has collapsed in what it ties with;
-            worse: all are worse than a baseline that is not among them; one seed: too few to tell;
-            untested: no baseline was run; single: there is nothing to compare it with.
+            tie: it is not better, but routing has collapsed in the configuration that it ties with;
+            worse: all are worse than a baseline that is not among them; one seed: too few seeds for a verdict;
+            untested: no baseline was run; single: no other configuration to compare it with.
         runner_up: the next best that is no baseline.
         ties: those of equal data and budget that are not distinguishable from the recommended one, the lowest first.
-        passed_over: the lowest, where another that ties with it is recommended.
-        because: why it was passed over: "health" or "cost".
-        known: what `compare` compares by.
+        passed_over: the lowest, if another one that ties with it is recommended.
+        because: the reason why it was passed over: "health" or "cost".
+        known: the known verdicts that `compare` uses.
     """
 
     row: Configuration
@@ -88,11 +89,11 @@ class Choice:
 
 
 def choose(rows: Sequence[Configuration], baseline: Settings = DENSE, pairs: bool = False) -> Choice:
-    """The decision for complete configurations with a score.
+    """Chooses the recommended one of complete configurations with a score.
 
-    First comes the lowest whose verdict against its baseline is better; else the baseline; else the lowest. If routing
-    has collapsed in it and another ties with it in which it has not, that one is recommended; then the cheapest of those that tie with it
-    and are within SAME_LOSS of it.
+    The first choice is the lowest whose verdict against its baseline is better, else the baseline, else the lowest. If
+    its routing has collapsed, and a configuration that ties with it has healthy routing, that one is chosen. Last, the
+    cheapest of those that tie with it and are within SAME_LOSS of it is chosen.
 
     Args:
         pairs: the verdicts are on differences to the lowest, not to a baseline.
@@ -122,23 +123,23 @@ def choose(rows: Sequence[Configuration], baseline: Settings = DENSE, pairs: boo
 
 
 def is_collapsed(row: Configuration) -> bool:
-    """Whether the routing of a configuration has collapsed, see MAX_DEAD_EXPERTS and MAX_IMBALANCE."""
+    """Returns whether the routing of a configuration has collapsed, see MAX_DEAD_EXPERTS and MAX_IMBALANCE."""
     return (row.results.dead_experts or 0.0) > MAX_DEAD_EXPERTS or (_imbalance(row) or 0.0) > MAX_IMBALANCE
 
 
 def _imbalance(row: Configuration) -> float | None:
-    """The load of the most loaded expert between an even load, 0, and all tokens, 1; None for a dense model."""
+    """Returns the load of the most loaded expert between an even load, 0, and all tokens, 1; None for a dense model."""
     largest = _max_possible_violation(row)
     return None if row.results.max_violation is None or largest is None else row.results.max_violation / largest
 
 
 def _max_possible_violation(row: Configuration) -> float | None:
-    """MaxVio when every token chooses the same experts; None for a dense model."""
+    """Returns MaxVio when every token chooses the same experts; None for a dense model."""
     return row.expert / row.k - 1 if row.k and row.expert and row.expert > row.k else None
 
 
 def health_text(row: Configuration) -> str:
-    """25 % dead experts, MaxVio 2.93 of at most 3."""
+    """Returns a text such as: 25 % dead experts, MaxVio 2.93 of at most 3."""
     parts = [f"{percent(row.results.dead_experts)} dead experts"] if row.results.dead_experts is not None else []
     largest = _max_possible_violation(row)
     if row.results.max_violation is not None and largest is not None:
@@ -147,23 +148,23 @@ def health_text(row: Configuration) -> str:
 
 
 def has_one_seed(rows: Sequence[Configuration]) -> bool:
-    """Whether no comparison has a second seed; without comparisons, whether no configuration has one."""
+    """Returns whether no comparison has a second seed; without comparisons, whether no configuration has one."""
     compared = [row.shared_seeds or 0 for row in rows if row.verdict is not None]
     return max(compared or [len(row.seeds) for row in rows], default=0) <= 1
 
 
 def baseline_path(row: Configuration, baseline: Settings) -> str | None:
-    """The folder of a run of its baseline; of its own where it is one."""
+    """Returns the folder of a run of its baseline; of its own where it is one."""
     return row.baseline_path or (row.path if is_baseline(row, baseline) else None)
 
 
 def _compared_with(rows: Sequence[Configuration]) -> set[str | None]:
-    """The folders of the baselines of verdicts."""
+    """Returns the folders of the baselines of verdicts."""
     return {row.baseline_path for row in rows if row.verdict is not None}
 
 
 def _rank(rows: Sequence[Configuration], baseline: Settings) -> Callable[[Configuration], tuple[bool, float]]:
-    """The lowest first: by the difference to the baseline, which is paired by seed, where one baseline serves for all.
+    """Returns a sort key, the lowest first: by the difference to a common baseline, paired by seed, if there is one.
 
     Means over different seeds would rank seeds, not configurations.
     """
@@ -192,7 +193,7 @@ def _reason(rows: Sequence[Configuration], best: Configuration, baseline: Settin
 
 
 def _ties(best: Configuration, ranked: Sequence[Configuration], known: Known) -> list[Configuration]:
-    """The configurations of equal data and budget that are not distinguishable from the best."""
+    """Returns the configurations of equal data and budget that are not distinguishable from the best."""
     return [
         row
         for row in ranked
@@ -208,7 +209,10 @@ def _is_tie(best: Configuration, row: Configuration, known: Known) -> bool:
 
 
 def _cheapest(best: Configuration, others: Sequence[Configuration], known: Known) -> Configuration:
-    """The cheapest of those that tie with the best and are within SAME_LOSS of it: fewer FLOPs, else fewer parameters."""
+    """Returns the cheapest of those that tie with the best and are within SAME_LOSS of it.
+
+    Cheaper means fewer FLOPs, or fewer parameters at equal FLOPs.
+    """
     chosen = best
     for row in others:
         found = compare(best, row, known)
@@ -237,7 +241,7 @@ def _verdict(best: Configuration, other: Configuration, known: Known) -> str | N
 
 
 def comparison_with_baseline(row: Configuration, name: str) -> Comparison | None:
-    """What the table says of the row's difference to its baseline, under the name of either."""
+    """Returns the table's comparison of the row with its baseline, under the given name; None without a verdict."""
     if row.verdict is None or row.vs_baseline is None or row.shared_seeds is None:
         return None
     return Comparison(
@@ -247,7 +251,7 @@ def comparison_with_baseline(row: Configuration, name: str) -> Comparison | None
 
 
 def compare(best: Configuration, other: Configuration, known: Known, names: Collection[str] = ()) -> Comparison | None:
-    """The other configuration against the best, paired by seed.
+    """Returns the other configuration against the best, paired by seed.
 
     Where the best is the other's baseline, the comparison of the table, which allows for all of them. Without a baseline
     the verdict allows for all pairs; else it is on this pair alone.
@@ -282,7 +286,7 @@ def _half_width(sample: PairedSample) -> float | None:
 
 
 def label(row: Record, names: Collection[str]) -> str:
-    """expert=16 k=2, and what else tells it apart."""
+    """Returns a label: expert=16 k=2, and other settings that differ."""
     from moe_cli.config.ranges import show
 
     main = ["expert=1"] if row.expert == 1 else [f"expert={row.expert}", f"k={row.k}"]

@@ -1,8 +1,8 @@
-"""How many times the verdicts of a sweep were read, each time with more seeds. The list `looks` of sweep.json remembers it.
+"""The number of looks at the verdicts of a sweep, each with more seeds. The list `looks` of sweep.json records them.
 
-A look is a report or a recommendation that `moe report` prints or writes, in whatever format: a program that adds seeds
-because of a verdict has looked too. Python's `recommend` and `load_runs` only read. A look at no more seeds than before is
-not another one.
+A look is a report or a recommendation that `moe report` prints or writes, in any format. A program that adds seeds
+because of a verdict has also looked. Python's `recommend` and `load_runs` only read. A look with no more seeds than
+before does not count again.
 """
 
 import os
@@ -26,10 +26,13 @@ FIRST_SEEDS, MAX_ADDED_SEEDS = 3, 20
 
 @dataclass(frozen=True)
 class Look:
-    """Attributes:
-    number: of looks at the comparison that was looked at most often, with this one; 0 without a verdict.
-    baseline: what is compared with; None: the lowest.
-    new: by sweep folder, configurations with more seeds than at any look before: a run of each, and how many seeds.
+    """A look at the verdicts of a sweep.
+
+    Attributes:
+        number: the number of looks at the comparison with the most looks, including this one; 0 without a verdict.
+        baseline: the baseline of the comparison; None means the lowest.
+        new: by sweep folder, configurations with more seeds than at any earlier look: the path of a run, and the number
+            of seeds.
     """
 
     number: int
@@ -38,7 +41,7 @@ class Look:
 
 
 def look_at(rows: Sequence[Configuration], baseline: Mapping[str, Any] | None) -> Look:
-    """Which look at the verdicts of these rows this is. Only sweeps that have a sweep.json remember theirs."""
+    """Returns the number of this look at the rows' verdicts. Only sweeps with a sweep.json record their looks."""
     judged = [(row, row.shared_seeds) for row in rows if row.verdict is not None and (row.shared_seeds or 0) > 1]
     records = {folder: read_record(Path(folder)) for folder in {each for row, _ in judged for each in _folders(row)}}
     kept = dict(baseline) if baseline is not None else None
@@ -57,7 +60,7 @@ def look_at(rows: Sequence[Configuration], baseline: Mapping[str, Any] | None) -
 
 
 def remember(look: Look) -> None:
-    """Adds the look to sweep.json where there are more seeds than before, unless the folder cannot be written."""
+    """Adds the look to sweep.json if it has more seeds than before, unless the folder cannot be written."""
     for folder, seeds in look.new.items():
         entry = {"time": time.time(), "runs": sum(seeds.values()), "baseline": look.baseline, "seeds": dict(seeds)}
         with suppress(OSError):
@@ -69,7 +72,7 @@ def _with_look(entry: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
 
 
 def looks_sentence(look: Look) -> str:
-    """What looking again does to verdicts, where more seeds are advised."""
+    """Returns the sentence on how repeated looks raise the rate of false verdicts."""
     last = len(FALSE_BETTER)
     text = (
         f"Looking again after adding seeds makes a false 'better' likelier: {100 * FALSE_BETTER[-1]:.1f} % after {last} looks, "
@@ -79,12 +82,12 @@ def looks_sentence(look: Look) -> str:
 
 
 def _folders(row: Configuration) -> dict[str, str]:
-    """The sweep folders of a configuration, each with its first run there."""
+    """Returns the sweep folders of a configuration, each with its first run there."""
     return {os.path.dirname(path): os.path.basename(path) for path in reversed(row.paths)}
 
 
 def _seeds(look: Mapping[str, Any], row: Configuration) -> set[int]:
-    """The numbers of seeds of the configuration that a past look had."""
+    """Returns the numbers of seeds of the configuration that a past look had."""
     known = look.get("seeds")
     found = [known.get(run.run) for run in row.runs] if isinstance(known, dict) else []
     return {seeds for seeds in found if isinstance(seeds, int)}

@@ -18,7 +18,7 @@ MIN_SEEDS, MAX_SEEDS = 3, 20
 
 @dataclass(frozen=True)
 class NextSweep:
-    """A command, and about how long it takes: one run after the other, without the runs there are; None if not known."""
+    """A command, and its estimated time with one run at a time, without the existing runs; None means unknown."""
 
     command: str
     seconds: float | None
@@ -32,10 +32,11 @@ def next_sweep(
     more: int | None,
     options: Sequence[str] = (),
 ) -> NextSweep | None:
-    """`moe sweep` over what varied, with the values of the configurations that may still be the best, and enough seeds.
+    """Returns the command of `moe sweep` over the varied settings, with the values of the contenders and enough seeds.
 
-    These are the recommended one, those that tie with it, the next best and the baselines; experts also in numbers next to
-    those of the best. The rest of the settings is that of the best. None where this version cannot make its settings.
+    Contenders are the recommended configuration, those that tie with it, the next best and the baselines. Numbers of
+    experts next to those of the best are added. The other settings are those of the best. None means that this version
+    cannot make its settings.
 
     Args:
         names: the settings that vary.
@@ -50,7 +51,7 @@ def next_sweep(
     axes: dict[str, list[Any]] = {"expert": _experts(contenders, rows, names, baseline)}
     axes["k"] = _ks(contenders, axes["expert"])
     axes.update((name, _values(name, contenders, rows)) for name in names if name not in axes)
-    # A setting of one choice of a group is no setting of the others.
+    # A setting of one choice of a group does not exist in the others.
     settings = {name: value for name, value in settings.items() if name.partition(".")[0] not in axes}
     ks, condition = axes["k"], ""
     if 1 in axes["expert"] and 1 not in ks:  # a dense model has k=1
@@ -69,7 +70,7 @@ def next_sweep(
 def _experts(
     contenders: Sequence[Configuration], rows: Sequence[Configuration], names: Collection[str], baseline: Settings
 ) -> list[int]:
-    """The numbers of experts of the contenders, and, where they varied, those next to the best; with dense if it was asked."""
+    """Returns the contenders' numbers of experts, those near the best if they varied, and 1 if dense was run."""
     best, there = _num_experts(contenders[0]), sorted({_num_experts(row) for row in rows})
     wanted = {each for row in contenders if (each := _num_experts(row)) > 1}
     only_experts = set(names) <= {"expert", "k"}
@@ -94,7 +95,7 @@ def _ks(contenders: Sequence[Configuration], experts: Collection[int]) -> list[i
 
 
 def _values(name: str, contenders: Sequence[Configuration], rows: Sequence[Configuration]) -> list[Any]:
-    """The values of the contenders; of all rows where these have but one, as the setting is part of the question."""
+    """Returns the values of the contenders; those of all rows if contenders have one, as the setting is in question."""
     found = list(dict.fromkeys(row.settings.get(name) for row in contenders if setting_applies(name, row.settings)))
     return (
         found
@@ -104,7 +105,7 @@ def _values(name: str, contenders: Sequence[Configuration], rows: Sequence[Confi
 
 
 def _seconds(axes: Mapping[str, Sequence[Any]], rows: Sequence[Configuration], seeds: int) -> float | None:
-    """Configurations x seeds that are not done yet, each as long as the runs there are."""
+    """Returns the time of the missing runs (configurations x seeds), each as long as the existing runs."""
     seconds = [row.results.seconds for row in rows if row.results.seconds]
     if not seconds:
         return None
@@ -119,7 +120,7 @@ def _seconds(axes: Mapping[str, Sequence[Any]], rows: Sequence[Configuration], s
 
 
 def _settings(row: Configuration) -> dict[str, Value] | None:
-    """How the row differs from the defaults; None where this version cannot make it."""
+    """Returns the row's differences from the defaults; None means that this version cannot make its settings."""
     from moe_cli.config.compose import Composer
 
     words: dict[str, Value] = {"expert": 8 if row.is_dense else row.expert}

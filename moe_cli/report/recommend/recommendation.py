@@ -1,4 +1,4 @@
-"""The answer: which configuration to use for these data and this budget, how sure that is, what it costs, what to run next."""
+"""The recommendation for these data and this budget: configuration, certainty, costs, and the next sweep."""
 
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -50,11 +50,12 @@ SHOWN = ("expert", "k", "capacity", "router", "balance")
 
 @dataclass(frozen=True)
 class EqualTime:
-    """The recommended configuration against its baseline at one time of training, when neither is done.
+    """The recommended configuration against its baseline at an equal training time, before either is complete.
 
     Attributes:
-        difference: of the estimates then, a share of the baseline's, negative is better; mean over seeds, with its interval.
-        at: which share of the baseline's training that is: up to its last estimate.
+        difference: the difference of the estimates at that time, relative to the baseline's; mean over seeds, with its
+            interval. Negative is better.
+        at: that time as a fraction of the baseline's training, up to its last estimate.
     """
 
     difference: float
@@ -65,35 +66,37 @@ class EqualTime:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to use, and why.
+    """The recommended configuration, with the reasons.
 
     Attributes:
-        context: the data, the budget and the model that this holds for.
-        baseline: the settings of what configurations are compared with.
+        context: the data, the budget and the model for which this is valid.
+        baseline: the settings of the baseline that configurations are compared with.
         settings: expert, k, capacity, router and balance of the recommended configuration.
         reason: see `Choice`.
         score: its mean bits per byte (nats per token, image and so on where there are no bytes).
         is_baseline: whether it has the settings of the baseline.
-        vs_baseline: against its baseline; None without one, and for the baseline itself.
-        runner_up: against it, the next best; None if there is none.
+        vs_baseline: its comparison with its baseline; None without a baseline, and for the baseline itself.
+        runner_up: its comparison with the next best configuration; None if there is none.
         ties: the configurations that are not distinguishable from it.
-        passed_over: the lowest, against it, where it is not recommended: for its health or its cost, as `because` says.
-        health: what its routing is like, where it has collapsed; else "". Of what is passed over: `passed_over_health`.
-        comparisons: configurations that were compared; the verdicts allow for their number.
-        pairs: pairs that the verdicts allow for where there is no baseline, and all are compared with the lowest; None
-            with a baseline.
-        params_ratio, throughput_ratio, memory_ratio: times those of the baseline; None where not known.
-        equal_time: how it stands when both are stopped at the baseline's last estimate; None if not known.
-        flops_ratio: training FLOPs per token, times those of the cheapest configuration compared.
-        num_without_baseline: configurations without a baseline of their settings and seeds.
-        undefined: configurations whose baseline has a loss of 0, so that no difference is relative to it.
-        not_tried: what was the same in all runs, and so not compared.
+        passed_over: its comparison with the configuration of the lowest loss, where that one is not recommended because
+            of its health or its cost. `because` gives the reason.
+        health: a description of its routing if that has collapsed, else "". `passed_over_health` is the same for the
+            configuration that is passed over.
+        comparisons: the number of configurations compared; the verdicts are corrected for it.
+        pairs: the number of pairs that the verdicts are corrected for, where there is no baseline and all
+            configurations are compared with the lowest; None with a baseline.
+        params_ratio, throughput_ratio, memory_ratio: ratios to the baseline; None means unknown.
+        equal_time: the comparison when both are stopped at the baseline's last estimate; None means unknown.
+        flops_ratio: ratio of the training FLOPs per token to those of the cheapest configuration compared.
+        num_without_baseline: the number of configurations without a baseline of their settings and seeds.
+        undefined: configurations whose baseline has a loss of 0, so that relative differences are undefined.
+        not_tried: settings that were equal in all runs, and so were not compared.
         failed: configurations that failed, with the reason.
         left_out: runs that were not compared, for each aspect in which they differ.
-        scaling: what a scaling fit adds, in one sentence; None where the runs support no law.
+        scaling: the result of a scaling fit, in one sentence; None where the runs support no law.
         next: the sweep to run; None where this version cannot make the settings.
-        next_seconds: about how long it takes, one run after the other; None if not known.
-        look: how many times these verdicts have been read with more seeds each time, this time included.
+        next_seconds: the estimated time of that sweep, with one run at a time; None means unknown.
+        look: the number of looks at these verdicts with more seeds each time, including this one.
     """
 
     context: str
@@ -131,7 +134,7 @@ class Recommendation:
     look: Look
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the recommendation as a JSON object."""
         plain = {name: dict(getattr(self, name)) for name in ("baseline", "settings", "left_out")}
         return {**asdict(replace(self, look=Look(self.look.number))), **plain, "look": self.look.number}
 
@@ -142,7 +145,7 @@ def recommend(
     extra_baselines: "pd.DataFrame | None" = None,
     baseline: Settings | None = None,
 ) -> Recommendation:
-    """The recommendation for a frame of `load_runs`; see `make_recommendation`, whose arguments these are as frames."""
+    """Returns the recommendation for a frame of `load_runs`; see `make_recommendation`. Its arguments are frames."""
     from moe_cli.report.frame import from_frame
 
     extra = [] if extra_baselines is None else from_frame(extra_baselines)
@@ -155,13 +158,12 @@ def make_recommendation(
     extra_baselines: Sequence[RunRow] = (),
     baseline: Settings | None = None,
 ) -> Recommendation:
-    """What to use, by these runs.
+    """Returns the recommendation that these runs support.
 
     Args:
-        across: aspects in which runs may differ and are ranked all the same: data, tokenizer, validation, eval_context,
-            budget, code.
+        across: aspects in which ranked runs may differ: data, tokenizer, validation, eval_context, budget, code.
         extra_baselines: runs that may serve as baselines.
-        baseline: the settings of what configurations are compared with; None: what the sweep declares, else the dense model.
+        baseline: the settings of the baseline; None means the one that the sweep declares, else the dense model.
 
     Raises:
         MoeError: no run is complete.
@@ -202,17 +204,22 @@ def make_recommendation(
 
 
 def _options(found: "_Compared", typed: Settings | None) -> list[str]:
-    """What the next sweep needs besides its settings: the baseline that was typed, and all runs made by one code."""
+    """Returns options of the next sweep's command: the baseline that was typed, and --rerun-stale if code differs."""
     settings = shlex.join(f"{name}={show(value)}" for name, value in (typed or {}).items())
     return [*(["--baseline", settings] if typed else []), *(["--rerun-stale"] if CODE in found.left_out else [])]
 
 
 @dataclass(frozen=True)
 class _Compared:
-    """Attributes:
-    runs: those that are comparable; left_out: how many are not, for each aspect.
-    rows: their configurations; names: the settings that vary; pairs: see `Aggregate`.
-    outside: the configurations of the extra baselines.
+    """The comparable runs and their comparisons.
+
+    Attributes:
+        runs: the comparable runs.
+        left_out: the number of other runs, for each aspect.
+        rows: their configurations.
+        names: the settings that vary.
+        pairs: see `Aggregate`.
+        outside: the configurations of the extra baselines.
     """
 
     runs: Sequence[RunRow]
@@ -227,7 +234,10 @@ class _Compared:
 def _compare_all(
     runs: Sequence[RunRow], across: Collection[str], extra_baselines: Sequence[RunRow], baseline: Settings | None
 ) -> _Compared:
-    """The complete runs that are comparable, aggregated and compared with the baseline. Raises what `recommend` does."""
+    """Aggregates the complete comparable runs and compares them with the baseline.
+
+    Raises the errors of `recommend`.
+    """
     free = check_across(across)
     complete = [run for run in runs if run.is_countable and run.status == COMPLETED and run.primary_loss is not None]
     if not complete:
@@ -247,7 +257,7 @@ def _compare_all(
 
 
 def _baseline_row(found: _Compared, best: Configuration) -> Configuration | None:
-    """The row of the baseline of the best, or the best itself where it is one; None without one."""
+    """Returns the row of the baseline of the best, or the best itself where it is one; None without one."""
     path = baseline_path(best, found.baseline)
     return next(
         (row for row in (*found.rows, *found.outside) if is_baseline(row, found.baseline) and path in row.paths), None
@@ -255,7 +265,7 @@ def _baseline_row(found: _Compared, best: Configuration) -> Configuration | None
 
 
 def _context(row: Configuration) -> str:
-    """python (29845f), 1.23M tokens, gpt of 4 layers x 96."""
+    """Returns the context, such as: python (29845f), 1.23M tokens, gpt of 4 layers x 96."""
     data = printable(str(row.corpus or row.settings.get("data.name") or "data"))
     digest = f" ({printable(row.corpus_sha256)[:6]})" if row.corpus_sha256 else ""
     tokens = [f"{count(row.results.tokens)} tokens"] if row.results.tokens else []
@@ -293,7 +303,7 @@ def _equal_time(best: Configuration, base: Configuration | None) -> EqualTime | 
 
 
 def estimates_over_time(path: str) -> list[tuple[float, float]]:
-    """(seconds of training, estimate) at every evaluation whose time is between two records."""
+    """Returns (seconds of training, estimate) at every evaluation whose time is between two records."""
     run = Run(Path(path))
     times = [(float(point.step), point.value) for point in thinned_curves(run, ["seconds"])["seconds"]]
     placed = [(_interpolated(times, step), value) for step, value in validation_curve(run).points]
@@ -301,7 +311,7 @@ def estimates_over_time(path: str) -> list[tuple[float, float]]:
 
 
 def _interpolated(points: Sequence[tuple[float, float]], x: float) -> float | None:
-    """Straight between points; None outside."""
+    """Interpolates linearly between points; None outside."""
     for (x0, y0), (x1, y1) in pairwise(points):
         if x0 <= x <= x1:
             return y1 if x1 == x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)

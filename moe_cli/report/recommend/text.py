@@ -15,7 +15,7 @@ MAX_TIES = 4
 
 
 def format_recommendation(found: Recommendation) -> list[str]:
-    """The lines of `moe recommend`. The last one, where it begins with `moe`, is a command and nothing else."""
+    """Returns the lines of `moe recommend`. The last one, where it begins with `moe`, is a command and nothing else."""
     lines = [*_headline(found), *_health(found)]
     lines += [*_ties(found), *_cost(found)] if found.reason != "worse" else []
     if found.num_without_baseline and found.comparisons:
@@ -47,7 +47,7 @@ def format_recommendation(found: Recommendation) -> list[str]:
 
 
 def _statistics(found: Recommendation) -> list[str]:
-    """What the verdicts allow for, and what looking again does to them."""
+    """Returns sentences on the correction of the verdicts, and on the effect of repeated looks."""
     lines = []
     if (found.pairs or 0) > 1:
         lines.append(f"Verdicts are on differences to the lowest, which was chosen by its result, and allow for all {found.pairs} pairs "
@@ -63,7 +63,7 @@ def _statistics(found: Recommendation) -> list[str]:
 
 
 def _health(found: Recommendation) -> list[str]:
-    """Why the lowest is not recommended, or what is wrong with what is."""
+    """Returns sentences on why the lowest is not recommended, or on collapsed routing of the recommended one."""
     lines, other = [], found.passed_over
     if other is not None:
         what = f"The lowest, {other.name}, is {_amount(other)} {'ahead' if other.difference < 0 else 'behind'}, which {plural(other.seeds, 'seed')} cannot tell"

@@ -1,4 +1,4 @@
-"""The lines above and below the table: what is compared, with what, and what a reader must not overlook."""
+"""The lines above and below the table: the comparison, its baseline, and warnings."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -27,7 +27,7 @@ CONSTANTS = (*EXPERT_SETTINGS, "model.num_layers", "model.d_model", "optim.name"
 
 
 def header_lines(table: ReportTable, title: str, width: int) -> list[Text]:
-    """What the rows are: how many, on which data, at which budget and size, against which baseline."""
+    """Returns the lines above a table: title, number of rows, data, budget, size and baseline."""
     rows = [row for row in table.rows if row.is_complete]
     pieces = [_size(table, rows)]
     corpora = {row.corpus_sha256: row.corpus for row in rows}
@@ -96,7 +96,7 @@ def _baseline(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
 
 
 def _pairs_for(rows: Sequence[Configuration], table: ReportTable, name: str) -> str:
-    """Why a declared baseline does not serve, so that the lowest does."""
+    """Returns the reason why a declared baseline cannot be used and the lowest is used instead."""
     if table.baseline == DENSE:
         return ""
     all_fit = all(is_baseline(row, table.baseline) for row in rows)
@@ -104,7 +104,7 @@ def _pairs_for(rows: Sequence[Configuration], table: ReportTable, name: str) -> 
 
 
 def footer_lines(table: ReportTable, width: int) -> list[Text]:
-    """How to read the table, what all rows share, and what asks for care."""
+    """Returns the lines below a table: its notation, the settings that all rows share, and warnings."""
     rows = [row for row in table.rows if row.is_complete]
     lines = []
     if any(row.val_loss_interval is not None for row in rows):
@@ -134,13 +134,13 @@ def footer_lines(table: ReportTable, width: int) -> list[Text]:
 
 
 def differences(table: ReportTable) -> str:
-    """What the differences are taken to, and how they are paired."""
+    """Returns the sentence on the baseline of the differences and on their pairing by seed."""
     to = "the lowest" if table.pairs is not None else "the dense model" if table.baseline == DENSE else "the baseline"
     return f"differences to {to} are paired by seed"
 
 
 def _verdict_summary(rows: Sequence[Configuration], table: ReportTable) -> str:
-    """How many comparisons there were, what came of them, and what looking again does to them."""
+    """Returns the number of comparisons, their verdicts, and the effect of repeated looks."""
     found = [row.verdict for row in rows if row.verdict]
     counted = ", ".join(f"{found.count(word)} {word}" for word in (BETTER, WORSE, INCONCLUSIVE) if word in found)
     comparisons, allowing = table.aggregate.comparisons, ""
@@ -237,7 +237,7 @@ def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
 
 
 def _unlike(table: ReportTable, rows: Sequence[Configuration], width: int) -> list[Text]:
-    """Why rows of the same data are not ranked together: their budgets, and how much context a validation token has."""
+    """Returns the reasons why rows of the same data are not ranked together: budgets, and validation context."""
     lines = []
     if len({comparison_key(row)[1:] for row in rows}) > 1:
         steps = ""
@@ -255,7 +255,7 @@ def _unlike(table: ReportTable, rows: Sequence[Configuration], width: int) -> li
 
 
 def _limited(rows: Sequence[Configuration], width: int) -> list[Text]:
-    """How a capacity dropped assignments at evaluation, where it did."""
+    """Returns lines on how a capacity dropped assignments at evaluation; empty if none did."""
     rules = {
         rule
         for row in rows
@@ -281,7 +281,7 @@ def _limited(rows: Sequence[Configuration], width: int) -> list[Text]:
 
 
 def importance(found: Mapping[str, Mapping[str, Mapping[str, float]]], width: int) -> list[Text]:
-    """How much each setting mattered, for each objective of each search: importance: optim.lr 0.71, k 0.18."""
+    """Returns the importance of each setting for each objective of each search: importance: optim.lr 0.71, k 0.18."""
     lines = []
     for name, objectives in found.items():
         for objective, shares in objectives.items():

@@ -1,6 +1,6 @@
-"""The health of a run's experts as lines for a terminal of any width: heat maps whose cells are blocks and numbers.
+"""Expert usage of a run as lines for a terminal of any width: heat maps with blocks and numbers as cells.
 
-A block or a number says it all; colour only repeats what they say. Layers and experts are counted from 1.
+Blocks and numbers carry all information; colour only repeats it. Layers and experts are counted from 1.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ WIDE_CELL = 5
 
 
 def expert_usage_lines(found: ExpertUsage, layer: int | None, width: int, ascii_only: bool = False) -> list[Text]:
-    """Load of every layer and its way there, then the tables of one layer: that asked for (from 1), or the most uneven."""
+    """Returns the load of every layer over time, then the tables of `layer` (from 1), or of the most uneven layer."""
     size = len(found.layers[0].load)
     shown = max(found.layers, key=lambda each: each.max_violation) if layer is None else found.layers[layer - 1]
     of = "whole validation split" if shown.whole_split else "estimate during training"
@@ -49,7 +49,10 @@ def heat_map(
     form: str = "{:.0f}",
     factor: float = 1,
 ) -> list[Text]:
-    """A row of cells under the numbers of experts, each a block, darker for more up to `most`, and its number if there is room."""
+    """Draws rows of cells under the numbers of experts.
+
+    Each cell is a block, darker for larger values up to `most`, and its number if it fits.
+    """
     margin = min(max(len(printable(name)) for name, _ in rows), max(4, width // 3))
     size = max(len(cells) for _, cells in rows)
     room = width - margin - 1
@@ -110,7 +113,7 @@ def _experts(dead: Sequence[int]) -> str:
 
 
 def _over_time(found: ExpertUsage, width: int, ascii_only: bool) -> list[Text]:
-    """How uneven the load was, and how far choices had settled, at the evaluations of training."""
+    """Returns the unevenness of the load and the saturation of the choices at the evaluations of training."""
     room = CURVE_WIDTH if width >= 100 else 12
     rows = []
     for each in found.layers:
@@ -191,7 +194,7 @@ def _details(shown: LayerUsage, found: ExpertUsage, chosen: bool, width: int, sh
 
 
 def _ceiling(shown: LayerUsage, k: int | None) -> str:
-    """That a token's choices are of k experts, so that no share is larger than 1 / k; nothing where that does not hold."""
+    """Returns the note that no fraction exceeds 1 / k, as a token chooses k experts; empty where that does not hold."""
     tokens = [token for tokens in shown.top_tokens for token in tokens]
     if not k or k == 1 or any(k * token.count > token.total for token in tokens):
         return ""
@@ -210,7 +213,7 @@ def _tokens(number: int, tokens: Sequence[TopToken], width: int) -> Text:
 
 
 def spelled(token: TopToken) -> str:
-    """The text of a token in quotes, line ends and the like as escapes; its id where the text is not recorded."""
+    """Returns the text of a token in quotes, with control characters escaped; its id if the text is not recorded."""
     if token.text is None or "\ufffd" in token.text:
         return f"#{token.token}"
     return printable(repr(token.text[:20]))

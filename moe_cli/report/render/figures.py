@@ -26,7 +26,10 @@ MARKERS = "os^Dv<>ph*X8"
 
 
 def figure_bytes(table: ReportTable, ending: str, title: str) -> bytes:
-    """A .png or .svg of the rows with results. Raises ConfigError: matplotlib is not installed, or nothing to draw."""
+    """Returns a .png or .svg of the rows with results.
+
+    Raises ConfigError: matplotlib is not installed, or nothing to draw.
+    """
     try:
         from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -89,7 +92,7 @@ def _count_in_thousands(axes: "Axes") -> None:
 
 
 def _fronts(rows: Sequence[Configuration], name: str, score: str) -> list[list[tuple[float, float]]]:
-    """The Pareto front of the score and a cost, of at least two points, for each data set and budget."""
+    """Returns the Pareto front of the score and a cost, if it has two points or more, for each data set and budget."""
     fronts: dict[tuple[object, ...], list[tuple[float, float]]] = {}
     for row, mark in zip(rows, pareto_front(rows, {name: -1}), strict=True):
         if mark:
@@ -100,7 +103,7 @@ def _fronts(rows: Sequence[Configuration], name: str, score: str) -> list[list[t
 
 
 def _curves(axes: "Axes", table: ReportTable, rows: Sequence[Configuration], score: str) -> None:
-    """The first run of every row, over tokens."""
+    """Draws the curve of the first run of every row, over tokens."""
     key = ESTIMATES[score]
     for index, row in enumerate(rows):
         points = [point for point in thinned_curves(Run(Path(row.path)), [key])[key] if point.tokens is not None]

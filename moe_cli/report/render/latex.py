@@ -47,7 +47,7 @@ def latex_text(table: ReportTable) -> str:
 
 
 def _chosen(table: ReportTable) -> list[Column]:
-    """What fits, without the verdict in words: the caption says that an interval is for one comparison."""
+    """Returns the columns that fit, without the verdict. The caption says that an interval is for one comparison."""
     said = [column for column in table.columns if column.name != "verdict"]
     return columns_within(said, table.rows, PAPER_WIDTH)
 
@@ -62,11 +62,11 @@ def _caption(table: ReportTable) -> str:
 
 
 def cell(text: str, best: bool) -> str:
-    """A cell: numbers in math, so that minus is a minus; bold where the row is the best."""
+    """Returns a cell: numbers in math, so that minus is a minus; bold where the row is the best."""
     mean, sign, spread = text.partition(PLUS_MINUS)
     number, percent, rest = mean.partition(" %")
     unit = r"\,\%" if percent else ""
-    # Only what is a number stands in math, where nothing is escaped.
+    # Only numbers are written in math mode, where nothing is escaped.
     if rest or not NUMBER.fullmatch(number) or (sign and not NUMBER.fullmatch(spread.removeprefix("<"))):
         written = "--" if text == "-" else escaped(text)
     elif sign:
@@ -79,5 +79,5 @@ def cell(text: str, best: bool) -> str:
 
 
 def escaped(text: str) -> str:
-    """The text with every character that TeX would obey written out."""
+    """Returns the text with every character that TeX would obey written out."""
     return "".join(ESCAPES.get(character, character) for character in printable(text))

@@ -23,10 +23,10 @@ IN_BOLD = (BEST, RECOMMENDED)
 
 
 def table_lines(table: ReportTable, title: str, width: int, curves: bool = True) -> list[Text]:
-    """The report for a terminal of `width` characters: captions, aligned rows, best in bold, what had no room.
+    """Returns the report for a terminal of `width` characters: captions, aligned rows, best in bold, hidden columns.
 
-    With `curves`, those of training as sparklines where everything else has room; without, one that was asked for is in
-    digits.
+    With `curves`, training curves are shown as sparklines if all other columns fit. Without, a requested curve is shown
+    in digits.
     """
     if not table.rows:
         return [
@@ -61,7 +61,7 @@ def table_lines(table: ReportTable, title: str, width: int, curves: bool = True)
 
 
 def columns_within(columns: Sequence[Column], rows: Sequence[Configuration], width: int) -> list[Column]:
-    """The columns that fit into `width` characters when the least important are dropped."""
+    """Returns the columns that fit into `width` characters when the least important are dropped."""
     widths = {
         column.name: max([cell_len(column.heading), *(cell_len(column.write(row)) for row in rows)])
         for column in columns
@@ -70,7 +70,7 @@ def columns_within(columns: Sequence[Column], rows: Sequence[Configuration], wid
 
 
 def mark_of(row: Configuration, table: ReportTable) -> str:
-    """best: the lowest loss, and recommended. Where these are two rows, each has its own mark. Others may be on the front."""
+    """Returns the marks of a row: lowest loss, recommended, or on the front. The first two may be different rows."""
     lowest, recommended, front = (
         any(row is each for each in rows) for rows in (table.best, table.recommended, table.pareto)
     )
@@ -80,7 +80,7 @@ def mark_of(row: Configuration, table: ReportTable) -> str:
 
 
 def _aligned(cells: Sequence[str]) -> list[str]:
-    """Cells with room for an interval wherever one has it, so that, set to the right, means stand under means."""
+    """Pads cells without an interval if others have one, so that means are aligned when cells are right-aligned."""
     parts = [cell.partition(PLUS_MINUS) for cell in cells]
     if not any(sign for _, sign, _ in parts):
         return list(cells)
@@ -89,7 +89,7 @@ def _aligned(cells: Sequence[str]) -> list[str]:
 
 
 def _fitting(columns: Sequence[Column], widths: dict[str, int], width: int, staying: Sequence[str]) -> list[Column]:
-    """The columns that fit side by side, after the least important have left."""
+    """Returns the columns that fit side by side, after the least important have left."""
     kept = list(columns)
     names = [column.name for column in columns]
     order = [name for name in DROP_ORDER if name in names]
@@ -102,9 +102,9 @@ def _fitting(columns: Sequence[Column], widths: dict[str, int], width: int, stay
 
 
 def json_text(table: ReportTable, importance: Mapping[str, Any] | None = None) -> str:
-    """A list of objects, one per row, with the keys of `JSON_KEYS` and the settings that vary; null where there is no value.
+    """Returns a list of objects, one per row, with `JSON_KEYS` and the settings that vary; null means no value.
 
-    Rows of a sweep that was a search have its `importance` too, which is given by the sweep's name.
+    Rows of a search also have its `importance`, which is looked up by the sweep's name.
     """
     names = table.names or (*JSON_KEYS, *(name for name in table.all_varying if name not in JSON_KEYS))
     content = []
@@ -115,7 +115,7 @@ def json_text(table: ReportTable, importance: Mapping[str, Any] | None = None) -
 
 
 def csv_text(table: ReportTable) -> str:
-    """Every column, or those of the query, to full precision; lists are joined by spaces."""
+    """Returns every column, or those of the query, to full precision; lists are joined by spaces."""
     names = table.names or table.aggregate.columns
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -130,7 +130,7 @@ def _csv_cell(value: Cell) -> object:
 
 
 def markdown_text(table: ReportTable) -> str:
-    """The table of the terminal with all its columns, whatever their width; in bold the same rows."""
+    """Returns the table of the terminal with all its columns, whatever their width; in bold the same rows."""
     lines = [
         "| " + " | ".join(_escaped(column.heading) for column in table.columns) + " |",
         "|" + "|".join(":--" if column.left else "--:" for column in table.columns) + "|",

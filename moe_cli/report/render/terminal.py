@@ -19,10 +19,11 @@ class TextColumn:
 
     Attributes:
         cells: one text for each row.
-        drop_order: columns with larger numbers leave sooner when there is no room; 0 stays.
-        align_left: set to the left; numbers are set to the right.
-        styles: a style for each row; empty: none.
-        min_width: the least width to which long cells are cut before any column is dropped; None: they are not cut.
+        drop_order: columns with larger numbers are dropped first if the width is too small; 0 is never dropped.
+        align_left: left-aligned; numbers are right-aligned.
+        styles: a style for each row; empty means none.
+        min_width: the width to which long cells may be cut before any column is dropped; None means that they are not
+            cut.
     """
 
     heading: str
@@ -34,7 +35,7 @@ class TextColumn:
 
 
 def table_lines(columns: Sequence[TextColumn], width: int | None, header: bool = True) -> list[Text]:
-    """The rows under their headings, no line wider than `width`; None: as wide as it gets, with all columns."""
+    """Returns the rows under their headings, with lines of at most `width`; None means unlimited, with all columns."""
     widths = [
         max(map(cell_len, map(printable, (column.heading if header else "", *column.cells)))) for column in columns
     ]
@@ -57,7 +58,7 @@ def _style(column: TextColumn, row: int) -> str:
 
 
 def _fit(columns: Sequence[TextColumn], kept: list[int], widths: list[int], width: int) -> tuple[list[int], list[int]]:
-    """Which columns stay and how wide: what may shrink does so first, then columns leave."""
+    """Returns the columns that fit, and their widths. Columns shrink to their minimum width before any are dropped."""
     widths = list(widths)
     leaving = sorted(
         (index for index in kept if columns[index].drop_order), key=lambda index: -columns[index].drop_order
@@ -96,7 +97,7 @@ def _line(cells: Sequence[tuple[str, str, int]], columns: Sequence[TextColumn], 
 def plain_table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, num_left: int = 1
 ) -> list[Text]:
-    """A table of texts, its first `num_left` columns set to the left; long cells of the first one are cut."""
+    """Returns a table of texts, its first `num_left` columns set to the left; long cells of the first one are cut."""
     columns = [
         TextColumn(
             heading,
@@ -110,7 +111,7 @@ def plain_table(
 
 
 def wrap(sentence: str, width: int, style: str = "", indent: str = "") -> list[Text]:
-    """A sentence on as many lines as it takes, continued with a deeper indent."""
+    """Returns a sentence on as many lines as it takes, continued with a deeper indent."""
     lines = textwrap.wrap(
         sentence,
         max(MIN_PROSE_WIDTH, width),

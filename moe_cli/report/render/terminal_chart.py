@@ -35,7 +35,7 @@ def _product(a: float | None, b: float | None) -> float | None:
     return a * b if a and b is not None else None
 
 
-# What can be drawn though it is no column: from the columns of a row. train_flops is the sum of model and optimizer.
+# Quantities derived from the columns of a row. train_flops is the sum of model and optimizer.
 DERIVED: dict[str, Callable[[Configuration], float | None]] = {
     "sparsity": _sparsity,
     "active_flops": lambda row: row.results.forward_flops_per_token,
@@ -64,7 +64,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn: the names of both columns, the series, and how many rows lack a value."""
+    """The content of a chart: the names of both columns, the series, and the number of rows without a value."""
 
     y: str
     x: str
@@ -73,10 +73,10 @@ class Chart:
 
 
 def make_chart(table: ReportTable, request: str) -> Chart:
-    """`Y:X` or `Y:X:SERIES` of a report: columns of the report, or a name of DERIVED.
+    """Parses `Y:X` or `Y:X:SERIES`: columns of the report, or names of DERIVED.
 
     Raises:
-        ConfigError: a name that is no column or holds no numbers, or nothing to draw.
+        ConfigError: a name is not a numeric column, or the chart would be empty.
     """
     parts = [part.strip() for part in request.split(":")]
     if len(parts) not in (2, 3) or not all(parts):
@@ -104,14 +104,14 @@ def make_chart(table: ReportTable, request: str) -> Chart:
 
 
 def number_of(row: Configuration, name: str) -> float | None:
-    """The value of a column, or of a name of DERIVED, if it is a finite number."""
+    """Returns the value of a column, or of a name of DERIVED, if it is a finite number."""
     value = DERIVED[name](row) if name in DERIVED else row.get(name)
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if is_number else None  # type: ignore[arg-type]
 
 
 def _series_setting(table: ReportTable, x: str) -> str | None:
-    """Of the settings that vary, the one with the fewest values, those of experts before all others, that is not the x axis, nor decided by it."""
+    """Returns the varying setting with the fewest values, those of experts first, not determined by the x axis."""
     candidates = {}
     for name in table.varying:
         values = {_series_name(row, name) for row in table.rows if setting_applies(name, row.settings)}
@@ -168,13 +168,13 @@ class Axis:
 
 
 def make_axis(values: Sequence[float]) -> Axis:
-    """From the least to the most; logarithmic where all are above zero and span more than a factor of 8."""
+    """Returns the axis of the values; logarithmic if all are positive and span more than a factor of 8."""
     low, high = min(values), max(values)
     return Axis(low, high, low > 0 and high / low > LOG_AXIS_RATIO)
 
 
 def chart_lines(chart: Chart, title: str, width: int, height: int = 18, ascii_only: bool = False) -> list[Text]:
-    """The chart in a frame of `width` columns: title, legend, points with their intervals, and both axes."""
+    """Returns the chart in a frame of `width` columns: title, legend, points with their intervals, and both axes."""
     points = [point for series in chart.series for point in series.points]
     across = make_axis([point.x for point in points])
     up = make_axis([end for point in points for end in _ends(point)])
@@ -208,7 +208,10 @@ def _ends(point: Point) -> tuple[float, float]:
 
 
 def _drawn(chart: Chart, across: Axis, up: Axis, room: int, height: int) -> list[list[tuple[str, str]]]:
-    """Rows of marks with their styles. Intervals lie under points; where points of several series meet stands `=`."""
+    """Returns rows of marks with their styles.
+
+    Points cover intervals; `=` marks points of several series in one cell.
+    """
     cells = [[(" ", "")] * room for _ in range(height)]
 
     def row_of(value: float) -> int:

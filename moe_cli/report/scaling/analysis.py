@@ -1,4 +1,4 @@
-"""Everything `moe scaling` says of some runs, in one record: the fit, the answers that were asked for, and the same for programs."""
+"""The record behind `moe scaling`: the fit, the requested results, and their form for programs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -42,15 +42,15 @@ def analyse(
     wanted: Mapping[str, Points] | None = None,
     hold_out: bool = False,
 ) -> Analysis:
-    """Fits a scaling law to runs and answers.
+    """Fits a scaling law to runs and computes the requested results.
 
     Args:
-        law: clark, krajewski, abnar, ludziejewski, or auto: that of the least error on configurations held out.
-        wanted: configurations to predict, by what they are called.
+        law: clark, krajewski, abnar, ludziejewski, or auto: the law with the least error on held-out configurations.
+        wanted: configurations to predict, by label.
         hold_out: also predict the largest configurations from the others.
 
     Raises:
-        ConfigError: no such law, no runs, or runs that cannot support it; it says which runs would.
+        ConfigError: no such law, no runs, or runs that cannot support it; the message names the missing runs.
     """
     named = make_points(runs)
     found = fit(named.points, law)
@@ -61,7 +61,7 @@ def analyse(
 
 
 def analysis_record(result: Analysis) -> dict[str, Any]:
-    """The study as one JSON object; infinite numbers are for the writer to replace."""
+    """Returns the study as one JSON object; infinite numbers are for the writer to replace."""
     found = result.fit
     return {
         "law": found.law.name, "equation": found.law.equation, "source": found.law.source,

@@ -69,7 +69,7 @@ class RejectedLaw:
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise of log loss: a robust standard deviation, and how many degrees of freedom it was estimated with."""
+    """Noise of log loss: a robust standard deviation, and its degrees of freedom."""
 
     deviation: float
     degrees: float
@@ -105,43 +105,43 @@ class Fit:
 
     @property
     def residuals(self) -> Array:
-        """Log loss less what the law says, of each run [M]."""
+        """Returns the measured log loss minus the predicted one, for each run [M]."""
         result: Array = np.log(self.points.loss) - self.log_loss(self.points)
         return result
 
     @property
     def seeds(self) -> SeedEffect:
-        """How far a seed shifts all log losses together."""
+        """Returns the shifts of all log losses that runs of one seed share."""
         return seed_effect(self.residuals, self.points.seed)
 
     @property
     def run_noise(self) -> Noise:
-        """Of one run around the law, without the common shift of its seed."""
+        """Returns the noise of one run around the law, without the common shift of its seed."""
         return make_noise(self.seeds.without(self.residuals, self.points.seed), len(self.theta))
 
     @property
     def mean_noise(self) -> Noise:
-        """Of the mean over the seeds of a configuration."""
+        """Returns the noise of the mean over the seeds of a configuration."""
         _, places = np.unique(self.points.cluster, return_inverse=True)
         return make_noise(np.bincount(places, self.residuals) / np.bincount(places), len(self.theta))
 
     def log_loss(self, points: Points) -> Array:
-        """What the law says of other points [M]."""
+        """Returns the log loss that the law predicts for other points [M]."""
         result: Array = self.law.log_loss(self.theta[None, :], points, self.normalisation)[0]
         return result
 
     def sampled(self, points: Points) -> Array:
-        """The same by every bootstrap sample [B, M]."""
+        """Returns the predicted log loss of every bootstrap sample [B, M]."""
         with np.errstate(all="ignore"):
             return self.law.log_loss(self.samples, points, self.normalisation)
 
 
 def fit(points: Points, law: str = AUTO, samples: int = SAMPLES) -> Fit:
-    """The law fitted to the runs; with `auto`, that of the four with the least error on configurations held out.
+    """Fits the law to the runs; with `auto`, the one of the four with the least error on held-out configurations.
 
     Raises:
-        ConfigError: there is no such law.
-        NotIdentifiable: the points cannot support it, or any.
+        ConfigError: no such law exists.
+        NotIdentifiable: the points cannot support the law, or any law.
     """
     if law != AUTO:
         if law not in LAWS:
@@ -170,16 +170,16 @@ def fit(points: Points, law: str = AUTO, samples: int = SAMPLES) -> Fit:
 
 
 def _none(rejected: list[RejectedLaw]) -> str:
-    """The reasons in at most three lines: that of the law that asks for least."""
+    """Returns the reasons in at most three lines: that of the law with the fewest requirements."""
     wanted = next((each for each in rejected if each.law == "ludziejewski"), rejected[0])
     return f"these runs support none of the laws {', '.join(each.law for each in rejected)}.\n{wanted.reason}"
 
 
 def fit_law(points: Points, name: str, samples: int = SAMPLES) -> Fit:
-    """One law by name, in the fullest form the points support: without saturation where there are few expansions.
+    """Fits one law by name, in the fullest form that the points support: without saturation for few expansions.
 
     Raises:
-        NotIdentifiable: they support none, with what is missing and the command that makes it.
+        NotIdentifiable: the points support no form; the message gives the missing runs and their command.
     """
     reasons = []
     for law in LAWS[name]:
@@ -193,7 +193,7 @@ def fit_law(points: Points, name: str, samples: int = SAMPLES) -> Fit:
 
 
 def levels(values: Array) -> int:
-    """How many distinct values there are, those within 10 % counted as one."""
+    """Returns the number of distinct values. Values within 10 % count as one."""
     if not len(values):
         return 0
     count, last = 1, min(values)
@@ -204,7 +204,7 @@ def levels(values: Array) -> int:
 
 
 def check_support(law: Law, points: Points) -> None:
-    """Raises NotIdentifiable where there is too little to tell the constants apart."""
+    """Raises NotIdentifiable if the points are too few to determine the constants."""
     for column in law.constant:
         values = getattr(points, column)
         if levels(values) > 1:
@@ -256,13 +256,13 @@ def _fitted(law: Law, points: Points) -> Fit:
 
 
 def robust_scale(residuals: Array, num_free: int) -> float:
-    """Standard deviation from the median size of residuals, with degrees of freedom taken off."""
+    """Computes a standard deviation from the median absolute residual, corrected for degrees of freedom."""
     spread = 1.4826 * float(np.median(np.abs(residuals)))
     return max(1e-9, spread * math.sqrt(len(residuals) / max(1, len(residuals) - num_free)))
 
 
 def make_noise(residuals: Array, num_free: int) -> Noise:
-    """The noise that residuals of a fit with this many free numbers show."""
+    """Returns the noise that residuals of a fit with this many free numbers show."""
     return Noise(robust_scale(residuals, num_free), max(1.0, MEDIAN * (len(residuals) - num_free)))
 
 
@@ -285,11 +285,12 @@ def _check_identified(law: Law, slopes: Array, scale: float) -> None:
 
 
 def _with_samples(found: Fit, samples: int) -> Fit:
-    """Intervals by the wild cluster bootstrap (Cameron, Gelbach and Miller 2008).
+    """Adds intervals by the wild cluster bootstrap (Cameron, Gelbach and Miller 2008).
 
-    The residuals of all seeds of a configuration change sign together, enlarged to what they were had the fit not adapted
-    to them. The design stays whole, so that no sample lacks the largest size. A shift that the seeds share is in no
-    difference between configurations: it is drawn for each sample, and moves the constants that log loss is added to.
+    The residuals of all seeds of a configuration change sign together. They are enlarged to correct for the adaptation
+    of the fit. The design is unchanged, so that no sample lacks the largest size. A shift that the seeds share appears
+    in no difference between configurations. It is drawn for each sample, and moves the constants that are additive in
+    log loss.
     """
     if not samples:
         return found
@@ -317,7 +318,7 @@ def _with_samples(found: Fit, samples: int) -> Fit:
 
 
 def _cr3_residuals(residuals: Array, slopes: Array, clusters: Array) -> Array:
-    """(I - H_cc)^-1 r_c for each configuration c, its errors had it been left out (CR3, Cameron and Miller 2015)."""
+    """Computes (I - H_cc)^-1 r_c for each configuration c, its errors if left out (CR3, Cameron and Miller 2015)."""
     pull = slopes @ np.linalg.pinv(slopes)
     result = residuals.copy()
     for cluster in np.unique(clusters):
@@ -334,7 +335,7 @@ def _interval(constant: Coefficient, values: list[float]) -> Coefficient:
 
 
 def quantiles(values: Array) -> Any:
-    """The ends of the 95 % percentile interval along the first axis; those not known count as infinite."""
+    """Returns the ends of the 95 % percentile interval along the first axis; those not known count as infinite."""
     tail = (1 - CONFIDENCE) / 2
     ordered = np.sort(np.where(np.isnan(values), np.inf, values), axis=0)
     last = len(ordered) - 1
@@ -342,7 +343,7 @@ def quantiles(values: Array) -> Any:
 
 
 def _held_out(found: Fit) -> float:
-    """Root mean square error of log loss where each fifth of the configurations is predicted from the others."""
+    """Computes the root mean square error of log loss when each fifth of the configurations is held out."""
     points, law = found.points, found.law
     order = np.random.default_rng(SEED).permutation(np.unique(points.cluster))
     errors = []
@@ -354,7 +355,7 @@ def _held_out(found: Fit) -> float:
 
 
 def _refit(found: Fit, points: Points) -> Array:
-    """The law fitted to a part of the points, from where it lies for all of them."""
+    """Returns the law fitted to a part of the points, from where it lies for all of them."""
 
     def model(theta: Array) -> Array:
         return found.law.log_loss(theta, points, found.normalisation)

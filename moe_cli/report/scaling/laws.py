@@ -1,8 +1,8 @@
-"""The forms of four scaling laws, each with its source, what it needs to be fitted, and its constants.
+"""The forms of four scaling laws, each with its source, its requirements for a fit, and its constants.
 
-A law is a function of free numbers theta that are all of order one: N and D are taken relative to their geometric means,
-and constants that must be positive are logarithms. `to_paper_constants` turns theta into the constants of the paper.
-B sets of constants at once, P free numbers, M runs.
+A law is a function of free numbers theta that are all of order one: N and D are taken relative to their geometric
+means, and constants that must be positive are logarithms. `to_paper_constants` converts theta to the constants of the
+paper. B sets of constants at once, P free numbers, M runs.
 """
 
 import math
@@ -19,7 +19,7 @@ Constants = dict[str, float]
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Geometric means of the points that are fitted: of all and of active parameters, and of tokens."""
+    """Geometric means over the fitted points: of all and of active parameters, and of tokens."""
 
     params: float
     active: float
@@ -33,17 +33,18 @@ def make_normalisation(points: Points) -> Normalisation:
 
 @dataclass(frozen=True)
 class Law:
-    """One form.
+    """One form of a law.
 
     Attributes:
         equation, source: as in the paper.
-        names: of the free numbers, in order.
+        names: the names of the free numbers, in order.
         low, high: the box from which starting points are drawn.
         log_loss: (theta [B, P], points [M], normalisation) -> log L [B, M], complex-analytic in theta.
         to_paper_constants: (theta [P], normalisation) -> the paper's constants.
-        distinct: how many distinct values of each of Points' columns it takes to tell the constants apart.
+        distinct: the number of distinct values of each of Points' columns that is needed to determine the constants.
         constant: columns that must not vary, since the form has no term for them.
-        level: the free numbers that log loss is added to: log L(theta + x level) = log L(theta) + x.
+        level: the direction of the free numbers that is additive in log loss: log L(theta + x level) = log L(theta) +
+            x.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Law:
 
 
 def saturated(expansion: Any, start: Any, most: Any) -> Any:
-    """Clark's saturation, eq. 20 of arXiv:2202.01169: 1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max.
+    """Computes Clark's saturation, eq. 20 of arXiv:2202.01169: 1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max.
 
     E^(1) = E_start, E^ tends to E_max, and E_start = 1, E_max = infinity gives E itself.
     """
@@ -72,7 +73,7 @@ def _columns(theta: Array) -> list[Array]:
 
 
 def _log_expansion(start: Array, span: Array, points: Points) -> Array:
-    """log E^ with E_start = exp(start) and E_max = E_start + exp(span), so that E_max is always the larger."""
+    """Computes log E^ with E_start = exp(start) and E_max = E_start + exp(span), so that E_max is always the larger."""
     first = np.exp(start)
     result: Array = np.log(saturated(points.expansion[None, :], first, first + np.exp(span)))
     return result
@@ -86,7 +87,7 @@ def _saturation(start: float, span: float) -> Constants:
 def _clark_shape(
     a: Array, b: Array, c: Array, d: Array, log_e: Array, points: Points, normalisation: Normalisation
 ) -> Array:
-    """In natural logarithms the coefficients a and b are the same, c is divided by ln 10, d multiplied by it."""
+    """Computes log L in natural logarithms: a and b are the paper's, c is divided by ln 10, d multiplied by it."""
     size = np.log(points.active[None, :] / normalisation.active)
     result: Array = a * size + b * log_e + c * size * log_e + d
     return result
@@ -103,7 +104,7 @@ def _clark_saturating(theta: Array, points: Points, normalisation: Normalisation
 
 
 def _clark_constants(theta: Array, normalisation: Normalisation) -> Constants:
-    """log10 L = a log10 N + b log10 E^ + c log10 N log10 E^ + d, from what is centred at N0 and in ln."""
+    """Converts from ln, centred at N0, to log10 L = a log10 N + b log10 E^ + c log10 N log10 E^ + d."""
     a, b, c, d = theta[:4]
     size = math.log(normalisation.active)
     found = {"a": a, "b": b - c * size, "c": c * math.log(10), "d": (d - a * size) / math.log(10)}

@@ -18,14 +18,14 @@ STEP = 1e-30
 
 @dataclass(frozen=True)
 class Solution:
-    """Where each problem came to rest: theta [B, P], Huber cost [B]."""
+    """The result for each problem: theta [B, P], Huber cost [B]."""
 
     theta: Array
     cost: Array
 
 
 def huber(residuals: Array, delta: Any) -> Array:
-    """Huber's loss: r^2 / 2 within delta, delta (|r| - delta / 2) beyond (Huber 1964)."""
+    """Computes Huber's loss: r^2 / 2 within delta, delta (|r| - delta / 2) beyond (Huber 1964)."""
     size = np.abs(residuals)
     return np.where(size <= delta, size**2 / 2, delta * (size - delta / 2))
 

@@ -1,4 +1,4 @@
-"""What a scaling law sees of runs: sizes, experts, tokens and loss, as arrays of one value a run.
+"""Observations for a scaling law: sizes, experts, tokens and loss, as arrays with one value per run.
 
 M runs, C configurations.
 """
@@ -31,15 +31,15 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Points:
-    """One value a run, each of shape [M].
+    """One value per run, each of shape [M].
 
     Attributes:
         params: all parameters, N.
-        active: those one token meets, N_act.
-        expansion: E / K, experts over chosen experts: E itself where each token has one, and 1 when dense.
+        active: active parameters per token, N_act.
+        expansion: E / K, experts over chosen experts: E itself where K = 1, and 1 when dense.
         density: 1 - S = K / E; 1 when dense.
         granularity: G = d_ff / d_expert (arXiv:2402.07871, eq. 6); 1 when dense.
-        tokens: D, seen in training.
+        tokens: D, the training tokens.
         flops: of the whole training, model and optimizer.
         loss: nats per token over the validation split; NaN where it is to be predicted.
         cluster: the configuration, 0 to C - 1: runs that differ in the seed alone share one.
@@ -67,11 +67,11 @@ class Points:
         return len(np.unique(self.cluster))
 
     def take(self, chosen: Array) -> "Points":
-        """Those of a mask or of indices."""
+        """Returns the points of a mask or of indices."""
         return Points(**{entry.name: getattr(self, entry.name)[chosen] for entry in fields(self)})
 
     def mean_over_seeds(self) -> "Points":
-        """One point a configuration, its loss the geometric mean over seeds."""
+        """Returns one point per configuration; its loss is the geometric mean over seeds."""
         clusters, places = np.unique(self.cluster, return_index=True)
         means = [np.exp(np.log(self.loss[self.cluster == each]).mean()) for each in clusters]
         chosen = self.take(places)
@@ -88,10 +88,10 @@ class LabelledObservations:
 
 
 def make_points(runs: Sequence[RunRow]) -> LabelledObservations:
-    """The complete runs, each configuration's seeds together.
+    """Returns the complete runs, with each configuration's seeds together.
 
     Raises:
-        ConfigError: there are none, or they learned from different data, so that their losses are no one law's.
+        ConfigError: no run is complete, or the runs used different data, so that no single law holds for their losses.
     """
     usable = [run for run in runs if run.status == COMPLETED and _is_usable(run)]
     if not usable:
@@ -122,7 +122,10 @@ def _is_usable(run: RunRow) -> bool:
 
 
 def _label(run: RunRow, names: list[str]) -> str:
-    """What the law sees of a configuration, and what else tells it apart: expert=16 k=2, 1.05M active, 2.46M tokens."""
+    """Returns a label with the variables of the law and other differing settings.
+
+    Example: expert=16 k=2, 1.05M active, 2.46M tokens.
+    """
     seen = ("expert", "k", "train.tokens", "train.steps", "train.flops", "train.minutes", "train.batch_size")
     who = f"expert={run.expert}" + (f" k={run.k}" if not run.is_dense and run.k else "")
     others = [f"{name.rpartition('.')[2]}={show(value)}" for name in names
@@ -152,14 +155,14 @@ def _arrays(runs: Sequence[RunRow], clusters: list[int]) -> Points:
 
 
 def expansion(settings: Settings) -> float:
-    """E / K; 1 when dense, or where a router has no fixed K."""
+    """Returns E / K; 1 when dense, or if a router has no fixed K."""
     expert, k = settings.get("expert"), settings.get("k")
     assert isinstance(expert, int)
     return max(1.0, expert / k) if expert > 1 and isinstance(k, int | float) and k > 0 else float(expert)
 
 
 def granularity(settings: Settings) -> float:
-    """d_ff / d_expert; 1 when dense."""
+    """Returns d_ff / d_expert; 1 when dense."""
     wide, narrow = settings.get("model.d_ff"), settings.get("model.d_expert")
     if settings.get("expert") == 1 or not isinstance(wide, int | float) or not isinstance(narrow, int | float):
         return 1.0

@@ -1,4 +1,4 @@
-"""What a fitted law answers: predictions, the dense model that would do as well, iso-FLOP minima, and how far to trust it.
+"""Results of a fitted law: predictions, the dense model of equal loss, iso-FLOP minima, and measures of reliability.
 
 M points, B bootstrap samples.
 """
@@ -29,11 +29,13 @@ class Prediction:
     """The loss of one configuration.
 
     Attributes:
-        loss: nats per token, with `low` and `high`, the 95 % interval of one run of a new seed: of the constants, its own
-            noise, and the shift that its seed has in common with all configurations (left out where one seed was run). Where
-            `measured` is known, that of the mean over its seeds.
-        extrapolation_factor: the most that a size, tokens or expansion exceeds what was run, as a factor; 1 within.
-        measured: the loss it had, the mean over seeds; None where it was not run.
+        loss: nats per token, with `low` and `high`, the 95 % interval of one run of a new seed. The interval includes
+            the uncertainty of the constants, the noise of the run, and the shift that its seed has in common with all
+            configurations (left out if only one seed was run). Where `measured` is known, the interval is that of the
+            mean over its seeds.
+        extrapolation_factor: the largest factor by which a size, tokens or expansion exceeds the fitted runs; 1 within
+            them.
+        measured: the measured loss, the mean over seeds; None means that it was not run.
     """
 
     label: str
@@ -46,11 +48,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Validation:
-    """The largest configurations predicted from the smaller ones.
+    """Predictions of the largest configurations from the smaller ones.
 
     Attributes:
         error: root mean square of log(predicted / measured), about the relative error.
-        inside: how many lie in their interval.
+        inside: the number of configurations whose loss lies in the interval.
     """
 
     law: str
@@ -78,7 +80,7 @@ class DenseEquivalent:
 
     @property
     def speed_up(self) -> float | None:
-        """How much sooner it gets there on this machine: compute_ratio x throughput."""
+        """Returns the speed-up to equal loss on this machine: compute_ratio x throughput."""
         return None if self.throughput is None else self.compute_ratio * self.throughput
 
 
@@ -88,8 +90,9 @@ class IsoFlop:
 
     Attributes:
         sizes, losses: active parameters and nats per token, by size; the mean over seeds.
-        best: the size at the minimum of the parabola of log loss over log size, and its loss; None without a minimum inside.
-        why: why there is none.
+        best: the size at the minimum of the parabola of log loss over log size, and its loss; None without a minimum
+            inside.
+        why: the reason why there is none.
     """
 
     flops: float
@@ -102,7 +105,7 @@ class IsoFlop:
 
 
 def predict(found: Fit, points: Points, labels: Sequence[str]) -> tuple[Prediction, ...]:
-    """The loss of each point, with the interval of one run of a seed that was not run."""
+    """Returns the loss of each point, with the interval of one run of a seed that was not run."""
     new = np.array([np.inf])
     return tuple(
         _prediction(found, points.take(np.array([index])), label, found.run_noise, found.seeds.distance(new))
@@ -111,7 +114,7 @@ def predict(found: Fit, points: Points, labels: Sequence[str]) -> tuple[Predicti
 
 
 def _prediction(found: Fit, point: Points, label: str, noise: Noise, distance: float) -> Prediction:
-    """Of one point: the bootstrap samples, each with several draws of noise and, at a distance, of the seeds' shift."""
+    """Predicts one point: each bootstrap sample has several draws of noise and, at a distance, of the seeds' shift."""
     rng = np.random.default_rng(SEED)
     drawn = np.repeat(found.sampled(point)[:, 0] - found.level_shifts, DRAWS)
     drawn = drawn + noise.draw(rng, len(drawn)) + found.seeds.draw(rng, len(drawn), distance)
@@ -132,10 +135,10 @@ def _extrapolation_factors(known: Points, points: Points) -> Array:
 def validate(points: Points, labels: Sequence[str], law: str) -> Validation:
     """Fits the smaller configurations and predicts the fifth with the most training FLOPs.
 
-    With `auto` the law too is chosen by the smaller ones alone.
+    With `auto`, the law is also chosen by the smaller ones alone.
 
     Raises:
-        NotIdentifiable: what remains cannot support the law.
+        NotIdentifiable: the remaining runs cannot support the law.
     """
     configurations = points.mean_over_seeds()
     order = configurations.cluster[np.argsort(configurations.flops, kind="stable")]
@@ -161,10 +164,10 @@ def validate(points: Points, labels: Sequence[str], law: str) -> Validation:
 
 
 def dense_equivalents(found: Fit, labels: Mapping[int, str]) -> tuple[DenseEquivalent, ...]:
-    """For each sparse configuration, the dense model that equals it; none for a law that has no dense model.
+    """Returns the dense model of equal loss for each sparse configuration; empty for a law without dense models.
 
-    At equal tokens model FLOPs go with active parameters, so the ratio is that of sizes: for L = L_inf + a / N^alpha it is
-    ((L_base - L_inf) / (L_sparse - L_inf))^(1 / alpha).
+    At equal tokens, model FLOPs are proportional to active parameters, so the ratio is that of sizes: for L = L_inf + a
+    / N^alpha it is ((L_base - L_inf) / (L_sparse - L_inf))^(1 / alpha).
     """
     if "expansion" in found.law.constant:
         return ()
@@ -182,7 +185,7 @@ def dense_equivalents(found: Fit, labels: Mapping[int, str]) -> tuple[DenseEquiv
 
 
 def _compute_ratio(found: Fit, theta: Array, sparse: Points) -> Array:
-    """By halving the logarithm of the factor, for every sample and point at once."""
+    """Solves for the ratio by bisection of its logarithm, for every sample and point at once."""
     with np.errstate(all="ignore"):
         wanted = found.law.log_loss(theta, sparse, found.normalisation)
         low, high = (
@@ -198,7 +201,7 @@ def _compute_ratio(found: Fit, theta: Array, sparse: Points) -> Array:
 
 
 def _dense(found: Fit, theta: Array, sparse: Points, log_factor: Array) -> Array:
-    """Log loss of dense models of these factors times the active parameters, row by row of theta."""
+    """Computes the log loss of dense models of these factors times the active parameters, row by row of theta."""
     ones = np.ones(len(sparse))
     rows = []
     for free, factor in zip(theta, np.exp(log_factor), strict=True):
@@ -219,7 +222,7 @@ def _throughput(configurations: Points, sparse: Points) -> list[float | None]:
 
 
 def iso_flop(runs: Sequence[RunRow]) -> tuple[IsoFlop, ...]:
-    """A curve for each budget (`train.flops`) and expansion of the complete runs; none where runs have other budgets."""
+    """Returns a curve for each budget (`train.flops`) and expansion of the complete runs; empty for other budgets."""
     by_budget: dict[float, list[RunRow]] = {}
     for run in runs:
         budget = run.settings.get("train.flops")
@@ -238,7 +241,7 @@ def iso_flop(runs: Sequence[RunRow]) -> tuple[IsoFlop, ...]:
 
 
 def make_iso_flop(flops: float, expansion: float, sizes: Any, losses: Any) -> IsoFlop:
-    """The parabola of log loss over log size through the points, by least squares (Hoffmann et al. 2022, approach 2)."""
+    """Fits a parabola of log loss over log size by least squares (Hoffmann et al. 2022, approach 2)."""
     order = np.argsort(sizes)
     x, y = np.log(np.asarray(sizes, float)[order]), np.log(np.asarray(losses, float)[order])
     curve = (flops, expansion, tuple(map(float, np.exp(x))), tuple(map(float, np.exp(y))))

@@ -13,11 +13,12 @@ from moe_cli.report.scaling.observations import Array
 
 @dataclass(frozen=True)
 class SeedEffect:
-    """Common shifts u_s of log loss, one a seed, independent and normal.
+    """Common shifts u_s of log loss, one per seed, independent and normal.
 
     Attributes:
         seeds: [S], in order.
-        shares: [S], of all runs of the fit: their sum over u is what the fit has taken for the level of the loss.
+        shares: [S], fractions of all runs of the fit: the fit has absorbed the sum of shares x u into the level of the
+            loss.
         shifts: [S], estimates of u around the fit: the mean residual of each seed.
     """
 
@@ -27,18 +28,18 @@ class SeedEffect:
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation of u, estimated with S - 1 degrees of freedom; None with one seed."""
+        """Returns the standard deviation of u, estimated with S - 1 degrees of freedom; None with one seed."""
         return float(np.std(self.shifts, ddof=1)) if len(self.seeds) > 1 else None
 
     def without(self, residuals: Array, seed: Array) -> Array:
-        """The residuals [M] of runs with these seeds [M], each less the shift of its seed; unchanged with one seed."""
+        """Returns the residuals [M] of runs with these seeds [M], minus the seeds' shifts; unchanged with one seed."""
         return residuals - self.shifts[np.searchsorted(self.seeds, seed)] if len(self.seeds) > 1 else residuals
 
     def distance(self, seed: Array) -> float:
-        """Standard deviation, in that of u, between the mean shift of runs with these seeds and that in the fit.
+        """Computes the standard deviation, in that of u, of the mean shift of runs with these seeds minus the fit's.
 
-        sqrt(sum of (h_s - w_s)^2) over all seeds, h and w the shares of a seed in the runs and in the fit: 0 for runs with the
-        seeds of a balanced fit, sqrt(1 + 1 / S) for a run of another seed.
+        It is sqrt(sum of (h_s - w_s)^2) over all seeds, with h and w a seed's fractions of the runs and of the fit:
+        0 for runs with the seeds of a balanced fit, sqrt(1 + 1 / S) for a run of another seed.
         """
         every = np.union1d(self.seeds, seed)
         own = np.array([np.mean(seed == each) for each in every])
@@ -58,7 +59,7 @@ class SeedEffect:
 
 
 def seed_effect(residuals: Array, seed: Array) -> SeedEffect:
-    """From the residuals of log loss, measured less law [M], and the seeds of the runs [M]."""
+    """Estimates the shifts from the residuals of log loss (measured minus predicted) [M], and the runs' seeds [M]."""
     seeds, places, counts = np.unique(seed, return_inverse=True, return_counts=True)
     shifts = np.bincount(places, residuals) / counts
     return SeedEffect(seeds, counts / len(seed), shifts)

@@ -19,7 +19,7 @@ DEFAULT_VOCAB_SIZE = 256
 
 
 def points_of(text: str, runs: Sequence[RunRow]) -> Points:
-    """The sizes of a configuration: its settings in `text` and, for the rest, those of the largest of the runs.
+    """Returns the sizes of a configuration: its settings in `text` and, for the rest, those of the largest of the runs.
 
     Raises:
         ConfigError: a setting is wrong, or the budget is a time, so that the number of tokens is unknown.
@@ -44,7 +44,7 @@ def points_of(text: str, runs: Sequence[RunRow]) -> Points:
 
 
 def _overrides_of_largest(runs: Sequence[RunRow], given: Collection[str]) -> tuple[list[str], int]:
-    """The settings of the run with the most training FLOPs without those in `given`, and its vocabulary size."""
+    """Returns the settings of the run with the most FLOPs without those in `given`, and its vocabulary size."""
     measured = [run for run in runs if run.results.flops_per_token and run.results.tokens and run.results.params]
     if not measured:
         return [], DEFAULT_VOCAB_SIZE

@@ -1,4 +1,4 @@
-"""What a scaling law adds to a recommendation, in one sentence."""
+"""The sentence on a scaling law in a recommendation."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -12,7 +12,7 @@ from moe_cli.report.scaling.predictions import dense_equivalents
 
 
 def scaling_sentence(runs: Sequence[RunRow], paths: Collection[str]) -> str | None:
-    """The dense model that would do as well as the configuration of the runs in these folders, by a law fitted to all runs.
+    """Returns a sentence on the dense model of equal loss for the configuration in these folders, by a fitted law.
 
     None where the runs support no law, the configuration is dense, or the law leaves the answer without an upper end.
     """

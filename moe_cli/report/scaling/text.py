@@ -18,7 +18,7 @@ EXTRAPOLATION_WARNING = 8.0
 
 
 def analysis_lines(result: Analysis, title: str, width: int) -> list[Text]:
-    """The law and its constants, what it says, and how far to trust it."""
+    """Returns the lines on the law: its constants, its results, and its reliability."""
     found = result.fit
     lines = [
         Text.assemble((printable(title), "bold"), f"   scaling law {found.law.name}   ", (found.law.source, "dim"))
@@ -49,7 +49,7 @@ def _size(result: Analysis) -> str:
 
 
 def _seeds(found: Fit) -> str:
-    """Whether the intervals allow for a seed shifting all configurations together."""
+    """Returns the sentence on whether intervals include the shift that a seed gives to all configurations."""
     seeds = found.seeds
     if seeds.deviation is None:
         return (

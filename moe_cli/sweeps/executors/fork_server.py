@@ -43,7 +43,10 @@ class ForkedRun:
 
 
 class ForkServer:
-    """The parent process of forked runs. If it dies, its runs save and stop: their code is BUSY, to be asked for again."""
+    """The parent process of forked runs.
+
+    If it dies, its runs save and stop with code BUSY, so that they are started again.
+    """
 
     def __init__(self, outputs: Path, environment: Mapping[str, str]) -> None:
         self.channel, theirs = socket.socketpair()
@@ -70,7 +73,7 @@ class ForkServer:
             self.channel.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> None:
-        """Takes in what the parent has said."""
+        """Reads pending messages from the parent process."""
         while not self.gone:
             try:
                 received = self.channel.recv(65_536)

@@ -2,14 +2,15 @@
 
 python -m moe_cli.sweeps.executors.fork_server_process DESCRIPTOR OUTPUTS
 
-OUTPUTS is there for who looks at the list of processes. DESCRIPTOR is one end of a socket; a line of JSON on it is a message.
+OUTPUTS only identifies the process in process lists. DESCRIPTOR is one end of a socket. Each message on it is a line of
+JSON.
 In: {"run": folder, "outputs": folder} starts a run, {"run": folder, "signal": number} sends its process a signal. Out:
-{"ready": true} once torch is there, {"run": folder, "pid": number} when a run has started, {"run": folder, "code": number} when
-it has ended, with the exit codes of `moe_cli.execution.worker`.
+{"ready": true} after torch is imported, {"run": folder, "pid": number} when a run has started, {"run": folder, "code":
+number} when it has ended, with the exit codes of `moe_cli.execution.worker`.
 
-Forked and not reused: every run has a process of its own, so nothing of a run can leak into the next one or outlive it, yet
-none waits for the import. A fork is safe here because this process computes nothing: it has one thread, no lock that
-another could hold, and no GPU.
+Every run has its own process, so that no state leaks into the next run or outlives it. No run waits for the import. A
+fork is safe here because this process computes nothing: it has one thread, no lock that another thread could hold, and
+no GPU.
 """
 
 import gc
@@ -50,7 +51,7 @@ def main(descriptor: str, _outputs: str) -> None:
 
 
 class ForkServerProcess:
-    """Forks a process for every run that is asked for, and tells when one has ended."""
+    """Forks a process for every requested run, and reports when one has ended."""
 
     def __init__(self, channel: socket.socket) -> None:
         self.channel = channel
@@ -59,7 +60,7 @@ class ForkServerProcess:
         os.set_blocking(self.wakes, False)
 
     def serve(self) -> None:
-        """Until the other end of the socket is closed."""
+        """Handles messages until the other end of the socket is closed."""
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(self.wakes)
         self._say(ready=True)
@@ -93,7 +94,7 @@ class ForkServerProcess:
         self._say(run=folder, pid=pid)
 
     def _become(self, folder: str, outputs: str, parent: int) -> NoReturn:
-        """The forked process: as `python -m moe_cli.execution.worker FOLDER OUTPUTS` would be, in a session of its own."""
+        """Turns the forked process into `python -m moe_cli.execution.worker FOLDER OUTPUTS`, in a separate session."""
         code = worker.EXIT_FAILED
         try:
             signal.set_wakeup_fd(-1)

@@ -23,9 +23,9 @@ from moe_cli.sweeps.executors.fork_server import ForkedRun, ForkServer
 
 
 def default_workers(plans: Sequence[RunEstimate]) -> int:
-    """Returns how many of these runs go on at a time: one per GPU, else by the cores for their threads.
+    """Returns the number of these runs to execute in parallel: one per GPU, else by cores and threads per run.
 
-    Never more than memory bears.
+    Available memory limits the number.
     """
     procs = max(plan.config.launch.num_processes for plan in plans)
     on_gpu = [plan.config.train.device in ("auto", "cuda") for plan in plans]
@@ -87,7 +87,7 @@ class Slot:
     gpus: tuple[str, ...]
 
     def memory_still_needed(self) -> int:
-        """The memory it is still expected to take."""
+        """Returns the memory it is still expected to take."""
         return max(0, self.need - (resident_bytes(self.job.pid) if self.job.pid else 0))
 
 
@@ -116,7 +116,7 @@ class LocalPool:
         return self.workers - len(self._places)
 
     def fits(self, run: Run) -> bool:
-        """Whether the memory that it is expected to take is free while the other runs go on."""
+        """Returns whether the run's expected memory is free, after what the running runs still need."""
         available = available_memory_bytes()
         if available is None:
             return True
@@ -125,7 +125,7 @@ class LocalPool:
     def start(self, run: Run) -> Process | ForkedRun:
         try:
             config = run.config()
-        except MoeError:  # the worker will say what is wrong with it
+        except MoeError:  # the worker reports the error
             config = None
         gpus = self._free_gpus(config) if config else ()
         job = self._start_warm(run) if config and self._forks(config) else self._start_cold(run, gpus)
@@ -155,7 +155,7 @@ class LocalPool:
         return Process(run, self.outputs, {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
 
     def _free_gpus(self, config: RunConfig) -> tuple[str, ...]:
-        """Those with the least runs, one for each of its processes; none where it uses none, or names its own."""
+        """Returns the GPUs with the fewest runs, one per process; empty if the run uses none or names its own."""
         if config.train.device not in ("auto", "cuda"):
             return ()
         load = Counter(name for place in self._places for name in place.gpus)
@@ -166,13 +166,13 @@ class LocalPool:
             try:
                 config = run.config()
                 self._needs[run.path] = estimate_memory(config, self.outputs, not self._on_cpu(config))
-            except (MoeError, OSError):  # the worker will say what is wrong with it
+            except (MoeError, OSError):  # the worker reports the error
                 self._needs[run.path] = 0
         return self._needs[run.path]
 
     def wait(self, seconds: float) -> None:
         """Waits until a run ends, at most `seconds`."""
-        self.room()  # what has ended must not be waited for again
+        self.room()  # removes ended runs, which must not be waited for again
         ends = [place.job.exit_fd for place in self._places if isinstance(place.job, Process)]
         if self._nest is not None and not self._nest.gone:
             ends.append(self._nest.channel.fileno())

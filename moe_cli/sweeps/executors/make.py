@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def max_parallel(executor: Executor, workers: int | None, plans: Sequence[RunEstimate]) -> int | None:
-    """Returns how many of these runs go on at a time; None: as many as a cluster has room for."""
+    """Returns the number of these runs to execute in parallel; None means as many as the cluster can hold."""
     if isinstance(executor, LocalExecutor):
         return workers or default_workers(plans)
     limit = executor.array_parallelism if isinstance(executor, SlurmExecutor) else None
@@ -24,10 +24,10 @@ def max_parallel(executor: Executor, workers: int | None, plans: Sequence[RunEst
 def make_pool(
     executor: Executor, outputs: Path, workers: int | None, plans: Sequence[RunEstimate]
 ) -> "LocalPool | RayPool | SlurmPool":
-    """Returns the pool for `workers` runs at a time; None: as many as this machine or the cluster has room for.
+    """Returns the pool for `workers` parallel runs; None means as many as this machine or the cluster can hold.
 
     Raises:
-        MoeError: the cluster, or the library for it, is not there.
+        MoeError: the cluster, or its library, is not available.
     """
     if isinstance(executor, RayExecutor):
         from moe_cli.sweeps.executors.ray import RayPool

@@ -1,8 +1,8 @@
 """The pool of a Ray cluster: an actor per run, which starts the run's worker on its node and watches it.
 
-The outputs folder must be on a file system that all nodes see, and this Python at the same path on all of them. A run whose
-node dies is started again on another and goes on from its last checkpoint; its old worker, should it live, notices that the
-actor above it is gone, saves and stops (see `training.signals.exit_with_parent`).
+The outputs folder must be on a file system that all nodes see. This Python must be at the same path on all of them. If
+a node dies, its run is started on another node and continues from its last checkpoint. If the old worker is still
+alive, it notices that its actor is gone, saves and stops (see `training.signals.exit_with_parent`).
 """
 
 import logging
@@ -27,22 +27,22 @@ from moe_cli.runs.locks import break_lock, is_locked
 
 CONNECT_SECONDS, HEALTH_SECONDS = 5.0, 20.0
 KILL_SECONDS = 10.0
-# How often the nodes are looked at, and how long a sweep waits for one when there is none.
+# The interval between queries of the nodes, and the time that a sweep waits for a first node.
 POLL_SECONDS, NO_NODE_TIMEOUT = 2.0, 60.0
-# A run that has lost its actor so often is the cause of it.
+# After this many lost actors the run itself is taken to be the cause.
 MAX_LOSSES = 3
-# Runs hand no objects around: what Ray sets aside for them is the least it takes.
+# Runs exchange no objects: this is the smallest object store that Ray accepts.
 OBJECT_BYTES = 80 * 2**20
 
 
 def connect(address: str | None) -> Any:
-    """Ray's module, connected, silent, and without reports of its use.
+    """Returns Ray's module, connected, silent, and without usage reports.
 
     Raises:
         MoeError: Ray is not installed, or nothing answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of what it will do one day
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a future change of behaviour
     try:
         import ray
     except ImportError:
@@ -87,7 +87,7 @@ def _probe(address: str) -> None:
 
 
 def _silence_driver_output() -> None:
-    """Keeps Ray from printing on our display what happens to its nodes: pages when one dies. It has no setting for that."""
+    """Stops Ray from printing messages about its nodes to the terminal. Ray has no setting for that."""
     from ray._private import worker
 
     if hasattr(worker, "print_to_stdstream"):
@@ -106,11 +106,14 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _run_actor_class() -> type:
-    """The class of the actors. Made in a function so that Ray sends it along: nodes need nothing of us to receive it."""
+    """Returns the class of the actors.
+
+    Made in a function so that Ray sends it along: nodes need nothing of us to receive it.
+    """
 
     class Keeper:
         def begin(self, command: list[str], folder: str, directory: str, variables: dict[str, str], parent: str) -> str:
-            """Starts the worker, with our process id in the variable `parent`; else says what is missing on this node."""
+            """Starts the worker, with our process id in the variable `parent`; else returns what this node lacks."""
             import os
             import socket
             import subprocess
@@ -153,7 +156,7 @@ class RayJob:
             errors = self.pool.ray.exceptions
             try:
                 self.code = self._look()
-            except errors.ActorUnavailableError:  # for the moment; the worker can be asked again how it ended
+            except errors.ActorUnavailableError:  # temporary: the worker can be queried again
                 self.end = None
             except (errors.RayActorError, errors.WorkerCrashedError):
                 self.code = EXIT_INTERRUPTED if self.stopping else self.pool.on_actor_lost(self.run)
@@ -199,13 +202,14 @@ class RayJob:
 
 
 class RayPool:
-    """Runs on the nodes of a Ray cluster, or on this machine by Ray.
+    """Pool of runs on the nodes of a Ray cluster, or on this machine through Ray.
 
     Args:
-        workers: runs at a time, those that wait for a node included; None: what the living nodes have room for.
+        workers: the number of runs at a time, including those that wait for a node; None means as many as the living
+            nodes can hold.
 
     Raises:
-        MoeError: Ray is not there or cannot be reached, or no node is large enough.
+        MoeError: Ray is missing or cannot be reached, or no node is large enough.
     """
 
     def __init__(self, executor: RayExecutor, outputs: Path, workers: int | None) -> None:
@@ -240,7 +244,7 @@ class RayPool:
         return [node for node in self.ray.nodes() if node["Alive"]]
 
     def capacity(self) -> int:
-        """Returns how many runs the living nodes have room for."""
+        """Returns the number of runs that the living nodes can hold."""
         now = time.monotonic()
         if now - self._looked >= POLL_SECONDS:
             has = [node["Resources"] for node in self._nodes()]
@@ -268,7 +272,10 @@ class RayPool:
         return job
 
     def on_actor_lost(self, run: Run) -> int:
-        """Returns the exit code of a run whose actor died: it is tried again on another node, a few times."""
+        """Returns the exit code of a run whose actor died.
+
+        The run is retried on another node up to MAX_LOSSES times.
+        """
         self._losses[run.path] += 1
         alive = {node["NodeManagerHostname"] for node in self._nodes()}
         if is_locked(run.path) and run.status().get("host") not in alive | {socket.gethostname()}:
@@ -283,6 +290,6 @@ class RayPool:
 
 
 def _environment(gpus: float) -> dict[str, str]:
-    """Returns the variables that a worker adds to its node's environment; Ray has chosen the GPUs, if there are any."""
+    """Returns the variables that a worker adds to its node's environment. Ray assigns the GPUs, if there are any."""
     variables = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
     return variables if gpus else {**variables, "CUDA_VISIBLE_DEVICES": ""}

@@ -1,11 +1,12 @@
 """The pool of a Slurm cluster: runs as jobs of an array, each a shell script that starts the run's worker.
 
-Plain scripts, handed to `sbatch`, and no library between: a job is a file that anybody can read, goes on when the sweep that
-sent it has gone, loads nothing that could execute, and its worker gets Slurm's signals itself. A job that is to leave its
-node saves, and is queued again: by Slurm, or by its own last line where Slurm leaves that to it. The outputs folder must be
-on a file system that all nodes see, and this Python at the same path on all of them.
+The scripts are plain files for `sbatch`, without a library in between. A user can read a job's file. A job continues
+after the sweep that submitted it has ended. It loads no data that could execute code. Its worker receives Slurm's
+signals directly. A job that must leave its node saves and is queued again: by Slurm, or by the last line of its script
+where Slurm does not requeue. The outputs folder must be on a file system that all nodes see. This Python must be at the
+same path on all of them.
 
-`slurm.json` in the run's folder names the run's job, so that a later sweep finds it and does not send it again.
+`slurm.json` in the run's folder names the run's job, so that a later sweep finds the job and does not submit it again.
 """
 
 import getpass
@@ -28,20 +29,20 @@ from moe_cli.files.writing import delete, make_folder, write_json, write_text
 from moe_cli.runs.folder import Run
 
 JOB_FILE = "slurm.json"
-# Slurm is asked about all jobs at once; the longer nothing changes, the more seldom.
+# All jobs are queried in one call. The interval grows by SLOWER while nothing changes.
 MIN_SECONDS, MAX_SECONDS, SLOWER = 2.0, 30.0, 1.5
 # So long Slurm may be out of reach, as it is while it is restarted.
 NO_ANSWER_TIMEOUT = 600.0
 COMMAND_SECONDS = 60.0
 # As many jobs as an array may have on a cluster with Slurm's own settings.
 MAX_JOBS = 1000
-# A run that has lost its job so often without a step in between is the cause of it.
+# After this many lost jobs without a step in between the run itself is taken to be the cause.
 MAX_LOSSES = 3
 # Exit codes of a job: it sees no run; a shell's word for a worker that SIGTERM has ended.
 EXIT_RUN_NOT_VISIBLE, TERMINATED = 66, 143
 TERMINAL_STATES = frozenset({"COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "CANCELLED", "PREEMPTED", "BOOT_FAIL",
                   "DEADLINE", "REVOKED"})  # fmt: skip
-# Over by no fault of the run's, or of its time limit: it goes on in another job.
+# States that end a job without a fault of the run: it continues in another job.
 PREEMPTED_STATES = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED"})
 # It has no node yet, or none any more.
 WAITING_STATES = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"})
@@ -100,7 +101,7 @@ def command(*words: str) -> str:
 
 
 def states() -> dict[str, State]:
-    """All jobs of this user that Slurm remembers, those of the last minutes that are over included."""
+    """Returns all jobs of this user that Slurm remembers, including those that ended in the last minutes."""
     text = command("squeue", "--noheader", "--array", "--states=all", f"--user={getpass.getuser()}",
                    "--Format=JobArrayID:|,State:|,exit_code:|,Reason:|")  # fmt: skip
     found = {}
@@ -111,7 +112,7 @@ def states() -> dict[str, State]:
 
 
 def submission(executor: SlurmExecutor, name: str, number: int) -> list[str]:
-    """The command that sends an array of `number` jobs, without its script."""
+    """Returns the command that sends an array of `number` jobs, without its script."""
     throttle = f"%{executor.array_parallelism}" if executor.array_parallelism else ""
     wanted = {
         "partition": executor.partition, "account": executor.account, "qos": executor.qos, "mem": executor.mem,
@@ -155,20 +156,21 @@ class SlurmJob:
             self.pool.to_stop.append(self)
 
     def kill(self) -> None:
-        """Once; it has ended when Slurm says so, until then its worker may still hold the run."""
+        """Requests the kill once. The job ends when Slurm reports it; until then its worker may still hold the run."""
         if self.code is None and not self.killed:
             self.ending, self.killed, self.code = True, True, -signal.SIGKILL if self.number is None else None
             self.pool.to_kill.append(self)
 
 
 class SlurmPool:
-    """Runs as jobs of a Slurm cluster; those that are there already are found again.
+    """Pool of runs as jobs of a Slurm cluster. Jobs that exist already are found again.
 
     Args:
-        workers: runs in Slurm's hands at a time; None: all of them, and Slurm does `executor.array_parallelism` at a time.
+        workers: the number of runs submitted at a time; None means all; Slurm then runs
+            `executor.array_parallelism` at a time.
 
     Raises:
-        MoeError: Slurm is not there.
+        MoeError: Slurm is not available.
     """
 
     def __init__(self, executor: SlurmExecutor, outputs: Path, workers: int | None) -> None:
@@ -185,7 +187,7 @@ class SlurmPool:
 
     @property
     def workers(self) -> int:
-        """Runs at work at a time, as far as that is up to us."""
+        """Returns the maximum number of parallel runs, as limited by this sweep's settings."""
         return min(self._most, self.executor.array_parallelism or self._most)
 
     def room(self) -> int:
@@ -193,7 +195,7 @@ class SlurmPool:
         return self._most - len(self._jobs)
 
     def start(self, run: Run) -> SlurmJob:
-        """Sent with all others that are started before the next look."""
+        """Queues the job, to be submitted with all others that are started before the next query."""
         number = (read_json(run.path / JOB_FILE) or {}).get("job")
         state = self._known.get(str(number))
         job = SlurmJob(self, run, str(number) if state and state.name not in TERMINAL_STATES else None)
@@ -203,12 +205,15 @@ class SlurmPool:
         return job
 
     def queued(self, number: str | None) -> bool:
-        """Whether a job waits for a node; one that Slurm has not been asked about since it was sent does."""
+        """Returns whether a job waits for a node.
+
+        A job whose state has not been queried since submission counts as waiting.
+        """
         state = self._known.get(number) if number else None
         return state is None or state.name in WAITING_STATES
 
     def refresh(self) -> None:
-        """Sends what is to be sent, cancels what is to be cancelled, and looks how the jobs are, if it is time."""
+        """Submits and cancels jobs as requested, and queries their states if the interval has passed."""
         self._send()
         self._cancel()
         now = time.monotonic()
@@ -228,19 +233,19 @@ class SlurmPool:
                 job.code = self._outcome(job, known.get(job.number))
 
     def _cancel(self) -> None:
-        """In one call: Slurm then sends SIGTERM, and SIGKILL after its KillWait."""
+        """Cancels jobs in one call. Slurm sends SIGTERM, and SIGKILL after its KillWait."""
         killed = [job.number for job in self.to_kill if job.number]
         stopped = [job.number for job in self.to_stop if job.number and job.code is None]
         self.to_stop, self.to_kill = [], []
         if killed:
-            with suppress(MoeError):  # those that are queued take no signal
+            with suppress(MoeError):  # queued jobs take no signal
                 command("scancel", "--signal=KILL", "--full", *killed)
         if killed or stopped:
             command("scancel", *killed, *stopped)
             self._pause = MIN_SECONDS
 
     def _send(self) -> None:
-        """One array of all that were started; those that were stopped before are not sent."""
+        """Submits one array of all started jobs, without those that were stopped before."""
         jobs, self._unsent = [job for job in self._unsent if not job.ending], []
         if not jobs:
             return
@@ -257,7 +262,10 @@ class SlurmPool:
         self._looked, self._pause = time.monotonic(), MIN_SECONDS
 
     def _outcome(self, job: SlurmJob, state: State | None) -> int | None:
-        """None while a job may go on; then what `Job.poll` gives. A job that Slurm has forgotten is over."""
+        """Returns the result of `Job.poll` for a job that is over, else None.
+
+        A job that Slurm has forgotten is over.
+        """
         if state is not None and state.name not in TERMINAL_STATES:
             if state.name == "PENDING" and state.reason in UNSCHEDULABLE_REASONS and not job.ending:
                 raise MoeError(
