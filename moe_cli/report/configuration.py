@@ -9,7 +9,7 @@ from operator import attrgetter
 from moe_cli.config.expressions import Expression
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.intervals import mean_and_interval, paired_difference
-from moe_cli.report.pareto import as_cost, on_front, tolerance
+from moe_cli.report.pareto import pareto_front
 from moe_cli.report.run_row import (
     CORPUS,
     DENSE,
@@ -369,37 +369,6 @@ def group_comparable(rows: Sequence[Record]) -> dict[tuple[object, ...], list[in
 def best_rows(rows: Sequence[Configuration]) -> list[Configuration]:
     """Returns the configuration of the lowest loss in every comparable group of at least two."""
     return [rows[group[0]] for group in group_comparable(rows).values() if len(group) > 1]
-
-
-def pareto_front(rows: Sequence[Record], costs: Mapping[str, int]) -> list[bool]:
-    """Returns, for each row, whether it is on the Pareto front of its comparable rows in loss and costs.
-
-    All rows have a loss.
-
-    Args:
-        costs: the columns, with 1 if larger values are better and -1 if smaller values are better.
-    """
-    points = [(row.primary_loss, *(as_cost(_number(row, name), costs[name]) for name in costs)) for row in rows]
-    return fronts_of(rows, points, [1.0, *map(tolerance, costs)])
-
-
-def fronts_of(
-    rows: Sequence[Record], points: Sequence[Sequence[float | None]], tolerances: Sequence[float]
-) -> list[bool]:
-    """Returns, for each row, whether its point is on the Pareto front of the points of its comparable rows."""
-    marks = [False] * len(rows)
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for place, row in enumerate(rows):
-        groups.setdefault(comparison_key(row), []).append(place)
-    for places in groups.values():
-        for place, mark in zip(places, on_front([points[place] for place in places], tolerances), strict=True):
-            marks[place] = mark
-    return marks
-
-
-def _number(row: Record, name: str) -> float | None:
-    value = row.get(name)
-    return value if isinstance(value, int | float) else None
 
 
 def find_baselines(

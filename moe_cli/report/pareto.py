@@ -4,12 +4,13 @@ N points, R respects; in every respect a smaller value is better.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.metrics import EQUAL
+from moe_cli.report.run_row import Record, comparison_key
 
 # Clock and allocator differ by 10 % between equal runs, and FLOPs are matched to EQUAL: within these factors values count
 # as equal. Everything else is compared exactly.
@@ -71,3 +72,34 @@ def _dominate(
     beyond = (values[:, ~exact] * factors[~exact] < point[~exact]).any(axis=1)
     result: NDArray[np.bool_] = as_good & lower | level & comparable & no_worse & beyond
     return result
+
+
+def pareto_front(rows: Sequence[Record], costs: Mapping[str, int]) -> list[bool]:
+    """Returns, for each row, whether it is on the Pareto front of its comparable rows in loss and costs.
+
+    All rows have a loss.
+
+    Args:
+        costs: the columns, with 1 if larger values are better and -1 if smaller values are better.
+    """
+    points = [(row.primary_loss, *(as_cost(_number(row, name), costs[name]) for name in costs)) for row in rows]
+    return fronts_of(rows, points, [1.0, *map(tolerance, costs)])
+
+
+def fronts_of(
+    rows: Sequence[Record], points: Sequence[Sequence[float | None]], tolerances: Sequence[float]
+) -> list[bool]:
+    """Returns, for each row, whether its point is on the Pareto front of the points of its comparable rows."""
+    marks = [False] * len(rows)
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(comparison_key(row), []).append(place)
+    for places in groups.values():
+        for place, mark in zip(places, on_front([points[place] for place in places], tolerances), strict=True):
+            marks[place] = mark
+    return marks
+
+
+def _number(row: Record, name: str) -> float | None:
+    value = row.get(name)
+    return value if isinstance(value, int | float) else None

@@ -44,7 +44,7 @@ def test_a_run_beyond_the_memory_is_warned_of(moe: Moe, settings: list[str], mon
     free, gpus = [10**8], [()]
     monkeypatch.setattr("moe_cli.execution.memory.available_memory_bytes", lambda: free[0])
     monkeypatch.setattr("moe_cli.execution.memory.visible_gpus", lambda: gpus[0])
-    expected = "note: about 471MB of memory are needed, 100MB are free. Lower train.batch_size, "
+    expected = "note: about 421MB of memory are needed, 100MB are free. Lower train.batch_size, "
     assert moe(*words).stderr.startswith(expected)
     assert moe("train", *settings).stderr.startswith(expected)
     gpus[0] = ("0",)

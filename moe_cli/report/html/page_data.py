@@ -11,11 +11,11 @@ from moe_cli.config.ranges import show
 from moe_cli.formatting import printable
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.columns import Column, required_columns, truncate_left
-from moe_cli.report.configuration import Configuration, fronts_of
+from moe_cli.report.configuration import Configuration
 from moe_cli.report.html.curves_and_experts import curve_content, expert_content
 from moe_cli.report.html.downsample import rounded
 from moe_cli.report.html.section import Section
-from moe_cli.report.pareto import as_cost, tolerance
+from moe_cli.report.pareto import as_cost, fronts_of, tolerance
 from moe_cli.report.render.captions import footer_lines, header_lines
 from moe_cli.report.render.tables import BEST, PARETO, RECOMMENDED, mark_of
 from moe_cli.report.render.terminal_chart import DERIVED, make_axis, number_of

@@ -9,9 +9,10 @@ from moe_cli.errors import ConfigError
 from moe_cli.formatting import printable
 from moe_cli.metrics import BY_KEY, ESTIMATES, curve_title
 from moe_cli.report.columns import required_columns, truncate_left
-from moe_cli.report.configuration import Configuration, pareto_front
+from moe_cli.report.configuration import Configuration
 from moe_cli.report.curves import thinned_curves
 from moe_cli.report.html.page_data import label_of
+from moe_cli.report.pareto import pareto_front
 from moe_cli.report.render.terminal_chart import number_of
 from moe_cli.report.run_row import comparison_key
 from moe_cli.report.table import ReportTable
