@@ -13,6 +13,8 @@ from moe_cli.formatting import count, percent
 # the report computes those of the last two.
 SIZE, LOSS, SPEED, ROUTING, TEXT_REFERENCE, TASK = "size", "loss", "speed", "routing", "text reference", "task"
 TRAINING, COMPARISON, DERIVED = "training", "comparison", "derived"
+# An expert with less than this share of a fair load over an evaluation counts as dead.
+DEAD_BELOW = 0.01
 
 
 @dataclass(frozen=True)

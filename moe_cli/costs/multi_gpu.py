@@ -33,8 +33,6 @@ DEVICES = {
         Device("rtx4090", 165e12, 24e9),
     )
 }
-# Share of the peak that large dense models reach (38 to 43 % of bfloat16 on H100, arXiv:2407.21783, table 4).
-EFFICIENCY = 0.4
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from moe_cli.metrics import DEAD_BELOW
 from moe_cli.moe.routing import Routing, without_null_experts
-
-# An expert with less than this share of a fair load over an evaluation counts as dead.
-DEAD_BELOW = 0.01
 
 
 def max_violation(tokens_per_expert: Tensor) -> float:

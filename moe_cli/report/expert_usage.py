@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from moe_cli.metrics import max_violation
+from moe_cli.metrics import DEAD_BELOW, max_violation
 from moe_cli.runs.curves import number
 from moe_cli.runs.folder import Run
 
-# An expert with less than this share of a fair load is dead, as in training.
-DEAD_BELOW = 0.01
 # The loads of this many evaluations are kept per layer.
 MAX_LOOKS = 1024
 Curve = tuple[tuple[int, float], ...]
