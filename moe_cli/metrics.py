@@ -188,8 +188,13 @@ LOAD_DESCRIPTION = (
 )
 
 # The unit of a task's loss: nats per ...
-TARGETS = {"causal_lm": "token", "masked_lm": "masked token", "span_corruption": "target token", "images": "image",
-           "ratings": "pair"}  # fmt: skip
+TARGETS = {
+    "causal_lm": "token",
+    "masked_lm": "masked token",
+    "span_corruption": "target token",
+    "images": "image",
+    "ratings": "pair",
+}
 # Results of trivial models on the same data, by their keys in summary.json, see `moe_cli.data.ratings.rating_baselines`:
 # label and format.
 TASK_REFERENCES = {

@@ -51,9 +51,23 @@ def test_bars() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("30s", 30), ("10m", 600), ("2h", 7200), ("1d", 86_400), ("1h30m", 5400), ("1h 30m", 5400),
-     ("", None), ("0s", None), ("5", None), ("m", None), ("-3s", None), ("1.5h", None), ("5s1h", None), ("\u0665s", None)],
-)  # fmt: skip
+    [
+        ("30s", 30),
+        ("10m", 600),
+        ("2h", 7200),
+        ("1d", 86_400),
+        ("1h30m", 5400),
+        ("1h 30m", 5400),
+        ("", None),
+        ("0s", None),
+        ("5", None),
+        ("m", None),
+        ("-3s", None),
+        ("1.5h", None),
+        ("5s1h", None),
+        ("\u0665s", None),
+    ],
+)
 def test_durations_are_read(text: str, seconds: float | None) -> None:
     """Numbers with units, the largest first; nothing else, and not nothing."""
     assert seconds == parse_duration(text)

@@ -10,9 +10,14 @@ BANNED = re.compile(
 )
 QUESTION = re.compile(r'^\s*"""(What|Who|Which|Whose)\b')
 PATTERNS = (
-    "moe_cli/**/*.py", "moe_cli/**/*.js", "moe_cli/**/*.html", "conf/**/*.yaml", "docs/**/*.md", ".github/*.md",
+    "moe_cli/**/*.py",
+    "moe_cli/**/*.js",
+    "moe_cli/**/*.html",
+    "conf/**/*.yaml",
+    "docs/**/*.md",
+    ".github/*.md",
     "tests/**/*.py",
-)  # fmt: skip
+)
 # A name that a test makes up is data.
 DATA = 'composer.describe("router", "nobody")'
 

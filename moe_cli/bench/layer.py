@@ -112,8 +112,9 @@ def run_layer_benchmark(
         candidates, saved, skipped = _warm_up(shape, {"dense": lambda: dense, **builders}, seconds, device)
         times = interleave(
             {name: _pass(candidate, device) for name, candidate in candidates.items()},
-            lambda number: _inputs(shape, number + 1, device), seconds,
-        )  # fmt: skip
+            lambda number: _inputs(shape, number + 1, device),
+            seconds,
+        )
         largest = int(
             make_layer(shape, device=device).route(_inputs(shape, 0, device).x[: shape.tokens]).tokens_per_expert.max()
         )
@@ -200,13 +201,25 @@ def to_dicts(benchmark: LayerBenchmark) -> list[dict[str, object]]:
     shape = benchmark.shape
     return [
         {
-            "candidate": result.name, "tokens": shape.tokens, "experts": shape.experts, "k": shape.k,
-            "d_model": shape.d_model, "d_expert": shape.d_expert, "dtype": shape.dtype, "threads": shape.threads,
-            "device": benchmark.device, "rows_per_expert": shape.rows_per_expert, "largest_load": benchmark.largest_load,
-            "rounds": benchmark.rounds, "seconds": result.seconds.median, "seconds_min": result.seconds.min,
-            "seconds_max": result.seconds.max, "efficiency": result.efficiency.median,
-            "efficiency_min": result.efficiency.min, "efficiency_max": result.efficiency.max,
+            "candidate": result.name,
+            "tokens": shape.tokens,
+            "experts": shape.experts,
+            "k": shape.k,
+            "d_model": shape.d_model,
+            "d_expert": shape.d_expert,
+            "dtype": shape.dtype,
+            "threads": shape.threads,
+            "device": benchmark.device,
+            "rows_per_expert": shape.rows_per_expert,
+            "largest_load": benchmark.largest_load,
+            "rounds": benchmark.rounds,
+            "seconds": result.seconds.median,
+            "seconds_min": result.seconds.min,
+            "seconds_max": result.seconds.max,
+            "efficiency": result.efficiency.median,
+            "efficiency_min": result.efficiency.min,
+            "efficiency_max": result.efficiency.max,
             "saved_bytes": result.saved_bytes,
         }
         for result in [benchmark.dense, *benchmark.results]
-    ]  # fmt: skip
+    ]

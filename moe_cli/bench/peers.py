@@ -80,9 +80,11 @@ def _mixtral(shape: Shape) -> nn.Module:
     from transformers import MixtralConfig
 
     config = MixtralConfig(
-        hidden_size=shape.d_model, intermediate_size=shape.d_expert, num_local_experts=shape.experts,
+        hidden_size=shape.d_model,
+        intermediate_size=shape.d_expert,
+        num_local_experts=shape.experts,
         num_experts_per_tok=shape.k,
-    )  # fmt: skip
+    )
     return _model("mixtral").MixtralSparseMoeBlock(config)  # type: ignore[no-any-return]
 
 
@@ -90,9 +92,12 @@ def _olmoe(shape: Shape) -> nn.Module:
     from transformers import OlmoeConfig
 
     config = OlmoeConfig(
-        hidden_size=shape.d_model, intermediate_size=shape.d_expert, num_experts=shape.experts,
-        num_experts_per_tok=shape.k, norm_topk_prob=shape.k > 1,
-    )  # fmt: skip
+        hidden_size=shape.d_model,
+        intermediate_size=shape.d_expert,
+        num_experts=shape.experts,
+        num_experts_per_tok=shape.k,
+        norm_topk_prob=shape.k > 1,
+    )
     return _model("olmoe").OlmoeSparseMoeBlock(config)  # type: ignore[no-any-return]
 
 
@@ -100,9 +105,12 @@ def _qwen3(shape: Shape) -> nn.Module:
     from transformers import Qwen3MoeConfig
 
     config = Qwen3MoeConfig(
-        hidden_size=shape.d_model, moe_intermediate_size=shape.d_expert, num_experts=shape.experts,
-        num_experts_per_tok=shape.k, norm_topk_prob=shape.k > 1,
-    )  # fmt: skip
+        hidden_size=shape.d_model,
+        moe_intermediate_size=shape.d_expert,
+        num_experts=shape.experts,
+        num_experts_per_tok=shape.k,
+        norm_topk_prob=shape.k > 1,
+    )
     return _model("qwen3_moe").Qwen3MoeSparseMoeBlock(config)  # type: ignore[no-any-return]
 
 
@@ -111,9 +119,14 @@ def _deepseek(shape: Shape) -> nn.Module:
     from transformers import DeepseekV3Config
 
     config = DeepseekV3Config(
-        hidden_size=shape.d_model, moe_intermediate_size=shape.d_expert, n_routed_experts=shape.experts,
-        num_experts_per_tok=shape.k, n_group=1, topk_group=1, routed_scaling_factor=1.0,
-    )  # fmt: skip
+        hidden_size=shape.d_model,
+        moe_intermediate_size=shape.d_expert,
+        n_routed_experts=shape.experts,
+        num_experts_per_tok=shape.k,
+        n_group=1,
+        topk_group=1,
+        routed_scaling_factor=1.0,
+    )
     block: nn.Module = _model("deepseek_v3").DeepseekV3MoE(config)
     block.shared_experts = _Zero()
     return block
@@ -144,9 +157,13 @@ def _switch(shape: Shape) -> nn.Module:
     if shape.k != 1:
         raise SkipCandidate(f"sends each token to one expert, here k={shape.k}")
     config = SwitchTransformersConfig(
-        d_model=shape.d_model, d_ff=_plain_width(shape), num_experts=shape.experts, expert_capacity=shape.tokens,
-        dropout_rate=0.0, router_jitter_noise=0.0,
-    )  # fmt: skip
+        d_model=shape.d_model,
+        d_ff=_plain_width(shape),
+        num_experts=shape.experts,
+        expert_capacity=shape.tokens,
+        dropout_rate=0.0,
+        router_jitter_noise=0.0,
+    )
     return _model("switch_transformers").SwitchTransformersSparseMLP(config)  # type: ignore[no-any-return]
 
 
@@ -163,9 +180,13 @@ def _st_moe(shape: Shape) -> nn.Module:
     _refuse_large_one_hot(shape)
     # Its width is int(dim * mult * 2 / 3); the half keeps a rounded product from losing one.
     return MoE(  # type: ignore[no-any-return]
-        dim=shape.d_model, num_experts=shape.experts, gating_top_n=shape.k, threshold_train=0.0,
-        capacity_factor_train=float(shape.k), expert_hidden_mult=1.5 * (shape.d_expert + 0.5) / shape.d_model,
-    )  # fmt: skip
+        dim=shape.d_model,
+        num_experts=shape.experts,
+        gating_top_n=shape.k,
+        threshold_train=0.0,
+        capacity_factor_train=float(shape.k),
+        expert_hidden_mult=1.5 * (shape.d_expert + 0.5) / shape.d_model,
+    )
 
 
 def _mixture_of_experts(shape: Shape) -> nn.Module:
@@ -175,6 +196,9 @@ def _mixture_of_experts(shape: Shape) -> nn.Module:
         raise SkipCandidate(f"sends each token to two experts, here k={shape.k}")
     _refuse_large_one_hot(shape)
     return MoE(  # type: ignore[no-any-return]
-        dim=shape.d_model, num_experts=shape.experts, hidden_dim=_plain_width(shape), second_policy_train="all",
+        dim=shape.d_model,
+        num_experts=shape.experts,
+        hidden_dim=_plain_width(shape),
+        second_policy_train="all",
         capacity_factor_train=2.0,
-    )  # fmt: skip
+    )

@@ -159,12 +159,18 @@ def mixtral(config: RunConfig) -> nn.Module:
     assert isinstance(model, GPTConfig)
     torch.manual_seed(config.seed)
     sizes: dict[str, Any] = {
-        "vocab_size": VOCAB_SIZE, "hidden_size": model.d_model, "intermediate_size": model.d_expert,
-        "num_hidden_layers": model.num_layers, "num_attention_heads": model.num_heads,
-        "num_key_value_heads": model.num_kv_heads, "head_dim": model.d_head, "max_position_embeddings": model.context_length,
-        "num_local_experts": config.expert, "num_experts_per_tok": config.k,
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": model.d_model,
+        "intermediate_size": model.d_expert,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.num_kv_heads,
+        "head_dim": model.d_head,
+        "max_position_embeddings": model.context_length,
+        "num_local_experts": config.expert,
+        "num_experts_per_tok": config.k,
         "tie_word_embeddings": model.tie_embeddings,
-    }  # fmt: skip
+    }
     mixture: nn.Module = MixtralForCausalLM(MixtralConfig(**sizes))
     return mixture
 
@@ -179,9 +185,13 @@ def count_params(model: nn.Module) -> int:
 
 
 def _step(
-    model: nn.Module, loss: Callable[[Tensor], Tensor], update: Callable[[], None], precision: str, device: str,
+    model: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    update: Callable[[], None],
+    precision: str,
+    device: str,
     tokens: Tensor,
-) -> None:  # fmt: skip
+) -> None:
     context: AbstractContextManager[Any] = autocast(precision, torch.device(device))
     with context:
         value = loss(tokens)
@@ -216,11 +226,13 @@ def run_step_benchmark(
     per_step = config.train.batch_size * config.model.context_length
     results = [
         StepBenchResult(
-            name, candidate.num_params, spread([per_step / taken for taken in times[name]]),
+            name,
+            candidate.num_params,
+            spread([per_step / taken for taken in times[name]]),
             ratios(times[baseline], times[name]),
         )
         for name, candidate in candidates.items()
-    ]  # fmt: skip
+    ]
     return StepBenchmark(config, device, threads, len(times[baseline]), baseline, results, skipped)
 
 
@@ -251,11 +263,18 @@ def step_to_dicts(benchmark: StepBenchmark) -> list[dict[str, object]]:
     """Returns the scores with plain keys, one object each."""
     return [
         {
-            "candidate": result.name, "params": result.num_params, "threads": benchmark.threads, "device": benchmark.device,
-            "rounds": benchmark.rounds, "tokens_per_second": result.tokens_per_second.median,
+            "candidate": result.name,
+            "params": result.num_params,
+            "threads": benchmark.threads,
+            "device": benchmark.device,
+            "rounds": benchmark.rounds,
+            "tokens_per_second": result.tokens_per_second.median,
             "tokens_per_second_min": result.tokens_per_second.min,
-            "tokens_per_second_max": result.tokens_per_second.max, "baseline": benchmark.baseline,
-            "ratio": result.ratio.median, "ratio_min": result.ratio.min, "ratio_max": result.ratio.max,
+            "tokens_per_second_max": result.tokens_per_second.max,
+            "baseline": benchmark.baseline,
+            "ratio": result.ratio.median,
+            "ratio_min": result.ratio.min,
+            "ratio_max": result.ratio.max,
         }
         for result in benchmark.results
-    ]  # fmt: skip
+    ]

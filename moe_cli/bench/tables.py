@@ -27,9 +27,12 @@ def layer_table(benchmark: LayerBenchmark) -> Table:
     table = _table("layer", "efficiency", "min - max", "ms", "saved MiB")
     for result in sorted(benchmark.results, key=lambda result: -result.efficiency.median):
         table.add_row(
-            result.name, f"{result.efficiency.median:.2f}", _range(result.efficiency, "{:.2f}"),
-            milliseconds(result.seconds.median), f"{result.saved_bytes / 2**20:.1f}",
-        )  # fmt: skip
+            result.name,
+            f"{result.efficiency.median:.2f}",
+            _range(result.efficiency, "{:.2f}"),
+            milliseconds(result.seconds.median),
+            f"{result.saved_bytes / 2**20:.1f}",
+        )
     return table
 
 
@@ -51,9 +54,12 @@ def step_table(benchmark: StepBenchmark) -> Table:
     for result in sorted(benchmark.results, key=lambda result: -result.ratio.median):
         rate = result.tokens_per_second
         table.add_row(
-            result.name, count(rate.median), f"{count(rate.min)} - {count(rate.max)}",
-            f"{result.ratio.median:.2f}", _range(result.ratio, "{:.2f}"),
-        )  # fmt: skip
+            result.name,
+            count(rate.median),
+            f"{count(rate.min)} - {count(rate.max)}",
+            f"{result.ratio.median:.2f}",
+            _range(result.ratio, "{:.2f}"),
+        )
     return table
 
 

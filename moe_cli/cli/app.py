@@ -40,8 +40,17 @@ MAX_UNREADABLE_SHOWN = 12
 # The error for wrong options of a command, which typer does not export.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 # Errors of the system about a path that was given: exit code 2.
-ERRORS_OF_PATHS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENOENT,
-             errno.EEXIST, errno.ELOOP)  # fmt: skip
+ERRORS_OF_PATHS = (
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.ELOOP,
+)
 
 
 class Group(TyperGroup):

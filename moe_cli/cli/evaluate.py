@@ -160,15 +160,22 @@ def _row(config: "RunConfig", policy: "EvalConfig", result: "Evaluation", domain
     use = result.routing_metrics() or {}
     routing = "dense" if config.dense else "dropless" if policy.capacity is None else "limited"
     return {
-        "routing": routing, "k": policy.k or config.k, "capacity": policy.capacity,
-        "drop": config.eval_drop if limited else None, "sees_later_tokens": limited and config.sees_later_tokens,
-        "context_length": config.eval_length, "stride": config.eval_stride, "eval_context": result.mean_context,
+        "routing": routing,
+        "k": policy.k or config.k,
+        "capacity": policy.capacity,
+        "drop": config.eval_drop if limited else None,
+        "sees_later_tokens": limited and config.sees_later_tokens,
+        "context_length": config.eval_length,
+        "stride": config.eval_stride,
+        "eval_context": result.mean_context,
         "val_loss": result.loss,
         **{f"val_{key}": value for key, value in result.measures.items()},
-        "val_bpb": result.bits_per_byte, "val_perplexity": result.perplexity, "val_tokens": result.num_tokens,
+        "val_bpb": result.bits_per_byte,
+        "val_perplexity": result.perplexity,
+        "val_tokens": result.num_tokens,
         **{key: use.get(key) for key in LAYER_METRICS},
         **({"domains": result.domain_losses} if domains else {}),
-    }  # fmt: skip
+    }
 
 
 def _table(rows: list[dict[str, Any]], unit: str) -> "list[TextColumn]":
@@ -189,9 +196,12 @@ def _table(rows: list[dict[str, Any]], unit: str) -> "list[TextColumn]":
         *([TextColumn("drop", [row["drop"] or "-" for row in rows], align_left=True)] if len(_drops(rows)) > 1 else []),
         *([TextColumn("context", [known(row["eval_context"], 1) for row in rows])] if len(_windows(rows)) > 1 else []),
         TextColumn(f"nats/{unit}", [f"{row['val_loss']:z.4f}" for row in rows]),
-        *([TextColumn("bits/byte", bits)] if bits else []), *measures,
-        metric("dropped_fraction", 2), metric("max_violation", 3), metric("dead_experts", 5),
-    ]  # fmt: skip
+        *([TextColumn("bits/byte", bits)] if bits else []),
+        *measures,
+        metric("dropped_fraction", 2),
+        metric("max_violation", 3),
+        metric("dead_experts", 5),
+    ]
 
 
 def _drops(rows: list[dict[str, Any]]) -> set[str]:
@@ -218,6 +228,8 @@ def _domain_table(rows: list[dict[str, Any]]) -> "list[TextColumn]":
 
     return [
         TextColumn("domain", names, align_left=True, min_width=12),
-        *(TextColumn(heading(row), [f"{row['domains'][name]:z.4f}" for name in names], drop_order=place)
-          for place, row in enumerate(rows)),
-    ]  # fmt: skip
+        *(
+            TextColumn(heading(row), [f"{row['domains'][name]:z.4f}" for name in names], drop_order=place)
+            for place, row in enumerate(rows)
+        ),
+    ]

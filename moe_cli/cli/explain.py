@@ -29,7 +29,8 @@ def explain(
         list[str] | None, typer.Argument(metavar="SETTING=VALUE", help="eval.k and eval.capacity.")
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(metavar="N", help="Show one sparse layer, counted from 1, with more experts per token.")
+        int | None,
+        typer.Option(metavar="N", help="Show one sparse layer, counted from 1, with more experts per token."),
     ] = None,
     page: Annotated[
         Path | None,
@@ -38,7 +39,7 @@ def explain(
     checkpoint: Checkpoint = "latest",
     outputs: Outputs = None,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show which experts each token of a text goes to. Example: moe explain latest "def __init__(self):" """
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
@@ -107,7 +108,9 @@ def _check(run: str, config: "RunConfig", layer: int | None) -> None:
     from moe_cli.errors import ConfigError
 
     if config.model.name not in EXPLAINABLE_MODELS:
-        raise ConfigError(f"{run} is a {config.model.name}, which reads no plain text: {COMMAND} takes runs of {', '.join(EXPLAINABLE_MODELS)}.")  # fmt: skip
+        raise ConfigError(
+            f"{run} is a {config.model.name}, which reads no plain text: {COMMAND} takes runs of {', '.join(EXPLAINABLE_MODELS)}."
+        )
     if config.dense:
         raise ConfigError(f"{run} is a dense model (expert=1): every token goes through the same network.")
     number = len(config.sparse_layers)
@@ -130,8 +133,12 @@ def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
         if len(given) > 1:
             raise ConfigError(f"eval.{name} has {len(given)} values: {COMMAND} takes one.")
     one = {name: given[0] for name, given in values.items()}
-    return eval_config(config, one.get("k", config.eval.k), one.get("capacity", config.eval.capacity),
-                       one.get("drop", config.eval.drop))  # fmt: skip
+    return eval_config(
+        config,
+        one.get("k", config.eval.k),
+        one.get("capacity", config.eval.capacity),
+        one.get("drop", config.eval.drop),
+    )
 
 
 def _print_result(result: "ExplainResult", page: Path | None, as_json: bool) -> None:
@@ -144,8 +151,16 @@ def _print_result(result: "ExplainResult", page: Path | None, as_json: bool) -> 
     if as_json:
         layers = [asdict(layer) for layer in result.layers]
         content = {**asdict(result.found), "layers": layers}
-        print_json({"run": result.run, "step": result.step, "k": result.k,
-                    "capacity": result.policy.capacity, "tokenizer": result.tokenizer, **content})  # fmt: skip
+        print_json(
+            {
+                "run": result.run,
+                "step": result.step,
+                "k": result.k,
+                "capacity": result.policy.capacity,
+                "tokenizer": result.tokenizer,
+                **content,
+            }
+        )
         return
     if page is not None:
         _write(result, page.expanduser())

@@ -23,8 +23,17 @@ if TYPE_CHECKING:
 
 # White is readable on all of them, and they on a light ground: c0 to c9 of report/html/assets/page.css.
 PALETTE = (
-    "#0b62b5", "#b54708", "#1a7f4b", "#8a3ffc", "#b3261e", "#00757d", "#a2296b", "#6b6200", "#3f51b5", "#5b6570",
-)  # fmt: skip
+    "#0b62b5",
+    "#b54708",
+    "#1a7f4b",
+    "#8a3ffc",
+    "#b3261e",
+    "#00757d",
+    "#a2296b",
+    "#6b6200",
+    "#3f51b5",
+    "#5b6570",
+)
 # The number of a token's strongest experts to show: with all layers side by side, and with one layer alone.
 EXPERTS_PER_TOKEN_ALL, EXPERTS_PER_TOKEN_ONE_LAYER = 2, 8
 GAP = " "
@@ -163,9 +172,12 @@ def metric_rows(result: ExplainResult) -> tuple[list[str], list[list[str]]]:
     """Returns a row of metrics for each layer shown, under their labels."""
     rows = [
         [f"L{each.layer + 1}"]
-        + [percent(each.measures[name]) if name == "dropped_fraction" else f"{each.measures[name]:.2f}" for name in SHOWN]
+        + [
+            percent(each.measures[name]) if name == "dropped_fraction" else f"{each.measures[name]:.2f}"
+            for name in SHOWN
+        ]
         for each in result.layers
-    ]  # fmt: skip
+    ]
     return ["layer", *(BY_KEY[name].label for name in SHOWN)], rows
 
 
@@ -184,11 +196,20 @@ def page_content(result: ExplainResult, made: str) -> dict[str, object]:
 
     reading = "Under each token its strongest expert in the layer chosen here; pointing at it, or arrow keys, tell all."
     tokens, (headings, rows) = result.found.tokens, metric_rows(replace(result, shown=None))
-    weights = [[[(choice.expert, round(100 * round(choice.weight, 2)), choice.kept) for choice in choices]
-                for choices in layer.choices] for layer in result.found.layers]  # fmt: skip
+    weights = [
+        [
+            [(choice.expert, round(100 * round(choice.weight, 2)), choice.kept) for choice in choices]
+            for choices in layer.choices
+        ]
+        for layer in result.found.layers
+    ]
     stride = 1 + max((weight for layer in weights for choices in layer for _, weight, _ in choices), default=0)
     return {
-        "title": "Where the tokens of a text go", "above": [title(result), *sentences(result), reading], "generated": made, "window": result.found.window, "chosen": result.shown or 0,
+        "title": "Where the tokens of a text go",
+        "above": [title(result), *sentences(result), reading],
+        "generated": made,
+        "window": result.found.window,
+        "chosen": result.shown or 0,
         "tokens": [format_token(token) for token in tokens],
         "breaks": [place for place, token in enumerate(tokens) if token.text.endswith("\n")],
         "spaces": [place for place, token in enumerate(tokens) if token.text.endswith(" ")],
@@ -197,8 +218,10 @@ def page_content(result: ExplainResult, made: str) -> dict[str, object]:
             for layer, choices in zip(result.found.layers, weights, strict=True)
         ],
         "stride": stride,
-        "headings": headings, "rows": rows, "legend": legend(result),
-    }  # fmt: skip
+        "headings": headings,
+        "rows": rows,
+        "legend": legend(result),
+    }
 
 
 def format_token(token: "TextToken", ascii_only: bool = False) -> str:

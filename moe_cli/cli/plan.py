@@ -91,18 +91,22 @@ def _print(content: dict[str, Any]) -> None:
     rows = [
         ("model", f"{shape}   vocabulary {content['vocab_size']:,}   context {content['context_length']:,}"),
         ("parameters", f"{count(content['params'])} total   {count(content['active_params'])} active ({active})"),
-        ("compute", f"{count(content['forward_flops_per_token'])}FLOP/token forward   "
-                    f"{count(content['flops_per_token'])}FLOP/token in training: {count(content['model_flops_per_token'])} model + {optimizer} optimizer"),
+        (
+            "compute",
+            f"{count(content['forward_flops_per_token'])}FLOP/token forward   "
+            f"{count(content['flops_per_token'])}FLOP/token in training: {count(content['model_flops_per_token'])} model + {optimizer} optimizer",
+        ),
         ("training", f"{budget}   {count(content['tokens_per_step'])} tokens a step"),
         ("time", _time(content)),
-    ]  # fmt: skip
+    ]
     for label, text in rows:
         console.print(f"  [dim]{label:<12}[/] {text}", highlight=False, soft_wrap=True)
     print_lines(console, [Text("  ") + line for line in _table(content)])
     console.print(
         "  Of each GPU, in float32, at even load. gathered: of a sharded block, whole; all-to-all: leaves it in a step.",
-        style="dim", soft_wrap=True,
-    )  # fmt: skip
+        style="dim",
+        soft_wrap=True,
+    )
 
 
 def _time(content: dict[str, Any]) -> str:
@@ -124,8 +128,13 @@ def _table(content: dict[str, Any]) -> "list[Text]":
     from moe_cli.formatting import count
     from moe_cli.report.render.terminal import plain_table
 
-    parts = {"state": "state_bytes", "gathered": "gathered_bytes", "batch": "activation_bytes",
-             "memory": "memory_bytes", "all-to-all": "all_to_all_bytes"}  # fmt: skip
+    parts = {
+        "state": "state_bytes",
+        "gathered": "gathered_bytes",
+        "batch": "activation_bytes",
+        "memory": "memory_bytes",
+        "all-to-all": "all_to_all_bytes",
+    }
     rows = []
     for share in content["shares"]:
         launch = share["shard"] + (f" ep {share['members']}" if share["members"] > 1 else "")

@@ -90,11 +90,15 @@ def _best(configurations: Sequence[Sequence[RunStatus]], labels: Mapping[Path, s
         mean.mean for mean, group in zip(means, configurations, strict=True) if group[0].results.get("expert") == 1
     ]
     return BestSoFar(
-        _without_seed(labels.get(first.run.path, first.run.id)), means[place],
-        f"nats/{_target(first.run)}" if first.val_bpb is None else "bits/byte", len(best),
-        _mean([each.max_violation for each in best]), _mean([each.dead_experts for each in best]),
-        min(dense, default=None), first.results.get("expert") == 1,
-    )  # fmt: skip
+        _without_seed(labels.get(first.run.path, first.run.id)),
+        means[place],
+        f"nats/{_target(first.run)}" if first.val_bpb is None else "bits/byte",
+        len(best),
+        _mean([each.max_violation for each in best]),
+        _mean([each.dead_experts for each in best]),
+        min(dense, default=None),
+        first.results.get("expert") == 1,
+    )
 
 
 def _loss(each: RunStatus) -> float | None:
@@ -126,8 +130,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def eta_seconds(standing: SweepProgress, now: float) -> float | None:
     """Estimates the remaining time with as many parallel runs as now, as long as earlier ones; None means unknown."""
     took = [each.last_heartbeat - each.started for each in standing.done if 0 < each.started < each.last_heartbeat]
-    whole = {each.run: (now - each.started) / each.progress for each in standing.running
-             if each.started and each.progress > MIN_FRACTION_FOR_ETA}  # fmt: skip
+    whole = {
+        each.run: (now - each.started) / each.progress
+        for each in standing.running
+        if each.started and each.progress > MIN_FRACTION_FOR_ETA
+    }
     usual = _mean(took) or _mean(list(whole.values()))
     if usual is None or not standing.running:
         return None
@@ -150,22 +157,44 @@ def panel(standing: SweepProgress, labels: Mapping[Path, str], width: int, heigh
         lines.append(Text(f"           and {len(standing.running) - room} more running", "dim"))
     lines += _best_lines(best, size, width)
     if len(found) > len(best):
-        lines.append(Text(f"           and {len(found) - len(best)} more budgets or data sets: moe report "
-                          f"{printable(standing.done[0].run.group)}", "dim", no_wrap=True, overflow="ellipsis"))  # fmt: skip
+        lines.append(
+            Text(
+                f"           and {len(found) - len(best)} more budgets or data sets: moe report "
+                f"{printable(standing.done[0].run.group)}",
+                "dim",
+                no_wrap=True,
+                overflow="ellipsis",
+            )
+        )
     lines += _failed_lines(failed, labels, size, width)
     if len(standing.failed) > len(failed):
-        lines.append(Text(f"           and {len(standing.failed) - len(failed)} more failed: moe runs ls "
-                          f"{printable(failed[0].run.group)} --status failed", "dim", no_wrap=True, overflow="ellipsis"))  # fmt: skip
+        lines.append(
+            Text(
+                f"           and {len(standing.failed) - len(failed)} more failed: moe runs ls "
+                f"{printable(failed[0].run.group)} --status failed",
+                "dim",
+                no_wrap=True,
+                overflow="ellipsis",
+            )
+        )
     return Group(*lines)
 
 
 def _head(standing: SweepProgress, width: int, now: float) -> Table:
     ended, left = len(standing.done) + len(standing.failed) + standing.pruned, eta_seconds(standing, now)
-    counts = {"done": len(standing.done), "running": len(standing.running), "failed": len(standing.failed),
-              "pruned": standing.pruned, "waiting": standing.waiting}  # fmt: skip
+    counts = {
+        "done": len(standing.done),
+        "running": len(standing.running),
+        "failed": len(standing.failed),
+        "pruned": standing.pruned,
+        "waiting": standing.waiting,
+    }
     styles = {"failed": "red", "waiting": "dim"}
-    texts = {name: Text(f"{number} {name}", styles.get(name, "")) for name, number in counts.items()
-             if number or name in ("done", "running")}  # fmt: skip
+    texts = {
+        name: Text(f"{number} {name}", styles.get(name, ""))
+        for name, number in counts.items()
+        if number or name in ("done", "running")
+    }
     if left is not None:
         texts["left"] = Text(f"{duration(left)} left")
     share = (ended + sum(each.progress for each in standing.running)) / max(1, standing.total)
@@ -212,19 +241,37 @@ def _running_lines(
     loads = [each.max_violation for each in running]
     return table_lines(
         [
-            _row_label("running", len(running)), _labels(texts, size),
+            _row_label("running", len(running)),
+            _labels(texts, size),
             TextColumn("", [_step(each) for each in running]),
-            TextColumn("", ["" if each.val_loss is None else f"val {each.val_loss:z.3f}" for each in running], align_left=True),
-            TextColumn("", ["" if each.tokens_per_second is None else f"{count(each.tokens_per_second)} tok/s"
-                        for each in running], drop_order=2),
+            TextColumn(
+                "", ["" if each.val_loss is None else f"val {each.val_loss:z.3f}" for each in running], align_left=True
+            ),
+            TextColumn(
+                "",
+                [
+                    "" if each.tokens_per_second is None else f"{count(each.tokens_per_second)} tok/s"
+                    for each in running
+                ],
+                drop_order=2,
+            ),
             TextColumn("", [_load(load) for load in loads], drop_order=1, styles=[_load_style(load) for load in loads]),
-            TextColumn("", [_dead(each.dead_experts) for each in running], drop_order=3,
-                   styles=["yellow" if each.dead_experts else "" for each in running]),
-            TextColumn("", ["" if each.train_loss is None else f"train {each.train_loss:z.3f}" for each in running], drop_order=5),
+            TextColumn(
+                "",
+                [_dead(each.dead_experts) for each in running],
+                drop_order=3,
+                styles=["yellow" if each.dead_experts else "" for each in running],
+            ),
+            TextColumn(
+                "",
+                ["" if each.train_loss is None else f"train {each.train_loss:z.3f}" for each in running],
+                drop_order=5,
+            ),
             TextColumn("", [_left_of(each, now) for each in running], drop_order=4),
         ],
-        width, header=False,
-    )  # fmt: skip
+        width,
+        header=False,
+    )
 
 
 def _step(each: RunStatus) -> str:
@@ -261,15 +308,24 @@ def _best_lines(best: Sequence[BestSoFar], size: int, width: int) -> list[Text]:
     dense = ["is dense" if each.is_dense else "" if each.dense is None else f"dense {each.dense:z.3f}" for each in best]
     return table_lines(
         [
-            _row_label("best", len(best)), _labels([each.label for each in best], size),
+            _row_label("best", len(best)),
+            _labels([each.label for each in best], size),
             TextColumn("", losses, styles=["green"] * len(best)),
             TextColumn("", dense, align_left=True, drop_order=1),
-            TextColumn("", [_load(each.load) for each in best], drop_order=2, styles=[_load_style(each.load) for each in best]),
-            TextColumn("", [_dead(each.dead) for each in best], drop_order=3, styles=["yellow" if each.dead else "" for each in best]),
+            TextColumn(
+                "", [_load(each.load) for each in best], drop_order=2, styles=[_load_style(each.load) for each in best]
+            ),
+            TextColumn(
+                "",
+                [_dead(each.dead) for each in best],
+                drop_order=3,
+                styles=["yellow" if each.dead else "" for each in best],
+            ),
             TextColumn("", [f"{each.seeds} seeds" if each.seeds > 1 else "" for each in best], drop_order=4),
         ],
-        width, header=False,
-    )  # fmt: skip
+        width,
+        header=False,
+    )
 
 
 def _spread(loss: Estimate) -> str:
@@ -282,10 +338,14 @@ def _failed_lines(failed: Sequence[RunStatus], labels: Mapping[Path, str], size:
     texts = [labels.get(each.run.path, each.run.id) for each in failed]
     reasons = [failure_reason(each) for each in failed]
     return table_lines(
-        [_row_label("failed", len(failed)), _labels(texts, size),
-         TextColumn("", reasons, align_left=True, min_width=10, styles=["red"] * len(failed))],
-        width, header=False,
-    )  # fmt: skip
+        [
+            _row_label("failed", len(failed)),
+            _labels(texts, size),
+            TextColumn("", reasons, align_left=True, min_width=10, styles=["red"] * len(failed)),
+        ],
+        width,
+        header=False,
+    )
 
 
 def failure_reason(each: RunStatus) -> str:

@@ -60,10 +60,17 @@ def summary_lines(plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, job
         ("", f"{plan.sampler} search: {plural(plan.trials, 'trial')}{seeds}: {done} done before, {to_go} to go")
     )
     size = plan.size
-    lines += [("", f"  {'space' if not index else '':<10} {key}={format_domain(domain)}")
-              for index, (key, domain) in enumerate(plan.space.items())]  # fmt: skip
-    lines.append(("", f"  {'size':<10} {'endless' if size is None else plural(size, 'configuration')}"
-                      + (f", about {100 * ahead.possible:z.0f} % possible" if ahead.possible < 1 else "")))  # fmt: skip
+    lines += [
+        ("", f"  {'space' if not index else '':<10} {key}={format_domain(domain)}")
+        for index, (key, domain) in enumerate(plan.space.items())
+    ]
+    lines.append(
+        (
+            "",
+            f"  {'size':<10} {'endless' if size is None else plural(size, 'configuration')}"
+            + (f", about {100 * ahead.possible:z.0f} % possible" if ahead.possible < 1 else ""),
+        )
+    )
     if plan.fixed:
         lines.append(("", f"  {'settings':<10} {' '.join(plan.words({}))}"))
     sides = [f"{name} ({'higher' if BY_KEY[name].direction > 0 else 'lower'} is better)" for name in plan.objectives]
@@ -165,13 +172,24 @@ class SearchDisplay:
             (len(progress.failed), "failed"),
         ]
         table.add_row(
-            f"{done}/{wanted} trials", ProgressBar(total=wanted, completed=done, width=20),
-            *(f"{number} {word}" for number, word in counts if number), left,
-        )  # fmt: skip
-        rows = [Text(f"  {_step(run):<26}  {self.feed.labels[run.path]}", no_wrap=True, overflow="ellipsis")
-                for run in progress.running]  # fmt: skip
-        rows += [Text(f"  {'best ' + _results(self.feed.plan, trial):<26}  {self.feed.plan.label(trial.params)}", "bold",
-                      no_wrap=True, overflow="ellipsis") for trial in self.feed.best()[:3]]  # fmt: skip
+            f"{done}/{wanted} trials",
+            ProgressBar(total=wanted, completed=done, width=20),
+            *(f"{number} {word}" for number, word in counts if number),
+            left,
+        )
+        rows = [
+            Text(f"  {_step(run):<26}  {self.feed.labels[run.path]}", no_wrap=True, overflow="ellipsis")
+            for run in progress.running
+        ]
+        rows += [
+            Text(
+                f"  {'best ' + _results(self.feed.plan, trial):<26}  {self.feed.plan.label(trial.params)}",
+                "bold",
+                no_wrap=True,
+                overflow="ellipsis",
+            )
+            for trial in self.feed.best()[:3]
+        ]
         return Group(table, *rows)
 
 

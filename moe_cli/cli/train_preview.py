@@ -41,10 +41,20 @@ def print_plan(console: Console, plan: RunEstimate, folder: str | None) -> None:
     flops = f"{count(costs.flops_per_token)}FLOP/token" + (
         f", optimizer {optimizer}" if costs.optimizer_flops_per_step else ""
     )
-    rows.append(("training", f"{length} x {plural(config.tokens_per_step, 'token')}   {flops}"
-                 f"   about {duration(plan.seconds)} on {plural(plan.threads, 'thread')}"))  # fmt: skip
-    rows.append(("memory", f"about {count(memory_bytes(costs))}B: {count(costs.state_bytes)}B weights, gradients and optimizer   "
-                 f"{count(costs.activation_bytes)}B activations   {count(PROCESS_BYTES)}B torch"))  # fmt: skip
+    rows.append(
+        (
+            "training",
+            f"{length} x {plural(config.tokens_per_step, 'token')}   {flops}"
+            f"   about {duration(plan.seconds)} on {plural(plan.threads, 'thread')}",
+        )
+    )
+    rows.append(
+        (
+            "memory",
+            f"about {count(memory_bytes(costs))}B: {count(costs.state_bytes)}B weights, gradients and optimizer   "
+            f"{count(costs.activation_bytes)}B activations   {count(PROCESS_BYTES)}B torch",
+        )
+    )
     if folder:
         rows.append(("run", folder))
     rows += [("data", remark) for remark in data_notes(plan.corpus, config)]

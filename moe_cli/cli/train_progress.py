@@ -74,9 +74,12 @@ class TrainProgress:
         total = f"/{view.total_steps}" if view.total_steps else ""
         width = max(8, min(30, self.console.width - 55))
         head.add_row(
-            f"step {view.state.step:>4}{total}", ProgressBar(total=1, completed=view.progress, width=width),
-            f"{100 * view.progress:3.0f} %", f"{count(view.state.tokens / view.state.seconds)} tok/s", self._left(view, now),
-        )  # fmt: skip
+            f"step {view.state.step:>4}{total}",
+            ProgressBar(total=1, completed=view.progress, width=width),
+            f"{100 * view.progress:3.0f} %",
+            f"{count(view.state.tokens / view.state.seconds)} tok/s",
+            self._left(view, now),
+        )
         aux = "".join(f"   {name} {loss:z.3f}" for name, loss in view.aux_losses.items())
         rows: list[Any] = [head, Text(f"  train {view.loss:z.3f}   {_val(view.val)}{aux}   lr x{view.lr_factor:z.2f}")]
         if view.load:
@@ -118,9 +121,10 @@ def print_summary(console: Console, run: Run) -> None:
     assert summary is not None
     console.print(
         f"[green]done[/] in {duration(summary['seconds'])}   {plural(summary['steps'], 'step')}   {count(summary['tokens'])} tokens   "
-        f"{count(summary['tokens_per_second'])} tok/s" + (f" by {summary['dispatch']}" if summary.get("dispatch") else ""),
+        f"{count(summary['tokens_per_second'])} tok/s"
+        + (f" by {summary['dispatch']}" if summary.get("dispatch") else ""),
         highlight=False,
-    )  # fmt: skip
+    )
     unit = target(run.config_dict())
     found = [f"{summary['val_loss']:z.3f} nats/{unit}", *format_task_metrics(summary, "val_")]
     if summary["val_bpb"] is not None or len(found) == 1:
@@ -136,9 +140,14 @@ def print_summary(console: Console, run: Run) -> None:
         rows.append(("reference", "   ".join(known_results)))
     if summary["max_violation"] is not None:
         dead = round(summary["dead_experts"] * summary["expert"])
-        rows.append(("experts", f"MaxVio {percent(summary['max_violation'], signed=True)}   entropy "
-                     f"{summary['routing_entropy']:z.2f}   dropped {percent(summary['dropped_fraction'])}   "
-                     f"dead {dead} of {summary['expert']}"))  # fmt: skip
+        rows.append(
+            (
+                "experts",
+                f"MaxVio {percent(summary['max_violation'], signed=True)}   entropy "
+                f"{summary['routing_entropy']:z.2f}   dropped {percent(summary['dropped_fraction'])}   "
+                f"dead {dead} of {summary['expert']}",
+            )
+        )
     if summary["capacity_val_loss"] is not None:
         rows.append(
             (
@@ -147,8 +156,11 @@ def print_summary(console: Console, run: Run) -> None:
                 f"{summary['capacity_val_loss']:z.3f} nats/{unit}",
             )
         )
-    events = [(summary.get("skipped_steps"), "steps skipped"), (summary.get("rewinds"), "rewinds"),
-              (summary.get("loss_spikes"), "loss spikes")]  # fmt: skip
+    events = [
+        (summary.get("skipped_steps"), "steps skipped"),
+        (summary.get("rewinds"), "rewinds"),
+        (summary.get("loss_spikes"), "loss spikes"),
+    ]
     if any(number for number, _ in events):
         rows.append(("events", "   ".join(f"{number} {name}" for number, name in events if number)))
     samples = [] if summary["val_bytes"] is None else ['moe sample latest --prompt "def "']

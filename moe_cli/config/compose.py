@@ -157,8 +157,9 @@ class Composer:
         """Returns the files of a group; those that begin with `_` are bases of others."""
         folders = {path.parent.name for folder in self.folders for path in (folder / group).glob("*/*.yaml")}
         options = [*self.loader.get_group_options(group)]
-        options += [f"{name}/{each}" for name in sorted(folders)
-                    for each in self.loader.get_group_options(f"{group}/{name}")]  # fmt: skip
+        options += [
+            f"{name}/{each}" for name in sorted(folders) for each in self.loader.get_group_options(f"{group}/{name}")
+        ]
         return [each for each in options if not each.rpartition("/")[2].startswith("_")]
 
     def describe(self, group: str, choice: str) -> str:
@@ -244,8 +245,10 @@ class Composer:
         if not base.plain or any(isinstance(value, str) and _refers(value) for value in values.values()):
             return resolve(build(RunConfig, _interpolated(tree)), given=frozenset(values))
         untouched = {name for name, value in tree.items() if isinstance(value, dict) and value is base.tree[name]}
-        config: RunConfig = build(RunConfig, {name: base.built.get(name, value) if name in untouched else value
-                                              for name, value in tree.items()})  # fmt: skip
+        config: RunConfig = build(
+            RunConfig,
+            {name: base.built.get(name, value) if name in untouched else value for name, value in tree.items()},
+        )
         base.built.update((name, getattr(config, name)) for name in untouched - base.built.keys())
         return resolve(config, given=frozenset(values))
 
@@ -274,8 +277,12 @@ class Composer:
         follows |= self._brought(tree, follows, groups)
         if follows:
             tree = self._grouped({**groups, **follows})
-        return _Base(tree, frozenset(leaf for leaf in flatten_dict(tree) if not leaf.endswith(".name")),
-                     not _refers(repr(tree)), {})  # fmt: skip
+        return _Base(
+            tree,
+            frozenset(leaf for leaf in flatten_dict(tree) if not leaf.endswith(".name")),
+            not _refers(repr(tree)),
+            {},
+        )
 
     def _brought(self, tree: dict[str, Any], follows: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
         """Returns the choices that the model selects, except those given or made by an experiment."""
@@ -283,8 +290,9 @@ class Composer:
         brought = WITH_MODEL.get(model, {})
         if "router" in brought and given.get("router", brought["router"]) != brought["router"]:
             return {}  # the balance goes with that router
-        return {group: choice for group, choice in brought.items()
-                if group not in given and tree[group] == plain[group]}  # fmt: skip
+        return {
+            group: choice for group, choice in brought.items() if group not in given and tree[group] == plain[group]
+        }
 
     def _grouped(self, groups: dict[str, str]) -> dict[str, Any]:
         """Returns the tree of these choices; `balance` may combine several: a+b."""

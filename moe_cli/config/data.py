@@ -76,7 +76,7 @@ class PackagedCorpusConfig(CorpusConfig):
 
     name: Literal[
         "python", "torch_sources", "shakespeare", "tiny_shakespeare", "bible_kjv", "bible_asv", "corpora_mix"
-    ] = field(kw_only=True)  # fmt: skip
+    ] = field(kw_only=True)
 
 
 @dataclass(frozen=True)

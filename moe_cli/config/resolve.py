@@ -60,10 +60,26 @@ BIASED: dict[type, tuple[str, ...]] = {
 }
 # Settings and groups that mean nothing without experts.
 ROUTING_AT_EVALUATION = ("eval.k", "eval.capacity", "eval.drop")
-SPARSE_ONLY = ("k", "match", "router", "balance", "capacity", "drop", *ROUTING_AT_EVALUATION, "renormalise_after_drop",
-               "model.d_expert", "model.shared_experts", "model.moe_layer_freq", "model.first_k_dense", "model.expert_dropout",
-               "model.expert_init_scale", "model.shared_gate", "model.dispatch", "optim.skip_idle_experts",
-               "launch.expert_parallel_size")  # fmt: skip
+SPARSE_ONLY = (
+    "k",
+    "match",
+    "router",
+    "balance",
+    "capacity",
+    "drop",
+    *ROUTING_AT_EVALUATION,
+    "renormalise_after_drop",
+    "model.d_expert",
+    "model.shared_experts",
+    "model.moe_layer_freq",
+    "model.first_k_dense",
+    "model.expert_dropout",
+    "model.expert_init_scale",
+    "model.shared_gate",
+    "model.dispatch",
+    "optim.skip_idle_experts",
+    "launch.expert_parallel_size",
+)
 # What holds embeddings of users and items down: people's ratings are noisier than planted ones.
 L2_PLANTED, L2_STARS = 0.1, 0.5
 
@@ -152,8 +168,12 @@ def _with_shape(config: RunConfig, given: Collection[str], notes: list[str]) -> 
 
 def _with_attention(model: Transformer, given: Collection[str], notes: list[str]) -> Transformer:
     num_heads = _num_heads(model)
-    model = replace(model, num_heads=num_heads, num_kv_heads=model.num_kv_heads or num_heads,
-                    d_head=model.d_head or model.d_model // num_heads)  # fmt: skip
+    model = replace(
+        model,
+        num_heads=num_heads,
+        num_kv_heads=model.num_kv_heads or num_heads,
+        d_head=model.d_head or model.d_model // num_heads,
+    )
     if model.kv_lora_rank is None:
         notes += _set_aside(
             given, "model.kv_lora_rank=null is plain attention", "model.q_lora_rank", "model.qk_rope_head_dim"
@@ -161,8 +181,12 @@ def _with_attention(model: Transformer, given: Collection[str], notes: list[str]
         model = replace(model, q_lora_rank=None, qk_rope_head_dim=None)
     else:
         notes += _set_aside(given, "model.kv_lora_rank is latent attention", "model.num_kv_heads", "model.qk_norm")
-        model = replace(model, num_kv_heads=num_heads, qk_norm=False,
-                        qk_rope_head_dim=model.qk_rope_head_dim or max(2, (model.d_head or 0) // 4 * 2))  # fmt: skip
+        model = replace(
+            model,
+            num_kv_heads=num_heads,
+            qk_norm=False,
+            qk_rope_head_dim=model.qk_rope_head_dim or max(2, (model.d_head or 0) // 4 * 2),
+        )
     if model.sliding_window is not None and model.sliding_window >= model.context_length:
         notes += _set_aside(
             given, f"model.context_length={model.context_length} is within the window", "model.sliding_window"
@@ -208,13 +232,31 @@ def _top_k(config: RunConfig) -> int:
 
 
 def _without_experts(config: RunConfig) -> RunConfig:
-    model = replace(config.model, d_expert=None, shared_experts=0, shared_gate=False, expert_dropout=0.0,
-                    expert_init_scale=1.0, moe_layer_freq=1, first_k_dense=0, dispatch="auto")  # fmt: skip
+    model = replace(
+        config.model,
+        d_expert=None,
+        shared_experts=0,
+        shared_gate=False,
+        expert_dropout=0.0,
+        expert_init_scale=1.0,
+        moe_layer_freq=1,
+        first_k_dense=0,
+        dispatch="auto",
+    )
     optim = replace(config.optim, skip_idle_experts=False)
     return replace(
-        config, router=None, balance=None, capacity=None, drop=None, renormalise_after_drop=False, match="none",
-        model=model, optim=optim, eval=_as_trained(config.eval), launch=replace(config.launch, expert_parallel_size=1),
-    )  # fmt: skip
+        config,
+        router=None,
+        balance=None,
+        capacity=None,
+        drop=None,
+        renormalise_after_drop=False,
+        match="none",
+        model=model,
+        optim=optim,
+        eval=_as_trained(config.eval),
+        launch=replace(config.launch, expert_parallel_size=1),
+    )
 
 
 def _with_experts(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:

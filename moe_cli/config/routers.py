@@ -105,9 +105,17 @@ class RandomConfig(_Router):
 
 
 RouterConfig = (
-    TopKConfig | SwitchConfig | NoisyTopKConfig | SigmoidConfig | SinkhornConfig | ReluConfig | HashConfig
-    | ExpertChoiceConfig | SoftConfig | RandomConfig
-)  # fmt: skip
+    TopKConfig
+    | SwitchConfig
+    | NoisyTopKConfig
+    | SigmoidConfig
+    | SinkhornConfig
+    | ReluConfig
+    | HashConfig
+    | ExpertChoiceConfig
+    | SoftConfig
+    | RandomConfig
+)
 # Their choice for one token depends on the others, later ones included.
 NOT_CAUSAL = (ExpertChoiceConfig, SoftConfig)
 

@@ -267,14 +267,30 @@ class RunConfig(Settings):
         scopes = [method.scope for method in methods_of(self.balance) if isinstance(method, SwitchBalance)]
         router = None if self.dense else self.router
         refused = [
-            (packing != "concat" and self.task.name == "span_corruption", "spans are taken out of whole windows", "concat"),
+            (
+                packing != "concat" and self.task.name == "span_corruption",
+                "spans are taken out of whole windows",
+                "concat",
+            ),
             (packing == "isolate" and self.model.name == "lstm", "model=lstm has no attention to isolate", "pad"),
             (packing != "concat" and isinstance(router, SoftConfig), "router=soft mixes all of a window", "concat"),
             (packing == "pad" and isinstance(router, ReluConfig), "router=relu counts windows as full", "isolate"),
-            (packing == "pad" and not self.dense and "sequence" in scopes, "balance.scope=sequence takes windows of one length", "isolate"),
-            (packing == "pad" and self.train.grad_accumulation > 1, "train.grad_accumulation averages windows of one length", "isolate"),
-            (packing == "pad" and self.launch.num_processes > 1, "launch.num_processes divides windows of one length", "isolate"),
-        ]  # fmt: skip
+            (
+                packing == "pad" and not self.dense and "sequence" in scopes,
+                "balance.scope=sequence takes windows of one length",
+                "isolate",
+            ),
+            (
+                packing == "pad" and self.train.grad_accumulation > 1,
+                "train.grad_accumulation averages windows of one length",
+                "isolate",
+            ),
+            (
+                packing == "pad" and self.launch.num_processes > 1,
+                "launch.num_processes divides windows of one length",
+                "isolate",
+            ),
+        ]
         for wrong, why, instead in refused:
             if wrong:
                 raise ConfigError(f"data.packing={packing}: {why}. Use data.packing={instead}")

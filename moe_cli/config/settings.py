@@ -61,9 +61,13 @@ class Limits:
 
 
 def setting(
-    *, at_least: float | None = None, above: float | None = None, between: tuple[float, float] | None = None,
-    fraction: bool = False, at_most: float | None = None,
-) -> Any:  # fmt: skip
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    between: tuple[float, float] | None = None,
+    fraction: bool = False,
+    at_most: float | None = None,
+) -> Any:
     """Declares a field of a config dataclass. Its default is in conf/, its range is given here."""
     return dataclasses.field(
         default=FROM_CONF, metadata={"limits": Limits(at_least, above, between, fraction, at_most)}

@@ -112,8 +112,15 @@ class SweepFile:
 def list_sweeps(composer: Composer) -> list[str]:
     """Names of the files of conf/sweep, folders among them: paper/switch_table1."""
     folders = [folder / "sweep" for folder in composer.folders]
-    return sorted({file.relative_to(folder).with_suffix("").as_posix()
-                   for folder in folders for file in folder.rglob("[!_]*.yaml") if file.is_file()}, key=lambda name: ("/" in name, name))  # fmt: skip
+    return sorted(
+        {
+            file.relative_to(folder).with_suffix("").as_posix()
+            for folder in folders
+            for file in folder.rglob("[!_]*.yaml")
+            if file.is_file()
+        },
+        key=lambda name: ("/" in name, name),
+    )
 
 
 def load_sweep_file(composer: Composer, name: str, preset: str = SMALLEST) -> SweepFile:
@@ -133,9 +140,13 @@ def load_sweep_file(composer: Composer, name: str, preset: str = SMALLEST) -> Sw
         content = _with_bases(composer, content)
         parts = _with_preset(_known_parts(content, PARTS, "a sweep"), name, preset)
         return SweepFile(
-            name, composer.describe("sweep", name), _blocks(composer, parts), _seeds(parts), _baseline(parts),
+            name,
+            composer.describe("sweep", name),
+            _blocks(composer, parts),
+            _seeds(parts),
+            _baseline(parts),
             _search(parts),
-        )  # fmt: skip
+        )
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 
@@ -227,8 +238,12 @@ def _block(composer: Composer, parts: dict[str, Any]) -> Block:
     """Returns the block that `grid`, `zip`, `points`, `set`, `match`, `budget` and `where` describe."""
     where: dict[str, str] = {}
     dimensions = []
-    for part, found in (("set", _fixed(parts)), ("grid", _grid(composer, parts)), ("zip", _zip(parts)),
-                        ("points", _points(parts))):  # fmt: skip
+    for part, found in (
+        ("set", _fixed(parts)),
+        ("grid", _grid(composer, parts)),
+        ("zip", _zip(parts)),
+        ("points", _points(parts)),
+    ):
         for dimension in found:
             for key in dimension.keys:
                 if key == "seed":

@@ -125,12 +125,20 @@ TEXTS = (
     "hf",
 )
 # The models that can do a task, and the data it can be done with; the first of these is taken where none is named.
-MODELS_OF = {"causal_lm": ("gpt", "lstm"), "masked_lm": ("bert",), "span_corruption": ("t5",), "images": ("vit",),
-             "ratings": ("mmoe",)}  # fmt: skip
+MODELS_OF = {
+    "causal_lm": ("gpt", "lstm"),
+    "masked_lm": ("bert",),
+    "span_corruption": ("t5",),
+    "images": ("vit",),
+    "ratings": ("mmoe",),
+}
 DATA_OF = {
-    "causal_lm": TEXTS, "masked_lm": TEXTS, "span_corruption": TEXTS,
-    "images": ("digits", "mnist5k", "fashion_mnist", "image_folder"), "ratings": ("ratings", "movielens"),
-}  # fmt: skip
+    "causal_lm": TEXTS,
+    "masked_lm": TEXTS,
+    "span_corruption": TEXTS,
+    "images": ("digits", "mnist5k", "fashion_mnist", "image_folder"),
+    "ratings": ("ratings", "movielens"),
+}
 
 
 # Those whose guesses must not depend on later tokens (of t5, in the decoder).

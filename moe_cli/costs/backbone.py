@@ -86,14 +86,18 @@ def _t5(model: T5Config, lengths: tuple[int, ...], vocab_size: int) -> Backbone:
     kept = encoder * (2 * norm + 8 * heads) + decoder * (3 * norm + 9 * heads)
     kept += (model.num_heads or 1) * (lengths[0] * encoder + lengths[1] * decoder)
     return Backbone(
-        num_params=depth * (3 * 4 * square + 5 * width) + 2 * width + 2 * model.relative_attention_num_buckets * (model.num_heads or 1)
+        num_params=depth * (3 * 4 * square + 5 * width)
+        + 2 * width
+        + 2 * model.relative_attention_num_buckets * (model.num_heads or 1)
         + head * (1 if model.tie_embeddings else 2),
         matmul_params=depth * square * 6 * (encoder + decoder) + decoder * head,
         flops_per_token=round(depth * 4 * heads * seen),
-        saved_values_per_token=round(FLOATS_PER_INT64 * (encoder + decoder) + depth * kept + norm * (encoder + decoder)),
+        saved_values_per_token=round(
+            FLOATS_PER_INT64 * (encoder + decoder) + depth * kept + norm * (encoder + decoder)
+        ),
         logits_per_token=decoder * vocab_size,
         matrices=shapes,
-    )  # fmt: skip
+    )
 
 
 def _lstm(model: LSTMConfig, vocab_size: int) -> Backbone:
@@ -177,8 +181,12 @@ def _attention_shapes(model: TransformerConfig) -> list[tuple[int, int]]:
     queries, keys, values = _attention_widths(model)
     if model.kv_lora_rank is None:
         return [(queries + 2 * keys, width), (width, queries)]
-    shapes = [(queries, model.q_lora_rank or width), (model.kv_lora_rank + (model.qk_rope_head_dim or 0), width),
-              (2 * values, model.kv_lora_rank), (width, values)]  # fmt: skip
+    shapes = [
+        (queries, model.q_lora_rank or width),
+        (model.kv_lora_rank + (model.qk_rope_head_dim or 0), width),
+        (2 * values, model.kv_lora_rank),
+        (width, values),
+    ]
     return shapes if model.q_lora_rank is None else [(model.q_lora_rank, width), *shapes]
 
 

@@ -28,8 +28,13 @@ from moe_cli.formatting import print_line
 META = "meta.json"
 Types = type | UnionType
 OF_ALL_DATA: Mapping[str, Types] = {
-    "name": str, "source": str, "sha256": str, "num_documents": int, "vocab_size": int, "domains": list,
-}  # fmt: skip
+    "name": str,
+    "source": str,
+    "sha256": str,
+    "num_documents": int,
+    "vocab_size": int,
+    "domains": list,
+}
 CHECKSUMS, BLOCKS = "checksums.json", "checksums.bin"
 # How the names of folders begin that are being built, or taken apart.
 BUILDING = ".building-"

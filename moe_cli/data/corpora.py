@@ -254,9 +254,12 @@ def _on_texts(meta: dict[str, Any]) -> list[str]:
 def _on_tokens(meta: dict[str, Any]) -> list[str]:
     train, val, test = (len(meta[f"{name}_shards"]) for name in SPLITS)
     header = "".join(f", {name} in {number}" for name, number in meta["headers"].items()) or ", no header"
-    lines = [f"{count(meta['train_tokens'])} in {train} {'file' if train == 1 else 'files'}, validation "
-             f"{count(meta['val_tokens'])} in {val}"
-             + (f", test {count(meta['test_tokens'])} in {test}" if test else "") + header]  # fmt: skip
+    lines = [
+        f"{count(meta['train_tokens'])} in {train} {'file' if train == 1 else 'files'}, validation "
+        f"{count(meta['val_tokens'])} in {val}"
+        + (f", test {count(meta['test_tokens'])} in {test}" if test else "")
+        + header
+    ]
     if meta["ignored_split_names"]:
         lines.append(meta["ignored_split_names"])
     if meta["num_skipped"]:

@@ -141,8 +141,10 @@ def _meta(
         "vocab_size": tokenizer.vocab_size,
         "dtype": dtype.name,
         **{f"{name}_tokens": sum(shard.num_tokens for shard in shards) for name, shards in splits.items()},
-        **{f"{name}_shards": [[shard.path.name, shard.first_byte, shard.num_tokens] for shard in shards]
-           for name, shards in splits.items()},
+        **{
+            f"{name}_shards": [[shard.path.name, shard.first_byte, shard.num_tokens] for shard in shards]
+            for name, shards in splits.items()
+        },
         "by_name": bool(scan.splits),
         "ignored_split_names": texts.ignored_split_names,
         "domains": domains,
@@ -150,7 +152,7 @@ def _meta(
         "bigram_bpb": bigram_bits_per_byte(train, val, tokenizer) if encoded.lossless else None,
         "unigram": unigram_baselines(train, val, tokenizer.vocab_size),
         "gzip_bpb": gzip_bits_per_byte(val, tokenizer) if encoded.lossless else None,
-    }  # fmt: skip
+    }
 
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype[Any]:

@@ -76,10 +76,14 @@ def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> CorpusSour
         check_shares(data, {TEST, *splits}, source(data))
     given: Sequence[int | None] = splits or [None] * len(names)
     files = [
-        CorpusFile(root / name, domain_of(_inside(name) if splits else name, "."),
-             partial(read_documents, root / name, data.field), split)
+        CorpusFile(
+            root / name,
+            domain_of(_inside(name) if splits else name, "."),
+            partial(read_documents, root / name, data.field),
+            split,
+        )
         for name, split in zip(names, given, strict=True)
-    ]  # fmt: skip
+    ]
     return CorpusSource(
         files,
         fingerprints([file.path for file in files]),

@@ -31,8 +31,14 @@ _ENCODINGS = {
 }
 # As many of them are enough to tell.
 HEAD_BYTES = 16
-_PACKED = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\0": ".xz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"PK\x03\x04": ".zip",
-           b"PAR1": ".parquet"}  # fmt: skip
+_PACKED = {
+    b"\x1f\x8b": ".gz",
+    b"\xfd7zXZ\0": ".xz",
+    b"BZh": ".bz2",
+    b"\x28\xb5\x2f\xfd": ".zst",
+    b"PK\x03\x04": ".zip",
+    b"PAR1": ".parquet",
+}
 # The longest word of JSON that may be cut in two: two \uXXXX of one character.
 MAX_ESCAPE_LENGTH = 12
 _BETWEEN = re.compile(r"[\s,]*")

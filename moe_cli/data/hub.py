@@ -43,8 +43,11 @@ def _check_local(data: HubConfig, found: DataFiles) -> None:
             f"{source(data)} holds what is no data, and the library datasets would read it.\n{found.notes[0]}. "
             "Give a folder of its own, or use data=text."
         )
-    given = {"revision": data.revision, "subset": data.subset if saved else None,
-             "split": data.split if whole and data.split != "train" else None}  # fmt: skip
+    given = {
+        "revision": data.revision,
+        "subset": data.subset if saved else None,
+        "split": data.split if whole and data.split != "train" else None,
+    }
     for name, value in given.items():
         if value is not None:
             raise DataError(f"data.{name}={value} has no effect: {source(data)} has no {name}s. Leave it out.")

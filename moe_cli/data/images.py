@@ -115,12 +115,21 @@ def _build(data: ImageData, found: DataFiles | None, folder: Path) -> None:
         sha256.update(images.pixels.tobytes() + images.labels.tobytes())
     commonest = np.bincount(splits["train"].labels).argmax()
     meta = {
-        "name": data.name, "source": _source(data), "sha256": sha256.hexdigest(), "num_bytes": None,
-        "num_documents": sum(len(images.labels) for images in splits.values()), "vocab_size": len(names), "domains": names,
-        **{f"{split}_images": len(images.labels) for split, images in splits.items()}, "image_size": data.image_size,
-        "channels": data.channels, "ignored_split_names": _unheeded_names(data, found), "bigram_bpb": None, "gzip_bpb": None,
+        "name": data.name,
+        "source": _source(data),
+        "sha256": sha256.hexdigest(),
+        "num_bytes": None,
+        "num_documents": sum(len(images.labels) for images in splits.values()),
+        "vocab_size": len(names),
+        "domains": names,
+        **{f"{split}_images": len(images.labels) for split, images in splits.items()},
+        "image_size": data.image_size,
+        "channels": data.channels,
+        "ignored_split_names": _unheeded_names(data, found),
+        "bigram_bpb": None,
+        "gzip_bpb": None,
         "references": {"majority_accuracy": float((splits["val"].labels == commonest).mean())},
-    }  # fmt: skip
+    }
     with atomic_folder(folder, "images") as temporary:
         for split, images in splits.items():
             np.save(temporary / f"{split}_pixels.npy", images.pixels)
@@ -179,8 +188,14 @@ def _files(data: "ImageFolderConfig | FashionMnistConfig", outputs: Path | None)
     """Returns the files that the data are read from. Raises DataError if there are none."""
     root = Path(data.path or "")
     if isinstance(data, FashionMnistConfig):
-        return DataFiles(root, [_idx_file(root, f"{split}-{kind}") for split in ("train", "t10k")
-                                for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")])  # fmt: skip
+        return DataFiles(
+            root,
+            [
+                _idx_file(root, f"{split}-{kind}")
+                for split in ("train", "t10k")
+                for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+            ],
+        )
     found = find_files(str(root), data.exclude, outputs, ENDINGS, hint="Images lie in a sub-folder for each class.")
     if not root.is_dir():
         raise DataError(f"data.path={data.path} is no folder: give one with a sub-folder of images for each class.")

@@ -62,9 +62,14 @@ def read_movielens(data: MovieLensConfig) -> Interactions:
     ratings = np.array(columns[2])
     names = _titles(path.parent)
     return Interactions(
-        np.array(columns[0]), np.array(columns[1]), ratings, ratings >= data.click_threshold, len(users), len(items),
+        np.array(columns[0]),
+        np.array(columns[1]),
+        ratings,
+        ratings >= data.click_threshold,
+        len(users),
+        len(items),
         [names.get(item, f"item {item}") for item in items],
-    )  # fmt: skip
+    )
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, float]]:

@@ -29,8 +29,17 @@ _HEADERS = (".h", ".hpp", ".cuh")
 # Of torch's headers those that people wrote, the others being generated for the most part: folders in its `include`.
 _HAND_WRITTEN = ("torch", "c10")
 # Tiny Shakespeare's plays in its order.
-_PLAYS = ("coriolanus", "richard-iii", "richard-ii", "romeo-and-juliet", "henry-vi-part-3", "a-winter-s-tale",
-          "measure-for-measure", "the-taming-of-the-shrew", "the-tempest")  # fmt: skip
+_PLAYS = (
+    "coriolanus",
+    "richard-iii",
+    "richard-ii",
+    "romeo-and-juliet",
+    "henry-vi-part-3",
+    "a-winter-s-tale",
+    "measure-for-measure",
+    "the-taming-of-the-shrew",
+    "the-tempest",
+)
 
 
 class NotInstalled(DataError):
@@ -89,9 +98,13 @@ def _tiny_shakespeare() -> CorpusSource:
 
 def _speeches(plays: Sequence[Path]) -> Iterator[Document]:
     """Yields one document: the speaker, a colon, the speech, a blank line; without headings and stage directions."""
-    yield (f"{name.capitalize()}:\n{said}\n\n"
-           for path in plays for document in read_documents(path, None) if document is not None
-           for name, said in _speeches_of("".join(document)))  # fmt: skip
+    yield (
+        f"{name.capitalize()}:\n{said}\n\n"
+        for path in plays
+        for document in read_documents(path, None)
+        if document is not None
+        for name, said in _speeches_of("".join(document))
+    )
 
 
 def _speeches_of(play: str) -> Iterator[tuple[str, str]]:

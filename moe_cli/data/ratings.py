@@ -121,12 +121,22 @@ def _build(data: RatingData, folder: Path) -> None:
     for part in splits.values():
         sha256.update(part.rows.tobytes() + part.ratings.tobytes() + part.clicks.tobytes())
     meta = {
-        "name": data.name, "source": source, "sha256": sha256.hexdigest(), "num_bytes": None,
-        "num_documents": len(all_pairs), "vocab_size": interactions.num_users + interactions.num_items, "domains": DOMAINS,
-        "users": interactions.num_users, "items": interactions.num_items, **{f"{name}_pairs": len(part) for name, part in splits.items()},
-        "mean": float(train.ratings.mean()), "std": float(train.ratings.std()), "bigram_bpb": None, "gzip_bpb": None,
+        "name": data.name,
+        "source": source,
+        "sha256": sha256.hexdigest(),
+        "num_bytes": None,
+        "num_documents": len(all_pairs),
+        "vocab_size": interactions.num_users + interactions.num_items,
+        "domains": DOMAINS,
+        "users": interactions.num_users,
+        "items": interactions.num_items,
+        **{f"{name}_pairs": len(part) for name, part in splits.items()},
+        "mean": float(train.ratings.mean()),
+        "std": float(train.ratings.std()),
+        "bigram_bpb": None,
+        "gzip_bpb": None,
         "references": rating_baselines(train, val, interactions, held_out),
-    }  # fmt: skip
+    }
     with atomic_folder(folder, "ratings") as temporary:
         for name, part in splits.items():
             for field in dataclasses.fields(part):

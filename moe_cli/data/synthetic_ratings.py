@@ -59,10 +59,16 @@ def generate_interactions(data: SyntheticRatingsConfig) -> Interactions:
     expected = MEAN + by_user[users] + by_item[items] + CLUSTER_STD * table[cluster_pair]
     click_probability = 1 / (1 + np.exp(-(CLICK_MEAN + CLICK_STD * clicked[cluster_pair])))
     return Interactions(
-        users, items,
-        expected + data.noise * draw.standard_normal(data.num_pairs), draw.random(data.num_pairs) < click_probability,
-        data.users, data.items, [f"item {number}" for number in range(data.items)], expected, click_probability,
-    )  # fmt: skip
+        users,
+        items,
+        expected + data.noise * draw.standard_normal(data.num_pairs),
+        draw.random(data.num_pairs) < click_probability,
+        data.users,
+        data.items,
+        [f"item {number}" for number in range(data.items)],
+        expected,
+        click_probability,
+    )
 
 
 def _distinct(draw: np.random.Generator, size: int, number: int) -> NDArray[np.int64]:

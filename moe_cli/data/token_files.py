@@ -77,13 +77,15 @@ def describe_ready(data: TokenFilesConfig, outputs: Path | None = None) -> dict[
         "vocab_size": data.vocab_size,
         "dtype": data.dtype,
         **{f"{name}_tokens": sum(shard.num_tokens for shard in part) for name, part in splits.items()},
-        **{f"{name}_shards": [[str(shard.path), shard.first_byte, shard.num_tokens] for shard in part]
-           for name, part in splits.items()},
+        **{
+            f"{name}_shards": [[str(shard.path), shard.first_byte, shard.num_tokens] for shard in part]
+            for name, part in splits.items()
+        },
         "headers": {name: headers[name] for name in (LLM_C, NPY) if headers[name]},
         "domains": ["."],
         "bigram_bpb": None,
         "gzip_bpb": None,
-    }  # fmt: skip
+    }
 
 
 def _split_files(files: Sequence[Path], names: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:

@@ -89,9 +89,16 @@ def launch(words: Sequence[str], config: LaunchConfig) -> None:
     os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", _SIGNALS)
     os.environ["MOE_LAUNCH"] = "1"
     settings = Settings(
-        min_nodes=1, max_nodes=1, nproc_per_node=config.num_processes, run_id=uuid.uuid4().hex, max_restarts=config.max_restarts,
-        rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", monitor_interval=POLL_SECONDS,
-    )  # fmt: skip
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=config.num_processes,
+        run_id=uuid.uuid4().hex,
+        max_restarts=config.max_restarts,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        monitor_interval=POLL_SECONDS,
+    )
     settings.signals_to_handle = _SIGNALS  # where torch has that field; other versions read the environment
     try:
         elastic_launch(settings, sys.executable)(*words)

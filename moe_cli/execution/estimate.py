@@ -109,8 +109,10 @@ def evaluation_work(config: RunConfig, costs: Cost, tokens: int) -> Work:
     """Returns the work of an evaluation on `tokens` tokens."""
     batches = math.ceil(tokens / (config.train.batch_size * config.eval_length))
     counting = tokens * costs.num_sparse_layers * COUNTING_FLOPS
-    return Work(tokens * costs.forward_flops_per_token / PRODUCT_EFFICIENCY,
-                batches * _batch_flops(config, costs) / 3 + counting)  # fmt: skip
+    return Work(
+        tokens * costs.forward_flops_per_token / PRODUCT_EFFICIENCY,
+        batches * _batch_flops(config, costs) / 3 + counting,
+    )
 
 
 def _batch_flops(config: RunConfig, costs: Cost) -> float:

@@ -24,8 +24,20 @@ from moe_cli.formatting import plural, printable
 # Of a batch, forward and backward: about 20 ms of one core.
 FLOPS_PER_THREAD = 1e9
 # What a run keeps of its data, where it is known.
-_CORPUS = ("name", "source", "version", "sha256", "num_bytes", "num_documents", "domains", "domain_bytes",
-           "tokenizer_sha256", "vocab_size", "by_name", *SIZES)  # fmt: skip
+_CORPUS = (
+    "name",
+    "source",
+    "version",
+    "sha256",
+    "num_bytes",
+    "num_documents",
+    "domains",
+    "domain_bytes",
+    "tokenizer_sha256",
+    "vocab_size",
+    "by_name",
+    *SIZES,
+)
 _PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")
 # Where control groups are, version 2 and 1, and which of them are this process's.
 _GROUPS, _OWN_GROUPS, _CPU_TIMES = "/sys/fs/cgroup", "/proc/self/cgroup", "/proc/stat"
@@ -97,8 +109,10 @@ def pick_device(name: str, key: str = "train.device=") -> Any:
 
     if name in ("auto", "cuda") and torch.cuda.is_available() and is_distributed():
         if local_processes() > torch.cuda.device_count():
-            raise MoeError(f"{local_processes()} processes on this machine and {torch.cuda.device_count()} GPUs: each "
-                           "process needs one. Lower launch.num_processes, or use train.device=cpu")  # fmt: skip
+            raise MoeError(
+                f"{local_processes()} processes on this machine and {torch.cuda.device_count()} GPUs: each "
+                "process needs one. Lower launch.num_processes, or use train.device=cpu"
+            )
         torch.cuda.set_device(local_rank())
         return torch.device("cuda", local_rank())
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", name):

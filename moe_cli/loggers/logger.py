@@ -67,9 +67,13 @@ def numbers(record: Mapping[str, Any]) -> dict[str, float]:
     """Returns the finite numbers of a record or a summary, without the step."""
     finite = (-float("inf"), float("inf"))
     return {
-        key: value for key, value in record.items()
-        if key != "step" and isinstance(value, int | float) and not isinstance(value, bool) and finite[0] < value < finite[1]
-    }  # fmt: skip
+        key: value
+        for key, value in record.items()
+        if key != "step"
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and finite[0] < value < finite[1]
+    }
 
 
 class StepDeduplicator:

@@ -18,8 +18,12 @@ from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, Run
 from moe_cli.runs.recorder import Recorder
 
 # Each in the module of its name, which needs the library of that name.
-CLASSES = {"tensorboard": "TensorBoardLogger", "mlflow": "MLflowLogger", "wandb": "WandbLogger",
-           "trackio": "TrackioLogger"}  # fmt: skip
+CLASSES = {
+    "tensorboard": "TensorBoardLogger",
+    "mlflow": "MLflowLogger",
+    "wandb": "WandbLogger",
+    "trackio": "TrackioLogger",
+}
 REASON_LENGTH = 200  # some libraries tell everything at once
 LOCAL_MLFLOW = ("sqlalchemy", "alembic")  # what MLflow's own file of runs takes
 

@@ -22,9 +22,13 @@ class TrackioLogger(DeduplicatingLogger):
         run = self.context.run
         with redirect_stdout(io.StringIO()):  # it prints how to look at it
             self.run = trackio.init(
-                project=self.context.project(), name=run.id, group=run.group, config=self.context.settings(),
-                resume="allow" if known else "never", embed=False,
-            )  # fmt: skip
+                project=self.context.project(),
+                name=run.id,
+                group=run.group,
+                config=self.context.settings(),
+                resume="allow" if known else "never",
+                embed=False,
+            )
         return run.id
 
     def finish(self, status: str, step: int, summary: Mapping[str, Any] | None) -> None:

@@ -27,10 +27,18 @@ class WandbLogger(DeduplicatingLogger):
             make_folder(run.path / "wandb")
         mode: Any = os.environ.get("WANDB_MODE", "offline")
         self.run = wandb.init(
-            project=self.context.project(os.environ.get("WANDB_PROJECT")), dir=os.environ.get("WANDB_DIR") or run.path,
-            id=called, name=run.id, group=run.group, tags=self.context.tags(), config=self.context.settings(), mode=mode, allow_val_change=True,
-            resume="allow" if mode == "online" else None, settings={"console": "off", "silent": True},
-        )  # fmt: skip
+            project=self.context.project(os.environ.get("WANDB_PROJECT")),
+            dir=os.environ.get("WANDB_DIR") or run.path,
+            id=called,
+            name=run.id,
+            group=run.group,
+            tags=self.context.tags(),
+            config=self.context.settings(),
+            mode=mode,
+            allow_val_change=True,
+            resume="allow" if mode == "online" else None,
+            settings={"console": "off", "silent": True},
+        )
         return called
 
     def finish(self, status: str, step: int, summary: Mapping[str, Any] | None) -> None:

@@ -10,8 +10,13 @@ from moe_cli.models.transformer import Transformer
 from moe_cli.models.vit import ViT
 
 MODELS: dict[str, type[nn.Module]] = {
-    "gpt": Transformer, "bert": Transformer, "lstm": LSTMModel, "vit": ViT, "t5": T5, "mmoe": MMoE,
-}  # fmt: skip
+    "gpt": Transformer,
+    "bert": Transformer,
+    "lstm": LSTMModel,
+    "vit": ViT,
+    "t5": T5,
+    "mmoe": MMoE,
+}
 
 
 def make_model(config: RunConfig, vocab_size: int) -> nn.Module:

@@ -37,10 +37,14 @@ def drop_overflow_global(routing: Routing, capacity: int, drop: str) -> Routing:
     order = torch.argsort(round_index, stable=True).to(local.device)
     experts, scores = torch.cat(parts)[order].unbind(1)
     global_routing = Routing(
-        logits=routing.logits, probs=scores[:, None].expand(-1, routing.num_experts),
-        token_ids=torch.arange(len(order), device=local.device), expert_ids=experts.long(), weights=scores,
-        kept=torch.ones_like(scores, dtype=torch.bool), num_null=routing.num_null,
-    )  # fmt: skip
+        logits=routing.logits,
+        probs=scores[:, None].expand(-1, routing.num_experts),
+        token_ids=torch.arange(len(order), device=local.device),
+        expert_ids=experts.long(),
+        weights=scores,
+        kept=torch.ones_like(scores, dtype=torch.bool),
+        num_null=routing.num_null,
+    )
     dropped = drop_overflow(global_routing, capacity, "position" if drop == "position" else "probability")
     kept = torch.empty_like(global_routing.kept)
     kept[order[dropped.token_ids]] = dropped.kept

@@ -64,9 +64,16 @@ class Experts(nn.Module):
     """
 
     def __init__(
-        self, num_experts: int, d_in: int, d_expert: int, d_out: int, *, kind: str = "glu", activation: str = "silu",
+        self,
+        num_experts: int,
+        d_in: int,
+        d_expert: int,
+        d_out: int,
+        *,
+        kind: str = "glu",
+        activation: str = "silu",
         dropout: float = 0.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.num_experts = num_experts
         self.kind = kind

@@ -65,8 +65,11 @@ def extra_baseline_runs(
     candidates = [*(list_runs(outputs) if outputs.is_dir() else []), *(Run(Path(path)) for path in also)]
     found = {path: run for run in candidates if (path := os.path.realpath(run.path)) not in seen}
     wanted = [*([] if baseline is None else [baseline]), *declared_baselines(runs), DENSE]
-    return [row for row in read_rows(list(found.values()))
-            if row.status == COMPLETED and any(is_baseline(row, each) for each in wanted)]  # fmt: skip
+    return [
+        row
+        for row in read_rows(list(found.values()))
+        if row.status == COMPLETED and any(is_baseline(row, each) for each in wanted)
+    ]
 
 
 def find_baseline(
@@ -118,8 +121,10 @@ def chosen_baseline(text: str, runs: Sequence[RunRow], extra_baselines: Sequence
     if done and not others:
         raise ConfigError(f"--baseline {text} fits every configuration: name a setting that varies, or leave it out.")
     if others and not any(baselines.of(run) for run in others):
-        raise ConfigError(f"--baseline {text}: no configuration differs from it in these settings alone, at equal data, "
-                          "budget and evaluation context. Add what else it brings along, or name another.")  # fmt: skip
+        raise ConfigError(
+            f"--baseline {text}: no configuration differs from it in these settings alone, at equal data, "
+            "budget and evaluation context. Add what else it brings along, or name another."
+        )
     return baseline
 
 
@@ -173,10 +178,18 @@ def overrides_of(run: RunRow, without: Collection[str]) -> dict[str, Value]:
         MoeError: its settings are invalid.
     """
     settings = {**run.settings, **run.execution}
-    wanted = {name: value for name, value in settings.items()
-              if ("." in name or name in ("capacity", "drop", "match")) and setting_applies(name, settings) and name not in without}  # fmt: skip
-    choices = {name: settings[name] for name in ("expert", "k", "router", "balance")
-               if settings.get(name) is not None and setting_applies(name, settings) and name not in without}  # fmt: skip
+    wanted = {
+        name: value
+        for name, value in settings.items()
+        if ("." in name or name in ("capacity", "drop", "match"))
+        and setting_applies(name, settings)
+        and name not in without
+    }
+    choices = {
+        name: settings[name]
+        for name in ("expert", "k", "router", "balance")
+        if settings.get(name) is not None and setting_applies(name, settings) and name not in without
+    }
     return _overrides(choices, wanted)
 
 
@@ -209,6 +222,7 @@ def changed_settings(default: Settings, wanted: Settings, with_null: bool) -> di
     return {
         name: value
         for name, value in wanted.items()
-        if not name.endswith(".name") and default.get(name) != value
+        if not name.endswith(".name")
+        and default.get(name) != value
         and (value is not None or (with_null and name in default))
-    }  # fmt: skip
+    }

@@ -20,8 +20,20 @@ CURVE, CURVE_WIDTH, MAX_CURVES = "curve", 16, 60
 # Joins a mean and its interval; columns are aligned at it.
 PLUS_MINUS = " +- "
 # What leaves first when a terminal is narrow; settings leave after these, the score never.
-DROP_ORDER = ("flops_per_token", "capacity_val_loss", "val_loss", "active_params", "dead_experts", "dropped_fraction", "max_violation",
-                  "tokens_per_second", "params", "verdict", "shared_seeds", "vs_baseline")  # fmt: skip
+DROP_ORDER = (
+    "flops_per_token",
+    "capacity_val_loss",
+    "val_loss",
+    "active_params",
+    "dead_experts",
+    "dropped_fraction",
+    "max_violation",
+    "tokens_per_second",
+    "params",
+    "verdict",
+    "shared_seeds",
+    "vs_baseline",
+)
 # A setting's heading is its last part, and its group's where that says nothing.
 AMBIGUOUS_KEYS = ("name", "weight", "k", "capacity")
 
@@ -41,8 +53,16 @@ def result_columns(
 ) -> list[Column]:
     """Returns the measured columns to show for these rows. Differences are to the baseline, or to the lowest."""
     measured = [name for name in keys_of(TASK) if any(row.get(name) is not None for row in rows)]
-    names = ["params", "active_params", "flops_per_token", "val_loss", "val_bpb", *measured, "vs_baseline",
-             "tokens_per_second"]  # fmt: skip
+    names = [
+        "params",
+        "active_params",
+        "flops_per_token",
+        "val_loss",
+        "val_bpb",
+        *measured,
+        "vs_baseline",
+        "tokens_per_second",
+    ]
     if measured and all(row.results.val_bpb is None for row in rows):  # no text
         names.remove("val_bpb")
     if baseline == DENSE and not to_lowest and all(row.is_dense for row in rows):
@@ -92,11 +112,13 @@ def make_columns(names: Sequence[str], to_lowest: bool = False) -> list[Column]:
     short = [heading_of(name) for name in names]
     headings = [heading if short.count(heading) == 1 else name for heading, name in zip(short, names, strict=True)]
     return [
-        _result(name, to_lowest) if name in _RESULTS
-        else Column(name, name, _sparkline, left=True) if name == CURVE
+        _result(name, to_lowest)
+        if name in _RESULTS
+        else Column(name, name, _sparkline, left=True)
+        if name == CURVE
         else Column(name, printable(heading), _writer(name), left=name in _TEXT)
         for name, heading in zip(names, headings, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def column_named(text: str, known: Sequence[str], shown: Sequence[Column] = ()) -> str:
@@ -226,5 +248,24 @@ _RESULTS = {
         if metric.kind != TRAINING
     },
 }
-_TEXT = ("run", "runs", "group", "status", "reason", "path", "router", "balance", "drop", "match", "corpus",
-         "corpus_sha256", "data.path", "data.name", "model.name", "task.name", "optim.name", "optim.schedule", "baseline")  # fmt: skip
+_TEXT = (
+    "run",
+    "runs",
+    "group",
+    "status",
+    "reason",
+    "path",
+    "router",
+    "balance",
+    "drop",
+    "match",
+    "corpus",
+    "corpus_sha256",
+    "data.path",
+    "data.name",
+    "model.name",
+    "task.name",
+    "optim.name",
+    "optim.schedule",
+    "baseline",
+)

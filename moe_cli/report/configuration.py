@@ -39,16 +39,66 @@ from moe_cli.report.significance import (
 )
 from moe_cli.runs.folder import COMPLETED
 
-MAIN_RESULTS = ("params", "active_params", "flops_per_token", "val_loss", "val_bpb", "tokens_per_second",
-                "max_violation", "dropped_fraction", "dead_experts")  # fmt: skip
+MAIN_RESULTS = (
+    "params",
+    "active_params",
+    "flops_per_token",
+    "val_loss",
+    "val_bpb",
+    "tokens_per_second",
+    "max_violation",
+    "dropped_fraction",
+    "dead_experts",
+)
 # The keys of every object of the JSON export, and the first columns of the CSV export.
-JSON_KEYS = ("run", "runs", "status", "expert", "k", "capacity", "router", "balance", "seed", "seeds", *MAIN_RESULTS,
-              "val_loss_interval", "val_bpb_interval", "vs_baseline", "vs_baseline_interval",
-              "shared_seeds", "verdict", "more_seeds", "pareto")  # fmt: skip
+JSON_KEYS = (
+    "run",
+    "runs",
+    "status",
+    "expert",
+    "k",
+    "capacity",
+    "router",
+    "balance",
+    "seed",
+    "seeds",
+    *MAIN_RESULTS,
+    "val_loss_interval",
+    "val_bpb_interval",
+    "vs_baseline",
+    "vs_baseline_interval",
+    "shared_seeds",
+    "verdict",
+    "more_seeds",
+    "pareto",
+)
 # The Pareto front compares these too, and the direction in which each is better.
 COSTS = {key: BY_KEY[key].direction for key in ("flops_per_token", "tokens_per_second", "peak_memory_bytes")}
-_OWN = frozenset(("run", "runs", "paths", "seed", "seeds", "tags", "status", "reason", "created", "path", "group", "val_loss_interval", "val_bpb_interval", "vs_baseline",
-                  "vs_baseline_interval", "shared_seeds", "baseline", "baseline_path", "verdict", "more_seeds", "pareto"))  # fmt: skip
+_OWN = frozenset(
+    (
+        "run",
+        "runs",
+        "paths",
+        "seed",
+        "seeds",
+        "tags",
+        "status",
+        "reason",
+        "created",
+        "path",
+        "group",
+        "val_loss_interval",
+        "val_bpb_interval",
+        "vs_baseline",
+        "vs_baseline_interval",
+        "shared_seeds",
+        "baseline",
+        "baseline_path",
+        "verdict",
+        "more_seeds",
+        "pareto",
+    )
+)
 _results_of = attrgetter(*RESULTS)
 
 Key = tuple[Value, ...]
@@ -266,9 +316,14 @@ def _aggregate(runs: Sequence[RunRow], baselines: Baselines) -> tuple[Configurat
         others = {name: _mean([run.others.get(name) for run in done]) for name in _names(done, first)}
         others |= {name: first.others.get(name) for name in CORPUS}
     row = Configuration(
-        tuple(runs), first.settings, execution, results, others,
-        _half_width([run.results.val_loss for run in done]), _half_width([run.results.val_bpb for run in done]),
-    )  # fmt: skip
+        tuple(runs),
+        first.settings,
+        execution,
+        results,
+        others,
+        _half_width([run.results.val_loss for run in done]),
+        _half_width([run.results.val_bpb for run in done]),
+    )
     baseline = baselines.of(first) if done else None
     return _compare_with_baseline(row, done, baseline) if baseline else (row, None)
 

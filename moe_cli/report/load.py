@@ -141,9 +141,14 @@ def run_values(
         if type(value) in SCALARS:
             settings[key] = value
     settings.update(
-        run=run.id, group=run.group, path=str(run.path), status=state,
-        reason=reason if type(reason) in SCALARS else str(reason), created=status.get("created"), tags=(),
-    )  # fmt: skip
+        run=run.id,
+        group=run.group,
+        path=str(run.path),
+        status=state,
+        reason=reason if type(reason) in SCALARS else str(reason),
+        created=status.get("created"),
+        tags=(),
+    )
     return settings
 
 

@@ -144,9 +144,15 @@ def _add_layer(columns: dict[str, list[Any]], run: Run, place: _RecordKey, recor
     kept = _counts(record.get("kept_per_expert"))
     total = math.fsum(assignments)
     size = len(assignments)
-    same = {"run": run.id, "group": run.group, "step": place.step, "tokens": place.tokens,
-            "whole_split": place.whole_split, "layer": place.layer,
-            **{name: measured_value(record.get(name)) for name in LAYER_UNITS}}  # fmt: skip
+    same = {
+        "run": run.id,
+        "group": run.group,
+        "step": place.step,
+        "tokens": place.tokens,
+        "whole_split": place.whole_split,
+        "layer": place.layer,
+        **{name: measured_value(record.get(name)) for name in LAYER_UNITS},
+    }
     for name, value in same.items():
         columns[name] += [value] * size
     columns["expert"] += range(size)

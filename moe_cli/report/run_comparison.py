@@ -60,15 +60,29 @@ class RunComparison:
     def record(self) -> dict[str, Any]:
         """Returns the comparison as a JSON object."""
         return {
-            "a": self.a.run.id, "b": self.b.run.id, "caveats": self.caveats,
+            "a": self.a.run.id,
+            "b": self.b.run.id,
+            "caveats": self.caveats,
             "settings": {key: {"a": a, "b": b} for key, (a, b) in self.settings.items()},
-            "metrics": {each.name: {"a": each.a, "b": each.b, "difference": each.difference, "relative": each.relative,
-                                    "b_is": each.verdict or None} for each in self.measures},
-            "curves": {name.lower(): [{"tokens": int(x), curve.result: y} for x, y in curve.points]
-                       for name, curve in curves_over_tokens(self).items()},
-            "tokens_per_expert": {name: {str(layer): load for layer, load in expert_load(run).items()}
-                                  for name, run in (("a", self.a.run), ("b", self.b.run))},
-        }  # fmt: skip
+            "metrics": {
+                each.name: {
+                    "a": each.a,
+                    "b": each.b,
+                    "difference": each.difference,
+                    "relative": each.relative,
+                    "b_is": each.verdict or None,
+                }
+                for each in self.measures
+            },
+            "curves": {
+                name.lower(): [{"tokens": int(x), curve.result: y} for x, y in curve.points]
+                for name, curve in curves_over_tokens(self).items()
+            },
+            "tokens_per_expert": {
+                name: {str(layer): load for layer, load in expert_load(run).items()}
+                for name, run in (("a", self.a.run), ("b", self.b.run))
+            },
+        }
 
 
 def compare_runs(first: Run, second: Run) -> RunComparison:
@@ -76,8 +90,9 @@ def compare_runs(first: Run, second: Run) -> RunComparison:
     a, b = read_status(first), read_status(second)
     configs = flatten_dict(first.config_dict()), flatten_dict(second.config_dict())
     names = dict.fromkeys([*configs[0], *configs[1]])
-    settings = {key: (configs[0].get(key), configs[1].get(key)) for key in names
-                if configs[0].get(key) != configs[1].get(key)}  # fmt: skip
+    settings = {
+        key: (configs[0].get(key), configs[1].get(key)) for key in names if configs[0].get(key) != configs[1].get(key)
+    }
     caveats, meaningless = _caveats(a, b, settings)
     results = _results(a), _results(b)
     measures = []
@@ -89,9 +104,15 @@ def compare_runs(first: Run, second: Run) -> RunComparison:
 
 
 def _results(each: RunStatus) -> Mapping[str, float | None]:
-    newest = {"val_bpb": each.val_bpb, "val_loss": each.val_loss, "train_loss": each.train_loss,
-              "tokens_per_second": each.tokens_per_second, "max_violation": each.max_violation,
-              "dead_experts": each.dead_experts, "steps": float(each.step)}  # fmt: skip
+    newest = {
+        "val_bpb": each.val_bpb,
+        "val_loss": each.val_loss,
+        "train_loss": each.train_loss,
+        "tokens_per_second": each.tokens_per_second,
+        "max_violation": each.max_violation,
+        "dead_experts": each.dead_experts,
+        "steps": float(each.step),
+    }
     return {**newest, **{key: number(value) for key, value in each.results.items()}}
 
 
@@ -126,8 +147,10 @@ def _caveats(a: RunStatus, b: RunStatus, settings: Mapping[str, Any]) -> tuple[l
         meaningless |= set(LOSS_METRICS)
     unfinished = [name for name, each in (("A", a), ("B", b)) if not each.results]
     if unfinished:
-        caveats.append(f"{' and '.join(unfinished)} {'is' if len(unfinished) == 1 else 'are'} not complete: "
-                       "its results are estimates on part of the validation text")  # fmt: skip
+        caveats.append(
+            f"{' and '.join(unfinished)} {'is' if len(unfinished) == 1 else 'are'} not complete: "
+            "its results are estimates on part of the validation text"
+        )
         meaningless |= set(LOSS_METRICS)
     return caveats, meaningless
 

@@ -23,8 +23,9 @@ CORPUS = ("corpus", "corpus_sha256")
 MODEL_TASK_DATA = ("model.name", "task.name", "data.name")
 TOP_LEVEL = ("expert", "k", "capacity", "drop", "renormalise_after_drop", "router", "balance", "match")
 # Execution settings, which do not change the trained model.
-EXECUTION = frozenset((*(f"train.{key}" for key in EXECUTION_KEYS),
-                       *(f"launch.{entry.name}" for entry in fields(LaunchConfig))))  # fmt: skip
+EXECUTION = frozenset(
+    (*(f"train.{key}" for key in EXECUTION_KEYS), *(f"launch.{entry.name}" for entry in fields(LaunchConfig)))
+)
 # Columns in which the runs of one configuration may differ before anything is measured.
 RUN_LEVEL_COLUMNS = EXECUTION | {*IDENTITY, "seed"}
 # The settings that decide each of these. They tell configurations apart only where their parents are equal.

@@ -160,9 +160,10 @@ def _all_pairs(
     """Returns the paired differences of all pairs within the groups, with adjusted p-values for several seeds."""
     pairs = {
         (index, one, other): sample
-        for index, group in enumerate(groups) if len(group) <= MAX_CONFIGURATIONS
+        for index, group in enumerate(groups)
+        if len(group) <= MAX_CONFIGURATIONS
         for one, other in combinations(range(len(group)), 2)
         if (sample := paired(group[other], group[one])) is not None
-    }  # fmt: skip
+    }
     tested = {place: p for place, sample in pairs.items() if (p := sample.p_value) is not None}
     return pairs, dict(zip(tested, holm(list(tested.values())), strict=True))

@@ -103,9 +103,10 @@ def find_runs(outputs: Path, name: str | None, runs: Sequence[Run] | None = None
     found = [run for run in runs if run.id == name]
     for fits in (str.startswith, fnmatchcase):
         found = found or [
-            run for run in runs
+            run
+            for run in runs
             if any(fits(text, each) for text in (run.id, f"{run.group}/{run.id}") for each in spellings(name))
-        ]  # fmt: skip
+        ]
     if not found:
         hint = did_you_mean(name, [*dict.fromkeys(run.group for run in runs), *(run.id for run in runs)])
         raise RunNotFound(f"no sweep, run or folder '{name}' in {outputs}.{hint} See: moe runs ls")

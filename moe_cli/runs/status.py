@@ -66,14 +66,18 @@ def read_status(run: Run) -> RunStatus:
     reason = status.get("reason")
     steps = _whole(status.get("steps"))
     return RunStatus(
-        run=run, status=status["status"], reason=str(reason) if reason else None,
-        created=time_in(status.get("created")) or 0.0, started=time_in(status.get("started")) or 0.0,
+        run=run,
+        status=status["status"],
+        reason=str(reason) if reason else None,
+        created=time_in(status.get("created")) or 0.0,
+        started=time_in(status.get("started")) or 0.0,
         last_heartbeat=time_in(status.get("heartbeat")) or 0.0,
         step=_whole(found.get("steps")) or max(_whole(newest.get("step")), _whole(status.get("step"))),
         steps=steps or _whole(found.get("steps")),
         **{key: number(found.get(key, newest.get(BY_KEY[key].curve_key or ""))) for key in MEASURED},
-        results=found, tags=read_tags(run),
-    )  # fmt: skip
+        results=found,
+        tags=read_tags(run),
+    )
 
 
 def read_statuses(runs: Iterable[Run]) -> list[RunStatus]:

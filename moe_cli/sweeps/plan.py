@@ -92,8 +92,14 @@ class SweepPlan:
         runs = [open_or_create_run(outputs, self.name, point.config) for point in self.points]
         seeds = dict.fromkeys(point.config.seed for point in self.points)
         declared = declared_by(self.words, self.question, self.baseline)
-        record_command(make_folder(outputs / self.name), self.words, declared, seeds=tuple(seeds), where=self.where,
-                       version=__version__)  # fmt: skip
+        record_command(
+            make_folder(outputs / self.name),
+            self.words,
+            declared,
+            seeds=tuple(seeds),
+            where=self.where,
+            version=__version__,
+        )
         return runs
 
     def run_dirs(self, outputs: Path) -> list[Run]:
@@ -145,12 +151,22 @@ def plan_sweep(
     folder = check_folder(sweep_folder(sweep.name) if name is None else name)
     points = [
         SweepPoint(f"{label} seed={seed}".strip(), config if seed == config.seed else replace(config, seed=seed))
-        for seed in chosen for config, label in found.configs.items()
-    ]  # fmt: skip
+        for seed in chosen
+        for config, label in found.configs.items()
+    ]
     return SweepPlan(
-        folder, sweep.question, tuple(points), tuple(found.left_out.values()), found.repeats * len(chosen), len(chosen),
-        (*composer.notes, *found.notes), found.excluded, tuple(words), sweep.baseline, tuple(where),
-    )  # fmt: skip
+        folder,
+        sweep.question,
+        tuple(points),
+        tuple(found.left_out.values()),
+        found.repeats * len(chosen),
+        len(chosen),
+        (*composer.notes, *found.notes),
+        found.excluded,
+        tuple(words),
+        sweep.baseline,
+        tuple(where),
+    )
 
 
 def _check_size(blocks: Sequence[Block], seeds: int) -> None:

@@ -162,9 +162,12 @@ def _ignore(*progress: Progress) -> None: ...
 
 
 def run_all(
-    feed: RunSource, pool: Pool, observer: Observer = _ignore, rules: FailurePolicy = FailurePolicy(),
+    feed: RunSource,
+    pool: Pool,
+    observer: Observer = _ignore,
+    rules: FailurePolicy = FailurePolicy(),
     on_stop: Callable[[], None] = _ignore,
-) -> Progress:  # fmt: skip
+) -> Progress:
     """Executes all runs of the feed.
 
     A run that another process is executing is waited for and not executed twice. On KeyboardInterrupt or another error
@@ -277,8 +280,10 @@ class _Scheduler:
             self.starts[run] -= 1
             again = True
         elif code == EXIT_DISK_FULL:
-            raise DiskFull(f"{run.id} could not write: the disk is full, see {run.path / 'log.txt'}\n"
-                           "Make room; the same command goes on.")  # fmt: skip
+            raise DiskFull(
+                f"{run.id} could not write: the disk is full, see {run.path / 'log.txt'}\n"
+                "Make room; the same command goes on."
+            )
         elif not ending and self.starts[run] <= self.rules.retries:
             progress.retried += 1
             again = True

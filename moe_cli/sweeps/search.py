@@ -79,10 +79,12 @@ def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
     folder = make_group(outputs, plan.name)
     with hold(folder / ".search.lock"):
         study: Study = optuna.create_study(
-            study_name=STUDY, storage=open_journal(folder), load_if_exists=True,
+            study_name=STUDY,
+            storage=open_journal(folder),
+            load_if_exists=True,
             pruner=make_pruner(plan.prune, evaluations),
             directions=["maximize" if BY_KEY[name].direction > 0 else "minimize" for name in plan.objectives],
-        )  # fmt: skip
+        )
         if "asked" not in study.user_attrs:
             study.set_user_attr("asked", json.loads(json.dumps(plan.identity)))
     check_identity(plan, study, folder)
@@ -398,8 +400,11 @@ def pareto_front(trials: "Sequence[FrozenTrial]", objectives: Sequence[str]) -> 
 def counted_trials(trials: "Sequence[FrozenTrial]") -> "list[FrozenTrial]":
     """Returns the trials that were requested and started, without impossible ones and those that were retried."""
     again = {trial.user_attrs.get(RETRY_OF) for trial in trials}
-    return [trial for trial in trials
-            if EXCLUDED not in trial.user_attrs and trial.state.name != "WAITING" and trial.number not in again]  # fmt: skip
+    return [
+        trial
+        for trial in trials
+        if EXCLUDED not in trial.user_attrs and trial.state.name != "WAITING" and trial.number not in again
+    ]
 
 
 def _is_running(trial: "FrozenTrial") -> bool:

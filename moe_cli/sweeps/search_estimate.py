@@ -76,10 +76,12 @@ def estimate_search(plan: SearchPlan, outputs: Path, checks_memory: bool = False
     if "val_bpb" in plan.objectives and any(_bytes_unknown(each) for each in estimates):
         raise ConfigError("the bytes of these tokens are unknown, so there is no val_bpb. Add: --objective val_loss")
     return SearchEstimate(
-        tuple(estimates), sum(each.seconds for each in estimates) / len(estimates),
+        tuple(estimates),
+        sum(each.seconds for each in estimates) / len(estimates),
         min(count_evaluations(each.config, each.steps) for each in estimates) if plan.prune else 0,
-        len(estimates) / (len(estimates) + len(reasons)), (*plan.composer.notes, *notes),
-    )  # fmt: skip
+        len(estimates) / (len(estimates) + len(reasons)),
+        (*plan.composer.notes, *notes),
+    )
 
 
 def _split_by_memory(estimates: Sequence[RunEstimate]) -> tuple[list[RunEstimate], list[str]]:

@@ -52,8 +52,12 @@ class SearchOptions:
 
     def given(self) -> str | None:
         """Returns the first option that only a search has, as it was typed."""
-        for name, value in (("trials", self.trials), ("objective", self.objective), ("prune", self.prune),
-                            ("search-seed", self.seed)):  # fmt: skip
+        for name, value in (
+            ("trials", self.trials),
+            ("objective", self.objective),
+            ("prune", self.prune),
+            ("search-seed", self.seed),
+        ):
             if value is not None:
                 return f"--{name} {value}"
         return None
@@ -94,9 +98,12 @@ class SearchPlan:
         """Returns the settings that all trials of one search share."""
         fixed = {key: value for key, value in self.fixed.items() if not is_execution(key)}
         return {
-            "space": {key: format_domain(domain) for key, domain in self.space.items()}, "settings": fixed,
-            "objectives": list(self.objectives), "seeds": list(self.seeds), "where": [each.text for each in self.where],
-        }  # fmt: skip
+            "space": {key: format_domain(domain) for key, domain in self.space.items()},
+            "settings": fixed,
+            "objectives": list(self.objectives),
+            "seeds": list(self.seeds),
+            "where": [each.text for each in self.where],
+        }
 
     @property
     def size(self) -> int | None:
@@ -216,12 +223,21 @@ def plan_search(
     prune = one_of("--prune", options.prune, PRUNERS) or block.prune
     _check_prune(prune, objectives)
     return SearchPlan(
-        check_folder(name if name is not None else sweep_folder(sweep.name) if is_named(words) else AD_HOC_SEARCH), sweep.question, space,
+        check_folder(name if name is not None else sweep_folder(sweep.name) if is_named(words) else AD_HOC_SEARCH),
+        sweep.question,
+        space,
         {key: domain[0] for key, domain in domains.items() if key not in space},  # type: ignore[index]
-        conditions, tuple(chosen), one_of("--sampler", options.sampler, SAMPLERS) or block.sampler or "tpe",
-        check_trials("--trials", options.trials) or block.trials or DEFAULT_TRIALS, objectives, prune,
-        _search_seed(options.seed), composer, tuple(words), declared_by(words, sweep.question, sweep.baseline),
-    )  # fmt: skip
+        conditions,
+        tuple(chosen),
+        one_of("--sampler", options.sampler, SAMPLERS) or block.sampler or "tpe",
+        check_trials("--trials", options.trials) or block.trials or DEFAULT_TRIALS,
+        objectives,
+        prune,
+        _search_seed(options.seed),
+        composer,
+        tuple(words),
+        declared_by(words, sweep.question, sweep.baseline),
+    )
 
 
 def _check_values(composer: Composer, domains: Mapping[str, Domain]) -> None:

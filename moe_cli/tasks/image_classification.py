@@ -98,8 +98,10 @@ class ImagesTask:
         over bins of confidence, weighted by their images (ECE, arXiv:1706.04599, eq. 3).
         """
         _, right, confidence = sums["calibration"]
-        return {"accuracy": float(right.sum()) / num_targets,
-                "calibration_error": float((right - confidence).abs().sum()) / num_targets}  # fmt: skip
+        return {
+            "accuracy": float(right.sum()) / num_targets,
+            "calibration_error": float((right - confidence).abs().sum()) / num_targets,
+        }
 
     def routed_ids_and_domains(self, batch: ImageBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
         """Returns the place of every patch, and the class of its image."""

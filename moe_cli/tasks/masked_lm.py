@@ -114,9 +114,12 @@ class PseudoPerplexityTask(MaskedTask):
                 here = slice(first, first + size)
                 number = len(inputs[here])
                 yield TextBatch(
-                    inputs[here], targets[here], None, batch.starts.expand(number),
+                    inputs[here],
+                    targets[here],
+                    None,
+                    batch.starts.expand(number),
                     *(each if each is None else each.expand(number, -1) for each in (batch.mask, batch.documents)),
-                )  # fmt: skip
+                )
 
     def _make_targets(self, tokens: Tokens, batch: TextBatch) -> TextBatch:
         return batch

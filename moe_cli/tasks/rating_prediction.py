@@ -97,8 +97,11 @@ class RatingsTask:
         losses = self._losses(answers, batch)
         squares = (self._std * (answers[:, 0].double() - batch.ratings)).square().sum()
         tasks = torch.arange(losses.shape[1]).repeat(len(losses))
-        sums = {"squares": squares, "scores": score_counts(answers[:, 1].float(), batch.clicks > 0.5),
-                BY_DOMAIN: sum_by_domain(losses.flatten(), tasks, losses.shape[1])}  # fmt: skip
+        sums = {
+            "squares": squares,
+            "scores": score_counts(answers[:, 1].float(), batch.clicks > 0.5),
+            BY_DOMAIN: sum_by_domain(losses.flatten(), tasks, losses.shape[1]),
+        }
         return EvalBatchResult(losses.sum(1).mean(), routings, sums)
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:

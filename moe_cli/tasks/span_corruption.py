@@ -111,8 +111,10 @@ class SpanTask(TextTask):
 
     def _make_targets(self, tokens: Tokens, batch: TextBatch) -> TextBatch:
         """Spans taken out, which are the targets."""
-        parts = [self._corrupt_window(row, start, self._draw(tokens, start))
-                 for row, start in zip(batch.inputs.numpy(), batch.starts.tolist(), strict=True)]  # fmt: skip
+        parts = [
+            self._corrupt_window(row, start, self._draw(tokens, start))
+            for row, start in zip(batch.inputs.numpy(), batch.starts.tolist(), strict=True)
+        ]
         inputs, targets, input_positions, target_positions = (
             torch.from_numpy(np.stack([getattr(part, name) for part in parts]))
             for name in ("inputs", "targets", "input_positions", "target_positions")

@@ -91,8 +91,10 @@ class Checkpoint:
         self, training_tensors: "TrainingTensors", distributed_model: DistributedModel, params: dict[str, nn.Parameter]
     ) -> None:
         weights = _load(self.folder / _FILES[0])
-        own = {name: distributed_model.to_local(tensor, name, params[name]) if name in params else tensor
-               for name, tensor in weights.items()}  # fmt: skip
+        own = {
+            name: distributed_model.to_local(tensor, name, params[name]) if name in params else tensor
+            for name, tensor in weights.items()
+        }
         self._load_into(distributed_model.model, own)
         if training_tensors.average is not None:
             average = _load(self.folder / _EMA)

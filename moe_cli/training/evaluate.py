@@ -175,10 +175,15 @@ class Evaluation:
     def layer_records(self, tables: bool = False) -> list[dict[str, Any]]:
         """Returns, per layer, its metrics, the assignments to each expert before and after drops, and its tables."""
         return [
-            {"layer": number, "tokens_per_expert": layer.asked.tolist(), "kept_per_expert": layer.kept.tolist(),
-             **layer.metrics(), **(layer.tables(self.domains) if tables else {})}
+            {
+                "layer": number,
+                "tokens_per_expert": layer.asked.tolist(),
+                "kept_per_expert": layer.kept.tolist(),
+                **layer.metrics(),
+                **(layer.tables(self.domains) if tables else {}),
+            }
             for number, layer in enumerate(self.layers)
-        ]  # fmt: skip
+        ]
 
 
 @torch.no_grad()
@@ -226,10 +231,16 @@ def evaluate(
     for layer in layers:
         layer.all_reduce()
     return Evaluation(
-        nats / num_targets, nats / math.log(2) / num_bytes if num_bytes else None, num_targets, num_bytes or None, task.domains,
-        task.metrics(measured, num_targets), layers, _domain_losses(task, measured),
+        nats / num_targets,
+        nats / math.log(2) / num_bytes if num_bytes else None,
+        num_targets,
+        num_bytes or None,
+        task.domains,
+        task.metrics(measured, num_targets),
+        layers,
+        _domain_losses(task, measured),
         float(measured[CONTEXT]) / num_targets if CONTEXT in measured else None,
-    )  # fmt: skip
+    )
 
 
 def _domain_losses(task: Task, measured: Mapping[str, Tensor]) -> dict[str, float]:

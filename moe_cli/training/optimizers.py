@@ -135,9 +135,21 @@ class ExpertAdamW(torch.optim.Optimizer):
             beta1, beta2 = group["betas"]
             if params:
                 adamw(
-                    params, grads, averages, squares, [], steps, fused=True, amsgrad=False, beta1=beta1, beta2=beta2,
-                    lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
-                )  # fmt: skip
+                    params,
+                    grads,
+                    averages,
+                    squares,
+                    [],
+                    steps,
+                    fused=True,
+                    amsgrad=False,
+                    beta1=beta1,
+                    beta2=beta2,
+                    lr=group["lr"],
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    maximize=False,
+                )
 
     def _state(self, param: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         state = self.state[param]

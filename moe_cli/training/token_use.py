@@ -134,6 +134,11 @@ class TokenExpertCounts:
             ids, times = self.keys[own].long() // self.num_experts, self.counts[own].long()
             excess = times.double() - total[ids].double() * share[expert]
             order = excess.argsort(descending=True, stable=True)[:most]
-            result.append([[int(ids[place]), int(times[place]), int(total[ids[place]])]
-                           for place in order.tolist() if excess[place] > 0])  # fmt: skip
+            result.append(
+                [
+                    [int(ids[place]), int(times[place]), int(total[ids[place]])]
+                    for place in order.tolist()
+                    if excess[place] > 0
+                ]
+            )
         return result

@@ -44,9 +44,15 @@ class Trainer:
     """One model, its task, its optimizers and its recorder, on the way to the end of the budget."""
 
     def __init__(
-        self, config: RunConfig, distributed_model: DistributedModel, task: Task, optimizers: Optimizers, recorder: Recorder,
-        total_steps: int | None, observer: StepCallback,
-    ) -> None:  # fmt: skip
+        self,
+        config: RunConfig,
+        distributed_model: DistributedModel,
+        task: Task,
+        optimizers: Optimizers,
+        recorder: Recorder,
+        total_steps: int | None,
+        observer: StepCallback,
+    ) -> None:
         self.config = config
         self.distributed_model = distributed_model
         self.model = model = distributed_model.model
@@ -326,10 +332,16 @@ class Trainer:
         if state.step % self.config.train.log_every == 0 or self.progress >= 1:
             steps = state.metric_sums.pop("steps", 0)
             means = {key: value / steps for key, value in state.metric_sums.items()} if steps else {}
-            self.recorder.metrics({
-                "step": state.step, "tokens": state.tokens, **means, "lr": self.config.optim.lr * lr_factor,
-                "seconds": round(state.seconds, 3), "tokens_per_second": round(state.tokens / state.seconds, 1),
-            })  # fmt: skip
+            self.recorder.metrics(
+                {
+                    "step": state.step,
+                    "tokens": state.tokens,
+                    **means,
+                    "lr": self.config.optim.lr * lr_factor,
+                    "seconds": round(state.seconds, 3),
+                    "tokens_per_second": round(state.tokens / state.seconds, 1),
+                }
+            )
             state.metric_sums.clear()
 
     def _accumulate(self, key: str, value: float) -> None:
@@ -362,9 +374,13 @@ class Trainer:
 
     def _evaluate_model(self) -> Evaluation:
         result = evaluate(
-            self.model, self.task, self.config.train.batch_size, max_tokens=self.config.train.eval_tokens,
-            policy=eval_policy(self.config.eval), precision=self.config.train.precision,
-        )  # fmt: skip
+            self.model,
+            self.task,
+            self.config.train.batch_size,
+            max_tokens=self.config.train.eval_tokens,
+            policy=eval_policy(self.config.eval),
+            precision=self.config.train.precision,
+        )
         routing = {validation_key(key): value for key, value in (result.routing_metrics() or {}).items()}
         estimates = {ESTIMATES["val_loss"]: result.loss, ESTIMATES["val_bpb"]: result.bits_per_byte}
         measures = {validation_key(key): value for key, value in result.measures.items()}

@@ -28,8 +28,9 @@ def test_a_run_of_another_process_is_busy(run: Run, code: int) -> None:
     with lock(run.path):
         error = _failure(run, code)
     assert (RunBusy, f"{run.id} is being written by another process: wait for it or stop it.") == (
-        type(error), str(error),
-    )  # fmt: skip
+        type(error),
+        str(error),
+    )
 
 
 def test_a_run_that_can_go_on_is_not_made_a_failed_one(run: Run) -> None:

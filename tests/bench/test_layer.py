@@ -80,9 +80,10 @@ def test_the_back_end_asked_for_is_the_one_that_runs(implementation: str, monkey
     asked = []
     original = type(ALL_EXPERTS_FUNCTIONS).get_interface
     monkeypatch.setattr(
-        type(ALL_EXPERTS_FUNCTIONS), "get_interface",
+        type(ALL_EXPERTS_FUNCTIONS),
+        "get_interface",
         lambda self, name, default: asked.append(name) or original(self, name, default),
-    )  # fmt: skip
+    )
     candidate = builders(SHAPE)[f"transformers Mixtral, {implementation}"]()
     candidate.forward(_inputs(SHAPE, 0, "cpu").x[: SHAPE.tokens])
     assert [implementation] == asked
@@ -279,9 +280,27 @@ def test_json_is_a_list_of_plain_objects() -> None:
     result = CliRunner().invoke(app, ["bench", "layer", *TINY, "--k", "1,2", "--dispatch", "loop,einsum", "--json"])
     assert 0 == result.exit_code, result.output
     found = json.loads(result.stdout)
-    keys = {"candidate", "tokens", "experts", "k", "d_model", "d_expert", "dtype", "threads", "device",
-            "rows_per_expert", "largest_load", "rounds", "seconds", "seconds_min", "seconds_max", "efficiency",
-            "efficiency_min", "efficiency_max", "saved_bytes"}  # fmt: skip
+    keys = {
+        "candidate",
+        "tokens",
+        "experts",
+        "k",
+        "d_model",
+        "d_expert",
+        "dtype",
+        "threads",
+        "device",
+        "rows_per_expert",
+        "largest_load",
+        "rounds",
+        "seconds",
+        "seconds_min",
+        "seconds_max",
+        "efficiency",
+        "efficiency_min",
+        "efficiency_max",
+        "saved_bytes",
+    }
     assert {frozenset(keys)} == {frozenset(entry) for entry in found}
     assert {1: 6.0, 2: 12.0} == {entry["k"]: entry["rows_per_expert"] for entry in found}
     for k in (1, 2):
@@ -300,8 +319,10 @@ def test_records_hold_what_was_measured(dtype: str) -> None:
     )
     for entry, score in zip(to_dicts(match), [match.dense, *match.results], strict=True):
         assert (score.name, score.seconds.median, score.saved_bytes) == (
-            entry["candidate"], entry["seconds"], entry["saved_bytes"],
-        )  # fmt: skip
+            entry["candidate"],
+            entry["seconds"],
+            entry["saved_bytes"],
+        )
         assert entry["efficiency_min"] <= entry["efficiency"] <= entry["efficiency_max"]
         assert entry["seconds_min"] <= entry["seconds"] <= entry["seconds_max"]
         assert (MIN_ROUNDS, dtype) == (entry["rounds"], entry["dtype"])

@@ -118,10 +118,21 @@ def test_without_transformers_ours_is_the_yardstick() -> None:
 
 @pytest.mark.parametrize(
     "word",
-    ["expert=1", "model.ffn_type=mlp", "model.activation=gelu", "model.shared_experts=1", "model.moe_layer_freq=2",
-     "model.first_k_dense=1", "model.norm=layer", "model.position_encoding=learned", "model.logit_softcap=15.0",
-     "capacity=1.0", "model.dropout=0.1", "optim=muon"],
-)  # fmt: skip
+    [
+        "expert=1",
+        "model.ffn_type=mlp",
+        "model.activation=gelu",
+        "model.shared_experts=1",
+        "model.moe_layer_freq=2",
+        "model.first_k_dense=1",
+        "model.norm=layer",
+        "model.position_encoding=learned",
+        "model.logit_softcap=15.0",
+        "capacity=1.0",
+        "model.dropout=0.1",
+        "optim=muon",
+    ],
+)
 def test_what_mixtral_cannot_be_is_refused(word: str) -> None:
     """A setting without counterpart would compare different models."""
     with pytest.raises(ConfigError, match=f"^{word}: Mixtral has no counterpart"):
@@ -166,8 +177,20 @@ def test_json_is_a_list_of_plain_objects() -> None:
     assert [BASELINE, f"{BASELINE}, fused", OURS] == [entry["candidate"] for entry in found]
     assert 1.0 == found[0]["ratio"]
     assert 1 == len({entry["params"] for entry in found})
-    assert {"candidate", "params", "threads", "device", "rounds", "tokens_per_second", "tokens_per_second_min",
-            "tokens_per_second_max", "baseline", "ratio", "ratio_min", "ratio_max"} == set(found[2])  # fmt: skip
+    assert {
+        "candidate",
+        "params",
+        "threads",
+        "device",
+        "rounds",
+        "tokens_per_second",
+        "tokens_per_second_min",
+        "tokens_per_second_max",
+        "baseline",
+        "ratio",
+        "ratio_min",
+        "ratio_max",
+    } == set(found[2])
     assert "optim set aside" in result.stderr
 
 

@@ -10,9 +10,16 @@ from typer.testing import CliRunner, Result
 from moe_cli.cli.app import app
 
 TINY = (
-    "model.d_model=16", "model.d_ff=32", "model.num_layers=2", "model.num_heads=2", "model.context_length=16",
-    "train.steps=6", "train.batch_size=4", "train.log_every=2", "train.threads=1",
-)  # fmt: skip
+    "model.d_model=16",
+    "model.d_ff=32",
+    "model.num_layers=2",
+    "model.num_heads=2",
+    "model.context_length=16",
+    "train.steps=6",
+    "train.batch_size=4",
+    "train.log_every=2",
+    "train.threads=1",
+)
 Moe = Callable[..., Result]
 
 

@@ -22,9 +22,24 @@ from moe_cli.runs.lookup import find_run, list_runs_by_age
 from tests.cli.conftest import TINY, Moe
 
 SUMMARY_KEYS = {
-    "run", "status", "expert", "k", "capacity", "router", "balance", "seed", "params", "active_params", "flops_per_token",
-    "val_loss", "val_bpb", "tokens_per_second", "max_violation", "dropped_fraction", "dead_experts",
-}  # fmt: skip
+    "run",
+    "status",
+    "expert",
+    "k",
+    "capacity",
+    "router",
+    "balance",
+    "seed",
+    "params",
+    "active_params",
+    "flops_per_token",
+    "val_loss",
+    "val_bpb",
+    "tokens_per_second",
+    "max_violation",
+    "dropped_fraction",
+    "dead_experts",
+}
 
 
 def test_train_prints_a_plan_lines_and_a_summary(moe: Moe, settings: list[str], tmp_path: Path) -> None:
@@ -32,9 +47,20 @@ def test_train_prints_a_plan_lines_and_a_summary(moe: Moe, settings: list[str], 
     result = moe("train", "expert=4", "k=2", *settings)
     assert result.exit_code == 0, result.output
     run = find_run(tmp_path / "outputs", "latest")
-    for piece in ("gpt 4x2", "parameters", "sparsity 50 %", str(run.path), "step 3/6", "bits/byte", "bigram", "gzip -9",
-                  "MaxVio", 'next         moe sample latest --prompt "def "\n', "  moe report\n",
-                  f"  moe train expert=1 {settings[0]} {settings[1]} model.num_layers=2 "):  # fmt: skip
+    for piece in (
+        "gpt 4x2",
+        "parameters",
+        "sparsity 50 %",
+        str(run.path),
+        "step 3/6",
+        "bits/byte",
+        "bigram",
+        "gzip -9",
+        "MaxVio",
+        'next         moe sample latest --prompt "def "\n',
+        "  moe report\n",
+        f"  moe train expert=1 {settings[0]} {settings[1]} model.num_layers=2 ",
+    ):
         assert piece in result.stdout
     assert "\x1b" not in result.stdout
 

@@ -27,8 +27,14 @@ from tests.data.made_token_files import raw
 from tests.report.folders import complete
 from tests.tiny import TINY, finish, tiny_config, words
 
-KINDS = {"gpt": "bits/byte", "tokens": "nats/token", "bert": "nats/masked token", "t5": "nats/target token",
-         "vit": "nats/image", "mmoe": "nats/pair"}  # fmt: skip
+KINDS = {
+    "gpt": "bits/byte",
+    "tokens": "nats/token",
+    "bert": "nats/masked token",
+    "t5": "nats/target token",
+    "vit": "nats/image",
+    "mmoe": "nats/pair",
+}
 
 
 def trained(kind: str, folder: Path) -> Run:

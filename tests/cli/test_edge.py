@@ -22,8 +22,19 @@ from moe_cli.sweeps.plan import check_folder
 from tests.cli.conftest import Moe
 
 LONG = "x" * 300
-USAGE = ["--nothing", "nothing", "report --nothing", "sample", "sample latest --tokens many", "runs nothing", "runs show",
-         "sweep k=1,2 --jobs 0", "bench --seconds inf", "report --format nothing", "train --resume"]  # fmt: skip
+USAGE = [
+    "--nothing",
+    "nothing",
+    "report --nothing",
+    "sample",
+    "sample latest --tokens many",
+    "runs nothing",
+    "runs show",
+    "sweep k=1,2 --jobs 0",
+    "bench --seconds inf",
+    "report --format nothing",
+    "train --resume",
+]
 
 
 @pytest.mark.parametrize("command", USAGE)
@@ -65,8 +76,18 @@ def test_a_name_that_cannot_be_is_a_wrong_request(
     assert 1 <= len(errors) <= 3
 
 
-CODES = {errno.ENAMETOOLONG: 2, errno.EACCES: 2, errno.EPERM: 2, errno.EROFS: 2, errno.EISDIR: 2, errno.ENOTDIR: 2,
-         errno.ENOENT: 2, errno.ELOOP: 2, errno.EIO: 1, errno.ENOMEM: 1}  # fmt: skip
+CODES = {
+    errno.ENAMETOOLONG: 2,
+    errno.EACCES: 2,
+    errno.EPERM: 2,
+    errno.EROFS: 2,
+    errno.EISDIR: 2,
+    errno.ENOTDIR: 2,
+    errno.ENOENT: 2,
+    errno.ELOOP: 2,
+    errno.EIO: 1,
+    errno.ENOMEM: 1,
+}
 
 
 @pytest.mark.parametrize("number", CODES)

@@ -14,10 +14,17 @@ from moe_cli.runs.lookup import list_runs_by_age
 PAPERS = ", ".join(
     f"paper/{name}"
     for name in (
-        "active_ratio", "dropping", "krajewski_granularity", "loss_free_table2", "olmoe_granularity", "shazeer_table6",
-        "shazeer_table7", "switch_figure1", "switch_table1",
+        "active_ratio",
+        "dropping",
+        "krajewski_granularity",
+        "loss_free_table2",
+        "olmoe_granularity",
+        "shazeer_table6",
+        "shazeer_table7",
+        "switch_figure1",
+        "switch_table1",
     )
-)  # fmt: skip
+)
 WRONG = {
     "train exprt=8": "error: no setting 'exprt'. Did you mean 'expert'?",
     "train expert=4 k=9": "error: k=9 is more than expert=4: a token cannot choose more experts than there are.",

@@ -42,8 +42,11 @@ Explain = Callable[..., Result]
 def explain(finished: Run) -> Explain:
     """`moe explain` of the run that tests share, as wide as COLUMNS says."""
     return lambda *words, columns=80, **more: CliRunner().invoke(
-        app, ["explain", *map(str, words), "--outputs", str(finished.path.parents[1])], env={"COLUMNS": str(columns)}, **more
-    )  # fmt: skip
+        app,
+        ["explain", *map(str, words), "--outputs", str(finished.path.parents[1])],
+        env={"COLUMNS": str(columns)},
+        **more,
+    )
 
 
 def content(explain: Explain, *words: object) -> dict[str, Any]:
@@ -231,22 +234,37 @@ def test_many_and_missing_choices(text_file: Path) -> None:
     assert ["12", "1.1", "1.0", ".99", ".00"] == [format_weight(each.weight) for each in many[:5]]
 
 
-@pytest.mark.parametrize(("changes", "piece"), [
-    ({"model": {"moe_layer_freq": 2}}, "L1 is layer 2 of 2; 1 of these is dense: one network for all tokens."),
-    ({"model": {"shared_experts": 2}}, "In addition 2 shared experts of each layer answer for every token: never chosen, not shown."),
-    ({"router": TopKConfig(null_experts=2)}, "E5 to E6 compute nothing (null experts)."),
-    ({"router": ReluConfig()}, "As many experts answer as have a score above zero; weights need not sum to 1."),
-    ({"router": RandomConfig()}, "Experts are drawn at random, here from a fixed seed."),
-    ({**TINY["bert"], "router": SoftConfig()}, "Nothing is chosen: every expert works on mixtures of all tokens, and a weight is its share in the answer."),
-    ({**TINY["bert"], "router": ExpertChoiceConfig()}, "Each expert takes the tokens that suit it best: a token may have many, or none."),
-    ({**TINY["bert"], "router": SoftConfig()}, "as at evaluation (router soft): what"),
-    ({**TINY["bert"], "router": ExpertChoiceConfig(), "capacity": 1.5}, "(router expert_choice, k=2 on average, capacity 1.5)"),
-    ({"router": ReluConfig()}, "(router relu, k=2 aimed at, dropless)"),
-    ({"eval": EvalConfig(k=1)}, "(router topk, k=1, dropless)"),
-    (TINY["bert"], "Each token saw the whole text, unmasked."),
-    ({}, "Each token saw itself and those before it."),
-    ({"eval": EvalConfig(capacity=0.5)}, "room for 0.5 of a fair share in each expert"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "piece"),
+    [
+        ({"model": {"moe_layer_freq": 2}}, "L1 is layer 2 of 2; 1 of these is dense: one network for all tokens."),
+        (
+            {"model": {"shared_experts": 2}},
+            "In addition 2 shared experts of each layer answer for every token: never chosen, not shown.",
+        ),
+        ({"router": TopKConfig(null_experts=2)}, "E5 to E6 compute nothing (null experts)."),
+        ({"router": ReluConfig()}, "As many experts answer as have a score above zero; weights need not sum to 1."),
+        ({"router": RandomConfig()}, "Experts are drawn at random, here from a fixed seed."),
+        (
+            {**TINY["bert"], "router": SoftConfig()},
+            "Nothing is chosen: every expert works on mixtures of all tokens, and a weight is its share in the answer.",
+        ),
+        (
+            {**TINY["bert"], "router": ExpertChoiceConfig()},
+            "Each expert takes the tokens that suit it best: a token may have many, or none.",
+        ),
+        ({**TINY["bert"], "router": SoftConfig()}, "as at evaluation (router soft): what"),
+        (
+            {**TINY["bert"], "router": ExpertChoiceConfig(), "capacity": 1.5},
+            "(router expert_choice, k=2 on average, capacity 1.5)",
+        ),
+        ({"router": ReluConfig()}, "(router relu, k=2 aimed at, dropless)"),
+        ({"eval": EvalConfig(k=1)}, "(router topk, k=1, dropless)"),
+        (TINY["bert"], "Each token saw the whole text, unmasked."),
+        ({}, "Each token saw itself and those before it."),
+        ({"eval": EvalConfig(capacity=0.5)}, "room for 0.5 of a fair share in each expert"),
+    ],
+)
 def test_parts_of_the_model_that_are_not_shown_are_named(text_file: Path, changes: dict[str, Any], piece: str) -> None:
     """Dense layers, shared and null experts, routers that do not choose k, what a token saw, the policy."""
     config = tiny_config(text_file, balance=None, **changes)

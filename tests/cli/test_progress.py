@@ -69,9 +69,24 @@ def test_the_panel_fits_every_width(mixed: SweepProgress, width: int) -> None:
 def test_the_panel_says_what_matters(mixed: SweepProgress) -> None:
     """The panel shows counts, the figures of running runs, the best with the dense model, and the reason of failure."""
     text = "\n".join(render(panel(mixed, {}, 160, 24, NOW), 160))
-    for part in ("13/18", "12 done", "2 running", "1 failed", "3 waiting", "step 50/100", "val 1.360", "24.1k tok/s",
-                 "MaxVio +41 %", "dead 12 %", "1m 40s left", "starting", "1.718 +- 0.020 bits/byte", "dense 1.840", "3 seeds",
-                 "out of memory: lower train.batch_size"):  # fmt: skip
+    for part in (
+        "13/18",
+        "12 done",
+        "2 running",
+        "1 failed",
+        "3 waiting",
+        "step 50/100",
+        "val 1.360",
+        "24.1k tok/s",
+        "MaxVio +41 %",
+        "dead 12 %",
+        "1m 40s left",
+        "starting",
+        "1.718 +- 0.020 bits/byte",
+        "dense 1.840",
+        "3 seeds",
+        "out of memory: lower train.batch_size",
+    ):
         assert part in text, part
     assert "and more" not in text
 

@@ -6,15 +6,33 @@ import pytest
 
 from tests.cli.conftest import Moe
 
-SMALL = ("model.d_model=16", "model.d_ff=32", "data.users=40", "data.items=30", "data.num_pairs=600", "data.clusters=2",
-         "train.steps=6", "train.batch_size=16", "train.log_every=2", "train.threads=1")  # fmt: skip
+SMALL = (
+    "model.d_model=16",
+    "model.d_ff=32",
+    "data.users=40",
+    "data.items=30",
+    "data.num_pairs=600",
+    "data.clusters=2",
+    "train.steps=6",
+    "train.batch_size=16",
+    "train.log_every=2",
+    "train.threads=1",
+)
 
 
 def test_a_recommender_goes_through_every_command(moe: Moe) -> None:
     """A recommender is trained with RMSE, AUC, and the references of its data, then shown, evaluated, and reported."""
     trained = moe("train", "model=mmoe", *SMALL).output
-    for words in ("ratings, 600 pairs of 40 users and 30 items", "nats/pair   RMSE ", "   AUC ", "(whole split, 120 pairs)",
-                  "RMSE of the mean ", "of user and item means ", "   at best ", "   AUC at best "):  # fmt: skip
+    for words in (
+        "ratings, 600 pairs of 40 users and 30 items",
+        "nats/pair   RMSE ",
+        "   AUC ",
+        "(whole split, 120 pairs)",
+        "RMSE of the mean ",
+        "of user and item means ",
+        "   at best ",
+        "   AUC at best ",
+    ):
         assert words in trained, trained
     assert "bits/byte" not in trained
     assert "perplexity" not in trained

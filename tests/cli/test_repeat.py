@@ -27,8 +27,9 @@ def test_a_complete_run_is_not_trained_again(moe: Moe, settings: list[str], tmp_
     before = (run.path / "summary.json").stat().st_mtime_ns
     again = moe("train", *settings)
     assert (0, f"note: {run.id} is complete, and is not trained again. To do that: --force. Another seed: seed=1") == (
-        again.exit_code, again.stderr.splitlines()[0],
-    )  # fmt: skip
+        again.exit_code,
+        again.stderr.splitlines()[0],
+    )
     assert "validation" in again.stdout
     assert run.summary() == json.loads(moe("train", *settings, "--json").stdout)
     assert run == train(settings, outputs=tmp_path / "outputs")

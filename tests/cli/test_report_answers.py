@@ -34,8 +34,13 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 tokens = steps * 2048
                 loss = TRUE["a"] * expert ** TRUE["delta"] * size ** -TRUE["alpha"]
                 loss = (loss + TRUE["b"] * tokens ** -TRUE["beta"] + TRUE["c"]) * float(np.exp(noise.normal(0, 0.002)))
-                results: dict[str, Any] = {"active_params": size, "params": size * (1 + 0.6 * (expert - 1)), "tokens": tokens,
-                                           "flops_per_token": 6 * size, "val_loss": loss}  # fmt: skip
+                results: dict[str, Any] = {
+                    "active_params": size,
+                    "params": size * (1 + 0.6 * (expert - 1)),
+                    "tokens": tokens,
+                    "flops_per_token": 6 * size,
+                    "val_loss": loss,
+                }
                 width = {1e5: 48, 4e5: 96, 1.6e6: 192}[size]
                 complete(
                     outputs,
@@ -119,8 +124,10 @@ def test_health_is_refused_where_there_is_none(tmp_path: Path, moe: Moe) -> None
     line = {"step": 10, "layer": 0, "tokens_per_expert": [1] * 8}
     (known.path / "routing.jsonl").write_text(json.dumps(line) + "\n")
     for run, words, says in (
-        (dense, [], "dense model"), (bare, [], "not evaluated yet"), (known, ["--layer", "2"], "sparse layers 1 to 1")
-    ):  # fmt: skip
+        (dense, [], "dense model"),
+        (bare, [], "not evaluated yet"),
+        (known, ["--layer", "2"], "sparse layers 1 to 1"),
+    ):
         found = moe("runs", "experts", run.id, *words)
         assert 2 == found.exit_code
         assert says in found.stderr

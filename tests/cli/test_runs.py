@@ -152,20 +152,38 @@ def test_ages() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ls", "sparsty"], "error: no sweep, run or folder 'sparsty' in OUTPUTS. Did you mean 'sparsity'? See: moe runs ls"),
-        (["ls", "--status", "fail"], "error: --status fail: there are pending, running, completed, failed, pruned, interrupted. Did you mean 'failed'?"),
-        (["ls", "--status", ","], "error: --status is empty: give some of pending, running, completed, failed, pruned, interrupted."),
+        (
+            ["ls", "sparsty"],
+            "error: no sweep, run or folder 'sparsty' in OUTPUTS. Did you mean 'sparsity'? See: moe runs ls",
+        ),
+        (
+            ["ls", "--status", "fail"],
+            "error: --status fail: there are pending, running, completed, failed, pruned, interrupted. Did you mean 'failed'?",
+        ),
+        (
+            ["ls", "--status", ","],
+            "error: --status is empty: give some of pending, running, completed, failed, pruned, interrupted.",
+        ),
         (["rm"], "error: say which: either runs by name, or --status and --sweep. See: moe runs ls"),
-        (["rm", "x", "--sweep", "sparsity"], "error: say which: either runs by name, or --status and --sweep. See: moe runs ls"),
+        (
+            ["rm", "x", "--sweep", "sparsity"],
+            "error: say which: either runs by name, or --status and --sweep. See: moe runs ls",
+        ),
         (["rm", "--sweep", "nosuch"], "error: no sweep 'nosuch' in OUTPUTS. There are: runs, sparsity."),
-        (["tag", "latest", "a b"], "error: 'a b' is no tag: give one word without spaces, commas or quotes, such as baseline."),
+        (
+            ["tag", "latest", "a b"],
+            "error: 'a b' is no tag: give one word without spaces, commas or quotes, such as baseline.",
+        ),
         (["diff", "latest", "latest"], "error: 'latest' and 'latest' are one run, LATEST: give two."),
-        (["clean", "--older-than", "3"], "error: --older-than 3: give days or hours, such as 30d or 12h; 0d means all."),
+        (
+            ["clean", "--older-than", "3"],
+            "error: --older-than 3: give days or hours, such as 30d or 12h; 0d means all.",
+        ),
         (["restore", "x"], "error: no run 'x' in the trash: it is empty."),
         (["show", "nosuch"], "error: no sweep, run or folder 'nosuch' in OUTPUTS. See: moe runs ls"),
         (["watch", "nosuch"], "error: no sweep, run or folder 'nosuch' in OUTPUTS. See: moe runs ls"),
     ],
-)  # fmt: skip
+)
 def test_wrong_words(moe: Moe, outputs: Path, words: list[str], message: str) -> None:
     """One line that says what is wrong and what to do, exit code 2."""
     result = moe("runs", *words)
@@ -179,9 +197,18 @@ def test_hostile_names_are_shown_harmlessly(moe: Moe, outputs: Path) -> None:
     stopped(outputs, PENDING, expert=2, k=1).path.rename(hostile)
     set_status(Run(hostile), FAILED, reason="bad\x1b[31m[bold]", created=time.time() - 3600)
     write_json(hostile / "tags.json", {"tags": ["t\x1b[5m", "[blink]"]})
-    for words in (["ls"], ["show", "latest"], ["diff", "latest", "gpt-8x2"], ["watch", "runs"], ["rm", "latest"],
-                  ["restore"], ["restore", "latest"], ["watch", "latest"], ["tag", "latest", "x"],
-                  ["tag", "latest", "x"]):  # fmt: skip
+    for words in (
+        ["ls"],
+        ["show", "latest"],
+        ["diff", "latest", "gpt-8x2"],
+        ["watch", "runs"],
+        ["rm", "latest"],
+        ["restore"],
+        ["restore", "latest"],
+        ["watch", "latest"],
+        ["tag", "latest", "x"],
+        ["tag", "latest", "x"],
+    ):
         output = moe("runs", *words).output
         assert "[red]" in output or "[bold]" in output, words
         assert all(character.isprintable() for line in output.splitlines() for character in line), words
@@ -246,9 +273,16 @@ def test_a_named_sweep_in_a_folder_is_found_by_every_command(moe: Moe, tmp_path:
     """paper/mine and paper-mine mean the same runs in lists, reports, watch, rm and restore, also for a single run."""
     run = complete(tmp_path / "outputs", 1.7, "paper-mine", expert=8)
     complete(tmp_path / "outputs", 1.8, "other", expert=4)
-    for words in (["runs", "ls", name], ["report", name, "--runs"], ["runs", "watch", name], ["runs", "show", f"{name}/{run.id}"],
-                  ["report", f"{name}/{run.id[:8]}"], ["runs", "watch", f"{name}/{run.id}"],
-                  ["runs", "rm", "--sweep", name, "--yes"], ["runs", "restore", name]):  # fmt: skip
+    for words in (
+        ["runs", "ls", name],
+        ["report", name, "--runs"],
+        ["runs", "watch", name],
+        ["runs", "show", f"{name}/{run.id}"],
+        ["report", f"{name}/{run.id[:8]}"],
+        ["runs", "watch", f"{name}/{run.id}"],
+        ["runs", "rm", "--sweep", name, "--yes"],
+        ["runs", "restore", name],
+    ):
         result = moe(*words)
         assert (0, "other" in result.stdout) == (result.exit_code, False), (words, result.output)
     assert [run.path] == [each.path for each in list_runs_by_age(tmp_path / "outputs" / "paper-mine")]

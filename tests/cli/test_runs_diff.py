@@ -89,8 +89,10 @@ def test_curves_are_over_tokens(tmp_path: Path) -> None:
 def test_everything_is_printed_side_by_side(tmp_path: Path, moe: Moe) -> None:
     """Settings, results with both differences and a word for better, both curves by letter, the load of each layer."""
     outputs = tmp_path / "outputs"
-    a, b = (evaluated(complete(outputs, bits, expert=8, k=k), *curve)
-            for bits, k, curve in ((1.80, 1, (3.0, 2.0)), (1.71, 2, (3.0, 1.0))))  # fmt: skip
+    a, b = (
+        evaluated(complete(outputs, bits, expert=8, k=k), *curve)
+        for bits, k, curve in ((1.80, 1, (3.0, 2.0)), (1.71, 2, (3.0, 1.0)))
+    )
     text = moe("runs", "diff", a.id, b.id).stdout
     lines = [line.split() for line in text.splitlines()]
     assert ["k", "1", "2"] in lines

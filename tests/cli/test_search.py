@@ -20,9 +20,17 @@ def test_a_dry_run_says_what_would_be_searched(moe: Moe, settings: list[str], tm
     """Space, size, objectives, pruning and the time of all trials are printed, and nothing is made."""
     words = ["sweep", *settings, "expert=4,8", "k=1,2", "--sampler", "tpe", "--trials", "30", "--dry-run"]
     text = moe(*words, "--prune", "asha").output
-    for part in ("tpe search: 30 trials: 0 done before, 30 to go", "expert=4,8", "k=1,2", "size       4 configurations",
-                 "val_bpb (lower is better)", "asha, looking at 5 evaluations of a run", "at most about",
-                 "without --sampler each is run once", "train.steps=6"):  # fmt: skip
+    for part in (
+        "tpe search: 30 trials: 0 done before, 30 to go",
+        "expert=4,8",
+        "k=1,2",
+        "size       4 configurations",
+        "val_bpb (lower is better)",
+        "asha, looking at 5 evaluations of a run",
+        "at most about",
+        "without --sampler each is run once",
+        "train.steps=6",
+    ):
         assert part in text
     assert not (tmp_path / "outputs" / "search").exists()
     several = moe(*words, "--objective", "val_loss,tokens_per_second", LR).output

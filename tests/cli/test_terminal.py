@@ -127,10 +127,13 @@ def test_data_for_programs_are_as_they_are(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False), ({"TERM": "unknown"}, False),
-        ({"TERM": "xterm", "TTY_COMPATIBLE": "0"}, False), ({}, True),
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "dumb"}, False),
+        ({"TERM": "unknown"}, False),
+        ({"TERM": "xterm", "TTY_COMPATIBLE": "0"}, False),
+        ({}, True),
     ],
-)  # fmt: skip
+)
 def test_screens_move_their_cursor(settings: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal that cannot is written to as a file is; a file is no screen whatever is set."""
     for name in ("TERM", "TTY_COMPATIBLE", "FORCE_COLOR"):
@@ -220,8 +223,16 @@ def test_a_full_disk_is_an_error(words: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"COLUMNS": "0"}, {"COLUMNS": "1"},
-                                         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"COLUMNS": "0"},
+        {"COLUMNS": "1"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=str,
+)
 def test_every_environment_prints(environment: dict[str, str], hostile: Path) -> None:
     """No encoding and no width breaks a table."""
     for words in ("report z", "runs ls", "plan expert=8"):

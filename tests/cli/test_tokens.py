@@ -25,8 +25,14 @@ def test_train_and_eval(moe: Moe, tokens: list[str], tmp_path: Path) -> None:
     """Bits per byte are null in summary and metrics and - on the screen; no reference line; nats per token are there."""
     result = moe("train", "expert=4", *tokens)
     assert result.exit_code == 0, result.output
-    for piece in ("tokens corpus, 3.00k uint16, 50 different", "2.70k in 3 files, validation 300 in 1",
-                  "llm.c header in 3", "(- bits/byte)", "nats/token   - bits/byte", "(whole split, 299 tokens)"):  # fmt: skip
+    for piece in (
+        "tokens corpus, 3.00k uint16, 50 different",
+        "2.70k in 3 files, validation 300 in 1",
+        "llm.c header in 3",
+        "(- bits/byte)",
+        "nats/token   - bits/byte",
+        "(whole split, 299 tokens)",
+    ):
         assert piece in result.stdout
     for piece in ("bigram", "moe sample", "None"):
         assert piece not in result.stdout

@@ -69,12 +69,15 @@ def test_no_word_of_the_plan_is_cut_at_80_columns(text_file: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"capacity": 1.0}, "capacity 1 = 32 of 64 tokens per expert, drop by position (training sees later tokens, evaluation does not)"),
+        (
+            {"capacity": 1.0},
+            "capacity 1 = 32 of 64 tokens per expert, drop by position (training sees later tokens, evaluation does not)",
+        ),
         ({"capacity": 1.0, "drop": "causal"}, "capacity 1 = 8 of 16 tokens per expert, drop by causal"),
         ({"router": SinkhornConfig()}, "dropless (training sees later tokens, evaluation does not)"),
         ({}, "dropless"),
     ],
-)  # fmt: skip
+)
 def test_what_training_sees_is_said(text_file: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     """The plan's routing line says where a causal model's routing depends on later tokens, and the room of an expert."""
     pipe = io.StringIO()

@@ -45,8 +45,14 @@ def test_each_method_has_its_own_settings() -> None:
     assert (
         CombinedBalance("switch+z", switch=SwitchBalance(weight=0.05), z=BalanceLoss(name="z", weight=0.002)) == typed
     )
-    words = [[], ["balance=z"], ["balance=switch+z"], ["balance=switch+z", "balance.z.weight=0.1"],
-             ["balance=switch+entropy"], ["balance=switch+z+loss_free"]]  # fmt: skip
+    words = [
+        [],
+        ["balance=z"],
+        ["balance=switch+z"],
+        ["balance=switch+z", "balance.z.weight=0.1"],
+        ["balance=switch+entropy"],
+        ["balance=switch+z+loss_free"],
+    ]
     assert len(words) == len({load_config(each).config.digest for each in words})
 
 
@@ -63,12 +69,11 @@ def test_every_method_combines(method: str) -> None:
 @pytest.mark.parametrize(
     ("balance", "expected"),
     [
-        (BOTH, {"name": "switch+z", "switch": {"weight": 0.01, "scope": "batch"},
-                "z": {"weight": 0.001}}),
+        (BOTH, {"name": "switch+z", "switch": {"weight": 0.01, "scope": "batch"}, "z": {"weight": 0.001}}),
         (BalanceLoss(name="z"), {"name": "z", "weight": 0.001}),
         (NoBalance(), {"name": "none"}),
     ],
-)  # fmt: skip
+)
 def test_a_stored_configuration_is_read_back(balance: BalanceConfig, expected: dict[str, Any]) -> None:
     """config.json holds the methods that are used and no others, and gives the same configuration."""
     config = resolve(RunConfig(balance=balance)).config
@@ -134,14 +139,22 @@ def test_methods_are_listed_and_replaced() -> None:
     ("scope", "train", "expected", "note"),
     [
         ("global", {"grad_accumulation": 4}, "global", None),
-        ("global", {"batch_size": 1}, "batch",
-         "train.grad_accumulation=1 makes a step of one batch: balance.scope set aside."),
+        (
+            "global",
+            {"batch_size": 1},
+            "batch",
+            "train.grad_accumulation=1 makes a step of one batch: balance.scope set aside.",
+        ),
         ("sequence", {}, "sequence", None),
-        ("sequence", {"batch_size": 1}, "batch",
-         "train.batch_size=1 makes a batch of one sequence: balance.scope set aside."),
+        (
+            "sequence",
+            {"batch_size": 1},
+            "batch",
+            "train.batch_size=1 makes a batch of one sequence: balance.scope set aside.",
+        ),
         ("batch", {"grad_accumulation": 4}, "batch", None),
     ],
-)  # fmt: skip
+)
 def test_a_scope_that_is_the_batch_is_called_so(scope: Any, train: Any, expected: str, note: str | None) -> None:
     """Without accumulation global is batch, with one sequence sequence is batch: one run, and a note if it was typed."""
     config = RunConfig(balance=SwitchBalance(scope=scope), train=TrainConfig(**train))

@@ -254,16 +254,29 @@ def test_a_users_experiment_sets_several_groups(tmp_path: Path) -> None:
             ["experiment=mine"],
             "an experiment's file must begin with the line '# @package _global_': without it, it sets nothing.",
         ),
-        ({"router__mine": "name: topk\nrenormalize: true\n"}, ["router=mine"],
-         "no setting 'router.renormalize'. Did you mean 'renormalise'?"),
-        ({"router__mine": "name: best\n"}, ["router=mine"], "router=best is not one of: expert_choice, hash, noisy_topk, random, relu, sigmoid, sinkhorn, soft, switch, topk."),
-        ({"router__mine": "renormalise: true\n"}, ["router=mine"],
-         "router=null is not one of: expert_choice, hash, noisy_topk, random, relu, sigmoid, sinkhorn, soft, switch, topk."),
-        ({"model__mine": "name: gpt\nnum_layers: ${nothing}\n"}, ["model=mine"],
-         "Interpolation key 'nothing' not found"),
+        (
+            {"router__mine": "name: topk\nrenormalize: true\n"},
+            ["router=mine"],
+            "no setting 'router.renormalize'. Did you mean 'renormalise'?",
+        ),
+        (
+            {"router__mine": "name: best\n"},
+            ["router=mine"],
+            "router=best is not one of: expert_choice, hash, noisy_topk, random, relu, sigmoid, sinkhorn, soft, switch, topk.",
+        ),
+        (
+            {"router__mine": "renormalise: true\n"},
+            ["router=mine"],
+            "router=null is not one of: expert_choice, hash, noisy_topk, random, relu, sigmoid, sinkhorn, soft, switch, topk.",
+        ),
+        (
+            {"model__mine": "name: gpt\nnum_layers: ${nothing}\n"},
+            ["model=mine"],
+            "Interpolation key 'nothing' not found",
+        ),
         ({"model__mine": "name: gpt\nnum_layers: ???\n"}, ["model=mine"], "Missing mandatory value: num_layers"),
     ],
-)  # fmt: skip
+)
 def test_a_users_file_is_held_to_the_schema(
     files: dict[str, str], words: list[str], message: str, tmp_path: Path
 ) -> None:

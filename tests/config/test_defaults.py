@@ -35,8 +35,12 @@ def test_no_config_dataclass_has_a_default_of_its_own() -> None:
     """Every field but `name`, which selects the class, takes its default from conf/."""
     classes = subclasses(Settings)
     assert {RunConfig, MuonConfig, EvalConfig, GPTConfig, LocalExecutor} <= set(classes)
-    own = [f"{cls.__name__}.{each.name}" for cls in classes for each in dataclasses.fields(cls)
-           if each.name != "name" and each.default is not FROM_CONF]  # fmt: skip
+    own = [
+        f"{cls.__name__}.{each.name}"
+        for cls in classes
+        for each in dataclasses.fields(cls)
+        if each.name != "name" and each.default is not FROM_CONF
+    ]
     assert [] == own
 
 
@@ -90,9 +94,13 @@ def test_hydra_and_the_dataclasses_read_the_same_files(group: str, composer: Com
 
 def test_every_choice_and_executor_has_all_its_settings() -> None:
     """No file of conf/ lacks a setting of its class, and none has one more."""
-    variants = [(each, name) for group in GROUPS for each in get_args(get_type_hints(RunConfig)[group])
-                if isinstance(each, type) and issubclass(each, Settings)
-                for name in get_args(get_type_hints(each)["name"])]  # fmt: skip
+    variants = [
+        (each, name)
+        for group in GROUPS
+        for each in get_args(get_type_hints(RunConfig)[group])
+        if isinstance(each, type) and issubclass(each, Settings)
+        for name in get_args(get_type_hints(each)["name"])
+    ]
     variants += [(each, each.name) for each in get_args(Executor)]
     assert len(variants) > 40
     for cls, name in variants:

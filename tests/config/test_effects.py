@@ -267,9 +267,14 @@ class Results:
         task, size = make_task(config, corpus), model_vocab_size(config, corpus)
         model = make_model(config, size)
         training = Trainer(
-            config, DistributedModel(config.launch, model), task, make_optimizers(config.optim, model), NullRecorder(Run(self.folder)),
-            training_steps(config, size), lambda view: None,
-        )  # fmt: skip
+            config,
+            DistributedModel(config.launch, model),
+            task,
+            make_optimizers(config.optim, model),
+            NullRecorder(Run(self.folder)),
+            training_steps(config, size),
+            lambda view: None,
+        )
         torch.manual_seed(config.seed)
         while training.progress < 1:
             training.step()

@@ -30,8 +30,10 @@ def test_words_and_option_name_it() -> None:
 def test_files_hold_every_setting_at_its_default(executor: LocalExecutor | RayExecutor | SlurmExecutor) -> None:
     """conf/executor/NAME.yaml shows all there is to set, and says what the executor is for."""
     file = packaged_conf() / "executor" / f"{executor.name}.yaml"
-    settings = {key: tuple(value) if isinstance(value, list) else value
-                for key, value in yaml.safe_load(file.read_text()).items()}  # fmt: skip
+    settings = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in yaml.safe_load(file.read_text()).items()
+    }
     assert vars(executor) == settings
     assert Composer().describe("executor", executor.name)
 
@@ -60,16 +62,32 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         (["executor.cpus=two"], "slurm", "executor.cpus=two is not a whole number."),
         (["executor.gpus=-1"], "ray", "executor.gpus=-1 is too small: the least is 0."),
         (["executor.gpus=1.5"], "ray", "executor.gpus=1.5: a part of a GPU, or whole ones."),
-        (["executor.address=here"], "ray", "executor.address=here is not null, auto or HOST:PORT, such as 10.0.0.1:6379."),
-        (["executor.gpus=1", "executor.gres=gpu:1"], "slurm", "executor.gpus=1 and executor.gres=gpu:1 both choose GPUs: give one."),
-        (["executor.time=soon"], "slurm", "executor.time=soon is not a time: minutes, or H:MM:SS, or D-HH:MM:SS, in quotes."),
+        (
+            ["executor.address=here"],
+            "ray",
+            "executor.address=here is not null, auto or HOST:PORT, such as 10.0.0.1:6379.",
+        ),
+        (
+            ["executor.gpus=1", "executor.gres=gpu:1"],
+            "slurm",
+            "executor.gpus=1 and executor.gres=gpu:1 both choose GPUs: give one.",
+        ),
+        (
+            ["executor.time=soon"],
+            "slurm",
+            "executor.time=soon is not a time: minutes, or H:MM:SS, or D-HH:MM:SS, in quotes.",
+        ),
         (["executor.mem=lots"], "slurm", "executor.mem=lots is not an amount of memory, such as 16G."),
         (["executor.array_parallelism=0"], "slurm", "executor.array_parallelism=0 is too small: the least is 1."),
         (["executor.save_seconds=0"], "slurm", "executor.save_seconds=0 must be greater than 0."),
-        (["executor.setup={a:1}"], "slurm", "executor.setup={'a': '1'} is not a list of text. Write: 'executor.setup=[\"first\",\"second\"]'"),
+        (
+            ["executor.setup={a:1}"],
+            "slurm",
+            "executor.setup={'a': '1'} is not a list of text. Write: 'executor.setup=[\"first\",\"second\"]'",
+        ),
         (["executor.requeue=often"], "slurm", "executor.requeue=often is not true or false."),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused(words: list[str], name: str | None, said: str) -> None:
     """One line that says what is wrong and what to do."""
     with pytest.raises(ConfigError) as error:

@@ -11,9 +11,16 @@ from moe_cli.config.expressions import LONGEST, parse_expression
 from moe_cli.errors import ConfigError
 
 VALUES: dict[str, Any] = {
-    "expert": 8, "k": 2, "capacity": None, "router": "topk", "train.steps": 500, "router.renormalise": True,
-    "val_bpb": 1.75, "seeds": [0, 1], "absent": None,
-}  # fmt: skip
+    "expert": 8,
+    "k": 2,
+    "capacity": None,
+    "router": "topk",
+    "train.steps": 500,
+    "router.renormalise": True,
+    "val_bpb": 1.75,
+    "seeds": [0, 1],
+    "absent": None,
+}
 SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne}
 
 
@@ -102,11 +109,28 @@ def test_names_are_listed_and_checked() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "__import__('os').system('true')", "k.__class__()", "(1).real > 0", "'a'.upper == 1", "[k for k in seeds]",
-        "lambda: 1", "k ** 9", "k << 9", "k if expert else 1", "{1: 2}", "{1, 2}", "f'{k}' == '2'", "seeds[0] == 1",
-        "1j == 1", "b'a' == 1", "(k := 3)", "*seeds", "k is None", "~k == 1", "... == 1",
+        "__import__('os').system('true')",
+        "k.__class__()",
+        "(1).real > 0",
+        "'a'.upper == 1",
+        "[k for k in seeds]",
+        "lambda: 1",
+        "k ** 9",
+        "k << 9",
+        "k if expert else 1",
+        "{1: 2}",
+        "{1, 2}",
+        "f'{k}' == '2'",
+        "seeds[0] == 1",
+        "1j == 1",
+        "b'a' == 1",
+        "(k := 3)",
+        "*seeds",
+        "k is None",
+        "~k == 1",
+        "... == 1",
     ],
-)  # fmt: skip
+)
 def test_nothing_else_can_be_written(text: str) -> None:
     """Calls, subscripts, comprehensions, powers and the like are refused when read, not when they are met."""
     with pytest.raises(ConfigError):

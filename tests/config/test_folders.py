@@ -92,10 +92,22 @@ def test_a_whole_config_yaml_stands_in_place_of_ours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "expert: 16\n", "- a\n", "word\n", "3\n", "defaults: 3\n", "defaults:\n  - model: gpt\n", "foo: [\n",
-     "defaults:\n  - nothing\n", "hydra: 1\n", WHOLE.replace("eval:", "other:"), WHOLE + "more: 1\n",
-     WHOLE.replace("  - model: gpt\n", "") + "model: 3\n"],
-)  # fmt: skip
+    [
+        "",
+        "expert: 16\n",
+        "- a\n",
+        "word\n",
+        "3\n",
+        "defaults: 3\n",
+        "defaults:\n  - model: gpt\n",
+        "foo: [\n",
+        "defaults:\n  - nothing\n",
+        "hydra: 1\n",
+        WHOLE.replace("eval:", "other:"),
+        WHOLE + "more: 1\n",
+        WHOLE.replace("  - model: gpt\n", "") + "model: 3\n",
+    ],
+)
 def test_any_other_config_yaml_is_refused_by_its_place(tmp_path: Path, text: str) -> None:
     """Whatever stands in it, the error is one for users, of at most three lines, and names the folder."""
     write(tmp_path, config=text)

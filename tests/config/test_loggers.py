@@ -16,15 +16,23 @@ PLACES = "There are: tensorboard, mlflow, wandb, trackio; several as tensorboard
         ("log=tensorbord", f"log=tensorbord: no logger 'tensorbord'. Did you mean 'tensorboard'? {PLACES}"),
         ("log=mlflow+", f"log=mlflow+: no logger ''. {PLACES}"),
         ("log=mlflow+mlflow", "log=mlflow+mlflow names a logger twice."),
-        ("log=tensorboard,mlflow", "'log=tensorboard,mlflow' would log one run twice over. "
-         "Several loggers are: log=tensorboard+mlflow"),
-        ("log_project=x", "log_project=x is for mlflow, wandb, trackio, and log=null has none of them. "
-         "Leave it out (log_project=null), or add: log=mlflow"),
-        ("log=tensorboard log_project=x", "log_project=x is for mlflow, wandb, trackio, and log=tensorboard has none of "
-         "them. Leave it out (log_project=null), or add: log=mlflow"),
+        (
+            "log=tensorboard,mlflow",
+            "'log=tensorboard,mlflow' would log one run twice over. Several loggers are: log=tensorboard+mlflow",
+        ),
+        (
+            "log_project=x",
+            "log_project=x is for mlflow, wandb, trackio, and log=null has none of them. "
+            "Leave it out (log_project=null), or add: log=mlflow",
+        ),
+        (
+            "log=tensorboard log_project=x",
+            "log_project=x is for mlflow, wandb, trackio, and log=tensorboard has none of "
+            "them. Leave it out (log_project=null), or add: log=mlflow",
+        ),
         ("log=mlflow log_project=''", "log_project is empty. Give a name, or null for: moe"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused(words: str, message: str) -> None:
     """One line each: what is wrong, and what to write."""
     with pytest.raises(ConfigError) as error:

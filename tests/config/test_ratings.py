@@ -28,18 +28,36 @@ def test_model_task_and_data_bring_each_other_along(word: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["router=hash"], "router=hash knows tokens by their number, and a pair of user and item has none. Use router=topk"),
-        (["router=soft"], "router=soft mixes the tokens of an example, and those of a pair are the same pair for each task. Use router=topk"),
-        (["router.score=activation"], "router.score=activation asks the experts, which would answer alike for each task. Use router.score=linear"),
-        (["model.context_length=4"], "model.context_length=4: a pair of user and item is routed 2 times, once for each task. Leave it out."),
+        (
+            ["router=hash"],
+            "router=hash knows tokens by their number, and a pair of user and item has none. Use router=topk",
+        ),
+        (
+            ["router=soft"],
+            "router=soft mixes the tokens of an example, and those of a pair are the same pair for each task. Use router=topk",
+        ),
+        (
+            ["router.score=activation"],
+            "router.score=activation asks the experts, which would answer alike for each task. Use router.score=linear",
+        ),
+        (
+            ["model.context_length=4"],
+            "model.context_length=4: a pair of user and item is routed 2 times, once for each task. Leave it out.",
+        ),
         (["model.d_model=63"], "model.d_model=63 is odd: users and items have half of it each."),
         (["model.d_tower=0"], "model.d_tower=0 is too small: the least is 1."),
         (["data=python"], "task=ratings cannot be done with data=python. Use one of data=ratings, movielens"),
         (["task=causal_lm"], "model=mmoe cannot do task=causal_lm. Use model=gpt or lstm, or task=ratings"),
-        (["data=movielens"], "data=movielens needs the folder of u.data, ratings.dat or ratings.csv. Add: data.path=FOLDER"),
-        (["model.tie_embeddings=true"], "no setting 'model.tie_embeddings' with model=mmoe. It belongs to model=gpt, bert, lstm, t5, vit."),
+        (
+            ["data=movielens"],
+            "data=movielens needs the folder of u.data, ratings.dat or ratings.csv. Add: data.path=FOLDER",
+        ),
+        (
+            ["model.tie_embeddings=true"],
+            "no setting 'model.tie_embeddings' with model=mmoe. It belongs to model=gpt, bert, lstm, t5, vit.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_makes_no_sense_is_refused(words: list[str], message: str) -> None:
     """With what is wrong and what to do."""
     with pytest.raises(ConfigError) as caught:
@@ -58,10 +76,15 @@ def test_a_match_counts_the_gates_of_both_tasks(changes: dict[str, Any]) -> None
     assert active[1] == pytest.approx(active[0], rel=0.01)
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    (["data=ratings"], 0.1), (["data=movielens", "data.path=here"], 0.5), (["data=movielens", "data.path=here", "task.l2_embedding=0.1"], 0.1),
-    (["data=ratings", "task.l2_embedding=0"], 0.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["data=ratings"], 0.1),
+        (["data=movielens", "data.path=here"], 0.5),
+        (["data=movielens", "data.path=here", "task.l2_embedding=0.1"], 0.1),
+        (["data=ratings", "task.l2_embedding=0"], 0.0),
+    ],
+)
 def test_embeddings_are_held_down_as_suits_the_data(words: list[str], expected: float) -> None:
     """More for people's stars than for planted clusters, unless something is given, zero included."""
     config = load_config(words).config

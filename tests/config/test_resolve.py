@@ -101,9 +101,17 @@ def test_a_dense_model_keeps_nothing_of_the_experts() -> None:
     plain = resolve(RunConfig(expert=1)).config
     model = GPTConfig(shared_experts=1, moe_layer_freq=2, dispatch="reference", d_expert=9)
     busy = RunConfig(
-        expert=1, k=1, capacity=1.0, drop="probability", match="none", router=SWITCH, balance=balances.BalanceLoss(name="z"),
-        model=model, optim=schema.MuonConfig(skip_idle_experts=True), eval=schema.EvalConfig(k=1, capacity=1.0),
-    )  # fmt: skip
+        expert=1,
+        k=1,
+        capacity=1.0,
+        drop="probability",
+        match="none",
+        router=SWITCH,
+        balance=balances.BalanceLoss(name="z"),
+        model=model,
+        optim=schema.MuonConfig(skip_idle_experts=True),
+        eval=schema.EvalConfig(k=1, capacity=1.0),
+    )
     assert plain == resolve(busy).config
 
 
@@ -266,15 +274,22 @@ def quantity(match: str, config: RunConfig) -> int:
     """Returns the quantity that `match` makes equal, counted over the whole model."""
     counted = estimate_cost(config, 256)
     return {
-        "active": counted.num_active_params, "total": counted.num_params, "flops": counted.flops_per_step,
+        "active": counted.num_active_params,
+        "total": counted.num_params,
+        "flops": counted.flops_per_step,
         "model_flops": counted.model_flops_per_token,
-    }[match]  # fmt: skip
+    }[match]
 
 
 @given(
-    st.data(), st.sampled_from(["active", "total", "flops", "model_flops"]), st.integers(256, 4096), st.integers(2, 64),
-    st.sampled_from(["glu", "mlp"]), st.sampled_from(["linear", "cosine", "activation"]), st.integers(1, 3),
-)  # fmt: skip
+    st.data(),
+    st.sampled_from(["active", "total", "flops", "model_flops"]),
+    st.integers(256, 4096),
+    st.integers(2, 64),
+    st.sampled_from(["glu", "mlp"]),
+    st.sampled_from(["linear", "cosine", "activation"]),
+    st.integers(1, 3),
+)
 def test_match_makes_equal_what_it_says(
     data: st.DataObject, match: Any, d_ff: int, experts: int, kind: Any, score: Any, every: int
 ) -> None:
@@ -315,14 +330,32 @@ def test_flops_and_active_parameters_differ_where_a_gate_computes_more_than_it_h
 @pytest.mark.parametrize(
     ("expert", "k", "d_ff", "match", "message"),
     [
-        (64, 2, 40, "total", "expert=64 leaves no width for an expert at equal total parameters (model.d_ff=40). "
-         "Raise model.d_ff, lower expert, or use match=none."),
-        (64, 8, 16, "flops", "expert=64 k=8 leave no width for an expert at equal training FLOPs (model.d_ff=16). "
-         "Raise model.d_ff, lower k, or use match=none."),
-        (32, 2, 150, "total", "expert=32: no whole width of an expert brings equal total parameters: 4 misses those of "
-         "model.d_ff=150 by 8%. Raise model.d_ff, lower expert, or use match=none."),
+        (
+            64,
+            2,
+            40,
+            "total",
+            "expert=64 leaves no width for an expert at equal total parameters (model.d_ff=40). "
+            "Raise model.d_ff, lower expert, or use match=none.",
+        ),
+        (
+            64,
+            8,
+            16,
+            "flops",
+            "expert=64 k=8 leave no width for an expert at equal training FLOPs (model.d_ff=16). "
+            "Raise model.d_ff, lower k, or use match=none.",
+        ),
+        (
+            32,
+            2,
+            150,
+            "total",
+            "expert=32: no whole width of an expert brings equal total parameters: 4 misses those of "
+            "model.d_ff=150 by 8%. Raise model.d_ff, lower expert, or use match=none.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_no_width_that_matches_is_refused(expert: int, k: int, d_ff: int, match: Any, message: str) -> None:
     """With what was asked to be equal and the ways out."""
     with pytest.raises(ConfigError) as error:
@@ -386,8 +419,17 @@ def test_the_first_fold_is_no_lack_of_one() -> None:
 
 def test_execution_keys_are_what_we_think() -> None:
     """Threads, device and how often something is written do not change what is learned; everything else may."""
-    assert {"threads", "device", "compile", "log_every", "eval_every", "eval_tokens", "checkpoint_every", "keep_checkpoints",
-            "keep_best"} == set(EXECUTION_KEYS)  # fmt: skip
+    assert {
+        "threads",
+        "device",
+        "compile",
+        "log_every",
+        "eval_every",
+        "eval_tokens",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "keep_best",
+    } == set(EXECUTION_KEYS)
 
 
 @pytest.mark.parametrize(
@@ -426,8 +468,9 @@ def test_settings_of_experts_are_set_aside_without_them() -> None:
     """A shared gate needs shared experts; a dense model has no use for dropout and first weights of experts."""
     alone = resolve(RunConfig(model=GPTConfig(shared_gate=True)), given=["model.shared_gate"])
     assert (False, ("there are no model.shared_experts: model.shared_gate set aside.",)) == (
-        alone.config.model.shared_gate, alone.notes,
-    )  # fmt: skip
+        alone.config.model.shared_gate,
+        alone.notes,
+    )
     model = GPTConfig(expert_dropout=0.1, expert_init_scale=0.1, shared_experts=1, shared_gate=True)
     given = ["model.expert_dropout", "model.expert_init_scale"]
     dense = resolve(RunConfig(expert=1, model=model), given=given)

@@ -46,8 +46,9 @@ def test_what_a_sweep_has_unless_it_says_more(tmp_path: Path) -> None:
 def test_zipped_keys_advance_together(tmp_path: Path) -> None:
     """Rows, not the product; the grid multiplies them."""
     found = settings(read(tmp_path, "zip: {expert: [8, 16], k: [1, 2]}\ngrid: {capacity: [null, 1.0]}\n"))
-    assert [{"capacity": capacity, "expert": expert, "k": k}
-            for capacity in (None, 1.0) for expert, k in ((8, 1), (16, 2))] == found  # fmt: skip
+    assert [
+        {"capacity": capacity, "expert": expert, "k": k} for capacity in (None, 1.0) for expert, k in ((8, 1), (16, 2))
+    ] == found
 
 
 def test_points_are_partial_configurations(tmp_path: Path) -> None:
@@ -61,9 +62,11 @@ def test_keys_next_to_union_hold_for_every_block(tmp_path: Path) -> None:
     text = "grid: {capacity: [1, 2]}\nset: {k: 1}\nwhere: k < 3\nunion:\n- set: {expert: 1}\n- {grid: {expert: [4], k: [2]}, where: expert > k}\n"
     sweep = read(tmp_path, text)
     assert [
-        {"k": 1, "capacity": 1, "expert": 1}, {"k": 1, "capacity": 2, "expert": 1},
-        {"k": 2, "capacity": 1, "expert": 4}, {"k": 2, "capacity": 2, "expert": 4},
-    ] == settings(sweep)  # fmt: skip
+        {"k": 1, "capacity": 1, "expert": 1},
+        {"k": 1, "capacity": 2, "expert": 1},
+        {"k": 2, "capacity": 1, "expert": 4},
+        {"k": 2, "capacity": 2, "expert": 4},
+    ] == settings(sweep)
     assert [["k < 3"], ["k < 3", "expert > k"]] == [[each.text for each in block.where] for block in sweep.blocks]
 
 
@@ -120,10 +123,14 @@ def test_a_preset_replaces_what_it_names(tmp_path: Path) -> None:
     )
     larger = read(tmp_path, PRESETS, "workstation")
     assert (5, [{"model.d_ff": 64, "model.d_model": 32, **steps, "expert": 16, "k": 1}]) == (
-        larger.seeds, settings(larger),
-    )  # fmt: skip
-    assert [{"model.d_ff": 64, **tokens, "expert": expert, "k": 1, "model.num_layers": layers}
-            for expert in (4, 8) for layers in (2, 3)] == settings(read(tmp_path, PRESETS, "cluster"))  # fmt: skip
+        larger.seeds,
+        settings(larger),
+    )
+    assert [
+        {"model.d_ff": 64, **tokens, "expert": expert, "k": 1, "model.num_layers": layers}
+        for expert in (4, 8)
+        for layers in (2, 3)
+    ] == settings(read(tmp_path, PRESETS, "cluster"))
 
 
 def test_presets_of_a_base_are_changed_part_by_part(tmp_path: Path) -> None:
@@ -137,7 +144,7 @@ def test_presets_of_a_base_are_changed_part_by_part(tmp_path: Path) -> None:
 
 
 def dimension(**values: list[Any]) -> Dimension:
-    (key, options), = values.items()  # fmt: skip
+    ((key, options),) = values.items()
     return Dimension(tuple({key: option} for option in options))
 
 
@@ -271,7 +278,10 @@ def test_a_sweep_file_of_another_shape_is_refused(text: str, message: str, tmp_p
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (PRESETS, "no preset 'workstaton' in the sweep mine. Did you mean 'workstation'? There are: laptop, workstation, cluster."),
+        (
+            PRESETS,
+            "no preset 'workstaton' in the sweep mine. Did you mean 'workstation'? There are: laptop, workstation, cluster.",
+        ),
         ("grid: {k: [1]}\n", "no preset 'workstaton' in the sweep mine. There are: laptop."),
         (
             "grid: {k: [1]}\npresets: {workstaton: {presets: {}}}\n",
@@ -279,7 +289,7 @@ def test_a_sweep_file_of_another_shape_is_refused(text: str, message: str, tmp_p
             "grid, zip, points, set, match, budget, where, union, search, seeds, baseline.",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_preset_that_is_not_there_is_refused(text: str, message: str, tmp_path: Path) -> None:
     """With the presets that the sweep has."""
     with pytest.raises(ConfigError) as error:

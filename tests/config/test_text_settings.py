@@ -29,9 +29,17 @@ NUMBERS = ("2024_01", "007", "2024.10", "1e3", "0x10", "010", "-1", "nan", "inf"
 def test_the_settings_that_take_text() -> None:
     """These, and no other."""
     expected = [
-        "data.exclude", "data.field", "data.path", "data.revision", "data.split", "data.subset", "data.tokenizer",
-        "log_project", "train.device", "train.upcycle_from",
-    ]  # fmt: skip
+        "data.exclude",
+        "data.field",
+        "data.path",
+        "data.revision",
+        "data.split",
+        "data.subset",
+        "data.tokenizer",
+        "log_project",
+        "train.device",
+        "train.upcycle_from",
+    ]
     assert expected == TEXTS
     assert not any(is_text(key) for key in ("expert", "optim.lr", "model.dropout", "train.compile", "drop", "nothing"))
 

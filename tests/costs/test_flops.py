@@ -157,9 +157,17 @@ def test_products_with_pixels_have_no_gradient_for_the_pixels(text_file: Path, t
 
 # How a number that a router's configuration has may be set. Choices and switches are read off the type.
 NUMBERS: dict[str, tuple[Any, ...]] = {
-    "temperature": (0.5, 1.0, 2.0), "null_experts": (0, 0, 1, 3), "jitter": (0.0, 0.1), "scale": (1.0, 2.5), "groups": (1, 2, 4),
-    "top_groups": (1, 2), "iterations": (1, 10), "l1": (1e-8,), "l1_rate": (1.2,), "slots": (1, 4, 32),
-}  # fmt: skip
+    "temperature": (0.5, 1.0, 2.0),
+    "null_experts": (0, 0, 1, 3),
+    "jitter": (0.0, 0.1),
+    "scale": (1.0, 2.5),
+    "groups": (1, 2, 4),
+    "top_groups": (1, 2),
+    "iterations": (1, 10),
+    "l1": (1e-8,),
+    "l1_rate": (1.2,),
+    "slots": (1, 4, 32),
+}
 DRAWS = 40
 
 
@@ -184,19 +192,33 @@ def draw_config(router: type[RouterConfig], draw: random.Random) -> RunConfig:
     options = {name: draw.choice(values) for name, values in options_of(router).items()}
     shared = draw.choice([0, 0, 1, 2])
     sizes = {
-        "num_layers": 1, "num_heads": 1, "d_model": draw.choice([16, 40]), "d_ff": 32, "d_expert": draw.choice([5, 24]),
-        "context_length": 32, "ffn_type": draw.choice(["glu", "mlp"]), "activation": draw.choice(["silu", "relu2"]),
-        "shared_experts": shared, "shared_gate": shared > 0 and draw.choice([False, True]),
+        "num_layers": 1,
+        "num_heads": 1,
+        "d_model": draw.choice([16, 40]),
+        "d_ff": 32,
+        "d_expert": draw.choice([5, 24]),
+        "context_length": 32,
+        "ffn_type": draw.choice(["glu", "mlp"]),
+        "activation": draw.choice(["silu", "relu2"]),
+        "shared_experts": shared,
+        "shared_gate": shared > 0 and draw.choice([False, True]),
         "expert_dropout": draw.choice([0.0, 0.2]),
-    }  # fmt: skip
+    }
     family = {"model": BERTConfig(**sizes), "task": MaskedLM()} if issubclass(router, NOT_CAUSAL) else {}
     # Where even load cannot be arranged, capacities are far from it: everything is full, or nothing.
     capacity = None if options.get("groups", 1) > 1 else draw.choice([None, 0.25, 0.5, 2.0])
     return tiny_config(
-        Path("text"), expert=draw.choice([4, 6, 8]), k=draw.choice([1, 2, 3]), router=router(**options), capacity=capacity,
-        drop=draw.choice(["position", "probability", "random", "causal"]), renormalise_after_drop=draw.choice([False, True]),
-        balance=NoBalance(), train={"batch_size": 12}, **{"model": GPTConfig(**sizes), **family},
-    )  # fmt: skip
+        Path("text"),
+        expert=draw.choice([4, 6, 8]),
+        k=draw.choice([1, 2, 3]),
+        router=router(**options),
+        capacity=capacity,
+        drop=draw.choice(["position", "probability", "random", "causal"]),
+        renormalise_after_drop=draw.choice([False, True]),
+        balance=NoBalance(),
+        train={"batch_size": 12},
+        **{"model": GPTConfig(**sizes), **family},
+    )
 
 
 @pytest.mark.parametrize("router", ROUTERS, ids=lambda router: router.name)

@@ -271,8 +271,14 @@ def test_places_are_those_of_the_router(batch: int, top_k: int, capacity: float)
     """E times the capacity of one forward pass, rounded as the layer rounds it."""
     assume(capacity * top_k / 8 < 0.999)  # from 1 on there is no capacity: every token has a place
     train = {"batch_size": batch}
-    asked = tiny_config(Path("text"), expert=8, k=top_k, capacity=capacity, train=train, router=SwitchConfig()
-                        if top_k == 1 else TopKConfig())  # fmt: skip
+    asked = tiny_config(
+        Path("text"),
+        expert=8,
+        k=top_k,
+        capacity=capacity,
+        train=train,
+        router=SwitchConfig() if top_k == 1 else TopKConfig(),
+    )
     slots = 8 * expert_capacity(16 * batch, 8, top_k, capacity) - 16 * batch * top_k
     per_place = 2 * 2 * 2 * 16 * 12  # FLOPs of an expert's two matrices, in two layers
     assert per_place * max(0, slots) == pytest.approx(

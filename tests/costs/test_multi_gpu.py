@@ -18,8 +18,12 @@ def test_one_gpu_holds_everything() -> None:
     costs = estimate_cost(config, V)
     (share,) = per_gpu_costs(config, costs, 1)
     assert ("dp", 1, costs.state_bytes, 0.0, 0.0) == (
-        share.shard, share.members, share.state_bytes, share.gathered_bytes, share.all_to_all_bytes,
-    )  # fmt: skip
+        share.shard,
+        share.members,
+        share.state_bytes,
+        share.gathered_bytes,
+        share.all_to_all_bytes,
+    )
     assert costs.state_bytes + costs.activation_bytes == share.memory_bytes
 
 
@@ -30,9 +34,11 @@ def test_ways_to_divide() -> None:
     experts, rest = 16 * costs.num_expert_params, 16 * (costs.num_params - costs.num_expert_params)
     by_way = {(share.shard, share.members): share for share in per_gpu_costs(config, costs, 8)}
     assert {
-        ("dp", 1): rest + experts, ("fsdp", 1): (rest + experts) / 8,
-        ("dp", 4): rest + experts / 4, ("fsdp", 4): rest / 8 + experts / 4,
-    } == {way: share.state_bytes for way, share in by_way.items()}  # fmt: skip
+        ("dp", 1): rest + experts,
+        ("fsdp", 1): (rest + experts) / 8,
+        ("dp", 4): rest + experts / 4,
+        ("fsdp", 4): rest / 8 + experts / 4,
+    } == {way: share.state_bytes for way, share in by_way.items()}
     assert {costs.activation_bytes / 8} == {share.activation_bytes for share in by_way.values()}
     # Two layers, T tokens of the GPU, K = 2 of D = 16 values: rows, answers and both gradients, 3 of 4 of them leave.
     tokens = config.tokens_per_step / 8

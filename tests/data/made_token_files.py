@@ -33,9 +33,13 @@ def raw(path: Path, tokens: Sequence[int] | NDArray[Any], dtype: str = "uint16")
 
 
 def with_header(
-    path: Path, tokens: Sequence[int], magic: int = 20240520, version: int = 1, claimed: int | None = None,
+    path: Path,
+    tokens: Sequence[int],
+    magic: int = 20240520,
+    version: int = 1,
+    claimed: int | None = None,
     dtype: str = "uint16",
-) -> Path:  # fmt: skip
+) -> Path:
     """Writes a token file as llm.c does: 256 integers that begin with magic, version, and length, then the tokens."""
     header = np.zeros(256, "<i4")
     header[:3] = magic, version, len(tokens) if claimed is None else claimed

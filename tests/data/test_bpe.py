@@ -59,8 +59,9 @@ def test_a_part_is_the_characters_whole_in_it(text: str, start: int, length: int
     """Bytes from one place to another, without characters that are cut in two."""
     whole = BPE.decode(BPE.encode(text, start, start + length).tolist())
     ends = np.cumsum([0, *(len(char.encode()) for char in text)])
-    inside = [char for char, begin, end in zip(text, ends, ends[1:], strict=False)
-              if start <= begin and end <= start + length]  # fmt: skip
+    inside = [
+        char for char, begin, end in zip(text, ends, ends[1:], strict=False) if start <= begin and end <= start + length
+    ]
     assert "".join(inside) == whole
 
 
@@ -95,8 +96,10 @@ def test_a_corpus_of_parts_of_words(tmp_path: Path) -> None:
     assert corpus.meta["gzip_bpb"] == plain.meta["gzip_bpb"]
     learned = train_bpe(iter(plain.tokenizer.decode(plain.train.tolist()).split("\0")), 400)
     assert learned == corpus.tokenizer
-    pieces = [corpus.tokenizer.decode(corpus.train[a:b].tolist())
-              for a, b in zip(corpus.document_starts(corpus.train), corpus.document_starts(corpus.train)[1:], strict=False)]  # fmt: skip
+    pieces = [
+        corpus.tokenizer.decode(corpus.train[a:b].tolist())
+        for a, b in zip(corpus.document_starts(corpus.train), corpus.document_starts(corpus.train)[1:], strict=False)
+    ]
     assert all(piece.endswith("\0") and piece.count("\0") == 1 for piece in pieces)
 
 
@@ -148,11 +151,17 @@ def test_a_tokenizer_that_changes_text_has_no_bytes(tmp_path: Path, kind: str) -
         (b"[" * 100_000, "is not JSON"),
         (b'{"vocab": 3}', "no tokenizer: it has no 'model'"),
         (b'{"model": {"type": "Nonsense"}}', "is no tokenizer: "),
-        (b'{"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 4000000000}, "unk_token": "a"}}', "ids up to 4,000,000,000"),
+        (
+            b'{"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 4000000000}, "unk_token": "a"}}',
+            "ids up to 4,000,000,000",
+        ),
         (b'{"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}', "no token to stand between"),
-        (b'{"model": {"type": "WordLevel", "vocab": {"<0xZZ>": 0, "b": 1}, "unk_token": "b"}}', "no token to stand between"),
+        (
+            b'{"model": {"type": "WordLevel", "vocab": {"<0xZZ>": 0, "b": 1}, "unk_token": "b"}}',
+            "no token to stand between",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_files_are_said(tmp_path: Path, content: Any, message: str) -> None:
     """Not there, not JSON, another kind of JSON, ids from nowhere, nothing to stand between documents."""
     path = tmp_path / "tokenizer.json"

@@ -112,8 +112,13 @@ def test_documents_of_the_test_split_begin_where_they_do(tmp_path: Path) -> None
 @pytest.mark.parametrize("cut", [False, True])
 def test_files_split_by_their_names(tmp_path: Path, tokenizer: Any, cut: bool) -> None:
     """Folders train, valid and test are the splits, with the domains below them; without valid the end of train is it."""
-    texts = {"train/law/a.txt": "a" * 300, "train/b.txt": "b" * 200, "test/law/c.txt": "c" * 50, "test/d.txt": "d" * 40,
-             **({} if cut else {"valid/e.txt": "e" * 60})}  # fmt: skip
+    texts = {
+        "train/law/a.txt": "a" * 300,
+        "train/b.txt": "b" * 200,
+        "test/law/c.txt": "c" * 50,
+        "test/d.txt": "d" * 40,
+        **({} if cut else {"valid/e.txt": "e" * 60}),
+    }
     corpus = load(write(tmp_path / "text", texts), tmp_path / "cache", tokenizer=tokenizer)
     tested = with_test_split(corpus)
     train, val, test = (corpus.tokenizer.decode(split.tolist()) for split in (corpus.train, corpus.val, tested.val))
@@ -190,8 +195,10 @@ def test_documents_know_where_they_begin_and_their_domain(tmp_path: Path) -> Non
     assert [".", "a", "b"] == corpus.meta["domains"]
     corpus = load(folder, tmp_path / "cache", val_fraction=0.25, test_fraction=0.25)
     everything = corpus.tokenizer.decode([*corpus.train, *corpus.val, *with_test_split(corpus).val])
-    found = {everything[start:].split("\0")[0]: corpus.meta["domains"][domain]
-             for start, domain in zip(corpus.starts, corpus.domain_ids, strict=True)}  # fmt: skip
+    found = {
+        everything[start:].split("\0")[0]: corpus.meta["domains"][domain]
+        for start, domain in zip(corpus.starts, corpus.domain_ids, strict=True)
+    }
     assert {text: name.split("/")[0] if "/" in name else "." for name, text in texts.items()} == found
 
 

@@ -176,8 +176,13 @@ def test_a_file_that_changes_while_it_is_read(
     folder = many(tmp_path / "text", 4)
     path, write = folder / "d02.txt", corpus_builder._write
     text = path.read_text()
-    new = {"longer": text + "x", "shorter": text[:-1], "same length": text[:-1] + "b" * (text[-1] != "b") or "d",
-           "other characters": "§" * len(text), "binary": "\0" * len(text)}  # fmt: skip
+    new = {
+        "longer": text + "x",
+        "shorter": text[:-1],
+        "same length": text[:-1] + "b" * (text[-1] != "b") or "d",
+        "other characters": "§" * len(text),
+        "binary": "\0" * len(text),
+    }
 
     def changing(*arguments: Any) -> Any:
         path.unlink()

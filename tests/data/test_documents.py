@@ -108,8 +108,15 @@ def test_a_damaged_file_is_named(tmp_path: Path, suffix: str, damage: str) -> No
 def test_records_are_documents(tmp_path: Path) -> None:
     """Each line is one, in order; blank lines count for nothing; records without text are left out and counted."""
     path = tmp_path / "a.jsonl"
-    content = ['{"text": "one\\ntwo", "id": 1}', "", '{"text": ""}', '{"text": null}', '{"text": "a\\u0000b"}',
-               '{"text": "\\ud800"}', '{"id": 2, "text": "three €"}']  # fmt: skip
+    content = [
+        '{"text": "one\\ntwo", "id": 1}',
+        "",
+        '{"text": ""}',
+        '{"text": null}',
+        '{"text": "a\\u0000b"}',
+        '{"text": "\\ud800"}',
+        '{"id": 2, "text": "three €"}',
+    ]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(content).encode())
     assert ["one\ntwo", None, None, None, None, "three €"] == texts(path)
     lines(path, *({"text": words(200, number)} for number in range(20)), {"text": " "})

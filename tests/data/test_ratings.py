@@ -77,8 +77,12 @@ def test_a_fold_is_for_a_test(tmp_path: Path) -> None:
 
 def test_every_setting_of_the_planted_data_counts(tmp_path: Path) -> None:
     """Another seed, another noise, another fold: other data; the same again: the same, from the cache."""
-    others = [PLANTED, SyntheticRatingsConfig(**{**vars(PLANTED), "seed": 1}), SyntheticRatingsConfig(**{**vars(PLANTED), "noise": 0.5}),
-              SyntheticRatingsConfig(**{**vars(PLANTED), "fold": 1})]  # fmt: skip
+    others = [
+        PLANTED,
+        SyntheticRatingsConfig(**{**vars(PLANTED), "seed": 1}),
+        SyntheticRatingsConfig(**{**vars(PLANTED), "noise": 0.5}),
+        SyntheticRatingsConfig(**{**vars(PLANTED), "fold": 1}),
+    ]
     assert 4 == len({load_ratings(data, tmp_path).meta["sha256"] for data in others})
     again = load_ratings(PLANTED, tmp_path)
     assert again.meta == load_ratings(PLANTED, tmp_path / "elsewhere").meta
@@ -183,11 +187,23 @@ def test_a_line_that_is_no_rating_is_named(tmp_path: Path, text: str, message: s
     ("text", "changes", "message"),
     [
         ("1\t10\t3\n2\t11\t4\n3\t10\t4\n", {}, " leaves 1 ratings for validation. Give more ratings."),
-        ("".join(f"{i}\t{i % 3}\t3\n" for i in range(40)), {}, ": all ratings are 3. There is nothing to learn from them."),
-        (SHAPES["u.data"], {"click_threshold": 1}, ": all of the pairs for training are clicks. Set data.click_threshold to another rating."),
-        (SHAPES["u.data"], {"click_threshold": 6}, ": none of the pairs for training is a click. Set data.click_threshold to another rating."),
+        (
+            "".join(f"{i}\t{i % 3}\t3\n" for i in range(40)),
+            {},
+            ": all ratings are 3. There is nothing to learn from them.",
+        ),
+        (
+            SHAPES["u.data"],
+            {"click_threshold": 1},
+            ": all of the pairs for training are clicks. Set data.click_threshold to another rating.",
+        ),
+        (
+            SHAPES["u.data"],
+            {"click_threshold": 6},
+            ": none of the pairs for training is a click. Set data.click_threshold to another rating.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_ratings_without_a_lesson_are_refused(tmp_path: Path, text: str, changes: dict[str, Any], message: str) -> None:
     """Too few, all equal, or all on one side of `liked`."""
     with pytest.raises(DataError) as caught:

@@ -113,10 +113,27 @@ def test_each_of_a_few_domains_is_held_out() -> None:
 
 @pytest.mark.parametrize(
     ("name", "split"),
-    [("train", TRAIN), ("Training", TRAIN), ("train_0001.bin", TRAIN), ("val", VAL), ("wiki.valid.tokens", VAL),
-     ("validation-2", VAL), ("dev", VAL), ("my-test-set", TEST), ("testing", TEST), ("train_test.txt", TEST), ("trainset", TRAIN), ("testset.txt", TEST), ("tests", None),
-     ("training_val.txt", VAL), ("trains", None), ("valley.txt", None), ("latest", None), ("contest.md", None)],
-)  # fmt: skip
+    [
+        ("train", TRAIN),
+        ("Training", TRAIN),
+        ("train_0001.bin", TRAIN),
+        ("val", VAL),
+        ("wiki.valid.tokens", VAL),
+        ("validation-2", VAL),
+        ("dev", VAL),
+        ("my-test-set", TEST),
+        ("testing", TEST),
+        ("train_test.txt", TEST),
+        ("trainset", TRAIN),
+        ("testset.txt", TEST),
+        ("tests", None),
+        ("training_val.txt", VAL),
+        ("trains", None),
+        ("valley.txt", None),
+        ("latest", None),
+        ("contest.md", None),
+    ],
+)
 def test_names_that_say_a_split(name: str, split: int | None) -> None:
     """As a word of its own; of several words what is held out counts."""
     assert split == split_from_name(name)
@@ -137,7 +154,11 @@ def test_files_are_split_by_name_where_all_names_say_so(names: list[str], splits
     assert splits == splits_by_name([Path(name) for name in names])
 
 
-@given(st.lists(st.integers(1, 2000), min_size=1, max_size=20), st.lists(st.integers(1, 2000), min_size=1, max_size=5), FRACTIONS)  # fmt: skip
+@given(
+    st.lists(st.integers(1, 2000), min_size=1, max_size=20),
+    st.lists(st.integers(1, 2000), min_size=1, max_size=5),
+    FRACTIONS,
+)
 def test_validation_is_taken_from_training_where_only_a_test_is_given(
     train: list[int], test: list[int], fraction: float
 ) -> None:
@@ -162,11 +183,13 @@ def test_validation_is_taken_from_training_where_only_a_test_is_given(
     [
         (["train.txt", "test.txt"], None),
         (["a.txt", "b.txt"], None),
-        (["train.txt", "test.txt", "README.md"],
-         "test.txt may be learned from: no splits by name, for README.md is named as none"),
+        (
+            ["train.txt", "test.txt", "README.md"],
+            "test.txt may be learned from: no splits by name, for README.md is named as none",
+        ),
         (["val/a.png", "test/b.png"], "test, val may be learned from: no splits by name, for nothing is named train"),
     ],
-)  # fmt: skip
+)
 def test_split_names_that_are_ignored_are_noted(names: list[str], expected: str | None) -> None:
     """`ignored_split_names` names the held-out splits that are ignored and gives the reason."""
     assert expected == ignored_split_names([Path(name) for name in names])

@@ -92,11 +92,14 @@ def test_names_tell_training_from_validation(
         (["train", "val", "test"], {}, [("train", 0, 1000), ("val", 0, 1000), ("test", 0, 1000)]),
         (["train", "test"], {"val_fraction": 0.1}, [("train", 0, 891), ("train", 900, 1000), ("test", 0, 1000)]),
         (["train", "val"], {"test_fraction": 0.2}, [("train", 0, 792), ("val", 0, 1000), ("train", 800, 1000)]),
-        (["train"], {"val_fraction": 0.2, "test_fraction": 0.2},
-         [("train", 0, 589), ("train", 594, 792), ("train", 800, 1000)]),
+        (
+            ["train"],
+            {"val_fraction": 0.2, "test_fraction": 0.2},
+            [("train", 0, 589), ("train", 594, 792), ("train", 800, 1000)],
+        ),
         (["train", "val", "test"], {"val_tokens": 70}, [("train", 0, 1000), ("val", 0, 70), ("test", 0, 70)]),
     ],
-)  # fmt: skip
+)
 def test_token_files_have_a_test_split(
     tmp_path: Path, names: list[str], options: dict[str, Any], spans: list[tuple[str, int, int]]
 ) -> None:
@@ -112,8 +115,12 @@ def test_token_files_have_a_test_split(
 
 def test_token_files_lie_in_folders_of_splits(tmp_path: Path) -> None:
     """Where a file's own name says nothing, the folder it lies in does, the innermost first."""
-    contents = {"train/shard0.bin": ids(400, 0), "val/shard0.bin": ids(400, 1), "test/deep/shard0.bin": ids(400, 2),
-                "train/held/val_1.bin": ids(300, 3)}  # fmt: skip
+    contents = {
+        "train/shard0.bin": ids(400, 0),
+        "val/shard0.bin": ids(400, 1),
+        "test/deep/shard0.bin": ids(400, 2),
+        "train/held/val_1.bin": ids(300, 3),
+    }
     for name, tokens in contents.items():
         raw(tmp_path / "tokens" / name, tokens)
     corpus = load(tmp_path / "tokens")
@@ -184,17 +191,25 @@ def test_arrays_of_numpy_are_token_files(tmp_path: Path, dtype: str, name: str) 
 @pytest.mark.parametrize(
     ("array", "options", "message"),
     [
-        (np.arange(512).reshape(2, 256), {}, "is an array of shape (2, 256). Give its tokens in one row: array.reshape(-1)"),
+        (
+            np.arange(512).reshape(2, 256),
+            {},
+            "is an array of shape (2, 256). Give its tokens in one row: array.reshape(-1)",
+        ),
         (np.ones(99), {}, "holds float64, not uint16 or uint32, little-endian: array.astype('<u4')"),
         (np.ones(99, ">u2"), {}, "holds >uint16, not uint16 or uint32, little-endian: array.astype('<u4')"),
         (np.array(["a"]), {}, "holds str32, not uint16 or uint32, little-endian"),
         (np.array([{}]), {}, "holds object, not uint16 or uint32, little-endian"),
         (np.ones(99, "i8"), {}, "holds uint64, by its header (int64). Use data.dtype=uint64"),
         (np.array([5, -3] * 300, "i4"), {"dtype": "uint32"}, "token 4294967293 is beyond data.vocab_size=1000"),
-        (np.array([5, -3] * 300, "i8"), {"dtype": "uint64"}, "token 18446744073709551613 is beyond data.vocab_size=1000"),
+        (
+            np.array([5, -3] * 300, "i8"),
+            {"dtype": "uint64"},
+            "token 18446744073709551613 is beyond data.vocab_size=1000",
+        ),
         (np.zeros(0, "u2"), {}, "holds no tokens."),
     ],
-)  # fmt: skip
+)
 def test_arrays_that_are_no_tokens_are_refused(tmp_path: Path, array: Any, options: Any, message: str) -> None:
     """Two dimensions, other types, an order of bytes or a setting that is at odds, numbers below 0."""
     np.save(tmp_path / "a.npy", array)
@@ -291,18 +306,27 @@ def test_a_token_beyond_the_vocabulary_is_found_in_its_window(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.write_bytes(b"x" * 777), "a.bin is 777 bytes long, which is no multiple of the 2 of data.dtype=uint16"),
+        (
+            lambda path: path.write_bytes(b"x" * 777),
+            "a.bin is 777 bytes long, which is no multiple of the 2 of data.dtype=uint16",
+        ),
         (lambda path: path.write_bytes(b""), "a.bin holds no tokens."),
         (lambda path: with_header(path, []), "a.bin holds no tokens."),
         (lambda path: with_header(path, ids(50), version=2), "a.bin has a header of version 2; known is version 1."),
         (lambda path: with_header(path, ids(50), magic=20240801), "by its header (20240801). Use data.dtype=uint32"),
-        (lambda path: with_header(path, ids(50), claimed=51), "a.bin is 1,124 bytes long; 51 tokens, as its header says"),
-        (lambda path: with_header(path, ids(50), claimed=-1), "a.bin is 1,124 bytes long; -1 tokens, as its header says"),
+        (
+            lambda path: with_header(path, ids(50), claimed=51),
+            "a.bin is 1,124 bytes long; 51 tokens, as its header says",
+        ),
+        (
+            lambda path: with_header(path, ids(50), claimed=-1),
+            "a.bin is 1,124 bytes long; -1 tokens, as its header says",
+        ),
         (lambda path: raw(path, ids(10)), "leaves 9 tokens for training and 1 for validation; one context takes 17."),
         (lambda path: path.mkdir(), "is a folder without .bin, .npy files. For text: data=text"),
         (lambda path: None, "does not exist."),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_token_file_is_refused(tmp_path: Path, make: Any, message: str) -> None:
     """Each with a DataError of at most three lines that names the file."""
     make(tmp_path / "a.bin")
@@ -319,12 +343,15 @@ def test_what_is_no_token_file_is_refused(tmp_path: Path, make: Any, message: st
     ("options", "message"),
     [
         ({"path": None}, "data=tokens needs a file or folder of tokens. Add: data.path=FILE_OR_FOLDER"),
-        ({"vocab_size": None}, "data=tokens needs to know how many tokens there are. Add, for GPT-2's: data.vocab_size=50257"),
+        (
+            {"vocab_size": None},
+            "data=tokens needs to know how many tokens there are. Add, for GPT-2's: data.vocab_size=50257",
+        ),
         ({"vocab_size": 1}, "data.vocab_size=1 must be between 2 and 4294967296."),
         ({"val_tokens": 1}, "data.val_tokens=1 is too small: the least is 2."),
         ({"val_fraction": 0.6}, "data.val_fraction=0.6 must be between 0.0001 and 0.5."),
     ],
-)  # fmt: skip
+)
 def test_settings_of_token_files(options: dict[str, Any], message: str) -> None:
     """A setting that is missing or out of range raises an error that names it."""
     with pytest.raises(ConfigError) as error:

@@ -28,8 +28,18 @@ ENDLESS = [r"(a+)+b", r"(?:x|y*){2,}z", r"((a|b)+c*)*$", r"(\w+\s?)+$", r"((a+))
 def tokenizer(**parts: Any) -> dict[str, Any]:
     vocab = {"a": 0, "b": 1, "\0": 2, "[UNK]": 3}
     model = {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"}
-    return {"version": "1.0", "added_tokens": [], "model": model, "normalizer": None, "pre_tokenizer": None,
-            "post_processor": None, "decoder": None, "truncation": None, "padding": None, **parts}  # fmt: skip
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": model,
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": None,
+        "truncation": None,
+        "padding": None,
+        **parts,
+    }
 
 
 def saved(folder: Path, pattern: str) -> str:

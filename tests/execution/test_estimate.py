@@ -131,8 +131,9 @@ def test_what_is_evaluated(text_file: Path, tmp_path: Path) -> None:
 
 def test_any_number_of_evaluations_is_counted_at_once(text_file: Path, tmp_path: Path) -> None:
     """Time grows with them, and the forecast's own does not: ten times the steps take ten times as long, but for the end."""
-    plans = estimate_runs([tiny_config(text_file, train={"steps": steps, "eval_every": 1}) for steps in (10**9, 10**10)],
-                       tmp_path, 1e9)  # fmt: skip
+    plans = estimate_runs(
+        [tiny_config(text_file, train={"steps": steps, "eval_every": 1}) for steps in (10**9, 10**10)], tmp_path, 1e9
+    )
     assert plans[1].seconds == pytest.approx(10 * plans[0].seconds, rel=1e-6)
 
 
@@ -156,12 +157,15 @@ def test_nothing_to_start_from(text_file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": {"d_expert": 12}}, "experts of width 12 cannot be copies of a network of width 32. Add: match=none model.d_expert=32"),
+        (
+            {"model": {"d_expert": 12}},
+            "experts of width 12 cannot be copies of a network of width 32. Add: match=none model.d_expert=32",
+        ),
         ({"model": {"d_expert": 32, "d_model": 8}}, "has model.d_model=16, and this model 8. Add: model.d_model=16"),
         ({"model": {"d_expert": 32, "activation": "relu"}}, "has model.activation=silu, and this model relu"),
         ({"model": {"d_expert": 32, "num_layers": 3}}, "has model.num_layers=2, and this model 3"),
     ],
-)  # fmt: skip
+)
 def test_a_model_of_another_shape_is_refused(
     text_file: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:

@@ -97,7 +97,7 @@ def groups(monkeypatch: pytest.MonkeyPatch, folder: Path, own: str, files: dict[
         ("nonsense\n", {"cpu.max": "much\n"}, 8),
         ("0::/\n", {"cpu.max": "100000 0\n"}, 8),
     ],
-)  # fmt: skip
+)
 def test_cores_are_limited_by_the_group(
     own: str, files: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -118,9 +118,14 @@ def test_memory_of_older_groups_is_a_limit(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.parametrize(
     ("own", "quota", "busy"),
-    [({0, 1}, "max 100000", 0.0), ({2, 3}, "max 100000", 2.0), ({1, 2}, "max 100000", 1.0), ({0, 1, 2, 3}, "200000 100000", 0.0),
-     ({1, 2, 3}, "200000 100000", 1.0)],
-)  # fmt: skip
+    [
+        ({0, 1}, "max 100000", 0.0),
+        ({2, 3}, "max 100000", 2.0),
+        ({1, 2}, "max 100000", 1.0),
+        ({0, 1, 2, 3}, "200000 100000", 0.0),
+        ({1, 2, 3}, "200000 100000", 1.0),
+    ],
+)
 def test_other_work_counts_on_cores_of_this_process(
     own: set[int], quota: str, busy: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -10,8 +10,10 @@ import pytest
 from moe_cli.config.compose import load_config
 from moe_cli.execution.memory import estimate_memory
 
-SHAPE = ("train=smoke train.steps=4 train.eval_every=2 model.d_model=32 model.num_heads=2 match=none model.d_expert=16 "
-         "model.context_length=64 train.batch_size=8 k=2 train.threads=1")  # fmt: skip
+SHAPE = (
+    "train=smoke train.steps=4 train.eval_every=2 model.d_model=32 model.num_heads=2 match=none model.d_expert=16 "
+    "model.context_length=64 train.batch_size=8 k=2 train.threads=1"
+)
 
 
 # `moe`, which says at its end what it held: the system counts for a new process what its parent held when it was forked.
@@ -36,14 +38,22 @@ def peak_bytes(words: list[str], outputs: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/self/status")
-@pytest.mark.parametrize(("vocab_size", "experts", "layers"), [(50257, 512, 4), (50257, 512, 1), (8192, 512, 2), (256, 512, 4),
-                                                               (256, 8, 1), (50257, 8, 2)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("vocab_size", "experts", "layers"),
+    [(50257, 512, 4), (50257, 512, 1), (8192, 512, 2), (256, 512, 4), (256, 8, 1), (50257, 8, 2)],
+)
 def test_memory_is_as_expected(vocab_size: int, experts: int, layers: int, tmp_path: Path) -> None:
     """Within 20 % over vocabulary, experts and layers, whole evaluation included, which counts tokens by experts."""
     random = np.random.default_rng(0)
     for name, size in (("train", 100_000), ("val", 20_000)):
         (random.zipf(1.3, size) % vocab_size).astype(np.uint16).tofile(tmp_path / f"{name}.bin")
-    words = [*SHAPE.split(), "data=tokens", f"data.path={tmp_path}", f"data.vocab_size={vocab_size}", f"expert={experts}",
-             f"model.num_layers={layers}"]  # fmt: skip
+    words = [
+        *SHAPE.split(),
+        "data=tokens",
+        f"data.path={tmp_path}",
+        f"data.vocab_size={vocab_size}",
+        f"expert={experts}",
+        f"model.num_layers={layers}",
+    ]
     expected = estimate_memory(load_config(words, "train", None).config, tmp_path / "outputs")
     assert expected == pytest.approx(peak_bytes(words, tmp_path / "outputs"), rel=0.2)

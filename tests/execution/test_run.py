@@ -49,9 +49,24 @@ from moe_cli.training.evaluate import Evaluation, evaluate, expert_lists, probe_
 from tests.tiny import finish, tiny_config, words
 
 PROMISED = {
-    "run", "status", "expert", "k", "capacity", "router", "balance", "seed", "params", "active_params",
-    "flops_per_token", "val_loss", "val_bpb", "tokens_per_second", "max_violation", "dropped_fraction", "dead_experts",
-}  # fmt: skip
+    "run",
+    "status",
+    "expert",
+    "k",
+    "capacity",
+    "router",
+    "balance",
+    "seed",
+    "params",
+    "active_params",
+    "flops_per_token",
+    "val_loss",
+    "val_bpb",
+    "tokens_per_second",
+    "max_violation",
+    "dropped_fraction",
+    "dead_experts",
+}
 MOE_ERRORS = [MoeError, *MoeError.__subclasses__(), *TrainingError.__subclasses__()]
 
 
@@ -69,12 +84,25 @@ def test_the_summary_has_the_promised_keys(finished: Run) -> None:
     config = finished.config()
     costs = estimate_cost(config, 256)
     expected = {
-        "run": finished.id, "status": "completed", "expert": 4, "k": 2, "capacity": None, "router": "topk",
-        "balance": "switch", "seed": 0, "params": costs.num_params, "active_params": costs.num_active_params,
-        "flops_per_token": costs.flops_per_token, "model_flops_per_token": costs.model_flops_per_token,
-        "optimizer_flops_per_step": costs.optimizer_flops_per_step, "steps": 6, "tokens": 6 * 64, "dropped_fraction": 0.0,
-        "capacity_val_loss": None, "corpus": "text",
-    }  # fmt: skip
+        "run": finished.id,
+        "status": "completed",
+        "expert": 4,
+        "k": 2,
+        "capacity": None,
+        "router": "topk",
+        "balance": "switch",
+        "seed": 0,
+        "params": costs.num_params,
+        "active_params": costs.num_active_params,
+        "flops_per_token": costs.flops_per_token,
+        "model_flops_per_token": costs.model_flops_per_token,
+        "optimizer_flops_per_step": costs.optimizer_flops_per_step,
+        "steps": 6,
+        "tokens": 6 * 64,
+        "dropped_fraction": 0.0,
+        "capacity_val_loss": None,
+        "corpus": "text",
+    }
     assert expected == {key: content[key] for key in expected}
     assert content["val_bpb"] == pytest.approx(content["val_loss"] / math.log(2))
     assert content["val_perplexity"] == pytest.approx(math.exp(content["val_loss"]))
@@ -503,8 +531,12 @@ def test_a_message_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     messages = [
         form.format(words) for words in TRIGGERS for form in ("{}", "/data/{}/a.txt is empty.", "x={0}: no {0}")
     ]
-    taken = [(kind, message) for kind in kinds for message in messages
-             if translate_exception(Run(tmp_path / "run"), kind(message)) is not None]  # fmt: skip
+    taken = [
+        (kind, message)
+        for kind in kinds
+        for message in messages
+        if translate_exception(Run(tmp_path / "run"), kind(message)) is not None
+    ]
     assert [] == taken
 
 
@@ -570,14 +602,27 @@ def test_a_run_does_not_go_on_with_other_settings(text_file: Path, tmp_path: Pat
     assert run_one(run, tmp_path).summary()
 
 
-TRAINED = ["expert=4", "k=1", "model.d_model=16", "model.num_layers=1", "model.num_heads=2", "model.context_length=16",
-           "train.steps=2", "train.batch_size=2", "train.threads=1", "train.device=cpu"]  # fmt: skip
+TRAINED = [
+    "expert=4",
+    "k=1",
+    "model.d_model=16",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "model.context_length=16",
+    "train.steps=2",
+    "train.batch_size=2",
+    "train.threads=1",
+    "train.device=cpu",
+]
 
 
 def test_train_is_public(
-    tmp_path: Path, text_file: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    text_file: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """moe_cli.train(overrides) trains in the folder given or in MOE_OUTPUTS. With progress it prints what the command
     prints, without it nothing; results and notes are the same.
 
@@ -629,5 +674,6 @@ def test_an_interrupted_training_from_python_is_saved(tmp_path: Path, text_file:
     process.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in process.communicate()[1]
     assert ("interrupted", f"stopped; {runs[0].kept()}") == (
-        runs[0].status()["status"], runs[0].status()["reason"],
-    )  # fmt: skip
+        runs[0].status()["status"],
+        runs[0].status()["reason"],
+    )

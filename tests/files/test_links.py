@@ -104,9 +104,11 @@ class Work:
         """Returns the operations that write near a name."""
         ends = (self.throw_away, self.free)
         return {
-            "s": (self.sweep, self.report, *ends), "q": (self.search, *ends), "runs": (self.resume, *ends),
+            "s": (self.sweep, self.report, *ends),
+            "q": (self.search, *ends),
+            "runs": (self.resume, *ends),
             ".cache": (self.resume, self.load, self.free),
-        }.get(name.split("/")[0], (self.resume, *ends))  # fmt: skip
+        }.get(name.split("/")[0], (self.resume, *ends))
 
 
 def interrupt(view: Any) -> None:

@@ -34,11 +34,31 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     calls: list[Call] = []
 
     def init(
-        entity=None, project=None, dir=None, id=None, name=None, notes=None, tags=None, config=None,
-        config_exclude_keys=None, config_include_keys=None, allow_val_change=None, group=None, job_type=None,
-        mode=None, force=None, reinit=None, resume=None, resume_from=None, fork_from=None, save_code=None,
-        tensorboard=None, sync_tensorboard=None, monitor_gym=None, settings=None,
-    ):  # fmt: skip
+        entity=None,
+        project=None,
+        dir=None,
+        id=None,
+        name=None,
+        notes=None,
+        tags=None,
+        config=None,
+        config_exclude_keys=None,
+        config_include_keys=None,
+        allow_val_change=None,
+        group=None,
+        job_type=None,
+        mode=None,
+        force=None,
+        reinit=None,
+        resume=None,
+        resume_from=None,
+        fork_from=None,
+        save_code=None,
+        tensorboard=None,
+        sync_tensorboard=None,
+        monitor_gym=None,
+        settings=None,
+    ):
         calls.append(("init", dict(locals())))
         return StandIn(calls)
 
@@ -51,10 +71,25 @@ def trackio(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     calls: list[Call] = []
 
     def init(
-        project, name=None, group=None, space_id=None, server_url=None, dataset_id=None, bucket_id=None, config=None,
-        resume="never", settings=None, private=None, embed=True, auto_log_gpu=None, gpu_log_interval=10.0,
-        auto_log_cpu=None, cpu_log_interval=10.0, webhook_url=None, webhook_min_level=None,
-    ):  # fmt: skip
+        project,
+        name=None,
+        group=None,
+        space_id=None,
+        server_url=None,
+        dataset_id=None,
+        bucket_id=None,
+        config=None,
+        resume="never",
+        settings=None,
+        private=None,
+        embed=True,
+        auto_log_gpu=None,
+        gpu_log_interval=10.0,
+        auto_log_cpu=None,
+        cpu_log_interval=10.0,
+        webhook_url=None,
+        webhook_min_level=None,
+    ):
         calls.append(("init", dict(locals())))
         print("* Trackio project initialized")
         return StandIn(calls)
@@ -99,9 +134,8 @@ def test_wandb_gets_each_point_once(text_file: Path, tmp_path: Path, wandb: list
     broken_off_and_resumed(text_file, tmp_path, "wandb")
     assert EXPECTED == logged(wandb)
     assert [("finish", 1), ("summary", {"summary/val_loss": 0.5}), ("finish", 0)] == [
-        call for call in wandb if (call[0] in ("finish", "summary") and call[1])
-        or call[0] == "finish"
-    ]  # fmt: skip
+        call for call in wandb if (call[0] in ("finish", "summary") and call[1]) or call[0] == "finish"
+    ]
     first, second = (value for what, value in wandb if what == "init")
     assert first["id"] == second["id"]
 
@@ -110,8 +144,15 @@ def test_wandb_is_offline_and_in_the_run_folder(text_file: Path, tmp_path: Path,
     """wandb gets the offline mode, the run's folder, settings, name, group, and project."""
     run, _ = begin(logged_config(text_file, "wandb"), tmp_path)
     asked = wandb[0][1]
-    expected = {"mode": "offline", "dir": run.path, "project": "moe", "name": run.id, "group": "runs", "resume": None,
-                "config": RunContext(run, run.config(), tmp_path).settings()}  # fmt: skip
+    expected = {
+        "mode": "offline",
+        "dir": run.path,
+        "project": "moe",
+        "name": run.id,
+        "group": "runs",
+        "resume": None,
+        "config": RunContext(run, run.config(), tmp_path).settings(),
+    }
     assert expected == {key: asked[key] for key in expected}
 
 

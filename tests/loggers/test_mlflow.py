@@ -57,8 +57,9 @@ def curves(run: Run, outputs: Path) -> Points:
     reader, run_id = client(outputs), called(run)
     return {
         key: sorted((point.step, point.value) for point in reader.get_metric_history(run_id, key))
-        for key in reader.get_run(run_id).data.metrics if not key.startswith("summary/")
-    }  # fmt: skip
+        for key in reader.get_run(run_id).data.metrics
+        if not key.startswith("summary/")
+    }
 
 
 def test_every_value_is_that_of_the_metrics_file(trained: Run, outputs: Path) -> None:

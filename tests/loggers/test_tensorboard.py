@@ -24,8 +24,11 @@ def read(run: Run) -> EventAccumulator:
 def scalars(run: Run) -> Points:
     """The curves of the event files, without the results at the end."""
     found = read(run)
-    return {tag: [(each.step, each.value) for each in found.Scalars(tag)] for tag in found.Tags()["scalars"]
-            if not tag.startswith("summary/")}  # fmt: skip
+    return {
+        tag: [(each.step, each.value) for each in found.Scalars(tag)]
+        for tag in found.Tags()["scalars"]
+        if not tag.startswith("summary/")
+    }
 
 
 def rounded(curves: Points) -> Points:
@@ -50,8 +53,11 @@ def test_the_results_are_there(trained: Run) -> None:
     """Every number of summary.json is a scalar at the last step."""
     summary = trained.summary() or {}
     found = read(trained)
-    expected = {f"summary/{key}": [(6, float(np.float32(value)))] for key, value in summary.items()
-                if isinstance(value, int | float)}  # fmt: skip
+    expected = {
+        f"summary/{key}": [(6, float(np.float32(value)))]
+        for key, value in summary.items()
+        if isinstance(value, int | float)
+    }
     tags = [tag for tag in found.Tags()["scalars"] if tag.startswith("summary/")]
     assert expected == {tag: [(each.step, each.value) for each in found.Scalars(tag)] for tag in tags}
     assert "summary/val_bpb" in tags

@@ -58,9 +58,14 @@ def attention_formula(attention: Attention, x: Tensor, model: GPTConfig) -> Tens
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"qk_norm": False}, {"position_encoding": "learned"}, {"num_heads": 6, "num_kv_heads": 2},
-     {"num_heads": 4, "num_kv_heads": 1, "qk_norm": False}],
-)  # fmt: skip
+    [
+        {},
+        {"qk_norm": False},
+        {"position_encoding": "learned"},
+        {"num_heads": 6, "num_kv_heads": 2},
+        {"num_heads": 4, "num_kv_heads": 1, "qk_norm": False},
+    ],
+)
 def test_attention_equals_the_formula(changes: dict[str, Any]) -> None:
     """Torch's fused attention is causal softmax attention written out, heads of any number sharing keys and values."""
     model = replace(MODEL, **changes)

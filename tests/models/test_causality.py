@@ -31,9 +31,15 @@ from tests.tiny import TINY, randomise, tiny_config
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 V, L, B = 40, 16, 3
 ROUTERS: dict[str, Any] = {
-    "topk": TopKConfig(), "switch": SwitchConfig(), "noisy_topk": NoisyTopKConfig(), "sigmoid": SigmoidConfig(),
-    "sinkhorn": SinkhornConfig(), "relu": ReluConfig(), "hash": HashConfig(), "random": RandomConfig(),
-}  # fmt: skip
+    "topk": TopKConfig(),
+    "switch": SwitchConfig(),
+    "noisy_topk": NoisyTopKConfig(),
+    "sigmoid": SigmoidConfig(),
+    "sinkhorn": SinkhornConfig(),
+    "relu": ReluConfig(),
+    "hash": HashConfig(),
+    "random": RandomConfig(),
+}
 # Their weights, or who is chosen, have a part that training draws or takes from the whole batch.
 DETERMINISTIC = [name for name in ROUTERS if name not in ("noisy_topk", "random", "sinkhorn")]
 FAMILIES = ("gpt", "lstm", "t5")
@@ -81,7 +87,10 @@ def test_a_limited_evaluation_sees_no_later_token(family: str, router: str) -> N
     model = model_of(family, router, drop="position").eval()
     policy = RoutingPolicy(capacity_factor=0.5)
     assert 0 == moved(model, family, policy)
-    dropped = [layer.route(torch.randn(L, 16).double(), torch.arange(L), policy=policy).kept.logical_not().sum() for layer in moe_layers(model)]  # fmt: skip
+    dropped = [
+        layer.route(torch.randn(L, 16).double(), torch.arange(L), policy=policy).kept.logical_not().sum()
+        for layer in moe_layers(model)
+    ]
     assert all(number > 0 for number in dropped)
 
 
@@ -123,8 +132,15 @@ def test_another_sequence_changes_nothing(family: str) -> None:
     torch.testing.assert_close(*both, rtol=0, atol=1e-9)
 
 
-@given(data=st.data(), experts=st.integers(1, 5), number=st.integers(0, 3), length=st.integers(1, 6), top_k=st.integers(1, 3),
-       padded=st.booleans(), capacity=st.integers(1, 5))  # fmt: skip
+@given(
+    data=st.data(),
+    experts=st.integers(1, 5),
+    number=st.integers(0, 3),
+    length=st.integers(1, 6),
+    top_k=st.integers(1, 3),
+    padded=st.booleans(),
+    capacity=st.integers(1, 5),
+)
 def test_the_first_of_each_sequence_are_kept(
     data: Any, experts: int, number: int, length: int, top_k: int, padded: bool, capacity: int
 ) -> None:
@@ -133,7 +149,9 @@ def test_the_first_of_each_sequence_are_kept(
     mask = torch.tensor(rows, dtype=torch.bool).view(number, length)
     homes = [row for row in range(number) for place in range(length) if not padded or mask[row, place]]
     ids = torch.arange(len(homes)).repeat(top_k)
-    asked = torch.tensor(data.draw(st.lists(st.integers(0, experts - 1), min_size=len(ids), max_size=len(ids))), dtype=torch.int64)  # fmt: skip
+    asked = torch.tensor(
+        data.draw(st.lists(st.integers(0, experts - 1), min_size=len(ids), max_size=len(ids))), dtype=torch.int64
+    )
     probs = torch.zeros(len(homes), experts)
     routing = Routing(probs, probs, ids, asked, torch.ones(len(ids)), torch.ones(len(ids), dtype=torch.bool))
     taken: dict[tuple[int, int], int] = defaultdict(int)
@@ -156,11 +174,15 @@ def test_the_capacity_is_that_of_a_whole_sequence() -> None:
     capacity = expert_capacity(10, 4, 2, 0.5)
     whole, part = layer(x[:1])[1], layer(x, mask=mask)[1]
     assert capacity == int(torch.bincount(whole.expert_ids[whole.kept]).max()) == 3
-    of = lambda routing, first, last: {(int(token) - first, int(expert)) for token, expert, kept in zip(  # noqa: E731
-        routing.token_ids, routing.expert_ids, routing.kept, strict=True) if kept and first <= token < last}  # fmt: skip
-    early = {pair for pair in of(whole, 0, 10) if pair[0] < 6}
-    assert of(part, 0, 10) == of(whole, 0, 10)
-    assert of(part, 10, 16) == early
+
+    def assignments(routing: Routing, first: int, last: int) -> set[tuple[int, int]]:
+        """Returns the kept pairs of (token, expert) of a range of tokens, counted from its first token."""
+        triples = zip(routing.token_ids, routing.expert_ids, routing.kept, strict=True)
+        return {(int(token) - first, int(expert)) for token, expert, kept in triples if kept and first <= token < last}
+
+    early = {pair for pair in assignments(whole, 0, 10) if pair[0] < 6}
+    assert assignments(part, 0, 10) == assignments(whole, 0, 10)
+    assert assignments(part, 10, 16) == early
 
 
 def test_a_causal_layer_refuses_routers_that_look_ahead() -> None:

@@ -110,9 +110,17 @@ def test_tasks_choose_for_themselves() -> None:
 
 
 ROUTERS: list[RouterConfig] = [
-    TopKConfig(), TopKConfig(score="mlp"), TopKConfig(score="cosine"), TopKConfig(null_experts=1), NoisyTopKConfig(),
-    SigmoidConfig(), SinkhornConfig(), ReluConfig(), RandomConfig(), ExpertChoiceConfig(),
-]  # fmt: skip
+    TopKConfig(),
+    TopKConfig(score="mlp"),
+    TopKConfig(score="cosine"),
+    TopKConfig(null_experts=1),
+    NoisyTopKConfig(),
+    SigmoidConfig(),
+    SinkhornConfig(),
+    ReluConfig(),
+    RandomConfig(),
+    ExpertChoiceConfig(),
+]
 
 
 @pytest.mark.parametrize("router", ROUTERS, ids=lambda router: f"{router.name} {getattr(router, 'score', '')}")

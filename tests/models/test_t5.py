@@ -92,7 +92,7 @@ def test_experts_are_in_both_stacks_alike(sizes: dict[str, int], sparse: list[in
 def test_buckets_of_distances_by_hand() -> None:
     """8 buckets for two sides, 4 each: 0 and 1 alone, 2 and 3, from 4 on; later keys have the upper half. 8 for one
     side: 0 to 3 alone, then by the logarithm up to 32.
-    """  # fmt: skip
+    """
     away = torch.tensor([[-9, -4, -3, -1, 0, 1, 2, 5, 40]])
     assert [3, 3, 2, 1, 0, 5, 6, 7, 7] == relative_position_bucket(away, 8, 8, both_sides=True)[0].tolist()
     away = torch.tensor([[-100, -32, -19, -18, -7, -6, -4, -3, 0, 3]])
@@ -145,13 +145,25 @@ def test_it_is_t5() -> None:
         "tie_embeddings": True,
     }
     model = model_of(expert=1, k=1, model=sizes)
-    peer = T5ForConditionalGeneration(
-        PeerConfig(
-            vocab_size=V, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4, relative_attention_num_buckets=8,
-            relative_attention_max_distance=6, dropout_rate=0.0, feed_forward_proj="relu",
-            tie_word_embeddings=False,  # here: do not scale what comes before the head, which is tied all the same
+    peer = (
+        T5ForConditionalGeneration(
+            PeerConfig(
+                vocab_size=V,
+                d_model=16,
+                d_kv=4,
+                d_ff=32,
+                num_layers=2,
+                num_heads=4,
+                relative_attention_num_buckets=8,
+                relative_attention_max_distance=6,
+                dropout_rate=0.0,
+                feed_forward_proj="relu",
+                tie_word_embeddings=False,  # here: do not scale what comes before the head, which is tied all the same
+            )
         )
-    ).double().eval()  # fmt: skip
+        .double()
+        .eval()
+    )
     peer.load_state_dict(their_weights(model))
     read, written = tokens()
     theirs = peer(input_ids=read, decoder_input_ids=written).logits

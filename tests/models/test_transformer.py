@@ -166,8 +166,17 @@ def test_a_tied_head_is_the_embedding() -> None:
 
 @pytest.mark.parametrize(
     ("every", "first", "sparse"),
-    [(1, 0, [0, 1, 2, 3]), (2, 0, [1, 3]), (3, 0, [2]), (4, 0, [3]), (1, 1, [1, 2, 3]), (2, 1, [1, 3]), (2, 2, [3]), (1, 3, [3])],
-)  # fmt: skip
+    [
+        (1, 0, [0, 1, 2, 3]),
+        (2, 0, [1, 3]),
+        (3, 0, [2]),
+        (4, 0, [3]),
+        (1, 1, [1, 2, 3]),
+        (2, 1, [1, 3]),
+        (2, 2, [3]),
+        (1, 3, [3]),
+    ],
+)
 def test_which_blocks_have_experts(every: int, first: int, sparse: list[int]) -> None:
     """The last of every `moe_layer_freq`, none of the `first_k_dense`; each gives a routing, and cost's count agrees."""
     asked = config(model={"num_layers": 4, "moe_layer_freq": every, "first_k_dense": first})

@@ -296,9 +296,20 @@ def test_an_expert_that_scores_itself_learns_only_if_chosen() -> None:
     assert layer.experts.w_in.grad[int(routing.expert_ids[0])].any()
 
 
-@pytest.mark.parametrize("config", [NoisyTopKConfig(), SigmoidConfig(), SinkhornConfig(), ReluConfig(), HashConfig(),
-                                    HashConfig(weights="constant"), ExpertChoiceConfig(),
-                                    SigmoidConfig(score="cosine", null_experts=3), TopKConfig(score="mlp")])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        NoisyTopKConfig(),
+        SigmoidConfig(),
+        SinkhornConfig(),
+        ReluConfig(),
+        HashConfig(),
+        HashConfig(weights="constant"),
+        ExpertChoiceConfig(),
+        SigmoidConfig(score="cosine", null_experts=3),
+        TopKConfig(score="mlp"),
+    ],
+)
 def test_gates_have_as_many_parameters_as_they_are_said_to(config: RouterConfig) -> None:
     """gate_params, from the configuration alone, counts the router's parameters."""
     router = make_router(config, D, E, 2, vocab_size=9)
@@ -405,11 +416,14 @@ def test_what_a_router_cannot_do_is_refused(config: RouterConfig, top_k: int, me
         check_router(config, E, top_k, causal=False)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"temperature": 0.0}, "router.temperature=0.0 must be greater than 0"),
-    ({"null_experts": -1}, "router.null_experts=-1 is too small"),
-    ({"score": "activation", "null_experts": 1}, "router.null_experts=1 with router.score=activation"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "router.temperature=0.0 must be greater than 0"),
+        ({"null_experts": -1}, "router.null_experts=-1 is too small"),
+        ({"score": "activation", "null_experts": 1}, "router.null_experts=1 with router.score=activation"),
+    ],
+)
 def test_options_have_their_ranges(options: dict[str, Any], message: str) -> None:
     """Options that all token-choice routers share are refused outside their ranges."""
     with pytest.raises(ConfigError) as error:

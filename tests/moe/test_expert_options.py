@@ -68,10 +68,16 @@ def test_a_shared_expert_behind_a_gate_is_qwen2s() -> None:
     layer = MoELayer(16, 8, 2, 24, router=TopKConfig(renormalise=True), shared_experts=1, shared_gate=True)
     for gate in (layer.router.gate, layer.shared_gate):
         nn.init.normal_(gate.weight)
-    peer = Qwen2MoeSparseMoeBlock(Qwen2MoeConfig(
-        hidden_size=16, moe_intermediate_size=24, shared_expert_intermediate_size=24, num_experts=8,
-        num_experts_per_tok=2, norm_topk_prob=True,
-    ))  # fmt: skip
+    peer = Qwen2MoeSparseMoeBlock(
+        Qwen2MoeConfig(
+            hidden_size=16,
+            moe_intermediate_size=24,
+            shared_expert_intermediate_size=24,
+            num_experts=8,
+            num_experts_per_tok=2,
+            norm_topk_prob=True,
+        )
+    )
     shared = peer.shared_expert
     with torch.no_grad():
         peer.gate.weight.copy_(layer.router.gate.weight)

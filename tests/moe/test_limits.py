@@ -25,7 +25,14 @@ from moe_cli.moe.sparse_layer import SparseLayer
 # No tokens in every place, one token, and several.
 SHAPES = ((0, 8), (2, 0, 8), (0, 5, 8), (8,), (1, 1, 8), (2, 3, 8))
 MASKS = ("none", "full", "all padding", "one padded")
-BALANCES = (SwitchBalance(), SwitchBalance(scope="global"), BalanceLoss(name="importance"), BalanceLoss(name="z"), BalanceLoss(name="entropy"), BalanceLoss(name="mutual_information"))  # fmt: skip
+BALANCES = (
+    SwitchBalance(),
+    SwitchBalance(scope="global"),
+    BalanceLoss(name="importance"),
+    BalanceLoss(name="z"),
+    BalanceLoss(name="entropy"),
+    BalanceLoss(name="mutual_information"),
+)
 BAD_COUNTS = (0, -1, True, 10**30)
 
 
@@ -40,8 +47,13 @@ def make_mask(name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
 
 def check_measures(layer: SparseLayer, routing: Routing) -> None:
     asked = routing.tokens_per_expert
-    measures = [routing_metrics.max_violation(asked), routing_metrics.load_cv(asked), routing_metrics.dead_experts(asked), routing_metrics.dropped_fraction(routing),
-                routing_metrics.routing_entropy(routing.probs)]  # fmt: skip
+    measures = [
+        routing_metrics.max_violation(asked),
+        routing_metrics.load_cv(asked),
+        routing_metrics.dead_experts(asked),
+        routing_metrics.dropped_fraction(routing),
+        routing_metrics.routing_entropy(routing.probs),
+    ]
     assert all(map(math.isfinite, measures)), measures
     still = torch.zeros(routing.num_experts)
     for bias in (quantile_bias(still, routing.probs, layer.top_k, 3), update_expert_bias(still, asked, 0.1)):

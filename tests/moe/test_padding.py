@@ -32,9 +32,16 @@ IDS = torch.arange(SEQUENCES * LENGTH).view(SEQUENCES, LENGTH)
 def layer_of(name: str, **options: Any) -> SparseLayer:
     torch.manual_seed(0)
     layer = make_layer(
-        D, E, 1 if name == "switch" else 2, 7, router=ROUTERS[name], vocab_size=99,
-        shared_experts=1, shared_gate=True, **options,
-    ).double()  # fmt: skip
+        D,
+        E,
+        1 if name == "switch" else 2,
+        7,
+        router=ROUTERS[name],
+        vocab_size=99,
+        shared_experts=1,
+        shared_gate=True,
+        **options,
+    ).double()
     for param in layer.router.parameters():
         torch.nn.init.normal_(param)
     return layer

@@ -57,8 +57,11 @@ def make_layer(num_experts: int, top_k: int, router: RouterConfig, **options: ob
 
 def stacked(peer: nn.Module) -> dict[str, Tensor]:
     """The parameters that Mixtral and its like keep as stacks."""
-    return {"router.gate.weight": peer.gate.weight, "experts.w_in": peer.experts.gate_up_proj,
-            "experts.w_out": peer.experts.down_proj}  # fmt: skip
+    return {
+        "router.gate.weight": peer.gate.weight,
+        "experts.w_in": peer.experts.gate_up_proj,
+        "experts.w_out": peer.experts.down_proj,
+    }
 
 
 def assert_equal(both: Pair, x: Tensor) -> None:
@@ -108,9 +111,16 @@ def test_equals_softmax_blocks(make: Callable[..., Pair], num_experts: int, top_
 def test_equals_deepseek_v3(groups: int, top_groups: int) -> None:
     """Sigmoid scores, bias on the choice, group-limited choice, scale, and a shared expert of twice the width."""
     config = DeepseekV3Config(
-        hidden_size=D, moe_intermediate_size=F, n_routed_experts=8, num_experts_per_tok=2, n_group=groups,
-        topk_group=top_groups, n_shared_experts=2, routed_scaling_factor=2.5, norm_topk_prob=True,
-    )  # fmt: skip
+        hidden_size=D,
+        moe_intermediate_size=F,
+        n_routed_experts=8,
+        num_experts_per_tok=2,
+        n_group=groups,
+        topk_group=top_groups,
+        n_shared_experts=2,
+        routed_scaling_factor=2.5,
+        norm_topk_prob=True,
+    )
     peer = DeepseekV3MoE(config)
     router = SigmoidConfig(scale=2.5, groups=groups, top_groups=top_groups)
     layer = make_layer(8, 2, router, shared_experts=2)
@@ -134,15 +144,27 @@ def test_equals_switch(room: float | None) -> None:
     """One expert per token, weighted by its probability, the first to come kept: on one sequence."""
     capacity = 10**6 if room is None else math.ceil(20 * room / 4)
     config = SwitchTransformersConfig(
-        d_model=D, d_ff=F, num_experts=4, expert_capacity=capacity, router_jitter_noise=0.0, dropout_rate=0.0,
+        d_model=D,
+        d_ff=F,
+        num_experts=4,
+        expert_capacity=capacity,
+        router_jitter_noise=0.0,
+        dropout_rate=0.0,
         dense_act_fn="relu",
-    )  # fmt: skip
+    )
     peer = SwitchTransformersSparseMLP(config)
     layer = make_layer(4, 1, SwitchConfig(jitter=0.0), ffn_type="mlp", activation="relu", capacity_factor=room)
     stacks = {"wi": layer.experts.w_in, "wo": layer.experts.w_out}
     theirs = {name: nn.Parameter(torch.empty_like(stack)) for name, stack in stacks.items()}
-    both = pair(layer, peer, {"router.gate.weight": peer.router.classifier.weight, "experts.w_in": theirs["wi"],
-                              "experts.w_out": theirs["wo"]})  # fmt: skip
+    both = pair(
+        layer,
+        peer,
+        {
+            "router.gate.weight": peer.router.classifier.weight,
+            "experts.w_in": theirs["wi"],
+            "experts.w_out": theirs["wo"],
+        },
+    )
     for name in stacks:
         for number in range(4):
             linear = getattr(peer.experts[f"expert_{number}"], name)

@@ -165,9 +165,13 @@ def test_an_unknown_rule_is_a_bug() -> None:
 def test_random_drops_leave_no_place_better(monkeypatch: pytest.MonkeyPatch) -> None:
     """With drop=random every assignment of an overfull expert is kept as often as any other, and the record is whole."""
     routing = Routing(
-        torch.zeros(10, 2), torch.full((10, 2), 0.5), torch.arange(10), torch.zeros(10, dtype=torch.int64),
-        torch.rand(10), torch.ones(10, dtype=torch.bool),
-    )  # fmt: skip
+        torch.zeros(10, 2),
+        torch.full((10, 2), 0.5),
+        torch.arange(10),
+        torch.zeros(10, dtype=torch.int64),
+        torch.rand(10),
+        torch.ones(10, dtype=torch.bool),
+    )
     torch.manual_seed(0)
     kept = torch.zeros(10)
     for _ in range(500):
@@ -182,8 +186,12 @@ def test_random_drops_leave_no_place_better(monkeypatch: pytest.MonkeyPatch) -> 
 def test_weights_may_be_renormalised_after_a_drop() -> None:
     """Kept assignments of a token take over the weight of its dropped ones; a token without any keeps no weight."""
     routing = Routing(
-        torch.zeros(3, 2), torch.full((3, 2), 0.5), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 0, 0, 1, 1, 1]),
-        torch.tensor([0.6, 0.5, 0.8, 0.4, 0.3, 0.2]), torch.tensor([True, True, False, True, False, False]),
-    )  # fmt: skip
+        torch.zeros(3, 2),
+        torch.full((3, 2), 0.5),
+        torch.tensor([0, 1, 2, 0, 1, 2]),
+        torch.tensor([0, 0, 0, 1, 1, 1]),
+        torch.tensor([0.6, 0.5, 0.8, 0.4, 0.3, 0.2]),
+        torch.tensor([True, True, False, True, False, False]),
+    )
     kept = renormalise_kept(routing).weights * routing.kept
     torch.testing.assert_close(torch.tensor([0.6, 0.8, 0, 0.4, 0, 0]), kept)

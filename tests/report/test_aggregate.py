@@ -88,9 +88,14 @@ def test_without_a_shared_seed_there_is_no_difference(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "difference",
-    [{"train__steps": 1000}, {"optim__lr": 0.0123}, {"model__num_layers": 3}, {"optim": "adamw"},
-     {"data__val_fraction": 0.123}],
-)  # fmt: skip
+    [
+        {"train__steps": 1000},
+        {"optim__lr": 0.0123},
+        {"model__num_layers": 3},
+        {"optim": "adamw"},
+        {"data__val_fraction": 0.123},
+    ],
+)
 def test_a_dense_run_of_other_settings_is_no_baseline(tmp_path: Path, difference: dict[str, Any]) -> None:
     """Budget, optimizer, data and shape must be equal."""
     complete(tmp_path, 2.0, expert=1, **difference)
@@ -107,10 +112,20 @@ def test_a_dense_run_on_other_data_is_no_baseline(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    [{"k": 1}, {"capacity": 1.25}, {"router": "switch", "k": 1}, {"balance": "none"}, {"balance__weight": 0.1},
-     {"model__shared_experts": 1}, {"model__moe_layer_freq": 2}, {"match": "none", "model__d_expert": 64}, {"eval__k": 1},
-     {"train__threads": 1}, {"train__device": "cpu"}],
-)  # fmt: skip
+    [
+        {"k": 1},
+        {"capacity": 1.25},
+        {"router": "switch", "k": 1},
+        {"balance": "none"},
+        {"balance__weight": 0.1},
+        {"model__shared_experts": 1},
+        {"model__moe_layer_freq": 2},
+        {"match": "none", "model__d_expert": 64},
+        {"eval__k": 1},
+        {"train__threads": 1},
+        {"train__device": "cpu"},
+    ],
+)
 def test_settings_of_experts_and_of_execution_do_not_part_a_row_from_its_baseline(
     tmp_path: Path, setting: dict[str, Any]
 ) -> None:
@@ -194,8 +209,15 @@ def test_what_varies(tmp_path: Path, grid: list[dict[str, Any]], expected: list[
 
 def test_every_setting_applies_to_a_sparse_model_and_resolution_says_which_to_a_dense_one() -> None:
     """A setting that resolving a dense model sets aside is one that does not apply to it."""
-    sparse = {"k": 1, "capacity": 1.5, "match": "active", "eval.k": 1, "model.shared_experts": 1, "model.moe_layer_freq": 2,
-              "model.dispatch": "reference"}  # fmt: skip
+    sparse = {
+        "k": 1,
+        "capacity": 1.5,
+        "match": "active",
+        "eval.k": 1,
+        "model.shared_experts": 1,
+        "model.moe_layer_freq": 2,
+        "model.dispatch": "reference",
+    }
     changed = configure(expert=1, **{key.replace(".", "__"): value for key, value in sparse.items() if key != "k"})
     assert changed == configure(expert=1)
     assert {name for name in sparse if setting_applies(name, {"expert": 1})} == set()

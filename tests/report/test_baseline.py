@@ -47,9 +47,12 @@ def test_differences_are_taken_to_the_sweeps_baseline(tmp_path: Path) -> None:
     complete(tmp_path, 1.0, group="mine", expert=1)
     view = view_of(tmp_path)
     assert differences(view) == {
-        ("random", 1): 0, ("random", 2): 0, ("topk", 1): pytest.approx(-0.1), ("topk", 2): pytest.approx(-0.1),
+        ("random", 1): 0,
+        ("random", 2): 0,
+        ("topk", 1): pytest.approx(-0.1),
+        ("topk", 2): pytest.approx(-0.1),
         (None, 1): None,
-    }  # fmt: skip
+    }
     rows = {(row["router"], row["k"]): row for row in view.all_rows}
     assert rows["topk", 2]["baseline"] == rows["random", 2]["runs"][0]
     assert rows["random", 2]["vs_baseline_interval"] is None
@@ -184,10 +187,13 @@ def test_a_baseline_is_given_as_settings_or_as_a_condition(text: str, baseline: 
         ("balance==none", "(balance was read as null, which is no name; for a name write balance=none)"),
         ("seed=1", "--baseline 'seed=1': configurations are compared seed by seed. Leave out the seed."),
         ("balance='none", "--baseline 'balance='none': a quote is not closed."),
-        ("balance=switch", "--baseline balance=switch fits several configurations where one is needed: "
-                           "balance.weight=0.01; balance.weight=0.5. Add what tells them apart."),
+        (
+            "balance=switch",
+            "--baseline balance=switch fits several configurations where one is needed: "
+            "balance.weight=0.01; balance.weight=0.5. Add what tells them apart.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_baseline_that_fits_no_or_several_configurations_is_refused(tmp_path: Path, text: str, message: str) -> None:
     """In one line that names what there is; for a table, a recommendation and a file alike."""
     complete(tmp_path, 2.0, "mine", balance="none")

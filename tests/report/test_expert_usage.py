@@ -74,11 +74,18 @@ def test_top_tokens_have_their_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        {"layer": "0"}, {"layer": -1}, {"step": True}, {"step": 1e300}, {"tokens_per_expert": []},
-        {"tokens_per_expert": [1, None]}, {"tokens_per_expert": [float("nan"), 1]}, {"tokens_per_expert": "many"},
-        {"tokens_per_expert": [-1, 2]}, {"tokens_per_expert": [10**400, 2]},
+        {"layer": "0"},
+        {"layer": -1},
+        {"step": True},
+        {"step": 1e300},
+        {"tokens_per_expert": []},
+        {"tokens_per_expert": [1, None]},
+        {"tokens_per_expert": [float("nan"), 1]},
+        {"tokens_per_expert": "many"},
+        {"tokens_per_expert": [-1, 2]},
+        {"tokens_per_expert": [10**400, 2]},
     ],
-)  # fmt: skip
+)
 def test_damaged_lines_are_left_out(tmp_path: Path, damage: dict[str, Any]) -> None:
     """They neither crash nor count."""
     assert () == routed(tmp_path, {**record(), **damage}).layers
@@ -88,11 +95,17 @@ def test_damaged_lines_are_left_out(tmp_path: Path, damage: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     "damage",
     [
-        {"co_activation": [[1]]}, {"co_activation": "x"}, {"experts_by_domain": [1]}, {"experts_by_domain": {"a": [1]}},
-        {"top_tokens": 3}, {"token_texts": 3, "top_tokens": [[[1, 1, 1]], [], [], []]}, {"saturation": {"x": 1, "5": "y"}},
-        {"kept_per_expert": [None]}, {"routing_entropy": "high"},
+        {"co_activation": [[1]]},
+        {"co_activation": "x"},
+        {"experts_by_domain": [1]},
+        {"experts_by_domain": {"a": [1]}},
+        {"top_tokens": 3},
+        {"token_texts": 3, "top_tokens": [[[1, 1, 1]], [], [], []]},
+        {"saturation": {"x": 1, "5": "y"}},
+        {"kept_per_expert": [None]},
+        {"routing_entropy": "high"},
     ],
-)  # fmt: skip
+)
 def test_damaged_tables_leave_the_load(tmp_path: Path, damage: dict[str, Any]) -> None:
     """Damaged tables count as not recorded, and the load stays."""
     [layer] = routed(tmp_path, record(**damage)).layers

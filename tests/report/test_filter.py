@@ -66,8 +66,13 @@ def test_captions_speak_of_the_rows_asked_for(tmp_path: Path) -> None:
     complete(tmp_path, 1.8, expert=8)
     complete(tmp_path, 1.7, expert=4)
     stopped(tmp_path, PENDING, expert=8, seed=1)
-    for condition, counted in (("expert > 1", 1), ("expert == 8", 1), ("expert == 4", 0), ("expert == 4 and seed == 0", 0),
-                               ("val_bpb < 1.85", 1)):  # fmt: skip
+    for condition, counted in (
+        ("expert > 1", 1),
+        ("expert == 8", 1),
+        ("expert == 4", 0),
+        ("expert == 4 and seed == 0", 0),
+        ("val_bpb < 1.85", 1),
+    ):
         text = "\n".join(lines(tmp_path, condition=condition))
         assert counted == text.count("1 run not counted"), condition
         assert counted == text.count("1 pending"), condition
@@ -88,6 +93,7 @@ def test_the_seeds_of_a_difference_are_said_where_they_are_fewer(tmp_path: Path)
     assert "shared seeds" not in headings(tmp_path, 200)
     complete(tmp_path, 1.74, "sparsity", expert=16, k=2, seed=7)
     assert ["3 of 4", "3 of 3", "3 of 3", "-"] == [
-        row[:place].split("  ")[-1].strip() for row in table(tmp_path, 200)[1:]
+        row[:place].split("  ")[-1].strip()
+        for row in table(tmp_path, 200)[1:]
         for place in [table(tmp_path, 200)[0].index("shared seeds") + len("shared seeds")]
-    ]  # fmt: skip
+    ]

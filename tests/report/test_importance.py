@@ -27,9 +27,11 @@ def make_search(folder: Path, trials: int, directions: tuple[str, ...] = ("minim
     optuna = import_optuna()
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
-        study_name=STUDY, storage=open_journal(folder), directions=list(directions),
+        study_name=STUDY,
+        storage=open_journal(folder),
+        directions=list(directions),
         sampler=optuna.samplers.RandomSampler(seed=0),
-    )  # fmt: skip
+    )
     names = ["val_bpb", "tokens_per_second"][: len(directions)]
     study.set_user_attr("asked", {"objectives": names})
     for _ in range(trials):

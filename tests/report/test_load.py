@@ -183,8 +183,9 @@ def test_a_copied_folder_reads_the_same(tmp_path: Path) -> None:
 
 def test_plain_values_are_pythons_own() -> None:
     """`python_lists` turns missing values of every column into None and keeps whole numbers whole."""
-    frame = pd.DataFrame({"whole": pd.array([1, None], "Int64"), "number": [0.5, math.nan], "word": ["a", None],
-                          "list": [[1], None]})  # fmt: skip
+    frame = pd.DataFrame(
+        {"whole": pd.array([1, None], "Int64"), "number": [0.5, math.nan], "word": ["a", None], "list": [[1], None]}
+    )
     frame.attrs["units"] = {"number": "bits"}
     expected = {"whole": [1, None], "number": [0.5, None], "word": ["a", None], "list": [[1], None]}
     assert expected == python_lists(frame)

@@ -79,16 +79,31 @@ def test_the_later_of_two_records_counts(tmp_path: Path) -> None:
 def test_hostile_lines_stop_nothing(tmp_path: Path) -> None:
     """Values that are no numbers, records without a step, and torn lines are left out; null becomes NaN."""
     run = complete(tmp_path, 1.7)
-    lines = [{"step": 1, "a": None, "b": "x", "c": True, "d": [1]}, {"a": 1}, {"step": "2", "a": 1}, [1],
-             {"step": True, "a": 1}, {"step": -1, "a": 1}, {"step": 2**70, "a": 1}, {"step": 2, "a": 10**400}]  # fmt: skip
+    lines = [
+        {"step": 1, "a": None, "b": "x", "c": True, "d": [1]},
+        {"a": 1},
+        {"step": "2", "a": 1},
+        [1],
+        {"step": True, "a": 1},
+        {"step": -1, "a": 1},
+        {"step": 2**70, "a": 1},
+        {"step": 2, "a": 10**400},
+    ]
     write_lines(run, "metrics.jsonl", *lines)
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "a": 2.0}\n{"step": 4, "a"')
     curves = load_curves(run)
     assert list(zip(curves["step"], curves["metric"], strict=True)) == [(1, "a"), (3, "a")]
     assert [math.isnan(value) for value in curves["value"]] == [True, False]
-    records = [layer_record(1, 0, ["x", 1]), layer_record(1, 0, [-1, 2]), layer_record(1, 0, [None, 2]), layer_record(1, 0, []),
-               layer_record(1, -1, [1]), {"step": 1, "layer": 0}, layer_record(1, 1, [1, 1], saturation=[3], load_cv="x")]  # fmt: skip
+    records = [
+        layer_record(1, 0, ["x", 1]),
+        layer_record(1, 0, [-1, 2]),
+        layer_record(1, 0, [None, 2]),
+        layer_record(1, 0, []),
+        layer_record(1, -1, [1]),
+        {"step": 1, "layer": 0},
+        layer_record(1, 1, [1, 1], saturation=[3], load_cv="x"),
+    ]
     write_lines(run, "routing.jsonl", *records, {**layer_record(1, 2, [1, 1]), "kept_per_expert": [1]})
     routing = load_routing(run)
     assert routing["layer"].tolist() == [1, 1, 2, 2]

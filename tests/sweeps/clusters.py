@@ -89,8 +89,10 @@ def slurm_daemons() -> Iterator[Path]:
         CONF.format(folder=folder, host=socket.gethostname(), user=getpass.getuser(), ports=_free_ports(3))
     )
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
-    munge = [f"--{name}={folder}/munge.{name.split('-')[0]}"
-             for name in ("key-file", "socket", "pid-file", "log-file", "seed-file")]  # fmt: skip
+    munge = [
+        f"--{name}={folder}/munge.{name.split('-')[0]}"
+        for name in ("key-file", "socket", "pid-file", "log-file", "seed-file")
+    ]
     daemons = [_daemon(["munged", "--foreground", "--force", *munge])]
     try:
         wait_until((folder / "munge.socket").exists)

@@ -20,9 +20,15 @@ from tests.training.test_resume import assert_equal_runs
 
 GRID = ("expert=1,4", "k=1", "router=topk,switch", "seed=0,1")
 SMALL = (
-    "model.d_model=16", "model.d_ff=32", "model.num_layers=2", "model.num_heads=2", "model.context_length=16",
-    "train.batch_size=4", "train.threads=1", "train.checkpoint_every=10",
-)  # fmt: skip
+    "model.d_model=16",
+    "model.d_ff=32",
+    "model.num_layers=2",
+    "model.num_heads=2",
+    "model.context_length=16",
+    "train.batch_size=4",
+    "train.threads=1",
+    "train.checkpoint_every=10",
+)
 STEPS = "train.steps=300"
 POINTS = 6  # dense with either router is one point
 Command = Callable[..., list[str]]
@@ -33,8 +39,17 @@ def command(text_file: Path) -> Command:
     """`moe sweep` on a little text, in a process of its own; the first word is the outputs folder."""
     settings = ["data=text", f"data.path={text_file}", *SMALL]
     return lambda outputs, *words: [
-        sys.executable, "-m", "moe_cli", "sweep", *settings, "-j", "2", "--outputs", str(outputs), *words,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "moe_cli",
+        "sweep",
+        *settings,
+        "-j",
+        "2",
+        "--outputs",
+        str(outputs),
+        *words,
+    ]
 
 
 def finish(words: list[str]) -> str:

@@ -26,8 +26,11 @@ def test_grid_is_the_product() -> None:
     """Commas and ranges multiply; points carry the settings that vary."""
     plan = plan_sweep(["expert=4,8", "k=range(1,3)", "train.steps=5"])
     assert [point.label for point in plan.points] == [
-        "expert=4 k=1 seed=0", "expert=4 k=2 seed=0", "expert=8 k=1 seed=0", "expert=8 k=2 seed=0",
-    ]  # fmt: skip
+        "expert=4 k=1 seed=0",
+        "expert=4 k=2 seed=0",
+        "expert=8 k=1 seed=0",
+        "expert=8 k=2 seed=0",
+    ]
     assert {point.config.train.steps for point in plan.points} == {5}
 
 
@@ -146,8 +149,13 @@ def test_a_file_of_all_kinds_of_parts(tmp_path: Path) -> None:
     """
     plan = mine(tmp_path, text)
     assert labels(plan) == [
-        "expert=1 k=1", "expert=4 k=1", "expert=4 k=2", "expert=8 k=2", "expert=16 k=4", "k=1 router=hash",
-    ]  # fmt: skip
+        "expert=1 k=1",
+        "expert=4 k=1",
+        "expert=4 k=2",
+        "expert=8 k=2",
+        "expert=16 k=4",
+        "k=1 router=hash",
+    ]
     assert {(point.config.model.num_layers, point.config.train.tokens) for point in plan.points} == {(2, 4096)}
     assert (plan.num_excluded, plan.left_out) == (1, ())
 
@@ -188,8 +196,11 @@ def test_the_dense_baseline_is_always_there(tmp_path: Path) -> None:
         "grid: {router: [topk, hash], k: [1, 2], model.num_layers: [2, 3]}\nset: {capacity: 1.0, balance.weight: 0.1}"
     )
     plan = mine(tmp_path, text)
-    assert labels(plan)[:3] == ["model.num_layers=2 expert=1", "model.num_layers=3 expert=1",
-                                "router=topk k=1 model.num_layers=2"]  # fmt: skip
+    assert labels(plan)[:3] == [
+        "model.num_layers=2 expert=1",
+        "model.num_layers=3 expert=1",
+        "router=topk k=1 model.num_layers=2",
+    ]
     assert (len(plan.points), plan.num_repeats, plan.baseline) == (2 + 8, 0, {"expert": 1})
     assert labels(mine(tmp_path, "grid: {expert: [4, 1]}")) == ["expert=4", "expert=1"]
     assert labels(mine(tmp_path, "grid: {expert: [4, 8]}", "expert=2")) == ["expert=1", "expert=2"]

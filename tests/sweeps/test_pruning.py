@@ -169,5 +169,9 @@ def test_evaluations_are_counted_from_the_settings() -> None:
 def test_pruners_by_name() -> None:
     """The names mean Optuna's pruners; no name, one that prunes nothing."""
     names = {name: type(make_pruner(name, 9)).__name__ for name in ("asha", "hyperband", "median", None)}
-    assert names == {"asha": "SuccessiveHalvingPruner", "hyperband": "HyperbandPruner", "median": "MedianPruner",
-                     None: "NopPruner"}  # fmt: skip
+    assert names == {
+        "asha": "SuccessiveHalvingPruner",
+        "hyperband": "HyperbandPruner",
+        "median": "MedianPruner",
+        None: "NopPruner",
+    }

@@ -222,9 +222,15 @@ def test_what_fails_in_another_terminal_has_failed_here_too(runs: list[Run]) -> 
 
 @pytest.mark.parametrize(
     ("status", "retry", "expected"),
-    [("pending", False, True), ("interrupted", False, True), ("failed", False, False), ("failed", True, True),
-     ("pruned", False, False), ("pruned", True, False)],
-)  # fmt: skip
+    [
+        ("pending", False, True),
+        ("interrupted", False, True),
+        ("failed", False, False),
+        ("failed", True, True),
+        ("pruned", False, False),
+        ("pruned", True, False),
+    ],
+)
 def test_what_is_to_do(runs: list[Run], status: str, retry: bool, expected: bool) -> None:
     """Unfinished runs are pending, failed runs only on request, and pruned runs never."""
     Recorder(runs[0]).status(status)

@@ -25,15 +25,27 @@ from moe_cli.sweeps import plan, run_sweep
 from moe_cli.sweeps.executors import slurm
 from tests.sweeps.fake import FakePool
 
-TINY = ("expert=1,4", "k=1", "model.d_model=16", "model.num_layers=1", "model.num_heads=2", "model.context_length=16",
-        "train.steps=2", "train.batch_size=2")  # fmt: skip
+TINY = (
+    "expert=1,4",
+    "k=1",
+    "model.d_model=16",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "model.context_length=16",
+    "train.steps=2",
+    "train.batch_size=2",
+)
 
 
 def content(outputs: Path) -> dict[str, bytes]:
     """Every file of the runs of an outputs folder, its trash included; without locks, which hold nothing."""
     folders = [folder for folder in outputs.iterdir() if folder.name != ".cache"]
-    return {path.relative_to(outputs).as_posix(): path.read_bytes() for folder in folders for path in folder.rglob("*")
-            if path.is_file() and path.name not in (".lock", ".at-work")}  # fmt: skip
+    return {
+        path.relative_to(outputs).as_posix(): path.read_bytes()
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (".lock", ".at-work")
+    }
 
 
 @pytest.fixture
@@ -115,9 +127,14 @@ FAILURES: dict[str, tuple[Break, list[str]]] = {
 
 
 @pytest.mark.parametrize(
-    ("failure", "caller"), [*((failure, "command") for failure in FAILURES), ("no Ray", "Python"), ("no data", "Python"),
-                            ("a run cannot be moved", "Python")]
-)  # fmt: skip
+    ("failure", "caller"),
+    [
+        *((failure, "command") for failure in FAILURES),
+        ("no Ray", "Python"),
+        ("no data", "Python"),
+        ("a run cannot be moved", "Python"),
+    ],
+)
 def test_what_fails_destroys_nothing(failure: str, caller: str, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With --force, whatever keeps a sweep from starting, every complete run is as it was, byte by byte."""
     breaks, more = FAILURES[failure]

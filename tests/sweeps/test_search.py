@@ -49,9 +49,14 @@ def bowl(config: RunConfig) -> dict[str, Any]:
 
 
 def search(
-    asked: SearchPlan, outputs: Path, results: Results = bowl, *, at_a_time: int = 1, retry: bool = False,
+    asked: SearchPlan,
+    outputs: Path,
+    results: Results = bowl,
+    *,
+    at_a_time: int = 1,
+    retry: bool = False,
     observer: Any = lambda progress: None,
-) -> tuple[SearchFeed, FakePool]:  # fmt: skip
+) -> tuple[SearchFeed, FakePool]:
     pool = FakePool(results, at_a_time)
     with SearchFeed(asked, open_study(asked, outputs, 9), outputs, lambda: at_a_time, retry).at_work() as feed:
         run_all(feed, pool, observer)
@@ -83,12 +88,17 @@ def test_tpe_finds_better_than_chance(tmp_path: Path) -> None:
     """On a bowl, 25 trials of TPE come closer to its bottom than 25 at random, on average over seeds."""
     best = {
         sampler: [
-            search(plan(LR, "optim.adam_lr=tag(log,interval(0.001,0.1))", trials=25, sampler=sampler, seed=seed),
-                   tmp_path / f"{sampler}{seed}", two_bowls)[0].best()[0].values[0]
+            search(
+                plan(LR, "optim.adam_lr=tag(log,interval(0.001,0.1))", trials=25, sampler=sampler, seed=seed),
+                tmp_path / f"{sampler}{seed}",
+                two_bowls,
+            )[0]
+            .best()[0]
+            .values[0]
             for seed in range(3)
         ]
         for sampler in ("tpe", "random")
-    }  # fmt: skip
+    }
     assert sum(best["tpe"]) < sum(best["random"])
 
 
@@ -312,9 +322,10 @@ def test_the_front_is_what_no_trial_beats(tmp_path: Path) -> None:
     points = {trial.number: trial.values for trial in feed.trials()}
     assert 25 == len({tuple(values) for values in points.values()})
     by_definition = {
-        number for number, (loss, speed) in points.items()
+        number
+        for number, (loss, speed) in points.items()
         if not any(other < loss and speed <= 1.10 * fast for other, fast in points.values())
-    }  # fmt: skip
+    }
     assert by_definition == {trial.number for trial in feed.best()}
     assert by_definition <= {trial.number for trial in feed.study.best_trials}
     assert 1 < len(by_definition) < 25
@@ -378,8 +389,11 @@ def test_named_searches(name: str, tmp_path: Path, text_file: Path) -> None:
     """Every search of conf/sweep has a question as its first line, and can be begun with each preset; larger, with more trials."""
     trials = []
     for preset in ("laptop", "workstation", "cluster"):
-        asked = plan_search([name, f"preset={preset}", "data=text", f"data.path={text_file}", "train.threads=1"],
-                            SearchOptions(), composer=Composer())  # fmt: skip
+        asked = plan_search(
+            [name, f"preset={preset}", "data=text", f"data.path={text_file}", "train.threads=1"],
+            SearchOptions(),
+            composer=Composer(),
+        )
         assert asked.question.endswith("?")
         assert 1.0 == estimate_search(asked, tmp_path).possible
         trials.append(asked.trials)
@@ -398,8 +412,13 @@ def test_a_search_from_python(tmp_path: Path, text_file: Path) -> None:
     assert (tmp_path / "mine" / JOURNAL).is_file()
     assert 1 == len(open_journal(tmp_path / "mine").get_all_studies())
     assert STUDY == open_journal(tmp_path / "mine").get_all_studies()[0].study_name
-    assert 2 == len(counted_trials(open_study(plan_search([*words], SearchOptions("random", 2), name="mine", composer=Composer()),
-                                       tmp_path, 9).trials))  # fmt: skip
+    assert 2 == len(
+        counted_trials(
+            open_study(
+                plan_search([*words], SearchOptions("random", 2), name="mine", composer=Composer()), tmp_path, 9
+            ).trials
+        )
+    )
 
 
 def test_a_search_is_recorded_next_to_its_runs(tmp_path: Path) -> None:

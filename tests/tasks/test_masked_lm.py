@@ -164,8 +164,12 @@ def test_one_batch_can_be_learned_by_heart(sparse: dict[str, Any]) -> None:
 
 def test_a_model_beats_how_frequent_tokens_are(few_words: Path, tmp_path: Path) -> None:
     """A short training guesses hidden tokens better, in nats and in accuracy, than anyone could who sees no context."""
-    config = tiny_config(few_words, **MODEL, task=MaskedLM(pseudo_perplexity_tokens=0),
-                         train={"steps": 150, "batch_size": 16, "log_every": 50})  # fmt: skip
+    config = tiny_config(
+        few_words,
+        **MODEL,
+        task=MaskedLM(pseudo_perplexity_tokens=0),
+        train={"steps": 150, "batch_size": 16, "log_every": 50},
+    )
     summary = finish(config, tmp_path).summary() or {}
     assert summary["val_loss"] < 0.9 * summary["unigram_loss"]
     assert summary["val_accuracy"] > 1.5 * summary["commonest_accuracy"] > 0

@@ -76,8 +76,10 @@ def test_windows_of_documents(lengths: list[int], length: int) -> None:
 
 def shown(batch: TextBatch) -> list[tuple[bytes, bytes]]:
     assert batch.mask is not None
-    return [(bytes(row[mask].tolist()), bytes(target[mask].tolist()))
-            for row, target, mask in zip(batch.inputs, batch.targets, batch.mask, strict=True)]  # fmt: skip
+    return [
+        (bytes(row[mask].tolist()), bytes(target[mask].tolist()))
+        for row, target, mask in zip(batch.inputs, batch.targets, batch.mask, strict=True)
+    ]
 
 
 def test_each_window_is_one_document(folder: Path, tmp_path: Path) -> None:
@@ -86,7 +88,10 @@ def test_each_window_is_one_document(folder: Path, tmp_path: Path) -> None:
     expected = []
     for text in split_texts(task.corpus.val):
         whole = f"\0{text}\0".encode()
-        expected += [(whole[at : at + L][: len(whole) - 1 - at], whole[at + 1 : at + L + 1]) for at in range(0, len(whole) - 1, L)]  # fmt: skip
+        expected += [
+            (whole[at : at + L][: len(whole) - 1 - at], whole[at + 1 : at + L + 1])
+            for at in range(0, len(whole) - 1, L)
+        ]
     batches = list(task.val_batches(3))
     assert expected == [window for batch in batches for window in shown(batch)]
     assert (
@@ -101,8 +106,11 @@ def test_an_epoch_sees_every_window_once(folder: Path, tmp_path: Path) -> None:
     """In an order of its own, which another process finds again."""
     tasks = [task_of(folder, outputs, "pad") for outputs in (tmp_path, tmp_path / "other")]
     number = len(tasks[0]._windows(tasks[0].corpus.train).starts)
-    epochs = [[shown(task.train_batch(first + index, 1))[0] for index in range(number)]
-              for task in tasks for first in (0, number)]  # fmt: skip
+    epochs = [
+        [shown(task.train_batch(first + index, 1))[0] for index in range(number)]
+        for task in tasks
+        for first in (0, number)
+    ]
     texts = [part for text in split_texts(tasks[0].corpus.train) for part in range(0, len(text.encode()) + 1, L)]
     assert len(texts) == number
     assert sorted(epochs[0]) == sorted(epochs[1])
@@ -200,8 +208,15 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
     folder: Path, tmp_path: Path, family: str, packing: str, tokenizer: str
 ) -> None:
     """Stopped after three of six steps, the weights at the end are those of a run that was not, to the last bit."""
-    changes = {"data": TextFilesConfig(path=str(folder), packing=packing, tokenizer=tokenizer, val_fraction=0.3,
-                                bpe_vocab=300 if tokenizer == "bpe" else None)}  # fmt: skip
+    changes = {
+        "data": TextFilesConfig(
+            path=str(folder),
+            packing=packing,
+            tokenizer=tokenizer,
+            val_fraction=0.3,
+            bpe_vocab=300 if tokenizer == "bpe" else None,
+        )
+    }
     if family == "bert":
         changes["task"] = MaskedLM(pseudo_perplexity_tokens=8)
     config = config_of(folder, packing, family, **changes, train={"checkpoint_every": 3})
@@ -224,15 +239,36 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["model=lstm", "data.packing=isolate"], "data.packing=isolate: model=lstm has no attention to isolate. Use data.packing=pad"),
-        (["model=bert", "router=soft", "data.packing=pad"], "data.packing=pad: router=soft mixes all of a window. Use data.packing=concat"),
-        (["router=relu", "data.packing=pad"], "data.packing=pad: router=relu counts windows as full. Use data.packing=isolate"),
-        (["balance.scope=sequence", "data.packing=pad"], "data.packing=pad: balance.scope=sequence takes windows of one length. Use data.packing=isolate"),
-        (["model=t5", "data.packing=pad"], "data.packing=pad: spans are taken out of whole windows. Use data.packing=concat"),
-        (["train.grad_accumulation=2", "data.packing=pad"], "data.packing=pad: train.grad_accumulation averages windows of one length. Use data.packing=isolate"),
-        (["launch.num_processes=2", "data.packing=pad"], "data.packing=pad: launch.num_processes divides windows of one length. Use data.packing=isolate"),
+        (
+            ["model=lstm", "data.packing=isolate"],
+            "data.packing=isolate: model=lstm has no attention to isolate. Use data.packing=pad",
+        ),
+        (
+            ["model=bert", "router=soft", "data.packing=pad"],
+            "data.packing=pad: router=soft mixes all of a window. Use data.packing=concat",
+        ),
+        (
+            ["router=relu", "data.packing=pad"],
+            "data.packing=pad: router=relu counts windows as full. Use data.packing=isolate",
+        ),
+        (
+            ["balance.scope=sequence", "data.packing=pad"],
+            "data.packing=pad: balance.scope=sequence takes windows of one length. Use data.packing=isolate",
+        ),
+        (
+            ["model=t5", "data.packing=pad"],
+            "data.packing=pad: spans are taken out of whole windows. Use data.packing=concat",
+        ),
+        (
+            ["train.grad_accumulation=2", "data.packing=pad"],
+            "data.packing=pad: train.grad_accumulation averages windows of one length. Use data.packing=isolate",
+        ),
+        (
+            ["launch.num_processes=2", "data.packing=pad"],
+            "data.packing=pad: launch.num_processes divides windows of one length. Use data.packing=isolate",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_refused(given: list[str], message: str) -> None:
     """A packing that the model or a setting cannot take is refused, and the error names another packing."""
     with pytest.raises(ConfigError) as error:

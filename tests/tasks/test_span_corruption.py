@@ -62,7 +62,7 @@ def test_nothing_is_lost(length: int, corrupted: float, mean_noise_span_length: 
 def test_lengths_by_hand(length: int, lengths: tuple[int, int]) -> None:
     """15 % in spans of 3: 2 of 16 in 1 span, 19 of 128 in 6, 85 of 568 in 28; T5's 512 and 114, less a token at the end of
     what it reads.
-    """  # fmt: skip
+    """
     assert lengths == SpanCorruption().lengths(length)
 
 
@@ -136,8 +136,10 @@ def test_experts_are_counted_by_the_tokens_of_their_own_stack(text_file: Path, t
     result = evaluate(model, task, 8)
     batches = list(task.val_batches(8))
     routings = [task.loss(model, batch)[1] for batch in batches]
-    read = [torch.cat([batch.inputs.flatten() for batch in batches]),
-            torch.cat([F.pad(batch.targets[:, :-1], (1, 0), value=task.start_token).flatten() for batch in batches])]  # fmt: skip
+    read = [
+        torch.cat([batch.inputs.flatten() for batch in batches]),
+        torch.cat([F.pad(batch.targets[:, :-1], (1, 0), value=task.start_token).flatten() for batch in batches]),
+    ]
     assert 2 == len(result.layers)
     for layer, tokens, number in zip(result.layers, read, (0, 1), strict=True):
         assert torch.equal(2 * torch.bincount(tokens, minlength=task.vocab_size), layer.by_token.per_token())

@@ -89,7 +89,9 @@ def test_windows_of_documents_score_every_token_once(lengths: list[int], length:
     begins = np.cumsum([0, *lengths[:-1]])
     windows = document_windows(begins, sum(lengths), length, stride)
     columns = (windows.starts.tolist(), windows.sizes.tolist(), windows.skipped.tolist())
-    scored = [place for start, size, skipped in zip(*columns, strict=True) for place in range(start + skipped, start + size)]  # fmt: skip
+    scored = [
+        place for start, size, skipped in zip(*columns, strict=True) for place in range(start + skipped, start + size)
+    ]
     assert list(range(sum(lengths))) == scored
     for start, size, skipped in zip(*columns, strict=True):
         assert 0 <= skipped < size <= length
@@ -110,8 +112,10 @@ def test_sliding_windows_score_every_token_once(val: int, length: int, size: int
         found += zip(batch.targets[asked].tolist(), context[asked].tolist(), strict=True)
         assert asked.sum() == batch.num_targets > 0
     # The first window has 1 to L tokens before its targets, every further one the last `stride` of these.
-    expected = [(target, target if target <= length else length - stride + 1 + (target - 1 - length) % stride)
-                for target in range(1, val)]  # fmt: skip
+    expected = [
+        (target, target if target <= length else length - stride + 1 + (target - 1 - length) % stride)
+        for target in range(1, val)
+    ]
     assert expected == found
 
 
@@ -145,8 +149,10 @@ def test_the_loss_is_that_of_each_token_on_its_own(
     assert nats / len(contexts) == pytest.approx(result.loss, rel=1e-4)
     assert (len(contexts), len(task.corpus.tokenizer.decode(texts).encode())) == (result.num_tokens, result.num_bytes)
     assert sum(contexts) / len(contexts) == pytest.approx(result.mean_context)
-    weights = {name: sum(task.corpus.domain_ids_at(np.arange(1 if packing == "concat" else 0, len(task.corpus.val))) == number)
-               for number, name in enumerate(task.domains)}  # fmt: skip
+    weights = {
+        name: sum(task.corpus.domain_ids_at(np.arange(1 if packing == "concat" else 0, len(task.corpus.val))) == number)
+        for number, name in enumerate(task.domains)
+    }
     sum_by_domain = sum(loss * weights[name] for name, loss in result.domain_losses.items()) / result.num_tokens
     assert result.loss == pytest.approx(sum_by_domain, rel=1e-6)
 
@@ -200,13 +206,25 @@ def test_a_window_of_the_models_length_side_by_side_is_the_default(folder: Path)
     ("words", "message"),
     [
         (["eval.stride=0"], "eval.stride=0 is too small: the least is 1."),
-        (["eval.stride=129"], "eval.stride=129 is more than the 128 tokens of a validation window: some tokens would not be scored."),
-        (["eval.context_length=8", "eval.stride=9"], "eval.stride=9 is more than the 8 tokens of a validation window: some tokens would not be scored."),
-        (["eval.context_length=129"], "eval.context_length=129 is more than model.context_length=128, the most that the model can read."),
+        (
+            ["eval.stride=129"],
+            "eval.stride=129 is more than the 128 tokens of a validation window: some tokens would not be scored.",
+        ),
+        (
+            ["eval.context_length=8", "eval.stride=9"],
+            "eval.stride=9 is more than the 8 tokens of a validation window: some tokens would not be scored.",
+        ),
+        (
+            ["eval.context_length=129"],
+            "eval.context_length=129 is more than model.context_length=128, the most that the model can read.",
+        ),
         (["model=bert", "eval.stride=8"], "eval.stride=8 has no effect on task=masked_lm. It is for task=causal_lm."),
-        (["model=vit", "eval.context_length=8"], "eval.context_length=8 has no effect on task=images. It is for task=causal_lm, masked_lm, span_corruption."),
+        (
+            ["model=vit", "eval.context_length=8"],
+            "eval.context_length=8 has no effect on task=images. It is for task=causal_lm, masked_lm, span_corruption.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_refused(words: list[str], message: str) -> None:
     """Windows that leave tokens out, that no model can read, or that a task has not."""
     with pytest.raises(ConfigError) as error:

@@ -31,9 +31,11 @@ from tests.training.test_trainer import make_training, weights
 PLAIN = MuonConfig(schedule="constant", warmup_fraction=0.0, grad_clip=None)
 SWITCH_AND_Z = CombinedBalance("switch+z", switch=SwitchBalance(weight=0.3), z=BalanceLoss(name="z", weight=0.2))
 THREE = CombinedBalance(
-    "switch+z+entropy", switch=SwitchBalance(weight=2.0, scope="sequence"), z=BalanceLoss(name="z", weight=0.5),
+    "switch+z+entropy",
+    switch=SwitchBalance(weight=2.0, scope="sequence"),
+    z=BalanceLoss(name="z", weight=0.5),
     entropy=BalanceLoss(name="entropy", weight=1.5),
-)  # fmt: skip
+)
 
 
 def written_out(routing: Routing, scope: str, asked: Tensor) -> dict[str, Tensor]:

@@ -58,9 +58,14 @@ def collapsed_training(balance: BalanceConfig, outputs: Path) -> Trainer:
     """
     router = NoisyTopKConfig() if balance.name == "load" else TopKConfig()
     config = tiny_config(
-        TEXT, expert=8, k=2, router=router, balance=balance, optim=AdamWConfig(lr=0.003),
+        TEXT,
+        expert=8,
+        k=2,
+        router=router,
+        balance=balance,
+        optim=AdamWConfig(lr=0.003),
         train={"steps": STEPS, "batch_size": 32, "log_every": STEPS},
-    )  # fmt: skip
+    )
     training = make_training(config, outputs)
     with torch.no_grad():
         training.model.embedding.weight[:, 0] = 3.0

@@ -155,15 +155,17 @@ def test_measures_are_of_the_whole_split(make: Any) -> None:
     for layer in range(2):
         probs = torch.cat([routing[layer].probs for routing in routings]).double()
         counts = torch.bincount(torch.cat([routing[layer].expert_ids for routing in routings]), minlength=4).double()
-        each.append({
-            "max_violation": (counts.max() / counts.mean() - 1).item(),
-            "load_cv": (counts.std(correction=0) / counts.mean()).item(),
-            "routing_entropy": (-(probs * probs.log()).sum(1).mean() / math.log(4)).item(),
-            "mean_routing_entropy": (-(probs.mean(0) * probs.mean(0).log()).sum() / math.log(4)).item(),
-            "dropped_fraction": 0.0,
-            "dead_experts": (counts < 0.01 * counts.mean()).double().mean().item(),
-            "token_specialisation": of_tokens(layer),
-        })  # fmt: skip
+        each.append(
+            {
+                "max_violation": (counts.max() / counts.mean() - 1).item(),
+                "load_cv": (counts.std(correction=0) / counts.mean()).item(),
+                "routing_entropy": (-(probs * probs.log()).sum(1).mean() / math.log(4)).item(),
+                "mean_routing_entropy": (-(probs.mean(0) * probs.mean(0).log()).sum() / math.log(4)).item(),
+                "dropped_fraction": 0.0,
+                "dead_experts": (counts < 0.01 * counts.mean()).double().mean().item(),
+                "token_specialisation": of_tokens(layer),
+            }
+        )
     expected = {key: sum(layer[key] for layer in each) / 2 for key in each[0]}
     assert expected == pytest.approx(result.routing_metrics(), rel=1e-4, abs=1e-9)
 
@@ -186,8 +188,11 @@ def test_choices_are_counted_by_domain_token_and_pair(three_domains: Path, tmp_p
     task = tiny_task(config, tmp_path)
     model = randomise(make_model(config, task.vocab_size))
     result = evaluate(model, task, 8)
-    home = {token: domain for domain, letters in (("a", "xy"), ("b", "zw"), ("c", "€v"))
-            for token in task.corpus.tokenizer.encode(letters).tolist()}  # fmt: skip
+    home = {
+        token: domain
+        for domain, letters in (("a", "xy"), ("b", "zw"), ("c", "€v"))
+        for token in task.corpus.tokenizer.encode(letters).tolist()
+    }
     model.eval()
     with torch.no_grad():
         passes = [(batch.inputs.flatten().tolist(), task.loss(model, batch)[1]) for batch in task.val_batches(8)]
@@ -267,8 +272,11 @@ def test_the_probe_is_the_choice_of_the_same_tokens(make: Any, changes: dict[str
     with torch.no_grad():
         passes = [task.loss(model, batch)[1] for batch in task.val_batches(256, 256)]
     for number, layer in enumerate(chosen):
-        expected = [sorted(routing[number].expert_ids[routing[number].token_ids == token].tolist())
-                    for routing in passes for token in range(routing[number].num_tokens)]  # fmt: skip
+        expected = [
+            sorted(routing[number].expert_ids[routing[number].token_ids == token].tolist())
+            for routing in passes
+            for token in range(routing[number].num_tokens)
+        ]
         assert expected == expert_lists(layer)
         assert {2} == {len(experts) for experts in expected}
     assert {1} == {len(experts) for experts in expert_lists(probe_routing(model, task, top_k=1)[0])}
@@ -281,9 +289,11 @@ def test_saturation_is_given_layer_by_layer() -> None:
         torch.tensor([[True, False, False], [False, True, False]]),
     ]
     records = [
-        {"step": 2, "layer": 0, "choices": [[0, 1], [0, 1]]}, {"step": 2, "layer": 1, "choices": [[1], [1]]},
-        {"step": 3, "layer": 0}, {"step": 4, "layer": 0, "choices": [[0, 1], [1, 2]]},
-    ]  # fmt: skip
+        {"step": 2, "layer": 0, "choices": [[0, 1], [0, 1]]},
+        {"step": 2, "layer": 1, "choices": [[1], [1]]},
+        {"step": 3, "layer": 0},
+        {"step": 4, "layer": 0, "choices": [[0, 1], [1, 2]]},
+    ]
     assert [{2: 0.75, 4: 1.0}, {2: 0.5}] == saturations(records, final)
     assert [] == saturations([], [])
 
@@ -378,9 +388,12 @@ def test_top_tokens_are_those_most_above_chance() -> None:
     share = by_token.sum(0) / by_token.sum()
     above = by_token - by_token.sum(1, keepdim=True) * share
     expected = [
-        [[token, int(by_token[token, expert]), int(by_token[token].sum())]
-         for token in above[:, expert].argsort(descending=True).tolist() if above[token, expert] > 0]
+        [
+            [token, int(by_token[token, expert]), int(by_token[token].sum())]
+            for token in above[:, expert].argsort(descending=True).tolist()
+            if above[token, expert] > 0
+        ]
         for expert in range(2)
-    ]  # fmt: skip
+    ]
     assert [[[0, 6, 8]], [[1, 4, 4]]] == expected
     assert expected == use.top_tokens()

@@ -24,9 +24,18 @@ from tests.tiny import tiny_config
 from tests.training.test_resume import assert_equal_runs
 
 SMALL = (
-    "model.d_model=16", "model.d_ff=32", "model.num_layers=2", "model.num_heads=2", "model.context_length=16",
-    "train.batch_size=4", "train.threads=1", "expert=4", "k=2", "match=none", "train.checkpoint_every=10",
-)  # fmt: skip
+    "model.d_model=16",
+    "model.d_ff=32",
+    "model.num_layers=2",
+    "model.num_heads=2",
+    "model.context_length=16",
+    "train.batch_size=4",
+    "train.threads=1",
+    "expert=4",
+    "k=2",
+    "match=none",
+    "train.checkpoint_every=10",
+)
 LAUNCHED = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 
 

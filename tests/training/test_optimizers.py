@@ -257,8 +257,14 @@ def test_muon_takes_the_maps_between_hidden_spaces(tie: bool) -> None:
         {names[id(param)] for group in part.param_groups for param in group["params"]}
         for part in make_optimizers(MuonConfig(), model).optimizers
     )
-    per_block = ("attention.qkv.weight", "attention.out.weight", "ffn.experts.w_in", "ffn.experts.w_out",
-                 "ffn.shared_experts.w_in", "ffn.shared_experts.w_out")  # fmt: skip
+    per_block = (
+        "attention.qkv.weight",
+        "attention.out.weight",
+        "ffn.experts.w_in",
+        "ffn.experts.w_out",
+        "ffn.shared_experts.w_in",
+        "ffn.shared_experts.w_out",
+    )
     assert {f"blocks.{block}.{name}" for block in range(2) for name in per_block} == muon
     assert set(names.values()) - muon == adam
     assert {"embedding.weight", "norm.weight", "blocks.0.ffn.router.gate.weight"} <= adam

@@ -137,27 +137,42 @@ def settings_of_every_kind() -> dict[str, dict[str, Any]]:
     routers = {name: each for name, each in ROUTER_CONFIGS.items() if name not in ("expert_choice", "soft")}
     one = {"switch", "hash"}
     return {
-        **{name: {"router": each(), "k": 1 if name in one else 2, "balance": NoBalance()} for name, each in routers.items()},
+        **{
+            name: {"router": each(), "k": 1 if name in one else 2, "balance": NoBalance()}
+            for name, each in routers.items()
+        },
         "null experts": {"router": TopKConfig(null_experts=2)},
         "cosine": {"router": TopKConfig(score="cosine")},
         "grouped": {"expert": 8, "router": SigmoidConfig(groups=4, top_groups=2), "balance": LossFreeBalance()},
         **{each.__name__: {"balance": each()} for each in (SwitchBalance, LossFreeBalance, QuantileBalance)},
         **{name: {"balance": BalanceLoss(name=name)} for name in ("importance", "z", "entropy", "mutual_information")},
         "load": {"router": NoisyTopKConfig(), "balance": BalanceLoss(name="load")},
-        **{f"{each.__name__} ema": {"optim": each(lr=0.01, ema_decay=0.9)} for each in (MuonConfig, AdamWConfig, SGDConfig)},
+        **{
+            f"{each.__name__} ema": {"optim": each(lr=0.01, ema_decay=0.9)}
+            for each in (MuonConfig, AdamWConfig, SGDConfig)
+        },
         "latent": {"model": {"kv_lora_rank": 6}},
         "gpt-2": {"model": {"norm": "layer", "position_encoding": "learned", "qk_norm": False, "init_std": 0.02}},
         "random drops": {"capacity": 0.7, "drop": "random", "renormalise_after_drop": True},
         "expert dropout": {"model": {"expert_dropout": 0.2, "shared_experts": 1, "shared_gate": True}},
-    }  # fmt: skip
+    }
 
 
 KINDS = settings_of_every_kind()
 # They keep no state of their own, and draw nothing.
 STATELESS = (
-    "topk", "sigmoid", "null experts", "cosine", "importance", "z", "entropy",
-    "mutual_information", "SwitchBalance", "latent", "gpt-2",
-)  # fmt: skip
+    "topk",
+    "sigmoid",
+    "null experts",
+    "cosine",
+    "importance",
+    "z",
+    "entropy",
+    "mutual_information",
+    "SwitchBalance",
+    "latent",
+    "gpt-2",
+)
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,11 @@ def test_half_batches_accumulate_to_a_whole_one(text_file: Path, tmp_path: Path)
     for size, accumulation in ((8, 1), (4, 2)):
         views: list[StepReport] = []
         config = tiny_config(
-            text_file, balance=NoBalance(), optim=PLAIN,
+            text_file,
+            balance=NoBalance(),
+            optim=PLAIN,
             train={"steps": 3, "batch_size": size, "grad_accumulation": accumulation},
-        )  # fmt: skip
+        )
         training = make_training(config, tmp_path, views.append, sgd=0.1)
         training.run()
         ended.append((weights(training.model), views))
@@ -174,12 +176,15 @@ def test_what_a_capacity_drops_in_training_is_recorded(text_file: Path, tmp_path
     assert "moe/dropped_fraction" not in free.recorder.run.metrics()[0]
 
 
-@pytest.mark.parametrize("optim", [MuonConfig(weight_decay=0.1, skip_idle_experts=True),
-                                   AdamWConfig(weight_decay=0.1, skip_idle_experts=True)])  # fmt: skip
+@pytest.mark.parametrize(
+    "optim",
+    [MuonConfig(weight_decay=0.1, skip_idle_experts=True), AdamWConfig(weight_decay=0.1, skip_idle_experts=True)],
+)
 def test_only_the_chosen_experts_learn(text_file: Path, tmp_path: Path, optim: Any) -> None:
     """Experts asked in none of a step's batches keep every bit; those asked in one of them alone learn."""
-    config = tiny_config(text_file, expert=64, optim=optim, capacity=2.0,
-                         train={"batch_size": 1, "grad_accumulation": 2})  # fmt: skip
+    config = tiny_config(
+        text_file, expert=64, optim=optim, capacity=2.0, train={"batch_size": 1, "grad_accumulation": 2}
+    )
     training = make_training(config, tmp_path)
     randomise(training.model)
     for _ in range(3):
@@ -359,8 +364,11 @@ def test_a_signal_stops_after_the_step(text_file: Path, tmp_path: Path, number: 
 
 def test_a_stop_at_the_last_step_completes(text_file: Path, tmp_path: Path) -> None:
     """There is nothing left to go on with."""
-    run = finish(tiny_config(text_file, train={"steps": 2}), tmp_path, lambda view: os.kill(
-        os.getpid(), signal.SIGTERM) if view.state.step == 2 else None)  # fmt: skip
+    run = finish(
+        tiny_config(text_file, train={"steps": 2}),
+        tmp_path,
+        lambda view: os.kill(os.getpid(), signal.SIGTERM) if view.state.step == 2 else None,
+    )
     assert "completed" == run.status()["status"]
 
 

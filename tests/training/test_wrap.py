@@ -109,10 +109,23 @@ RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 CASES |= STOPPED | RESUMED
 # One of each kind of thing that processes share; the others are of the slow tests, by four processes.
-QUICK = {name: CASES[name] for name in (
-    "dp", "fsdp", "experts", "sparse-updates", "capacity", "global", "quantile", "expert-choice-capacity", "nan-skip", "t5",
-    "stopped-both", "resumed-both",
-)}  # fmt: skip
+QUICK = {
+    name: CASES[name]
+    for name in (
+        "dp",
+        "fsdp",
+        "experts",
+        "sparse-updates",
+        "capacity",
+        "global",
+        "quantile",
+        "expert-choice-capacity",
+        "nan-skip",
+        "t5",
+        "stopped-both",
+        "resumed-both",
+    )
+}
 # Each process draws its own random numbers: such runs differ, and must end as well.
 NOISY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "random": ({}, {"router": RandomConfig(), "balance": None}),
@@ -141,16 +154,22 @@ def start(folder: Path, runs: list[tuple[Run, int | None]], procs: int) -> list[
         port = free.getsockname()[1]
     file = folder / "runs.json"
     file.write_text(json.dumps([[str(run.path), stop] for run, stop in runs]))
-    shared = {"WORLD_SIZE": procs, "LOCAL_WORLD_SIZE": procs, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-              "OMP_NUM_THREADS": 1}  # fmt: skip
+    shared = {
+        "WORLD_SIZE": procs,
+        "LOCAL_WORLD_SIZE": procs,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": 1,
+    }
     return [
         subprocess.Popen(
             [sys.executable, "-m", "tests.training.together", str(folder), str(file)],
             env={**os.environ, **{key: str(value) for key, value in (shared | {"RANK": i, "LOCAL_RANK": i}).items()}},
-            stderr=subprocess.PIPE, text=True,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for i in range(procs)
-    ]  # fmt: skip
+    ]
 
 
 def finish_together(folder: Path, runs: list[tuple[Run, int | None]], procs: int) -> None:
@@ -210,8 +229,21 @@ def assert_equal_training(one: Run, several: Run) -> None:
         if files[0].exists():
             assert_equal_tensors(*map(load_file, files))
     first, second = one.summary() or {}, several.summary() or {}
-    for key in ("val_loss", "val_bpb", "max_violation", "dead_experts", "token_specialisation", "steps", "tokens",
-                "routing_entropy", "dropped_fraction", "params", "val_tokens", "skipped_steps", "rewinds"):  # fmt: skip
+    for key in (
+        "val_loss",
+        "val_bpb",
+        "max_violation",
+        "dead_experts",
+        "token_specialisation",
+        "steps",
+        "tokens",
+        "routing_entropy",
+        "dropped_fraction",
+        "params",
+        "val_tokens",
+        "skipped_steps",
+        "rewinds",
+    ):
         assert second[key] == (first[key] if first[key] is None else pytest.approx(first[key], rel=1e-6)), key
 
 

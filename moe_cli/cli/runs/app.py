@@ -64,12 +64,21 @@ def _statuses(text: str | None) -> tuple[str, ...]:
 
 def _record(each: "RunStatus") -> dict[str, Any]:
     return {
-        "run": each.run.id, "sweep": each.run.group, "status": each.status, "reason": each.reason, "step": each.step,
-        "steps": each.steps or None, "val_bpb": each.val_bpb, "val_loss": each.val_loss,
-        "tokens_per_second": each.tokens_per_second, "max_violation": each.max_violation,
-        "dead_experts": each.dead_experts, "created": each.created or None, "tags": list(each.tags),
+        "run": each.run.id,
+        "sweep": each.run.group,
+        "status": each.status,
+        "reason": each.reason,
+        "step": each.step,
+        "steps": each.steps or None,
+        "val_bpb": each.val_bpb,
+        "val_loss": each.val_loss,
+        "tokens_per_second": each.tokens_per_second,
+        "max_violation": each.max_violation,
+        "dead_experts": each.dead_experts,
+        "created": each.created or None,
+        "tags": list(each.tags),
         "path": str(each.run.path),
-    }  # fmt: skip
+    }
 
 
 def _print_list(shown: "list[RunStatus]") -> None:
@@ -88,19 +97,42 @@ def _print_list(shown: "list[RunStatus]") -> None:
 
     columns = [
         TextColumn("run", [each.run.id for each in shown], align_left=True, min_width=16),
-        TextColumn("sweep", [each.run.group for each in shown], drop_order=0 if several else 4, align_left=True, min_width=8),
-        TextColumn("status", [each.status for each in shown], align_left=True, styles=[styles.get(each.status, "") for each in shown]),
+        TextColumn(
+            "sweep", [each.run.group for each in shown], drop_order=0 if several else 4, align_left=True, min_width=8
+        ),
+        TextColumn(
+            "status",
+            [each.status for each in shown],
+            align_left=True,
+            styles=[styles.get(each.status, "") for each in shown],
+        ),
         TextColumn("done", [f"{100 * each.progress:.0f} %" if each.steps else "-" for each in shown]),
         TextColumn("bits/byte", [written(each.val_bpb, ".3f") for each in shown]),
         TextColumn("age", [age(now - each.created) if each.created else "-" for each in shown]),
         TextColumn("tags", [",".join(each.tags) for each in shown], align_left=True, min_width=12),
         TextColumn("val loss", [written(each.val_loss, ".3f") for each in shown], drop_order=6),
-        TextColumn("tok/s", ["-" if each.tokens_per_second is None else count(each.tokens_per_second) for each in shown], drop_order=7),
-        TextColumn("MaxVio", ["-" if each.max_violation is None else percent(each.max_violation, signed=True) for each in shown], drop_order=8),
-        TextColumn("dead", ["-" if each.dead_experts is None else percent(each.dead_experts) for each in shown], drop_order=9),
+        TextColumn(
+            "tok/s",
+            ["-" if each.tokens_per_second is None else count(each.tokens_per_second) for each in shown],
+            drop_order=7,
+        ),
+        TextColumn(
+            "MaxVio",
+            ["-" if each.max_violation is None else percent(each.max_violation, signed=True) for each in shown],
+            drop_order=8,
+        ),
+        TextColumn(
+            "dead", ["-" if each.dead_experts is None else percent(each.dead_experts) for each in shown], drop_order=9
+        ),
         TextColumn("steps", [f"{each.step:,}" if each.steps or each.step else "-" for each in shown], drop_order=10),
-        TextColumn("reason", [(each.reason or "").split("\n")[0] for each in shown], align_left=True, drop_order=5, min_width=16),
-    ]  # fmt: skip
+        TextColumn(
+            "reason",
+            [(each.reason or "").split("\n")[0] for each in shown],
+            align_left=True,
+            drop_order=5,
+            min_width=16,
+        ),
+    ]
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
 
 
@@ -314,8 +346,17 @@ def clean(
     chosen = [each for each in waste if options[each.kind]]
     freed = delete_all(chosen) if yes else []
     if as_json:
-        records = [{"kind": each.kind, "path": str(each.path), "bytes": each.num_bytes, "why": each.why,
-                    "chosen": options[each.kind], "freed": each in freed} for each in waste]  # fmt: skip
+        records = [
+            {
+                "kind": each.kind,
+                "path": str(each.path),
+                "bytes": each.num_bytes,
+                "why": each.why,
+                "chosen": options[each.kind],
+                "freed": each in freed,
+            }
+            for each in waste
+        ]
         print_json(records)
     else:
         print_reclaimable(waste, chosen, freed if yes else None)

@@ -31,8 +31,16 @@ def parse_age(text: str) -> float:
 
 
 def trash_records(trash: Sequence[TrashedRun]) -> list[dict[str, Any]]:
-    return [{"run": each.id, "from": each.origin or None, "removed": each.removed, "path": str(each.path),
-             "bytes": size_of(each.path)} for each in trash]  # fmt: skip
+    return [
+        {
+            "run": each.id,
+            "from": each.origin or None,
+            "removed": each.removed,
+            "path": str(each.path),
+            "bytes": size_of(each.path),
+        }
+        for each in trash
+    ]
 
 
 def print_trash(trash: Sequence[TrashedRun]) -> None:

@@ -35,10 +35,13 @@ def _settings(comparison: RunComparison, width: int) -> list[Text]:
         return [Text(), Text("no setting differs", "bold")]
     pairs = comparison.settings
     table = table_lines(
-        [TextColumn("settings", list(pairs), align_left=True, min_width=12),
-         TextColumn("A", [show(a) for a, _ in pairs.values()], align_left=True, min_width=8),
-         TextColumn("B", [show(b) for _, b in pairs.values()], align_left=True, min_width=8)], width,
-    )  # fmt: skip
+        [
+            TextColumn("settings", list(pairs), align_left=True, min_width=12),
+            TextColumn("A", [show(a) for a, _ in pairs.values()], align_left=True, min_width=8),
+            TextColumn("B", [show(b) for _, b in pairs.values()], align_left=True, min_width=8),
+        ],
+        width,
+    )
     return [Text(), *table]
 
 
@@ -47,16 +50,27 @@ def _measures(comparison: RunComparison, width: int) -> list[Text]:
     if not shown:
         return [Text(), Text("no results yet", "dim")]
     styles = {"better": "green", "worse": "red", "": ""}
-    return [Text(), *table_lines(
-        [
-            TextColumn("results", [each.name for each in shown], align_left=True),
-            TextColumn("A", [_written(each.name, each.a) for each in shown]),
-            TextColumn("B", [_written(each.name, each.b) for each in shown]),
-            TextColumn("B - A", [_written(each.name, each.difference, signed=True) for each in shown]),
-            TextColumn("", ["" if each.relative is None else percent(each.relative, signed=True) for each in shown]),
-            TextColumn("", [each.verdict and f"B {each.verdict}" for each in shown], align_left=True,
-                   styles=[styles[each.verdict] for each in shown]),
-        ], width)]  # fmt: skip
+    return [
+        Text(),
+        *table_lines(
+            [
+                TextColumn("results", [each.name for each in shown], align_left=True),
+                TextColumn("A", [_written(each.name, each.a) for each in shown]),
+                TextColumn("B", [_written(each.name, each.b) for each in shown]),
+                TextColumn("B - A", [_written(each.name, each.difference, signed=True) for each in shown]),
+                TextColumn(
+                    "", ["" if each.relative is None else percent(each.relative, signed=True) for each in shown]
+                ),
+                TextColumn(
+                    "",
+                    [each.verdict and f"B {each.verdict}" for each in shown],
+                    align_left=True,
+                    styles=[styles[each.verdict] for each in shown],
+                ),
+            ],
+            width,
+        ),
+    ]
 
 
 def _written(name: str, value: float | None, signed: bool = False) -> str:
@@ -94,7 +108,16 @@ def _loads(comparison: RunComparison, width: int) -> list[Text]:
         return bars(load, room, DIGITS if ascii_only() else BARS), percent(max_violation(load), signed=True)
 
     first, second = [drawn(loads[0].get(layer)) for layer in layers], [drawn(loads[1].get(layer)) for layer in layers]
-    return [Text(), *table_lines(
-        [TextColumn("load", [f"L{layer + 1}" for layer in layers], align_left=True),
-         TextColumn("A", [bar for bar, _ in first], align_left=True), TextColumn("MaxVio", [worst for _, worst in first]),
-         TextColumn("B", [bar for bar, _ in second], align_left=True), TextColumn("MaxVio", [worst for _, worst in second])], width)]  # fmt: skip
+    return [
+        Text(),
+        *table_lines(
+            [
+                TextColumn("load", [f"L{layer + 1}" for layer in layers], align_left=True),
+                TextColumn("A", [bar for bar, _ in first], align_left=True),
+                TextColumn("MaxVio", [worst for _, worst in first]),
+                TextColumn("B", [bar for bar, _ in second], align_left=True),
+                TextColumn("MaxVio", [worst for _, worst in second]),
+            ],
+            width,
+        ),
+    ]

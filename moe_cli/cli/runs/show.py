@@ -39,14 +39,23 @@ def run_record(run: Run) -> dict[str, Any]:
     """Returns the content of `moe runs show` as a JSON object."""
     each, curve = read_status(run), validation_curve(run)
     return {
-        "run": run.id, "sweep": run.group, "path": str(run.path), "status": each.status, "reason": each.reason,
-        "created": each.created or None, "step": each.step, "steps": each.steps or None, "tags": list(each.tags),
-        "settings": changed_settings(run), "results": each.results or None,
+        "run": run.id,
+        "sweep": run.group,
+        "path": str(run.path),
+        "status": each.status,
+        "reason": each.reason,
+        "created": each.created or None,
+        "step": each.step,
+        "steps": each.steps or None,
+        "tags": list(each.tags),
+        "settings": changed_settings(run),
+        "results": each.results or None,
         "curve": [{"step": int(step), curve.result: value} for step, value in curve.points],
         "tokens_per_expert": {str(layer): load for layer, load in expert_load(run).items()},
-        "meta": run.meta() or None, "checkpoints": [str(path) for path in run.checkpoints()],
+        "meta": run.meta() or None,
+        "checkpoints": [str(path) for path in run.checkpoints()],
         "bytes": size_of(run.path),
-    }  # fmt: skip
+    }
 
 
 def print_run(run: Run) -> None:
@@ -108,14 +117,30 @@ def _results(each: RunStatus) -> list[tuple[str, list[str]]]:
     # For outputs other than text, the task's own metrics are more informative.
     perplexity = {"val_perplexity": "perplexity {:z.2f}"} if found.get("val_bpb") is not None or not measured else {}
     rows = [
-        ("validation", pieces(val_loss=f"{{:z.3f}} nats/{unit}", val_bpb="{:z.3f} bits/byte", **perplexity,
-                              capacity_val_loss=f"with capacity {{:z.3f}} nats/{unit}") + measured),
-        ("reference", pieces(bigram_bpb="bigram {:z.3f}", gzip_bpb="gzip -9 {:z.3f} bits/byte") + format_references(found)),
-        ("training", pieces(steps="{:,.0f} steps", train_loss=f"loss {{:z.3f}} nats/{unit}") + counted(tokens=" tokens")
-         + time_taken + counted(tokens_per_second=" tok/s", peak_memory_bytes="B at most")),
+        (
+            "validation",
+            pieces(
+                val_loss=f"{{:z.3f}} nats/{unit}",
+                val_bpb="{:z.3f} bits/byte",
+                **perplexity,
+                capacity_val_loss=f"with capacity {{:z.3f}} nats/{unit}",
+            )
+            + measured,
+        ),
+        (
+            "reference",
+            pieces(bigram_bpb="bigram {:z.3f}", gzip_bpb="gzip -9 {:z.3f} bits/byte") + format_references(found),
+        ),
+        (
+            "training",
+            pieces(steps="{:,.0f} steps", train_loss=f"loss {{:z.3f}} nats/{unit}")
+            + counted(tokens=" tokens")
+            + time_taken
+            + counted(tokens_per_second=" tok/s", peak_memory_bytes="B at most"),
+        ),
         ("model", counted(params=" parameters", active_params=" active", flops_per_token="FLOP/token")),
         ("experts", labelled("max_violation", "dead_experts", "dropped_fraction", "routing_entropy")),
-    ]  # fmt: skip
+    ]
     return [(label, texts) for label, texts in rows if texts]
 
 
@@ -129,8 +154,10 @@ def _curve(run: Run) -> list[tuple[str, list[str]]]:
 
 
 def _load(run: Run) -> list[tuple[str, list[str]]]:
-    layers = [f"L{layer + 1} {bars(load, BARS_WIDTH)} {percent(max_violation(load), signed=True)}"
-              for layer, load in expert_load(run).items()]  # fmt: skip
+    layers = [
+        f"L{layer + 1} {bars(load, BARS_WIDTH)} {percent(max_violation(load), signed=True)}"
+        for layer, load in expert_load(run).items()
+    ]
     return [("load", layers)] if layers else []
 
 

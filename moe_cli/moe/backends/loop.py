@@ -32,9 +32,17 @@ def loop(
     operands = cast_for_matmul(experts, x)
     if torch.compiler.is_compiling():
         return experts_loop_op(  # type: ignore[no-any-return]
-            operands.x, routing.token_ids, routing.expert_ids, routing.weights, routing.kept, operands.w_in, operands.w_out,
-            mask, experts.kind, experts.activation,
-        )[0]  # fmt: skip
+            operands.x,
+            routing.token_ids,
+            routing.expert_ids,
+            routing.weights,
+            routing.kept,
+            operands.w_in,
+            operands.w_out,
+            mask,
+            experts.kind,
+            experts.activation,
+        )[0]
     return _ExpertsLoop.apply(  # type: ignore[no-any-return]
         operands.x,
         routing.weights,
@@ -119,8 +127,15 @@ def _backward(
         grad_row_weights[rows] = (grad_hidden * act).sum(1, dtype=row_weights.dtype)
         saved.apply_mask_(act, permutation.assignments[rows]).mul_(scale[rows])
         grad_pre = expert_activation_backward(grad_hidden.mul_(scale[rows]), pre[rows], kind, activation)
-        split = zip(experts, grads[rows].split(counts), act.split(counts), grad_pre.split(counts),
-                    inputs[rows].split(counts), grad_inputs[rows].split(counts), strict=True)  # fmt: skip
+        split = zip(
+            experts,
+            grads[rows].split(counts),
+            act.split(counts),
+            grad_pre.split(counts),
+            inputs[rows].split(counts),
+            grad_inputs[rows].split(counts),
+            strict=True,
+        )
         for e, grad, act_e, grad_pre_e, input_e, grad_input_e in split:
             torch.mm(grad.T, act_e, out=grad_w_out[e])
             torch.mm(grad_pre_e.T, input_e, out=grad_w_in[e])
@@ -134,9 +149,15 @@ class _ExpertsLoop(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor, mask: Tensor | None, permutation: Permutation,
+        ctx: Any,
+        x: Tensor,
+        weights: Tensor,
+        w_in: Tensor,
+        w_out: Tensor,
+        mask: Tensor | None,
+        permutation: Permutation,
         ffn_type_and_activation: tuple[str, str],
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         saved = SavedForBackward(x, weights, w_in, w_out, x.new_empty(len(permutation.token_ids), w_in.shape[1]), mask)
         ctx.counts, ctx.ffn_type_and_activation = permutation.counts, ffn_type_and_activation
         ctx.save_for_backward(*saved.tensors, *permutation.tensors)
@@ -159,9 +180,17 @@ class _ExpertsLoop(torch.autograd.Function):
     "Tensor? mask, str kind, str activation) -> (Tensor, Tensor)",
 )
 def experts_loop_op(  # noqa: PLR0913  (an operator takes tensors one by one)
-    x: Tensor, token_ids: Tensor, expert_ids: Tensor, weights: Tensor, kept: Tensor, w_in: Tensor, w_out: Tensor,
-    mask: Tensor | None, kind: str, activation: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    token_ids: Tensor,
+    expert_ids: Tensor,
+    weights: Tensor,
+    kept: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    mask: Tensor | None,
+    kind: str,
+    activation: str,
+) -> tuple[Tensor, Tensor]:
     permutation = build_permutation(token_ids, expert_ids, kept, (len(x), len(w_in)))
     pre = x.new_empty(len(expert_ids), w_in.shape[1])
     return _forward(SavedForBackward(x, weights, w_in, w_out, pre, mask), permutation, kind, activation), pre
@@ -174,9 +203,19 @@ def experts_loop_op(  # noqa: PLR0913  (an operator takes tensors one by one)
     "Tensor w_out, Tensor? mask, Tensor pre, str kind, str activation) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _compiled_backward(  # noqa: PLR0913  (an operator takes tensors one by one)
-    grad_y: Tensor, x: Tensor, token_ids: Tensor, expert_ids: Tensor, weights: Tensor, kept: Tensor, w_in: Tensor,
-    w_out: Tensor, mask: Tensor | None, pre: Tensor, kind: str, activation: str,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    grad_y: Tensor,
+    x: Tensor,
+    token_ids: Tensor,
+    expert_ids: Tensor,
+    weights: Tensor,
+    kept: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    mask: Tensor | None,
+    pre: Tensor,
+    kind: str,
+    activation: str,
+) -> tuple[Tensor, ...]:
     permutation = build_permutation(token_ids, expert_ids, kept, (len(x), len(w_in)))
     return _backward(grad_y, SavedForBackward(x, weights, w_in, w_out, pre, mask), permutation, kind, activation)
 

@@ -19,8 +19,19 @@ MAX_RUNS = 400
 MAX_CURVE_POINTS, MIN_CURVE_POINTS = 150, 16
 MAX_DOMAINS, MAX_TOKENS = 12, 5
 # The curves that are drawn, by their keys in metrics.jsonl.
-CURVES = ("val/bpb", "val/loss", "train/loss", "moe/max_violation", "val/max_violation", "val/dead_experts",
-          "val/routing_entropy", "moe/dropped_fraction", "train/aux_loss", "train/grad_norm", "lr")  # fmt: skip
+CURVES = (
+    "val/bpb",
+    "val/loss",
+    "train/loss",
+    "moe/max_violation",
+    "val/max_violation",
+    "val/dead_experts",
+    "val/routing_entropy",
+    "moe/dropped_fraction",
+    "train/aux_loss",
+    "train/grad_norm",
+    "lr",
+)
 
 
 def curve_content(runs: Sequence[Sequence[Configuration]]) -> tuple[dict[str, Any], list[str]]:
@@ -42,8 +53,15 @@ def curve_content(runs: Sequence[Sequence[Configuration]]) -> tuple[dict[str, An
                 steps = [point.step for point in curves[metric]]
                 tokens = dict(zip(steps, (point.tokens for point in curves[metric]), strict=True))
                 at, values = downsampled(steps, [point.value for point in curves[metric]], most)
-                series.append({"row": row, "metric": number, "step": at, "tokens": [tokens[step] for step in at],
-                               "value": [rounded(value) for value in values]})  # fmt: skip
+                series.append(
+                    {
+                        "row": row,
+                        "metric": number,
+                        "step": at,
+                        "tokens": [tokens[step] for step in at],
+                        "value": [rounded(value) for value in values],
+                    }
+                )
     left = len(chosen) - len(kept)
     notes = (
         [f"Curves of the first {MAX_RUNS} runs only: the page would be too large with those of {left} more."]
@@ -93,10 +111,16 @@ def _layer(layer: LayerUsage, whole: bool) -> dict[str, Any]:
         "layer": layer.layer,
         "load": [round(load, 2) for load in layer.load],
         "pairs": pairs if whole and any(map(any, pairs)) else [],
-        "domains": [[printable(name)[:60], [round(100 * share) for share in row]] for name, row in domains] if whole else [],
-        "tokens": [[f"{spelled(token)} {_share(token.count, token.total)}" for token in row[:MAX_TOKENS]]
-                   for row in layer.top_tokens] if whole else [],
-    }  # fmt: skip
+        "domains": [[printable(name)[:60], [round(100 * share) for share in row]] for name, row in domains]
+        if whole
+        else [],
+        "tokens": [
+            [f"{spelled(token)} {_share(token.count, token.total)}" for token in row[:MAX_TOKENS]]
+            for row in layer.top_tokens
+        ]
+        if whole
+        else [],
+    }
 
 
 def _share(count: int, total: int) -> str:

@@ -75,10 +75,16 @@ def render(content: object, template: PageTemplate) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     parts = {
-        "policy": policy, "generator": html.escape(template.generator), "title": html.escape(printable(template.title)), "style": style,
-        "anchor": template.first[0], "what": template.first[1], "plain": html.escape(template.plain), "content": as_script_data(content),
+        "policy": policy,
+        "generator": html.escape(template.generator),
+        "title": html.escape(printable(template.title)),
+        "style": style,
+        "anchor": template.first[0],
+        "what": template.first[1],
+        "plain": html.escape(template.plain),
+        "content": as_script_data(content),
         "script": script,
-    }  # fmt: skip
+    }
     # In one pass, so that placeholders inside a part are not replaced.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _asset("page.html"))
 

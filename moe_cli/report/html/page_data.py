@@ -26,9 +26,23 @@ LINE_WIDTH = 10_000  # lines are the page's to wrap
 MAX_UNFINISHED = 100
 MAX_TEXT_LENGTH = 300
 # The quantities of the axes, see `moe_cli.metrics`.
-QUANTITIES = ("sparsity", "flops_per_token", "train_flops", "model_flops", "active_params", "params",
-              "tokens_per_second", "peak_memory_bytes", "seconds", "tokens", "val_bpb", "val_loss", "max_violation",
-              "dead_experts", "dropped_fraction")  # fmt: skip
+QUANTITIES = (
+    "sparsity",
+    "flops_per_token",
+    "train_flops",
+    "model_flops",
+    "active_params",
+    "params",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "seconds",
+    "tokens",
+    "val_bpb",
+    "val_loss",
+    "max_violation",
+    "dead_experts",
+    "dropped_fraction",
+)
 Value = float | int | str | bool | None
 
 
@@ -60,14 +74,22 @@ def page_content(table: ReportTable, source: Source, sections: Sequence[Section]
     return {
         "title": printable(source.title),
         "generated": f"made by {source.program}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC",
-        "by_run": table.by_run, "score": score, "above": _above(table, source.title),
-        "below": _lines(footer_lines(table, LINE_WIDTH)), "notes": [*notes, *more],
-        "columns": [{"name": column.name, "heading": printable(column.heading), "left": column.left}
-                    for column in table.columns],
-        "rows": _rows(table, runs, settings, quantities), "quantities": quantities, "fronts": _fronts(table, quantities),
-        "settings": settings, "curves": curves, "experts": experts,
+        "by_run": table.by_run,
+        "score": score,
+        "above": _above(table, source.title),
+        "below": _lines(footer_lines(table, LINE_WIDTH)),
+        "notes": [*notes, *more],
+        "columns": [
+            {"name": column.name, "heading": printable(column.heading), "left": column.left} for column in table.columns
+        ],
+        "rows": _rows(table, runs, settings, quantities),
+        "quantities": quantities,
+        "fronts": _fronts(table, quantities),
+        "settings": settings,
+        "curves": curves,
+        "experts": experts,
         "sections": [each.content() for each in (*sections, *_unfinished(table))],
-    }  # fmt: skip
+    }
 
 
 def _above(table: ReportTable, title: str) -> list[str]:
@@ -92,24 +114,33 @@ def _rows(
         label = label_of(row, table)
         mark = mark_of(row, table)
         words = [label, *cells, *(f"{run.run} {' '.join(run.tags)}" for run in members), row.status]
-        content.append({
-            "index": index, "label": label, "cells": cells,
-            "sort_keys": [_sort_key(row, column) for column in table.columns],
-            "best": mark in (BEST, RECOMMENDED), "mark": mark if mark != PARETO else "", "pareto": bool(row.pareto),
-            "text": printable(" ".join(words)).lower(), "flops": _plain(row.results.flops_per_token),
-            "values": {each["name"]: _plain(_quantity(row, each["name"])) for each in quantities},
-            "interval": {"val_bpb": _plain(row.val_bpb_interval), "val_loss": _plain(row.val_loss_interval)},
-            "settings": settings["of"][index],
-            "runs": [_run(run, table) for run in members],
-        })  # fmt: skip
+        content.append(
+            {
+                "index": index,
+                "label": label,
+                "cells": cells,
+                "sort_keys": [_sort_key(row, column) for column in table.columns],
+                "best": mark in (BEST, RECOMMENDED),
+                "mark": mark if mark != PARETO else "",
+                "pareto": bool(row.pareto),
+                "text": printable(" ".join(words)).lower(),
+                "flops": _plain(row.results.flops_per_token),
+                "values": {each["name"]: _plain(_quantity(row, each["name"])) for each in quantities},
+                "interval": {"val_bpb": _plain(row.val_bpb_interval), "val_loss": _plain(row.val_loss_interval)},
+                "settings": settings["of"][index],
+                "runs": [_run(run, table) for run in members],
+            }
+        )
     return content
 
 
 def _run(run: Configuration, table: ReportTable) -> dict[str, Any]:
     return {
-        "id": printable(run.run), "seed": _plain(run.seed), "tags": [printable(tag) for tag in run.tags],
+        "id": printable(run.run),
+        "seed": _plain(run.seed),
+        "tags": [printable(tag) for tag in run.tags],
         "cells": [printable(column.write(run)) for column in table.columns],
-    }  # fmt: skip
+    }
 
 
 def label_of(row: Configuration, table: ReportTable) -> str:
@@ -156,8 +187,10 @@ def _quantities(table: ReportTable) -> list[dict[str, Any]]:
     known += [
         (name, printable(name), make_axis(values).log, 0) for name in table.varying if (values := _numbers(table, name))
     ]
-    return [{"name": name, "heading": text, "log": log, "better": way, "same": tolerance(name)}
-            for name, text, log, way in known]  # fmt: skip
+    return [
+        {"name": name, "heading": text, "log": log, "better": way, "same": tolerance(name)}
+        for name, text, log, way in known
+    ]
 
 
 def _numbers(table: ReportTable, name: str) -> list[float]:

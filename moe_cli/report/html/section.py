@@ -62,16 +62,30 @@ class Section:
         """Returns the section for the page: plain values, finite numbers, text without control characters."""
         chart = self.chart
         return {
-            "id": self.id, "title": self.title, "before_table": self.before_table, "preformatted": self.preformatted, "note": self.note,
+            "id": self.id,
+            "title": self.title,
+            "before_table": self.before_table,
+            "preformatted": self.preformatted,
+            "note": self.note,
             "lines": [printable(line) for line in self.lines],
             "headings": [printable(heading) for heading in self.headings],
             "rows": [[printable(cell) for cell in row] for row in self.rows],
-            "chart": None if chart is None else {
-                "x": chart.x, "y": chart.y, "log_x": chart.log_x, "log_y": chart.log_y,
+            "chart": None
+            if chart is None
+            else {
+                "x": chart.x,
+                "y": chart.y,
+                "log_x": chart.log_x,
+                "log_y": chart.log_y,
                 "series": [
-                    {"name": printable(line.name), "style": line.style, "line": line.connect, "mark": line.mark,
-                     "points": [[rounded(x), rounded(y)] for x, y in line.points]}
+                    {
+                        "name": printable(line.name),
+                        "style": line.style,
+                        "line": line.connect,
+                        "mark": line.mark,
+                        "points": [[rounded(x), rounded(y)] for x, y in line.points],
+                    }
                     for line in chart.lines
                 ],
             },
-        }  # fmt: skip
+        }

@@ -118,8 +118,15 @@ def choose(rows: Sequence[Configuration], baseline: Settings = DENSE, pairs: boo
         cheapest = _cheapest(row, [each for each in pool if each is not row], known)
         row, because = (row, because) if cheapest is row else (cheapest, because or "cost")
     others = [each for each in ranked if each is not row and (pairs or not is_baseline(each, baseline))]
-    return Choice(row, reason, others[0] if others else None, tuple(_ties(row, ranked, known)),
-                  first if row is not first else None, because, known)  # fmt: skip
+    return Choice(
+        row,
+        reason,
+        others[0] if others else None,
+        tuple(_ties(row, ranked, known)),
+        first if row is not first else None,
+        because,
+        known,
+    )
 
 
 def is_collapsed(row: Configuration) -> bool:
@@ -245,9 +252,14 @@ def comparison_with_baseline(row: Configuration, name: str) -> Comparison | None
     if row.verdict is None or row.vs_baseline is None or row.shared_seeds is None:
         return None
     return Comparison(
-        name, row.vs_baseline, row.vs_baseline_interval, row.shared_seeds, row.verdict, row.more_seeds,
+        name,
+        row.vs_baseline,
+        row.vs_baseline_interval,
+        row.shared_seeds,
+        row.verdict,
+        row.more_seeds,
         row.verdict == BETTER,
-    )  # fmt: skip
+    )
 
 
 def compare(best: Configuration, other: Configuration, known: Known, names: Collection[str] = ()) -> Comparison | None:
@@ -290,6 +302,7 @@ def label(row: Record, names: Collection[str]) -> str:
     from moe_cli.config.ranges import show
 
     main = ["expert=1"] if row.expert == 1 else [f"expert={row.expert}", f"k={row.k}"]
-    others = [f"{name}={show(row.get(name))}" for name in names
-              if name not in ("expert", "k") and row.get(name) is not None]  # fmt: skip
+    others = [
+        f"{name}={show(row.get(name))}" for name in names if name not in ("expert", "k") and row.get(name) is not None
+    ]
     return printable(" ".join([*main, *others]))

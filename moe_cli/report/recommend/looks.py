@@ -45,8 +45,11 @@ def look_at(rows: Sequence[Configuration], baseline: Mapping[str, Any] | None) -
     judged = [(row, row.shared_seeds) for row in rows if row.verdict is not None and (row.shared_seeds or 0) > 1]
     records = {folder: read_record(Path(folder)) for folder in {each for row, _ in judged for each in _folders(row)}}
     kept = dict(baseline) if baseline is not None else None
-    looks = {folder: [each for each in entries(record, "looks") if each.get("baseline") == kept]
-             for folder, record in records.items() if record}  # fmt: skip
+    looks = {
+        folder: [each for each in entries(record, "looks") if each.get("baseline") == kept]
+        for folder, record in records.items()
+        if record
+    }
     number = 0
     new: dict[str, dict[str, int]] = {folder: {} for folder in looks}
     for row, shared_seeds in judged:

@@ -114,8 +114,11 @@ def _seconds(axes: Mapping[str, Sequence[Any]], rows: Sequence[Configuration], s
     )
     sparse = prod(map(len, axes.values())) // len(axes["expert"]) * sum(each > 1 for each in axes["expert"])
     planned = seeds * (sparse + shared * (1 in axes["expert"]))
-    done = sum(min(seeds, len(row.seeds)) for row in rows
-               if all(row.settings.get(name) in values for name, values in axes.items() if setting_applies(name, row.settings)))  # fmt: skip
+    done = sum(
+        min(seeds, len(row.seeds))
+        for row in rows
+        if all(row.settings.get(name) in values for name, values in axes.items() if setting_applies(name, row.settings))
+    )
     return float(max(1, planned - done) * sum(seconds) / len(seconds))
 
 
@@ -126,8 +129,11 @@ def _settings(row: Configuration) -> dict[str, Value] | None:
     words: dict[str, Value] = {"expert": 8 if row.is_dense else row.expert}
     if not row.is_dense:
         words["k"] = row.k
-    own = {name: value for name, value in row.settings.items()
-           if ("." in name or name in ("capacity", "drop", "match")) and setting_applies(name, row.settings)}  # fmt: skip
+    own = {
+        name: value
+        for name, value in row.settings.items()
+        if ("." in name or name in ("capacity", "drop", "match")) and setting_applies(name, row.settings)
+    }
     try:
         composer = Composer()
         for group in ("router", "balance"):

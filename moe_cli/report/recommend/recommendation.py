@@ -175,32 +175,48 @@ def make_recommendation(
     difference = comparison_with_baseline(best, baseline_name(found.baseline)) if found.pairs is None else None
     second = compare(best, choice.runner_up, choice.known, found.names) if choice.runner_up else None
     wanted = [each.more_seeds for each in (difference, second) if each and each.more_seeds]
-    following = next_sweep(choice, found.rows, found.names, found.baseline, min(wanted, default=None),
-                           _options(found, baseline))  # fmt: skip
+    following = next_sweep(
+        choice, found.rows, found.names, found.baseline, min(wanted, default=None), _options(found, baseline)
+    )
     flops = [row.results.flops_per_token for row in found.rows if row.results.flops_per_token]
     passed, alone = choice.passed_over, [row for row in found.rows if row.verdict is None]
     return Recommendation(
-        context=_context(best), baseline=found.baseline, settings={name: best.settings.get(name) for name in SHOWN},
-        label=label(best, found.names), reason=choice.reason, score=best.primary_loss or 0.0,
+        context=_context(best),
+        baseline=found.baseline,
+        settings={name: best.settings.get(name) for name in SHOWN},
+        label=label(best, found.names),
+        reason=choice.reason,
+        score=best.primary_loss or 0.0,
         unit=f"nats/{target_of(best.settings.get('task.name'))}" if best.results.val_bpb is None else "bits/byte",
-        seeds=len(best.seeds), is_baseline=is_baseline(best, found.baseline),
-        vs_baseline=difference, runner_up=second, ties=tuple(label(row, found.names) for row in choice.ties),
+        seeds=len(best.seeds),
+        is_baseline=is_baseline(best, found.baseline),
+        vs_baseline=difference,
+        runner_up=second,
+        ties=tuple(label(row, found.names) for row in choice.ties),
         passed_over=compare(best, passed, choice.known, found.names) if passed else None,
-        passed_over_health=health_text(passed) if passed and is_collapsed(passed) else "", because=choice.because,
+        passed_over_health=health_text(passed) if passed and is_collapsed(passed) else "",
+        because=choice.because,
         health=health_text(best) if is_collapsed(best) else "",
-        comparisons=len(found.rows) - len(alone), pairs=found.pairs,
-        params_ratio=_ratio(best, base, "params"), throughput_ratio=_ratio(best, base, "tokens_per_second"),
-        memory_ratio=_ratio(best, base, "peak_memory_bytes"), equal_time=_equal_time(best, base),
+        comparisons=len(found.rows) - len(alone),
+        pairs=found.pairs,
+        params_ratio=_ratio(best, base, "params"),
+        throughput_ratio=_ratio(best, base, "tokens_per_second"),
+        memory_ratio=_ratio(best, base, "peak_memory_bytes"),
+        equal_time=_equal_time(best, base),
         equal_params=base is not None and 1 / EQUAL <= (_ratio(best, base, "active_params") or 1) <= EQUAL,
         flops_ratio=best.results.flops_per_token / min(flops) if flops and best.results.flops_per_token else 1.0,
-        num_without_baseline=0 if found.pairs is not None
+        num_without_baseline=0
+        if found.pairs is not None
         else sum(not is_baseline(row, found.baseline) and row.baseline_path is None for row in alone),
         undefined=sum(row.is_undefined for row in found.rows),
-        not_tried=_not_tried(found.rows, found.names, best), failed=_failed(runs, found.names),
-        left_out=found.left_out, scaling=scaling_sentence(found.runs, best.paths),
-        next=following.command if following else None, next_seconds=following.seconds if following else None,
+        not_tried=_not_tried(found.rows, found.names, best),
+        failed=_failed(runs, found.names),
+        left_out=found.left_out,
+        scaling=scaling_sentence(found.runs, best.paths),
+        next=following.command if following else None,
+        next_seconds=following.seconds if following else None,
         look=look_at(found.rows, found.baseline if found.pairs is None else None),
-    )  # fmt: skip
+    )
 
 
 def _options(found: "_Compared", typed: Settings | None) -> list[str]:
@@ -246,9 +262,15 @@ def _compare_all(
     first, chosen = comparable.rows[0], {run.path for run in comparable.rows}
     own = [run for run in runs if run.path in chosen]
     base = sweep_baseline(own) if baseline is None else baseline
-    extra = [run for run in extra_baselines
-             if run.status == COMPLETED and run.primary_loss is not None and is_baseline(run, base)
-             and run.is_countable and is_comparable(run, first, free)]  # fmt: skip
+    extra = [
+        run
+        for run in extra_baselines
+        if run.status == COMPLETED
+        and run.primary_loss is not None
+        and is_baseline(run, base)
+        and run.is_countable
+        and is_comparable(run, first, free)
+    ]
     aggregate = aggregate_seeds(own, extra_baselines=extra, baseline=base)
     rows = [row for row in aggregate.configurations if row.primary_loss is not None]
     outside = aggregate_seeds(extra, baseline=base).configurations

@@ -24,8 +24,10 @@ def format_recommendation(found: Recommendation) -> list[str]:
             f"Not compared: {plural(found.num_without_baseline, 'configuration')}. No {base} has the same settings and seeds."
         )
     if found.undefined:
-        lines.append(f"Not compared: {plural(found.undefined, 'configuration')}. The loss of the baseline, {baseline_name(found.baseline)}, "
-                     "is 0, and differences relative to it are undefined.")  # fmt: skip
+        lines.append(
+            f"Not compared: {plural(found.undefined, 'configuration')}. The loss of the baseline, {baseline_name(found.baseline)}, "
+            "is 0, and differences relative to it are undefined."
+        )
     lines += [found.scaling] if found.scaling else []
     lines += [f"Not tried: {', '.join(found.not_tried)}."] if found.not_tried else []
     lines += _statistics(found)
@@ -50,13 +52,17 @@ def _statistics(found: Recommendation) -> list[str]:
     """Returns sentences on the correction of the verdicts, and on the effect of repeated looks."""
     lines = []
     if (found.pairs or 0) > 1:
-        lines.append(f"Verdicts are on differences to the lowest, which was chosen by its result, and allow for all {found.pairs} pairs "
-                     "(Holm, 5 % for all together); an interval is 95 % for its own comparison. The lowest of several looks better than it is: run it again "
-                     "with other seeds.")  # fmt: skip
+        lines.append(
+            f"Verdicts are on differences to the lowest, which was chosen by its result, and allow for all {found.pairs} pairs "
+            "(Holm, 5 % for all together); an interval is 95 % for its own comparison. The lowest of several looks better than it is: run it again "
+            "with other seeds."
+        )
     elif found.comparisons > 1 and found.reason != "one seed":
         base = "dense" if found.baseline == DENSE else baseline_name(found.baseline)
-        lines.append(f"{found.comparisons} configurations were compared with {base}; verdicts allow for that (Holm, 5 % for all together), "
-                     "an interval is 95 % for its own comparison. The best of several looks better than it is: run it again with other seeds.")  # fmt: skip
+        lines.append(
+            f"{found.comparisons} configurations were compared with {base}; verdicts allow for that (Holm, 5 % for all together), "
+            "an interval is 95 % for its own comparison. The best of several looks better than it is: run it again with other seeds."
+        )
     if found.look.number:
         lines.append(looks_sentence(found.look))
     return lines
@@ -106,8 +112,10 @@ def _headline(found: Recommendation) -> list[str]:
         return [f"{on}one seed tells nothing for sure. {lowest}: {name} ({at}{against}).{unknown}"]
     if found.reason == "worse" and found.vs_baseline:
         use = "the dense model (expert=1)" if dense else f"{base}, the baseline"
-        return [f"{on}use {use}. The best of the others is {name} ({at}): it is worse by {_amount(found.vs_baseline)} of the "
-                f"baseline's {found.unit} ({plural(found.vs_baseline.seeds, 'seed')}, paired)."]  # fmt: skip
+        return [
+            f"{on}use {use}. The best of the others is {name} ({at}): it is worse by {_amount(found.vs_baseline)} of the "
+            f"baseline's {found.unit} ({plural(found.vs_baseline.seeds, 'seed')}, paired)."
+        ]
     if found.reason == "baseline":
         what = name if dense else f"{name}, the baseline"
         return [f"{on}use {what}: no other configuration is better beyond doubt ({at})." + _nearest(found.runner_up)]
@@ -178,8 +186,15 @@ def _amount(each: Comparison, signed: bool = False) -> str:
 
 
 def _cost(found: Recommendation) -> list[str]:
-    parts = [f"{value:.{1 if value >= 1.95 else 2}f}x the {name}" for value, name in
-             ((found.params_ratio, "weights"), (found.memory_ratio, "memory"), (found.throughput_ratio, "training speed")) if value]  # fmt: skip
+    parts = [
+        f"{value:.{1 if value >= 1.95 else 2}f}x the {name}"
+        for value, name in (
+            (found.params_ratio, "weights"),
+            (found.memory_ratio, "memory"),
+            (found.throughput_ratio, "training speed"),
+        )
+        if value
+    ]
     if not parts:
         return []
     base = "dense" if found.baseline == DENSE else "the baseline"

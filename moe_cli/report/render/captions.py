@@ -273,8 +273,11 @@ def _limited(rows: Sequence[Configuration], width: int) -> list[Text]:
         lines += wrap(
             f"loss @ capacity: at the capacity of training, drop={', '.join(sorted(map(str, rules)))}", width, "dim"
         )
-    seen = {str(drop) for row in rows
-            if row.settings.get("model.name") in CAUSAL_MODELS and (drop := row.settings.get("eval.drop"))}  # fmt: skip
+    seen = {
+        str(drop)
+        for row in rows
+        if row.settings.get("model.name") in CAUSAL_MODELS and (drop := row.settings.get("eval.drop"))
+    }
     for drop in sorted(seen - {"causal"}):
         lines += wrap(f"val loss: {sees_later_tokens(drop)}", width, "yellow")
     return lines
@@ -286,7 +289,8 @@ def importance(found: Mapping[str, Mapping[str, Mapping[str, float]]], width: in
     for name, objectives in found.items():
         for objective, shares in objectives.items():
             which = (f" in {truncate_left(printable(name))}" if len(found) > 1 else "") + (
-                f" for {objective}" if len(objectives) > 1 else "")  # fmt: skip
+                f" for {objective}" if len(objectives) > 1 else ""
+            )
             pieces = [f"{printable(key)} {share:.2f}" for key, share in shares.items()]
             lines += [
                 Text(line, "dim") for line in pack([f"importance{which}: {pieces[0]}", *pieces[1:]], width, ", ", "  ")

@@ -93,10 +93,15 @@ def _shade(value: float, most: float, shades: str) -> str:
 
 def _measures(found: ExpertUsage, width: int) -> list[Text]:
     rows = [
-        (f"L{each.layer + 1}", percent(each.max_violation, True), _experts(each.dead), _share(each.dropped),
-         "-" if each.entropy is None else f"{each.entropy:.2f}")
+        (
+            f"L{each.layer + 1}",
+            percent(each.max_violation, True),
+            _experts(each.dead),
+            _share(each.dropped),
+            "-" if each.entropy is None else f"{each.entropy:.2f}",
+        )
         for each in found.layers
-    ]  # fmt: skip
+    ]
     lines = plain_table(("layer", "MaxVio", "dead", "dropped", "entropy"), rows, width)
     if found.dropped and not any(each.dropped for each in found.layers):
         lines += wrap(f"evaluated dropless; the capacity of training drops {percent(found.dropped)}", width, "dim")

@@ -68,8 +68,15 @@ def _points(axes: "Axes", table: ReportTable, rows: Sequence[Configuration], sco
     places = [number_of(row, name) for row in rows]
     for index, (row, place) in enumerate(zip(rows, places, strict=True)):
         half, at = number_of(row, f"{score}_interval"), [] if place is None else [place]
-        axes.errorbar(at, [number_of(row, score) or 0.0] if at else [], yerr=None if not at or half is None else [half],
-                      capsize=3, linestyle="none", label=truncate_left(label_of(row, table)), **_look(index))  # fmt: skip
+        axes.errorbar(
+            at,
+            [number_of(row, score) or 0.0] if at else [],
+            yerr=None if not at or half is None else [half],
+            capsize=3,
+            linestyle="none",
+            label=truncate_left(label_of(row, table)),
+            **_look(index),
+        )
     axes.set_ylabel(BY_KEY[score].title)
     axes.grid(alpha=0.3)
     if name == "sparsity":

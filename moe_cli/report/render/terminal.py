@@ -64,8 +64,10 @@ def _fit(columns: Sequence[TextColumn], kept: list[int], widths: list[int], widt
         (index for index in kept if columns[index].drop_order), key=lambda index: -columns[index].drop_order
     )
     while True:
-        least = [widths[index] if columns[index].min_width is None else min(widths[index], columns[index].min_width or 0)
-                 for index in kept]  # fmt: skip
+        least = [
+            widths[index] if columns[index].min_width is None else min(widths[index], columns[index].min_width or 0)
+            for index in kept
+        ]
         room = width - len(GAP) * (len(kept) - 1)
         if sum(least) <= room or not leaving:
             break

@@ -64,12 +64,20 @@ def analysis_record(result: Analysis) -> dict[str, Any]:
     """Returns the study as one JSON object; infinite numbers are for the writer to replace."""
     found = result.fit
     return {
-        "law": found.law.name, "equation": found.law.equation, "source": found.law.source,
-        "runs": len(found.points), "configurations": found.points.num_configurations, "left_out": result.left_out,
+        "law": found.law.name,
+        "equation": found.law.equation,
+        "source": found.law.source,
+        "runs": len(found.points),
+        "configurations": found.points.num_configurations,
+        "left_out": result.left_out,
         "constants": [asdict(each) for each in found.constants],
-        "seeds": len(found.seeds.seeds), "seed_deviation": found.seeds.deviation, "residual": found.scale, "held_out_error": found.held_out, "rejected": [asdict(each) for each in found.rejected],
+        "seeds": len(found.seeds.seeds),
+        "seed_deviation": found.seeds.deviation,
+        "residual": found.scale,
+        "held_out_error": found.held_out,
+        "rejected": [asdict(each) for each in found.rejected],
         "dense_equivalents": [{**asdict(each), "speed_up": each.speed_up} for each in result.equivalents],
         "iso_flop": [asdict(each) for each in result.iso_flop],
         "predictions": [asdict(each) for each in result.predictions],
         "validation": asdict(result.validation) if result.validation else None,
-    }  # fmt: skip
+    }

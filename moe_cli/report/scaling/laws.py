@@ -122,8 +122,15 @@ def _krajewski(theta: Array, points: Points, normalisation: Normalisation) -> Ar
 def _krajewski_constants(theta: Array, normalisation: Normalisation) -> Constants:
     c, g, gamma, a, alpha, b, beta = theta
     size, tokens = normalisation.params**alpha, normalisation.tokens**beta
-    return {"c": math.exp(c), "g": math.exp(g) * size, "gamma": gamma, "a": math.exp(a) * size, "alpha": alpha,
-            "b": math.exp(b) * tokens, "beta": beta}  # fmt: skip
+    return {
+        "c": math.exp(c),
+        "g": math.exp(g) * size,
+        "gamma": gamma,
+        "a": math.exp(a) * size,
+        "alpha": alpha,
+        "b": math.exp(b) * tokens,
+        "beta": beta,
+    }
 
 
 def _abnar(theta: Array, points: Points, normalisation: Normalisation) -> Array:
@@ -137,9 +144,18 @@ def _abnar(theta: Array, points: Points, normalisation: Normalisation) -> Array:
 
 def _abnar_constants(theta: Array, normalisation: Normalisation) -> Constants:
     a, alpha, b, beta, c, lam, d, delta, gamma, e = theta
-    return {"a": math.exp(a) * normalisation.params**alpha, "alpha": alpha, "b": math.exp(b) * normalisation.tokens**beta, "beta": beta,
-            "c": math.exp(c), "lambda": lam, "d": math.exp(d) * normalisation.params**gamma, "delta": delta, "gamma": gamma,
-            "e": math.exp(e)}  # fmt: skip
+    return {
+        "a": math.exp(a) * normalisation.params**alpha,
+        "alpha": alpha,
+        "b": math.exp(b) * normalisation.tokens**beta,
+        "beta": beta,
+        "c": math.exp(c),
+        "lambda": lam,
+        "d": math.exp(d) * normalisation.params**gamma,
+        "delta": delta,
+        "gamma": gamma,
+        "e": math.exp(e),
+    }
 
 
 def _ludziejewski_shape(parts: list[Array], log_e: Array, points: Points, normalisation: Normalisation) -> Array:
@@ -163,9 +179,17 @@ def _ludziejewski_saturating(theta: Array, points: Points, normalisation: Normal
 def _ludziejewski_constants(theta: Array, normalisation: Normalisation) -> Constants:
     a, delta, alpha, gamma, b, omega, beta, zeta, c = theta[:9]
     size, tokens = math.log(normalisation.active), math.log(normalisation.tokens)
-    found = {"a": math.exp(a - alpha * size), "delta": delta - gamma * size, "alpha": alpha, "gamma": gamma,
-             "b": math.exp(b - beta * tokens), "omega": omega - zeta * tokens, "beta": beta, "zeta": zeta,
-             "c": math.exp(c)}  # fmt: skip
+    found = {
+        "a": math.exp(a - alpha * size),
+        "delta": delta - gamma * size,
+        "alpha": alpha,
+        "gamma": gamma,
+        "b": math.exp(b - beta * tokens),
+        "omega": omega - zeta * tokens,
+        "beta": beta,
+        "zeta": zeta,
+        "c": math.exp(c),
+    }
     return found if len(theta) == 9 else {**found, **_saturation(theta[9], theta[10])}
 
 

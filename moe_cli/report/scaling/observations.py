@@ -128,9 +128,14 @@ def _label(run: RunRow, names: list[str]) -> str:
     """
     seen = ("expert", "k", "train.tokens", "train.steps", "train.flops", "train.minutes", "train.batch_size")
     who = f"expert={run.expert}" + (f" k={run.k}" if not run.is_dense and run.k else "")
-    others = [f"{name.rpartition('.')[2]}={show(value)}" for name in names
-              if name not in seen and not name.startswith("model.") and setting_applies(name, run.settings)
-              and (value := run.settings.get(name)) is not None]  # fmt: skip
+    others = [
+        f"{name.rpartition('.')[2]}={show(value)}"
+        for name in names
+        if name not in seen
+        and not name.startswith("model.")
+        and setting_applies(name, run.settings)
+        and (value := run.settings.get(name)) is not None
+    ]
     sizes = [f"{count(run.results.active_params or 0)} active", f"{count(run.results.tokens or 0)} tokens"]
     return ", ".join([" ".join([who, *others]), *sizes])
 

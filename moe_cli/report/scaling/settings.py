@@ -38,8 +38,19 @@ def points_of(text: str, runs: Sequence[RunRow]) -> Points:
     run = {"expert": config.expert, "k": config.k, **flat_settings(config.to_dict())}
     tokens = float(steps * config.tokens_per_step)
     ratio = expansion(run)
-    values = (costs.num_params, costs.num_active_params, ratio, 1 / ratio, granularity(run), tokens,
-              tokens * costs.flops_per_token, np.nan, 0, np.nan, -1)  # fmt: skip
+    values = (
+        costs.num_params,
+        costs.num_active_params,
+        ratio,
+        1 / ratio,
+        granularity(run),
+        tokens,
+        tokens * costs.flops_per_token,
+        np.nan,
+        0,
+        np.nan,
+        -1,
+    )
     return Points(*(np.array([value]) for value in values))
 
 

@@ -97,10 +97,15 @@ def _equivalents(equivalents: Sequence[DenseEquivalent], width: int) -> list[Tex
     """Leaves throughput out where it was not measured or does not fit."""
     headings = ["equals a dense model of", "x compute", "95 % interval", "x tok/s", "speed-up"]
     rows = [
-        [printable(each.label), _compute_ratio(each.compute_ratio), f"{_compute_ratio(each.low)} to {_compute_ratio(each.high)}", _speed(each.throughput),
-         "-" if each.speed_up is None else _compute_ratio(each.speed_up)]
+        [
+            printable(each.label),
+            _compute_ratio(each.compute_ratio),
+            f"{_compute_ratio(each.low)} to {_compute_ratio(each.high)}",
+            _speed(each.throughput),
+            "-" if each.speed_up is None else _compute_ratio(each.speed_up),
+        ]
         for each in equivalents
-    ]  # fmt: skip
+    ]
     known = any(each.throughput is not None for each in equivalents)
     shown = len(headings) if known and width >= WITH_SPEED else 3
     lines = plain_table(headings[:shown], [row[:shown] for row in rows], width)
@@ -115,10 +120,15 @@ def _speed(value: float | None) -> str:
 
 def _iso_flop(curves: Sequence[IsoFlop], width: int) -> list[Text]:
     rows = [
-        (f"{count(each.flops)}FLOP", f"{each.expansion:g}", str(len(each.sizes)),
-         "-" if each.best is None else count(each.best), "-" if each.best_loss is None else f"{each.best_loss:.3f}")
+        (
+            f"{count(each.flops)}FLOP",
+            f"{each.expansion:g}",
+            str(len(each.sizes)),
+            "-" if each.best is None else count(each.best),
+            "-" if each.best_loss is None else f"{each.best_loss:.3f}",
+        )
         for each in curves
-    ]  # fmt: skip
+    ]
     lines = plain_table(("iso-FLOP budget", "expert/k", "sizes", "best active", "loss there"), rows, width)
     reasons = dict.fromkeys(
         f"{count(each.flops)}FLOP, expert/k {each.expansion:g}: {each.why}" for each in curves if each.why
@@ -138,10 +148,15 @@ def _predictions(predictions: Sequence[Prediction], width: int) -> list[Text]:
 
 def _validation(validation: Validation, width: int) -> list[Text]:
     rows = [
-        (printable(each.label), f"{each.measured or 0:.3f}", f"{each.loss:.3f}", percent(each.loss / (each.measured or 1) - 1, True),
-         f"{each.low:.3f} to {each.high:.3f}")
+        (
+            printable(each.label),
+            f"{each.measured or 0:.3f}",
+            f"{each.loss:.3f}",
+            percent(each.loss / (each.measured or 1) - 1, True),
+            f"{each.low:.3f} to {each.high:.3f}",
+        )
         for each in validation.predictions
-    ]  # fmt: skip
+    ]
     lines = plain_table(("largest, held out", "measured", "predicted", "error", "95 % interval"), rows, width)
     total = len(validation.predictions)
     verdict = (

@@ -57,9 +57,13 @@ class ForkServer:
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", WORKER, str(theirs.fileno()), str(outputs)],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()], env={**os.environ, **environment}, start_new_session=True,
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
         self.channel.setblocking(False)
 
     def start(self, run: Run, outputs: Path) -> ForkedRun:

@@ -33,8 +33,15 @@ from moe_cli.files.writing import append
 from moe_cli.training.signals import exit_with_parent
 
 # What a run imports; torch's optimizers bring its compiler along at their first step.
-IMPORTED = ("torch._dynamo", "moe_cli.models.registry", "moe_cli.tasks.registry", "moe_cli.moe.backends.dispatch",
-            "moe_cli.training.trainer", "moe_cli.training.evaluate", "moe_cli.training.upcycle")  # fmt: skip
+IMPORTED = (
+    "torch._dynamo",
+    "moe_cli.models.registry",
+    "moe_cli.tasks.registry",
+    "moe_cli.moe.backends.dispatch",
+    "moe_cli.training.trainer",
+    "moe_cli.training.evaluate",
+    "moe_cli.training.upcycle",
+)
 
 
 def main(descriptor: str, _outputs: str) -> None:

@@ -49,9 +49,13 @@ class Process:
             with append(run.path / "log.txt") as log:
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", "moe_cli.execution.worker", str(run.path), str(outputs)],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=[theirs],
-                    env={**os.environ, **environment, PARENT_PID_ENV: str(os.getpid())}, start_new_session=True,
-                )  # fmt: skip
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[theirs],
+                    env={**os.environ, **environment, PARENT_PID_ENV: str(os.getpid())},
+                    start_new_session=True,
+                )
         except BaseException:
             os.close(self.exit_fd)
             raise

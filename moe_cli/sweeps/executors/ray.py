@@ -125,9 +125,14 @@ def _run_actor_class() -> type:
             added = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
             with os.fdopen(os.open(os.path.join(folder, "log.txt"), added, 0o666), "ab") as log:
                 self.process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=directory,
-                    env=environment, start_new_session=True,
-                )  # fmt: skip
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=directory,
+                    env=environment,
+                    start_new_session=True,
+                )
             return ""
 
         def wait(self) -> int:

@@ -40,15 +40,37 @@ MAX_JOBS = 1000
 MAX_LOSSES = 3
 # Exit codes of a job: it sees no run; a shell's word for a worker that SIGTERM has ended.
 EXIT_RUN_NOT_VISIBLE, TERMINATED = 66, 143
-TERMINAL_STATES = frozenset({"COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "CANCELLED", "PREEMPTED", "BOOT_FAIL",
-                  "DEADLINE", "REVOKED"})  # fmt: skip
+TERMINAL_STATES = frozenset(
+    {
+        "COMPLETED",
+        "FAILED",
+        "TIMEOUT",
+        "OUT_OF_MEMORY",
+        "NODE_FAIL",
+        "CANCELLED",
+        "PREEMPTED",
+        "BOOT_FAIL",
+        "DEADLINE",
+        "REVOKED",
+    }
+)
 # States that end a job without a fault of the run: it continues in another job.
 PREEMPTED_STATES = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED"})
 # It has no node yet, or none any more.
 WAITING_STATES = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"})
 # Reasons for which a job waits that do not pass.
-UNSCHEDULABLE_REASONS = frozenset({"PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "InvalidAccount",
-                   "InvalidQOS", "AccountNotAllowed", "QOSNotAllowed"})  # fmt: skip
+UNSCHEDULABLE_REASONS = frozenset(
+    {
+        "PartitionConfig",
+        "PartitionNodeLimit",
+        "PartitionTimeLimit",
+        "BadConstraints",
+        "InvalidAccount",
+        "InvalidQOS",
+        "AccountNotAllowed",
+        "QOSNotAllowed",
+    }
+)
 
 SCRIPT = """\
 #!/bin/sh
@@ -102,8 +124,14 @@ def command(*words: str) -> str:
 
 def states() -> dict[str, State]:
     """Returns all jobs of this user that Slurm remembers, including those that ended in the last minutes."""
-    text = command("squeue", "--noheader", "--array", "--states=all", f"--user={getpass.getuser()}",
-                   "--Format=JobArrayID:|,State:|,exit_code:|,Reason:|")  # fmt: skip
+    text = command(
+        "squeue",
+        "--noheader",
+        "--array",
+        "--states=all",
+        f"--user={getpass.getuser()}",
+        "--Format=JobArrayID:|,State:|,exit_code:|,Reason:|",
+    )
     found = {}
     for line in text.splitlines():
         number, name, status, reason, *_ = (word.strip() for word in line.split("|"))
@@ -115,11 +143,22 @@ def submission(executor: SlurmExecutor, name: str, number: int) -> list[str]:
     """Returns the command that sends an array of `number` jobs, without its script."""
     throttle = f"%{executor.array_parallelism}" if executor.array_parallelism else ""
     wanted = {
-        "partition": executor.partition, "account": executor.account, "qos": executor.qos, "mem": executor.mem,
-        "constraint": executor.constraint, "gres": executor.gres, "gpus": executor.gpus, "time": executor.time,
-        "cpus-per-task": executor.cpus, "signal": f"B:USR1@{executor.save_seconds}", "array": f"1-{number}{throttle}",
-        "job-name": name, "output": "/dev/null", "nodes": 1, "ntasks": 1,
-    }  # fmt: skip
+        "partition": executor.partition,
+        "account": executor.account,
+        "qos": executor.qos,
+        "mem": executor.mem,
+        "constraint": executor.constraint,
+        "gres": executor.gres,
+        "gpus": executor.gpus,
+        "time": executor.time,
+        "cpus-per-task": executor.cpus,
+        "signal": f"B:USR1@{executor.save_seconds}",
+        "array": f"1-{number}{throttle}",
+        "job-name": name,
+        "output": "/dev/null",
+        "nodes": 1,
+        "ntasks": 1,
+    }
     options = [f"--{key}={value}" for key, value in wanted.items() if value is not None]
     return ["sbatch", "--parsable", "--requeue" if executor.requeue else "--no-requeue", *options]
 
@@ -127,10 +166,15 @@ def submission(executor: SlurmExecutor, name: str, number: int) -> list[str]:
 def script(executor: SlurmExecutor, runs: Path, outputs: Path) -> str:
     """Returns the shell script of an array's jobs: line N of the file `runs` is the folder of job N's run."""
     return SCRIPT.format(
-        list=shlex.quote(str(runs)), python=shlex.quote(sys.executable), outputs=shlex.quote(str(outputs)),
-        unseen=EXIT_RUN_NOT_VISIBLE, stopped=EXIT_INTERRUPTED, terminated=TERMINATED, setup="\n".join(executor.setup) or ":",
+        list=shlex.quote(str(runs)),
+        python=shlex.quote(sys.executable),
+        outputs=shlex.quote(str(outputs)),
+        unseen=EXIT_RUN_NOT_VISIBLE,
+        stopped=EXIT_INTERRUPTED,
+        terminated=TERMINATED,
+        setup="\n".join(executor.setup) or ":",
         requeue="yes" if executor.requeue else "no",
-    )  # fmt: skip
+    )
 
 
 class SlurmJob:

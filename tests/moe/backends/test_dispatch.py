@@ -61,9 +61,13 @@ class Case:
 
 
 def make_case(
-    router: str, num_tokens: int, capacity: float | None = None, kind: str = "glu", activation: str = "silu",
+    router: str,
+    num_tokens: int,
+    capacity: float | None = None,
+    kind: str = "glu",
+    activation: str = "silu",
     dtype: torch.dtype = torch.float64,
-) -> Case:  # fmt: skip
+) -> Case:
     torch.manual_seed(0)
     config, top_k = ROUTERS[router]
     gate = make_router(config, D_IN, E, top_k)
@@ -118,9 +122,11 @@ def test_the_reference_is_the_weighted_sum(routing: Routing) -> None:
 
 
 @given(
-    routing=routings(num_experts=E), kind=st.sampled_from(KINDS), activation=st.sampled_from(sorted(ACTIVATIONS)),
+    routing=routings(num_experts=E),
+    kind=st.sampled_from(KINDS),
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
     with_mask=st.booleans(),
-)  # fmt: skip
+)
 def test_any_routing_is_served(routing: Routing, kind: str, activation: str, with_mask: bool) -> None:
     """Every back end equals the reference for repeated, missing and dropped assignments in any order, with and
     without a factor for each hidden value of an assignment.

@@ -22,8 +22,16 @@ def curves_and_experts(run: Run, final: float, expert: int, steps: int = 500, la
     draw = random.Random(run.id)
     records: list[dict[str, Any]] = []
     for step in range(10, steps + 1, 10):
-        records.append({"step": step, "tokens": step * 2048, "train/loss": 0.7 * final + math.exp(-step / 90),
-                        "lr": 0.02, "moe/max_violation": 0.3, "seconds": step / 10})  # fmt: skip
+        records.append(
+            {
+                "step": step,
+                "tokens": step * 2048,
+                "train/loss": 0.7 * final + math.exp(-step / 90),
+                "lr": 0.02,
+                "moe/max_violation": 0.3,
+                "seconds": step / 10,
+            }
+        )
         if step % 50 == 0:
             records.append({"step": step, "val/bpb": final + math.exp(-step / 90) + draw.gauss(0, 0.004)})
     write_lines(run, "metrics.jsonl", *records)
@@ -31,11 +39,15 @@ def curves_and_experts(run: Run, final: float, expert: int, steps: int = 500, la
         return
     load = [draw.randint(50, 150) for _ in range(expert)]
     more = {
-        "whole_split": True, "max_violation": 0.4, "dropped_fraction": 0.0, "routing_entropy": 0.9,
+        "whole_split": True,
+        "max_violation": 0.4,
+        "dropped_fraction": 0.0,
+        "routing_entropy": 0.9,
         "co_activation": [[draw.randint(0, 40) for _ in range(expert)] for _ in range(expert)],
         "experts_by_domain": {name: [draw.randint(1, 90) for _ in range(expert)] for name in ("code", "prose")},
-        "top_tokens": [[[97, 5, 9], [98, 4, 10]] for _ in range(expert)], "token_texts": {"97": "a", "98": "<b>"},
-    }  # fmt: skip
+        "top_tokens": [[[97, 5, 9], [98, 4, 10]] for _ in range(expert)],
+        "token_texts": {"97": "a", "98": "<b>"},
+    }
     write_lines(run, "routing.jsonl", *(layer_record(steps, layer, load, **more) for layer in range(layers)))
 
 
@@ -46,9 +58,12 @@ def sweep(outputs: Path, seeds: int = 3, experts: tuple[int, ...] = (1, 4, 8, 16
         for seed in range(seeds):
             final = 2.0 - 0.04 * math.log2(expert) + 0.003 * random.Random(f"{expert} {seed}").gauss(0, 1) + 0.01 * seed
             results = {
-                "params": 500_000 * expert, "flops_per_token": 6e6 + 1e4 * expert, "val_perplexity": 3.0,
-                "tokens_per_second": 20_000 / expert**0.3, "peak_memory_bytes": 400_000_000 + 10**7 * expert,
-            }  # fmt: skip
+                "params": 500_000 * expert,
+                "flops_per_token": 6e6 + 1e4 * expert,
+                "val_perplexity": 3.0,
+                "tokens_per_second": 20_000 / expert**0.3,
+                "peak_memory_bytes": 400_000_000 + 10**7 * expert,
+            }
             k = {} if expert == 1 else {"k": 2}
             run = complete(outputs, final, "sparsity", results, expert=expert, seed=seed, **k, **settings)
             curves_and_experts(run, final, expert)

@@ -341,13 +341,19 @@ def test_an_explained_text_is_read_by_pointing_and_by_keyboard(opened: Any, fini
             f"{each[0]['expert'] + 1}{'' if each[0]['kept'] else 'x'}" for each in found["layers"][layer]["choices"]
         ]
         assert expected == page.locator(".token small").all_inner_texts()
-        tinted = [int(name.split("tint k")[1].split()[0]) if "tint" in name else None
-                  for name in page.locator(".token").evaluate_all("nodes => nodes.map(node => node.className)")]  # fmt: skip
+        tinted = [
+            int(name.split("tint k")[1].split()[0]) if "tint" in name else None
+            for name in page.locator(".token").evaluate_all("nodes => nodes.map(node => node.className)")
+        ]
         assert [None if name.endswith("x") else int(name) - 1 for name in expected] == tinted
     lines = [
-        f"L{number + 1} " + ", ".join(f"E{each['expert'] + 1} {each['weight']:.2f}{'' if each['kept'] else ' dropped'}" for each in layer["choices"][1])
+        f"L{number + 1} "
+        + ", ".join(
+            f"E{each['expert'] + 1} {each['weight']:.2f}{'' if each['kept'] else ' dropped'}"
+            for each in layer["choices"][1]
+        )
         for number, layer in enumerate(found["layers"])
-    ]  # fmt: skip
+    ]
     page.locator(".token").nth(1).hover()
     expected_tip = [f"a token 2 of {len(text.encode())}", *lines]
     assert expected_tip == [" ".join(line.split()) for line in tip(page).splitlines()]
@@ -383,8 +389,14 @@ def test_costs_that_are_nearly_equal_stand_close(opened: Any) -> None:
 
 def test_the_usual_table_fits_a_window_of_1200(opened: Any, tmp_path: Path) -> None:
     """With two settings, wide intervals and verdicts that ask for more seeds, no column is cut off."""
-    results = {"max_violation": 3.53, "dead_experts": 0.031, "params": 456_000, "active_params": 79_500,
-               "flops_per_token": 530_000.0, "tokens_per_second": 11_800.0}  # fmt: skip
+    results = {
+        "max_violation": 3.53,
+        "dead_experts": 0.031,
+        "params": 456_000,
+        "active_params": 79_500,
+        "flops_per_token": 530_000.0,
+        "tokens_per_second": 11_800.0,
+    }
     for expert, k, losses in (
         (1, 1, (3.741, 3.765)),
         (4, 2, (3.671, 3.757)),

@@ -49,8 +49,12 @@ def choices_of(content: dict[str, Any], layer: int) -> list[list[dict[str, Any]]
     for token in content["layers"][layer]["choices"].split(","):
         numbers = [divmod(int(word.lstrip("-"), 36), content["stride"]) for word in token.split()]
         kept = [not word.startswith("-") for word in token.split()]
-        found.append([{"expert": expert, "weight": weight / 100, "kept": each}
-                      for (expert, weight), each in zip(numbers, kept, strict=True)])  # fmt: skip
+        found.append(
+            [
+                {"expert": expert, "weight": weight / 100, "kept": each}
+                for (expert, weight), each in zip(numbers, kept, strict=True)
+            ]
+        )
     return found
 
 

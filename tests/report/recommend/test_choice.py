@@ -114,13 +114,31 @@ def test_with_one_seed_only_small_differences_are_ties(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("expert", "k", "dead", "violation", "collapsed"),
-    [(8, 2, 0.0, 1.5, False), (8, 2, 0.06, 0.3, True), (8, 2, 0.04, 0.3, False), (8, 2, 0.0, 2.5, True), (4, 2, 0.0, 0.6, False),
-     (16, 1, 0.0, 12.0, True), (16, 1, 0.0, 5.0, False), (1, 1, None, None, False), (2, 2, 0.0, 0.0, False)],
-)  # fmt: skip
+    [
+        (8, 2, 0.0, 1.5, False),
+        (8, 2, 0.06, 0.3, True),
+        (8, 2, 0.04, 0.3, False),
+        (8, 2, 0.0, 2.5, True),
+        (4, 2, 0.0, 0.6, False),
+        (16, 1, 0.0, 12.0, True),
+        (16, 1, 0.0, 5.0, False),
+        (1, 1, None, None, False),
+        (2, 2, 0.0, 0.0, False),
+    ],
+)
 def test_collapse(expert: int, k: int, dead: float | None, violation: float | None, collapsed: bool) -> None:
     """More than 5 % dead experts, or three quarters of the way from an even load to all tokens on one expert."""
-    run = RunRow("run", "runs", "/run", COMPLETED, None, None, (), {"expert": expert, "k": k},
-                 results=Results(dead_experts=dead, max_violation=violation))  # fmt: skip
+    run = RunRow(
+        "run",
+        "runs",
+        "/run",
+        COMPLETED,
+        None,
+        None,
+        (),
+        {"expert": expert, "k": k},
+        results=Results(dead_experts=dead, max_violation=violation),
+    )
     assert collapsed == is_collapsed(aggregate_seeds([run]).configurations[0])
 
 
@@ -159,9 +177,14 @@ def test_the_declared_baseline_is_that_of_the_recommendation(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "axes",
-    [{"router": ("topk", "sigmoid"), "balance": ("none", "switch")}, {"optim__lr": (0.01, 0.02, 0.04)}, {"expert": (4, 8), "balance": ("z", "none")},
-     {"optim": ("muon", "adamw"), "k": (1, 2)}, {"capacity": (None, 1.25), "expert": (1, 4)}],
-)  # fmt: skip
+    [
+        {"router": ("topk", "sigmoid"), "balance": ("none", "switch")},
+        {"optim__lr": (0.01, 0.02, 0.04)},
+        {"expert": (4, 8), "balance": ("z", "none")},
+        {"optim": ("muon", "adamw"), "k": (1, 2)},
+        {"capacity": (None, 1.25), "expert": (1, 4)},
+    ],
+)
 def test_the_next_sweep_keeps_the_question(tmp_path: Path, axes: dict[str, tuple[Any, ...]]) -> None:
     """Every setting that varied varies in it too, its line is the command alone, and it counts the runs there are."""
     points: list[dict[str, Any]] = [{}]

@@ -195,8 +195,11 @@ def test_unlike_runs_are_left_out_and_named(tmp_path: Path, aspect: str) -> None
     """Runs of another text, split, context, budget or code are left out and named; --allow-different ranks them."""
     make(tmp_path, 1.83, DENSE)
     make(tmp_path, 1.70, EIGHT)
-    settings = {"validation": {"data__val_fraction": 0.2}, "budget": {"train__steps": 900},
-                "eval_context": {"eval__stride": 64}}.get(aspect, {})  # fmt: skip
+    settings = {
+        "validation": {"data__val_fraction": 0.2},
+        "budget": {"train__steps": 900},
+        "eval_context": {"eval__stride": 64},
+    }.get(aspect, {})
     results = {"corpus_sha256": "cd" * 32} if aspect == "data" else {}
     for run in make(tmp_path, 1.5, {**SIXTEEN, **settings}, **results):
         if aspect == "code":
@@ -235,8 +238,14 @@ def test_gain_at_equal_time(tmp_path: Path) -> None:
     assert answer.equal_time.difference == pytest.approx(1.9 / 2.0 - 1)
 
 
-@pytest.mark.parametrize("settings", [EIGHT, {"expert": 8, "k": 1, "router": "switch", "balance": "z", "capacity": 1.25},
-                                      {**EIGHT, "model__d_model": 64, "optim": "adamw", "match": "total"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        EIGHT,
+        {"expert": 8, "k": 1, "router": "switch", "balance": "z", "capacity": 1.25},
+        {**EIGHT, "model__d_model": 64, "optim": "adamw", "match": "total"},
+    ],
+)
 def test_the_next_sweep_can_be_run_and_counts_what_is_done(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Its plan holds the runs that are there, among them the dense ones, as completed, and more."""
     size = {key: value for key, value in settings.items() if key in ("model__d_model", "optim")}

@@ -21,13 +21,21 @@ def found(tmp_path: Path) -> Any:
         for step in (10, 20):
             for layer in (0, 1):
                 load = [1 + (index * (layer + 1)) % 5 for index in range(size)]
-                lines.append({
-                    "step": step, "layer": layer, "tokens_per_expert": load, "whole_split": step == 20,
-                    "kept_per_expert": load, "routing_entropy": 0.5, "saturation": {"10": 0.5, "20": 1.0},
-                    "co_activation": [[2] * size] * size,
-                    "experts_by_domain": {"\x1b[31mred\nline": load, "[bold]code[/]": load[::-1]},
-                    "top_tokens": [[[1, 3, 4], [2, 1, 2]]] * size, "token_texts": {"1": "\x1b]0;x\x07", "2": "[red]"},
-                })  # fmt: skip
+                lines.append(
+                    {
+                        "step": step,
+                        "layer": layer,
+                        "tokens_per_expert": load,
+                        "whole_split": step == 20,
+                        "kept_per_expert": load,
+                        "routing_entropy": 0.5,
+                        "saturation": {"10": 0.5, "20": 1.0},
+                        "co_activation": [[2] * size] * size,
+                        "experts_by_domain": {"\x1b[31mred\nline": load, "[bold]code[/]": load[::-1]},
+                        "top_tokens": [[[1, 3, 4], [2, 1, 2]]] * size,
+                        "token_texts": {"1": "\x1b]0;x\x07", "2": "[red]"},
+                    }
+                )
         (run.path / "routing.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
         return read_expert_usage(run)
 
@@ -89,9 +97,13 @@ def test_captions_say_what_is_counted(tmp_path: Path, task: str, k: int, count: 
     config = json.loads((run.path / "config.json").read_text())
     (run.path / "config.json").write_text(json.dumps({**config, "k": k, "task": {"name": task}}))
     line = {
-        "layer": 0, "tokens_per_expert": [1, 1, 1, 1], "saturation": {"10": 0.5, "20": 1.0},
-        "experts_by_domain": {"a": [1, 1, 0, 0]}, "top_tokens": [[[1, count, 4]]] * 4, "token_texts": {"1": "3:3"},
-    }  # fmt: skip
+        "layer": 0,
+        "tokens_per_expert": [1, 1, 1, 1],
+        "saturation": {"10": 0.5, "20": 1.0},
+        "experts_by_domain": {"a": [1, 1, 0, 0]},
+        "top_tokens": [[[1, count, 4]]] * 4,
+        "token_texts": {"1": "3:3"},
+    }
     lines = [json.dumps({**line, "step": step, "whole_split": step == 20}) for step in (10, 20)]
     (run.path / "routing.jsonl").write_text("\n".join(lines))
     text = " ".join(" ".join(each.plain for each in expert_usage_lines(read_expert_usage(run), None, 120)).split())

@@ -191,11 +191,18 @@ def test_only_dense_rows_need_no_baseline(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {}, {"train__steps": 900}, {"train__tokens": 100_000}, {"optim": "adamw"}, {"optim__schedule": "cosine"},
-        {"optim__grad_clip": None}, {"model__d_model": 64, "model__d_ff": 200},
-        {"data": "text", "data__path": "/tmp/a b.txt"}, {"model__shared_experts": 1, "capacity": 1.5}, {"seed": 4},
+        {},
+        {"train__steps": 900},
+        {"train__tokens": 100_000},
+        {"optim": "adamw"},
+        {"optim__schedule": "cosine"},
+        {"optim__grad_clip": None},
+        {"model__d_model": 64, "model__d_ff": 200},
+        {"data": "text", "data__path": "/tmp/a b.txt"},
+        {"model__shared_experts": 1, "capacity": 1.5},
+        {"seed": 4},
     ],
-)  # fmt: skip
+)
 def test_the_advised_command_makes_the_baseline(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Parsed as a shell and Hydra would, the command gives a configuration that serves as baseline."""
     import shlex
@@ -239,9 +246,13 @@ def test_unlike_evaluation_contexts_are_ranked_apart(tmp_path: Path, settings: d
     for given, contexts in (({}, 64.5), (settings, 32.5)):
         for expert in (4, 8):
             complete(
-                tmp_path, 1.8 + 0.1 * bool(given) - expert / 100, expert=expert, train__tokens=1_024_000, **given,
+                tmp_path,
+                1.8 + 0.1 * bool(given) - expert / 100,
+                expert=expert,
+                train__tokens=1_024_000,
+                **given,
                 results={"eval_context": contexts, "tokens": 1_024_000},
-            )  # fmt: skip
+            )
     text = "\n".join(lines(tmp_path, 200))
     assert 2 == sum(row.endswith("best") for row in table(tmp_path))
     assert "validation context 32.5 to 64.5" in text
@@ -477,13 +488,47 @@ def test_json_has_exactly_the_plain_keys_and_what_varies(tmp_path: Path) -> None
     content = json.loads(json_text(view(tmp_path)), parse_constant=lambda word: pytest.fail(word))
     assert [list(entry) for entry in content] == [[*JSON_KEYS, "train.steps"]] * 6
     assert set(JSON_KEYS) == {
-        "run", "runs", "status", "expert", "k", "capacity", "router", "balance", "seed", "seeds", "params",
-        "active_params", "flops_per_token", "val_loss", "val_bpb", "tokens_per_second", "max_violation",
-        "dropped_fraction", "dead_experts", "val_loss_interval", "val_bpb_interval", "vs_baseline", "vs_baseline_interval", "shared_seeds", "verdict", "more_seeds", "pareto",
-    }  # fmt: skip
+        "run",
+        "runs",
+        "status",
+        "expert",
+        "k",
+        "capacity",
+        "router",
+        "balance",
+        "seed",
+        "seeds",
+        "params",
+        "active_params",
+        "flops_per_token",
+        "val_loss",
+        "val_bpb",
+        "tokens_per_second",
+        "max_violation",
+        "dropped_fraction",
+        "dead_experts",
+        "val_loss_interval",
+        "val_bpb_interval",
+        "vs_baseline",
+        "vs_baseline_interval",
+        "shared_seeds",
+        "verdict",
+        "more_seeds",
+        "pareto",
+    }
     dense = next(entry for entry in content if entry["expert"] == 1)
-    nulls = ["capacity", "router", "balance", "seed", "max_violation", "dropped_fraction", "dead_experts",
-             "vs_baseline_interval", "verdict", "more_seeds"]  # fmt: skip
+    nulls = [
+        "capacity",
+        "router",
+        "balance",
+        "seed",
+        "max_violation",
+        "dropped_fraction",
+        "dead_experts",
+        "vs_baseline_interval",
+        "verdict",
+        "more_seeds",
+    ]
     assert [key for key, value in dense.items() if value is None] == nulls
     assert (dense["k"], dense["vs_baseline"], dense["seeds"]) == (1, 0, [0, 1, 2])
     failed = content[-1]
@@ -534,9 +579,19 @@ def test_markdown_is_the_whole_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(0, "0"), (999, "999"), (999.6, "1.00k"), (9_996, "10.0k"), (24_100, "24.1k"), (999_499, "999k"),
-     (999_500, "1.00M"), (1_234_567, "1.23M"), (2.89e9, "2.89G"), (1e15, "1.00P")],
-)  # fmt: skip
+    [
+        (0, "0"),
+        (999, "999"),
+        (999.6, "1.00k"),
+        (9_996, "10.0k"),
+        (24_100, "24.1k"),
+        (999_499, "999k"),
+        (999_500, "1.00M"),
+        (1_234_567, "1.23M"),
+        (2.89e9, "2.89G"),
+        (1e15, "1.00P"),
+    ],
+)
 def test_counts_have_three_digits(value: float, expected: str) -> None:
     """Never 1000k, never a lost zero."""
     assert count(value) == expected

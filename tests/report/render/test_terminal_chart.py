@@ -40,8 +40,11 @@ def test_derived_columns(view: ReportTable) -> None:
     assert {0.0, 1 - 1 / 8, 1 - 2 / 8, 1 - 2 / 16} == {point.x for each in chart.series for point in each.points}
     tokens = view.rows[0]["tokens"]
     expected_flops = {
-        "active_flops": 2e6, "train_flops": 6e6 * tokens, "model_flops": 5e6 * tokens, "optimizer_flops": 1e6 * tokens,
-    }  # fmt: skip
+        "active_flops": 2e6,
+        "train_flops": 6e6 * tokens,
+        "model_flops": 5e6 * tokens,
+        "optimizer_flops": 1e6 * tokens,
+    }
     for name, expected in expected_flops.items():
         chart = make_chart(view, f"val_bpb:{name}")
         assert {expected} == {point.x for each in chart.series for point in each.points}
@@ -124,9 +127,14 @@ def test_hostile_names_are_shown_not_obeyed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("request_", "says"),
-    [("val_bpb", "as Y:X"), ("a:b:c:d", "as Y:X"), (":expert", "as Y:X"), ("val_bpb:nope", "no column 'nope'"),
-     ("router:expert", "no row has a number")],
-)  # fmt: skip
+    [
+        ("val_bpb", "as Y:X"),
+        ("a:b:c:d", "as Y:X"),
+        (":expert", "as Y:X"),
+        ("val_bpb:nope", "no column 'nope'"),
+        ("router:expert", "no row has a number"),
+    ],
+)
 def test_wrong_requests_are_refused(view: ReportTable, request_: str, says: str) -> None:
     """With what to give instead."""
     with pytest.raises(ConfigError, match=says):

@@ -11,10 +11,29 @@ from moe_cli.report.scaling.observations import Points
 SIZES, TOKENS, EXPERTS = (1e5, 3e5, 1e6, 3e6), (1e6, 4e6, 1.6e7), (1, 2, 4, 8)
 CLARK = {"a": -0.08, "b": -0.11, "c": 0.008, "d": 0.9}
 KRAJEWSKI = {"c": 1.1, "g": 6.0, "gamma": 0.6, "a": 25.0, "alpha": 0.25, "b": 60.0, "beta": 0.3}
-ABNAR = {"a": 900.0, "alpha": 0.6, "b": 300.0, "beta": 0.4, "c": 0.46, "lambda": -0.3, "d": 12.0, "delta": 0.12, "gamma": 0.2,
-         "e": 0.8}  # fmt: skip
-JOINT = {"a": 30.0, "delta": 0.2, "alpha": -0.25, "gamma": -0.016, "b": 60.0, "omega": -0.05, "beta": -0.3, "zeta": 0.003,
-         "c": 1.1}  # fmt: skip
+ABNAR = {
+    "a": 900.0,
+    "alpha": 0.6,
+    "b": 300.0,
+    "beta": 0.4,
+    "c": 0.46,
+    "lambda": -0.3,
+    "d": 12.0,
+    "delta": 0.12,
+    "gamma": 0.2,
+    "e": 0.8,
+}
+JOINT = {
+    "a": 30.0,
+    "delta": 0.2,
+    "alpha": -0.25,
+    "gamma": -0.016,
+    "b": 60.0,
+    "omega": -0.05,
+    "beta": -0.3,
+    "zeta": 0.003,
+    "c": 1.1,
+}
 
 
 def clark(at: Points, *, a: float, b: float, c: float, d: float, E_start: float = 1, E_max: float = np.inf) -> Any:
@@ -31,8 +50,13 @@ def krajewski(at: Points, *, c: float, g: float, gamma: float, a: float, alpha: 
 def abnar(at: Points, **x: float) -> Any:
     """L = a/N^alpha + b/D^beta + c/(1-S)^lambda + d/((1-S)^delta N^gamma) + e."""
     dense = at.density
-    return (x["a"] / at.params ** x["alpha"] + x["b"] / at.tokens ** x["beta"] + x["c"] / dense ** x["lambda"]
-            + x["d"] / (dense ** x["delta"] * at.params ** x["gamma"]) + x["e"])  # fmt: skip
+    return (
+        x["a"] / at.params ** x["alpha"]
+        + x["b"] / at.tokens ** x["beta"]
+        + x["c"] / dense ** x["lambda"]
+        + x["d"] / (dense ** x["delta"] * at.params ** x["gamma"])
+        + x["e"]
+    )
 
 
 def joint(at: Points, **x: float) -> Any:

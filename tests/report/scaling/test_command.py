@@ -25,13 +25,32 @@ def planted(outputs: Path, experts: tuple[int, ...] = EXPERTS, widths: tuple[int
         for steps in STEPS:
             for expert in experts:
                 active, tokens = 60.0 * width**2, steps * 2048.0
-                at = Points(*(np.array([value]) for value in (active * expert, active, float(expert), 1 / expert, 1.0, tokens,
-                                                              6 * active * tokens, math.nan, 0, 1e4, 0)))  # fmt: skip
+                at = Points(
+                    *(
+                        np.array([value])
+                        for value in (
+                            active * expert,
+                            active,
+                            float(expert),
+                            1 / expert,
+                            1.0,
+                            tokens,
+                            6 * active * tokens,
+                            math.nan,
+                            0,
+                            1e4,
+                            0,
+                        )
+                    )
+                )
                 loss = float(joint(at, **JOINT)[0] * math.exp(draw.normal(0, 0.002)))
                 results = {
-                    "active_params": int(active), "params": int(active * expert), "val_loss": loss,
-                    "flops_per_token": 6 * active, "tokens": int(tokens),
-                }  # fmt: skip
+                    "active_params": int(active),
+                    "params": int(active * expert),
+                    "val_loss": loss,
+                    "flops_per_token": 6 * active,
+                    "tokens": int(tokens),
+                }
                 k = {} if expert == 1 else {"k": 1}
                 complete(
                     outputs,
@@ -143,14 +162,17 @@ def test_the_page_shows_the_fit(outputs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--law", "chinchilla"], "no scaling law 'chinchilla'. There are: clark, krajewski, abnar, ludziejewski, and auto."),
+        (
+            ["--law", "chinchilla"],
+            "no scaling law 'chinchilla'. There are: clark, krajewski, abnar, ludziejewski, and auto.",
+        ),
         (["--law", "ludziejewski", "--predict", "expert"], "give settings such as 'expert=64 k=2"),
         (["--law", "ludziejewski", "--predict", "expert=64 'k=2"], "a quote is not closed"),
         (["--law", "ludziejewski", "--predict", "exprt=64"], "Did you mean 'expert'?"),
         (["--law", "ludziejewski", "--predict", "train.minutes=3"], "the budget is a time"),
         (["--where", "expert > 99"], "no run matches --where 'expert > 99'."),
     ],
-)  # fmt: skip
+)
 def test_what_is_refused(outputs: Path, words: list[str], message: str) -> None:
     """With exit code 2, in at most three lines."""
     result = scaling(outputs, *words)

@@ -104,16 +104,28 @@ def test_auto_takes_the_least_error_held_out() -> None:
 @pytest.mark.parametrize(
     ("name", "design", "message"),
     [
-        ("ludziejewski", {"sizes": (1e6, 1.05e6, 2e6)}, "at least 3 sizes of model; these runs have 2.\nMake more: moe sweep scaling"),
-        ("ludziejewski", {"experts": (1, 8)}, "at least 3 ratios expert/k; these runs have 2.\nMake more: moe sweep scaling expert="),
+        (
+            "ludziejewski",
+            {"sizes": (1e6, 1.05e6, 2e6)},
+            "at least 3 sizes of model; these runs have 2.\nMake more: moe sweep scaling",
+        ),
+        (
+            "ludziejewski",
+            {"experts": (1, 8)},
+            "at least 3 ratios expert/k; these runs have 2.\nMake more: moe sweep scaling expert=",
+        ),
         ("ludziejewski", {"tokens": (1e6, 2e6)}, "at least 3 numbers of training tokens; these runs have 2."),
         ("clark", {"sizes": (1e5,)}, "at least 3 sizes of model; these runs have 1."),
         ("clark", {"tokens": (1e6, 2e6)}, "no term for tokens, and these runs have 2 levels of it"),
         ("krajewski", {}, "no term for expert/k, and these runs have 3 levels of it (2 to 8)"),
-        ("krajewski", {"experts": (1, 8), "fine": (1, 2)}, "at least 3 granularities d_ff/d_expert; these runs have 2."),
+        (
+            "krajewski",
+            {"experts": (1, 8), "fine": (1, 2)},
+            "at least 3 granularities d_ff/d_expert; these runs have 2.",
+        ),
         ("abnar", {"experts": (1, 2, 4)}, "at least 4 ratios expert/k; these runs have 3."),
     ],
-)  # fmt: skip
+)
 def test_too_little_is_refused_with_what_to_run(name: str, design: dict[str, Any], message: str) -> None:
     """Too few sizes, experts, tokens or granularities: what is missing, and the command that makes it."""
     points = grid(

@@ -23,8 +23,15 @@ def test_minimum_is_scipys(outliers: int) -> None:
     target[:outliers] += 0.3
     normalisation, start, delta = make_normalisation(points), (np.array(law.low) + np.array(law.high)) / 2, 0.005
     mine = minimise(lambda free: law.log_loss(free, points, normalisation), target[None], start[None], delta, 300)
-    theirs = least_squares(lambda free: law.log_loss(free[None], points, normalisation)[0] - target, mine.theta[0] + 0.01,
-                           loss="huber", f_scale=delta, xtol=1e-12, ftol=1e-12, gtol=1e-12)  # fmt: skip
+    theirs = least_squares(
+        lambda free: law.log_loss(free[None], points, normalisation)[0] - target,
+        mine.theta[0] + 0.01,
+        loss="huber",
+        f_scale=delta,
+        xtol=1e-12,
+        ftol=1e-12,
+        gtol=1e-12,
+    )
     assert theirs.cost == pytest.approx(mine.cost[0], rel=1e-6)
     predicted = law.log_loss(theirs.x[None], points, normalisation)
     assert predicted == pytest.approx(law.log_loss(mine.theta, points, normalisation), abs=1e-4)

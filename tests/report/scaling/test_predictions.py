@@ -39,8 +39,10 @@ def test_dense_equivalent_is_the_closed_form() -> None:
         configurations.take(configurations.expansion == 1),
     )
     base = {(n, d): loss for n, d, loss in zip(dense.active, dense.tokens, dense.loss, strict=True)}
-    expected = [((base[n, d] - c) / (loss - c)) ** (1 / alpha)
-                for n, d, loss in zip(sparse.active, sparse.tokens, sparse.loss, strict=True)]  # fmt: skip
+    expected = [
+        ((base[n, d] - c) / (loss - c)) ** (1 / alpha)
+        for n, d, loss in zip(sparse.active, sparse.tokens, sparse.loss, strict=True)
+    ]
     assert expected == pytest.approx([each.compute_ratio for each in found], rel=1e-6)
     assert expected == pytest.approx([each.low for each in found], rel=1e-6)
     assert [1 / e**0.1 for e in sparse.expansion] == pytest.approx([each.throughput for each in found])

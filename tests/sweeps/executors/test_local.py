@@ -134,9 +134,14 @@ def test_gpus_are_handed_out_to_the_runs_that_use_them(
     ],
 )
 def test_which_runs_are_forked(
-    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch,
-    changes: dict[str, object], gpus: tuple[str, ...], warm: bool, expected: bool,
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, object],
+    gpus: tuple[str, ...],
+    warm: bool,
+    expected: bool,
+) -> None:
     """Those on a CPU that neither compile nor start processes; the others begin from nothing."""
     monkeypatch.setattr(local, "visible_gpus", lambda: gpus)
     pool = LocalPool(tmp_path, 1, warm)
@@ -230,8 +235,9 @@ def test_the_parent_of_forks_has_one_thread(tmp_path: Path, text_file: Path) -> 
     progress = run_all(RunList([run]), pool, look)
     assert [1] == sorted(set(threads))
     assert ([run], f"stopped from outside; {run.kept()}") == (
-        progress.failed, run.status()["reason"].split(" (log")[0],
-    )  # fmt: skip
+        progress.failed,
+        run.status()["reason"].split(" (log")[0],
+    )
     assert (run.path / "log.txt").exists()
 
 

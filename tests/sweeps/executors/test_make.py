@@ -64,8 +64,9 @@ def test_every_pool_keeps_the_contract(executor: Any, tmp_path: Path) -> None:
         wait_until(lambda: to_stop.poll() is not None)
         assert EXIT_INTERRUPTED == to_stop.poll()
         assert ("interrupted", f"stopped; {stopped.kept()}") == (
-            stopped.status()["status"], stopped.status()["reason"],
-        )  # fmt: skip
+            stopped.status()["status"],
+            stopped.status()["reason"],
+        )
         assert (to_kill.poll() or 0) < 0
         wait_until(lambda: not is_locked(killed.path))
 

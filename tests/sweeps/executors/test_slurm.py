@@ -114,12 +114,25 @@ def test_slurm_is_asked_seldom_and_about_all_at_once(slurm: FakeSlurm, runs: lis
 @pytest.mark.parametrize(
     ("state", "exit_code", "outcome"),
     [
-        ("PENDING", 0, None), ("RUNNING", 0, None), ("COMPLETING", 0, None), ("REQUEUED", 0, None), ("SUSPENDED", 0, None),
-        ("FAILED", 1 << 8, 1), ("FAILED", 4 << 8, EXIT_BUSY), ("FAILED", 137 << 8, -9), ("FAILED", 9, -9),
-        ("OUT_OF_MEMORY", 0, -9), ("CANCELLED", 130 << 8, EXIT_INTERRUPTED), ("TIMEOUT", 0, EXIT_BUSY), ("PREEMPTED", 0, EXIT_BUSY),
-        ("NODE_FAIL", 0, EXIT_BUSY), ("FAILED", 130 << 8, EXIT_BUSY), ("FAILED", 143 << 8, EXIT_BUSY), (None, 0, EXIT_BUSY),
+        ("PENDING", 0, None),
+        ("RUNNING", 0, None),
+        ("COMPLETING", 0, None),
+        ("REQUEUED", 0, None),
+        ("SUSPENDED", 0, None),
+        ("FAILED", 1 << 8, 1),
+        ("FAILED", 4 << 8, EXIT_BUSY),
+        ("FAILED", 137 << 8, -9),
+        ("FAILED", 9, -9),
+        ("OUT_OF_MEMORY", 0, -9),
+        ("CANCELLED", 130 << 8, EXIT_INTERRUPTED),
+        ("TIMEOUT", 0, EXIT_BUSY),
+        ("PREEMPTED", 0, EXIT_BUSY),
+        ("NODE_FAIL", 0, EXIT_BUSY),
+        ("FAILED", 130 << 8, EXIT_BUSY),
+        ("FAILED", 143 << 8, EXIT_BUSY),
+        (None, 0, EXIT_BUSY),
     ],
-)  # fmt: skip
+)
 def test_what_becomes_of_a_job(
     slurm: FakeSlurm, runs: list[Run], tmp_path: Path, state: str | None, exit_code: int, outcome: int | None
 ) -> None:
@@ -214,9 +227,11 @@ def test_time_in_the_queue_is_separate(slurm: FakeSlurm, runs: list[Run], tmp_pa
 
 @pytest.mark.parametrize(
     ("state", "said"),
-    [(("PENDING", 0, "PartitionConfig"), "Slurm will not start .*: PartitionConfig"),
-     (("FAILED", 66 << 8, "None"), "a node does not see .*\n.*Give a shared folder: --outputs DIR")],
-)  # fmt: skip
+    [
+        (("PENDING", 0, "PartitionConfig"), "Slurm will not start .*: PartitionConfig"),
+        (("FAILED", 66 << 8, "None"), "a node does not see .*\n.*Give a shared folder: --outputs DIR"),
+    ],
+)
 def test_what_can_never_run_ends_the_sweep(
     slurm: FakeSlurm, runs: list[Run], tmp_path: Path, state: tuple[str, int, str], said: str
 ) -> None:
@@ -322,9 +337,22 @@ def test_jobs_outlive_the_sweep_and_queue_themselves_again(daemons: Path, tmp_pa
     sends no run twice and completes all of them."""
     text = tmp_path / "words.txt"
     make_runs(tmp_path / "unused")
-    words = [sys.executable, "-m", "moe_cli", "sweep", "expert=1,4,8", "k=1", "data=text", f"data.path={text}",
-             "--executor", "slurm", "executor.cpus=1", "--outputs", str(tmp_path / "outputs"),
-             *slurm_words()]  # fmt: skip
+    words = [
+        sys.executable,
+        "-m",
+        "moe_cli",
+        "sweep",
+        "expert=1,4,8",
+        "k=1",
+        "data=text",
+        f"data.path={text}",
+        "--executor",
+        "slurm",
+        "executor.cpus=1",
+        "--outputs",
+        str(tmp_path / "outputs"),
+        *slurm_words(),
+    ]
     sweep = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     folder = tmp_path / "outputs" / "sweep"
     wait_until(lambda: len(list(folder.glob("*/slurm.json"))) == 3 and any(folder.glob("*/checkpoints/step_*")))
@@ -352,15 +380,31 @@ def slurm_words() -> list[Any]:
 @needs_slurm
 @pytest.mark.parametrize(
     ("word", "said"),
-    [("executor.partition=nope", "invalid partition specified: nope"), ("executor.gres=gpu:1", "Invalid generic resource"),
-     ("executor.constraint=fast", "Invalid feature"), ("executor.cpus=3", "PartitionConfig|not available|CPU count")],
-)  # fmt: skip
+    [
+        ("executor.partition=nope", "invalid partition specified: nope"),
+        ("executor.gres=gpu:1", "Invalid generic resource"),
+        ("executor.constraint=fast", "Invalid feature"),
+        ("executor.cpus=3", "PartitionConfig|not available|CPU count"),
+    ],
+)
 def test_what_slurm_refuses_is_said_in_its_words(daemons: Path, tmp_path: Path, word: str, said: str) -> None:
     """Exit code 2, at most three lines, no traceback."""
     make_runs(tmp_path / "unused")
-    words = [sys.executable, "-m", "moe_cli", "sweep", "expert=1,4", "k=1", "data=text",
-             f"data.path={tmp_path / 'words.txt'}", "--executor=slurm", word, "--outputs", str(tmp_path / "outputs"),
-             *slurm_words()]  # fmt: skip
+    words = [
+        sys.executable,
+        "-m",
+        "moe_cli",
+        "sweep",
+        "expert=1,4",
+        "k=1",
+        "data=text",
+        f"data.path={tmp_path / 'words.txt'}",
+        "--executor=slurm",
+        word,
+        "--outputs",
+        str(tmp_path / "outputs"),
+        *slurm_words(),
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert 2 == done.returncode
     assert len(done.stderr.strip().splitlines()) <= 3
