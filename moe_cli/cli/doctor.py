@@ -18,10 +18,11 @@ def doctor(outputs: Outputs = None, as_json: AsJson = False) -> None:
     """Check this installation: versions, cores, memory, GPUs, optional packages and folders. Example: moe doctor --json"""
     from dataclasses import asdict
 
+    from moe_cli import __version__
     from moe_cli.execution.doctor import diagnose
     from moe_cli.runs.folder import outputs_folder
 
-    diagnosis, terminal = diagnose(outputs_folder(outputs)), _terminal()
+    diagnosis, terminal = diagnose(__version__, outputs_folder(outputs)), _terminal()
     if as_json:
         print_json({**asdict(diagnosis), "terminal": terminal})
     else:

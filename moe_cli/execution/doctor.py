@@ -11,7 +11,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_cli import __version__
 from moe_cli.config.folders import find_user_conf
 from moe_cli.execution.machine import (
     available_memory_bytes,
@@ -140,8 +139,8 @@ class Diagnosis:
     notes: tuple[str, ...]
 
 
-def diagnose(outputs: Path) -> Diagnosis:
-    """Examines the installation, the machine and the outputs folder. Nothing is left behind on disk."""
+def diagnose(version: str, outputs: Path) -> Diagnosis:
+    """Examines the installation of this `version`, the machine and the outputs folder. Leaves nothing on the disk."""
     torch, torch_problems, torch_notes = _examine_torch()
     nearest = next(path for path in (outputs, *outputs.parents) if path.exists())
     write_problem, free = _write_problem(nearest), shutil.disk_usage(nearest).free
@@ -167,7 +166,7 @@ def diagnose(outputs: Path) -> Diagnosis:
     elif conf.note:
         notes.append(conf.note)
     return Diagnosis(
-        moe=__version__,
+        moe=version,
         package=str(Path(__file__).resolve().parents[1]),
         python=platform.python_version(),
         executable=sys.executable,
