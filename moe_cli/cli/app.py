@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from moe_cli import __version__
 from moe_cli.cli.bench import bench
 from moe_cli.cli.config import config
+from moe_cli.cli.doctor import doctor
 from moe_cli.cli.evaluate import evaluate
 from moe_cli.cli.explain import explain
 from moe_cli.cli.plan import plan
@@ -164,7 +165,7 @@ def _root(
     """Experiments with sparse mixtures of experts: train, sweep, report."""
 
 
-for command in (train, evaluate, sample, explain, sweep, report, recommend, scaling, plan, config):
+for command in (train, evaluate, sample, explain, sweep, report, recommend, scaling, plan, config, doctor):
     app.command("eval" if command is evaluate else command.__name__)(command)
 app.add_typer(runs, name="runs")
 app.add_typer(bench, name="bench")
