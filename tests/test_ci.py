@@ -27,7 +27,7 @@ TOOLS = ("bash", "dirname", "grep", "mkdir", "ln", "rm", "sh", "tail", "touch")
 
 
 def run_ci(folder: Path, **environment: str) -> tuple[str, str]:
-    """Runs .ci/run as root without Slurm and Chromium; returns its output and the log of apt-get."""
+    """Runs .ci/run as root without Slurm, Chromium and zsh; returns its output and the log of apt-get."""
     fake = folder / "fake"
     fake.mkdir()
     for name, text in FAKES.items():
@@ -56,12 +56,13 @@ def test_system_packages_are_installed_on_ci_only(tmp_path: Path, environment: d
     assert [
         "skipped, because CI=true is not set: apt-get install slurmctld slurmd slurm-client munge",
         "skipped, because CI=true is not set: apt-get install --no-install-recommends chromium",
+        "skipped, because CI=true is not set: apt-get install zsh fish",
     ] == skipped
     assert printed.endswith("== all good\n")
 
 
 def test_ci_installs_system_packages(tmp_path: Path) -> None:
-    """With CI=true, root installs Slurm and Chromium."""
+    """With CI=true, root installs Slurm, Chromium and two shells."""
     printed, installed = run_ci(tmp_path, CI="true")
     assert "skipped, because" not in printed
     assert [
@@ -69,6 +70,8 @@ def test_ci_installs_system_packages(tmp_path: Path) -> None:
         "install -qq -y slurmctld slurmd slurm-client munge",
         "update -qq",
         "install -qq -y --no-install-recommends chromium",
+        "update -qq",
+        "install -qq -y zsh fish",
     ] == installed.splitlines()
 
 
