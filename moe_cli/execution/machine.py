@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,14 @@ def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
 
 def oversubscription_warning(threads: int) -> str | None:
     """Returns a warning when `threads` and the other busy cores exceed the cores; None when they fit."""
-    cores, busy = count_cores(), _busy_cores() if threads > 1 else 0.0
+    cores, busy = count_cores(), busy_cores() if threads > 1 else 0.0
     if threads <= max(1.0, cores - busy + 0.5):
         return None
     others = f" ({busy:.1f} busy with other work)" if busy >= 0.1 else ""
     return f"{threads} threads on {plural(cores, 'core')}{others}: slower. Or, with other last digits: train.threads=1"
 
 
-def _busy_cores() -> float:
+def busy_cores() -> float:
     """Returns the number of this process's cores that other processes keep busy, over 0.1 s; 0 means unknown.
 
     Cores outside the process's affinity or beyond its quota do not count.
@@ -277,14 +278,25 @@ def describe_environment(corpus: Data) -> dict[str, Any]:
 
     return {
         "argv": sys.argv,
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "git": _git_state(_REPO_ROOT),
-        "platform": platform.platform(),
+        **describe_software(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "corpus": {key: corpus.meta.get(key) for key in _CORPUS},
+    }
+
+
+@cache
+def describe_software() -> dict[str, Any]:
+    """Returns the versions of Python, packages and system, and the state of the checkout when this process began.
+
+    The processes of a sweep are forked after the first call, so that none of them has to start git.
+    """
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "git": _git_state(_REPO_ROOT),
+        "platform": platform.platform(),
     }
 
 
