@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 import warnings
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -211,6 +212,18 @@ def test_every_page_is_linked() -> None:
     index = ROOT / "docs/README.md"
     links = {(index.parent / link).resolve() for link in re.findall(r"\]\(([^)#\s]+\.md)", index.read_text())}
     assert set(ROOT.glob("docs/**/*.md")) - {index} <= links
+
+
+def test_the_site_has_every_page(tmp_path: Path) -> None:
+    """The pages of the site link to each other as on a code host, and its navigation lists each page once."""
+    runpy.run_path(str(ROOT / "docs/build_site.py"))["stage"](tmp_path)
+    pages = [path.relative_to(tmp_path / "pages").as_posix() for path in tmp_path.glob("pages/**/*.md")]
+    settings = tomllib.loads((tmp_path / "zensical.toml").read_text(encoding="utf-8"))["project"]
+    listed = re.findall(r"[\w/.-]+\.md", str(settings["nav"]))
+    assert sorted(pages) == sorted([*listed, "documentation.md"])
+    for page in pages:
+        for target in re.findall(r"\]\((?!https?:)([^)\s#]+)", (tmp_path / "pages" / page).read_text(encoding="utf-8")):
+            assert (tmp_path / "pages" / page).parent.joinpath(target).is_file(), f"{page}: {target}"
 
 
 def test_every_choice_is_documented() -> None:
