@@ -40,7 +40,7 @@ UNITS = {key: BY_KEY[key].unit for key in RESULTS}
 # The types of columns, whatever files hold; of all others it follows from the values.
 DTYPES = {
     **dict.fromkeys(
-        ("run", "group", "status", "reason", "path", "router", "balance", "corpus", "corpus_sha256"), "str"
+        ("run", "sweep", "status", "reason", "path", "router", "balance", "corpus", "corpus_sha256"), "str"
     ),
     **dict.fromkeys(("expert", "k", "seed"), "Int64"),
     **{key: "Int64" if BY_KEY[key].whole else "float64" for key in RESULTS},
@@ -56,7 +56,7 @@ _IN_CONFIG = frozenset((*IDENTITY, *SETTINGS))
 def load_runs(path: str | Path) -> "pd.DataFrame":
     """Returns one row per run at or below a folder, oldest first; without runs, no rows.
 
-    Columns: `run`, `group`, `status`, `reason` (of a failure), `created`, `path`, `tags` (a list), the keys of
+    Columns: `run`, `sweep`, `status`, `reason` (of a failure), `created`, `path`, `tags` (a list), the keys of
     summary.json, and every other setting by its dotted name (`model.d_model`); `router` and `balance` are names. Runs
     that are not complete have settings but no results. Units are in `frame.attrs["units"]`.
 
@@ -91,7 +91,7 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
 
 def title_of(runs: Sequence[RunRow], names: Collection[str]) -> str:
     """Returns the title of a report on these runs: the names given, or the only sweep."""
-    groups = list(dict.fromkeys(run.group for run in runs))
+    groups = list(dict.fromkeys(run.sweep for run in runs))
     return " ".join(names) or (groups[0] if len(groups) == 1 else "all runs")
 
 
@@ -120,7 +120,7 @@ class _Parts:
     """The files of a run, before the types of columns are known.
 
     Attributes:
-        identity: run, group, path, status, reason, created and tags.
+        identity: run, sweep, path, status, reason, created and tags.
         config: the values of config.json without the seed. Runs that differ in the seed alone may share it.
         results: the values of summary.json that are fields of `Results`.
         others: its other values.
@@ -231,7 +231,7 @@ def _parts(
     created = _number(status.get("created"))
     identity = (
         run.id,
-        run.group,
+        run.sweep,
         str(run.path),
         _whole_text(str(state)),
         None if reason is None else _whole_text(str(reason)),
@@ -273,8 +273,8 @@ def rows_from_values(read: Sequence[dict[str, Any]]) -> list[RunRow]:
     """Returns the rows of runs from their columns, as a frame has them."""
     parts = []
     for values in read:
-        run, group, path, status, reason, created, tags = (values.get(entry.name) for entry in fields(RunRow)[:7])
-        identity = (run, group, path, status, reason, created, tuple(tags or ()))
+        run, sweep, path, status, reason, created, tags = (values.get(entry.name) for entry in fields(RunRow)[:7])
+        identity = (run, sweep, path, status, reason, created, tuple(tags or ()))
         others = {name: value for name, value in values.items() if name not in IDENTITY and name != "seed"}
         config = {name: value for name, value in others.items() if name not in RESULTS}
         results = {name: value for name, value in others.items() if name in RESULTS}
@@ -290,10 +290,10 @@ def _rows(read: Sequence[_Parts]) -> list[RunRow]:
     typed = zip(_typed([parts.results for parts in read]), _typed([parts.others for parts in read]), strict=True)
     for parts, (measured, rest) in zip(read, typed, strict=True):
         settings, execution, own = split[id(parts.config)]
-        run, group, folder, status, reason, created, tags = parts.identity
+        run, sweep, folder, status, reason, created, tags = parts.identity
         settings = {**settings, "seed": _whole(parts.seed)} if settings else {}
         found, others = Results.of(measured), {**own, **rest}
-        rows.append(RunRow(run, group, folder, status, reason, created, tags, settings, execution, found, others))
+        rows.append(RunRow(run, sweep, folder, status, reason, created, tags, settings, execution, found, others))
     return rows
 
 
