@@ -75,7 +75,7 @@ def make_layer(shape: Shape, dispatch: str = "auto", device: str = "cpu") -> MoE
 
 def make_dense(shape: Shape, device: str = "cpu") -> Candidate:
     """Returns a SwiGLU network of an expert's width over T K tokens: the active FLOPs without routing, the limit."""
-    dense = FeedForward(shape.d_model, shape.d_expert, ffn_type="glu", activation="silu")
+    dense = FeedForward(shape.d_model, shape.d_expert, kind="glu", activation="silu")
     dense.reset_parameters(torch.Generator().manual_seed(0))
     return Candidate("dense", dense.to(device, DTYPES[shape.dtype]), shape.tokens * shape.k, dense)
 

@@ -77,7 +77,7 @@ def _t5(model: T5Config, lengths: tuple[int, ...], vocab_size: int) -> Backbone:
     values (2 N W).
     """
     encoder, decoder = (length / model.context_length for length in lengths)
-    depth, width, heads = model.layers_per_stack, model.d_model, (model.num_heads or 1) * (model.d_head or 1)
+    depth, width, heads = model.stack_layers, model.d_model, (model.num_heads or 1) * (model.d_head or 1)
     square = heads * width
     head = vocab_size * width
     seen = lengths[0] * encoder + lengths[1] * decoder + lengths[0] * decoder

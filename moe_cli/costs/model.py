@@ -24,7 +24,7 @@ from moe_cli.config.layer_costs import (
     dense_matrices,
     expert_params,
     optimizer_flops,
-    slots_per_token,
+    places_per_token,
     sparse_forward_flops,
     sparse_matrices,
     sparse_params,
@@ -103,7 +103,7 @@ def estimate_cost(config: RunConfig, vocab_size: int) -> Cost:
         active += round(sparse * sparse_params(config, d_expert, chosen_experts(config)))
         total += round(sparse * sparse_params(config, d_expert, config.expert))
     muon = isinstance(config.optim, MuonConfig)
-    padding = max(0.0, slots_per_token(config) - computed_per_token(config)) if sparse else 0.0
+    padding = max(0.0, places_per_token(config) - computed_per_token(config)) if sparse else 0.0
     return Cost(
         num_params=total,
         num_active_params=active,

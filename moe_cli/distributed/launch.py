@@ -45,7 +45,7 @@ def job_id() -> str | None:
     return f"{socket.gethostname()}:{os.getppid()}" if name == "none" else name
 
 
-def num_restarts() -> bool:
+def is_restart() -> bool:
     """Returns True if this process replaces one that died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
@@ -55,7 +55,7 @@ def launched_by_moe() -> bool:
     return "MOE_LAUNCH" in os.environ
 
 
-def local_world_size() -> int:
+def local_processes() -> int:
     """Returns the number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_distributed() else 1
 

@@ -89,7 +89,7 @@ def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Reco
     from moe_cli.distributed import collectives
     from moe_cli.models.registry import make_model
     from moe_cli.tasks.registry import make_task
-    from moe_cli.training.checkpoint import newest_valid_checkpoint
+    from moe_cli.training.checkpoint import newest_whole
     from moe_cli.training.optimizers import make_optimizers
     from moe_cli.training.trainer import Trainer
     from moe_cli.training.upcycle import upcycle
@@ -119,7 +119,7 @@ def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Reco
     parts = DistributedModel(config.launch, model, compiled)
     training = Trainer(config, parts, task, make_optimizers(config.optim, model), recorder, steps, observer)
     if checkpoints:
-        checkpoint = newest_valid_checkpoint(run)
+        checkpoint = newest_whole(run)
         check_same_data(run, checkpoint.state, corpus)
         _check_same_config(run, checkpoint.state, config)
         training.resume(checkpoint)

@@ -248,7 +248,7 @@ def make_norm(model: TransformerConfig) -> nn.Module:
 
 
 def make_dense_layer(model: ModelConfig) -> FeedForward:
-    return FeedForward(model.d_model, model.d_ff, ffn_type=model.ffn_type, activation=model.activation)
+    return FeedForward(model.d_model, model.d_ff, kind=model.ffn_type, activation=model.activation)
 
 
 def make_moe_layer(config: RunConfig, vocab_size: int, causal: bool | None = None) -> MoELayer | SoftMoELayer:

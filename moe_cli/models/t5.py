@@ -149,7 +149,7 @@ class T5(nn.Module):
         super().__init__()
         model = config.model
         assert isinstance(model, T5Config)
-        self.layers_per_stack = model.layers_per_stack
+        self.layers_per_stack = model.stack_layers
         self.embedding = nn.Embedding(vocab_size, model.d_model)
         self.dropout = nn.Dropout(model.dropout)
         self.encoder_bias, self.decoder_bias = (

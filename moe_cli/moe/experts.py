@@ -30,21 +30,21 @@ ACTIVATIONS = {
 }
 
 
-def expert_activation(pre: Float[Tensor, "... H"], ffn_type: str, activation: str) -> Float[Tensor, "... F"]:
+def expert_activation(pre: Float[Tensor, "... H"], kind: str, activation: str) -> Float[Tensor, "... F"]:
     """Computes the hidden values from the first product: act(gate) * up (GLU, arXiv:2002.05202), or act."""
     function = ACTIVATIONS[activation].function
-    if ffn_type == "glu":
+    if kind == "glu":
         gate, up = pre.chunk(2, dim=-1)
         return function(gate) * up
     return function(pre)
 
 
 def expert_activation_backward(
-    grad: Float[Tensor, "... F"], pre: Float[Tensor, "... H"], ffn_type: str, activation: str
+    grad: Float[Tensor, "... F"], pre: Float[Tensor, "... H"], kind: str, activation: str
 ) -> Float[Tensor, "... H"]:
     """Returns the gradient of `expert_activation` with respect to `pre`."""
     act = ACTIVATIONS[activation]
-    if ffn_type == "glu":
+    if kind == "glu":
         gate, up = pre.chunk(2, dim=-1)
         result = torch.empty_like(pre)
         grad_gate, grad_up = result.chunk(2, dim=-1)
@@ -70,16 +70,16 @@ class Experts(nn.Module):
         d_expert: int,
         d_out: int,
         *,
-        ffn_type: str = "glu",
+        kind: str = "glu",
         activation: str = "silu",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_experts = num_experts
-        self.ffn_type = ffn_type
+        self.kind = kind
         self.activation = activation
         self.dropout = dropout
-        rows = 2 * d_expert if ffn_type == "glu" else d_expert
+        rows = 2 * d_expert if kind == "glu" else d_expert
         self.w_in = nn.Parameter(torch.empty(num_experts, rows, d_in))
         self.w_out = nn.Parameter(torch.empty(num_experts, d_out, d_expert))
 
@@ -99,7 +99,7 @@ class Experts(nn.Module):
         self, expert: int, x: Float[Tensor, "T D_in"], mask: Tensor | None = None
     ) -> Float[Tensor, "T D_out"]:
         """Computes one expert's output, its hidden values times `mask` [T, F]; every back end must equal it."""
-        act = expert_activation(F.linear(x, self.w_in[expert]), self.ffn_type, self.activation)
+        act = expert_activation(F.linear(x, self.w_in[expert]), self.kind, self.activation)
         return F.linear(act if mask is None else act * mask, self.w_out[expert])
 
     def sample_dropout_mask(self, num_assignments: int) -> Float[Tensor, "A F"] | None:
@@ -113,11 +113,11 @@ class Experts(nn.Module):
 class FeedForward(nn.Module):
     """One plain network of the same kind: the dense layer, and the experts that every token shares."""
 
-    def __init__(self, d_model: int, d_ff: int, *, ffn_type: str, activation: str) -> None:
+    def __init__(self, d_model: int, d_ff: int, *, kind: str, activation: str) -> None:
         super().__init__()
-        self.ffn_type = ffn_type
+        self.kind = kind
         self.activation = activation
-        self.w_in = nn.Parameter(torch.empty(2 * d_ff if ffn_type == "glu" else d_ff, d_model))
+        self.w_in = nn.Parameter(torch.empty(2 * d_ff if kind == "glu" else d_ff, d_model))
         self.w_out = nn.Parameter(torch.empty(d_model, d_ff))
 
     def reset_parameters(self, generator: torch.Generator | None = None, out_scale: float = 1.0) -> None:
@@ -126,7 +126,7 @@ class FeedForward(nn.Module):
         init_matrix(self.w_out, generator, out_scale)
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        return F.linear(expert_activation(F.linear(x, self.w_in), self.ffn_type, self.activation), self.w_out)
+        return F.linear(expert_activation(F.linear(x, self.w_in), self.kind, self.activation), self.w_out)
 
 
 def init_matrix(weight: Tensor, generator: torch.Generator | None, scale: float = 1.0) -> None:

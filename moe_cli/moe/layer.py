@@ -244,7 +244,7 @@ class SparseExpertModel(nn.Module):
         whole("input_dim", input_dim)
         whole("output_dim", output_dim)
         self.router = make_router(config, input_dim, num_experts, k)
-        self.experts = Experts(num_experts, input_dim, input_dim, output_dim, ffn_type="mlp", activation="gelu")
+        self.experts = Experts(num_experts, input_dim, input_dim, output_dim, kind="mlp", activation="gelu")
         self.router.reset_parameters()
         self.experts.reset_parameters()
 

@@ -84,12 +84,12 @@ class SparseLayer(nn.Module):
         self.expert_init_scale = expert_init_scale
         self.expert_group: ExpertGroup | None = None
         experts = Experts(
-            num_experts, d_model, d_expert, d_model, ffn_type=ffn_type, activation=activation, dropout=expert_dropout
+            num_experts, d_model, d_expert, d_model, kind=ffn_type, activation=activation, dropout=expert_dropout
         )
         self.router = router(experts)
         self.experts = experts
         self.shared_experts = (
-            FeedForward(d_model, shared_experts * d_expert, ffn_type=ffn_type, activation=activation)
+            FeedForward(d_model, shared_experts * d_expert, kind=ffn_type, activation=activation)
             if shared_experts
             else None
         )

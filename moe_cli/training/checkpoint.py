@@ -293,7 +293,7 @@ def latest_checkpoint(run: Run) -> Checkpoint:
     return _verify(folders[0])
 
 
-def newest_valid_checkpoint(run: Run) -> Checkpoint:
+def newest_whole(run: Run) -> Checkpoint:
     """Returns the newest checkpoint with valid checksums, to resume from. Damaged ones are reported and renamed.
 
     Only for the process that holds the lock of the run's folder.

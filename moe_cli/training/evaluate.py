@@ -52,7 +52,7 @@ class LayerRoutingStats:
         to_null: assignments to null experts.
     """
 
-    tokens_per_expert: Int[Tensor, " E"]
+    asked: Int[Tensor, " E"]
     kept: Int[Tensor, " E"]
     probs: Float[Tensor, " choices"]
     pairs: Int[Tensor, "E E"] | None
@@ -73,7 +73,7 @@ class LayerRoutingStats:
         self.by_domain += assignments_by_group(routing, domain_ids, len(self.by_domain)).cpu()
         if self.pairs is not None:
             self.pairs += co_activation(chosen_mask(routing)).cpu()
-        self.tokens_per_expert += routing.tokens_per_expert.cpu()
+        self.asked += routing.tokens_per_expert.cpu()
         self.kept += routing.kept_per_expert.cpu()
 
     def all_reduce(self) -> None:
@@ -94,17 +94,17 @@ class LayerRoutingStats:
         """
         mean_probs = self.probs / self.num_tokens
         several = int(self.by_domain.any(1).sum()) > 1
-        tokens_per_expert = self.tokens_per_expert.sum().item()
+        asked = self.asked.sum().item()
         return {
-            "max_violation": max_violation(self.tokens_per_expert),
-            "load_cv": load_cv(self.tokens_per_expert),
+            "max_violation": max_violation(self.asked),
+            "load_cv": load_cv(self.asked),
             "routing_entropy": self.entropy / self.num_tokens,
             "mean_routing_entropy": routing_entropy(mean_probs.unsqueeze(0)),
-            "dropped_fraction": (self.tokens_per_expert - self.kept).sum().item() / max(1, tokens_per_expert),
-            "dead_experts": dead_experts(self.tokens_per_expert),
+            "dropped_fraction": (self.asked - self.kept).sum().item() / max(1, asked),
+            "dead_experts": dead_experts(self.asked),
             "token_specialisation": self.by_token.specialisation(),
             **({"domain_specialisation": specialisation(self.by_domain)} if several else {}),
-            **({"null_fraction": self.to_null / (tokens_per_expert + self.to_null)} if len(self.probs) > len(self.tokens_per_expert) else {}),
+            **({"null_fraction": self.to_null / (asked + self.to_null)} if len(self.probs) > len(self.asked) else {}),
         }
 
     def tables(self, domains: Sequence[str]) -> dict[str, Any]:
@@ -113,16 +113,16 @@ class LayerRoutingStats:
         Large tables are left out.
         """
         present = {name: counts.tolist() for name, counts in zip(domains, self.by_domain, strict=True) if counts.any()}
-        small = len(present) * len(self.tokens_per_expert) <= MAX_TABLE
+        small = len(present) * len(self.asked) <= MAX_TABLE
         return {
             **({"co_activation": self.pairs.tolist()} if self.pairs is not None else {}),
             **({"experts_by_domain": present} if small else {}),
-            **({"top_tokens": self.top_tokens()} if TOP_TOKENS * len(self.tokens_per_expert) <= MAX_TABLE else {}),
+            **({"top_tokens": self.top_tokens()} if TOP_TOKENS * len(self.asked) <= MAX_TABLE else {}),
         }
 
     def top_tokens(self) -> list[list[list[int]]]:
         """Returns, for each expert, the TOP_TOKENS ids that chose it most above chance: [id, times it, times any]."""
-        share = (self.tokens_per_expert / self.tokens_per_expert.sum().clamp(min=1)).double()
+        share = (self.asked / self.asked.sum().clamp(min=1)).double()
         return self.by_token.top_tokens(share, TOP_TOKENS)
 
 
@@ -177,7 +177,7 @@ class Evaluation:
         return [
             {
                 "layer": number,
-                "tokens_per_expert": layer.tokens_per_expert.tolist(),
+                "tokens_per_expert": layer.asked.tolist(),
                 "kept_per_expert": layer.kept.tolist(),
                 **layer.metrics(),
                 **(layer.tables(self.domains) if tables else {}),
@@ -333,7 +333,7 @@ def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "_T 
 
 def new_stats(routing: Routing, vocab_size: int, num_domains: int) -> LayerRoutingStats:
     size = routing.num_experts - routing.num_null
-    tokens_per_expert, kept, by_domain = (torch.zeros(*shape, size, dtype=torch.int64) for shape in ((), (), (num_domains,)))
+    asked, kept, by_domain = (torch.zeros(*shape, size, dtype=torch.int64) for shape in ((), (), (num_domains,)))
     pairs = torch.zeros(size, size, dtype=torch.int64) if size**2 <= MAX_TABLE else None
     probs = torch.zeros(routing.num_experts, dtype=torch.float64)
-    return LayerRoutingStats(tokens_per_expert, kept, probs, pairs, TokenExpertCounts(vocab_size, size), by_domain)
+    return LayerRoutingStats(asked, kept, probs, pairs, TokenExpertCounts(vocab_size, size), by_domain)

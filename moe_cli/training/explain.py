@@ -129,7 +129,7 @@ def token_choices(routing: Routing) -> list[tuple[Assignment, ...]]:
 
 
 def _load(stats: LayerRoutingStats) -> tuple[float, ...]:
-    return tuple((stats.tokens_per_expert * len(stats.tokens_per_expert) / stats.tokens_per_expert.sum().clamp(min=1)).tolist())
+    return tuple((stats.asked * len(stats.asked) / stats.asked.sum().clamp(min=1)).tolist())
 
 
 def text_tokens(text: str, tokenizer: Any) -> list[TextToken]:

@@ -22,7 +22,7 @@ from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.runs.folder import RUNNING
 from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.base import Task
-from moe_cli.training.checkpoint import AsyncCheckpointWriter, Checkpoint, TrainingTensors, newest_valid_checkpoint, take_snapshot
+from moe_cli.training.checkpoint import AsyncCheckpointWriter, Checkpoint, TrainingTensors, newest_whole, take_snapshot
 from moe_cli.training.evaluate import Evaluation, eval_policy, evaluate, expert_lists, probe_routing
 from moe_cli.training.optimizers import Optimizers, WeightAverage
 from moe_cli.training.precision import autocast
@@ -287,7 +287,7 @@ class Trainer:
             raise TrainingError(f"{cause}, before the first checkpoint. {advice}")
         if failed.rewinds == MAX_REWINDS:
             raise TrainingError(f"{cause}, after {MAX_REWINDS} rewinds. {advice}")
-        self.resume(newest_valid_checkpoint(self.recorder.run))
+        self.resume(newest_whole(self.recorder.run))
         self.state.rewinds = failed.rewinds + 1
         self.state.data_shift = failed.data_shift + failed.step + 1 - self.state.step
 

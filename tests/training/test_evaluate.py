@@ -126,8 +126,8 @@ def test_only_a_capacity_drops(make: Any) -> None:
     room = sum(expert_capacity(tokens, 4, 2, 0.5) for tokens in passes)
     for layer in result.layers:
         assert layer.kept.max() <= room
-        assert 0.45 < 1 - layer.kept.sum() / layer.tokens_per_expert.sum() < 1
-        assert 2 * result.num_tokens == layer.tokens_per_expert.sum()
+        assert 0.45 < 1 - layer.kept.sum() / layer.asked.sum() < 1
+        assert 2 * result.num_tokens == layer.asked.sum()
     assert result.loss != evaluate(model, task, 8).loss
 
 
@@ -237,14 +237,14 @@ def test_null_experts_are_in_no_measure_of_experts(make: Any) -> None:
         layer.router.expert_bias.copy_(torch.tensor([3.0, 0, 0, 0, 2.0, 0, 0]))
     result = evaluate(model, task, 8, max_tokens=64, policy=RoutingPolicy(capacity_factor=0.5))
     for record in result.layer_records(tables=True):
-        tokens_per_expert, kept = record["tokens_per_expert"], record["kept_per_expert"]
-        assert (4, 4) == (len(tokens_per_expert), len(record["co_activation"]))
-        assert [0, 0, 0] == tokens_per_expert[1:]
+        asked, kept = record["tokens_per_expert"], record["kept_per_expert"]
+        assert (4, 4) == (len(asked), len(record["co_activation"]))
+        assert [0, 0, 0] == asked[1:]
         assert 3.0 == record["max_violation"]
         assert 0.75 == record["dead_experts"]
         assert 0.5 == record["null_fraction"]
         # Half of a fair share of all assignments is 2 T K / 4 / 2, of T that ask: three quarters go.
-        assert record["dropped_fraction"] == pytest.approx(1 - kept[0] / tokens_per_expert[0])
+        assert record["dropped_fraction"] == pytest.approx(1 - kept[0] / asked[0])
         assert record["dropped_fraction"] == pytest.approx(0.75, abs=0.02)
 
 

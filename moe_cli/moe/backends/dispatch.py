@@ -63,7 +63,7 @@ def grouped_mm(
     operands = cast_for_matmul(experts, x)
     inputs = operands.x.index_select(0, permutation.token_ids)
     pre = F.grouped_mm(inputs, operands.w_in.transpose(1, 2), offs=ends)
-    act = expert_activation(pre, experts.ffn_type, experts.activation)
+    act = expert_activation(pre, experts.kind, experts.activation)
     act = act if mask is None else act * mask[permutation.assignments].to(act.dtype)
     outputs = F.grouped_mm(act, operands.w_out.transpose(1, 2), offs=ends)
     weighted = outputs * routing.weights.index_select(0, permutation.assignments).to(outputs.dtype).unsqueeze(1)

@@ -40,7 +40,7 @@ def loop(
             operands.w_in,
             operands.w_out,
             mask,
-            experts.ffn_type,
+            experts.kind,
             experts.activation,
         )[0]
     return _ExpertsLoop.apply(  # type: ignore[no-any-return]
@@ -50,7 +50,7 @@ def loop(
         operands.w_out,
         mask,
         permutation_of(routing),
-        (experts.ffn_type, experts.activation),
+        (experts.kind, experts.activation),
     )
 
 
@@ -92,7 +92,7 @@ class SavedForBackward:
         return values if self.mask is None else values.mul_(self.mask[assignments])
 
 
-def _forward(saved: SavedForBackward, permutation: Permutation, ffn_type: str, activation: str) -> Float[Tensor, "T D_out"]:
+def _forward(saved: SavedForBackward, permutation: Permutation, kind: str, activation: str) -> Float[Tensor, "T D_out"]:
     """Returns the output and fills `saved.pre`."""
     inputs, pre = saved.x.index_select(0, permutation.token_ids), saved.pre[: len(permutation.token_ids)]
     outputs = inputs.new_empty(len(inputs), saved.w_out.shape[1])
@@ -101,14 +101,14 @@ def _forward(saved: SavedForBackward, permutation: Permutation, ffn_type: str, a
         counts = permutation.counts[experts.start : experts.stop]
         for e, source, target in zip(experts, inputs[rows].split(counts), pre[rows].split(counts), strict=True):
             torch.mm(source, w_in_t[e], out=target)
-        act = saved.apply_mask_(expert_activation(pre[rows], ffn_type, activation), permutation.assignments[rows])
+        act = saved.apply_mask_(expert_activation(pre[rows], kind, activation), permutation.assignments[rows])
         for e, source, target in zip(experts, act.split(counts), outputs[rows].split(counts), strict=True):
             torch.mm(source, w_out_t[e], out=target)
     return sum_by_token(permutation, outputs, saved.weights.index_select(0, permutation.assignments).to(outputs.dtype))
 
 
 def _backward(
-    grad_y: Tensor, saved: SavedForBackward, permutation: Permutation, ffn_type: str, activation: str
+    grad_y: Tensor, saved: SavedForBackward, permutation: Permutation, kind: str, activation: str
 ) -> tuple[Tensor, ...]:
     """Returns the gradients of x, weights, w_in and w_out."""
     w_in, w_out, pre = saved.w_in, saved.w_out, saved.pre
@@ -123,10 +123,10 @@ def _backward(
         for e, source, target in zip(experts, grads[rows].split(counts), grad_hidden.split(counts), strict=True):
             torch.mm(source, w_out[e], out=target)
         saved.apply_mask_(grad_hidden, permutation.assignments[rows])
-        act = expert_activation(pre[rows], ffn_type, activation)
+        act = expert_activation(pre[rows], kind, activation)
         grad_row_weights[rows] = (grad_hidden * act).sum(1, dtype=row_weights.dtype)
         saved.apply_mask_(act, permutation.assignments[rows]).mul_(scale[rows])
-        grad_pre = expert_activation_backward(grad_hidden.mul_(scale[rows]), pre[rows], ffn_type, activation)
+        grad_pre = expert_activation_backward(grad_hidden.mul_(scale[rows]), pre[rows], kind, activation)
         split = zip(
             experts,
             grads[rows].split(counts),
@@ -177,7 +177,7 @@ class _ExpertsLoop(torch.autograd.Function):
     "moe_cli::grouped_experts",
     mutates_args=(),
     schema="(Tensor x, Tensor token_ids, Tensor expert_ids, Tensor weights, Tensor kept, Tensor w_in, Tensor w_out, "
-    "Tensor? mask, str ffn_type, str activation) -> (Tensor, Tensor)",
+    "Tensor? mask, str kind, str activation) -> (Tensor, Tensor)",
 )
 def experts_loop_op(  # noqa: PLR0913  (an operator takes tensors one by one)
     x: Tensor,
@@ -188,19 +188,19 @@ def experts_loop_op(  # noqa: PLR0913  (an operator takes tensors one by one)
     w_in: Tensor,
     w_out: Tensor,
     mask: Tensor | None,
-    ffn_type: str,
+    kind: str,
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     permutation = build_permutation(token_ids, expert_ids, kept, (len(x), len(w_in)))
     pre = x.new_empty(len(expert_ids), w_in.shape[1])
-    return _forward(SavedForBackward(x, weights, w_in, w_out, pre, mask), permutation, ffn_type, activation), pre
+    return _forward(SavedForBackward(x, weights, w_in, w_out, pre, mask), permutation, kind, activation), pre
 
 
 @torch.library.custom_op(
     "moe_cli::grouped_experts_backward",
     mutates_args=(),
     schema="(Tensor grad_y, Tensor x, Tensor token_ids, Tensor expert_ids, Tensor weights, Tensor kept, Tensor w_in, "
-    "Tensor w_out, Tensor? mask, Tensor pre, str ffn_type, str activation) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor w_out, Tensor? mask, Tensor pre, str kind, str activation) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _compiled_backward(  # noqa: PLR0913  (an operator takes tensors one by one)
     grad_y: Tensor,
@@ -213,11 +213,11 @@ def _compiled_backward(  # noqa: PLR0913  (an operator takes tensors one by one)
     w_out: Tensor,
     mask: Tensor | None,
     pre: Tensor,
-    ffn_type: str,
+    kind: str,
     activation: str,
 ) -> tuple[Tensor, ...]:
     permutation = build_permutation(token_ids, expert_ids, kept, (len(x), len(w_in)))
-    return _backward(grad_y, SavedForBackward(x, weights, w_in, w_out, pre, mask), permutation, ffn_type, activation)
+    return _backward(grad_y, SavedForBackward(x, weights, w_in, w_out, pre, mask), permutation, kind, activation)
 
 
 @experts_loop_op.register_fake
@@ -233,9 +233,9 @@ def _fake_backward(grad_y: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ffn_type, activation = inputs
+    *tensors, kind, activation = inputs
     ctx.set_materialize_grads(False)
-    ctx.ffn_type_and_activation = (ffn_type, activation)
+    ctx.ffn_type_and_activation = (kind, activation)
     ctx.save_for_backward(*tensors, output[1])
 
 

@@ -28,7 +28,7 @@ def einsum(
     dispatch = zeros.index_put(place, zeros.new_ones(()))
     combine = zeros.index_put(place, routing.weights[permutation.assignments].to(zeros.dtype))
     dispatched = torch.einsum("tec,td->ecd", dispatch, operands.x)
-    act = expert_activation(torch.einsum("ecd,ehd->ech", dispatched, operands.w_in), experts.ffn_type, experts.activation)
+    act = expert_activation(torch.einsum("ecd,ehd->ech", dispatched, operands.w_in), experts.kind, experts.activation)
     if mask is not None:
         act = act * torch.zeros_like(act).index_put(place[1:], mask[permutation.assignments].to(act.dtype))
     outputs = torch.einsum("ecf,edf->ecd", act, operands.w_out)
