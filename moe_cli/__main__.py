@@ -1,6 +1,18 @@
-"""python -m moe_cli: the same as `moe`."""
+"""The command `moe`, and python -m moe_cli. Completion is answered before the commands are imported, which takes longer."""
 
-from moe_cli.cli.app import main
+import os
+import sys
+
+
+def main() -> None:
+    if shell := os.environ.get("_MOE_COMPLETE"):
+        from moe_cli.cli.shell_completion import print_completions
+
+        return print_completions(shell, sys.argv[1:])
+    from moe_cli.cli.app import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -1,29 +1,33 @@
-"""The script that checks a change leaves the machine that it runs on as it was, unless the machine says that it is CI's."""
+"""The script that checks a change leaves its machine as it was, unless that is CI's; the workflows run what exists."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 # Where the script makes an environment, its programs do nothing.
 PYTHON = """#!/bin/sh
 mkdir -p "$3/bin"
-for name in python pip pytest ruff mypy lint-imports moe; do ln -sf "$FAKE/true" "$3/bin/$name"; done
+for name in python pip pytest ruff mypy lint-imports twine moe moe-cli; do ln -sf "$FAKE/true" "$3/bin/$name"; done
 """
 FAKES = {
     "python3": PYTHON,
     "apt-get": '#!/bin/sh\necho "$*" >> "$FAKE/apt-get.log"\n',
     "id": "#!/bin/sh\necho 0\n",
     "true": "#!/bin/sh\n",
+    "tar": '#!/bin/sh\nmkdir "$FAKE/scratch/moe_cli-0"\n',
     "mktemp": '#!/bin/sh\nmkdir -p "$FAKE/scratch/dist" && touch "$FAKE/scratch/dist/moe.whl" && echo "$FAKE/scratch"\n',
 }
-TOOLS = ("bash", "dirname", "grep", "mkdir", "ln", "rm", "touch", "sh")
+TOOLS = ("bash", "dirname", "grep", "mkdir", "ln", "rm", "sh", "tail", "touch")
 
 
 def run_ci(folder: Path, **environment: str) -> tuple[str, str]:
-    """Runs .ci/run as root without Slurm and Chromium; returns its output and the log of apt-get."""
+    """Runs .ci/run as root without Slurm, Chromium and zsh; returns its output and the log of apt-get."""
     fake = folder / "fake"
     fake.mkdir()
     for name, text in FAKES.items():
@@ -52,12 +56,13 @@ def test_system_packages_are_installed_on_ci_only(tmp_path: Path, environment: d
     assert [
         "skipped, because CI=true is not set: apt-get install slurmctld slurmd slurm-client munge",
         "skipped, because CI=true is not set: apt-get install --no-install-recommends chromium",
+        "skipped, because CI=true is not set: apt-get install zsh fish",
     ] == skipped
     assert printed.endswith("== all good\n")
 
 
 def test_ci_installs_system_packages(tmp_path: Path) -> None:
-    """With CI=true, root installs Slurm and Chromium."""
+    """With CI=true, root installs Slurm, Chromium and two shells."""
     printed, installed = run_ci(tmp_path, CI="true")
     assert "skipped, because" not in printed
     assert [
@@ -65,4 +70,54 @@ def test_ci_installs_system_packages(tmp_path: Path) -> None:
         "install -qq -y slurmctld slurmd slurm-client munge",
         "update -qq",
         "install -qq -y --no-install-recommends chromium",
+        "update -qq",
+        "install -qq -y zsh fish",
     ] == installed.splitlines()
+
+
+WORKFLOWS = {path.name: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob(".github/workflows/*.yml"))}
+PINNED = re.compile(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$")
+
+
+def steps(workflow: str) -> list[dict[str, Any]]:
+    """Returns the steps of all jobs of a workflow."""
+    jobs = yaml.safe_load(WORKFLOWS[workflow])["jobs"].values()
+    return [step for job in jobs for step in job["steps"]]
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_actions_are_pinned(workflow: str) -> None:
+    """Every action is pinned by the hash of a commit, with its version as a comment, and rights are limited."""
+    used = re.findall(r"uses: (.*)", WORKFLOWS[workflow])
+    assert used
+    assert [] == [action for action in used if not PINNED.fullmatch(action)]
+    assert {"contents": "read"} == yaml.safe_load(WORKFLOWS[workflow])["permissions"]
+
+
+def test_workflows_run_what_exists() -> None:
+    """The workflows test the supported versions on both systems, and run files of this repository that exist."""
+    quick = yaml.safe_load(WORKFLOWS["test.yml"])["jobs"]["quick"]["strategy"]["matrix"]
+    assert ["ubuntu-latest", "macos-latest"] == quick["system"]
+    assert ["3.11", "3.12", "3.13", "3.14"] == quick["python"]
+    commands = "\n".join(step.get("run", "") for name in WORKFLOWS for step in steps(name))
+    files = set(re.findall(r"(?<!\S)(?:\.ci|docs|moe_cli)/[\w./]+|\w+\.(?:md|txt)\b", commands))
+    assert {".ci/run", "README.md", "constraints.txt", "docs/build_site.py", "moe_cli/__init__.py"} == files
+    assert [] == [name for name in files if not (ROOT / name).is_file()]
+    script = (ROOT / ".ci/run").read_text()
+    for shared in (
+        r"grep -m1 -E '^python3 -m venv .*\[test\]' README.md",
+        "twine check --strict",
+        "docs/build_site.py",
+    ):
+        assert shared in commands
+        assert shared in script
+
+
+@pytest.mark.parametrize(("tag", "code"), [("v{}", 0), ("v9.9.9", 1)])
+def test_release_needs_the_version_as_tag(tag: str, code: int) -> None:
+    """The release stops unless its tag is the version of the package."""
+    import moe_cli
+
+    (check,) = (step["run"] for step in steps("release.yml") if "GITHUB_REF_NAME" in step.get("run", ""))
+    variables = {"PATH": os.environ["PATH"], "GITHUB_REF_NAME": tag.format(moe_cli.__version__)}
+    assert code == subprocess.run(["bash", "-c", check], cwd=ROOT, env=variables, check=False).returncode

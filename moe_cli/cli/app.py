@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from moe_cli import __version__
 from moe_cli.cli.bench import bench
 from moe_cli.cli.config import config
+from moe_cli.cli.doctor import doctor
 from moe_cli.cli.evaluate import evaluate
 from moe_cli.cli.explain import explain
 from moe_cli.cli.plan import plan
@@ -144,6 +145,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Experiments with sparse mixtures of experts: train, sweep, report.",
 )
@@ -155,16 +157,63 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+def _completion_script(value: bool) -> None:
+    if value:
+        from moe_cli.cli.shell_completion import script
+
+        echo(script(_shell()), nl=False)
+        raise typer.Exit
+
+
+def _install_completion(value: bool) -> None:
+    if value:
+        from moe_cli.cli.shell_completion import install
+
+        shell = _shell()
+        for path in install(shell):
+            echo(f"written: {printable(str(path))}")
+        echo(f"Completion works in every {shell} that is started from now on.")
+        raise typer.Exit
+
+
+def _shell() -> str:
+    """Returns the shell to complete in. Raises BadParameter for one without completion."""
+    from moe_cli.cli.shell_completion import SHELLS, detect_shell
+
+    shell = detect_shell()
+    if shell is None:
+        raise typer.BadParameter(f"run it in the shell to complete in: {', '.join(SHELLS)}.")
+    return shell
+
+
 @app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
+    install_completion: Annotated[
+        bool,
+        typer.Option(
+            "--install-completion",
+            help="Install completion for this shell: bash, zsh or fish.",
+            callback=_install_completion,
+            is_eager=True,
+        ),
+    ] = False,
+    show_completion: Annotated[
+        bool,
+        typer.Option(
+            "--show-completion",
+            help="Print the completion script of this shell.",
+            callback=_completion_script,
+            is_eager=True,
+        ),
+    ] = False,
 ) -> None:
     """Experiments with sparse mixtures of experts: train, sweep, report."""
 
 
-for command in (train, evaluate, sample, explain, sweep, report, recommend, scaling, plan, config):
+for command in (train, evaluate, sample, explain, sweep, report, recommend, scaling, plan, config, doctor):
     app.command("eval" if command is evaluate else command.__name__)(command)
 app.add_typer(runs, name="runs")
 app.add_typer(bench, name="bench")

@@ -65,14 +65,14 @@ def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
 
 def oversubscription_warning(threads: int) -> str | None:
     """Returns a warning when `threads` and the other busy cores exceed the cores; None when they fit."""
-    cores, busy = count_cores(), _busy_cores() if threads > 1 else 0.0
+    cores, busy = count_cores(), busy_cores() if threads > 1 else 0.0
     if threads <= max(1.0, cores - busy + 0.5):
         return None
     others = f" ({busy:.1f} busy with other work)" if busy >= 0.1 else ""
     return f"{threads} threads on {plural(cores, 'core')}{others}: slower. Or, with other last digits: train.threads=1"
 
 
-def _busy_cores() -> float:
+def busy_cores() -> float:
     """Returns the number of this process's cores that other processes keep busy, over 0.1 s; 0 means unknown.
 
     Cores outside the process's affinity or beyond its quota do not count.

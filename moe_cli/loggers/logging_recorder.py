@@ -32,14 +32,14 @@ def check_loggers(log: str | None) -> None:
     """Raises ConfigError when a library that `log` needs is not installed."""
     for name in loggers_of(log):
         local = LOCAL_MLFLOW if name == "mlflow" and not os.environ.get("MLFLOW_TRACKING_URI") else ()
-        missing = [needed for needed in (name, *local) if not _installed(needed)]
+        missing = [needed for needed in (name, *local) if not is_installed(needed)]
         if missing:
             raise ConfigError(
                 f"log={name} needs {' and '.join(missing)}, not installed here. Install: pip install 'moe-cli[{name}]'"
             )
 
 
-def _installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
     """Returns whether a package can be imported. A folder of the same name, such as ./wandb, does not count."""
     try:
         found = find_spec(name)

@@ -141,4 +141,4 @@ def test_other_work_counts_on_cores_of_this_process(
 
     write(100)
     monkeypatch.setattr(machine.time, "sleep", lambda seconds: write(200))
-    assert busy == pytest.approx(machine._busy_cores())
+    assert busy == pytest.approx(machine.busy_cores())

@@ -388,7 +388,7 @@ def test_threads_are_those_asked_for(text_file: Path, monkeypatch: pytest.Monkey
     assert 5 == pick_threads(free)
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr("moe_cli.execution.machine._busy_cores", lambda: 7.0)
+    monkeypatch.setattr("moe_cli.execution.machine.busy_cores", lambda: 7.0)
     assert 1 == pick_threads(free)
     per_sequence = estimate_cost(free, 256).model_flops_per_token * free.model.context_length
     for gflops, threads in ((2.5, 3), (7.5, 8), (100, 8)):
@@ -408,7 +408,7 @@ def test_threads_are_those_asked_for(text_file: Path, monkeypatch: pytest.Monkey
 )
 def test_a_crowd_is_said(threads: int, busy: float, said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A warning says that threads and other work exceed the cores; fewer threads give none."""
-    monkeypatch.setattr("moe_cli.execution.machine._busy_cores", lambda: busy)
+    monkeypatch.setattr("moe_cli.execution.machine.busy_cores", lambda: busy)
     monkeypatch.setattr("moe_cli.execution.machine.count_cores", lambda: 2)
     warning = oversubscription_warning(threads)
     assert warning is None if said is None else (warning or "").startswith(said)
