@@ -427,7 +427,8 @@ _PLAIN = (int, float, str, bool, type(None))
 
 def _values(config: Any) -> dict[str, Any]:
     """Converts like dataclasses.asdict, in a third of the time: settings are immutable plain values."""
-    values = {name: getattr(config, name) for name in fields_of(type(config))}
+    cls: Any = type(config)
+    values = {name: getattr(config, name) for name in fields_of(cls)}
     for key, value in values.items():
         if type(value) not in _PLAIN:
             values[key] = list(value) if isinstance(value, tuple) else _values(value)  # lists, as JSON has them
