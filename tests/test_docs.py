@@ -153,7 +153,7 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize(("page", "slow"), cases())
 def test_page(
-    page: str, slow: bool, prepared: Any, shared_nest: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, slow: bool, prepared: Any, shared_fork_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The commands and the Python of a page run in their order; only model and budget are made small."""
     blocks = read_blocks(PAGES[page])

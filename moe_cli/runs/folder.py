@@ -81,7 +81,7 @@ class Run:
         return self.path.name
 
     @property
-    def group(self) -> str:
+    def sweep(self) -> str:
         """Returns the folder it lies in: `runs`, or the name of a sweep."""
         return self.path.parent.name
 
@@ -101,19 +101,25 @@ class Run:
         self.fits(values)
         return values
 
+    @property
+    def digest_in_id(self) -> str | None:
+        """Returns the digest of its configuration that its id ends with; None if the folder was named otherwise."""
+        found = _DIGEST.search(self.id)
+        return found[1] if found else None
+
     def fits(self, values: dict[str, Any]) -> bool:
         """Returns whether a configuration has the digest in the run's id. A mismatch is recorded."""
-        named = _DIGEST.search(self.id)
-        if not named or not values or digest_of(values) == named[1]:
+        named = self.digest_in_id
+        if not named or not values or digest_of(values) == named:
             return True
         try:
             digest = from_dict(values).digest
         except (ConfigError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
             note_unreadable(self.path, f"has a config.json that is no configuration: {str(error)[:120]}", "changed")
             return False
-        if digest == named[1]:  # a setting that came later is not in the file
+        if digest == named:  # a setting that came later is not in the file
             return True
-        why = f"has a config.json that was changed: its id says {named[1]}, its configuration is {digest}"
+        why = f"has a config.json that was changed: its id says {named}, its configuration is {digest}"
         note_unreadable(self.path, why, "changed")
         return False
 
@@ -178,9 +184,9 @@ class Run:
         return read_lines(self.path / "routing.jsonl")
 
 
-def create_run(outputs: Path, group: str, config: RunConfig) -> Run:
+def create_run(outputs: Path, sweep: str, config: RunConfig) -> Run:
     """Returns a new folder with the configuration in it; a taken name gets -2, -3, ..."""
-    folder = make_group(outputs, group)
+    folder = make_sweep_folder(outputs, sweep)
     delete_abandoned(folder, f"{MAKING}*")
     number = 1
     while (run := _make_run(folder / (config.run_id if number == 1 else f"{config.run_id}-{number}"), config)) is None:
@@ -204,12 +210,12 @@ def _make_run(path: Path, config: RunConfig) -> Run | None:
     return Run(path)
 
 
-def open_or_create_run(outputs: Path, group: str, config: RunConfig) -> Run:
+def open_or_create_run(outputs: Path, sweep: str, config: RunConfig) -> Run:
     """Returns the one folder of this configuration in a sweep; made if it is not there, mended if it is half made.
 
     A run that is not complete takes over how it is to be carried out now: device, threads, how often it writes.
     """
-    path = make_group(outputs, group) / config.run_id
+    path = make_sweep_folder(outputs, sweep) / config.run_id
     if not path.is_dir() and (made := _make_run(path, config)):
         return made
     run = Run(make_folder(path))
@@ -226,11 +232,11 @@ def rewrite_config(run: Run, config: RunConfig) -> None:
         _write_config(run.path, config)
 
 
-def make_group(outputs: Path, group: str) -> Path:
+def make_sweep_folder(outputs: Path, sweep: str) -> Path:
     """Returns the folder of a sweep, or of `runs`, marked as outputs as the folder around it is. Raises MoeError."""
-    for folder in (outputs, outputs / group):
+    for folder in (outputs, outputs / sweep):
         mark_outputs(make_folder(folder))
-    return outputs / group
+    return outputs / sweep
 
 
 def _init_folder(path: Path, config: RunConfig) -> None:
