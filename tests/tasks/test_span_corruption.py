@@ -143,7 +143,7 @@ def test_experts_are_counted_by_the_tokens_of_their_own_stack(text_file: Path, t
     assert 2 == len(result.layers)
     for layer, tokens, number in zip(result.layers, read, (0, 1), strict=True):
         assert torch.equal(2 * torch.bincount(tokens, minlength=task.vocab_size), layer.by_token.per_token())
-        assert torch.equal(sum(each[number].tokens_per_expert for each in routings), layer.asked)
+        assert torch.equal(sum(each[number].tokens_per_expert for each in routings), layer.tokens_per_expert)
         assert len(tokens) == layer.num_tokens == layer.by_domain.sum() // 2
 
 
