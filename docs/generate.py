@@ -5,10 +5,13 @@
 A test compares the files with what this script writes.
 """
 
+import ast
 import dataclasses
+import inspect
 import json
 import os
 import re
+import textwrap
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -202,7 +205,7 @@ def range_text(limits: Any) -> str:
     if limits.fraction:
         return " from 0 to below 1"
     start = f" above {limits.above:g}" if limits.above is not None else f" from {low:g}" if low is not None else ""
-    return start + (f" to {high:,}" if high is not None else "")
+    return start + (f" to {int(high) if high == int(high) else high:,}" if high is not None else "")
 
 
 # --- metrics
@@ -218,13 +221,74 @@ def metrics_table() -> str:
 
 def metrics_page() -> str:
     """The page as it is, with the table of the registry between its markers."""
-    text = (REFERENCE / "metrics.md").read_text(encoding="utf-8")
-    return re.sub(
-        r"(<!-- generated -->\n).*?\n?(<!-- end -->)",
-        lambda match: match[1] + metrics_table() + "\n" + match[2],
-        text,
-        flags=re.S,
-    )
+    return with_generated_part("metrics.md", metrics_table())
+
+
+def with_generated_part(name: str, generated: str) -> str:
+    """A page as it is, with the part between its markers replaced."""
+    text = (REFERENCE / name).read_text(encoding="utf-8")
+    pattern = re.compile(r"(<!-- generated -->\n).*?\n?(<!-- end -->)", re.S)
+    return pattern.sub(lambda match: match[1] + generated + "\n" + match[2], text)
+
+
+# --- the Python API
+
+
+def python_page() -> str:
+    """The page as it is, with a section per public name between its markers."""
+    import moe_cli
+
+    sections = (python_section(name, getattr(moe_cli, name)) for name in moe_cli.__all__)
+    return with_generated_part("python.md", "\n".join(sections).rstrip())
+
+
+def python_section(name: str, thing: Any) -> str:
+    """The signature and the docstring of a function, or of a class and its constructor."""
+    function = thing.__init__ if inspect.isclass(thing) else thing
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    assert isinstance(node, ast.FunctionDef)
+    returns = "" if inspect.isclass(thing) or node.returns is None else f" -> {annotation(node.returns)}"
+    parameters = list(parameter_lines(node.args))
+    call = f"{name}({', '.join(parameters)}){returns}"
+    if len(call) > 100:
+        call = "\n    ".join([f"{name}(", *(f"{each}," for each in parameters)]) + f"\n){returns}"
+    lines = [f"### {name}", "", "```text", call, "```", "", *docstring_lines(inspect.getdoc(thing) or "")]
+    return "\n".join(lines) + "\n"
+
+
+def parameter_lines(args: ast.arguments) -> Iterator[str]:
+    """Each parameter with its annotation and default as the source has them, without `self`."""
+    positional = [each for each in args.args if each.arg != "self"]
+    defaults = [None] * (len(positional) - len(args.defaults)) + list(args.defaults)
+    yield from (parameter(each, default) for each, default in zip(positional, defaults, strict=True))
+    if args.kwonlyargs:
+        yield "*"
+    yield from (parameter(each, default) for each, default in zip(args.kwonlyargs, args.kw_defaults, strict=True))
+    if args.kwarg:
+        yield f"**{args.kwarg.arg}"
+
+
+def parameter(argument: ast.arg, default: ast.expr | None) -> str:
+    hint = f": {annotation(argument.annotation)}" if argument.annotation else ""
+    return argument.arg + hint + (f" = {ast.unparse(default)}" if default is not None else "")
+
+
+def annotation(node: ast.expr) -> str:
+    """An annotation as text, without the quotes of a name that is imported later."""
+    return ast.unparse(node).strip("'")
+
+
+def docstring_lines(text: str) -> Iterator[str]:
+    """A docstring as Markdown: its sections `Args` and `Raises` become lists."""
+    for paragraph in text.split("\n\n"):
+        head, _, body = paragraph.partition("\n")
+        if head in ("Args:", "Raises:"):
+            items = re.split(r"\n(?=\S)", textwrap.dedent(body))
+            yield from ("Arguments:" if head == "Args:" else head, "")
+            yield from (re.sub(r"^([\w, ]+):", r"- `\1`:", " ".join(item.split())) for item in items)
+        else:
+            yield " ".join(paragraph.split())
+        yield ""
 
 
 # --- completion
@@ -408,6 +472,7 @@ def pages() -> dict[str, str]:
         "cli.md": cli_page(),
         "settings.md": settings_page(),
         "metrics.md": metrics_page(),
+        "python.md": python_page(),
         COMPLETIONS: completions(),
     }
 

@@ -56,18 +56,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def nests() -> Iterator[Any]:
-    from tests.nest import Nests
+def fork_servers() -> Iterator[Any]:
+    from tests.fork_servers import ForkServers
 
-    nests = Nests()
-    yield nests
-    nests.end()
+    fork_servers = ForkServers()
+    yield fork_servers
+    fork_servers.end()
 
 
 @pytest.fixture
-def shared_nest(nests: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sweeps fork their runs from a process that those before have left: for tests of something else than that process."""
-    monkeypatch.setattr("moe_cli.sweeps.executors.local.ForkServer", nests)
+def shared_fork_server(fork_servers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets sweeps reuse the fork server of earlier tests; not for tests of the fork server itself."""
+    monkeypatch.setattr("moe_cli.sweeps.executors.local.ForkServer", fork_servers)
 
 
 @pytest.fixture(scope="session")

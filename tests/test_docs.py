@@ -5,12 +5,14 @@ A page is one test, in a folder of its own. Comments `<!-- test: ... -->` in the
 - `slow`: the block is one of the slow tests.
 - `exit=2`: the exit code to expect.
 - `skip`: another test runs the block.
+- `json`: the table below has the keys that the command prints; another test runs it.
 - `output=any`: what Python prints is not compared.
 - `-model.num_heads`: takes a word away from those that make a training tiny.
 - Every other word is added to each train, sweep, sample and bench command, in place of one with the same key.
 """
 
 import io
+import json
 import re
 import runpy
 import shlex
@@ -70,7 +72,7 @@ def read_blocks(text: str) -> list[Block]:
         if match["hint"]:
             hints = (*hints, *shlex.split(match["hint"]))
         else:
-            if match["kind"] in ("console", "python") and "skip" not in hints:
+            if match["kind"] in ("console", "python") and not {"skip", "json"} & set(hints):
                 blocks.append(Block(match["kind"], match["code"], match["output"], hints))
             hints = ()
     return blocks
@@ -151,7 +153,7 @@ def cases() -> list[Any]:
 
 @pytest.mark.parametrize(("page", "slow"), cases())
 def test_page(
-    page: str, slow: bool, prepared: Any, shared_nest: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, slow: bool, prepared: Any, shared_fork_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The commands and the Python of a page run in their order; only model and budget are made small."""
     blocks = read_blocks(PAGES[page])
@@ -167,6 +169,39 @@ def test_page(
                     run_block(block, space)
         finally:
             torch.set_default_dtype(torch.float32)
+
+
+JSON_BLOCK = re.compile(r"<!-- test: json -->\n```console\n\$ (moe .*)\n```\n\n(?:[^|#<].*\n+)*?((?:\|.*\n)+)")
+
+
+def json_keys(value: Any, path: str = "") -> set[str]:
+    """The paths of all keys of a JSON value; entries of a list share theirs."""
+    if isinstance(value, list):
+        return set().union(*(json_keys(each, f"{path}[]") for each in value))
+    if not isinstance(value, dict):
+        return set()
+    paths = {f"{path}.{key}".lstrip(".") for key in value}
+    return paths.union(*(json_keys(each, f"{path}.{key}".lstrip(".")) for key, each in value.items()))
+
+
+def test_json_is_documented(prepared: Any, shared_nest: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every key that a command prints with --json is in its table, or below a key that is, and no other key is."""
+    shutil.copytree(prepared("sweep"), tmp_path, symlinks=True, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MOE_OUTPUTS", raising=False)
+    blocks = JSON_BLOCK.findall(PAGES["docs/reference/json"])
+    assert PAGES["docs/reference/json"].count("test: json") == len(blocks)
+    for command, rows in blocks:
+        documented = {key for row in rows.splitlines()[2:] for key in re.findall(r"`([^`]+)`", row.split("|")[1])}
+        result = CliRunner().invoke(app, tiny_command(command, ()))
+        assert result.exit_code == 0, f"{command}\n{result.output}"
+        printed = json_keys(json.loads(result.stdout))
+        whole = {
+            key for key in documented if not any(re.match(rf"{re.escape(key)}[.[]", other) for other in documented)
+        }
+        below = {key for key in printed if any(re.match(rf"{re.escape(parent)}[.[]", key) for parent in whole)}
+        above = {key for key in printed if any(re.match(rf"{re.escape(key)}[.[]", other) for other in documented)}
+        assert (command, sorted(documented)) == (command, sorted(printed - below - above))
 
 
 def test_hints_are_applied() -> None:

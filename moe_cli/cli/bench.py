@@ -84,7 +84,7 @@ def step(
     from moe_cli.config.compose import load_config
     from moe_cli.config.words import parse_overrides
     from moe_cli.execution.machine import pick_device, pick_threads
-    from moe_cli.execution.memory import check_step_memory
+    from moe_cli.execution.memory import check_config_memory
     from moe_cli.execution.runtime_tuning import configure_malloc
 
     configure_malloc()  # as in training
@@ -96,7 +96,7 @@ def step(
 
     config = resolved.config
     device = str(pick_device(config.train.device))
-    check_step_memory(config, VOCAB_SIZE)
+    check_config_memory(config, VOCAB_SIZE)
     builders = step_builders(config, compiled, bf16, device)
     benchmark = run_step_benchmark(config, builders, seconds, pick_threads(config), device)
     if as_json:

@@ -160,7 +160,7 @@ def panel(standing: SweepProgress, labels: Mapping[Path, str], width: int, heigh
         lines.append(
             Text(
                 f"           and {len(found) - len(best)} more budgets or data sets: moe report "
-                f"{printable(standing.done[0].run.group)}",
+                f"{printable(standing.done[0].run.sweep)}",
                 "dim",
                 no_wrap=True,
                 overflow="ellipsis",
@@ -171,7 +171,7 @@ def panel(standing: SweepProgress, labels: Mapping[Path, str], width: int, heigh
         lines.append(
             Text(
                 f"           and {len(standing.failed) - len(failed)} more failed: moe runs ls "
-                f"{printable(failed[0].run.group)} --status failed",
+                f"{printable(failed[0].run.sweep)} --status failed",
                 "dim",
                 no_wrap=True,
                 overflow="ellipsis",

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from moe_cli.config.bounds import shortened
 from moe_cli.config.ranges import show
-from moe_cli.config.settings import Limits, limits_of
+from moe_cli.config.settings import Limits, Settings, limits_of
 from moe_cli.errors import BadValue, ConfigError
 
 # Excludes infinities, NaN, and whole numbers that no float can hold.
@@ -95,7 +95,8 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
         if name not in values:
             raise ConfigError(f"setting '{prefix}{name}' is missing.")
     limits = limits_of(cls)
-    return cls(**{key: _convert(value, hints[key], prefix + key, limits.get(key)) for key, value in values.items()})
+    checked = {key: _convert(value, hints[key], prefix + key, limits.get(key)) for key, value in values.items()}
+    return cls.of_checked(checked) if issubclass(cls, Settings) else cls(**checked)
 
 
 _type_hints = cache(get_type_hints)
@@ -223,6 +224,8 @@ def _convert_scalar(value: Any, hint: Any, key: str, optional: bool, limits: Lim
         return str(value)
     if hint is str and isinstance(value, float):  # 2024.10 has become 2024.1
         raise BadValue(f"{key}={show(value)} was read as a number. Put quotes around it: '{key}=\"...\"'")
+    if type(value) is hint and hint in (int, float) and limits.is_inside(value):
+        return value
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
     if hint in (int, float) and is_number and (hint is float or value == int(value)):
         limits.check_most(key, value)

@@ -1,5 +1,7 @@
 """The data of a run: loads them, and checks that they are those that the run or the sweep began with."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,12 @@ def check_same_data(run: Run, state: dict[str, Any], corpus: Data) -> None:
 def load_run_data(config: RunConfig, outputs: Path) -> Data:
     """Returns the data of a configuration, built under outputs/.cache if they are not there. Raises DataError."""
     return load_data(config.data, config.model.context_length, outputs)
+
+
+def vocab_size_reader(outputs: Path) -> Callable[[RunConfig], int]:
+    """Returns a function like `model_vocab_size` that loads the data of many configurations, each data set once."""
+    load = cache(lambda data, context_length: load_data(data, context_length, outputs))
+    return lambda config: model_vocab_size(config, load(config.data, config.model.context_length))
 
 
 def load_data_read_only(data: DataConfig, context_length: int, outputs: Path, build: bool = True) -> Data:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -277,14 +278,25 @@ def describe_environment(corpus: Data) -> dict[str, Any]:
 
     return {
         "argv": sys.argv,
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "git": _git_state(_REPO_ROOT),
-        "platform": platform.platform(),
+        **describe_software(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "corpus": {key: corpus.meta.get(key) for key in _CORPUS},
+    }
+
+
+@cache
+def describe_software() -> dict[str, Any]:
+    """Returns the versions of Python, packages and system, and the state of the checkout when this process began.
+
+    The processes of a sweep are forked after the first call, so that none of them has to start git.
+    """
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "git": _git_state(_REPO_ROOT),
+        "platform": platform.platform(),
     }
 
 

@@ -1,12 +1,10 @@
 """The main memory that a run is expected to take, and whether this machine has it."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import Cost, estimate_cost
 from moe_cli.errors import ConfigError
-from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.execution.estimate import RunEstimate
 from moe_cli.execution.machine import available_memory_bytes, total_memory_bytes, visible_gpus
 from moe_cli.formatting import count
@@ -42,13 +40,8 @@ def check_memory(plans: Iterable[RunEstimate], force: bool = False) -> None:
             raise ConfigError(f"{why}\nTo try it all the same: --force-memory")
 
 
-def check_run_memory(config: RunConfig, outputs: Path) -> None:
-    """Raises an error as `check_memory` does, for a configuration whose data must be loaded: DataError, ConfigError."""
-    check_step_memory(config, model_vocab_size(config, load_run_data(config, outputs)))
-
-
-def check_step_memory(config: RunConfig, vocab_size: int) -> None:
-    """Raises an error as `check_memory` does, for a single step of a configuration, which needs no data."""
+def check_config_memory(config: RunConfig, vocab_size: int) -> None:
+    """Raises ConfigError as `check_memory` does, for a configuration without an estimate."""
     if why := _refusal(config, estimate_cost(config, vocab_size)):
         raise ConfigError(why)
 
@@ -62,8 +55,3 @@ def _refusal(config: RunConfig, costs: Cost) -> str | None:
     return (
         f"{config.run_id}: about {count(need)}B of memory are needed, and this machine has {count(total)}B. {_REMEDY}"
     )
-
-
-def estimate_memory(config: RunConfig, outputs: Path, on_gpu: bool = False) -> int:
-    """Returns the expected memory of a configuration's run. Raises DataError or ConfigError if it cannot be run."""
-    return memory_bytes(estimate_cost(config, model_vocab_size(config, load_run_data(config, outputs))), on_gpu)

@@ -133,7 +133,7 @@ class MLflowLogger:
     def _create(self, experiment: str) -> str:
         assert self.client is not None
         run = self.context.run
-        tags = {"moe.group": run.group, "moe.folder": str(run.path), "moe.tags": ", ".join(self.context.tags())}
+        tags = {"moe.sweep": run.sweep, "moe.folder": str(run.path), "moe.tags": ", ".join(self.context.tags())}
         run_id = str(self.client.create_run(experiment, run_name=run.id, tags=tags).info.run_id)
         save_external_id(run, "mlflow", run_id)
         params = [Param(key, show(value)) for key, value in self.context.settings().items()]

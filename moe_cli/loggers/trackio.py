@@ -24,7 +24,7 @@ class TrackioLogger(DeduplicatingLogger):
             self.run = trackio.init(
                 project=self.context.project(),
                 name=run.id,
-                group=run.group,
+                group=run.sweep,
                 config=self.context.settings(),
                 resume="allow" if known else "never",
                 embed=False,

@@ -31,7 +31,7 @@ class WandbLogger(DeduplicatingLogger):
             dir=os.environ.get("WANDB_DIR") or run.path,
             id=called,
             name=run.id,
-            group=run.group,
+            group=run.sweep,
             tags=self.context.tags(),
             config=self.context.settings(),
             mode=mode,

@@ -251,7 +251,7 @@ _RESULTS = {
 _TEXT = (
     "run",
     "runs",
-    "group",
+    "sweep",
     "status",
     "reason",
     "path",

@@ -86,7 +86,7 @@ _OWN = frozenset(
         "reason",
         "created",
         "path",
-        "group",
+        "sweep",
         "val_loss_interval",
         "val_bpb_interval",
         "vs_baseline",
@@ -145,8 +145,8 @@ class Configuration(Record):
         return self.runs[0].run
 
     @property
-    def group(self) -> str:
-        return self.runs[0].group
+    def sweep(self) -> str:
+        return self.runs[0].sweep
 
     @property
     def path(self) -> str:
@@ -298,7 +298,7 @@ def aggregate_seeds(
 
 def _all_columns(columns: Sequence[str], settings: Sequence[str]) -> list[str]:
     """Returns the columns of configurations: the most important first, settings last."""
-    last = ["reason", "group", "created", "path", "paths", "baseline", "baseline_path", *CORPUS]
+    last = ["reason", "sweep", "created", "path", "paths", "baseline", "baseline_path", *CORPUS]
     chosen = {*settings, *last}
     return list(dict.fromkeys([*JSON_KEYS, *(name for name in columns if name not in chosen), *last, *settings]))
 

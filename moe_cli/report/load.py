@@ -36,7 +36,7 @@ UNITS = {key: BY_KEY[key].unit for key in RESULTS}
 # The types of columns, whatever files hold; of all others it follows from the values.
 DTYPES = {
     **dict.fromkeys(
-        ("run", "group", "status", "reason", "path", "router", "balance", "corpus", "corpus_sha256"), "str"
+        ("run", "sweep", "status", "reason", "path", "router", "balance", "corpus", "corpus_sha256"), "str"
     ),
     **dict.fromkeys(("expert", "k", "seed"), "Int64"),
     **{key: "Int64" if BY_KEY[key].whole else "float64" for key in RESULTS},
@@ -48,7 +48,7 @@ DTYPES = {
 def load_runs(path: str | Path) -> "pd.DataFrame":
     """Returns one row per run at or below a folder, oldest first; without runs, no rows.
 
-    Columns: `run`, `group`, `status`, `reason` (of a failure), `created`, `path`, `tags` (a list), the keys of
+    Columns: `run`, `sweep`, `status`, `reason` (of a failure), `created`, `path`, `tags` (a list), the keys of
     summary.json, and every other setting by its dotted name (`model.d_model`); `router` and `balance` are names. Runs
     that are not complete have settings but no results. Units are in `frame.attrs["units"]`.
 
@@ -83,7 +83,7 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
 
 def title_of(runs: Sequence[RunRow], names: Collection[str]) -> str:
     """Returns the title of a report on these runs: the names given, or the only sweep."""
-    groups = list(dict.fromkeys(run.group for run in runs))
+    groups = list(dict.fromkeys(run.sweep for run in runs))
     return " ".join(names) or (groups[0] if len(groups) == 1 else "all runs")
 
 
@@ -142,7 +142,7 @@ def run_values(
             settings[key] = value
     settings.update(
         run=run.id,
-        group=run.group,
+        sweep=run.sweep,
         path=str(run.path),
         status=state,
         reason=reason if type(reason) in SCALARS else str(reason),
@@ -173,7 +173,7 @@ def rows_from_values(read: Sequence[dict[str, Any]]) -> list[RunRow]:
         for name, column in zip(names, zip(*(values.values() for values in group), strict=True), strict=True):
             columns.setdefault(name, []).append(list(column))
     for name, parts in columns.items():
-        if name not in ("run", "group", "path", "tags"):
+        if name not in ("run", "sweep", "path", "tags"):
             _unify(DTYPES.get(name), parts)
     places = dict.fromkeys(columns, 0)
     rows = []

@@ -17,11 +17,11 @@ from moe_cli.runs.lookup import list_runs_by_age
 
 Source = str | Path | Run | Iterable[str | Path | Run]
 
-CURVE_DTYPES = {"run": "str", "group": "str", "step": "Int64", "tokens": "Int64", "metric": "str", "value": "float64"}
+CURVE_DTYPES = {"run": "str", "sweep": "str", "step": "Int64", "tokens": "Int64", "metric": "str", "value": "float64"}
 # What a layer's record says of the whole layer; the same in the rows of all its experts.
 LAYER_UNITS = {**{key: BY_KEY[key].unit for key in LAYER_METRICS}, "saturation": BY_KEY["router_saturation"].unit}
 ROUTING_DTYPES = {
-    "run": "str", "group": "str", "step": "Int64", "tokens": "Int64", "whole_split": "bool", "layer": "Int64",
+    "run": "str", "sweep": "str", "step": "Int64", "tokens": "Int64", "whole_split": "bool", "layer": "Int64",
     "expert": "Int64", "load": "float64", "assignments": "float64",
     "kept_assignments": "float64", **dict.fromkeys(LAYER_UNITS, "float64"),
 }  # fmt: skip
@@ -29,7 +29,7 @@ UNITS = {"step": "optimizer steps", "tokens": "training tokens"}
 
 
 def load_curves(source: Source) -> pd.DataFrame:
-    """Returns one row per run, step and metric of metrics.jsonl: run, group, step, tokens, metric, value.
+    """Returns one row per run, step and metric of metrics.jsonl: run, sweep, step, tokens, metric, value.
 
     `metric` is the key in the file (`train/loss`, `val/bpb`, `moe/layer_03/max_violation`, `lr`, `seconds`);
     docs/reference/metrics.md has the unit of each. `tokens` counts the training tokens up to the step. A value that was
@@ -46,7 +46,7 @@ def load_curves(source: Source) -> pd.DataFrame:
         points = _points(run)
         per_step = tokens_per_step(run)
         columns["run"] += [run.id] * len(points)
-        columns["group"] += [run.group] * len(points)
+        columns["sweep"] += [run.sweep] * len(points)
         for (step, metric), (tokens, value) in points.items():
             columns["step"].append(step)
             columns["tokens"].append(tokens_at(tokens, step, per_step))
@@ -58,7 +58,7 @@ def load_curves(source: Source) -> pd.DataFrame:
 def load_routing(source: Source) -> pd.DataFrame:
     """Returns one row per run, evaluation, sparse layer and expert of routing.jsonl.
 
-    Columns: run, group, step, tokens (training tokens up to the step), whole_split (False: an estimate on part of the
+    Columns: run, sweep, step, tokens (training tokens up to the step), whole_split (False: an estimate on part of the
     validation split), layer and expert (from 0); load (the expert's fraction of the layer's assignments; even is 1 /
     E), assignments and kept_assignments (before and after drops). The metrics of the whole layer are repeated in the
     rows of all its experts: max_violation, load_cv, routing_entropy, mean_routing_entropy, dropped_fraction,
@@ -146,7 +146,7 @@ def _add_layer(columns: dict[str, list[Any]], run: Run, place: _RecordKey, recor
     size = len(assignments)
     same = {
         "run": run.id,
-        "group": run.group,
+        "sweep": run.sweep,
         "step": place.step,
         "tokens": place.tokens,
         "whole_split": place.whole_split,

@@ -17,7 +17,7 @@ Settings = Mapping[str, Value]
 # A column may also hold a list: tags, seeds, runs.
 Cell = Value | Sequence[str] | Sequence[int] | Sequence[float]
 
-IDENTITY = ("run", "group", "status", "reason", "created", "path", "tags")
+IDENTITY = ("run", "sweep", "status", "reason", "created", "path", "tags")
 SETTINGS = ("expert", "k", "capacity", "router", "balance", "seed")
 CORPUS = ("corpus", "corpus_sha256")
 MODEL_TASK_DATA = ("model.name", "task.name", "data.name")
@@ -172,7 +172,7 @@ class RunRow(Record):
     """One run.
 
     Attributes:
-        run, group, path: its id, the name of its parent folder, and its path.
+        run, sweep, path: its id, the name of its parent folder, and its path.
         reason: the reason of a failure or a stop.
         created: seconds since 1970.
         settings: the settings that determine the trained model, and the seed, by dotted names; `router` and `balance`
@@ -183,7 +183,7 @@ class RunRow(Record):
     """
 
     run: str
-    group: str
+    sweep: str
     path: str
     status: str
     reason: str | None

@@ -81,7 +81,7 @@ class Run:
         return self.path.name
 
     @property
-    def group(self) -> str:
+    def sweep(self) -> str:
         """Returns the folder it lies in: `runs`, or the name of a sweep."""
         return self.path.parent.name
 
@@ -178,9 +178,9 @@ class Run:
         return read_lines(self.path / "routing.jsonl")
 
 
-def create_run(outputs: Path, group: str, config: RunConfig) -> Run:
+def create_run(outputs: Path, sweep: str, config: RunConfig) -> Run:
     """Returns a new folder with the configuration in it; a taken name gets -2, -3, ..."""
-    folder = make_group(outputs, group)
+    folder = make_sweep_folder(outputs, sweep)
     delete_abandoned(folder, f"{MAKING}*")
     number = 1
     while (run := _make_run(folder / (config.run_id if number == 1 else f"{config.run_id}-{number}"), config)) is None:
@@ -204,12 +204,12 @@ def _make_run(path: Path, config: RunConfig) -> Run | None:
     return Run(path)
 
 
-def open_or_create_run(outputs: Path, group: str, config: RunConfig) -> Run:
+def open_or_create_run(outputs: Path, sweep: str, config: RunConfig) -> Run:
     """Returns the one folder of this configuration in a sweep; made if it is not there, mended if it is half made.
 
     A run that is not complete takes over how it is to be carried out now: device, threads, how often it writes.
     """
-    path = make_group(outputs, group) / config.run_id
+    path = make_sweep_folder(outputs, sweep) / config.run_id
     if not path.is_dir() and (made := _make_run(path, config)):
         return made
     run = Run(make_folder(path))
@@ -226,11 +226,11 @@ def rewrite_config(run: Run, config: RunConfig) -> None:
         _write_config(run.path, config)
 
 
-def make_group(outputs: Path, group: str) -> Path:
+def make_sweep_folder(outputs: Path, sweep: str) -> Path:
     """Returns the folder of a sweep, or of `runs`, marked as outputs as the folder around it is. Raises MoeError."""
-    for folder in (outputs, outputs / group):
+    for folder in (outputs, outputs / sweep):
         mark_outputs(make_folder(folder))
-    return outputs / group
+    return outputs / sweep
 
 
 def _init_folder(path: Path, config: RunConfig) -> None:

@@ -105,10 +105,10 @@ def find_runs(outputs: Path, name: str | None, runs: Sequence[Run] | None = None
         found = found or [
             run
             for run in runs
-            if any(fits(text, each) for text in (run.id, f"{run.group}/{run.id}") for each in spellings(name))
+            if any(fits(text, each) for text in (run.id, f"{run.sweep}/{run.id}") for each in spellings(name))
         ]
     if not found:
-        hint = did_you_mean(name, [*dict.fromkeys(run.group for run in runs), *(run.id for run in runs)])
+        hint = did_you_mean(name, [*dict.fromkeys(run.sweep for run in runs), *(run.id for run in runs)])
         raise RunNotFound(f"no sweep, run or folder '{name}' in {outputs}.{hint} See: moe runs ls")
     return found
 
@@ -117,7 +117,7 @@ def find_run(outputs: Path, name: str) -> Run:
     """Returns the one run that a name means, see `find_runs`. Raises RunNotFound: none, or more than one."""
     found = find_runs(outputs, name)
     if len(found) > 1:
-        listed = ", ".join(f"{run.group}/{run.id}" for run in sorted(found, key=lambda run: (run.group, run.id))[:4])
+        listed = ", ".join(f"{run.sweep}/{run.id}" for run in sorted(found, key=lambda run: (run.sweep, run.id))[:4])
         more = ", ..." if len(found) > 4 else ""
         raise RunNotFound(f"'{name}' could be {len(found)} runs: {listed}{more}. Give more of the name.")
     return found[0]
@@ -134,7 +134,7 @@ def find_sweep(outputs: Path, name: str) -> Path:
     for folder in (outputs / each for each in spellings(name)):
         if folder.is_dir() and not is_run(folder) and list_runs(folder):
             return folder
-    sweeps = sorted({run.group for run in list_runs(outputs)})
+    sweeps = sorted({run.sweep for run in list_runs(outputs)})
     hint = did_you_mean(name, sweeps) or (f" There are: {', '.join(sweeps[:8])}." if sweeps else "")
     raise RunNotFound(f"no sweep '{name}' in {outputs}.{hint}")
 
@@ -147,6 +147,6 @@ def newest_sweep(outputs: Path) -> str:
     """
     groups: dict[str, float] = {}
     for run in find_runs(outputs, None):
-        groups[run.group] = max(groups.get(run.group, 0.0), modified_ns(str(run.path / "status.json")) / 1e9)
+        groups[run.sweep] = max(groups.get(run.sweep, 0.0), modified_ns(str(run.path / "status.json")) / 1e9)
     sweeps = {name: seen for name, seen in groups.items() if name != "runs"} or groups
     return max(sweeps, key=lambda name: sweeps[name])

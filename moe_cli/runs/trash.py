@@ -42,7 +42,7 @@ class TrashedRun:
         return Path(self.origin).name or self.path.name
 
     @property
-    def group(self) -> str:
+    def sweep(self) -> str:
         """Returns the sweep it belonged to, or `runs`."""
         return Path(self.origin).parent.name
 
@@ -80,7 +80,7 @@ def check_idle(run: Run) -> None:
     if run.status()["status"] == RUNNING or is_locked(run.path):
         raise RunBusy(f"{run.id} is running: wait for it or stop it.")
     if is_sweep_running(run.path.parent):
-        raise RunBusy(f"{run.id} belongs to the sweep '{run.group}', which is running: wait for it or stop it.")
+        raise RunBusy(f"{run.id} belongs to the sweep '{run.sweep}', which is running: wait for it or stop it.")
 
 
 def _free_name(folder: Path, name: str) -> Path:
@@ -160,7 +160,7 @@ def find_trashed(name: str, trash: Sequence[TrashedRun]) -> list[TrashedRun]:
         return [trash[-1]]
     known = spellings(name)
     found = [each for each in trash if {each.path.name, each.id, each.origin}.intersection(known)]
-    if not found and (group := [each for each in trash if each.group in known]):
+    if not found and (group := [each for each in trash if each.sweep in known]):
         # Of a run that was removed, made again and removed again, the newer one.
         return list({each.origin: each for each in group}.values())
     found = found or [each for each in trash if each.id.startswith(name) or each.path.name.startswith(name)]

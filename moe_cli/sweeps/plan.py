@@ -18,6 +18,7 @@ from moe_cli.config.habits import explain_word
 from moe_cli.config.ranges import show
 from moe_cli.config.resolve import SPARSE_ONLY, Resolved, concerns
 from moe_cli.config.schema import RunConfig
+from moe_cli.config.settings import replace_unchecked
 from moe_cli.config.sweep_file import SMALLEST, Block, Dimension, Partial, SweepFile, discrete, load_sweep_file
 from moe_cli.config.words import parse_overrides
 from moe_cli.errors import BadValue, ConfigError
@@ -151,7 +152,7 @@ def plan_sweep(
         raise ConfigError(f"{'baseline' if baseline is None else f'--baseline {baseline}'}: {found.no_baseline}")
     folder = check_folder(sweep_folder(sweep.name) if name is None else name)
     points = [
-        SweepPoint(f"{label} seed={seed}".strip(), config if seed == config.seed else replace(config, seed=seed))
+        SweepPoint(f"{label} seed={seed}".strip(), replace_unchecked(config, seed=seed))
         for seed in chosen
         for config, label in found.configs.items()
     ]
@@ -362,8 +363,8 @@ def _run(composer: Composer, values: Partial) -> Resolved:
     """
     resolved = composer.point(values)
     train = resolved.config.train
-    one = train if train.threads is not None else replace(train, threads=1)
-    return replace(resolved, config=replace(resolved.config, train=one))
+    one = train if train.threads is not None else replace_unchecked(train, threads=1)
+    return replace(resolved, config=replace_unchecked(resolved.config, train=one))
 
 
 def _given(tree: Mapping[str, Any], values: Partial, name: str) -> Any:

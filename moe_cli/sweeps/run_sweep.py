@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from moe_cli.config.executors import Executor
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
+from moe_cli.execution.data import vocab_size_reader
 from moe_cli.execution.estimate import RunEstimate, estimate_runs, measure_flops
 from moe_cli.execution.machine import check_devices
-from moe_cli.execution.memory import check_memory, check_run_memory
+from moe_cli.execution.memory import check_config_memory, check_memory
 from moe_cli.runs.corpora import record_corpora
-from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run, make_group
+from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run, make_sweep_folder
 from moe_cli.runs.locks import sweep_lock
 from moe_cli.runs.trash import check_idle
 from moe_cli.sweeps.executors.make import make_pool, max_parallel
@@ -134,7 +135,9 @@ class PreparedSweep:
         removed = discard(self.restarted, self.outputs)
         try:
             if pool:
-                _record_data(make_group(self.outputs, self.plan.name), self.estimates, replace=self.execution.force)
+                _record_data(
+                    make_sweep_folder(self.outputs, self.plan.name), self.estimates, replace=self.execution.force
+                )
             runs = self.plan.create_runs(self.outputs)
         except BaseException:
             put_back(removed, self.outputs)
@@ -188,9 +191,11 @@ class PreparedSearch:
         def at_a_time() -> int:
             return min(pool.workers, self.most) if pool else 1
 
+        vocab_size = vocab_size_reader(self.outputs)
+
         def check(config: RunConfig) -> None:
             if self.execution.checks_memory:
-                check_run_memory(config, self.outputs)
+                check_config_memory(config, vocab_size(config))
 
         feed = SearchFeed(self.plan, study, self.outputs, at_a_time, self.execution.retry_failed, check)
         with feed.at_work():

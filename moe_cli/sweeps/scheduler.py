@@ -1,8 +1,8 @@
 """Scheduler of many runs: starts runs in a pool, collects exit codes, and applies timeouts and retries.
 
-A *feed* gives the next run. A *pool* executes runs. Every pool starts the same worker, `python -m
-moe_cli.execution.worker RUN_FOLDER OUTPUTS` or its equal, which reads and writes the run's folder and nothing else. The
-outcome of a run is in its folder, so that a failure affects only that run.
+A *feed* gives the next run. A *pool* executes runs, each by the worker `python -m moe_cli.execution.worker RUN_FOLDER
+OUTPUTS` or an equivalent process. The worker reads and writes only the folder of its run, so that a failure affects no
+other run.
 """
 
 import signal
@@ -23,12 +23,12 @@ from moe_cli.runs.recorder import Recorder
 from moe_cli.training.signals import interrupt_on_signals
 
 POLL_SECONDS = 0.2
-# For saving: when the sweep is stopped, and when a run is.
+# The time that runs have to save: when the whole sweep is stopped, and when a single run is.
 STOP_SECONDS, GRACE_SECONDS = 60.0, 20.0
 
 
 class Job(Protocol):
-    """One run at work somewhere."""
+    """A run that a pool has started."""
 
     def poll(self) -> int | None:
         """Returns None while the worker is running, then its exit code, negative for a signal.
@@ -37,28 +37,28 @@ class Job(Protocol):
         """
 
     def stop(self) -> None:
-        """Asks it to save and stop; it will end with STOPPED."""
+        """Asks the worker to save and stop; it then ends with EXIT_INTERRUPTED."""
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """Kills the worker."""
 
 
 class Pool(Protocol):
-    """Carries runs out: on this machine, on a cluster."""
+    """Executes runs on this machine or on a cluster."""
 
     def room(self) -> int:
         """Returns the number of further runs that may start now."""
 
     def start(self, run: Run) -> Job:
-        """Starts a run whose folder is there."""
+        """Starts a run, whose folder exists."""
 
     def close(self) -> None:
-        """Leaves nothing running."""
+        """Kills the runs that are left."""
 
 
 @runtime_checkable
 class SupportsWait(Protocol):
-    """A pool that knows at once when a run ends."""
+    """A pool that can wait for the end of a run."""
 
     def wait(self, seconds: float) -> None:
         """Waits until a run ends, at most `seconds`."""
@@ -66,44 +66,41 @@ class SupportsWait(Protocol):
 
 @runtime_checkable
 class SupportsCapacity(Protocol):
-    """A pool that knows the resources that runs need."""
+    """A pool that knows the memory that runs need."""
 
     def fits(self, run: Run) -> bool:
-        """Returns whether the pool can hold the run next to the running ones.
-
-        If none is running, every run may start.
-        """
+        """Returns whether the run fits next to the running ones. Not asked if none is running."""
 
 
 @runtime_checkable
 class SupportsQueueState(Protocol):
-    """A job that may have to wait for a place."""
+    """A job that may wait in a queue."""
 
     def queued(self) -> bool:
-        """Returns whether the job waits in a queue."""
+        """Returns whether the job is waiting."""
 
 
 class RunSource(Protocol):
-    """Gives the runs that are to be carried out, one after the other."""
+    """The feed of the scheduler: gives one run after the other."""
 
     def next_run(self) -> Run | None:
-        """Returns the next run, or None if there is none now."""
+        """Returns the next run; None if no run can start now."""
 
     def requeue(self, run: Run) -> None:
-        """Puts back a run that another process is executing, to be requested again later."""
+        """Returns a run to the feed, which gives it again later."""
 
     def ended(self, run: Run) -> None:
-        """Handles a run that is completed, failed or pruned."""
+        """Handles the end of a run: completed, failed or pruned."""
 
     def waiting(self) -> int:
-        """Returns the known number of runs that `next_run` will still give; 0 ends the sweep when no run is running."""
+        """Returns the number of runs that are still to start. The sweep ends at 0 when no run is running."""
 
     def to_prune(self, running: Sequence[Run]) -> list[Run]:
-        """Returns the running runs that are to be pruned."""
+        """Returns those of the running runs that are to be pruned."""
 
 
 class RunList:
-    """A feed of runs that are known from the start."""
+    """Feed of a fixed list of runs."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = deque(runs)
@@ -128,10 +125,9 @@ class FailurePolicy:
     """Limits and retries of runs that fail.
 
     Attributes:
-        timeout: seconds that a run may take, without the time in a cluster's queue; None means no limit.
-        retries: the number of times that a failed run starts again, from its last checkpoint. A run that timed out does
-            not.
-        fail_fast: the first run that fails ends the sweep; the other running ones save and stop.
+        timeout: the limit of a run's time in seconds, without its time in a queue; None means no limit.
+        retries: how many times a failed run starts again from its last checkpoint. Runs that timed out do not.
+        fail_fast: stop the sweep at the first failure; the other runs save and stop.
     """
 
     timeout: float | None = None
@@ -141,10 +137,10 @@ class FailurePolicy:
 
 @dataclass
 class Progress:
-    """The state of a sweep, given to the observer at every change and about five times a second.
+    """The state of a sweep, which the observer receives at each change and about five times a second.
 
     Attributes:
-        retried: the number of times that a failed run was queued again.
+        retried: how many times failed runs were queued again.
     """
 
     waiting: int = 0
@@ -170,49 +166,49 @@ def run_all(
 ) -> Progress:
     """Executes all runs of the feed.
 
-    A run that another process is executing is waited for and not executed twice. On KeyboardInterrupt or another error
-    here, the runs are asked to save and stop before the exception is raised again. `on_stop` is then called.
+    The scheduler does not execute a run of another process, but waits for its end. On KeyboardInterrupt or another
+    exception, it asks the running runs to save and stop, calls `on_stop`, and raises the exception again.
 
     Raises:
-        DiskFull: a run could not write. The same command continues all runs.
+        DiskFull: the disk is full, so that a run could not write.
     """
-    run_all = _Scheduler(feed, pool, rules)
-    progress = run_all.progress
+    scheduler = _Scheduler(feed, pool, rules)
+    progress = scheduler.progress
     with interrupt_on_signals():
         try:
-            while run_all.waiting() or progress.running:
-                run_all.start()
-                run_all.collect()
-                progress.waiting = run_all.waiting()
+            while scheduler.waiting() or progress.running:
+                scheduler.start()
+                scheduler.collect()
+                progress.waiting = scheduler.waiting()
                 observer(progress)
                 if rules.fail_fast and progress.failed:
-                    run_all.stop(on_stop)
+                    scheduler.stop(on_stop)
                     break
-                run_all.enforce_limits()
-                run_all.wait()
+                scheduler.enforce_limits()
+                scheduler.wait()
         except BaseException:
-            run_all.stop(on_stop)
+            scheduler.stop(on_stop)
             raise
         finally:
             pool.close()
-    progress.waiting = run_all.waiting()
+    progress.waiting = scheduler.waiting()
     observer(progress)
     return progress
 
 
 class _Scheduler:
-    """The state of each run during a sweep."""
+    """Starts, observes and stops the runs of a sweep."""
 
     def __init__(self, feed: RunSource, pool: Pool, rules: FailurePolicy) -> None:
         self.feed = feed
         self.pool = pool
         self.rules = rules
         self.progress = Progress()
-        self.began = time.time()
-        self.deferred: Run | None = None  # taken from the feed, waits for memory
-        self.starts = Counter[Run]()
-        self.started: dict[Run, float] = {}
-        self.endings: dict[Run, _StopRequest] = {}
+        self.start_time = time.time()
+        self.deferred: Run | None = None  # taken from the feed, but too large for the free memory
+        self.num_starts = Counter[Run]()
+        self.start_times: dict[Run, float] = {}
+        self.stop_requests: dict[Run, _StopRequest] = {}
 
     def waiting(self) -> int:
         return self.feed.waiting() + (self.deferred is not None)
@@ -225,7 +221,7 @@ class _Scheduler:
             self.deferred = None
             if run is None:
                 return
-            if self._settled(run):
+            if self._has_ended(run):
                 self.feed.ended(run)
             elif is_locked(run.path):
                 self.feed.requeue(run)
@@ -236,7 +232,7 @@ class _Scheduler:
                 self._begin(run)
 
     def _begin(self, run: Run) -> None:
-        """Starts a run; one whose folder links elsewhere fails, with the reason in it."""
+        """Starts a run. A run with links in its folder fails, and its status says why."""
         try:
             for name in (".lock", "log.txt"):
                 check_file(run.path / name)
@@ -246,81 +242,82 @@ class _Scheduler:
             self.progress.failed.append(run)
             self.feed.ended(run)
         else:
-            self.started[run] = time.monotonic()
-            self.starts[run] += 1
+            self.start_times[run] = time.monotonic()
+            self.num_starts[run] += 1
 
-    def _settled(self, run: Run) -> bool:
-        """Returns whether the run has ended already. A failure in another process counts as its end."""
+    def _has_ended(self, run: Run) -> bool:
+        """Returns whether the run has ended, here or in another process, and then counts it."""
         status = run.status()
         ends = {COMPLETED: self.progress.finished, FAILED: self.progress.failed, PRUNED: self.progress.pruned}
         end = ends.get(status["status"])
-        if end is None or (status["status"] != COMPLETED and (self.starts[run] or self._before(status))):
+        if end is None or (status["status"] != COMPLETED and (self.num_starts[run] or self._is_older(status))):
             return False
         end.append(run)
         return True
 
-    def _before(self, status: Mapping[str, Any]) -> bool:
-        """Returns whether this status was written before the sweep began."""
-        said = status.get("heartbeat")
-        return not isinstance(said, int | float) or said < self.began
+    def _is_older(self, status: Mapping[str, Any]) -> bool:
+        """Returns whether a status was written before this sweep started."""
+        heartbeat = status.get("heartbeat")
+        return not isinstance(heartbeat, int | float) or heartbeat < self.start_time
 
     def collect(self) -> None:
-        """Collects the exit codes of ended runs. Raises DiskFull."""
+        """Handles the runs that have ended. Raises DiskFull."""
         for run, job in list(self.progress.running.items()):
             code = job.poll()
             if code is not None:
                 del self.progress.running[run]
-                self._end(run, code, self.endings.pop(run, None))
+                self._end(run, code, self.stop_requests.pop(run, None))
 
-    def _end(self, run: Run, code: int, ending: "_StopRequest | None") -> None:
-        progress, again = self.progress, False
+    def _end(self, run: Run, code: int, request: "_StopRequest | None") -> None:
+        progress, retry = self.progress, False
         if run.summary() is not None:
             progress.finished.append(run)
         elif code == EXIT_BUSY:
-            self.starts[run] -= 1
-            again = True
+            self.num_starts[run] -= 1
+            retry = True
         elif code == EXIT_DISK_FULL:
             raise DiskFull(
                 f"{run.id} could not write: the disk is full, see {run.path / 'log.txt'}\n"
                 "Make room; the same command goes on."
             )
-        elif not ending and self.starts[run] <= self.rules.retries:
+        elif not request and self.num_starts[run] <= self.rules.retries:
             progress.retried += 1
-            again = True
-        elif not (_record_end(run, ending.status, ending.reason) if ending else record_worker_failure(run, code)):
-            again = True  # another process has taken it up meanwhile
+            retry = True
+        elif not (_record_end(run, request.status, request.reason) if request else record_worker_failure(run, code)):
+            retry = True  # another process executes the run now
         else:
-            (progress.pruned if ending and ending.status == PRUNED else progress.failed).append(run)
-        (self.feed.requeue if again else self.feed.ended)(run)
+            (progress.pruned if request and request.status == PRUNED else progress.failed).append(run)
+        (self.feed.requeue if retry else self.feed.ended)(run)
 
     def enforce_limits(self) -> None:
-        """Asks those to stop that take too long or promise nothing, and ends those that do not."""
+        """Stops runs that exceed the timeout or are to be pruned, and kills those that do not stop in time."""
         now, running, limit = time.monotonic(), self.progress.running, self.rules.timeout
-        for run in self.feed.to_prune([run for run in running if run not in self.endings]):
+        for run in self.feed.to_prune([run for run in running if run not in self.stop_requests]):
             step = run.status().get("step")
-            self._ask(run, _StopRequest(PRUNED, f"pruned: others do better{f' (step {step})' if step else ''}", now))
+            reason = f"pruned: others do better{f' (step {step})' if step else ''}"
+            self._request_stop(run, _StopRequest(PRUNED, reason, now))
         for run, job in running.items():
             if isinstance(job, SupportsQueueState) and job.queued():
-                self.started[run] = now
-            if run in self.endings:
-                if now - self.endings[run].asked > GRACE_SECONDS:
+                self.start_times[run] = now
+            if run in self.stop_requests:
+                if now - self.stop_requests[run].time > GRACE_SECONDS:
                     job.kill()
-            elif limit is not None and now - self.started[run] > limit:
-                self._ask(run, _StopRequest(FAILED, f"took longer than {duration(limit)} (--timeout)", now))
+            elif limit is not None and now - self.start_times[run] > limit:
+                self._request_stop(run, _StopRequest(FAILED, f"took longer than {duration(limit)} (--timeout)", now))
 
-    def _ask(self, run: Run, ending: "_StopRequest") -> None:
-        self.endings[run] = ending
+    def _request_stop(self, run: Run, request: "_StopRequest") -> None:
+        self.stop_requests[run] = request
         self.progress.running[run].stop()
 
     def wait(self) -> None:
-        """Waits until a run may have ended; at most POLL_SECONDS, so that displays are updated."""
+        """Waits until a run may have ended, at most POLL_SECONDS, so that the display stays up to date."""
         if isinstance(self.pool, SupportsWait):
             self.pool.wait(POLL_SECONDS)
         else:
             time.sleep(POLL_SECONDS)
 
     def stop(self, on_stop: Callable[[], None]) -> None:
-        """Asks every worker to save, waits, and ends those that do not; a second Ctrl-C ends them at once."""
+        """Asks the workers to save, waits, and kills those that are late. A second Ctrl-C kills all at once."""
         jobs = self.progress.running
         try:
             for job in jobs.values():
@@ -346,16 +343,19 @@ class _StopRequest:
 
     status: str
     reason: str
-    asked: float
+    time: float
 
 
 def record_worker_failure(run: Run, code: int) -> bool:
-    """Writes why a worker ended that could not say so itself; False if another process is working on the run."""
+    """Records the failure of a worker that could not record it itself.
+
+    Returns False if another process executes the run.
+    """
     status = run.status()
     if code == EXIT_FAILED and status["status"] == FAILED and status.get("reason"):
         return True
     if code < 0:
-        name = next((each.name for each in signal.Signals if each == -code), "a real-time signal")
+        name = next((known.name for known in signal.Signals if known == -code), "a real-time signal")
         reason = f"killed by signal {-code} ({name})"
         reason += ": out of memory? Lower train.batch_size or -j" if -code == signal.SIGKILL else ""
     elif code == EXIT_INTERRUPTED:
@@ -367,13 +367,13 @@ def record_worker_failure(run: Run, code: int) -> bool:
 
 
 def _record_end(run: Run, status: str, reason: str) -> bool:
-    """Writes how a run has ended; False if another process is working on it."""
+    """Records the status and reason of an ended run; returns False if another process executes it."""
     try:
         with lock(run.path):
             Recorder(run).status(status, reason=reason)
     except RunBusy:
         return False
-    except UnsafePath:  # of the lock: no process holds it
+    except UnsafePath:  # the lock is a link, so that no process holds it
         with suppress(OSError, UnsafePath):
             Recorder(run).status(status, reason=reason)
     except OSError:
@@ -382,6 +382,6 @@ def _record_end(run: Run, status: str, reason: str) -> bool:
 
 
 def pending_runs(runs: Sequence[Run], retry_failed: bool) -> list[Run]:
-    """Returns the runs that are neither done nor pruned; failed ones only on request."""
+    """Returns the runs that are not completed, pruned or, without `retry_failed`, failed."""
     skip = {COMPLETED, PRUNED} if retry_failed else {COMPLETED, PRUNED, FAILED}
     return [run for run in runs if run.status()["status"] not in skip]

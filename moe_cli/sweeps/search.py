@@ -25,7 +25,7 @@ from moe_cli.files.writing import delete, delete_abandoned, delete_empty, hold, 
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.importance import STUDY, import_optuna, open_journal
 from moe_cli.report.sweep_record import record_command
-from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run, make_group, open_or_create_run
+from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run, make_sweep_folder, open_or_create_run
 from moe_cli.runs.locks import is_locked, lock, sweep_lock
 from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps.pruning import PruningMonitor, make_pruner
@@ -76,7 +76,7 @@ def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
         MoeError: its journal cannot be read.
     """
     optuna = import_optuna()
-    folder = make_group(outputs, plan.name)
+    folder = make_sweep_folder(outputs, plan.name)
     with hold(folder / ".search.lock"):
         study: Study = optuna.create_study(
             study_name=STUDY,

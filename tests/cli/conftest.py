@@ -38,7 +38,7 @@ def settings(text: Path) -> list[str]:
 
 
 @pytest.fixture
-def moe(tmp_path: Path, shared_nest: None, monkeypatch: pytest.MonkeyPatch) -> Moe:
+def moe(tmp_path: Path, shared_fork_server: None, monkeypatch: pytest.MonkeyPatch) -> Moe:
     """Runs a `moe` command in this process, with its own outputs folder."""
     monkeypatch.setenv("MOE_OUTPUTS", str(tmp_path / "outputs"))
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])

@@ -45,7 +45,7 @@ def test_ls_has_a_line_a_run(moe: Moe, outputs: Path) -> None:
     header, *lines = moe("runs", "ls").stdout.splitlines()
     assert header.split()[:5] == ["run", "sweep", "status", "done", "bits/byte"]
     assert [line.split()[:3] for line in lines] == [
-        [run.id, run.group, run.status()["status"]] for run in list_runs_by_age(outputs)
+        [run.id, run.sweep, run.status()["status"]] for run in list_runs_by_age(outputs)
     ]
     assert lines[0].split()[3:7] == ["100", "%", "1.750", "2h"]
     assert lines[1].endswith("out of memory.")

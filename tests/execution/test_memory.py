@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from moe_cli.config.compose import load_config
-from moe_cli.execution.memory import estimate_memory
+from moe_cli.costs.model import estimate_cost
+from moe_cli.execution.data import vocab_size_reader
+from moe_cli.execution.memory import memory_bytes
 
 SHAPE = (
     "train=smoke train.steps=4 train.eval_every=2 model.d_model=32 model.num_heads=2 match=none model.d_expert=16 "
@@ -55,5 +57,6 @@ def test_memory_is_as_expected(vocab_size: int, experts: int, layers: int, tmp_p
         f"expert={experts}",
         f"model.num_layers={layers}",
     ]
-    expected = estimate_memory(load_config(words, "train", None).config, tmp_path / "outputs")
+    config = load_config(words, "train", None).config
+    expected = memory_bytes(estimate_cost(config, vocab_size_reader(tmp_path / "outputs")(config)))
     assert expected == pytest.approx(peak_bytes(words, tmp_path / "outputs"), rel=0.2)

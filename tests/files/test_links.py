@@ -90,8 +90,8 @@ class Work:
 
     def throw_away(self) -> None:
         for run in list_runs_by_age(self.outputs):
-            moe("runs", "tag", f"{run.group}/{run.id}", "mine")
-            moe("runs", "rm", f"{run.group}/{run.id}")
+            moe("runs", "tag", f"{run.sweep}/{run.id}", "mine")
+            moe("runs", "rm", f"{run.sweep}/{run.id}")
         moe("runs", "restore", "latest")
 
     def free(self) -> None:
@@ -183,7 +183,7 @@ def check_links(work: Work, template: Path, outside: Path, name: str, kind: str)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_name_that_the_program_writes_leads_out(
-    tmp_path: Path, text: Path, shared_nest: None, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, text: Path, shared_fork_server: None, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Each name that a run, a sweep, a search, the trash and the caches write is a link out: nothing outside changes."""
     work, template, outside = Work(tmp_path / "outputs", text), tmp_path / "template", tmp_path / "outside"

@@ -78,7 +78,7 @@ def test_settings_results_and_tags(trained: Run, outputs: Path) -> None:
         key: value for key, value in found.data.metrics.items() if key.startswith("summary/")
     }
     assert ("runs", str(trained.path), summary["corpus"]) == tuple(
-        found.data.tags[f"moe.{key}"] for key in ("group", "folder", "corpus")
+        found.data.tags[f"moe.{key}"] for key in ("sweep", "folder", "corpus")
     )
     assert ("FINISHED", trained.id) == (found.info.status, found.info.run_name)
     assert "moe" == client(outputs).get_experiment(found.info.experiment_id).name

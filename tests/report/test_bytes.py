@@ -56,5 +56,5 @@ def test_every_list_is_printed(outputs: Path, words: list[str]) -> None:
 def test_frames_lead_to_the_folders(outputs: Path) -> None:
     """The group is spelled out, and the path stays the one of the folder."""
     frame, curves = load_runs(outputs), load_curves(outputs)
-    assert {"s\\xff\\xfe"} == set(frame["group"]) == set(curves["group"])
+    assert {"s\\xff\\xfe"} == set(frame["sweep"]) == set(curves["sweep"])
     assert all(Path(path, "config.json").is_file() for path in frame["path"])

@@ -28,7 +28,7 @@ def test_a_complete_run_has_its_results_and_settings(tmp_path: Path) -> None:
     config = configure(expert=8, k=2, train__steps=300)
     assert (row["model.d_model"], row["optim.name"]) == (config.model.d_model, config.optim.name)
     assert row["train.steps"] == 300
-    assert (row["group"], row["path"]) == ("runs", str(run.path))
+    assert (row["sweep"], row["path"]) == ("runs", str(run.path))
 
 
 def test_group_names_stand_under_plain_keys(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_copied_folder_reads_the_same(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "a" / "runs").rename(tmp_path / "b" / "moved")
     row = load_runs(tmp_path / "b").iloc[0]
-    assert (row["group"], row["val_bpb"]) == ("moved", 1.75)
+    assert (row["sweep"], row["val_bpb"]) == ("moved", 1.75)
     write_sealed(Path(row["path"]) / "summary.json", {})
     assert load_runs(tmp_path / "b")["val_bpb"].isna().all()
 

@@ -119,7 +119,7 @@ def test_a_selection_of_runs(tmp_path: Path) -> None:
     for run in runs:
         write_lines(run, "metrics.jsonl", {"step": 2, "train/loss": 1.0})
     assert len(load_curves(tmp_path)) == len(load_curves(str(tmp_path))) == len(load_curves(runs)) == 4
-    assert load_curves(tmp_path / "a")["group"].tolist() == ["a", "a"]
+    assert load_curves(tmp_path / "a")["sweep"].tolist() == ["a", "a"]
     frame = load_runs(tmp_path)
     assert load_curves(frame[frame["seed"] == 1]["path"])["run"].tolist() == [runs[1].id, runs[3].id]
     assert len(load_curves([tmp_path, runs[0], tmp_path / "a"])) == 4

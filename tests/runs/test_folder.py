@@ -70,7 +70,7 @@ def test_a_new_run_holds_its_configuration_and_waits(tmp_path: Path) -> None:
     assert config == run.config()
     assert config.to_dict() == yaml.safe_load((run.path / "config.yaml").read_text())
     assert "pending" == run.status()["status"]
-    assert ("runs", None, []) == (run.group, run.summary(), run.metrics())
+    assert ("runs", None, []) == (run.sweep, run.summary(), run.metrics())
 
 
 def test_a_taken_name_gets_a_number(tmp_path: Path) -> None:

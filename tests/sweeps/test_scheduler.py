@@ -25,7 +25,7 @@ from moe_cli.sweeps.scheduler import Observer, Progress, RunList, pending_runs, 
 from tests.cli.conftest import TINY
 
 # What becomes of runs is asked here; of the process that they are forked from, in test_local.py.
-pytestmark = pytest.mark.usefixtures("shared_nest")
+pytestmark = pytest.mark.usefixtures("shared_fork_server")
 TEXT = "each expert learns from the tokens it was given and from no others " * 60
 
 
@@ -108,7 +108,7 @@ def test_sweep_from_python(tmp_path: Path, words: list[str]) -> None:
     """sweep(...) runs a grid in its outputs folder and gives a row per run; a wrong word raises MoeError."""
     frame = sweep(["expert=1,4", "k=1", *words], seeds=1, jobs=2, outputs=tmp_path / "outputs")
     assert sorted(frame["expert"]) == [1, 4]
-    assert ["sweep", "sweep"] == [run.group for run in list_runs_by_age(tmp_path / "outputs")]
+    assert ["sweep", "sweep"] == [run.sweep for run in list_runs_by_age(tmp_path / "outputs")]
     assert frame["val_bpb"].notna().all()
     assert ["outputs", "words.txt"] == sorted(path.name for path in tmp_path.iterdir())
     (dense,) = [run for run in list_runs_by_age(tmp_path / "outputs") if run.config().dense]

@@ -400,7 +400,7 @@ def test_named_searches(name: str, tmp_path: Path, text_file: Path) -> None:
     assert sorted(set(trials)) == trials
 
 
-@pytest.mark.usefixtures("shared_nest")
+@pytest.mark.usefixtures("shared_fork_server")
 def test_a_search_from_python(tmp_path: Path, text_file: Path) -> None:
     """sweep(..., sampler=...) gives one row a run and leaves the journal in the sweep's folder."""
     from tests.cli.conftest import TINY

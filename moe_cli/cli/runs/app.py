@@ -65,7 +65,7 @@ def _statuses(text: str | None) -> tuple[str, ...]:
 def _record(each: "RunStatus") -> dict[str, Any]:
     return {
         "run": each.run.id,
-        "sweep": each.run.group,
+        "sweep": each.run.sweep,
         "status": each.status,
         "reason": each.reason,
         "step": each.step,
@@ -90,7 +90,7 @@ def _print_list(shown: "list[RunStatus]") -> None:
 
     styles = {"failed": "red", "interrupted": "yellow", "pending": "dim"}
     now, console = time.time(), Terminal()
-    several = len({each.run.group for each in shown}) > 1
+    several = len({each.run.sweep for each in shown}) > 1
 
     def written(value: float | None, form: str) -> str:
         return "-" if value is None else f"{value:{form}}"
@@ -98,7 +98,7 @@ def _print_list(shown: "list[RunStatus]") -> None:
     columns = [
         TextColumn("run", [each.run.id for each in shown], align_left=True, min_width=16),
         TextColumn(
-            "sweep", [each.run.group for each in shown], drop_order=0 if several else 4, align_left=True, min_width=8
+            "sweep", [each.run.sweep for each in shown], drop_order=0 if several else 4, align_left=True, min_width=8
         ),
         TextColumn(
             "status",
@@ -239,17 +239,17 @@ def rm(
     for run in chosen:
         check_idle(run)  # before the first is moved
     if len(chosen) > 1 and not yes:
-        _confirm(f"move {len(chosen)} runs to the trash?", [f"{run.group}/{run.id}" for run in chosen])
+        _confirm(f"move {len(chosen)} runs to the trash?", [f"{run.sweep}/{run.id}" for run in chosen])
     moved = 0
     try:
         for run in chosen:
             remove(run, folder)
             moved += 1
             if len(chosen) <= 10:
-                _echo(f"removed {run.group}/{run.id}")
+                _echo(f"removed {run.sweep}/{run.id}")
     except MoeError as error:
         raise type(error)(f"{error}\n{moved} of {len(chosen)} runs were removed." if moved else str(error)) from None
-    groups = {run.group for run in chosen}
+    groups = {run.sweep for run in chosen}
     undo = f"moe runs restore {chosen[0].id if moved == 1 else ' '.join(sorted(groups))}"
     _echo(f"{moved} {'run is' if moved == 1 else 'runs are'} in the trash. Undo: {undo}")
 
@@ -314,9 +314,9 @@ def restore(
         for removed in chosen.values():
             back.append(bring_back(removed, folder))
             if not as_json:
-                _echo(f"restored {back[-1].group}/{back[-1].id}")
+                _echo(f"restored {back[-1].sweep}/{back[-1].id}")
         if as_json:
-            print_json([{"run": run.id, "sweep": run.group, "path": str(run.path)} for run in back])
+            print_json([{"run": run.id, "sweep": run.sweep, "path": str(run.path)} for run in back])
     elif as_json:
         print_json(trash_records(trash))
     else:

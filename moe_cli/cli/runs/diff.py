@@ -22,7 +22,7 @@ def print_comparison(comparison: RunComparison) -> None:
     lines = []
     for letter, each in (("A", comparison.a), ("B", comparison.b)):
         lines.append(
-            Text.assemble((letter, "bold"), f"  {printable(each.run.group)}/{printable(each.run.id)}   {each.status}")
+            Text.assemble((letter, "bold"), f"  {printable(each.run.sweep)}/{printable(each.run.id)}   {each.status}")
         )
     lines += [Text(f"   not comparable: {caveat}", "yellow") for caveat in comparison.caveats]
     lines += _settings(comparison, width) + _measures(comparison, width)

@@ -40,7 +40,7 @@ def run_record(run: Run) -> dict[str, Any]:
     each, curve = read_status(run), validation_curve(run)
     return {
         "run": run.id,
-        "sweep": run.group,
+        "sweep": run.sweep,
         "path": str(run.path),
         "status": each.status,
         "reason": each.reason,
@@ -64,7 +64,7 @@ def print_run(run: Run) -> None:
     each = read_status(run)
     ended = {COMPLETED: "green", "failed": "red", "interrupted": "yellow"}
     title = Text.assemble(
-        (printable(run.id), "bold"), f"   {printable(run.group)}   ", (each.status, ended.get(each.status, ""))
+        (printable(run.id), "bold"), f"   {printable(run.sweep)}   ", (each.status, ended.get(each.status, ""))
     )
     title.append(f"   {age(time.time() - each.created)} old" if each.created else "")
     title.append(f"   tags {printable(', '.join(each.tags))}" if each.tags else "")

@@ -61,7 +61,7 @@ def next_sweep(
     seeds = min(MAX_SEEDS, max(MIN_SEEDS, done + (more or (2 if done >= MIN_SEEDS else 0))))
     written = {name.removesuffix(".name"): ",".join(map(show, values)) for name, values in {**axes, "k": ks}.items()}
     words = {**settings, **written}
-    name = best.group if best.group not in ("runs", "sweep") and best.group.isprintable() else ""
+    name = best.sweep if best.sweep not in ("runs", "sweep") and best.sweep.isprintable() else ""
     options = [*(["--name", name] if name else []), *options]
     command = f"moe sweep {_written(words, written)} --seeds {seeds}{condition} {shlex.join(options)}".rstrip()
     return NextSweep(command, _seconds(axes, rows, seeds))

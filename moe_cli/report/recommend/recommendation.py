@@ -145,7 +145,18 @@ def recommend(
     extra_baselines: "pd.DataFrame | None" = None,
     baseline: Settings | None = None,
 ) -> Recommendation:
-    """Returns the recommendation for a frame of `load_runs`; see `make_recommendation`. Its arguments are frames."""
+    """Returns which configuration of the runs to use, how sure that is, and what it costs. `print` shows it as text.
+
+    Args:
+        frame: the result of `load_runs` or `sweep`; runs that are not complete are left out.
+        across: aspects in which runs may differ and be ranked together all the same, such as "data"; see
+            `moe recommend --allow-different`.
+        extra_baselines: a frame of more runs that are compared with, but not recommended.
+        baseline: the settings of the baseline, such as {"balance": "none"}; None means the dense model.
+
+    Raises:
+        ConfigError: no run is complete, or no two runs can be compared.
+    """
     from moe_cli.report.frame import from_frame
 
     extra = [] if extra_baselines is None else from_frame(extra_baselines)

@@ -109,7 +109,7 @@ def json_text(table: ReportTable, importance: Mapping[str, Any] | None = None) -
     names = table.names or (*JSON_KEYS, *(name for name in table.all_varying if name not in JSON_KEYS))
     content = []
     for row in table.all_rows:
-        found = {"importance": importance[row.group]} if importance and row.group in importance else {}
+        found = {"importance": importance[row.sweep]} if importance and row.sweep in importance else {}
         content.append({**{name: table.value(row, name) for name in names}, **found})
     return json.dumps(content, indent=2, allow_nan=False)
 

@@ -1,4 +1,7 @@
-"""The sweep's side of `moe_cli.sweeps.executors.fork_server_process`: runs as forks of a process that has imported torch already."""
+"""Client of the fork server, a process that has imported torch and forks one process for each run.
+
+The server is `moe_cli.sweeps.executors.fork_server_process`.
+"""
 
 import json
 import os
@@ -20,47 +23,53 @@ CLOSE_SECONDS = 10.0
 
 
 class ForkedRun:
-    """A run in a process that the parent of all of them has forked."""
+    """A run in a process that the fork server has forked."""
 
-    def __init__(self, run: Run, nest: "ForkServer") -> None:
+    def __init__(self, run: Run, server: "ForkServer") -> None:
         self.folder = str(run.path)
-        self.nest = nest
+        self.server = server
         self.pid: int | None = None
         self.code: int | None = None
 
     def poll(self) -> int | None:
         if self.code is None:
-            self.nest.receive()
+            self.server.receive()
         return self.code
 
     def stop(self) -> None:
-        if not self.nest.ready:  # nothing has begun that could be saved, so do not wait for torch
+        if not self.server.ready:  # the run has not started, so that nothing needs to be saved
             self.code = EXIT_INTERRUPTED
-        self.nest.send(run=self.folder, signal=int(signal.SIGTERM))
+        self.server.send(run=self.folder, signal=int(signal.SIGTERM))
 
     def kill(self) -> None:
-        self.nest.send(run=self.folder, signal=int(signal.SIGKILL))
+        self.server.send(run=self.folder, signal=int(signal.SIGKILL))
 
 
 class ForkServer:
-    """The parent process of forked runs.
+    """A connection to a new fork server.
 
-    If it dies, its runs save and stop with code BUSY, so that they are started again.
+    If the server dies, its runs save a checkpoint and stop. They end with EXIT_BUSY, so that the scheduler starts them
+    again.
+
+    Attributes:
+        forks: the runs that have not ended, by folder.
+        ready: whether the server has imported torch.
+        gone: whether the server has died or was closed.
     """
 
     def __init__(self, outputs: Path, environment: Mapping[str, str]) -> None:
-        self.channel, theirs = socket.socketpair()
+        self.channel, server_end = socket.socketpair()
         self.forks: dict[str, ForkedRun] = {}
         self.ready = False
         self.gone = False
-        self._begun = b""
-        with theirs:
+        self._buffer = b""
+        with server_end:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", WORKER, str(theirs.fileno()), str(outputs)],
+                [sys.executable, "-m", WORKER, str(server_end.fileno()), str(outputs)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[server_end.fileno()],
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
@@ -72,12 +81,12 @@ class ForkServer:
         return fork
 
     def send(self, **message: Any) -> None:
-        # A socket that is full or broken belongs to a parent that is gone: `listen` will see it.
+        # The socket of a dead server is full or broken; `receive` handles that.
         with suppress(OSError):
             self.channel.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> None:
-        """Reads pending messages from the parent process."""
+        """Handles the messages that the server has sent."""
         while not self.gone:
             try:
                 received = self.channel.recv(65_536)
@@ -85,13 +94,13 @@ class ForkServer:
                 return
             except ConnectionResetError:
                 received = b""
-            *lines, self._begun = (self._begun + received).split(b"\n")
+            *lines, self._buffer = (self._buffer + received).split(b"\n")
             for line in lines:
-                self._take_in(json.loads(line))
+                self._handle(json.loads(line))
             self.gone = not received
-        self._give_up()
+        self._end_orphans()
 
-    def _take_in(self, message: dict[str, Any]) -> None:
+    def _handle(self, message: dict[str, Any]) -> None:
         self.ready = True
         fork = self.forks.get(message.get("run", ""))
         if fork is None:
@@ -101,15 +110,15 @@ class ForkServer:
             fork.code = message["code"]
             del self.forks[fork.folder]
 
-    def _give_up(self) -> None:
-        """Marks runs as ended once the server has died and no process holds their folder."""
+    def _end_orphans(self) -> None:
+        """Marks the runs of a dead server as ended, each when no process holds its folder any more."""
         for fork in list(self.forks.values()):
             if not is_locked(Path(fork.folder)):
                 fork.code = EXIT_BUSY
                 del self.forks[fork.folder]
 
     def close(self) -> None:
-        """Ends whatever is left."""
+        """Kills the remaining runs and ends the server."""
         for fork in self.forks.values():
             fork.kill()
         if not self.ready:
@@ -121,5 +130,5 @@ class ForkServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.gone = True  # first: a closed channel must not be listened to, whenever Ctrl-C comes
+        self.gone = True  # before the channel is closed, because Ctrl-C may come in between
         self.channel.close()

@@ -1,16 +1,14 @@
-"""The parent of a sweep's runs: it imports torch once, then forks a process for every run.
+"""Fork server of a sweep: a process that imports torch once, then forks one process for each run.
 
 python -m moe_cli.sweeps.executors.fork_server_process DESCRIPTOR OUTPUTS
 
-OUTPUTS only identifies the process in process lists. DESCRIPTOR is one end of a socket. Each message on it is a line of
-JSON.
-In: {"run": folder, "outputs": folder} starts a run, {"run": folder, "signal": number} sends its process a signal. Out:
-{"ready": true} after torch is imported, {"run": folder, "pid": number} when a run has started, {"run": folder, "code":
-number} when it has ended, with the exit codes of `moe_cli.execution.worker`.
+OUTPUTS only identifies the process in process lists. DESCRIPTOR is one end of a socket, on which each message is a line
+of JSON. The server receives {"run": folder, "outputs": folder} to start a run, and {"run": folder, "signal": number}
+to send a signal to its process. It sends {"ready": true} when torch is imported, {"run": folder, "pid": number} when a
+run has started, and {"run": folder, "code": number} when a run has ended, with an exit code of the worker.
 
-Every run has its own process, so that no state leaks into the next run or outlives it. No run waits for the import. A
-fork is safe here because this process computes nothing: it has one thread, no lock that another thread could hold, and
-no GPU.
+Each run has its own process, so that no state is left for the next run, and no run waits for the import. Forking is safe
+because this process computes nothing: it has one thread, holds no lock and uses no GPU.
 """
 
 import gc
@@ -28,11 +26,12 @@ from typing import Any, NoReturn
 
 from moe_cli.distributed.launch import hard_exit
 from moe_cli.execution import worker
+from moe_cli.execution.machine import describe_software
 from moe_cli.execution.runtime_tuning import configure_malloc, limit_thread_spinning
 from moe_cli.files.writing import append
 from moe_cli.training.signals import exit_with_parent
 
-# What a run imports; torch's optimizers bring its compiler along at their first step.
+# Modules that a run imports. torch's optimizers import torch._dynamo at their first step.
 IMPORTED = (
     "torch._dynamo",
     "moe_cli.models.registry",
@@ -49,43 +48,44 @@ def main(descriptor: str, _outputs: str) -> None:
     configure_malloc()
     for name in IMPORTED:
         importlib.import_module(name)
-    # What is there now lives as long as the process: a collection must not touch, and so copy, its pages.
+    describe_software()
+    # A garbage collection in a fork would write to the pages of all objects, and so copy them.
     gc.collect()
     gc.freeze()
     with suppress(BrokenPipeError, ConnectionResetError):
         ForkServerProcess(socket.socket(fileno=int(descriptor))).serve()
-    # Those that are still at work see that their parent has gone, save and stop.
+    # Running forks notice that their parent has ended, save and stop.
 
 
 class ForkServerProcess:
-    """Forks a process for every requested run, and reports when one has ended."""
+    """Forks a process for each requested run and reports the exit codes."""
 
     def __init__(self, channel: socket.socket) -> None:
         self.channel = channel
         self.pids: dict[str, int] = {}
-        self.ends, self.wakes = os.pipe()
-        os.set_blocking(self.wakes, False)
+        self.wake_read, self.wake_write = os.pipe()
+        os.set_blocking(self.wake_write, False)
 
     def serve(self) -> None:
         """Handles messages until the other end of the socket is closed."""
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        signal.set_wakeup_fd(self.wakes)
-        self._say(ready=True)
-        begun = b""
+        signal.set_wakeup_fd(self.wake_write)
+        self._send(ready=True)
+        buffer = b""
         while True:
-            ready = select.select([self.channel.fileno(), self.ends], [], [])[0]
-            if self.ends in ready:
-                os.read(self.ends, 4096)
+            ready = select.select([self.channel.fileno(), self.wake_read], [], [])[0]
+            if self.wake_read in ready:
+                os.read(self.wake_read, 4096)
                 self._reap()
             if self.channel.fileno() in ready:
                 received = self.channel.recv(65_536)
                 if not received:
                     return
-                *lines, begun = (begun + received).split(b"\n")
+                *lines, buffer = (buffer + received).split(b"\n")
                 for line in lines:
-                    self._do(json.loads(line))
+                    self._handle(json.loads(line))
 
-    def _do(self, message: dict[str, Any]) -> None:
+    def _handle(self, message: dict[str, Any]) -> None:
         folder = message["run"]
         if "signal" not in message:
             self._fork(folder, message["outputs"])
@@ -96,18 +96,18 @@ class ForkServerProcess:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._become(folder, outputs, parent)
+            self._run_worker(folder, outputs, parent)
         self.pids[folder] = pid
-        self._say(run=folder, pid=pid)
+        self._send(run=folder, pid=pid)
 
-    def _become(self, folder: str, outputs: str, parent: int) -> NoReturn:
+    def _run_worker(self, folder: str, outputs: str, parent: int) -> NoReturn:
         """Turns the forked process into `python -m moe_cli.execution.worker FOLDER OUTPUTS`, in a separate session."""
         code = worker.EXIT_FAILED
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.setsid()
-            for descriptor in (self.ends, self.wakes):
+            for descriptor in (self.wake_read, self.wake_write):
                 os.close(descriptor)
             self.channel.close()
             with append(Path(folder, "log.txt")) as log:
@@ -127,9 +127,9 @@ class ForkServerProcess:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 del self.pids[folder]
-                self._say(run=folder, code=os.waitstatus_to_exitcode(status))
+                self._send(run=folder, code=os.waitstatus_to_exitcode(status))
 
-    def _say(self, **message: Any) -> None:
+    def _send(self, **message: Any) -> None:
         self.channel.sendall(json.dumps(message).encode() + b"\n")
 
 

@@ -1,4 +1,4 @@
-"""The pool of this machine: a process per run; cores, memory and GPUs divided among them."""
+"""Pool of runs on this machine: one process per run, with cores, memory and GPUs divided among the runs."""
 
 import os
 import select
@@ -11,40 +11,45 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_cli.config.schema import RunConfig
+from moe_cli.costs.model import estimate_cost
 from moe_cli.errors import MoeError
 from moe_cli.execution.compilation import should_compile
+from moe_cli.execution.data import vocab_size_reader
 from moe_cli.execution.estimate import RunEstimate
 from moe_cli.execution.machine import available_memory_bytes, count_cores, resident_bytes, visible_gpus
-from moe_cli.execution.memory import estimate_memory, memory_bytes
+from moe_cli.execution.memory import memory_bytes
 from moe_cli.execution.worker import PARENT_PID_ENV
 from moe_cli.files.writing import append
 from moe_cli.runs.folder import Run
 from moe_cli.sweeps.executors.fork_server import ForkedRun, ForkServer
 
 
-def default_workers(plans: Sequence[RunEstimate]) -> int:
-    """Returns the number of these runs to execute in parallel: one per GPU, else by cores and threads per run.
+def default_workers(estimates: Sequence[RunEstimate]) -> int:
+    """Returns the number of parallel runs: one per GPU, else the cores divided by the threads of a run.
 
-    Available memory limits the number.
+    The available memory limits the number.
     """
-    procs = max(plan.config.launch.num_processes for plan in plans)
-    on_gpu = [plan.config.train.device in ("auto", "cuda") for plan in plans]
-    gpus = len(visible_gpus()) if any(on_gpu) else 0
-    most = (gpus or count_cores() // max(plan.threads for plan in plans)) // procs
-    needs = [memory_bytes(plan.cost, gpus > 0 and there) for plan, there in zip(plans, on_gpu, strict=True)]
-    available, need = available_memory_bytes(), max(needs)
-    return max(1, most if available is None else min(most, available // need))
+    num_processes = max(estimate.config.launch.num_processes for estimate in estimates)
+    may_use_gpu = [estimate.config.train.device in ("auto", "cuda") for estimate in estimates]
+    num_gpus = len(visible_gpus()) if any(may_use_gpu) else 0
+    slots = (num_gpus or count_cores() // max(estimate.threads for estimate in estimates)) // num_processes
+    need = max(
+        memory_bytes(estimate.cost, num_gpus > 0 and on_gpu)
+        for estimate, on_gpu in zip(estimates, may_use_gpu, strict=True)
+    )
+    available = available_memory_bytes()
+    return max(1, slots if available is None else min(slots, available // need))
 
 
 class Process:
-    """A run in a process of its own, in a session of its own: Ctrl-C reaches it through us, once, as a request to save.
+    """A run in a new process and a new session, so that Ctrl-C reaches it only as the scheduler's request to save.
 
     Attributes:
-        end: a descriptor that can be read once the process has ended.
+        exit_fd: a file descriptor that becomes readable when the process ends.
     """
 
     def __init__(self, run: Run, outputs: Path, environment: dict[str, str]) -> None:
-        self.exit_fd, theirs = os.pipe()
+        self.exit_fd, child_fd = os.pipe()
         try:
             with append(run.path / "log.txt") as log:
                 self.process = subprocess.Popen(
@@ -52,7 +57,7 @@ class Process:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    pass_fds=[theirs],
+                    pass_fds=[child_fd],
                     env={**os.environ, **environment, PARENT_PID_ENV: str(os.getpid())},
                     start_new_session=True,
                 )
@@ -60,7 +65,7 @@ class Process:
             os.close(self.exit_fd)
             raise
         finally:
-            os.close(theirs)
+            os.close(child_fd)
 
     @property
     def pid(self) -> int | None:
@@ -79,11 +84,11 @@ class Process:
 
 @dataclass(frozen=True)
 class Slot:
-    """The share of the machine that a running run has.
+    """The part of the machine that a running run uses.
 
     Attributes:
-        need: bytes of main memory it is expected to take.
-        gpus: names, as CUDA_VISIBLE_DEVICES takes them.
+        need: bytes of main memory that the run is expected to take.
+        gpus: names as in CUDA_VISIBLE_DEVICES.
     """
 
     job: Process | ForkedRun
@@ -91,15 +96,16 @@ class Slot:
     gpus: tuple[str, ...]
 
     def memory_still_needed(self) -> int:
-        """Returns the memory it is still expected to take."""
+        """Returns the bytes that the run is expected to allocate from now on."""
         return max(0, self.need - (resident_bytes(self.job.pid) if self.job.pid else 0))
 
 
 class LocalPool:
-    """`workers` runs at a time on this machine.
+    """Pool that executes `workers` runs at a time on this machine.
 
-    Runs are forked from a process that has imported torch (see `fork_server`), but for those that use a GPU, compile, or start
-    processes themselves: these begin from nothing. So do all, if that process cannot start, or with warm=False.
+    Runs are forked from a process that has imported torch (see `fork_server`). A run that uses a GPU, compiles or
+    launches processes needs a new process instead. With `warm=False`, or if the fork server cannot start, every run
+    gets a new process.
     """
 
     def __init__(self, outputs: Path, workers: int, warm: bool = True) -> None:
@@ -107,36 +113,37 @@ class LocalPool:
         self.workers = workers
         self.gpus = visible_gpus()
         self._warm = warm
-        self._nest: ForkServer | None = None
-        self._places: list[Slot] = []
+        self._server: ForkServer | None = None
+        self._slots: list[Slot] = []
         self._needs: dict[Path, int] = {}
+        self._vocab_size = vocab_size_reader(outputs)
 
     def room(self) -> int:
-        for place in list(self._places):
-            if place.job.poll() is not None:
-                self._places.remove(place)
-                if isinstance(place.job, Process):
-                    os.close(place.job.exit_fd)
-        return self.workers - len(self._places)
+        for slot in list(self._slots):
+            if slot.job.poll() is not None:
+                self._slots.remove(slot)
+                if isinstance(slot.job, Process):
+                    os.close(slot.job.exit_fd)
+        return self.workers - len(self._slots)
 
     def fits(self, run: Run) -> bool:
-        """Returns whether the run's expected memory is free, after what the running runs still need."""
+        """Returns whether enough memory is available, after subtracting what the running runs still need."""
         available = available_memory_bytes()
         if available is None:
             return True
-        return self._need(run) <= available - sum(place.memory_still_needed() for place in self._places)
+        return self._need(run) <= available - sum(slot.memory_still_needed() for slot in self._slots)
 
     def start(self, run: Run) -> Process | ForkedRun:
         try:
             config = run.config()
         except MoeError:  # the worker reports the error
             config = None
-        gpus = self._free_gpus(config) if config else ()
-        job = self._start_warm(run) if config and self._forks(config) else self._start_cold(run, gpus)
-        self._places.append(Slot(job, self._need(run), gpus))
+        gpus = self._pick_gpus(config) if config else ()
+        job = self._fork(run) if config and self._can_fork(config) else self._start_process(run, gpus)
+        self._slots.append(Slot(job, self._need(run), gpus))
         return job
 
-    def _forks(self, config: RunConfig) -> bool:
+    def _can_fork(self, config: RunConfig) -> bool:
         compiled = should_compile(config, config.model.vocab_size or 256, "cpu")
         return self._warm and self._on_cpu(config) and config.launch.num_processes == 1 and not compiled
 
@@ -144,55 +151,57 @@ class LocalPool:
         device = config.train.device
         return device == "cpu" or (device == "auto" and not self.gpus)
 
-    def _start_warm(self, run: Run) -> Process | ForkedRun:
-        if self._nest is not None and self._nest.gone:
-            self._warm = self._nest.ready
-            self._close_nest()
+    def _fork(self, run: Run) -> Process | ForkedRun:
+        """Starts a run through the fork server. A server that died is replaced if it had been able to start."""
+        if self._server is not None and self._server.gone:
+            self._warm = self._server.ready
+            self._close_server()
             if not self._warm:
-                return self._start_cold(run, ())
-        if self._nest is None:
-            # The libraries of numpy start threads when they are imported, which must not be there when it forks.
-            self._nest = ForkServer(self.outputs, {"OPENBLAS_NUM_THREADS": "1"})
-        return self._nest.start(run, self.outputs)
+                return self._start_process(run, ())
+        if self._server is None:
+            # numpy's libraries start threads at import, and a process must have a single thread when it forks.
+            self._server = ForkServer(self.outputs, {"OPENBLAS_NUM_THREADS": "1"})
+        return self._server.start(run, self.outputs)
 
-    def _start_cold(self, run: Run, gpus: tuple[str, ...]) -> Process:
+    def _start_process(self, run: Run, gpus: tuple[str, ...]) -> Process:
         return Process(run, self.outputs, {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
 
-    def _free_gpus(self, config: RunConfig) -> tuple[str, ...]:
+    def _pick_gpus(self, config: RunConfig) -> tuple[str, ...]:
         """Returns the GPUs with the fewest runs, one per process; empty if the run uses none or names its own."""
         if config.train.device not in ("auto", "cuda"):
             return ()
-        load = Counter(name for place in self._places for name in place.gpus)
-        return tuple(sorted(self.gpus, key=lambda name: load[name])[: config.launch.num_processes])
+        num_runs = Counter(name for slot in self._slots for name in slot.gpus)
+        return tuple(sorted(self.gpus, key=lambda name: num_runs[name])[: config.launch.num_processes])
 
     def _need(self, run: Run) -> int:
+        """Returns the bytes of main memory that a run is expected to take; 0 if its configuration or data are wrong."""
         if run.path not in self._needs:
             try:
                 config = run.config()
-                self._needs[run.path] = estimate_memory(config, self.outputs, not self._on_cpu(config))
+                cost = estimate_cost(config, self._vocab_size(config))
+                self._needs[run.path] = memory_bytes(cost, not self._on_cpu(config))
             except (MoeError, OSError):  # the worker reports the error
                 self._needs[run.path] = 0
         return self._needs[run.path]
 
     def wait(self, seconds: float) -> None:
         """Waits until a run ends, at most `seconds`."""
-        self.room()  # removes ended runs, which must not be waited for again
-        ends = [place.job.exit_fd for place in self._places if isinstance(place.job, Process)]
-        if self._nest is not None and not self._nest.gone:
-            ends.append(self._nest.channel.fileno())
+        self.room()  # removes ended runs, whose descriptors stay readable
+        ends = [slot.job.exit_fd for slot in self._slots if isinstance(slot.job, Process)]
+        if self._server is not None and not self._server.gone:
+            ends.append(self._server.channel.fileno())
         select.select(ends, [], [], seconds)
-        if self._nest is not None:
-            self._nest.receive()
+        if self._server is not None:
+            self._server.receive()
 
     def close(self) -> None:
-        for place in self._places:
-            if place.job.poll() is None:
-                place.job.kill()
+        for slot in self._slots:
+            if slot.job.poll() is None:
+                slot.job.kill()
         self.room()
-        if self._nest is not None:
-            self._close_nest()
+        self._close_server()
 
-    def _close_nest(self) -> None:
-        if self._nest is not None:
-            self._nest.close()
-            self._nest = None
+    def _close_server(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None

@@ -1,4 +1,4 @@
-"""The pool that carries a sweep's runs out, by its executor."""
+"""Makes the pool of an executor."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from moe_cli.sweeps.executors.slurm import SlurmPool
 
 
-def max_parallel(executor: Executor, workers: int | None, plans: Sequence[RunEstimate]) -> int | None:
-    """Returns the number of these runs to execute in parallel; None means as many as the cluster can hold."""
+def max_parallel(executor: Executor, workers: int | None, estimates: Sequence[RunEstimate]) -> int | None:
+    """Returns the number of parallel runs; None means as many as the cluster can hold."""
     if isinstance(executor, LocalExecutor):
-        return workers or default_workers(plans)
+        return workers or default_workers(estimates)
     limit = executor.array_parallelism if isinstance(executor, SlurmExecutor) else None
-    return min((each for each in (workers, limit) if each is not None), default=None)
+    return min((number for number in (workers, limit) if number is not None), default=None)
 
 
 def make_pool(
-    executor: Executor, outputs: Path, workers: int | None, plans: Sequence[RunEstimate]
+    executor: Executor, outputs: Path, workers: int | None, estimates: Sequence[RunEstimate]
 ) -> "LocalPool | RayPool | SlurmPool":
-    """Returns the pool for `workers` parallel runs; None means as many as this machine or the cluster can hold.
+    """Returns a pool for `workers` parallel runs; None means as many as this machine or the cluster can hold.
 
     Raises:
         MoeError: the cluster, or its library, is not available.
@@ -37,4 +37,4 @@ def make_pool(
         from moe_cli.sweeps.executors.slurm import SlurmPool
 
         return SlurmPool(executor, outputs, workers)
-    return LocalPool(outputs, workers or default_workers(plans))
+    return LocalPool(outputs, workers or default_workers(estimates))

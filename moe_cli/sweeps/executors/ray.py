@@ -1,8 +1,8 @@
-"""The pool of a Ray cluster: an actor per run, which starts the run's worker on its node and watches it.
+"""Pool of runs on a Ray cluster: one actor per run, which starts the run's worker on a node and waits for its end.
 
-The outputs folder must be on a file system that all nodes see. This Python must be at the same path on all of them. If
-a node dies, its run is started on another node and continues from its last checkpoint. If the old worker is still
-alive, it notices that its actor is gone, saves and stops (see `training.signals.exit_with_parent`).
+The outputs folder must be on a file system that all nodes share, and Python at the same path on all nodes. If a node
+dies, its run starts on another node from its last checkpoint. An old worker that is still alive notices that its actor
+has ended, saves and stops (see `training.signals.exit_with_parent`).
 """
 
 import logging
@@ -29,20 +29,20 @@ CONNECT_SECONDS, HEALTH_SECONDS = 5.0, 20.0
 KILL_SECONDS = 10.0
 # The interval between queries of the nodes, and the time that a sweep waits for a first node.
 POLL_SECONDS, NO_NODE_TIMEOUT = 2.0, 60.0
-# After this many lost actors the run itself is taken to be the cause.
+# A run that loses more actors than this is taken to be the cause, and fails.
 MAX_LOSSES = 3
-# Runs exchange no objects: this is the smallest object store that Ray accepts.
+# The smallest object store that Ray accepts; runs exchange no objects.
 OBJECT_BYTES = 80 * 2**20
 
 
 def connect(address: str | None) -> Any:
-    """Returns Ray's module, connected, silent, and without usage reports.
+    """Connects to Ray without its output and usage reports, and returns its module.
 
     Raises:
-        MoeError: Ray is not installed, or nothing answers at the address.
+        MoeError: Ray is not installed or cannot be reached at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a future change of behaviour
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # prevents a warning about a future change
     try:
         import ray
     except ImportError:
@@ -68,9 +68,9 @@ def connect(address: str | None) -> Any:
 
 
 def _probe(address: str) -> None:
-    """Raises MoeError where no Ray head listens: Ray itself would try for minutes."""
+    """Raises MoeError if no Ray head listens at the address. Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
-    reason: object = "what listens there is no Ray head of this version"
+    reason: object = "the program that listens there is no Ray head of this version"
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         words = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
@@ -82,12 +82,12 @@ def _probe(address: str) -> None:
         reason = getattr(error, "strerror", None) or error
     raise MoeError(
         f"executor.address={address}: no Ray head answers ({reason}).\n"
-        "Start one: ray start --head --port=6379. Or leave the address out: Ray is then started on this machine."
+        "Start one: ray start --head --port=6379. Without executor.address, Ray starts on this machine."
     )
 
 
 def _silence_driver_output() -> None:
-    """Stops Ray from printing messages about its nodes to the terminal. Ray has no setting for that."""
+    """Replaces Ray's function that prints messages about nodes. Ray has no setting for that."""
     from ray._private import worker
 
     if hasattr(worker, "print_to_stdstream"):
@@ -96,7 +96,7 @@ def _silence_driver_output() -> None:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keeps our handler: Ray puts its own in the place."""
+    """Restores the handler of SIGTERM, which Ray replaces."""
     previous = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -108,12 +108,15 @@ def _own_sigterm() -> Iterator[None]:
 def _run_actor_class() -> type:
     """Returns the class of the actors.
 
-    Made in a function so that Ray sends it along: nodes need nothing of us to receive it.
+    Ray serialises a class that is defined in a function, so that the nodes can load it without this package.
     """
 
-    class Keeper:
+    class RunActor:
         def begin(self, command: list[str], folder: str, directory: str, variables: dict[str, str], parent: str) -> str:
-            """Starts the worker, with our process id in the variable `parent`; else returns what this node lacks."""
+            """Starts the worker and returns "", or returns what this node does not see.
+
+            The worker finds the process id of its actor in the environment variable `parent`.
+            """
             import os
             import socket
             import subprocess
@@ -141,18 +144,18 @@ def _run_actor_class() -> type:
         def signal(self, number: int) -> None:
             self.process.send_signal(number)
 
-    return Keeper
+    return RunActor
 
 
 class RayJob:
-    """A run in the hands of an actor."""
+    """A run that an actor executes."""
 
     def __init__(self, pool: "RayPool", run: Run) -> None:
         self.pool, self.run = pool, run
-        self.keeper = pool.actors.remote()
+        self.actor = pool.actors.remote()
         command = [sys.executable, "-m", "moe_cli.execution.worker", str(run.path), str(pool.outputs)]
-        self.begun = self.keeper.begin.remote(command, str(run.path), os.getcwd(), pool.environment, PARENT_PID_ENV)
-        self.end: Any = None
+        self.started = self.actor.begin.remote(command, str(run.path), os.getcwd(), pool.environment, PARENT_PID_ENV)
+        self.exit_code: Any = None
         self.code: int | None = None
         self.stopping = False
 
@@ -160,49 +163,49 @@ class RayJob:
         if self.code is None:
             errors = self.pool.ray.exceptions
             try:
-                self.code = self._look()
-            except errors.ActorUnavailableError:  # temporary: the worker can be queried again
-                self.end = None
+                self.code = self._poll()
+            except errors.ActorUnavailableError:  # temporary
+                self.exit_code = None
             except (errors.RayActorError, errors.WorkerCrashedError):
                 self.code = EXIT_INTERRUPTED if self.stopping else self.pool.on_actor_lost(self.run)
             if self.code is not None:
-                self.pool.ray.kill(self.keeper)
+                self.pool.ray.kill(self.actor)
         return self.code
 
-    def _look(self) -> int | None:
+    def _poll(self) -> int | None:
         ray = self.pool.ray
-        if self.end is None:
-            if not ray.wait([self.begun], timeout=0)[0]:
+        if self.exit_code is None:
+            if not ray.wait([self.started], timeout=0)[0]:
                 return None
-            if trouble := ray.get(self.begun):
+            if problem := ray.get(self.started):
                 raise MoeError(
-                    f"{trouble}: runs on Ray need outputs, data and Python at the same paths on all nodes.\n"
+                    f"{problem}: runs on Ray need outputs, data and Python at the same paths on all nodes.\n"
                     "Give a shared folder: --outputs DIR"
                 )
-            self.end = self.keeper.wait.remote()
-        return int(ray.get(self.end)) if ray.wait([self.end], timeout=0)[0] else None
+            self.exit_code = self.actor.wait.remote()
+        return int(ray.get(self.exit_code)) if ray.wait([self.exit_code], timeout=0)[0] else None
 
     def queued(self) -> bool:
-        return self.code is None and self.end is None
+        return self.code is None and self.exit_code is None
 
     def stop(self) -> None:
         self.stopping = True
-        if self.poll() is None and self.end is not None:
-            self.keeper.signal.remote(signal.SIGTERM)
-        elif self.code is None:  # it waits for a node
-            self.pool.ray.kill(self.keeper)
+        if self.poll() is None and self.exit_code is not None:
+            self.actor.signal.remote(signal.SIGTERM)
+        elif self.code is None:  # the actor waits for a node
+            self.pool.ray.kill(self.actor)
             self.code = EXIT_INTERRUPTED
 
     def kill(self) -> None:
         if self.poll() is not None:
             return
         ray = self.pool.ray
-        if self.end is not None:
+        if self.exit_code is not None:
             with suppress(ray.exceptions.RayError):
-                self.keeper.signal.remote(signal.SIGKILL)
-                ray.wait([self.end], timeout=KILL_SECONDS)
+                self.actor.signal.remote(signal.SIGKILL)
+                ray.wait([self.exit_code], timeout=KILL_SECONDS)
         if self.poll() is None:
-            ray.kill(self.keeper)
+            ray.kill(self.actor)
             self.code = -signal.SIGKILL
 
 
@@ -210,7 +213,7 @@ class RayPool:
     """Pool of runs on the nodes of a Ray cluster, or on this machine through Ray.
 
     Args:
-        workers: the number of runs at a time, including those that wait for a node; None means as many as the living
+        workers: the number of parallel runs, including those that wait for a node; None means as many as the living
             nodes can hold.
 
     Raises:
@@ -220,7 +223,7 @@ class RayPool:
     def __init__(self, executor: RayExecutor, outputs: Path, workers: int | None) -> None:
         self.outputs = outputs
         ray = sys.modules.get("ray")
-        self.ours = ray is None or not ray.is_initialized()
+        self._owns_ray = ray is None or not ray.is_initialized()
         self.ray = connect(executor.address)
         self.cpus = executor.cpus
         has_gpus = any(node["Resources"].get("GPU") for node in self._nodes())
@@ -230,19 +233,19 @@ class RayPool:
         self._workers = workers
         self._jobs: list[RayJob] = []
         self._losses: Counter[Path] = Counter()
-        self._looked, self._places = -POLL_SECONDS, 0
-        self._nodeless: float | None = None
+        self._polled, self._capacity = -POLL_SECONDS, 0
+        self._no_node_since: float | None = None
         if workers is None and self.capacity() == 0:
             largest = max((node["Resources"].get("CPU", 0) for node in self._nodes()), default=0)
             self.close()
             raise MoeError(
                 f"executor.cpus={self.cpus}, executor.gpus={self.gpus:g}: no node has that; the largest has "
-                f"{largest:g} cores.\nAsk for less, or say -j N to wait for nodes that are still to come."
+                f"{largest:g} cores.\nRequest less, or give -j N to wait for new nodes."
             )
 
     @property
     def workers(self) -> int:
-        """Runs at a time."""
+        """Returns the number of parallel runs."""
         return self.capacity() if self._workers is None else self._workers
 
     def _nodes(self) -> list[dict[str, Any]]:
@@ -251,24 +254,22 @@ class RayPool:
     def capacity(self) -> int:
         """Returns the number of runs that the living nodes can hold."""
         now = time.monotonic()
-        if now - self._looked >= POLL_SECONDS:
-            has = [node["Resources"] for node in self._nodes()]
-            by_cpu = [int(each.get("CPU", 0) // self.cpus) for each in has]
-            by_gpu = [int(each.get("GPU", 0) // self.gpus) for each in has] if self.gpus else by_cpu
-            self._looked, self._places = now, sum(map(min, by_cpu, by_gpu))
-        return self._places
+        if now - self._polled >= POLL_SECONDS:
+            resources = [node["Resources"] for node in self._nodes()]
+            by_cpu = [int(node.get("CPU", 0) // self.cpus) for node in resources]
+            by_gpu = [int(node.get("GPU", 0) // self.gpus) for node in resources] if self.gpus else by_cpu
+            self._polled, self._capacity = now, sum(map(min, by_cpu, by_gpu))
+        return self._capacity
 
     def room(self) -> int:
         self._jobs = [job for job in self._jobs if job.poll() is None]
         room = self.workers - len(self._jobs)
         if self._jobs or room > 0:
-            self._nodeless = None
+            self._no_node_since = None
             return room
-        self._nodeless = self._nodeless or time.monotonic()
-        if time.monotonic() - self._nodeless > NO_NODE_TIMEOUT:
-            raise MoeError(
-                "the Ray cluster has had no node for a run for a minute. Add nodes; the same command continues."
-            )
+        self._no_node_since = self._no_node_since or time.monotonic()
+        if time.monotonic() - self._no_node_since > NO_NODE_TIMEOUT:
+            raise MoeError("the Ray cluster has had no node for a minute. Add nodes; the same command continues.")
         return room
 
     def start(self, run: Run) -> RayJob:
@@ -277,10 +278,7 @@ class RayPool:
         return job
 
     def on_actor_lost(self, run: Run) -> int:
-        """Returns the exit code of a run whose actor died.
-
-        The run is retried on another node up to MAX_LOSSES times.
-        """
+        """Returns the exit code of a run whose actor died: EXIT_BUSY, so that it restarts, up to MAX_LOSSES times."""
         self._losses[run.path] += 1
         alive = {node["NodeManagerHostname"] for node in self._nodes()}
         if is_locked(run.path) and run.status().get("host") not in alive | {socket.gethostname()}:
@@ -290,11 +288,11 @@ class RayPool:
     def close(self) -> None:
         for job in self._jobs:
             job.kill()
-        if self.ours and self.ray.is_initialized():
+        if self._owns_ray and self.ray.is_initialized():
             self.ray.shutdown()
 
 
 def _environment(gpus: float) -> dict[str, str]:
-    """Returns the variables that a worker adds to its node's environment. Ray assigns the GPUs, if there are any."""
+    """Returns the environment variables of workers. Ray itself sets CUDA_VISIBLE_DEVICES of runs that use GPUs."""
     variables = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
     return variables if gpus else {**variables, "CUDA_VISIBLE_DEVICES": ""}

@@ -1,12 +1,11 @@
-"""The pool of a Slurm cluster: runs as jobs of an array, each a shell script that starts the run's worker.
+"""Pool of runs on a Slurm cluster: each run is a job of an array, whose shell script starts the run's worker.
 
-The scripts are plain files for `sbatch`, without a library in between. A user can read a job's file. A job continues
-after the sweep that submitted it has ended. It loads no data that could execute code. Its worker receives Slurm's
-signals directly. A job that must leave its node saves and is queued again: by Slurm, or by the last line of its script
-where Slurm does not requeue. The outputs folder must be on a file system that all nodes see. This Python must be at the
-same path on all of them.
+The scripts are plain files for `sbatch`, which a user can read. No library is needed. A job goes on after the sweep
+that submitted it has ended. It unpickles nothing, and its worker receives Slurm's signals. A job that has to leave its
+node saves and is queued again, by Slurm or, if Slurm does not requeue, by the end of its script. The outputs folder
+must be on a file system that all nodes share, and Python at the same path on all nodes.
 
-`slurm.json` in the run's folder names the run's job, so that a later sweep finds the job and does not submit it again.
+`slurm.json` in a run's folder names its job, so that a later sweep finds the job and does not submit it again.
 """
 
 import getpass
@@ -29,16 +28,16 @@ from moe_cli.files.writing import delete, make_folder, write_json, write_text
 from moe_cli.runs.folder import Run
 
 JOB_FILE = "slurm.json"
-# All jobs are queried in one call. The interval grows by SLOWER while nothing changes.
-MIN_SECONDS, MAX_SECONDS, SLOWER = 2.0, 30.0, 1.5
-# So long Slurm may be out of reach, as it is while it is restarted.
+# The interval between queries of all jobs. It grows by a factor while nothing changes.
+MIN_POLL_SECONDS, MAX_POLL_SECONDS, POLL_GROWTH = 2.0, 30.0, 1.5
+# The time that Slurm may not answer, as while it restarts, before the sweep stops with an error.
 NO_ANSWER_TIMEOUT = 600.0
 COMMAND_SECONDS = 60.0
-# As many jobs as an array may have on a cluster with Slurm's own settings.
+# The most jobs of an array by Slurm's default settings.
 MAX_JOBS = 1000
-# After this many lost jobs without a step in between the run itself is taken to be the cause.
+# A run that loses more jobs than this without a training step is taken to be the cause, and stops.
 MAX_LOSSES = 3
-# Exit codes of a job: it sees no run; a shell's word for a worker that SIGTERM has ended.
+# Exit codes of a job whose node does not see the run, and of a shell whose worker was ended by SIGTERM.
 EXIT_RUN_NOT_VISIBLE, TERMINATED = 66, 143
 TERMINAL_STATES = frozenset(
     {
@@ -54,11 +53,11 @@ TERMINAL_STATES = frozenset(
         "REVOKED",
     }
 )
-# States that end a job without a fault of the run: it continues in another job.
+# Final states without a fault of the run, which continues in another job.
 PREEMPTED_STATES = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED"})
-# It has no node yet, or none any more.
+# States of a job without a node.
 WAITING_STATES = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"})
-# Reasons for which a job waits that do not pass.
+# Reasons of waiting that do not resolve by themselves.
 UNSCHEDULABLE_REASONS = frozenset(
     {
         "PartitionConfig",
@@ -80,13 +79,13 @@ exec >>"$run/log.txt" 2>&1
 {setup}
 {python} -m moe_cli.execution.worker "$run" {outputs} &
 worker=$!
-# Slurm tells this shell alone what is to come, or everybody: the worker must hear it once at least.
+# Slurm signals this shell alone or all its processes: the worker must receive the signal at least once.
 trap 'kill -TERM $worker 2>/dev/null' TERM USR1 USR2
 while kill -0 $worker 2>/dev/null; do
     wait $worker
     code=$?
 done
-# Asked to save and stop, by something that does not queue the job again itself: this job is still said to be running.
+# The worker was asked to save and stop. If Slurm does not requeue the job itself, its state is still RUNNING.
 case $code in {stopped} | {terminated})
     if [ {requeue} = yes ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
         scontrol requeue "$SLURM_JOB_ID" && exec sleep 60
@@ -98,7 +97,7 @@ exit $code
 
 @dataclass(frozen=True)
 class State:
-    """A job in Slurm: its state, why it waits, and how its script ended (negative: by a signal)."""
+    """The state of a job: its name, the reason of waiting, and the script's exit code, negative for a signal."""
 
     name: str
     reason: str = ""
@@ -111,19 +110,19 @@ def command(*words: str) -> str:
         done = subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
     except FileNotFoundError:
         raise MoeError(
-            f"executor=slurm needs Slurm's commands, and there is no {words[0]} here.\n"
+            f"executor=slurm needs Slurm's commands, and this machine has no {words[0]}.\n"
             "Sweep from a login node of the cluster, or use --executor local."
         ) from None
     except subprocess.TimeoutExpired:
         raise MoeError(f"{words[0]} has not answered for {COMMAND_SECONDS:.0f} seconds: is Slurm down?") from None
     if done.returncode:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise MoeError("\n".join(said[-2:]) or f"{words[0]} failed with code {done.returncode}.")
+        errors = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise MoeError("\n".join(errors[-2:]) or f"{words[0]} failed with code {done.returncode}.")
     return done.stdout
 
 
-def states() -> dict[str, State]:
-    """Returns all jobs of this user that Slurm remembers, including those that ended in the last minutes."""
+def query_states() -> dict[str, State]:
+    """Returns the states of this user's jobs by job number, including jobs that ended in the last minutes."""
     text = command(
         "squeue",
         "--noheader",
@@ -132,17 +131,17 @@ def states() -> dict[str, State]:
         f"--user={getpass.getuser()}",
         "--Format=JobArrayID:|,State:|,exit_code:|,Reason:|",
     )
-    found = {}
+    states = {}
     for line in text.splitlines():
         number, name, status, reason, *_ = (word.strip() for word in line.split("|"))
-        found[number] = State(name, reason, os.waitstatus_to_exitcode(int(status)) if status.isdigit() else 0)
-    return found
+        states[number] = State(name, reason, os.waitstatus_to_exitcode(int(status)) if status.isdigit() else 0)
+    return states
 
 
-def submission(executor: SlurmExecutor, name: str, number: int) -> list[str]:
-    """Returns the command that sends an array of `number` jobs, without its script."""
+def sbatch_command(executor: SlurmExecutor, name: str, number: int) -> list[str]:
+    """Returns the command that submits an array of `number` jobs, without its script."""
     throttle = f"%{executor.array_parallelism}" if executor.array_parallelism else ""
-    wanted = {
+    options = {
         "partition": executor.partition,
         "account": executor.account,
         "qos": executor.qos,
@@ -159,11 +158,11 @@ def submission(executor: SlurmExecutor, name: str, number: int) -> list[str]:
         "nodes": 1,
         "ntasks": 1,
     }
-    options = [f"--{key}={value}" for key, value in wanted.items() if value is not None]
-    return ["sbatch", "--parsable", "--requeue" if executor.requeue else "--no-requeue", *options]
+    given = [f"--{key}={value}" for key, value in options.items() if value is not None]
+    return ["sbatch", "--parsable", "--requeue" if executor.requeue else "--no-requeue", *given]
 
 
-def script(executor: SlurmExecutor, runs: Path, outputs: Path) -> str:
+def format_script(executor: SlurmExecutor, runs: Path, outputs: Path) -> str:
     """Returns the shell script of an array's jobs: line N of the file `runs` is the folder of job N's run."""
     return SCRIPT.format(
         list=shlex.quote(str(runs)),
@@ -178,7 +177,7 @@ def script(executor: SlurmExecutor, runs: Path, outputs: Path) -> str:
 
 
 class SlurmJob:
-    """A run in a job that is queued, at work or about to be sent."""
+    """A run in a job that is queued, running or still to be submitted."""
 
     def __init__(self, pool: "SlurmPool", run: Run, number: str | None) -> None:
         self.pool, self.run, self.number = pool, run, number
@@ -200,17 +199,17 @@ class SlurmJob:
             self.pool.to_stop.append(self)
 
     def kill(self) -> None:
-        """Requests the kill once. The job ends when Slurm reports it; until then its worker may still hold the run."""
+        """Requests the kill once. The job counts as running until Slurm reports its end."""
         if self.code is None and not self.killed:
             self.ending, self.killed, self.code = True, True, -signal.SIGKILL if self.number is None else None
             self.pool.to_kill.append(self)
 
 
 class SlurmPool:
-    """Pool of runs as jobs of a Slurm cluster. Jobs that exist already are found again.
+    """Pool of runs as jobs of a Slurm cluster. It finds the jobs that earlier sweeps have submitted.
 
     Args:
-        workers: the number of runs submitted at a time; None means all; Slurm then runs
+        workers: the number of submitted runs at a time; None means all; Slurm then executes
             `executor.array_parallelism` at a time.
 
     Raises:
@@ -220,26 +219,26 @@ class SlurmPool:
     def __init__(self, executor: SlurmExecutor, outputs: Path, workers: int | None) -> None:
         self.executor = executor
         self.outputs = outputs
-        self._most = workers or MAX_JOBS
+        self._max_jobs = workers or MAX_JOBS
         self.to_stop: list[SlurmJob] = []
         self.to_kill: list[SlurmJob] = []
         self._jobs: list[SlurmJob] = []
         self._unsent: list[SlurmJob] = []
         self._losses: Counter[Path] = Counter()
-        self._known = states()
-        self._looked, self._pause, self._answered = time.monotonic(), MIN_SECONDS, time.monotonic()
+        self._known = query_states()
+        self._polled, self._interval, self._answered = time.monotonic(), MIN_POLL_SECONDS, time.monotonic()
 
     @property
     def workers(self) -> int:
-        """Returns the maximum number of parallel runs, as limited by this sweep's settings."""
-        return min(self._most, self.executor.array_parallelism or self._most)
+        """Returns the maximum number of parallel runs by the settings of this sweep."""
+        return min(self._max_jobs, self.executor.array_parallelism or self._max_jobs)
 
     def room(self) -> int:
         self._jobs = [job for job in self._jobs if job.code is None]
-        return self._most - len(self._jobs)
+        return self._max_jobs - len(self._jobs)
 
     def start(self, run: Run) -> SlurmJob:
-        """Queues the job, to be submitted with all others that are started before the next query."""
+        """Prepares a job, which `refresh` submits together with the others that were started before it."""
         number = (read_json(run.path / JOB_FILE) or {}).get("job")
         state = self._known.get(str(number))
         job = SlurmJob(self, run, str(number) if state and state.name not in TERMINAL_STATES else None)
@@ -249,28 +248,26 @@ class SlurmPool:
         return job
 
     def queued(self, number: str | None) -> bool:
-        """Returns whether a job waits for a node.
-
-        A job whose state has not been queried since submission counts as waiting.
-        """
+        """Returns whether a job waits for a node, also before its state is first queried."""
         state = self._known.get(number) if number else None
         return state is None or state.name in WAITING_STATES
 
     def refresh(self) -> None:
         """Submits and cancels jobs as requested, and queries their states if the interval has passed."""
-        self._send()
+        self._submit()
         self._cancel()
         now = time.monotonic()
-        if now - self._looked < self._pause:
+        if now - self._polled < self._interval:
             return
-        self._looked = now
+        self._polled = now
         try:
-            known = states()
+            known = query_states()
         except MoeError:
             if now - self._answered > NO_ANSWER_TIMEOUT:
                 raise
             return
-        self._pause = MIN_SECONDS if known != self._known else min(MAX_SECONDS, SLOWER * self._pause)
+        longer = min(MAX_POLL_SECONDS, POLL_GROWTH * self._interval)
+        self._interval = MIN_POLL_SECONDS if known != self._known else longer
         self._known, self._answered = known, now
         for job in self._jobs:
             if job.code is None and job.number is not None:
@@ -286,35 +283,32 @@ class SlurmPool:
                 command("scancel", "--signal=KILL", "--full", *killed)
         if killed or stopped:
             command("scancel", *killed, *stopped)
-            self._pause = MIN_SECONDS
+            self._interval = MIN_POLL_SECONDS
 
-    def _send(self) -> None:
-        """Submits one array of all started jobs, without those that were stopped before."""
+    def _submit(self) -> None:
+        """Submits the started jobs as one array, without those that were stopped meanwhile."""
         jobs, self._unsent = [job for job in self._unsent if not job.ending], []
         if not jobs:
             return
         folder = make_folder(self.outputs / ".slurm")
-        name = f"{jobs[0].run.group}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        name = f"{jobs[0].run.sweep}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         runs, file = folder / f"{name}.runs", folder / f"{name}.sh"
         write_text(runs, "".join(f"{job.run.path}\n" for job in jobs))
-        write_text(file, script(self.executor, runs, self.outputs))
-        words = submission(self.executor, f"moe-{jobs[0].run.group}", len(jobs))
+        write_text(file, format_script(self.executor, runs, self.outputs))
+        words = sbatch_command(self.executor, f"moe-{jobs[0].run.sweep}", len(jobs))
         array = command(*words, str(file)).strip().split(";")[0]
         for number, job in enumerate(jobs, start=1):
             job.number = f"{array}_{number}"
             write_json(job.run.path / JOB_FILE, {"job": job.number, "script": str(file)})
-        self._looked, self._pause = time.monotonic(), MIN_SECONDS
+        self._polled, self._interval = time.monotonic(), MIN_POLL_SECONDS
 
     def _outcome(self, job: SlurmJob, state: State | None) -> int | None:
-        """Returns the result of `Job.poll` for a job that is over, else None.
-
-        A job that Slurm has forgotten is over.
-        """
+        """Returns the exit code of a job that has ended, else None. A job that Slurm does not know has ended."""
         if state is not None and state.name not in TERMINAL_STATES:
             if state.name == "PENDING" and state.reason in UNSCHEDULABLE_REASONS and not job.ending:
                 raise MoeError(
                     f"Slurm will not start {job.run.id}: {state.reason} (job {job.number}).\n"
-                    "Change what executor. asks for; the same command goes on from there."
+                    "Change the settings executor.*; the same command continues."
                 )
             return None
         delete(job.run.path / JOB_FILE, missing_ok=True)
@@ -325,22 +319,26 @@ class SlurmPool:
         if state is not None and state.code == EXIT_RUN_NOT_VISIBLE:
             raise MoeError(
                 f"a node does not see {job.run.path}, or {sys.executable} (job {job.number}).\n"
-                "Runs on Slurm need outputs, data and Python at the same paths on all nodes. Give a shared folder: --outputs DIR"
+                "Runs on Slurm need outputs, data and Python at the same paths on all nodes. "
+                "Give a shared folder: --outputs DIR"
             )
         if state is not None and state.name == "OUT_OF_MEMORY":
             return -signal.SIGKILL
         if state is None or state.name in PREEMPTED_STATES or state.code in (0, EXIT_INTERRUPTED, TERMINATED):
-            return self._again(job)
+            return self._resubmission_code(job)
         return state.code if state.code < 128 else 128 - state.code
 
-    def _again(self, job: SlurmJob) -> int:
-        """Returns the exit code of a run whose job was ended from outside: another job, a few times without a step."""
-        moved = job.run.status().get("step") != job.step
-        self._losses[job.run.path] = 0 if moved else self._losses[job.run.path] + 1
+    def _resubmission_code(self, job: SlurmJob) -> int:
+        """Returns EXIT_BUSY for a run whose job was ended from outside, so that it gets another job.
+
+        After MAX_LOSSES jobs without a training step it returns EXIT_INTERRUPTED.
+        """
+        progressed = job.run.status().get("step") != job.step
+        self._losses[job.run.path] = 0 if progressed else self._losses[job.run.path] + 1
         return EXIT_BUSY if self._losses[job.run.path] <= MAX_LOSSES else EXIT_INTERRUPTED
 
     def close(self) -> None:
-        """Leaves no job behind. If this process is killed, they stay: that is how a sweep can be left alone."""
+        """Cancels all jobs. If this process is killed instead, its jobs go on."""
         self._unsent.clear()
         for job in self._jobs:
             job.kill()

@@ -465,12 +465,12 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
     complete(tmp_path, 1.7, HOSTILE.replace("/", ""), expert=4, results=hostile)
     complete(tmp_path, 1.7, expert=8, results={"corpus": HOSTILE})
     stopped(tmp_path, FAILED, HOSTILE, expert=16)
-    text = lines(tmp_path, 80, columns=("run", "note", "group", "val_bpb"))
+    text = lines(tmp_path, 80, columns=("run", "note", "sweep", "val_bpb"))
     assert all(line.isprintable() for line in text)
     assert "[red]x[/]" in "\n".join(text)
     written = [line.plain for line in table_lines(view(tmp_path), HOSTILE, 80)]
     assert written[0].startswith("...yyy")
-    assert len(markdown_text(view(tmp_path, columns=("note", "group"))).splitlines()) == 4
+    assert len(markdown_text(view(tmp_path, columns=("note", "sweep"))).splitlines()) == 4
 
 
 def test_markdown_is_not_broken_by_values(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import NoisyTopKConfig, SigmoidConfig, SwitchConfig
 from moe_cli.config.schema import AdamWConfig
 from moe_cli.costs.model import estimate_cost
-from moe_cli.execution import memory
+from moe_cli.data.load import load_data
+from moe_cli.execution import data, memory
 from moe_cli.execution.estimate import RunEstimate, estimate_runs
-from moe_cli.execution.memory import PROCESS_BYTES, estimate_memory
+from moe_cli.execution.memory import PROCESS_BYTES, memory_bytes
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.sweeps.executors import fork_server, local
 from moe_cli.sweeps.executors.fork_server import ForkedRun, ForkServer
@@ -79,7 +80,7 @@ class Idle:
         self.killed = True
 
 
-class IdleNest:
+class IdleForkServer:
     """A parent of forks that does nothing."""
 
     gone = ready = False
@@ -96,7 +97,7 @@ class IdleNest:
 def idle(monkeypatch: pytest.MonkeyPatch, machine: None) -> None:
     """Nothing is really started."""
     monkeypatch.setattr(local, "Process", Idle)
-    monkeypatch.setattr(local, "ForkServer", IdleNest)
+    monkeypatch.setattr(local, "ForkServer", IdleForkServer)
 
 
 def make(outputs: Path, text: Path, *configs: dict[str, object]) -> list[Run]:
@@ -115,7 +116,7 @@ def test_gpus_are_handed_out_to_the_runs_that_use_them(
     runs += make(tmp_path, text_file, {"train": {"device": "auto"}, "launch": {"num_processes": 2}})
     given = [pool.start(run).environment.get("CUDA_VISIBLE_DEVICES") for run in runs]
     assert ["4", None, "5", None, "GPU-7", "4", "5,GPU-7"] == given
-    pool._places.pop(0)  # the first one ends
+    pool._slots.pop(0)  # the first one ends
     assert "4" == pool.start(runs[0]).environment["CUDA_VISIBLE_DEVICES"]
 
 
@@ -155,7 +156,8 @@ def test_a_run_fits_when_there_is_memory_for_all(
 ) -> None:
     """The expected memory of running runs, less the memory that they already hold, counts as taken."""
     first, second = make(tmp_path, text_file, {}, {"seed": 1})
-    need = estimate_memory(first.config(), tmp_path)
+    config = first.config()
+    need = memory_bytes(estimate_cost(config, data.vocab_size_reader(tmp_path)(config)))
     assert PROCESS_BYTES < need < PROCESS_BYTES + 10**7
     pool = LocalPool(tmp_path, 2)
     monkeypatch.setattr(local, "available_memory_bytes", lambda: 2 * need - 1)
@@ -167,6 +169,18 @@ def test_a_run_fits_when_there_is_memory_for_all(
     assert pool.fits(second)
     monkeypatch.setattr(local, "available_memory_bytes", lambda: None)
     assert pool.fits(second)
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_pool_loads_the_data_of_many_runs_once(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs that learn from the same data share what their expected memory is computed from."""
+    runs, loads = make(tmp_path, text_file, *({"seed": seed} for seed in range(3))), []
+    monkeypatch.setattr(data, "load_data", lambda *given: loads.append(given) or load_data(*given))
+    pool = LocalPool(tmp_path, 2)
+    assert all(map(pool.fits, runs))
+    assert 1 == len(loads)
 
 
 @pytest.mark.usefixtures("idle")
@@ -228,8 +242,8 @@ def test_the_parent_of_forks_has_one_thread(tmp_path: Path, text_file: Path) -> 
 
     def look(progress: Progress) -> None:
         assert pool._warm, "it did not start"
-        if pool._nest is not None and run in progress.running and run.metrics():
-            threads.append(len(os.listdir(f"/proc/{pool._nest.process.pid}/task")))
+        if pool._server is not None and run in progress.running and run.metrics():
+            threads.append(len(os.listdir(f"/proc/{pool._server.process.pid}/task")))
             os.kill(run.status()["pid"], signal.SIGUSR1)
 
     progress = run_all(RunList([run]), pool, look)
@@ -248,9 +262,9 @@ def test_when_the_parent_of_forks_dies_another_takes_its_place(tmp_path: Path, t
 
     def kill_once(progress: Progress) -> None:
         assert pool._warm or killed, "it did not start"
-        if pool._nest is not None and run in progress.running and run.metrics() and not killed:
-            killed.append(pool._nest)
-            pool._nest.process.kill()
+        if pool._server is not None and run in progress.running and run.metrics() and not killed:
+            killed.append(pool._server)
+            pool._server.process.kill()
 
     progress = run_all(RunList([run]), pool, kill_once)
     assert ([run], [], 1) == (progress.finished, progress.failed, len(killed))
@@ -292,4 +306,4 @@ def test_a_pool_with_a_run_at_work_can_be_closed_twice(text_file: Path, tmp_path
     assert isinstance(job, ForkedRun)
     pool.close()
     pool.close()
-    assert job.nest.process.returncode is not None
+    assert job.server.process.returncode is not None

@@ -99,7 +99,7 @@ def test_an_address_without_a_listener_is_an_error(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ray_pool, "HEALTH_SECONDS", 0.5)
     with (
         socket.create_server(("127.0.0.1", 0)) as other,
-        pytest.raises(MoeError, match="what listens there is no Ray head"),
+        pytest.raises(MoeError, match="the program that listens there is no Ray head"),
     ):
         connect(f"127.0.0.1:{other.getsockname()[1]}")
 

@@ -21,7 +21,7 @@ from moe_cli.runs.folder import Run
 from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps.executors import slurm as slurm_pool
 from moe_cli.sweeps.executors.local import LocalPool
-from moe_cli.sweeps.executors.slurm import SlurmPool, script, submission
+from moe_cli.sweeps.executors.slurm import SlurmPool, format_script, sbatch_command
 from moe_cli.sweeps.scheduler import Job, Progress, RunList, run_all
 from tests.sweeps.clusters import HAS_SLURM, NO_SLURM, make_runs, slurm_daemons, wait_until
 from tests.training.test_resume import assert_equal_runs
@@ -262,7 +262,7 @@ def test_slurm_may_be_away_for_a_while(
 def test_no_slurm_here_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says which command is missing and what else could be done."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MoeError, match=r"there is no squeue here.\nSweep from a login node"):
+    with pytest.raises(MoeError, match=r"this machine has no squeue.\nSweep from a login node"):
         SlurmPool(SlurmExecutor(), tmp_path, None)
 
 
@@ -272,12 +272,12 @@ def test_a_job_is_a_shell_script(tmp_path: Path) -> None:
     odd.mkdir()
     runs = odd / "a.runs"
     runs.write_text(f"{odd}/nothing\n")
-    text = script(SlurmExecutor(setup=("module load x", "export A=1")), runs, odd)
+    text = format_script(SlurmExecutor(setup=("module load x", "export A=1")), runs, odd)
     assert "\nmodule load x\nexport A=1\n" in text
     subprocess.run(["sh", "-n"], input=text, text=True, check=True)
     done = subprocess.run(["sh"], input=text, text=True, env={**os.environ, "SLURM_ARRAY_TASK_ID": "1"}, check=False)
     assert slurm_pool.EXIT_RUN_NOT_VISIBLE == done.returncode
-    assert "--no-requeue" in submission(SlurmExecutor(requeue=False), "moe", 1)
+    assert "--no-requeue" in sbatch_command(SlurmExecutor(requeue=False), "moe", 1)
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def slurm_says(*words: str) -> str:
 
 def requeued() -> list[str]:
     """Jobs that have been requeued and wait: two minutes, if Slurm is left alone."""
-    known = slurm_pool.states().items()
+    known = slurm_pool.query_states().items()
     return [number for number, state in known if (state.name, state.reason) == ("PENDING", "BeginTime")]
 
 
