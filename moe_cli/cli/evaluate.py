@@ -147,7 +147,7 @@ def _evaluate(trained: "TrainedModel", policy: "EvalConfig") -> "Evaluation":
     from moe_cli.training.evaluate import evaluate as evaluate_model
 
     config = trained.config
-    task = make_task(replace(config, eval=policy), trained.task.corpus)
+    task = make_task(replace(config, eval=policy), trained.task.dataset)
     size, precision = config.train.batch_size, config.train.precision
     return evaluate_model(trained.model, task, size, policy=eval_policy(policy), precision=precision)
 
