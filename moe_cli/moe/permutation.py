@@ -37,7 +37,7 @@ class Permutation:
     @cached_property
     def counts(self) -> list[int]:
         """Returns `rows_per_expert` as a list, for which the CPU waits for a GPU."""
-        return self.rows_per_expert.tolist()  # type: ignore[no-any-return]
+        return self.rows_per_expert.tolist()
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
