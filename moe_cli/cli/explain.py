@@ -40,7 +40,12 @@ def explain(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which experts each token of a text goes to. Example: moe explain latest "def __init__(self):" """
+    """Show which experts each token of a text goes to.
+
+    Examples:
+        moe explain latest "def __init__(self):"
+        moe explain latest "the cat sat" -o cat.html
+    """
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_run
@@ -67,7 +72,7 @@ def explain(
     explanation = explain_text(
         trained.model, tokens, config.sparse_layers, config.model.context_length, policy, trained.config.train.precision
     )
-    name, shown = trained.task.corpus.tokenizer.name, None if layer is None else layer - 1
+    name, shown = trained.task.dataset.tokenizer.name, None if layer is None else layer - 1
     _print_result(ExplainResult(found.id, trained.step, config, policy, name, explanation, shown), page, as_json)
 
 
@@ -79,7 +84,7 @@ def _tokens(run: str, task: "TextTask", text: str) -> "list[TextToken]":
     from moe_cli.errors import ConfigError
     from moe_cli.training.explain import TextToken, text_tokens
 
-    tokenizer = task.corpus.tokenizer
+    tokenizer = task.dataset.tokenizer
     if tokenizer is None:
         raise ConfigError(f"{run} learned from ready-made tokens (data=tokens), whose text is unknown.")
     tokens = text_tokens(text, tokenizer)

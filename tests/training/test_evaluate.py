@@ -45,14 +45,14 @@ def test_the_loss_is_the_mean_over_every_token(make: Any, changes: dict[str, Any
     """Nats per token and bits per byte equal a direct loop over the windows of the split."""
     model, task = make(**changes)
     result = evaluate(model, task, 5)
-    val = torch.tensor(task.corpus.val.tolist())
+    val = torch.tensor(task.dataset.val.tolist())
     nats = 0.0
     model.eval()
     for start in range(0, len(val) - 1, 16):
         inputs, targets = val[start : start + 16][: len(val) - 1 - start], val[start + 1 : start + 17]
         with torch.no_grad():
             nats += F.cross_entropy(model(inputs[None])[0][0], targets, reduction="sum").item()
-    num_bytes = len(task.corpus.tokenizer.decode(val[1:].tolist()).encode())
+    num_bytes = len(task.dataset.tokenizer.decode(val[1:].tolist()).encode())
     assert nats / (len(val) - 1) == pytest.approx(result.loss, rel=1e-5)
     assert nats / math.log(2) / num_bytes == pytest.approx(result.bits_per_byte, rel=1e-5)
     assert math.exp(result.loss) == result.perplexity
@@ -191,7 +191,7 @@ def test_choices_are_counted_by_domain_token_and_pair(three_domains: Path, tmp_p
     home = {
         token: domain
         for domain, letters in (("a", "xy"), ("b", "zw"), ("c", "€v"))
-        for token in task.corpus.tokenizer.encode(letters).tolist()
+        for token in task.dataset.tokenizer.encode(letters).tolist()
     }
     model.eval()
     with torch.no_grad():
@@ -214,7 +214,7 @@ def test_choices_are_counted_by_domain_token_and_pair(three_domains: Path, tmp_p
         assert record["token_specialisation"] > 0 < record["domain_specialisation"]
     first_window = evaluate(model, task, 8, max_tokens=16).layer_records(tables=True)[0]["experts_by_domain"]
     assert (
-        {task.corpus.meta["domains"][place] for place in task.corpus.domain_ids_at(np.arange(16))}
+        {task.dataset.meta["domains"][place] for place in task.dataset.domain_ids_at(np.arange(16))}
         == set(first_window)
         != set("abc")
     )
