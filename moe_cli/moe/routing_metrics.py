@@ -10,15 +10,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from moe_cli import metrics
 from moe_cli.metrics import DEAD_BELOW
 from moe_cli.moe.routing import Routing, without_null_experts
 
 
 def max_violation(tokens_per_expert: Tensor) -> float:
-    """Computes MaxVio: (largest load - mean load) / mean load; 0 is even, E / K - 1 at most (arXiv:2408.15664)."""
-    load = tokens_per_expert.double()
-    mean = load.mean().item()
-    return (load.max().item() - mean) / mean if mean else 0.0
+    """Computes MaxVio of one layer, see `moe_cli.metrics.max_violation`."""
+    return metrics.max_violation(tokens_per_expert.tolist())
 
 
 def load_cv(tokens_per_expert: Tensor) -> float:
