@@ -6,11 +6,11 @@ Exit codes: 0 done, 1 the work failed, 2 wrong request, 3 some runs of a sweep f
 import errno
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from moe_cli import __version__
 from moe_cli.cli.bench import bench
@@ -18,6 +18,7 @@ from moe_cli.cli.config import config
 from moe_cli.cli.doctor import doctor
 from moe_cli.cli.evaluate import evaluate
 from moe_cli.cli.explain import explain
+from moe_cli.cli.help import HelpCommand, HelpGroup
 from moe_cli.cli.plan import plan
 from moe_cli.cli.recommend import recommend
 from moe_cli.cli.report import report
@@ -33,7 +34,7 @@ from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
 from moe_cli.execution.runtime_tuning import limit_thread_spinning
 from moe_cli.files.reading import forget_notes, noted
 from moe_cli.files.writing import is_full, write_failure_hint
-from moe_cli.formatting import printable
+from moe_cli.formatting import sanitise
 
 # At most this many unreadable files are named.
 MAX_UNREADABLE_SHOWN = 12
@@ -54,14 +55,18 @@ ERRORS_OF_PATHS = (
 )
 
 
-class Group(TyperGroup):
+class Group(HelpGroup):
     """Prints errors in one to three lines. A group, and not main(), does so that tests of the app see them too."""
 
-    def make_context(self, *words: Any, **options: Any) -> Any:
+    # The words of the command line.
+    words: tuple[str, ...] = ()
+
+    def make_context(self, info_name: Any, args: list[str], *others: Any, **options: Any) -> Any:
+        self.words = tuple(args)
         try:
-            return super().make_context(*words, **options)
+            return super().make_context(info_name, args, *others, **options)
         except UsageError as error:
-            _print_usage(error)
+            _print_usage(error, self.words)
             raise typer.Exit(2) from None
         except OSError as error:  # of the help
             raise typer.Exit(_print_system(error)) from None
@@ -78,7 +83,7 @@ class Group(TyperGroup):
             _check_folder()
             return super().invoke(ctx)
         except UsageError as error:
-            _print_usage(error)
+            _print_usage(error, self.words)
             raise typer.Exit(2) from None
         except MoeError as error:
             if not _is_reported_by_another_rank(error):
@@ -96,22 +101,38 @@ def _print_system(error: OSError) -> int:
     """Prints an error of the system and returns the exit code; nothing where the reader has gone, such as `head`."""
     if isinstance(error, BrokenPipeError):
         end_unread(0)
-    where = f": {printable(shortened(os.fsdecode(error.filename)))}" if error.filename else ""
+    where = f": {sanitise(shortened(os.fsdecode(error.filename)))}" if error.filename else ""
     echo(f"error: {error.strerror or error}{where}", err=True)
     if is_full(error):
         echo(f"{write_failure_hint(error)}, then the same command.", err=True)
     return 2 if error.errno in ERRORS_OF_PATHS else 1
 
 
-def _print_usage(error: Any) -> None:
+def _print_usage(error: Any, words: Sequence[str]) -> None:
     """Prints the error of an option or an argument; for a command without arguments, its help."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return
+    if hint := _option_hint(error, words):
+        return echo(f"error: {hint}", err=True)
     message = " ".join(error.format_message().split())
     echo(f"error: {shortened(message, 400)}", err=True)
     command = "moe" if error.ctx is None else error.ctx.command_path.replace("python -m moe_cli", "moe")
     echo(f"See: {command} -h", err=True)
+
+
+def _option_hint(error: Any, words: Sequence[str]) -> str | None:
+    """Returns what to type instead of an option of Hydra, or of a setting with dashes; None for other errors."""
+    option = str(getattr(error, "option_name", ""))
+    takes_settings = error.ctx and any("SETTING=VALUE" in str(each.metavar) for each in error.ctx.command.params)
+    if not option or not takes_settings or type(error).__name__ != "NoSuchOption":
+        return None
+    from moe_cli.config.habits import explain_option
+
+    index, typed = next(((i, word) for i, word in enumerate(words) if word.startswith(option)), (len(words), option))
+    name, equals, value = typed.partition("=")
+    following = words[index + 1] if index + 1 < len(words) and not words[index + 1].startswith("-") else "VALUE"
+    return explain_option(name, value if equals else following) or explain_option(option)
 
 
 def _check_folder() -> None:
@@ -140,6 +161,13 @@ def _is_reported_by_another_rank(error: MoeError) -> bool:
     return not str(error) or (isinstance(error, LostProcess) and (launched_by_moe() or rank() > 0))
 
 
+HELP = """Train, sweep and compare sparse mixtures of experts.
+
+Examples:
+    moe train expert=8 k=2
+    moe sweep sparsity
+    moe report
+"""
 app = typer.Typer(
     cls=Group,
     no_args_is_help=True,
@@ -147,7 +175,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Experiments with sparse mixtures of experts: train, sweep, report.",
+    help=HELP,
 )
 
 
@@ -171,7 +199,7 @@ def _install_completion(value: bool) -> None:
 
         shell = _shell()
         for path in install(shell):
-            echo(f"written: {printable(str(path))}")
+            echo(f"written: {sanitise(str(path))}")
         echo(f"Completion works in every {shell} that is started from now on.")
         raise typer.Exit
 
@@ -210,13 +238,24 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    """Experiments with sparse mixtures of experts: train, sweep, report."""
+    # The docstring would replace the help.
+    return
 
 
-for command in (train, evaluate, sample, explain, sweep, report, recommend, scaling, plan, config, doctor):
-    app.command("eval" if command is evaluate else command.__name__)(command)
-app.add_typer(runs, name="runs")
-app.add_typer(bench, name="bench")
+# The commands under the headings of `moe --help`.
+PANELS = {
+    "Train": (train, sweep),
+    "Compare": (report, recommend, scaling),
+    "Use a trained model": (evaluate, sample, explain),
+    "Before training": (config, plan),
+    "Runs and this machine": (doctor,),
+}
+for panel, commands in PANELS.items():
+    for command in commands:
+        name = "eval" if command is evaluate else command.__name__
+        app.command(name, cls=HelpCommand, rich_help_panel=panel)(command)
+app.add_typer(runs, name="runs", rich_help_panel="Runs and this machine")
+app.add_typer(bench, name="bench", rich_help_panel="Runs and this machine")
 
 
 def main() -> None:

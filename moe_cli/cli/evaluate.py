@@ -35,7 +35,14 @@ def evaluate(
     domains: Domains = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a trained model on its whole validation or test split. Example: moe eval latest eval.k=1,2,4"""
+    """Evaluate a trained model on its validation or test split.
+
+    The whole split is read. Routing may differ from training: experts per token, capacity, drops.
+
+    Examples:
+        moe eval latest
+        moe eval latest eval.k=1,2,4 --json
+    """
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_run
@@ -49,7 +56,7 @@ def evaluate(
 
     from moe_cli.cli.console import Terminal, print_lines
     from moe_cli.execution.trained_model import load_trained
-    from moe_cli.metrics import sees_later_tokens, target
+    from moe_cli.metrics import loss_unit, sees_later_tokens
     from moe_cli.report.render.terminal import table_lines
 
     trained = load_trained(found, folder, checkpoint, SPLITS[split])
@@ -59,7 +66,7 @@ def evaluate(
         named = [{re.sub("^val_", f"{SPLITS[split]}_", key): value for key, value in row.items()} for row in rows]
         print_json({"run": found.id, "step": trained.step, "split": split, "evaluations": named})
         return
-    unit = target(found.config_dict())
+    unit = loss_unit(found.config_dict())
     console = Terminal(emoji=False)
     contexts = {row["eval_context"] for row in rows}
     context = f", mean context {rows[0]['eval_context']:z.1f}" if len(contexts) == 1 and None not in contexts else ""
@@ -100,6 +107,7 @@ def eval_overrides(
 ) -> dict[str, list[Any]]:
     """Returns the values of each eval.NAME. Raises ConfigError for other settings, which are fixed by training."""
     from moe_cli.config.axes import Interval
+    from moe_cli.config.habits import OTHER_NAMES
     from moe_cli.config.routers import IDLE_AT_EVALUATION
     from moe_cli.config.words import parse_overrides
     from moe_cli.errors import ConfigError
@@ -108,7 +116,8 @@ def eval_overrides(
     for axis in parse_overrides(overrides):
         group, _, name = axis.key.partition(".")
         if group != "eval" or name not in names:
-            hint = f" Did you mean 'eval.{axis.key}'?" if axis.key in EVAL_OVERRIDES else ""
+            meant = OTHER_NAMES.get(axis.key, axis.key)
+            hint = f" Did you mean 'eval.{meant}'?" if meant in names else ""
             *others, last = (f"eval.{each}" for each in names)
             raise ConfigError(
                 f"'{axis.key}' is fixed once a model is trained.{hint} This command takes {', '.join(others)} and {last}."
@@ -179,7 +188,7 @@ def _row(config: "RunConfig", policy: "EvalConfig", result: "Evaluation", domain
 
 
 def _table(rows: list[dict[str, Any]], unit: str) -> "list[TextColumn]":
-    from moe_cli.formatting import known
+    from moe_cli.formatting import or_dash
     from moe_cli.metrics import BY_KEY, TASK, keys_of
     from moe_cli.report.render.terminal import TextColumn
 
@@ -188,13 +197,17 @@ def _table(rows: list[dict[str, Any]], unit: str) -> "list[TextColumn]":
         return TextColumn(found.label, ["-" if row[name] is None else found.write(row[name]) for row in rows], leaves)
 
     measures = [metric(name, 1) for name in keys_of(TASK) if name in rows[0]]
-    bits = [known(row["val_bpb"], 4) for row in rows] if rows[0]["val_bpb"] is not None or not measures else []
+    bits = [or_dash(row["val_bpb"], 4) for row in rows] if rows[0]["val_bpb"] is not None or not measures else []
     return [
         TextColumn("routing", [row["routing"] for row in rows], align_left=True, drop_order=4),
         TextColumn("k", [str(row["k"]) for row in rows]),
         TextColumn("capacity", ["-" if row["capacity"] is None else f"{row['capacity']:g}" for row in rows]),
         *([TextColumn("drop", [row["drop"] or "-" for row in rows], align_left=True)] if len(_drops(rows)) > 1 else []),
-        *([TextColumn("context", [known(row["eval_context"], 1) for row in rows])] if len(_windows(rows)) > 1 else []),
+        *(
+            [TextColumn("context", [or_dash(row["eval_context"], 1) for row in rows])]
+            if len(_windows(rows)) > 1
+            else []
+        ),
         TextColumn(f"nats/{unit}", [f"{row['val_loss']:z.4f}" for row in rows]),
         *([TextColumn("bits/byte", bits)] if bits else []),
         *measures,

@@ -7,7 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from moe_cli.cli.terminal import echo, echo_data
-from moe_cli.formatting import printable
+from moe_cli.formatting import sanitise
+
+# The heading of the options that say where files are.
+FOLDERS = "Folders"
 
 Overrides = Annotated[
     list[str] | None,
@@ -17,7 +20,12 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run id, its begin
 Checkpoint = Annotated[str, typer.Option(metavar="WHICH", help="latest, best or a step.")]
 Outputs = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Folder of runs [default: $MOE_OUTPUTS or ./outputs].", show_default=False),
+    typer.Option(
+        metavar="DIR",
+        help="Folder of runs [default: $MOE_OUTPUTS, else ./outputs].",
+        show_default=False,
+        rich_help_panel=FOLDERS,
+    ),
 ]
 ConfigDir = Annotated[
     Path | None,
@@ -25,6 +33,7 @@ ConfigDir = Annotated[
         metavar="DIR",
         help="Your conf/ folder, searched before the packaged one; none: ignore ./conf too.",
         show_default=False,
+        rich_help_panel=FOLDERS,
     ),
 ]
 ForceMemory = Annotated[
@@ -37,12 +46,18 @@ Sweeps = Annotated[
 Where = Annotated[
     str | None,
     typer.Option(
-        metavar="CONDITION", help="Take only runs and rows for which this holds: 'expert >= 8 and router == \"topk\"'."
+        metavar="CONDITION",
+        help="Take only runs and rows for which this holds: 'expert >= 8 and router == \"topk\"'.",
+        rich_help_panel="Rows and columns",
     ),
 ]
 Baseline = Annotated[
     str | None,
-    typer.Option(metavar="SETTINGS", help="Take differences to the configurations with these settings: balance=none."),
+    typer.Option(
+        metavar="SETTINGS",
+        help="Take differences to the configurations with these settings: balance=none.",
+        rich_help_panel="Rows and columns",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -61,10 +76,10 @@ def print_written(files: Sequence[Path]) -> None:
     for path in (each.expanduser() for each in files):
         size = path.stat().st_size
         text = f"{size / 1e6:.2f} MB" if size > 99_999 else f"{size / 1e3:.1f} kB"
-        echo(f"{printable(str(path))}   {text}")
+        echo(f"{sanitise(str(path))}   {text}")
 
 
 def print_notes(notes: tuple[str, ...]) -> None:
     """Prints notes on standard error, so that they never mix with results."""
     for note in notes:
-        echo(f"note: {printable(note)}", fg="yellow", err=True)
+        echo(f"note: {sanitise(note)}", fg="yellow", err=True)
