@@ -14,6 +14,7 @@ from moe_cli.config.build import build, names_of
 from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import GROUPS
+from moe_cli.config.habits import explain_word
 from moe_cli.config.ranges import show
 from moe_cli.config.resolve import SPARSE_ONLY, Resolved, concerns
 from moe_cli.config.schema import RunConfig
@@ -193,7 +194,7 @@ def check_folder(folder: str) -> str:
 
 def is_named(words: Sequence[str]) -> bool:
     """Returns whether the first word is the name of a sweep."""
-    return bool(words) and "=" not in words[0]
+    return bool(words) and "=" not in words[0] and explain_word(words[0]) is None
 
 
 def declared_by(words: Sequence[str], question: str, baseline: Partial | None) -> dict[str, Any]:
