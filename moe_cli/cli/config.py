@@ -24,7 +24,13 @@ def config(
     config_dir: ConfigDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the resolved configuration and the id of its run, or explain a setting. Example: moe config expert=8 k"""
+    """Print the resolved configuration and the id of its run, or explain a setting.
+
+    Examples:
+        moe config expert=8
+        moe config experiment=published/mixtral_8x7b --diff
+        moe config optim.lr
+    """
     from moe_cli.errors import ConfigError
 
     if schema:

@@ -21,16 +21,29 @@ if TYPE_CHECKING:
 
 Sampler = Annotated[
     str | None,
-    typer.Option(metavar="tpe|random", help="Search: draw settings, not every combination. Needs Optuna."),
+    typer.Option(
+        metavar="tpe|random",
+        help="Draw settings instead of running every combination. Needs Optuna.",
+        rich_help_panel="Search",
+    ),
 ]
-Trials = Annotated[int | None, typer.Option(metavar="N", help="Number of configurations to try.  [default: 20]")]
+Trials = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Number of configurations to try.  [default: 20]", rich_help_panel="Search"),
+]
 Objective = Annotated[
-    str | None, typer.Option(metavar="RESULT[,RESULT]", help="Metrics to optimise.  [default: val_bpb]")
+    str | None,
+    typer.Option(metavar="RESULT[,RESULT]", help="Metrics to optimise.  [default: val_bpb]", rich_help_panel="Search"),
 ]
 Prune = Annotated[
-    str | None, typer.Option(metavar="asha|hyperband|median", help="Stop runs that are behind the others.")
+    str | None,
+    typer.Option(
+        metavar="asha|hyperband|median", help="Stop runs that are behind the others.", rich_help_panel="Search"
+    ),
 ]
-SearchSeed = Annotated[int | None, typer.Option(metavar="N", help="Seed of the sampler.  [default: 0]")]
+SearchSeed = Annotated[
+    int | None, typer.Option(metavar="N", help="Seed of the sampler.  [default: 0]", rich_help_panel="Search")
+]
 
 
 def print_head(console: "Console", plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, jobs: int | None) -> None:
