@@ -103,7 +103,8 @@ def _split_keys(words: list[str]) -> tuple[list[str], list[str]]:
     from moe_cli.config.schema import RunConfig
 
     known = {*names_of(RunConfig), *GROUPS}
-    keys = [word for word in words if "=" not in word and (word in known or not Path(word).exists())]
+    plain = [word for word in words if "=" not in word and word[:1] not in "~+-"]
+    keys = [word for word in plain if word in known or not Path(word).exists()]
     return keys, [word for word in words if word not in keys]
 
 
