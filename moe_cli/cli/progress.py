@@ -15,8 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from moe_cli.formatting import count, duration, percent, printable, score
-from moe_cli.metrics import target
+from moe_cli.formatting import count, duration, format_loss, percent, sanitise
+from moe_cli.metrics import loss_unit
 from moe_cli.report.intervals import Estimate, mean_and_interval
 from moe_cli.report.render.terminal import TextColumn, table_lines
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run
@@ -108,7 +108,7 @@ def _loss(each: RunStatus) -> float | None:
 @cache
 def _target(run: Run) -> str:
     """Returns the unit of a run's loss, read once."""
-    return target(run.config_dict())
+    return loss_unit(run.config_dict())
 
 
 @cache
@@ -160,7 +160,7 @@ def panel(standing: SweepProgress, labels: Mapping[Path, str], width: int, heigh
         lines.append(
             Text(
                 f"           and {len(found) - len(best)} more budgets or data sets: moe report "
-                f"{printable(standing.done[0].run.sweep)}",
+                f"{sanitise(standing.done[0].run.sweep)}",
                 "dim",
                 no_wrap=True,
                 overflow="ellipsis",
@@ -171,7 +171,7 @@ def panel(standing: SweepProgress, labels: Mapping[Path, str], width: int, heigh
         lines.append(
             Text(
                 f"           and {len(standing.failed) - len(failed)} more failed: moe runs ls "
-                f"{printable(failed[0].run.sweep)} --status failed",
+                f"{sanitise(failed[0].run.sweep)} --status failed",
                 "dim",
                 no_wrap=True,
                 overflow="ellipsis",
@@ -229,7 +229,7 @@ def _row_label(name: str, number: int) -> TextColumn:
 
 
 def _labels(texts: Sequence[str], size: int) -> TextColumn:
-    return TextColumn("", [f"{printable(text):<{size}}" for text in texts], align_left=True, min_width=size)
+    return TextColumn("", [f"{sanitise(text):<{size}}" for text in texts], align_left=True, min_width=size)
 
 
 def _running_lines(
@@ -350,17 +350,17 @@ def _failed_lines(failed: Sequence[RunStatus], labels: Mapping[Path, str], size:
 
 def failure_reason(each: RunStatus) -> str:
     """Returns why it ended, on one line."""
-    return printable((each.reason or "no reason is known").strip().split("\n")[0])
+    return sanitise((each.reason or "no reason is known").strip().split("\n")[0])
 
 
 def finished_line(each: RunStatus, label: str) -> Text:
     """Returns a run that is done or failed, on one line."""
     if each.status == COMPLETED:
-        result = "-" if each.val_loss is None else score(each.val_bpb, each.val_loss, _target(each.run))
+        result = "-" if each.val_loss is None else format_loss(each.val_bpb, each.val_loss, _target(each.run))
         speed = "-" if each.tokens_per_second is None else count(each.tokens_per_second)
-        return Text.assemble(("done", "green"), f"    {printable(label)}   {result}   {speed} tok/s")
+        return Text.assemble(("done", "green"), f"    {sanitise(label)}   {result}   {speed} tok/s")
     name, style = ("failed", "red") if each.status == FAILED else ("stopped", "yellow")
-    return Text.assemble((name, style), " " * (8 - len(name)), f"{printable(label)}   {failure_reason(each)}")
+    return Text.assemble((name, style), " " * (8 - len(name)), f"{sanitise(label)}   {failure_reason(each)}")
 
 
 class LivePanel:

@@ -21,7 +21,7 @@ _SUBSTITUTES = {**dict(zip(BARS, "_.-:=+*#", strict=True)), **dict(zip("…─�
 
 
 def shown(text: str) -> str:
-    """Replaces characters that a terminal interprets or hides by '?', except line ends and tabs (see `printable`)."""
+    """Replaces characters that a terminal interprets or hides by '?', except line ends and tabs (see `sanitise`)."""
     if is_harmless(text):
         return text
     return "".join(each if each.isprintable() or each in "\n\t" else "?" for each in text)
@@ -67,6 +67,13 @@ def echo_wrapped(text: str, **style: Any) -> None:
     """Prints a line on standard error; a terminal gets it broken between words."""
     for line in screen_lines(text, sys.stderr):
         echo(line, err=True, **style)
+
+
+def echo_error(label: str, text: str) -> None:
+    """Prints `error: text` on standard error, the label in red; a terminal gets the lines broken between words."""
+    lines = [part for line in f"{label}: {text}".splitlines() for part in screen_lines(line, sys.stderr)]
+    echo(f"{label}:", fg="red", err=True, nl=False)
+    echo("\n".join(lines).removeprefix(f"{label}:"), err=True)
 
 
 def screen_lines(text: str, stream: TextIO | None) -> list[str]:

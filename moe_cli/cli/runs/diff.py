@@ -5,7 +5,7 @@ from rich.text import Text
 from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
 from moe_cli.cli.terminal import ascii_only
 from moe_cli.config.ranges import show
-from moe_cli.formatting import BARS, DIGITS, bars, count, percent, printable
+from moe_cli.formatting import BARS, DIGITS, bars, count, percent, sanitise
 from moe_cli.metrics import BY_KEY, max_violation
 from moe_cli.report.expert_usage import expert_load
 from moe_cli.report.render.terminal import TextColumn, table_lines
@@ -22,7 +22,7 @@ def print_comparison(comparison: RunComparison) -> None:
     lines = []
     for letter, each in (("A", comparison.a), ("B", comparison.b)):
         lines.append(
-            Text.assemble((letter, "bold"), f"  {printable(each.run.sweep)}/{printable(each.run.id)}   {each.status}")
+            Text.assemble((letter, "bold"), f"  {sanitise(each.run.sweep)}/{sanitise(each.run.id)}   {each.status}")
         )
     lines += [Text(f"   not comparable: {caveat}", "yellow") for caveat in comparison.caveats]
     lines += _settings(comparison, width) + _measures(comparison, width)

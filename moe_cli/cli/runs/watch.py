@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from moe_cli.cli.progress import LivePanel, SweepProgress, bar_line, failure_reason, finished_line
-from moe_cli.formatting import count, duration, percent, plural, printable, sparkline
+from moe_cli.formatting import count, duration, percent, plural, sanitise, sparkline
 from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, PENDING, PRUNED, RUNNING, Run
 from moe_cli.runs.locks import is_sweep_running
@@ -98,7 +98,7 @@ def _changed(standing: SweepProgress, reported: Mapping[Path, str]) -> list[RunS
 
 
 def _change(each: RunStatus, label: str) -> Text:
-    return Text(f"running {printable(label)}") if each.status == RUNNING else finished_line(each, label)
+    return Text(f"running {sanitise(label)}") if each.status == RUNNING else finished_line(each, label)
 
 
 def _end(console: Console, name: str, standing: SweepProgress) -> int:
@@ -106,7 +106,7 @@ def _end(console: Console, name: str, standing: SweepProgress) -> int:
     text += f", {len(standing.failed)} failed" if standing.failed else ""
     text += f", {standing.pruned} pruned" if standing.pruned else ""
     text += f", {standing.waiting} to go and not running: the same sweep command continues" if standing.waiting else ""
-    console.print(Text(f"{text}. See: moe report {printable(name)}"), soft_wrap=True, highlight=False)
+    console.print(Text(f"{text}. See: moe report {sanitise(name)}"), soft_wrap=True, highlight=False)
     return 3 if standing.failed or standing.waiting else 0
 
 
@@ -147,8 +147,8 @@ def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
     if each.status in (COMPLETED, FAILED, PRUNED):
         board.print(finished_line(each, run.id))
     else:
-        hint = f"Go on with: moe train --resume {printable(run.id)}"
-        board.print(Text(f"{printable(run.id)} is {each.status} and not running. {hint}"))
+        hint = f"Go on with: moe train --resume {sanitise(run.id)}"
+        board.print(Text(f"{sanitise(run.id)} is {each.status} and not running. {hint}"))
     return 0 if each.status == COMPLETED else 1
 
 
@@ -171,7 +171,7 @@ def run_panel(each: RunStatus, curve: Sequence[float], width: int, now: float) -
         texts["left"] = Text(duration((now - each.started) / each.progress * (1 - each.progress)) + " left")
     head = bar_line(_step(each), each.progress, texts, ("speed", "share"), width)
     rows: list[Any] = [
-        Text(f"{printable(each.run.id)}   {each.status}", "bold", no_wrap=True, overflow="ellipsis"),
+        Text(f"{sanitise(each.run.id)}   {each.status}", "bold", no_wrap=True, overflow="ellipsis"),
         head,
     ]
     rows.append(Text("  " + "   ".join(_facts(each)), no_wrap=True, overflow="ellipsis"))

@@ -11,10 +11,11 @@ import pytest
 
 from moe_cli.config.compose import load_config
 from moe_cli.errors import ConfigError
-from moe_cli.formatting import count, percent, printable
+from moe_cli.formatting import count, percent, sanitise
 from moe_cli.report.baseline import baseline_command
+from moe_cli.report.baseline_runs import shared_with_dense
 from moe_cli.report.columns import make_columns, truncate_left
-from moe_cli.report.configuration import JSON_KEYS, aggregate_seeds, shared_with_dense
+from moe_cli.report.configuration import JSON_KEYS, aggregate_seeds
 from moe_cli.report.intervals import mean_and_interval, paired_difference
 from moe_cli.report.load import UNITS, flat_settings, rows_below
 from moe_cli.report.render.tables import csv_text, json_text, markdown_text, table_lines
@@ -608,7 +609,7 @@ def test_long_text_keeps_its_end() -> None:
     assert truncate_left("a" * 36) == "a" * 36
     assert truncate_left("/long/folder/of/many/parts/and/more/file.txt").endswith("file.txt")
     assert len(truncate_left("x" * 99)) == 36
-    assert printable("a\x1b[31mb\n") == "a?[31mb?"
+    assert sanitise("a\x1b[31mb\n") == "a?[31mb?"
 
 
 def test_a_small_interval_is_not_zero(tmp_path: Path) -> None:
