@@ -51,7 +51,7 @@ def test_one_place_prints() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}: {line.strip()}"
         for path in PACKAGE.rglob("*.py")
-        if path not in (*own, PACKAGE / "formatting.py")
+        if path not in (*own, PACKAGE / "formatting.py", PACKAGE / "report/render/notebook.py")
         for line in path.read_text(encoding="utf-8").splitlines()
         if re.search(
             r"typer\.s?echo\(|(?<![\w\"])Console\(|(?<!def )(?<![\w.])print\(|stdout\.write\((?!line\))",
