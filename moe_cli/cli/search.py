@@ -1,4 +1,4 @@
-"""Output of a search: its plan, its progress, its result."""
+"""Output of a search: its plan, progress and result, and its options."""
 
 import time
 from pathlib import Path
@@ -33,15 +33,19 @@ Prune = Annotated[
 SearchSeed = Annotated[int | None, typer.Option(metavar="N", help="Seed of the sampler.  [default: 0]")]
 
 
-def print_head(console: "Console", plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, jobs: int | None) -> None:
+def print_head(
+    console: "Console", plan: "SearchPlan", estimate: "SearchEstimate", folder: Path, jobs: int | None
+) -> None:
     from rich.markup import escape
 
-    for style, line in summary_lines(plan, ahead, folder, jobs):
+    for style, line in summary_lines(plan, estimate, folder, jobs):
         console.print(f"[{style}]{escape(line)}[/]" if style else escape(line), highlight=False, soft_wrap=True)
 
 
-def summary_lines(plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, jobs: int | None) -> list[tuple[str, str]]:
-    """Returns (style, line) of the search and its expected time at `jobs` runs at a time, where that is known."""
+def summary_lines(
+    plan: "SearchPlan", estimate: "SearchEstimate", folder: Path, jobs: int | None
+) -> list[tuple[str, str]]:
+    """Returns (style, line) of the plan, with the expected time of `jobs` parallel runs if their number is known."""
     from moe_cli.formatting import duration, plural
     from moe_cli.metrics import BY_KEY
     from moe_cli.report.importance import load_study
@@ -67,8 +71,8 @@ def summary_lines(plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, job
     lines.append(
         (
             "",
-            f"  {'size':<10} {'endless' if size is None else plural(size, 'configuration')}"
-            + (f", about {100 * ahead.possible:z.0f} % possible" if ahead.possible < 1 else ""),
+            f"  {'size':<10} {'infinite' if size is None else plural(size, 'configuration')}"
+            + (f", about {100 * estimate.possible:z.0f} % possible" if estimate.possible < 1 else ""),
         )
     )
     if plan.fixed:
@@ -76,41 +80,40 @@ def summary_lines(plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, job
     sides = [f"{name} ({'higher' if BY_KEY[name].direction > 0 else 'lower'} is better)" for name in plan.objectives]
     lines.append(("", f"  {'objective':<10} {', '.join(sides)}"))
     if plan.prune:
-        lines.append(
-            ("", f"  {'pruning':<10} {plan.prune}, looking at {plural(ahead.evaluations, 'evaluation')} of a run")
-        )
-    lines += [("dim", f"  {'note':<10} {note}") for note in notes(plan, ahead)]
+        lines.append(("", f"  {'pruning':<10} {plan.prune}, with {plural(estimate.evaluations, 'evaluation')} per run"))
+    lines += [("dim", f"  {'note':<10} {note}") for note in notes(plan, estimate)]
     if to_go:
-        seconds = duration(ahead.seconds * to_go * len(plan.seeds) / (jobs or 1))
+        seconds = duration(estimate.seconds * to_go * len(plan.seeds) / (jobs or 1))
         on = f"on {plural(jobs, 'worker')}" if jobs else "of work at this machine's speed"
         most = "at most " if plan.prune else ""
         lines.append(("", f"{most}about {seconds} {on}; stop any time, the same command continues"))
     return lines
 
 
-def notes(plan: "SearchPlan", ahead: "SearchEstimate") -> list[str]:
+def notes(plan: "SearchPlan", estimate: "SearchEstimate") -> list[str]:
     """Returns notes on a search before it starts."""
     from moe_cli.formatting import plural
 
-    notes = list(ahead.notes)
+    notes = list(estimate.notes)
     if plan.size is not None and plan.size <= plan.trials:
         notes.append(
-            f"{plan.size:,} configurations are no more than {plural(plan.trials, 'trial')}: without --sampler each is run once"
+            f"{plan.size:,} configurations are no more than {plural(plan.trials, 'trial')}: "
+            "without --sampler, each runs once"
         )
     if plan.prune and len(plan.seeds) > 1:
-        notes.append("runs are pruned at their first seed; only what survives is repeated with the others")
+        notes.append("runs are pruned at their first seed; only those that are not pruned get the other seeds")
     return notes
 
 
 def write_result(name: str, value: float) -> str:
-    """Returns a result as it is read."""
+    """Formats a result."""
     from moe_cli.formatting import count
 
     return f"{value:z.3f}" if abs(value) < 100 else count(value)
 
 
 class SearchDisplay:
-    """A redrawn panel on a terminal; a line for each run that has ended."""
+    """Shows a search: a panel that is redrawn on a terminal, and a line for each run that has ended."""
 
     def __init__(self, console: "Console", feed: "SearchFeed") -> None:
         from rich.live import Live
@@ -211,7 +214,7 @@ def _results(plan: "SearchPlan", trial: "FrozenTrial") -> str:
 
 
 def print_end(console: "Console", feed: "SearchFeed") -> bool:
-    """Prints the result; returns whether all trials are done and one has a result. Single trials may fail."""
+    """Prints the result. Returns whether all trials have ended and one has a result; single trials may fail."""
     from rich.markup import escape
 
     from moe_cli.formatting import plural
@@ -226,7 +229,7 @@ def print_end(console: "Console", feed: "SearchFeed") -> bool:
         f"{len(states)} of {plural(feed.plan.trials, 'trial')}: {completed} completed, {pruned} pruned, {failed} failed"
     )
     if feed.stop_reason:
-        say(f"[yellow]stopped asking:[/] {escape(feed.stop_reason)}")
+        say(f"[yellow]stopped early:[/] {escape(feed.stop_reason)}")
     for line in _front(feed) if len(feed.plan.objectives) > 1 else _best(feed):
         say(escape(line))
     lines = importance_lines(importances(feed.study))
@@ -235,8 +238,8 @@ def print_end(console: "Console", feed: "SearchFeed") -> bool:
     say(f"See: moe report {escape(feed.plan.name)}")
     if failed:
         first = next(trial for trial in feed.trials() if trial.state.name == "FAIL")
-        say(f"[red]{failed} failed[/], the first because: {escape(str(first.user_attrs.get('reason')))}")
-        say("Try them again with --retry-failed.")
+        say(f"[red]{failed} failed[/]. Reason of the first: {escape(str(first.user_attrs.get('reason')))}")
+        say("Retry them with --retry-failed.")
     return completed > 0 and completed + pruned + failed >= feed.plan.trials
 
 
@@ -272,13 +275,13 @@ def _front(feed: "SearchFeed") -> list[str]:
     return [
         f"Pareto front: {plural(len(trials), 'trial')} that no other trial beats" + _equal(plan.objectives),
         *lines,
-        "the first of them:",
+        "first trial:",
         *commands,
     ]
 
 
 def _equal(objectives: "Sequence[str]") -> str:
-    """Returns the differences that do not count: (equal: tokens_per_second within 10 %)."""
+    """Returns the tolerances of the objectives: (equal: tokens_per_second within 10 %)."""
     from moe_cli.report.pareto import tolerance
 
     close = [f"{name} within {100 * (tolerance(name) - 1):z.0f} %" for name in objectives if tolerance(name) > 1]

@@ -34,10 +34,8 @@ Baseline = Annotated[
     str | None,
     typer.Option(metavar="SETTINGS", help="Baseline of the report, such as balance=none.", show_default=False),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Start every run again; what there is goes to the trash.")]
-RerunStale = Annotated[
-    bool, typer.Option("--rerun-stale", help="Start runs again that another version of the code has made.")
-]
+Force = Annotated[bool, typer.Option("--force", help="Start every run again; the old folders go to the trash.")]
+RerunStale = Annotated[bool, typer.Option("--rerun-stale", help="Start runs of another code version again.")]
 Timeout = Annotated[
     str | None, typer.Option(metavar="DURATION", help="Stop a run after this long: 30s, 10m, 2h.", show_default=False)
 ]
@@ -48,8 +46,8 @@ ExecutorName = Annotated[
 ]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")]
 
-# What a command that was stopped says last.
-STOPPED = "stopped. The same command continues: runs with a checkpoint from there, others from the start."
+# The last line of a command that was stopped.
+STOPPED = "stopped. The same command continues, each run from its last checkpoint if it has one."
 
 
 def sweep(  # noqa: PLR0913  (an argument for each option)
@@ -103,7 +101,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
 
 @contextmanager
 def _interruptible(console: "Console") -> Iterator[None]:
-    """Makes a signal that stops the command end it with a line and exit code 130."""
+    """Ends the command with a line and exit code 130 when a signal stops it."""
     from moe_cli.training.signals import interrupt_on_signals
 
     with interrupt_on_signals():
@@ -120,5 +118,5 @@ def _seconds(text: str | None) -> float | None:
 
     seconds = parse_duration(text) if text is not None else None
     if text is not None and seconds is None:
-        raise ConfigError(f"--timeout {text} is not a time. Give a number with a unit: 30s, 10m, 2h or 1h30m.")
+        raise ConfigError(f"--timeout {text} is not a duration. Give a number with a unit: 30s, 10m, 2h or 1h30m.")
     return seconds

@@ -1,4 +1,4 @@
-"""The plan that moe sweep prints before it starts: points, completed and excluded runs, costs and times."""
+"""The plan that moe sweep prints before it starts: points, completed and excluded runs, costs, times."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 HEADINGS = ("params", "active", "tokens", "FLOPs", "time", "status")
 GAP = "  "
 CONTINUATION_INDENT = " " * 12
-# A point's name has at least so much room in a terminal.
+# The minimum width of a point's label in a terminal.
 MIN_LABEL_WIDTH = 20
 
 
@@ -39,7 +39,9 @@ def summary_lines(prepared: "PreparedSweep") -> list[tuple[str, str]]:
     failed = 0 if prepared.execution.retry_failed else counted[FAILED]
     lost = f", {failed} failed before (--retry-failed runs them again)" if failed else ""
     pruned = f"{counted[PRUNED]} pruned before, " if counted[PRUNED] else ""
-    done = f"{counted[COMPLETED]} done before, {pruned}{len(pending)} to go{lost}"
+    partly = sum(run.checkpoint_step > 0 for run in pending)
+    resumed = f" ({partly} from a checkpoint)" if partly else ""
+    done = f"{counted[COMPLETED]} done before, {pruned}{len(pending)} to go{resumed}{lost}"
     lines.append(("yellow" if failed else "", f"{plural(plan.num_configurations, 'configuration')}{seeds}: {done}"))
     lines += data_notes(prepared)
     if pending:
@@ -63,10 +65,10 @@ def data_notes(prepared: "PreparedSweep") -> list[tuple[str, str]]:
         lines.append(("dim", f"  FLOPs     {note}"))
     if plan.num_repeats:
         lines.append(
-            ("dim", f"  once      {plural(plan.num_repeats, 'point')} left out: the same configuration as another")
+            ("dim", f"  once      {plural(plan.num_repeats, 'point')} left out: same configuration as an earlier point")
         )
     if again := len(prepared.restarted):
-        lines.append(("dim", f"  again     {again} from the start; what there was goes to the trash"))
+        lines.append(("dim", f"  again     {again} from the start; the old folders go to the trash"))
     if crowd := _oversubscription_warning(prepared):
         lines.append(("yellow", f"  crowded   {crowd}"))
     local = prepared.execution.executor.name == "local"
@@ -78,7 +80,7 @@ def data_notes(prepared: "PreparedSweep") -> list[tuple[str, str]]:
 def _expected(prepared: "PreparedSweep") -> str:
     from moe_cli.formatting import duration, plural
 
-    seconds = sum(each.estimate.seconds for each in prepared.pending)
+    seconds = sum(run.seconds_left for run in prepared.pending)
     workers, name = prepared.max_parallel, prepared.execution.executor.name
     if workers is None:
         return f"{duration(seconds)} of work at this machine's speed, as many runs at a time as {name} has room for"
@@ -99,7 +101,8 @@ def _oversubscription_warning(prepared: "PreparedSweep") -> str:
             f"{wanted} threads on {plural(count_cores(), 'core')}: slower. Fewer: -j" if wanted > count_cores() else ""
         )
     if threads > executor.cpus:
-        return f"{threads} threads on {plural(executor.cpus, 'core')} of each run: slower. Reserve more: executor.cpus={threads}"
+        cores = plural(executor.cpus, "core")
+        return f"{threads} threads on {cores} of each run: slower. Reserve more: executor.cpus={threads}"
     if threads < executor.cpus and not executor.gpus and not getattr(executor, "gres", None):
         reserved = executor.cpus
         return f"{reserved} cores reserved for each run, and it uses {threads}. To use all: train.threads={reserved}"

@@ -120,7 +120,8 @@ def print_summary(console: Console, run: Run) -> None:
     summary = run.summary()
     assert summary is not None
     console.print(
-        f"[green]done[/] in {duration(summary['seconds'])}   {plural(summary['steps'], 'step')}   {count(summary['tokens'])} tokens   "
+        f"[green]done[/] in {duration(summary['seconds'])}   {plural(summary['steps'], 'step')}   "
+        f"{count(summary['tokens'])} tokens   "
         f"{count(summary['tokens_per_second'])} tok/s"
         + (f" by {summary['dispatch']}" if summary.get("dispatch") else ""),
         highlight=False,

@@ -212,7 +212,7 @@ def test_a_search_of_nothing_possible_gives_up(tmp_path: Path) -> None:
     asked = plan("expert=2,4", "k=1,2", where=("k > expert",))
     feed, pool = search(asked, tmp_path)
     assert (100, []) == (len(feed.study.trials), pool.started)
-    assert "100 draws in a row cannot be, the last: a condition of 'where' does not hold." == feed.stop_reason
+    assert "100 draws in a row are impossible, the last: a condition of 'where' does not hold." == feed.stop_reason
     with pytest.raises(ConfigError, match="a condition of 'where' does not hold"):
         estimate_search(asked, tmp_path)
 

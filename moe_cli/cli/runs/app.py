@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,6 @@ from moe_cli.cli.terminal import echo
 
 if TYPE_CHECKING:
     from moe_cli.runs.folder import Run
-    from moe_cli.runs.status import RunStatus
 
 runs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after runs. Example: moe runs ls")
 
@@ -32,6 +31,7 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """List runs, the newest last. Example: moe runs ls sparsity --status failed"""
+    from moe_cli.cli.runs.ls import print_list, status_record
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_runs
     from moe_cli.runs.status import read_statuses
@@ -40,9 +40,9 @@ def ls(
     found = read_statuses(find_runs(outputs_folder(outputs), name))
     shown = [each for each in found if each.status in wanted and (tag is None or tag in each.tags)]
     if as_json:
-        print_json([_record(each) for each in shown])
+        print_json([status_record(each) for each in shown])
     elif shown:
-        _print_list(shown)
+        print_list(shown)
     else:
         echo(f"no matching runs ({len(found)} checked).", err=True)
 
@@ -60,80 +60,6 @@ def _statuses(text: str | None) -> tuple[str, ...]:
     if not names:
         raise ConfigError(f"--status is empty: give some of {', '.join(STATUSES)}.")
     return names
-
-
-def _record(each: "RunStatus") -> dict[str, Any]:
-    return {
-        "run": each.run.id,
-        "sweep": each.run.sweep,
-        "status": each.status,
-        "reason": each.reason,
-        "step": each.step,
-        "steps": each.steps or None,
-        "val_bpb": each.val_bpb,
-        "val_loss": each.val_loss,
-        "tokens_per_second": each.tokens_per_second,
-        "max_violation": each.max_violation,
-        "dead_experts": each.dead_experts,
-        "created": each.created or None,
-        "tags": list(each.tags),
-        "path": str(each.run.path),
-    }
-
-
-def _print_list(shown: "list[RunStatus]") -> None:
-    import time
-
-    from moe_cli.cli.console import Terminal, print_lines
-    from moe_cli.formatting import age, count, percent
-    from moe_cli.report.render.terminal import TextColumn, table_lines
-
-    styles = {"failed": "red", "interrupted": "yellow", "pending": "dim"}
-    now, console = time.time(), Terminal()
-    several = len({each.run.sweep for each in shown}) > 1
-
-    def written(value: float | None, form: str) -> str:
-        return "-" if value is None else f"{value:{form}}"
-
-    columns = [
-        TextColumn("run", [each.run.id for each in shown], align_left=True, min_width=16),
-        TextColumn(
-            "sweep", [each.run.sweep for each in shown], drop_order=0 if several else 4, align_left=True, min_width=8
-        ),
-        TextColumn(
-            "status",
-            [each.status for each in shown],
-            align_left=True,
-            styles=[styles.get(each.status, "") for each in shown],
-        ),
-        TextColumn("done", [f"{100 * each.progress:.0f} %" if each.steps else "-" for each in shown]),
-        TextColumn("bits/byte", [written(each.val_bpb, ".3f") for each in shown]),
-        TextColumn("age", [age(now - each.created) if each.created else "-" for each in shown]),
-        TextColumn("tags", [",".join(each.tags) for each in shown], align_left=True, min_width=12),
-        TextColumn("val loss", [written(each.val_loss, ".3f") for each in shown], drop_order=6),
-        TextColumn(
-            "tok/s",
-            ["-" if each.tokens_per_second is None else count(each.tokens_per_second) for each in shown],
-            drop_order=7,
-        ),
-        TextColumn(
-            "MaxVio",
-            ["-" if each.max_violation is None else percent(each.max_violation, signed=True) for each in shown],
-            drop_order=8,
-        ),
-        TextColumn(
-            "dead", ["-" if each.dead_experts is None else percent(each.dead_experts) for each in shown], drop_order=9
-        ),
-        TextColumn("steps", [f"{each.step:,}" if each.steps or each.step else "-" for each in shown], drop_order=10),
-        TextColumn(
-            "reason",
-            [(each.reason or "").split("\n")[0] for each in shown],
-            align_left=True,
-            drop_order=5,
-            min_width=16,
-        ),
-    ]
-    print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
 
 
 @runs.command()

@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from moe_cli.cli.progress import LivePanel, SweepProgress, bar_line, failure_reason, finished_line
+from moe_cli.cli.runs.settings import run_labels
 from moe_cli.formatting import count, duration, percent, plural, printable, sparkline
 from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, PENDING, PRUNED, RUNNING, Run
@@ -110,23 +111,6 @@ def _end(console: Console, name: str, standing: SweepProgress) -> int:
     return 3 if standing.failed or standing.waiting else 0
 
 
-def run_labels(runs: Sequence[Run]) -> dict[Path, str]:
-    """Returns labels of the settings that vary, such as expert=8 k=2 seed=0; the id if settings are unreadable."""
-    from moe_cli.config.ranges import show
-    from moe_cli.report.load import flat_settings
-    from moe_cli.report.run_row import setting_applies, settings_of, varying_settings
-
-    rows = {run: flat_settings(values) for run in runs if (values := run.config_dict())}
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    rows = {run: {**dict.fromkeys(names), **row} for run, row in rows.items()}
-    chosen = varying_settings(list(rows.values()), settings_of(names))
-    labels = {run.path: run.id for run in runs}
-    for run, row in rows.items():
-        words = [f"{name}={show(row[name])}" for name in chosen if setting_applies(name, row)] or [run.id]
-        labels[run.path] = " ".join([*words, f"seed={show(row.get('seed'))}"])
-    return labels
-
-
 def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
     """Shows a run until it ends or stops. Returns the exit code: 0 if it is complete, else 1."""
     watcher, reported = StatusCache(), None
@@ -147,7 +131,7 @@ def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
     if each.status in (COMPLETED, FAILED, PRUNED):
         board.print(finished_line(each, run.id))
     else:
-        hint = f"Go on with: moe train --resume {printable(run.id)}"
+        hint = f"Continue it: moe train --resume {printable(run.id)}"
         board.print(Text(f"{printable(run.id)} is {each.status} and not running. {hint}"))
     return 0 if each.status == COMPLETED else 1
 
