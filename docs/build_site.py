@@ -25,6 +25,7 @@ MOVED = {
     ".github/CONTRIBUTING.md": "contributing.md",
     ".github/CHANGELOG.md": "changelog.md",
     "LICENSE": "license.txt",
+    "docs/tutorial/tour.py": "tutorial/tour.md",
 }
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.S | re.M)
 LINK = re.compile(r"(?<=\]\()(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?=\))")
@@ -65,7 +66,7 @@ invalid_link_anchors = true
 
 def source_files() -> list[str]:
     """Returns the files of the site, relative to the root of the repository."""
-    found = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/assets/*"), *ROOT.glob("docs/**/tour.py")]
+    found = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/assets/*")]
     return sorted({*MOVED, *(path.relative_to(ROOT).as_posix() for path in found)})
 
 
@@ -87,8 +88,18 @@ def site_text(source: str, files: list[str]) -> str:
             raise SystemExit(f"{source} links to {target}, which is no file of the site.")
         return os.path.relpath(site_path(linked), here or ".") + (match["anchor"] or "")
 
-    parts = CODE.split((ROOT / source).read_text(encoding="utf-8"))
+    text = (ROOT / source).read_text(encoding="utf-8")
+    parts = CODE.split(script_as_page(text) if source.endswith(".py") else text)
     return "".join(part if part.startswith("`") else LINK.sub(new_link, part) for part in parts)
+
+
+def script_as_page(script: str) -> str:
+    """Returns a script of cells as a page: text cells as they are, code cells as blocks."""
+    cells = re.split(r"^# %%", script, flags=re.M)[1:]
+    texts = [re.sub(r"^# ?", "", cell.partition("\n")[2], flags=re.M) for cell in cells]
+    blocks = [f"```python\n{cell.strip()}\n```\n" for cell in cells]
+    is_text = [cell.startswith(" [markdown]") for cell in cells]
+    return "\n".join(text if each else block for text, block, each in zip(texts, blocks, is_text, strict=True))
 
 
 def navigation() -> list[dict[str, Any]]:
@@ -106,7 +117,7 @@ def navigation() -> list[dict[str, Any]]:
             section.append({title: items})
         items += [
             {text: site_path(os.path.normpath(f"docs/{path}"))}
-            for text, path in re.findall(r"\[([^]]+)\]\(([^)]+\.md)\)", line)
+            for text, path in re.findall(r"\[([^]]+)\]\(([^)]+\.(?:md|py))\)", line)
         ]
     return groups
 
@@ -126,7 +137,7 @@ def stage(folder: Path) -> None:
     for source in files:
         target = folder / "pages" / site_path(source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if source.endswith(".md"):
+        if target.suffix == ".md":
             target.write_text(site_text(source, files), encoding="utf-8")
         else:
             shutil.copyfile(ROOT / source, target)
@@ -146,7 +157,7 @@ def main() -> None:
             raise SystemExit(result.returncode)
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(Path(scratch) / "site", target)
-    print(f"built {target}")  # noqa: T201
+    print(f"built {target}")
 
 
 if __name__ == "__main__":

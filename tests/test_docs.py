@@ -184,7 +184,9 @@ def json_keys(value: Any, path: str = "") -> set[str]:
     return paths.union(*(json_keys(each, f"{path}.{key}".lstrip(".")) for key, each in value.items()))
 
 
-def test_json_is_documented(prepared: Any, shared_nest: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_is_documented(
+    prepared: Any, shared_fork_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every key that a command prints with --json is in its table, or below a key that is, and no other key is."""
     shutil.copytree(prepared("sweep"), tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -202,6 +204,22 @@ def test_json_is_documented(prepared: Any, shared_nest: None, tmp_path: Path, mo
         below = {key for key in printed if any(re.match(rf"{re.escape(parent)}[.[]", key) for parent in whole)}
         above = {key for key in printed if any(re.match(rf"{re.escape(key)}[.[]", other) for other in documented)}
         assert (command, sorted(documented)) == (command, sorted(printed - below - above))
+
+
+@pytest.mark.slow
+def test_tour(prepared: Any, shared_fork_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tour of the Python API runs from its first cell to its last; only its settings are made small."""
+    shutil.copytree(prepared("text"), tmp_path, symlinks=True, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MOE_OUTPUTS", raising=False)
+    script = (ROOT / "docs/tutorial/tour.py").read_text(encoding="utf-8")
+    small, replaced = re.subn(r"^SETTINGS = .*$", f"SETTINGS = {TINY!r}", script, flags=re.M)
+    assert 1 == replaced
+    with redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
+        warnings.simplefilter("default")  # those of other libraries are no error here
+        exec(compile(small, "tour.py", "exec"), {"__name__": "tour"})  # noqa: S102  (our own file)
+    assert "bits/byte" in printed.getvalue()
+    assert "moe sweep" in printed.getvalue()
 
 
 def test_hints_are_applied() -> None:

@@ -1,1 +1,1 @@
-"""Benchmarks of the core against a dense network and other libraries."""
+"""Benchmarks of the sparse layer and of the training step against a dense network and other libraries."""

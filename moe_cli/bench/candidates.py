@@ -1,4 +1,4 @@
-"""Candidates of `moe bench layer`: our layer, a plain loop over modules, and the dense network that is the baseline.
+"""The candidates of `moe bench layer`: our layer, a plain loop over modules, and the dense network as baseline.
 
 T tokens, E experts, K chosen per token, D width, F width of an expert.
 """
@@ -18,7 +18,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class SkipCandidate(Exception):
-    """The reason for which a candidate is skipped, in one line."""
+    """Raised to skip a candidate; the message is the reason, in one line."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,13 @@ class Shape:
     """One point of the grid.
 
     Attributes:
-        threads: of the CPU; ignored on a GPU.
+        tokens: T.
+        experts: E.
+        k: K.
+        d_model: D.
+        d_expert: F.
+        dtype: a name of DTYPES.
+        threads: threads of the CPU; ignored on a GPU.
     """
 
     tokens: int
@@ -44,7 +50,7 @@ class Shape:
 
     @property
     def expert_params(self) -> int:
-        """Numbers in one gated expert; 6 FLOPs each per row, forward and backward, are the active FLOPs of all."""
+        """Returns the parameters of one gated expert; forward and backward of a row take 6 FLOPs for each."""
         return 3 * self.d_model * self.d_expert
 
 
@@ -53,7 +59,7 @@ class Candidate:
     """A network and its forward pass.
 
     Attributes:
-        rows: rows of its input: T, or T K for the dense network.
+        rows: input rows: T, or T K for the dense network.
         forward: [rows, D] -> [rows, D].
     """
 
@@ -67,15 +73,15 @@ Builder = Callable[[], Candidate]
 
 
 def make_layer(shape: Shape, dispatch: str = "auto", device: str = "cpu") -> MoELayer:
-    """Returns our layer, with equal weights for every back end: softmax over E, K largest, renormalised for K > 1."""
+    """Builds our layer with router=topk; its weights do not depend on the back end."""
     layer = MoELayer(shape.d_model, shape.experts, shape.k, shape.d_expert, dispatch=dispatch)
     layer.reset_parameters(torch.Generator().manual_seed(0))
     return layer.to(device, DTYPES[shape.dtype])
 
 
 def make_dense(shape: Shape, device: str = "cpu") -> Candidate:
-    """Returns a SwiGLU network of an expert's width over T K tokens: the active FLOPs without routing, the limit."""
-    dense = FeedForward(shape.d_model, shape.d_expert, kind="glu", activation="silu")
+    """Builds a SwiGLU network of width F for T K rows, which has the active FLOPs of the layer without routing."""
+    dense = FeedForward(shape.d_model, shape.d_expert, ffn_type="glu", activation="silu")
     dense.reset_parameters(torch.Generator().manual_seed(0))
     return Candidate("dense", dense.to(device, DTYPES[shape.dtype]), shape.tokens * shape.k, dense)
 
@@ -94,9 +100,10 @@ class LoopOfLinears(nn.Module):
 
     @torch.no_grad()
     def copy_from(self, layer: MoELayer) -> None:
+        """Copies the weights of our layer."""
         self.gate.weight.copy_(layer.router.get_parameter("gate.weight"))
-        for mine, theirs in ((self.w_in, layer.experts.w_in), (self.w_out, layer.experts.w_out)):
-            for linear, weight in zip(mine, theirs, strict=True):
+        for linears, weights in ((self.w_in, layer.experts.w_in), (self.w_out, layer.experts.w_out)):
+            for linear, weight in zip(linears, weights, strict=True):
                 linear.weight.copy_(weight)  # type: ignore[operator]
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
@@ -105,17 +112,17 @@ class LoopOfLinears(nn.Module):
             weights = weights / weights.sum(-1, keepdim=True)
         y = torch.zeros_like(x)
         for expert, (w_in, w_out) in enumerate(zip(self.w_in, self.w_out, strict=True)):
-            tokens, places = torch.where(chosen == expert)
+            tokens, choices = torch.where(chosen == expert)
             gate, up = w_in(x[tokens]).chunk(2, dim=-1)
-            answers = w_out(nn.functional.silu(gate) * up)
-            y.index_add_(0, tokens, (answers * weights[tokens, places, None]).to(y.dtype))
+            outputs = w_out(nn.functional.silu(gate) * up)
+            y.index_add_(0, tokens, (outputs * weights[tokens, choices, None]).to(y.dtype))
         return y
 
 
 def our_builders(shape: Shape, dispatches: Sequence[str], device: str = "cpu") -> dict[str, Builder]:
     """Returns the builders of our layer with each back end and of the loop, by name."""
 
-    def ours(dispatch: str) -> Candidate:
+    def moe(dispatch: str) -> Candidate:
         layer = make_layer(shape, dispatch, device)
         return Candidate(f"moe, {dispatch}", layer, shape.tokens, lambda x: layer(x)[0])
 
@@ -124,5 +131,5 @@ def our_builders(shape: Shape, dispatches: Sequence[str], device: str = "cpu") -
         module.copy_from(make_layer(shape, device=device))
         return Candidate("loop of nn.Linear", module, shape.tokens, module)
 
-    builders: dict[str, Builder] = {f"moe, {dispatch}": partial(ours, dispatch) for dispatch in dispatches}
+    builders: dict[str, Builder] = {f"moe, {dispatch}": partial(moe, dispatch) for dispatch in dispatches}
     return {**builders, "loop of nn.Linear": loop}

@@ -1,13 +1,13 @@
-"""`moe bench layer`: one layer, forward and backward, against the dense network of equal active FLOPs. T tokens, D width.
+"""How fast is a sparse layer, forward and backward, compared with a dense network of equal active FLOPs?
 
-efficiency = time of a SwiGLU network over T K tokens / time of the whole layer: router, top-k, dispatch, experts and
-combine. 1 means that sparsity is free.
+The efficiency is the time of a SwiGLU network over T K rows divided by the time of the layer with router, top-k,
+dispatch, experts and combine. At 1 sparsity costs no time. T tokens, K chosen, D width.
 """
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 
 import torch
@@ -26,10 +26,10 @@ from moe_cli.bench.candidates import (
 from moe_cli.bench.peers import peer_builders
 from moe_cli.bench.timing import (
     Spread,
+    build_candidates,
     interleave,
     ratios,
     saved_bytes,
-    skip_reason,
     spread,
     synchronise,
     torch_threads,
@@ -38,19 +38,19 @@ from moe_cli.errors import ConfigError
 from moe_cli.execution.machine import total_memory_bytes
 from moe_cli.formatting import count
 
-# A candidate whose single pass takes more than this fraction of the time would leave too few rounds to the others.
+# Largest fraction of the available time that one pass of a candidate may take; otherwise there would be few rounds.
 MAX_TIME_FRACTION = 0.15
 MAX_SHAPES = 1000
 
 
 @dataclass(frozen=True)
 class LayerResult:
-    """One candidate on one shape.
+    """The result of one candidate on one shape.
 
     Attributes:
-        seconds: one forward and backward.
-        efficiency: the dense network's seconds over these, round by round.
-        saved_bytes: kept for backward, without weights and input.
+        seconds: seconds of one forward and backward pass.
+        efficiency: seconds of the dense network divided by these, by round.
+        saved_bytes: bytes that are saved for backward, without weights and input.
     """
 
     name: str
@@ -61,11 +61,13 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class LayerBenchmark:
-    """All candidates on one shape.
+    """The results of all candidates on one shape.
 
     Attributes:
-        largest_load: rows of the busiest expert of our layer, in one round.
-        skipped: candidates that were not measured, with the reasons.
+        rounds: number of measurements of each candidate.
+        largest_load: rows of the busiest expert of our layer in one round.
+        dense: the baseline.
+        skipped: reasons for which candidates were not measured, by name.
     """
 
     shape: Shape
@@ -85,7 +87,8 @@ def make_grid(axes: Mapping[str, Sequence[int | str]]) -> list[Shape]:
     """
     if (number := math.prod(map(len, axes.values()))) > MAX_SHAPES:
         raise ConfigError(f"{number:,} shapes are too many: the most are {MAX_SHAPES:,}. Give fewer values.")
-    shapes = [Shape(**dict(zip(axes, point, strict=True))) for point in product(*axes.values())]  # type: ignore[arg-type]
+    points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    shapes = [Shape(**point) for point in points]  # type: ignore[arg-type]
     possible = [shape for shape in shapes if shape.k <= shape.experts and not (shape.k == 1 == shape.experts)]
     if not possible:
         raise ConfigError("nothing to measure: --k is more than --experts everywhere.")
@@ -102,22 +105,31 @@ def run_layer_benchmark(
     """Times every available candidate in alternation for about `seconds`.
 
     Args:
-        builders: the candidates; None means our layer by back end, the loop, and every peer.
+        dispatches: back ends of our layer.
+        builders: the candidates; None means our layer with each back end, the loop, and every peer.
+
+    Raises:
+        ConfigError: the shape needs more than the main memory.
     """
     _check_memory(shape, device)
     if builders is None:
         builders = {**our_builders(shape, dispatches, device), **peer_builders(shape, device)}
     with torch_threads(shape.threads):
-        dense = make_dense(shape, device)
-        candidates, saved, skipped = _warm_up(shape, {"dense": lambda: dense, **builders}, seconds, device)
+        first_inputs, saved = _inputs(shape, 0, device), dict[str, int]()
+
+        def warm_up(name: str, candidate: Candidate) -> None:
+            limit = math.inf if name == "dense" else MAX_TIME_FRACTION * seconds
+            saved[name] = _warm_up(candidate, first_inputs, limit, device)
+
+        builders = {"dense": lambda: make_dense(shape, device), **builders}
+        candidates, skipped = build_candidates(builders, warm_up)
         times = interleave(
             {name: _pass(candidate, device) for name, candidate in candidates.items()},
             lambda number: _inputs(shape, number + 1, device),
             seconds,
         )
-        largest = int(
-            make_layer(shape, device=device).route(_inputs(shape, 0, device).x[: shape.tokens]).tokens_per_expert.max()
-        )
+        routing = make_layer(shape, device=device).route(first_inputs.x[: shape.tokens])
+        largest = int(routing.tokens_per_expert.max())
     results = [
         LayerResult(name, spread(times[name]), ratios(times["dense"], times[name]), saved[name]) for name in candidates
     ]
@@ -132,31 +144,29 @@ def _check_memory(shape: Shape, device: str) -> None:
     need = numbers * DTYPES[shape.dtype].itemsize
     if device == "cpu" and total is not None and need > total:
         raise ConfigError(
-            f"tokens={shape.tokens} experts={shape.experts} k={shape.k} d_model={shape.d_model} d_expert={shape.d_expert} "
-            f"take at least {count(need)}B of memory, and this machine has {count(total)}B. Measure smaller shapes."
+            f"tokens={shape.tokens} experts={shape.experts} k={shape.k} d_model={shape.d_model} "
+            f"d_expert={shape.d_expert} take at least {count(need)}B of memory, and this machine has {count(total)}B. "
+            "Measure smaller shapes."
         )
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A round's tokens and gradient; the dense network gets the K-fold number of both."""
+    """The input rows [T K, D] and output gradients of a round; a sparse layer uses the first T rows."""
 
     x: Tensor
     grad: Tensor
 
 
 def _inputs(shape: Shape, seed: int, device: str) -> Inputs:
-    """Returns T K random rows; a sparse layer reads the first T."""
+    """Returns random rows and gradients."""
     generator = torch.Generator().manual_seed(seed)
     x, grad = torch.randn(2, shape.tokens * shape.k, shape.d_model, generator=generator).to(device, DTYPES[shape.dtype])
     return Inputs(x, grad)
 
 
 def _pass(candidate: Candidate, device: str) -> Callable[[Inputs], None]:
-    """Returns a function for one forward and backward pass.
-
-    Its gradients are released, as many candidates share memory.
-    """
+    """Returns a function for one forward and backward pass, which frees the gradients at its end."""
 
     def run(inputs: Inputs) -> None:
         x = inputs.x[: candidate.rows].detach().requires_grad_()
@@ -167,58 +177,31 @@ def _pass(candidate: Candidate, device: str) -> Callable[[Inputs], None]:
     return run
 
 
-def _warm_up(
-    shape: Shape, builders: Mapping[str, Builder], seconds: float, device: str
-) -> tuple[dict[str, Candidate], dict[str, int], dict[str, str]]:
-    """Builds the candidates; returns them, the bytes that each saves for backward, and the skipped ones with reasons."""
-    candidates: dict[str, Candidate] = {}
-    saved: dict[str, int] = {}
-    skipped: dict[str, str] = {}
-    inputs = _inputs(shape, 0, device)
-    for name, build in builders.items():
-        try:
-            candidate = build()
-            saved[name] = _saved(candidate, inputs)
-            started = time.perf_counter()
-            _pass(candidate, device)(inputs)
-            taken = time.perf_counter() - started
-            if name != "dense" and taken > MAX_TIME_FRACTION * seconds and taken > 1:
-                raise SkipCandidate(f"one pass took {taken:.1f} s; a larger --seconds lets it take part")
-        except Exception as error:  # an error of a peer must not stop the others
-            skipped[name] = skip_reason(error)
-        else:
-            candidates[name] = candidate
-    return candidates, saved, skipped
-
-
-def _saved(candidate: Candidate, inputs: Inputs) -> int:
+def _warm_up(candidate: Candidate, inputs: Inputs, max_seconds: float, device: str) -> int:
+    """Runs one pass; returns the bytes that it saves for backward. Raises SkipCandidate if it is too slow."""
     x = inputs.x[: candidate.rows].detach().requires_grad_()
-    return saved_bytes(lambda: candidate.forward(x), x, *candidate.module.parameters())
+    saved = saved_bytes(lambda: candidate.forward(x), x, *candidate.module.parameters())
+    started = time.perf_counter()
+    _pass(candidate, device)(inputs)
+    elapsed = time.perf_counter() - started
+    if elapsed > max_seconds and elapsed > 1:
+        raise SkipCandidate(f"one pass took {elapsed:.1f} s; a larger --seconds lets it take part")
+    return saved
 
 
 def to_dicts(benchmark: LayerBenchmark) -> list[dict[str, object]]:
-    """Returns the scores with plain keys, one object each, the dense network first."""
+    """Returns the results as records of plain values, the dense network first."""
     shape = benchmark.shape
     return [
         {
             "candidate": result.name,
-            "tokens": shape.tokens,
-            "experts": shape.experts,
-            "k": shape.k,
-            "d_model": shape.d_model,
-            "d_expert": shape.d_expert,
-            "dtype": shape.dtype,
-            "threads": shape.threads,
+            **asdict(shape),
             "device": benchmark.device,
             "rows_per_expert": shape.rows_per_expert,
             "largest_load": benchmark.largest_load,
             "rounds": benchmark.rounds,
-            "seconds": result.seconds.median,
-            "seconds_min": result.seconds.min,
-            "seconds_max": result.seconds.max,
-            "efficiency": result.efficiency.median,
-            "efficiency_min": result.efficiency.min,
-            "efficiency_max": result.efficiency.max,
+            **result.seconds.to_dict("seconds"),
+            **result.efficiency.to_dict("efficiency"),
             "saved_bytes": result.saved_bytes,
         }
         for result in [benchmark.dense, *benchmark.results]

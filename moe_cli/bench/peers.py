@@ -1,7 +1,8 @@
-"""Layers of other libraries, if installed, with our weights where their layout allows it.
+"""The sparse layers of other libraries, if installed, as candidates of `moe bench layer`.
 
-A peer without gated experts gets two matrices of one and a half times the width: the same FLOPs. Noise and dropping are
-disabled where a library allows it. T tokens, E experts, K chosen, D width, F width of an expert.
+They get our weights if their layout allows it. A peer without gated experts gets matrices of one and a half times the
+width, which are the same FLOPs. Noise and drops are disabled if the library allows it.
+T tokens, E experts, K chosen, D width, F width of an expert.
 """
 
 import importlib
@@ -15,14 +16,14 @@ from torch import Tensor, nn
 from moe_cli.bench.candidates import DTYPES, Builder, Candidate, Shape, SkipCandidate, make_layer
 
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
-# A candidate that would copy more than this is not built: several are in memory at once.
+# A candidate that would copy more bytes is skipped, because several candidates are in memory at once.
 MAX_COPY_BYTES = 2**30
-# A stacked weight indexed by expert has a full gradient per expert; more than this takes minutes.
+# Indexing a stacked weight by expert writes a full gradient for each expert; more bytes would take minutes.
 MAX_GRADIENT_BYTES = 2**36
 
 
 def peer_builders(shape: Shape, device: str = "cpu") -> dict[str, Builder]:
-    """Returns the builders of every peer by name. A builder that fails raises an error with the reason."""
+    """Returns the builders of all peers by name. A builder raises an error if its library is missing."""
     builders: dict[str, Builder] = {}
     for family, make in FAMILIES.items():
         for implementation in IMPLEMENTATIONS:
@@ -62,72 +63,47 @@ def _build_peer(name: str, build: Callable[[Shape], nn.Module], shape: Shape, de
 
 
 def _call_block(block: nn.Module, x: Tensor) -> Tensor:
-    """Passes [T, D] through a block that takes a batch of sequences and may return losses with the output."""
+    """Calls a block that takes a batch of sequences and may return losses with its output, on rows [T, D]."""
     y = block(x.unsqueeze(0))
     return (y[0] if isinstance(y, tuple) else y).squeeze(0)  # type: ignore[no-any-return]
 
 
-def _refuse_copies(num_bytes: int, what: str) -> None:
+def _refuse_copies(num_bytes: int, copied: str) -> None:
     if num_bytes > MAX_COPY_BYTES:
-        raise SkipCandidate(f"would copy {num_bytes / 2**30:.1f} GiB of {what}")
+        raise SkipCandidate(f"would copy {num_bytes / 2**30:.1f} GiB of {copied}")
 
 
 def _model(family: str) -> Any:
     return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
 
 
-def _mixtral(shape: Shape) -> nn.Module:
-    from transformers import MixtralConfig
+def _sparse_block(family: str, config: str, block: str, shape: Shape, **settings: Any) -> nn.Module:
+    """Builds a sparse block of transformers from the names of its family, its configuration and its class."""
+    make_config = getattr(importlib.import_module("transformers"), config)
+    options = make_config(hidden_size=shape.d_model, num_experts_per_tok=shape.k, **settings)
+    return getattr(_model(family), block)(options)  # type: ignore[no-any-return]
 
-    config = MixtralConfig(
-        hidden_size=shape.d_model,
-        intermediate_size=shape.d_expert,
-        num_local_experts=shape.experts,
-        num_experts_per_tok=shape.k,
-    )
-    return _model("mixtral").MixtralSparseMoeBlock(config)  # type: ignore[no-any-return]
+
+def _mixtral(shape: Shape) -> nn.Module:
+    sizes = {"intermediate_size": shape.d_expert, "num_local_experts": shape.experts}
+    return _sparse_block("mixtral", "MixtralConfig", "MixtralSparseMoeBlock", shape, **sizes)
 
 
 def _olmoe(shape: Shape) -> nn.Module:
-    from transformers import OlmoeConfig
-
-    config = OlmoeConfig(
-        hidden_size=shape.d_model,
-        intermediate_size=shape.d_expert,
-        num_experts=shape.experts,
-        num_experts_per_tok=shape.k,
-        norm_topk_prob=shape.k > 1,
-    )
-    return _model("olmoe").OlmoeSparseMoeBlock(config)  # type: ignore[no-any-return]
+    sizes = {"intermediate_size": shape.d_expert, "num_experts": shape.experts, "norm_topk_prob": shape.k > 1}
+    return _sparse_block("olmoe", "OlmoeConfig", "OlmoeSparseMoeBlock", shape, **sizes)
 
 
 def _qwen3(shape: Shape) -> nn.Module:
-    from transformers import Qwen3MoeConfig
-
-    config = Qwen3MoeConfig(
-        hidden_size=shape.d_model,
-        moe_intermediate_size=shape.d_expert,
-        num_experts=shape.experts,
-        num_experts_per_tok=shape.k,
-        norm_topk_prob=shape.k > 1,
-    )
-    return _model("qwen3_moe").Qwen3MoeSparseMoeBlock(config)  # type: ignore[no-any-return]
+    sizes = {"moe_intermediate_size": shape.d_expert, "num_experts": shape.experts, "norm_topk_prob": shape.k > 1}
+    return _sparse_block("qwen3_moe", "Qwen3MoeConfig", "Qwen3MoeSparseMoeBlock", shape, **sizes)
 
 
 def _deepseek(shape: Shape) -> nn.Module:
     """Builds DeepSeek's layer: sigmoid scores, one group, and no shared expert, which would add active FLOPs."""
-    from transformers import DeepseekV3Config
-
-    config = DeepseekV3Config(
-        hidden_size=shape.d_model,
-        moe_intermediate_size=shape.d_expert,
-        n_routed_experts=shape.experts,
-        num_experts_per_tok=shape.k,
-        n_group=1,
-        topk_group=1,
-        routed_scaling_factor=1.0,
-    )
-    block: nn.Module = _model("deepseek_v3").DeepseekV3MoE(config)
+    sizes = {"moe_intermediate_size": shape.d_expert, "n_routed_experts": shape.experts}
+    routing = {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0}
+    block = _sparse_block("deepseek_v3", "DeepseekV3Config", "DeepseekV3MoE", shape, **sizes, **routing)
     block.shared_experts = _Zero()
     return block
 
@@ -168,7 +144,7 @@ def _switch(shape: Shape) -> nn.Module:
 
 
 def _refuse_large_one_hot(shape: Shape) -> None:
-    """Raises an error if dispatch and combine, [T, E, C] with C = T K / E, and intermediates exceed the memory."""
+    """Raises SkipCandidate if dispatch and combine tensors [T, E, C], with C = T K / E, are too large."""
     _refuse_copies(4 * shape.tokens * shape.tokens * shape.k * DTYPES[shape.dtype].itemsize, "one-hot dispatch")
 
 
@@ -178,7 +154,7 @@ def _st_moe(shape: Shape) -> nn.Module:
     if shape.k < 2:
         raise SkipCandidate("needs k of at least 2")
     _refuse_large_one_hot(shape)
-    # Its width is int(dim * mult * 2 / 3); the half keeps a rounded product from losing one.
+    # Its width is int(dim * mult * 2 / 3); the half prevents that rounding makes it one less.
     return MoE(  # type: ignore[no-any-return]
         dim=shape.d_model,
         num_experts=shape.experts,

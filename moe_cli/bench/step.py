@@ -1,4 +1,4 @@
-"""`moe bench step`: a whole training step of our GPT against transformers' Mixtral of the same size.
+"""How fast is a training step of our GPT compared with transformers' Mixtral of the same size?
 
 A step is forward, loss, backward, clipping and AdamW, on random tokens. B sequences, L positions.
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moe_cli.bench.timing import Spread, interleave, ratios, skip_reason, spread, synchronise, torch_threads
+from moe_cli.bench.timing import Spread, build_candidates, interleave, ratios, spread, synchronise, torch_threads
 from moe_cli.config.model import GPTConfig
 from moe_cli.config.schema import AdamWConfig, RunConfig
 from moe_cli.errors import ConfigError
@@ -33,7 +33,8 @@ class StepCandidate:
     """A model in training.
 
     Attributes:
-        step: one whole training step on tokens [B, L + 1].
+        num_params: number of trained parameters.
+        step: executes a training step on tokens [B, L + 1].
     """
 
     num_params: int
@@ -45,8 +46,8 @@ class StepBenchResult:
     """The result of one candidate.
 
     Attributes:
-        tokens_per_second: of whole training steps.
-        ratio: tokens per second over those of the yardstick, round by round.
+        tokens_per_second: tokens per second of training steps.
+        ratio: these divided by those of the baseline, by round.
     """
 
     name: str
@@ -57,7 +58,13 @@ class StepBenchResult:
 
 @dataclass(frozen=True)
 class StepBenchmark:
-    """All candidates on one configuration."""
+    """The results of all candidates on one configuration.
+
+    Attributes:
+        rounds: number of measurements of each candidate.
+        baseline: name of the candidate to which `StepBenchResult.ratio` refers.
+        skipped: reasons for which candidates were not measured, by name.
+    """
 
     config: RunConfig
     device: str
@@ -69,11 +76,11 @@ class StepBenchmark:
 
 
 def check_comparable(config: RunConfig) -> None:
-    """Raises ConfigError for a model that Mixtral has no counterpart of."""
+    """Raises ConfigError for a setting that Mixtral does not have."""
     model = config.model
     if not isinstance(model, GPTConfig):
         raise ConfigError(f"model={model.name} has no counterpart in transformers' Mixtral: leave it out.")
-    for wrong, setting in (
+    for is_set, setting in (
         (not isinstance(config.optim, AdamWConfig), f"optim={config.optim.name}"),
         (config.dense, "expert=1"),
         (model.ffn_type != "glu", f"model.ffn_type={model.ffn_type}"),
@@ -89,27 +96,33 @@ def check_comparable(config: RunConfig) -> None:
         (config.capacity is not None, f"capacity={config.capacity}"),
         (model.dropout > 0, f"model.dropout={model.dropout}"),
     ):
-        if wrong:
+        if is_set:
             raise ConfigError(f"{setting}: Mixtral has no counterpart to compare with. Leave it out of moe bench step.")
 
 
 def unused_settings_note(keys: Collection[str]) -> tuple[str, ...]:
-    """Returns a note on the settings given that say nothing about a step on random tokens with AdamW."""
+    """Returns a note on the given settings that have no effect on a step on random tokens with AdamW."""
     used = ("train.batch_size", "train.threads", "train.device", "train")
     groups = ("data", "optim", "eval", "train")
-    idle = sorted(key for key in keys if key.split(".")[0] in groups and key not in used)
-    return (f"a step on random tokens with AdamW: {', '.join(idle)} set aside.",) if idle else ()
+    unused = sorted(key for key in keys if key.split(".")[0] in groups and key not in used)
+    return (f"a step on random tokens with AdamW: {', '.join(unused)} set aside.",) if unused else ()
 
 
 def step_builders(config: RunConfig, compiled: bool, bf16: bool, device: str) -> dict[str, Callable[[], StepCandidate]]:
-    """Builders by name: Mixtral as it comes and with fused AdamW, and our GPT; on request also compiled and under bfloat16."""
+    """Returns the builders by name: Mixtral with its defaults, Mixtral with fused AdamW, and our GPT.
+
+    Args:
+        compiled: True to add compiled variants.
+        bf16: True to add bfloat16 variants.
+    """
     builders: dict[str, Callable[[], StepCandidate]] = {BASELINE: partial(make_mixtral, config, device, fused=False)}
     for precision in ("float32", "bfloat16") if bf16 else ("float32",):
-        for compile_it in (False, True) if compiled else (False,):
-            tuning = (", bf16" if precision == "bfloat16" else "") + (", compiled" if compile_it else "")
-            theirs = partial(make_mixtral, config, device, fused=True)
-            builders[f"{BASELINE}, fused{tuning}"] = partial(theirs, precision=precision, compiled=compile_it)
-            builders[f"{OURS}{tuning}"] = partial(make_moe, config, device, precision, compile_it)
+        for is_compiled in (False, True) if compiled else (False,):
+            variant = (", bf16" if precision == "bfloat16" else "") + (", compiled" if is_compiled else "")
+            builders[f"{BASELINE}, fused{variant}"] = partial(
+                make_mixtral, config, device, fused=True, precision=precision, compiled=is_compiled
+            )
+            builders[f"{OURS}{variant}"] = partial(make_moe, config, device, precision, is_compiled)
     return builders
 
 
@@ -136,7 +149,7 @@ def make_moe(config: RunConfig, device: str, precision: str = "float32", compile
 def make_mixtral(
     config: RunConfig, device: str, *, fused: bool, precision: str = "float32", compiled: bool = False
 ) -> StepCandidate:
-    """Builds transformers' MixtralForCausalLM of the same size, with its own choice of back end."""
+    """Builds transformers' MixtralForCausalLM of the same size, which chooses its own back end."""
     model = mixtral(config).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True if fused else None)
     network: Any = torch.compile(model) if compiled else model
@@ -152,7 +165,7 @@ def make_mixtral(
 
 
 def mixtral(config: RunConfig) -> nn.Module:
-    """Builds Mixtral with the layers, widths, heads and experts of a configuration, and our GPT's parameter count."""
+    """Builds a Mixtral with the layers, widths, heads and experts of a configuration."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     model = config.model
@@ -208,18 +221,24 @@ def run_step_benchmark(
     threads: int,
     device: str = "cpu",
 ) -> StepBenchmark:
-    """Measures the tokens per second of all candidates, side by side for about `seconds` after warming up (compiling is not counted).
+    """Measures the tokens per second of all candidates in alternation, for about `seconds` after a warm-up.
+
+    The warm-up includes compilation.
 
     Raises:
-        ConfigError: Mixtral has no counterpart, or no candidate is left.
+        ConfigError: Mixtral does not have a setting, or no candidate is left.
     """
     check_comparable(config)
     with torch_threads(threads):
-        candidates, skipped = _warm_up(config, builders, device)
+
+        def warm_up(name: str, candidate: StepCandidate) -> None:
+            for number in range(2):  # in the second step the optimizer has its state, and code is compiled
+                candidate.step(_tokens(config, -number, device))
+
+        candidates, skipped = build_candidates(builders, warm_up)
         if not candidates:
-            raise ConfigError(
-                "no candidate could take a step: " + "; ".join(f"{n}: {why}" for n, why in skipped.items())
-            )
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+            raise ConfigError(f"no candidate could take a step: {reasons}")
         calls = {name: candidate.step for name, candidate in candidates.items()}
         times = interleave(calls, lambda number: _tokens(config, number + 1, device), seconds)
     baseline = BASELINE if BASELINE in candidates else next(iter(candidates))
@@ -228,29 +247,12 @@ def run_step_benchmark(
         StepBenchResult(
             name,
             candidate.num_params,
-            spread([per_step / taken for taken in times[name]]),
+            spread([per_step / seconds for seconds in times[name]]),
             ratios(times[baseline], times[name]),
         )
         for name, candidate in candidates.items()
     ]
     return StepBenchmark(config, device, threads, len(times[baseline]), baseline, results, skipped)
-
-
-def _warm_up(
-    config: RunConfig, builders: Mapping[str, Callable[[], StepCandidate]], device: str
-) -> tuple[dict[str, StepCandidate], dict[str, str]]:
-    candidates: dict[str, StepCandidate] = {}
-    skipped: dict[str, str] = {}
-    for name, build in builders.items():
-        try:
-            candidate = build()
-            for number in range(2):  # the second step meets the optimizer's state and compiled code
-                candidate.step(_tokens(config, -number, device))
-        except Exception as error:  # an error of a library must not stop the others
-            skipped[name] = skip_reason(error)
-        else:
-            candidates[name] = candidate
-    return candidates, skipped
 
 
 def _tokens(config: RunConfig, seed: int, device: str) -> Tensor:
@@ -260,7 +262,7 @@ def _tokens(config: RunConfig, seed: int, device: str) -> Tensor:
 
 
 def step_to_dicts(benchmark: StepBenchmark) -> list[dict[str, object]]:
-    """Returns the scores with plain keys, one object each."""
+    """Returns the results as records of plain values."""
     return [
         {
             "candidate": result.name,
@@ -268,13 +270,9 @@ def step_to_dicts(benchmark: StepBenchmark) -> list[dict[str, object]]:
             "threads": benchmark.threads,
             "device": benchmark.device,
             "rounds": benchmark.rounds,
-            "tokens_per_second": result.tokens_per_second.median,
-            "tokens_per_second_min": result.tokens_per_second.min,
-            "tokens_per_second_max": result.tokens_per_second.max,
+            **result.tokens_per_second.to_dict("tokens_per_second"),
             "baseline": benchmark.baseline,
-            "ratio": result.ratio.median,
-            "ratio_min": result.ratio.min,
-            "ratio_max": result.ratio.max,
+            **result.ratio.to_dict("ratio"),
         }
         for result in benchmark.results
     ]

@@ -11,7 +11,7 @@ from moe_cli.formatting import count, plural
 
 
 def layer_heading(benchmark: LayerBenchmark) -> list[str]:
-    """Returns the shape, and the time of the dense network."""
+    """Returns the lines above a table: the shape, and the time of the dense network."""
     shape = benchmark.shape
     return [
         f"{shape.tokens:,} tokens   {shape.experts} experts, {shape.k} chosen   d_model {shape.d_model}   "
@@ -23,7 +23,7 @@ def layer_heading(benchmark: LayerBenchmark) -> list[str]:
 
 
 def layer_table(benchmark: LayerBenchmark) -> Table:
-    """Returns the efficiency of every candidate, the best first."""
+    """Returns the table of efficiencies, the best candidate first."""
     table = _table("layer", "efficiency", "min - max", "ms", "saved MiB")
     for result in sorted(benchmark.results, key=lambda result: -result.efficiency.median):
         table.add_row(
@@ -37,7 +37,7 @@ def layer_table(benchmark: LayerBenchmark) -> Table:
 
 
 def step_heading(benchmark: StepBenchmark) -> list[str]:
-    """Returns the model and the batch."""
+    """Returns the lines above a table: the model and the batch."""
     config, model = benchmark.config, benchmark.config.model
     return [
         f"{config.expert} experts, {config.k} chosen   {model.num_layers} layers   d_model {model.d_model}   "
@@ -49,7 +49,7 @@ def step_heading(benchmark: StepBenchmark) -> list[str]:
 
 
 def step_table(benchmark: StepBenchmark) -> Table:
-    """Tokens per second of whole training steps, the fastest first."""
+    """Returns the table of tokens per second, the fastest candidate first."""
     table = _table("training step", "tok/s", "min - max", f"x {benchmark.baseline}", "min - max")
     for result in sorted(benchmark.results, key=lambda result: -result.ratio.median):
         rate = result.tokens_per_second
@@ -66,9 +66,9 @@ def step_table(benchmark: StepBenchmark) -> Table:
 def skipped_lines(skipped: Mapping[str, str]) -> list[str]:
     """Returns a line for each reason, with the candidates it concerns."""
     by_reason: dict[str, list[str]] = {}
-    for name, why in skipped.items():
-        by_reason.setdefault(why, []).append(name)
-    return [f"left out: {'; '.join(names)}: {why}" for why, names in by_reason.items()]
+    for name, reason in skipped.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [f"left out: {'; '.join(names)}: {reason}" for reason, names in by_reason.items()]
 
 
 def milliseconds(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Times candidates side by side on new input, and counts the bytes they save."""
+"""How are candidates timed? In alternation, on new input in each round; and how many bytes do they save?"""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,11 +18,15 @@ MIN_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, least and most of many measurements."""
+    """Median, minimum and maximum of many measurements."""
 
     median: float
     min: float
     max: float
+
+    def to_dict(self, name: str) -> dict[str, float]:
+        """Returns the three values under the keys name, name_min and name_max."""
+        return {name: self.median, f"{name}_min": self.min, f"{name}_max": self.max}
 
 
 def spread(values: list[float]) -> Spread:
@@ -35,13 +39,13 @@ def interleave(
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of every call in every round, until the time is up and at least MIN_ROUNDS are done.
+    """Measures the seconds of every call in every round, for `seconds` and at least MIN_ROUNDS rounds.
 
-    Every candidate is called once per round with the round's own input, and the first one changes every round, so that a
-    busy machine, a warm cache or a slow round disturbs all alike.
+    Each round has its own input and calls every candidate once. The first candidate changes every round, so that a busy
+    machine, a warm cache or a slow round affects all candidates alike.
 
     Args:
-        make_input: the input of a round, from its number.
+        make_input: makes the input of a round from its number.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
@@ -59,14 +63,18 @@ def interleave(
 
 
 def ratios(above: list[float], below: list[float]) -> Spread:
-    """Computes, round by round, one candidate's time over another's, so that common factors of a round cancel."""
+    """Computes the spread of above / below of each round, so that the speed of the machine in a round cancels."""
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
 def saved_bytes(function: Callable[[], Any], *excluded: Tensor) -> int:
-    """Counts the bytes that `function` saves for backward: every storage once, without those of `excluded` (weights, input)."""
+    """Counts the bytes that `function` saves for backward, each storage once.
+
+    Args:
+        excluded: tensors whose storages are not counted, such as weights and input.
+    """
     known = {tensor.untyped_storage().data_ptr() for tensor in excluded}
-    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+    kept: dict[int, torch.UntypedStorage] = {}  # keeps the storages alive, so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -81,9 +89,30 @@ def saved_bytes(function: Callable[[], Any], *excluded: Tensor) -> int:
 
 
 def synchronise(device: str) -> None:
-    """Waits for a GPU, whose calls return before they are done."""
+    """Waits until a GPU has executed all calls, which return earlier."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
+
+
+def build_candidates(
+    builders: Mapping[str, Callable[[], T]], warm_up: Callable[[str, T], None]
+) -> tuple[dict[str, T], dict[str, str]]:
+    """Builds and warms up the candidates; returns those without an error, and the reasons for the others.
+
+    Args:
+        warm_up: runs a candidate; its arguments are the name and the candidate.
+    """
+    candidates: dict[str, T] = {}
+    skipped: dict[str, str] = {}
+    for name, build in builders.items():
+        try:
+            candidate = build()
+            warm_up(name, candidate)
+        except Exception as error:  # an error of one library must not stop the others
+            skipped[name] = skip_reason(error)
+        else:
+            candidates[name] = candidate
+    return candidates, skipped
 
 
 def skip_reason(error: Exception) -> str:
@@ -98,7 +127,7 @@ def skip_reason(error: Exception) -> str:
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Sets the threads that torch uses, and puts the number back."""
+    """Returns a context in which torch uses this number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the work failed, 2 wrong request, 3 some runs of a sweep f
 import errno
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -57,11 +58,15 @@ ERRORS_OF_PATHS = (
 class Group(TyperGroup):
     """Prints errors in one to three lines. A group, and not main(), does so that tests of the app see them too."""
 
-    def make_context(self, *words: Any, **options: Any) -> Any:
+    # The words of the command line.
+    words: tuple[str, ...] = ()
+
+    def make_context(self, info_name: Any, args: list[str], *others: Any, **options: Any) -> Any:
+        self.words = tuple(args)
         try:
-            return super().make_context(*words, **options)
+            return super().make_context(info_name, args, *others, **options)
         except UsageError as error:
-            _print_usage(error)
+            _print_usage(error, self.words)
             raise typer.Exit(2) from None
         except OSError as error:  # of the help
             raise typer.Exit(_print_system(error)) from None
@@ -78,7 +83,7 @@ class Group(TyperGroup):
             _check_folder()
             return super().invoke(ctx)
         except UsageError as error:
-            _print_usage(error)
+            _print_usage(error, self.words)
             raise typer.Exit(2) from None
         except MoeError as error:
             if not _is_reported_by_another_rank(error):
@@ -103,15 +108,31 @@ def _print_system(error: OSError) -> int:
     return 2 if error.errno in ERRORS_OF_PATHS else 1
 
 
-def _print_usage(error: Any) -> None:
+def _print_usage(error: Any, words: Sequence[str]) -> None:
     """Prints the error of an option or an argument; for a command without arguments, its help."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return
+    if hint := _option_hint(error, words):
+        return echo(f"error: {hint}", err=True)
     message = " ".join(error.format_message().split())
     echo(f"error: {shortened(message, 400)}", err=True)
     command = "moe" if error.ctx is None else error.ctx.command_path.replace("python -m moe_cli", "moe")
     echo(f"See: {command} -h", err=True)
+
+
+def _option_hint(error: Any, words: Sequence[str]) -> str | None:
+    """Returns what to type instead of an option of Hydra, or of a setting with dashes; None for other errors."""
+    option = str(getattr(error, "option_name", ""))
+    takes_settings = error.ctx and any("SETTING=VALUE" in str(each.metavar) for each in error.ctx.command.params)
+    if not option or not takes_settings or type(error).__name__ != "NoSuchOption":
+        return None
+    from moe_cli.config.habits import explain_option
+
+    index, typed = next(((i, word) for i, word in enumerate(words) if word.startswith(option)), (len(words), option))
+    name, equals, value = typed.partition("=")
+    following = words[index + 1] if index + 1 < len(words) and not words[index + 1].startswith("-") else "VALUE"
+    return explain_option(name, value if equals else following) or explain_option(option)
 
 
 def _check_folder() -> None:

@@ -100,6 +100,7 @@ def eval_overrides(
 ) -> dict[str, list[Any]]:
     """Returns the values of each eval.NAME. Raises ConfigError for other settings, which are fixed by training."""
     from moe_cli.config.axes import Interval
+    from moe_cli.config.habits import OTHER_NAMES
     from moe_cli.config.routers import IDLE_AT_EVALUATION
     from moe_cli.config.words import parse_overrides
     from moe_cli.errors import ConfigError
@@ -108,7 +109,8 @@ def eval_overrides(
     for axis in parse_overrides(overrides):
         group, _, name = axis.key.partition(".")
         if group != "eval" or name not in names:
-            hint = f" Did you mean 'eval.{axis.key}'?" if axis.key in EVAL_OVERRIDES else ""
+            meant = OTHER_NAMES.get(axis.key, axis.key)
+            hint = f" Did you mean 'eval.{meant}'?" if meant in names else ""
             *others, last = (f"eval.{each}" for each in names)
             raise ConfigError(
                 f"'{axis.key}' is fixed once a model is trained.{hint} This command takes {', '.join(others)} and {last}."
@@ -145,7 +147,7 @@ def _evaluate(trained: "TrainedModel", policy: "EvalConfig") -> "Evaluation":
     from moe_cli.training.evaluate import evaluate as evaluate_model
 
     config = trained.config
-    task = make_task(replace(config, eval=policy), trained.task.corpus)
+    task = make_task(replace(config, eval=policy), trained.task.dataset)
     size, precision = config.train.batch_size, config.train.precision
     return evaluate_model(trained.model, task, size, policy=eval_policy(policy), precision=precision)
 

@@ -67,7 +67,7 @@ def explain(
     explanation = explain_text(
         trained.model, tokens, config.sparse_layers, config.model.context_length, policy, trained.config.train.precision
     )
-    name, shown = trained.task.corpus.tokenizer.name, None if layer is None else layer - 1
+    name, shown = trained.task.dataset.tokenizer.name, None if layer is None else layer - 1
     _print_result(ExplainResult(found.id, trained.step, config, policy, name, explanation, shown), page, as_json)
 
 
@@ -79,7 +79,7 @@ def _tokens(run: str, task: "TextTask", text: str) -> "list[TextToken]":
     from moe_cli.errors import ConfigError
     from moe_cli.training.explain import TextToken, text_tokens
 
-    tokenizer = task.corpus.tokenizer
+    tokenizer = task.dataset.tokenizer
     if tokenizer is None:
         raise ConfigError(f"{run} learned from ready-made tokens (data=tokens), whose text is unknown.")
     tokens = text_tokens(text, tokenizer)

@@ -67,31 +67,40 @@ def report(  # noqa: PLR0913  (an argument for each option)
 ) -> None:
     """Compare runs: means over seeds with intervals. Example: moe report sparsity --where 'expert >= 8'"""
     from moe_cli.report.baseline import find_baseline
-    from moe_cli.report.export import check_files, export
-    from moe_cli.report.html.page_data import Source
-    from moe_cli.report.load import load_selection, title_of
+    from moe_cli.report.load import load_selection, title_of, without_garbage_collection
     from moe_cli.report.recommend.looks import remember
     from moe_cli.report.table import ReportQuery, build_table
     from moe_cli.runs.folder import outputs_folder
 
     if (files and (form or plot)) or (plot and form not in (None, Format.TABLE)):
         raise ConfigError("--output, --format and --plot are three ways to show a report: give one of them.")
-    check_files(files or [])
-    folder = outputs_folder(outputs)
-    runs = load_selection(folder, sweeps or [])
-    title = title_of(runs, sweeps or [])
-    base, extra = find_baseline(baseline, folder, runs, whole=not sweeps)
-    names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
-    table = build_table(runs, ReportQuery(where, sort, names, by_run), extra, base)
     if files:
-        source = Source(runs, extra, title, f"moe {moe_cli.__version__}")
-        export(files, table, source)
-        print_written(files)
-    elif plot:
-        return _print_chart(table, title, plot)
-    else:
-        _print(table, title, form or Format.TABLE, [run.path for run in runs])
-    remember(table.look)
+        _check(files)
+    with without_garbage_collection():
+        folder = outputs_folder(outputs)
+        runs = load_selection(folder, sweeps or [])
+        title = title_of(runs, sweeps or [])
+        base, extra = find_baseline(baseline, folder, runs, whole=not sweeps)
+        names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
+        table = build_table(runs, ReportQuery(where, sort, names, by_run), extra, base)
+        if files:
+            from moe_cli.report.export import export
+            from moe_cli.report.html.page_data import Source
+
+            source = Source(runs, extra, title, f"moe {moe_cli.__version__}")
+            export(files, table, source)
+            print_written(files)
+        elif plot:
+            return _print_chart(table, title, plot)
+        else:
+            _print(table, title, form or Format.TABLE, [run.path for run in runs])
+        remember(table.look)
+
+
+def _check(files: list[Path]) -> None:
+    from moe_cli.report.export import check_files
+
+    check_files(files)
 
 
 def _print(table: "ReportTable", title: str, form: Format, paths: list[str]) -> None:
@@ -112,7 +121,7 @@ def _print(table: "ReportTable", title: str, form: Format, paths: list[str]) -> 
 
 
 def _print_table(table: "ReportTable", title: str, paths: list[str]) -> None:
-    from moe_cli.cli.console import Terminal, text_width
+    from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.cli.terminal import ascii_only
     from moe_cli.report.importance import load_importances
     from moe_cli.report.render.captions import importance
@@ -121,8 +130,7 @@ def _print_table(table: "ReportTable", title: str, paths: list[str]) -> None:
     console = Terminal(highlight=False, emoji=False, markup=False)
     width = text_width(console)
     found, notes = load_importances(paths)
-    for line in [*table_lines(table, title, width, not ascii_only()), *importance(found, width)]:
-        console.print(line, soft_wrap=True)
+    print_lines(console, [*table_lines(table, title, width, not ascii_only()), *importance(found, width)])
     print_notes(notes)
 
 

@@ -53,7 +53,7 @@ def sample(  # noqa: PLR0913  (an option each)
     from moe_cli.training.precision import autocast
 
     trained = load_trained(found, folder, checkpoint)
-    tokenizer = trained.task.corpus.tokenizer
+    tokenizer = trained.task.dataset.tokenizer
     if tokenizer is None:
         raise ConfigError(f"{found.id} learned from ready-made tokens (data=tokens), whose text is unknown.")
     torch.manual_seed(seed)  # for router=random, which draws too

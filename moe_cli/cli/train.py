@@ -210,10 +210,10 @@ def _run_nonzero_rank(outputs: Path) -> None:
 
 def _restarted_run(outputs: Path) -> "Run | None":
     """Returns the run of this process's job if the launcher has restarted it after the death of a process."""
-    from moe_cli.distributed.launch import is_restart, job_id
+    from moe_cli.distributed.launch import job_id, num_restarts
     from moe_cli.runs.lookup import list_runs_by_age
 
-    runs = list_runs_by_age(outputs) if is_restart() else []
+    runs = list_runs_by_age(outputs) if num_restarts() else []
     return next((run for run in reversed(runs) if run.status().get("job") == job_id()), None)
 
 

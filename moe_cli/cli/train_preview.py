@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from moe_cli.cli.console import print_lines
 from moe_cli.cli.runs.show import wrap_labelled
-from moe_cli.data.load import data_notes, describe
+from moe_cli.data.load import data_notes
 from moe_cli.execution.estimate import RunEstimate
 from moe_cli.execution.memory import PROCESS_BYTES, memory_bytes
 from moe_cli.formatting import count, duration, percent, plural
@@ -23,7 +23,7 @@ def print_plan(console: Console, plan: RunEstimate, folder: str | None) -> None:
     """Prints parameters, sparsity, cost, expected time and the run's folder before the start."""
     config, costs = plan.config, plan.cost
     console.print(
-        f"[bold]{model_label(plan)}[/]   {escape(describe(plan.corpus))}   seed {config.seed}", highlight=False
+        f"[bold]{model_label(plan)}[/]   {escape(plan.corpus.describe())}   seed {config.seed}", highlight=False
     )
     active = percent(costs.num_active_params / costs.num_params)
     parameters = f"{count(costs.num_params)} total   {count(costs.num_active_params)} active ({active})"

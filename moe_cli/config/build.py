@@ -2,15 +2,16 @@
 
 import dataclasses
 import difflib
+import re
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from moe_cli.config.bounds import shortened
 from moe_cli.config.ranges import show
-from moe_cli.config.settings import Limits, limits_of
+from moe_cli.config.settings import Limits, Settings, limits_of
 from moe_cli.errors import BadValue, ConfigError
 
 # Excludes infinities, NaN, and whole numbers that no float can hold.
@@ -38,17 +39,46 @@ def flatten_dict(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Returns " Did you mean 'expert'?" for the option nearest to `word`, or "" if none is near.
 
-    A dotted option is also compared by its last part, so that `lr` finds `optim.lr`.
+    The last part of a dotted option counts by itself, so that `lr` finds `optim.lr` and `train.seed` finds `seed`. Then
+    come options with the same words (`model.heads`: model.num_heads), and last those with similar letters, the options
+    of the same group first.
     """
     options = list(options)
-    by_last_part = {option.rsplit(".", 1)[-1]: option for option in reversed(options)}
-    if word in by_last_part:
-        return f" Did you mean '{by_last_part[word]}'?"
-    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    if not near:
-        near = difflib.get_close_matches(word, by_last_part, n=1, cutoff=0.75)
-        near = [by_last_part[part] for part in near]
-    return f" Did you mean '{near[0]}'?" if near else ""
+    group, _, last = word.rpartition(".")
+    nearby = [option for option in options if group and option.startswith(f"{group}.")]
+    found = (
+        _ends_with(last, nearby)
+        or _ends_with(last, options)
+        or (None if group else _similar(word, options, cutoff=0.8))
+        or _has_word(last, nearby)
+        or _has_word(last, options)
+        or _similar_part(last, nearby, cutoff=0.6)
+        or _similar(word, options, cutoff=0.6)
+        or _similar_part(last, options, cutoff=0.75)
+    )
+    return f" Did you mean '{found}'?" if found else ""
+
+
+def _ends_with(last: str, options: Sequence[str]) -> str | None:
+    """Returns the first option whose last part is the word."""
+    return next((option for option in options if last == option.rpartition(".")[2]), None)
+
+
+def _has_word(last: str, options: Sequence[str]) -> str | None:
+    """Returns the first option that has the word among its own: num_heads has heads. Short words say too little."""
+    parts = ((option, re.split(r"[._/]", option)) for option in options)
+    return next((option for option, words in parts if last in words), None) if len(last) >= 4 else None
+
+
+def _similar(word: str, options: Iterable[str], cutoff: float) -> str | None:
+    """Returns the option with the most similar letters."""
+    return next(iter(difflib.get_close_matches(word, options, n=1, cutoff=cutoff)), None)
+
+
+def _similar_part(last: str, options: Sequence[str], cutoff: float) -> str | None:
+    """Returns the first option whose last part has the most similar letters."""
+    by_part = {option.rpartition(".")[2]: option for option in reversed(options)}
+    return by_part.get(_similar(last, by_part, cutoff) or "")
 
 
 def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
@@ -65,7 +95,8 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
         if name not in values:
             raise ConfigError(f"setting '{prefix}{name}' is missing.")
     limits = limits_of(cls)
-    return cls(**{key: _convert(value, hints[key], prefix + key, limits.get(key)) for key, value in values.items()})
+    checked = {key: _convert(value, hints[key], prefix + key, limits.get(key)) for key, value in values.items()}
+    return cls.of_checked(checked) if issubclass(cls, Settings) else cls(**checked)
 
 
 _type_hints = cache(get_type_hints)
@@ -193,6 +224,8 @@ def _convert_scalar(value: Any, hint: Any, key: str, optional: bool, limits: Lim
         return str(value)
     if hint is str and isinstance(value, float):  # 2024.10 has become 2024.1
         raise BadValue(f"{key}={show(value)} was read as a number. Put quotes around it: '{key}=\"...\"'")
+    if type(value) is hint and hint in (int, float) and limits.is_inside(value):
+        return value
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
     if hint in (int, float) and is_number and (hint is float or value == int(value)):
         limits.check_most(key, value)

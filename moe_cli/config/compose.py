@@ -27,6 +27,7 @@ from moe_cli.config.axes import Axis, Glob, repeated_keys, single_values
 from moe_cli.config.balances import combine
 from moe_cli.config.build import build, did_you_mean, flatten_dict, names_of
 from moe_cli.config.folders import GROUPS, find_user_conf, is_text
+from moe_cli.config.habits import unknown_setting
 from moe_cli.config.ranges import show
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.schema import RunConfig, from_dict, is_execution
@@ -44,15 +45,6 @@ _ADDED = re.compile(
     r"\nTo append to your (config|default list) use \+[^\n]*\Z"
     r"|\n    full_key: [^\n]*(\n    reference_type=[^\n]*)?\n    object_type=[^\n]*\Z"
 )
-# What papers and other libraries call our settings, for the hint on an unknown one.
-FIELD_NAMES = {
-    "num_experts": "expert", "n_routed_experts": "expert", "num_local_experts": "expert",
-    "top_k": "k", "num_experts_per_tok": "k", "capacity_factor": "capacity", "drop_policy": "drop",
-    "aux_loss_coef": "balance.weight", "router_aux_loss_coef": "balance.weight",
-    "learning_rate": "optim.lr", "hidden_size": "model.d_model", "intermediate_size": "model.d_ff",
-    "moe_intermediate_size": "model.d_expert", "num_hidden_layers": "model.num_layers",
-    "num_attention_heads": "model.num_heads", "n_shared_experts": "model.shared_experts",
-}  # fmt: skip
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, OSError, UnicodeError)
 
 
@@ -365,10 +357,8 @@ class Composer:
             raise ConfigError(f"no setting '{key}' with {group}={name}. It belongs to {group}={', '.join(having)}.")
         if group == "executor":
             raise ConfigError(f"'{key}' says who carries out a sweep, and is no part of a run. Use it with: moe sweep")
-        named = FIELD_NAMES.get(key.rpartition(".")[2])
-        hint = f" Here it is '{named}'." if named else did_you_mean(key, [*known, *GROUPS])
         kind = ConfigError if key in names_of(RunConfig) else BadValue  # another choice of its group has it
-        raise kind(f"no setting '{key}'.{hint or ' All settings: moe config'}")
+        raise kind(unknown_setting(key, [*known, *GROUPS]))
 
 
 def _like(name: str, patterns: Sequence[str]) -> bool:

@@ -49,7 +49,7 @@ def assignments_per_token(config: RunConfig) -> float:
     return chosen_experts(config)
 
 
-def places_per_token(config: RunConfig) -> float:
+def slots_per_token(config: RunConfig) -> float:
     """Returns E C / T, the rows of a back end with C rows per expert; `assignments_per_token` without a capacity."""
     if config.capacity is None or isinstance(config.router, ExpertChoiceConfig | SoftConfig):
         return assignments_per_token(config)
@@ -58,7 +58,7 @@ def places_per_token(config: RunConfig) -> float:
 
 def computed_per_token(config: RunConfig) -> float:
     """Returns the rows that the experts compute in training per token: the assignments, limited by the capacity."""
-    return min(assignments_per_token(config), places_per_token(config))
+    return min(assignments_per_token(config), slots_per_token(config))
 
 
 def _room_per_token(config: RunConfig, factor: float, limited: bool = False) -> float:

@@ -86,4 +86,5 @@ def _sparse_amount(config: RunConfig) -> Callable[[int], float]:
     if config.match in ("flops", "model_flops"):
         return lambda width: sparse_step_flops(config, width, with_optimizer=config.match == "flops")
     experts = config.expert if config.match == "total" else chosen_experts(config)
-    return lambda width: sparse_params(config, width, experts)
+    gates, networks = sparse_params(config, 0, experts), experts + config.model.shared_experts
+    return lambda width: gates + networks * expert_params(config, width)

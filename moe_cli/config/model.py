@@ -43,7 +43,7 @@ class LayersConfig(Settings):
     dispatch: Literal["auto", "loop", "grouped_mm", "einsum", "reference"] = setting()
 
     def check(self) -> None:
-        if self.moe_layer_freq > self.stack_layers:
+        if self.moe_layer_freq > self.layers_per_stack:
             raise ConfigError(
                 f"model.moe_layer_freq={self.moe_layer_freq} is more than {self._stack}: "
                 "no layer would have experts. Use expert=1 for a dense model."
@@ -55,7 +55,7 @@ class LayersConfig(Settings):
             )
 
     @property
-    def stack_layers(self) -> int:
+    def layers_per_stack(self) -> int:
         """Returns the number of layers per stack."""
         return self.num_layers // self.stacks
 
@@ -71,9 +71,9 @@ class LayersConfig(Settings):
         """
         first = -(-(self.first_k_dense + 1) // self.moe_layer_freq) * self.moe_layer_freq - 1
         return tuple(
-            stack * self.stack_layers + layer
+            stack * self.layers_per_stack + layer
             for stack in range(self.stacks)
-            for layer in range(first, self.stack_layers, self.moe_layer_freq)
+            for layer in range(first, self.layers_per_stack, self.moe_layer_freq)
         )
 
     @property

@@ -7,7 +7,7 @@ the user gave.
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,7 +47,7 @@ from moe_cli.config.routers import (
     sums_to_one,
 )
 from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, DEFAULT_TOP_K, EvalConfig, RunConfig
-from moe_cli.config.settings import default_of
+from moe_cli.config.settings import Settings, default_of, replace_unchecked
 from moe_cli.config.tasks import RatingTask, SpanCorruption
 from moe_cli.errors import ConfigError
 
@@ -97,8 +97,9 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
         ConfigError: the settings cannot hold together.
     """
     notes: list[str] = []
-    asked = config.k
-    config = replace(config, k=_top_k(config))
+    open_config, asked = config, config.k
+    config = replace_unchecked(config, k=_top_k(config))
+    config.check_choice()  # the derived k too, because widths and balance depend on it
     config = _with_shape(config, given, notes)
     if config.dense:
         config = _without_experts(config)
@@ -106,7 +107,7 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
         notes += _set_aside(typed, "expert=1 is dense", *SPARSE_ONLY)
     else:
         if not config.model.shared_experts and config.model.shared_gate:
-            config = replace(config, model=replace(config.model, shared_gate=False))
+            config = replace_unchecked(config, model=replace_unchecked(config.model, shared_gate=False))
             notes += _set_aside(given, "there are no model.shared_experts", "model.shared_gate")
         if (
             config.match == "none"
@@ -117,16 +118,27 @@ def resolve(config: RunConfig, given: Collection[str] = ()) -> Resolved:
             notes += _set_aside(given, "match=none leaves the width of experts to model.d_expert", "model.d_ff")
         config = _with_experts(config, given, notes)
         if config.eval.k == config.k:  # before the test whether evaluation has another k
-            config = replace(config, eval=replace(config.eval, k=None))
+            config = replace_unchecked(config, eval=replace_unchecked(config.eval, k=None))
         if isinstance(config.router, RandomConfig | HashConfig):
             if not isinstance(config.balance, NoBalance):
                 notes += _set_aside(given, f"router={config.router.name} learns no choice", "balance")
-            config = replace(config, balance=NoBalance())
+            config = replace_unchecked(config, balance=NoBalance())
         config = _with_balance(config, given, notes)
         config = _with_choice(config, given, notes, asked)
         if config.train.upcycle_from is not None:
             config = _with_copies(config, given, notes)
-    return Resolved(_with_training(config, given, notes), tuple(notes))
+    config = _with_training(config, given, notes)
+    _check_changes(open_config, config)
+    return Resolved(config, tuple(notes))
+
+
+def _check_changes(before: RunConfig, after: RunConfig) -> None:
+    """Checks the groups of settings that have changed, then the whole configuration."""
+    known = vars(before)
+    for name, group in vars(after).items():
+        if isinstance(group, Settings) and group is not known[name]:
+            group.check_whole()
+    after.check_whole()
 
 
 def _set_aside(given: Collection[str], reason: str, *keys: str) -> list[str]:
@@ -142,23 +154,26 @@ def concerns(name: str, keys: Collection[str]) -> bool:
 def _with_shape(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     """Derives settings of a model family from its sizes and the data."""
     if isinstance(config.model, ViTConfig):
-        config = replace(config, model=_with_patches(config, config.model, given))
+        config = replace_unchecked(config, model=_with_patches(config, config.model, given))
     if isinstance(config.model, TransformerConfig):
-        config = replace(config, model=_with_attention(config.model, given, notes))
+        config = replace_unchecked(config, model=_with_attention(config.model, given, notes))
     if isinstance(config.model, T5Config):
         heads = _num_heads(config.model)
-        model = replace(config.model, num_heads=heads, d_head=config.model.d_head or config.model.d_model // heads)
-        config = replace(config, model=model)
+        model = replace_unchecked(
+            config.model, num_heads=heads, d_head=config.model.d_head or config.model.d_model // heads
+        )
+        model.check()
+        config = replace_unchecked(config, model=model)
     if isinstance(config.task, RatingTask) and config.task.l2_embedding is None:
         fitting = L2_STARS if isinstance(config.data, MovieLensConfig) else L2_PLANTED
-        config = replace(config, task=replace(config.task, l2_embedding=fitting))
+        config = replace_unchecked(config, task=replace_unchecked(config.task, l2_embedding=fitting))
     if isinstance(config.task, SpanCorruption):
         config.task.check_sentinels(config.model.context_length)
     # What says the same as null is null.
     length, stride = config.eval.context_length, config.eval.stride
-    return replace(
+    return replace_unchecked(
         config,
-        eval=replace(
+        eval=replace_unchecked(
             config.eval,
             context_length=None if length == config.model.context_length else length,
             stride=None if stride == config.eval_length else stride,
@@ -168,20 +183,21 @@ def _with_shape(config: RunConfig, given: Collection[str], notes: list[str]) -> 
 
 def _with_attention(model: Transformer, given: Collection[str], notes: list[str]) -> Transformer:
     num_heads = _num_heads(model)
-    model = replace(
+    model = replace_unchecked(
         model,
         num_heads=num_heads,
         num_kv_heads=model.num_kv_heads or num_heads,
         d_head=model.d_head or model.d_model // num_heads,
     )
+    model.check()
     if model.kv_lora_rank is None:
         notes += _set_aside(
             given, "model.kv_lora_rank=null is plain attention", "model.q_lora_rank", "model.qk_rope_head_dim"
         )
-        model = replace(model, q_lora_rank=None, qk_rope_head_dim=None)
+        model = replace_unchecked(model, q_lora_rank=None, qk_rope_head_dim=None)
     else:
         notes += _set_aside(given, "model.kv_lora_rank is latent attention", "model.num_kv_heads", "model.qk_norm")
-        model = replace(
+        model = replace_unchecked(
             model,
             num_kv_heads=num_heads,
             qk_norm=False,
@@ -191,11 +207,11 @@ def _with_attention(model: Transformer, given: Collection[str], notes: list[str]
         notes += _set_aside(
             given, f"model.context_length={model.context_length} is within the window", "model.sliding_window"
         )
-        model = replace(model, sliding_window=None)
+        model = replace_unchecked(model, sliding_window=None)
     if model.attention_dropout == model.dropout:
-        model = replace(model, attention_dropout=None)
+        model = replace_unchecked(model, attention_dropout=None)
     if model.position_encoding == "learned":
-        model = replace(model, rope_base=default_of(model, "rope_base"))
+        model = replace_unchecked(model, rope_base=default_of(model, "rope_base"))
         notes += _set_aside(given, "model.position_encoding=learned turns nothing", "model.rope_base")
     return model
 
@@ -213,7 +229,7 @@ def _with_patches(config: RunConfig, model: ViTConfig, given: Collection[str]) -
         raise ConfigError(
             f"model.context_length={model.context_length}: images of {size} x {size} pixels have {num_patches} patches. Set model.patch_size."
         )
-    return replace(model, context_length=num_patches)
+    return replace_unchecked(model, context_length=num_patches)
 
 
 def _num_heads(model: TransformerConfig | T5Config) -> int:
@@ -232,7 +248,7 @@ def _top_k(config: RunConfig) -> int:
 
 
 def _without_experts(config: RunConfig) -> RunConfig:
-    model = replace(
+    model = replace_unchecked(
         config.model,
         d_expert=None,
         shared_experts=0,
@@ -243,8 +259,8 @@ def _without_experts(config: RunConfig) -> RunConfig:
         first_k_dense=0,
         dispatch="auto",
     )
-    optim = replace(config.optim, skip_idle_experts=False)
-    return replace(
+    optim = replace_unchecked(config.optim, skip_idle_experts=False)
+    return replace_unchecked(
         config,
         router=None,
         balance=None,
@@ -255,20 +271,20 @@ def _without_experts(config: RunConfig) -> RunConfig:
         model=model,
         optim=optim,
         eval=_as_trained(config.eval),
-        launch=replace(config.launch, expert_parallel_size=1),
+        launch=replace_unchecked(config.launch, expert_parallel_size=1),
     )
 
 
 def _with_experts(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     router = config.router or TopKConfig()
     if isinstance(router, TopKConfig | SigmoidConfig) and router.renormalise is None:
-        router = replace(router, renormalise=config.k != 1)
+        router = replace_unchecked(router, renormalise=config.k != 1)
     if isinstance(router, SigmoidConfig) and router.groups == router.top_groups > 1:
         notes += _set_aside(given, "router.top_groups=router.groups is no limit", "router.groups", "router.top_groups")
-        router = replace(router, groups=1, top_groups=1)
+        router = replace_unchecked(router, groups=1, top_groups=1)
     drop = config.drop or "position"
-    model = replace(config.model, d_expert=_d_expert(replace(config, router=router)))
-    return replace(config, router=router, balance=config.balance or NoBalance(), drop=drop, model=model)
+    model = replace_unchecked(config.model, d_expert=_d_expert(replace_unchecked(config, router=router)))
+    return replace_unchecked(config, router=router, balance=config.balance or NoBalance(), drop=drop, model=model)
 
 
 def _with_copies(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
@@ -280,7 +296,7 @@ def _with_copies(config: RunConfig, given: Collection[str], notes: list[str]) ->
             f"train.upcycle_from with router={name} k={config.k}: the weights of a token's experts do not sum to 1, so the "
             "model does not start as the dense run's function."
         )
-    return replace(config, model=replace(config.model, expert_init_scale=1.0))
+    return replace_unchecked(config, model=replace_unchecked(config.model, expert_init_scale=1.0))
 
 
 def _with_choice(config: RunConfig, given: Collection[str], notes: list[str], asked: int | None) -> RunConfig:
@@ -288,29 +304,33 @@ def _with_choice(config: RunConfig, given: Collection[str], notes: list[str], as
     router = config.router
     if isinstance(router, SoftConfig | ExpertChoiceConfig):
         notes += _set_aside(given, f"router={router.name} gives every expert tokens", "optim.skip_idle_experts")
-        config = replace(config, optim=replace(config.optim, skip_idle_experts=False))
+        config = replace_unchecked(config, optim=replace_unchecked(config.optim, skip_idle_experts=False))
     if isinstance(router, SoftConfig):
         typed = [name for name in given if name != "k" or asked is not None]
         unused = ("k", "capacity", "drop", "renormalise_after_drop", *ROUTING_AT_EVALUATION)
         notes += _set_aside(typed, "router=soft chooses no experts and drops no tokens", *unused)
-        return replace(config, capacity=None, drop=None, renormalise_after_drop=False, eval=_as_trained(config.eval))
+        return replace_unchecked(
+            config, capacity=None, drop=None, renormalise_after_drop=False, eval=_as_trained(config.eval)
+        )
     config = _with_capacity(config, given, notes)
     if isinstance(router, ExpertChoiceConfig):
         reason = "router=expert_choice fills each expert to its capacity and has no overflow to drop"
         notes += _set_aside(given, reason, "drop", "renormalise_after_drop", "eval.drop")
-        config = replace(config, drop=None, renormalise_after_drop=False, eval=replace(config.eval, drop=None))
+        config = replace_unchecked(
+            config, drop=None, renormalise_after_drop=False, eval=replace_unchecked(config.eval, drop=None)
+        )
     elif config.capacity is None:
         notes += _set_aside(given, "training drops nothing without a capacity", "drop")
-        config = replace(config, drop=None)
+        config = replace_unchecked(config, drop=None)
         if config.eval.capacity is None:
             notes += _set_aside(given, "nothing is dropped without a capacity", "renormalise_after_drop")
-            config = replace(config, renormalise_after_drop=False)
+            config = replace_unchecked(config, renormalise_after_drop=False)
     if config.k == 1 and config.eval.k is None and not isinstance(router, ReluConfig | ExpertChoiceConfig):
         notes += _set_aside(given, "k=1 leaves a token no weight after a drop", "renormalise_after_drop")
-        config = replace(config, renormalise_after_drop=False)
+        config = replace_unchecked(config, renormalise_after_drop=False)
     if isinstance(router, ReluConfig) and config.capacity is None and config.eval.capacity is None:
         notes += _set_aside(given, "router=relu uses every expert that fires", "eval.k")
-        config = replace(config, eval=replace(config.eval, k=None))
+        config = replace_unchecked(config, eval=replace_unchecked(config.eval, k=None))
     if isinstance(router, RandomConfig) or (isinstance(router, HashConfig) and not router.learned):
         config = _with_equal_weights(config, given, notes)
     return _with_evaluation(config, given, notes)
@@ -327,7 +347,7 @@ def _with_capacity(config: RunConfig, given: Collection[str], notes: list[str]) 
         capacity = None if capacity == 1 else capacity
         own = min(capacity or 1.0, config.expert / (policy.k or config.k))
         evaluated = None if evaluated == own else evaluated
-    return replace(config, capacity=capacity, eval=replace(policy, capacity=evaluated))
+    return replace_unchecked(config, capacity=capacity, eval=replace_unchecked(policy, capacity=evaluated))
 
 
 def _useful(
@@ -353,14 +373,16 @@ def _with_evaluation(config: RunConfig, given: Collection[str], notes: list[str]
         notes += _set_aside(given, "evaluation drops nothing without a capacity", "eval.drop")
         drop = None
     # Of an encoder and decoder, null is another rule in each.
-    elif drop == replace(config, eval=replace(policy, drop=None)).eval_drop and not isinstance(config.model, T5Config):
+    elif drop == replace_unchecked(config, eval=replace_unchecked(policy, drop=None)).eval_drop and not isinstance(
+        config.model, T5Config
+    ):
         drop = None
-    return replace(config, eval=replace(policy, drop=drop))
+    return replace_unchecked(config, eval=replace_unchecked(policy, drop=drop))
 
 
 def _as_trained(policy: EvalConfig) -> EvalConfig:
     """Returns the policy without the settings of routing at evaluation."""
-    return replace(policy, k=None, capacity=None, drop=None)
+    return replace_unchecked(policy, k=None, capacity=None, drop=None)
 
 
 def _with_equal_weights(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
@@ -369,9 +391,9 @@ def _with_equal_weights(config: RunConfig, given: Collection[str], notes: list[s
         if holder.drop == "probability" and key in given:
             notes.append(f"{key}=probability is {key}=position here: all weights are equal.")
     if config.drop == "probability":
-        config = replace(config, drop="position")
+        config = replace_unchecked(config, drop="position")
     if config.eval.drop == "probability":
-        config = replace(config, eval=replace(config.eval, drop="position"))
+        config = replace_unchecked(config, eval=replace_unchecked(config.eval, drop="position"))
     return config
 
 
@@ -407,10 +429,10 @@ def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -
             continue
         own = method
         if method.scope == "global" and config.train.grad_accumulation == 1:
-            own = replace(own, scope="batch")
+            own = replace_unchecked(own, scope="batch")
             notes += _set_aside(given, "train.grad_accumulation=1 makes a step of one batch", f"{key}scope")
         if method.scope == "sequence" and config.train.batch_size == 1:
-            own = replace(own, scope="batch")
+            own = replace_unchecked(own, scope="batch")
             notes += _set_aside(given, "train.batch_size=1 makes a batch of one sequence", f"{key}scope")
         balance = replace_method(balance, own)
         if router == "soft" or (router == "expert_choice" and own.scope != "sequence"):
@@ -418,7 +440,7 @@ def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -
             typed = [name if each == "balance" else each for each in given]
             notes += _set_aside(typed, f"router={router} loads all experts alike, so that this loss is constant", name)
             balance = without_method(balance, own)
-    return replace(config, balance=balance)
+    return replace_unchecked(config, balance=balance)
 
 
 def _d_expert(config: RunConfig) -> int:
@@ -437,49 +459,49 @@ def _d_expert(config: RunConfig) -> int:
 def _with_training(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
     optim, train, data = config.optim, config.train, config.data
     if optim.schedule == "wsd" and optim.decay_fraction is None:
-        optim = replace(optim, decay_fraction=round(min(0.6, 1 - optim.warmup_fraction), 12))
+        optim = replace_unchecked(optim, decay_fraction=round(min(0.6, 1 - optim.warmup_fraction), 12))
     if optim.schedule == "wsd" and optim.decay_fraction == 0:
-        optim = replace(optim, schedule="constant", decay_fraction=None)
+        optim = replace_unchecked(optim, schedule="constant", decay_fraction=None)
     if optim.schedule != "wsd" and optim.decay_fraction is not None:
-        optim = replace(optim, decay_fraction=None)
+        optim = replace_unchecked(optim, decay_fraction=None)
         notes += _set_aside(given, f"optim.schedule={optim.schedule} has no plateau", "optim.decay_fraction")
     if optim.schedule == "constant":
-        optim = replace(optim, min_lr_ratio=None)
+        optim = replace_unchecked(optim, min_lr_ratio=None)
         notes += _set_aside(given, "optim.schedule=constant never falls", "optim.min_lr_ratio")
     elif optim.min_lr_ratio == 1:
-        optim = replace(optim, schedule="constant", decay_fraction=None, min_lr_ratio=None)
+        optim = replace_unchecked(optim, schedule="constant", decay_fraction=None, min_lr_ratio=None)
         notes += _set_aside(given, "optim.min_lr_ratio=1 never falls", "optim.schedule", "optim.decay_fraction")
     elif optim.warmup_fraction == 1:
-        optim = replace(optim, schedule="constant", min_lr_ratio=None)
+        optim = replace_unchecked(optim, schedule="constant", min_lr_ratio=None)
         notes += _set_aside(
             given, "optim.warmup_fraction=1 leaves no time to fall", "optim.schedule", "optim.min_lr_ratio"
         )
     elif optim.min_lr_ratio is None:
-        optim = replace(optim, min_lr_ratio=0.02)
+        optim = replace_unchecked(optim, min_lr_ratio=0.02)
     if optim.ema_decay == 0:
-        optim = replace(optim, ema_decay=None)
+        optim = replace_unchecked(optim, ema_decay=None)
         notes += _set_aside(given, "an average that keeps nothing of earlier weights is the weights", "optim.ema_decay")
     if all(getattr(train, budget) is None for budget in BUDGETS):
-        train = replace(train, steps=DEFAULT_STEPS)
-    return replace(config, optim=optim, train=train, data=_with_paths(_with_tokenizer(data, given, notes)))
+        train = replace_unchecked(train, steps=DEFAULT_STEPS)
+    return replace_unchecked(config, optim=optim, train=train, data=_with_paths(_with_tokenizer(data, given, notes)))
 
 
 def _with_tokenizer(data: DataConfig, given: Collection[str], notes: list[str]) -> DataConfig:
     if not isinstance(data, CorpusConfig) or data.tokenizer == "bpe":
         return data
     notes += _set_aside(given, f"data.tokenizer={data.tokenizer} has its own vocabulary", "data.bpe_vocab")
-    return replace(data, bpe_vocab=None)
+    return replace_unchecked(data, bpe_vocab=None)
 
 
 def _with_paths(data: DataConfig) -> DataConfig:
     """Makes paths absolute, so that the run finds its data from any working directory, and sorts patterns."""
     path: str | None = getattr(data, "path", None)
     if exclude := getattr(data, "exclude", ()):
-        data = replace(data, exclude=tuple(sorted(set(exclude))))  # type: ignore[arg-type]
+        data = replace_unchecked(data, exclude=tuple(sorted(set(exclude))))
     if path is not None and not (isinstance(data, HubConfig) and not is_local(path)):
-        data = replace(data, path=_absolute(path))  # type: ignore[arg-type]
+        data = replace_unchecked(data, path=_absolute(path))
     if isinstance(data, CorpusConfig) and data.tokenizer not in TOKENIZERS:
-        data = replace(data, tokenizer=_absolute(data.tokenizer))
+        data = replace_unchecked(data, tokenizer=_absolute(data.tokenizer))
     return data
 
 

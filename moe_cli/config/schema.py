@@ -5,11 +5,11 @@ The names that users type (`expert`, `k`, `capacity`, `balance`) meet the field'
 setting that belongs to another variant is refused as unknown.
 """
 
-import dataclasses
 import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalance, methods_of
@@ -30,7 +30,7 @@ from moe_cli.config.routers import (
     check_router,
     check_task_router,
 )
-from moe_cli.config.settings import Settings, read_choice, read_conf, setting
+from moe_cli.config.settings import Settings, fields_of, read_choice, read_conf, setting
 from moe_cli.config.tasks import TEXT_TASKS, TaskConfig, check_task
 from moe_cli.errors import ConfigError
 
@@ -220,14 +220,15 @@ class RunConfig(Settings):
 
     def check(self) -> None:
         check_task(self.task, self.model.name, self.data.name)
-        self._check_choice()
+        self.check_choice()
         check_launch(self.launch, self.train.batch_size, 1 if self.dense else self.expert)
         check_log(self.log, self.log_project)
         self._check_shards()
         self._check_packing()
         self._check_windows()
 
-    def _check_choice(self) -> None:
+    def check_choice(self) -> None:
+        """Raises ConfigError where the router cannot choose k experts."""
         if self.dense:
             return
         for key, k in (("k", self.k), ("eval.k", self.eval.k)):
@@ -362,10 +363,10 @@ class RunConfig(Settings):
             values["balance"] = self.balance.to_dict()
         return values
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Returns eight hexadecimal digits that identify this configuration; equal for equal training anywhere."""
-        return _digest(self.to_dict(), self.sparse_layers)
+        return digest_of_text(_identity_text(self.to_dict(), self.sparse_layers))
 
     @property
     def run_id(self) -> str:
@@ -379,10 +380,21 @@ def digest_of(values: dict[str, Any]) -> str | None:
 
     Ten times as fast as `from_dict`.
     """
+    text = identity_text(values)
+    return None if text is None else digest_of_text(text)
+
+
+def identity_text(values: dict[str, Any]) -> str | None:
+    """Returns the text that the digest of a config.json is computed from; None if it is no configuration."""
     try:
-        return _digest(values, () if values["expert"] == 1 else _sparse_layers(values["model"]))
+        return _identity_text(values, () if values["expert"] == 1 else _sparse_layers(values["model"]))
     except (ConfigError, KeyError, TypeError, AttributeError, ValueError):
         return None
+
+
+def digest_of_text(text: str) -> str:
+    """Returns the digest of a configuration from its `identity_text`."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -405,8 +417,8 @@ def _sparse_layers(model: dict[str, Any]) -> tuple[int, ...]:
     return _known_layers[key]
 
 
-def _digest(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> str:
-    """Computes the digest of `RunConfig.digest`; does not change `values`."""
+def _identity_text(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> str:
+    """Returns the settings that determine the trained model as canonical JSON; does not change `values`."""
     left_out = (
         "launch",
         "match",
@@ -418,18 +430,20 @@ def _digest(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> str:
     model = values["model"] | {"sparse_layers": sparse_layers}
     through = ("moe_layer_freq", "first_k_dense", *(["d_ff"] if len(sparse_layers) == model["num_layers"] else []))
     values["model"] = {key: value for key, value in model.items() if key not in through}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    return json.dumps(values, sort_keys=True)
+
+
+_PLAIN = (int, float, str, bool, type(None))
 
 
 def _values(config: Any) -> dict[str, Any]:
     """Converts like dataclasses.asdict, in a third of the time: settings are immutable plain values."""
-    return {key: _value(value) for key, value in vars(config).items()}
-
-
-def _value(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)  # as JSON has it
-    return _values(value) if dataclasses.is_dataclass(value) else value
+    cls: Any = type(config)
+    values = {name: getattr(config, name) for name in fields_of(cls)}
+    for key, value in values.items():
+        if type(value) not in _PLAIN:
+            values[key] = list(value) if isinstance(value, tuple) else _values(value)  # lists, as JSON has them
+    return values
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:

@@ -5,11 +5,12 @@ that belongs to the class: conf/GROUP/NAME.yaml, or a part of conf/config.yaml.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
@@ -24,6 +25,8 @@ class _FromConf:
 
 
 FROM_CONF = _FromConf()
+_NUMBERS = (int, float)
+AnySettings = TypeVar("AnySettings", bound="Settings")
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,17 @@ class Limits:
     def has_range(self) -> bool:
         return self != Limits()
 
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """Returns an open interval of values that are in range; a value outside may be in range too."""
+        low, high = self.between or (self.at_least, self.at_most or MOST_NUMBER)
+        low = 0 if self.fraction else -MOST_NUMBER if low is None else low
+        low = self.above if self.above is not None else math.nextafter(low, -math.inf)
+        return low, (1.0 if self.fraction else math.nextafter(high, math.inf))
+
     def check(self, key: str, value: Any) -> None:
         """Raises BadValue where the value of the setting `key` is outside."""
-        if value is None:
+        if value is None or self.is_inside(value):
             return
         if self.between is not None:
             between(key, value, *self.between)
@@ -54,6 +65,11 @@ class Limits:
             at_least(key, value, self.at_least)
         if isinstance(value, int | float) and not isinstance(value, bool):
             self.check_most(key, value)
+
+    def is_inside(self, value: Any) -> bool:
+        """Returns whether the value is a number inside `interval`, which takes a fraction of the time of `check`."""
+        low, high = self.interval
+        return type(value) in _NUMBERS and low < value < high
 
     def check_most(self, key: str, value: float) -> None:
         """Raises BadValue where a number is larger than any value of the setting; every number has such a bound."""
@@ -74,13 +90,16 @@ def setting(
     )
 
 
-_NUMBERS = (int, float)
-
-
 @cache
 def limits_of(cls: Any) -> dict[str, Limits]:
     """Returns the ranges of the settings of a config dataclass."""
     return {each.name: each.metadata["limits"] for each in dataclasses.fields(cls) if "limits" in each.metadata}
+
+
+@cache
+def fields_of(cls: Any) -> dict[str, Any]:
+    """Returns the fields of a config dataclass with their defaults."""
+    return {each.name: each.default for each in dataclasses.fields(cls)}
 
 
 class Settings:
@@ -89,12 +108,32 @@ class Settings:
     group: ClassVar[str]
 
     def __post_init__(self) -> None:
+        self._take_defaults()
+        self.check_whole()
+
+    @classmethod
+    def of_checked(cls: type[AnySettings], values: Mapping[str, Any]) -> AnySettings:
+        """Returns the settings with these values, whose ranges are checked already. Raises ConfigError as `check`."""
+        kind: Any = cls
+        new = object.__new__(cls)
+        new.__dict__.update(fields_of(kind), **values)
+        new._take_defaults()
+        new.check()
+        return new
+
+    def _take_defaults(self) -> None:
+        values = self.__dict__
+        if FROM_CONF in values.values():
+            cls: Any = type(self)
+            defaults = defaults_of(cls, values.get("name", ""))
+            values.update((name, defaults[name]) for name, value in values.items() if value is FROM_CONF)
+
+    def check_whole(self) -> None:
+        """Raises ConfigError where a setting is out of its range, or settings do not go together."""
         cls: Any = type(self)
         prefix, values = f"{self.group}." if self.group else "", self.__dict__
         for name, limits in limits_of(cls).items():
             value = values[name]
-            if value is FROM_CONF:
-                value = values[name] = defaults_of(cls, values.get("name", ""))[name]
             if type(value) in _NUMBERS or limits.has_range:
                 limits.check(prefix + name, value)
         self.check()
@@ -106,6 +145,21 @@ class Settings:
     def from_conf(cls, name: str) -> dict[str, Any]:
         """Returns the settings in the file of conf/ that belongs to the class, or to its variant `name`."""
         return read_choice(cls.group, name)
+
+
+def replace_unchecked(config: AnySettings, **changes: Any) -> AnySettings:
+    """Returns the configuration with other values, as `dataclasses.replace`, but checks nothing: `check_whole` does."""
+    old = config.__dict__
+    if all(old[name] is value for name, value in changes.items()):
+        return config
+    cls: Any = type(config)
+    new: AnySettings = object.__new__(cls)
+    values, declared = new.__dict__, fields_of(cls)
+    values.update(old, **changes)
+    if len(values) > len(declared):  # cached properties
+        for name in values.keys() - declared.keys():
+            del values[name]
+    return new
 
 
 @cache

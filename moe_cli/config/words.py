@@ -1,6 +1,7 @@
 """Words of the command line -> axes: Hydra's grammar, bounded, in which a setting that takes text gets it as typed."""
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from hydra.grammar.gen.OverrideParser import OverrideParser
 from moe_cli.config.axes import Axis, Glob, Interval
 from moe_cli.config.bounds import VALUES, shortened
 from moe_cli.config.folders import is_text
+from moe_cli.config.habits import explain_word
 from moe_cli.config.loggers import LOG_KEYS
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
@@ -77,8 +79,9 @@ def parse_overrides(words: Sequence[str], settings: type = RunConfig) -> list[Ax
 def parse_word(word: str, settings: type = RunConfig) -> Axis:
     """Parses one word of `parse_overrides`."""
     key, equals, value = word.partition("=")
-    if not equals or not key or key[0] in "+~" or "@" in key:
-        raise ConfigError(f"'{shortened(word)}' is not a setting. Write: key=value, such as expert=8")
+    _check_form(word, key, is_whole=bool(key and equals))
+    if value.startswith("~/") and is_text(key, settings):
+        word = f"{key}={os.path.expanduser(value)}"  # no shell does so after `data.path=`
     if not value.lstrip().startswith(("'", '"')) and re.search(r"\s[\w.]+=", value):
         raise ConfigError(f"'{word}' holds two settings in one word. Write them apart, without the quotes: {word}")
     override = _parse(word, _TextParser if is_text(key, settings) else OverridesParser)
@@ -99,6 +102,14 @@ def parse_word(word: str, settings: type = RunConfig) -> Axis:
     if key in LOG_KEYS and len(values) > 1:
         raise ConfigError(f"'{word}' would log one run twice over. Several loggers are: log=tensorboard+mlflow")
     return Axis(override.key_or_group, values)
+
+
+def _check_form(word: str, key: str, is_whole: bool) -> None:
+    """Raises ConfigError for a word that is not key=value."""
+    if reason := explain_word(word):
+        raise ConfigError(reason)
+    if not is_whole or key[0] in "+~" or "@" in key:
+        raise ConfigError(f"'{shortened(word)}' is not a setting. Write: key=value, such as expert=8")
 
 
 def _parse(word: str, parser: type[OverridesParser]) -> Override:

@@ -1,6 +1,6 @@
-"""Costs of all but the feed-forward layers: one function for each family, from the configuration alone.
+"""How much does a model cost without its feed-forward layers? One function per family, from the configuration alone.
 
-A multiply-add counts as 2 FLOPs. D width, L positions, N heads, V tokens.
+A multiply-add counts as 2 FLOPs. D width, L positions, N heads, W head width, V tokens.
 """
 
 from collections import Counter
@@ -21,13 +21,13 @@ class Backbone:
 
     Attributes:
         num_params: trained parameters.
-        matmul_params: those of them that every token is multiplied with; the others are looked up or added.
-        flops_per_token: forward, of products without parameters, such as attention scores.
-        constant_input_flops: forward, per token, of products whose input needs no gradient: data, or an initial state
-            of zeros.
-        matrices: the number of matrices of each shape that Muon orthogonalises.
+        matmul_params: parameters that every token is multiplied with; the others are looked up or added.
+        flops_per_token: forward FLOPs of products without parameters, such as attention scores.
         saved_values_per_token: values that a forward pass saves for backward, without logits.
         logits_per_token: outputs of the head.
+        matrices: number of matrices of each shape that Muon orthogonalises.
+        constant_input_flops: forward FLOPs per token of products whose input needs no gradient: data, or an initial
+            state of zeros.
     """
 
     num_params: int
@@ -70,30 +70,30 @@ def _vit(model: ViTConfig, channels: int, num_classes: int) -> Backbone:
 
 
 def _t5(model: T5Config, lengths: tuple[int, ...], vocab_size: int) -> Backbone:
-    """Two stacks that read M of L tokens each; per token of the L. N W is the width of all heads of attention.
+    """Returns the cost of an encoder and a decoder that read M of L tokens each, per token of the L.
 
-    Kept per token read: norms (3 D + 1); attention to its own stack queries, keys and values, queries and keys scaled, and its
-    output (6 N W), and the N weights of all positions; attention to the encoder queries and output (3 N W), there keys and
-    values (2 N W).
+    Saved per token read: 3 D + 1 for each norm. Self-attention: 6 N W for queries, keys, values, scaled queries and
+    keys, and the output; and N weights for each position. Attention to the encoder: 3 N W for queries and output, and
+    2 N W per encoder token for keys and values.
     """
     encoder, decoder = (length / model.context_length for length in lengths)
-    depth, width, heads = model.stack_layers, model.d_model, (model.num_heads or 1) * (model.d_head or 1)
+    depth, width, heads = model.layers_per_stack, model.d_model, (model.num_heads or 1) * (model.d_head or 1)
     square = heads * width
     head = vocab_size * width
-    seen = lengths[0] * encoder + lengths[1] * decoder + lengths[0] * decoder
+    attended = lengths[0] * encoder + lengths[1] * decoder + lengths[0] * decoder
     shapes = Counter([(heads, width), (2 * heads, width), (width, heads)] * 3 * depth)
     norm = 3 * width + 1
-    kept = encoder * (2 * norm + 8 * heads) + decoder * (3 * norm + 9 * heads)
-    kept += (model.num_heads or 1) * (lengths[0] * encoder + lengths[1] * decoder)
+    saved = encoder * (2 * norm + 8 * heads) + decoder * (3 * norm + 9 * heads)
+    saved += (model.num_heads or 1) * (lengths[0] * encoder + lengths[1] * decoder)
     return Backbone(
         num_params=depth * (3 * 4 * square + 5 * width)
         + 2 * width
         + 2 * model.relative_attention_num_buckets * (model.num_heads or 1)
         + head * (1 if model.tie_embeddings else 2),
         matmul_params=depth * square * 6 * (encoder + decoder) + decoder * head,
-        flops_per_token=round(depth * 4 * heads * seen),
+        flops_per_token=round(depth * 4 * heads * attended),
         saved_values_per_token=round(
-            FLOATS_PER_INT64 * (encoder + decoder) + depth * kept + norm * (encoder + decoder)
+            FLOATS_PER_INT64 * (encoder + decoder) + depth * saved + norm * (encoder + decoder)
         ),
         logits_per_token=decoder * vocab_size,
         matrices=shapes,
@@ -101,9 +101,9 @@ def _t5(model: T5Config, lengths: tuple[int, ...], vocab_size: int) -> Backbone:
 
 
 def _lstm(model: LSTMConfig, vocab_size: int) -> Backbone:
-    """One LSTM more than feed-forward layers, each of four gates over input and state, with two biases.
+    """Returns the cost of num_layers + 1 LSTMs, each with four gates over input and state and two biases.
 
-    Kept per token and LSTM: 17 D by oneDNN, as measured, and the sum with its input (D); of a sigmoid its output (D).
+    Saved per token and LSTM: 17 D by oneDNN (measured), and D for the sum with its input; D for a sigmoid's output.
     """
     width, number = model.d_model, model.num_layers + 1
     head = vocab_size * width
@@ -121,9 +121,9 @@ def _lstm(model: LSTMConfig, vocab_size: int) -> Backbone:
 
 
 def _mmoe(model: MMoEConfig, vocab_size: int) -> Backbone:
-    """Returns the cost of embeddings of half the width, of biases and factors, and per task of a tower and a bias.
+    """Returns the cost of embeddings of width D / 2, biases and factors, and of a tower and a bias per task.
 
-    Kept per token (a pair has one for each task): the input, the tower's input, its hidden values, and the factors.
+    Saved per token (a pair has one per task): the input, the tower's input and hidden values, and the factors.
     """
     width, hidden, tasks = model.d_model, model.d_tower, model.num_tasks
     tower = width * hidden + hidden
@@ -138,9 +138,11 @@ def _mmoe(model: MMoEConfig, vocab_size: int) -> Backbone:
 
 
 def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
-    """Kept per token: a norm its input, the input normalised and its output (3 D + 1), or without the second (2 D + 2, layer
-    norm); attention the queries, keys and values before and after rotation, its output and that output's copy (7 D, N
-    sums, 2 N of the norms of queries and keys).
+    """Returns the cost of a transformer with embedding, norms and head.
+
+    Saved per token by a norm: input, normalised input and output (3 D + 1), or without the normalised input for
+    LayerNorm (2 D + 2). Saved by attention: queries, keys and values before and after rotation, the output and its copy
+    (7 D), N sums, and 2 N norms of queries and keys.
     """
     width, layers, heads = model.d_model, model.num_layers, model.num_heads or 1
     shapes = _attention_shapes(model)
@@ -167,7 +169,7 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
 
 
 def _attention_widths(model: TransformerConfig) -> tuple[int, int, int]:
-    """Returns the width of all queries of a token, of its keys, and of the values that scores weight."""
+    """Returns the widths of all queries, all keys and all values of a token."""
     num_heads, d_head = model.num_heads or 1, model.d_head or model.d_model // (model.num_heads or 1)
     rope_width = (model.qk_rope_head_dim or 0) if model.kv_lora_rank else 0
     queries = num_heads * (d_head + rope_width)
@@ -176,7 +178,7 @@ def _attention_widths(model: TransformerConfig) -> tuple[int, int, int]:
 
 
 def _attention_shapes(model: TransformerConfig) -> list[tuple[int, int]]:
-    """Returns the matrices of one layer's attention, rows by columns."""
+    """Returns the shapes (rows, columns) of the matrices of one attention layer."""
     width = model.d_model
     queries, keys, values = _attention_widths(model)
     if model.kv_lora_rank is None:
@@ -191,5 +193,5 @@ def _attention_shapes(model: TransformerConfig) -> list[tuple[int, int]]:
 
 
 def _latent_width(model: TransformerConfig) -> int:
-    """Values of a layer's latent vectors, which are normalised."""
+    """Returns the width of the latent vectors of one attention layer, which have norms; 0 without latent attention."""
     return (model.q_lora_rank or 0) + model.kv_lora_rank if model.kv_lora_rank else 0

@@ -1,4 +1,4 @@
-"""Estimates memory, traffic and time on many GPUs, from the configuration alone."""
+"""How much memory, traffic and time does a training need on many GPUs? Estimated from the configuration alone."""
 
 from dataclasses import dataclass
 from math import gcd
@@ -12,7 +12,8 @@ class Device:
     """A GPU.
 
     Attributes:
-        flops: peak FLOPs per second, dense matrix products in bfloat16, by the manufacturer.
+        name: the name in `--gpu`.
+        flops: peak FLOPs per second of dense bfloat16 matrix products, as the manufacturer states.
         memory_bytes: memory of one GPU.
     """
 
@@ -43,9 +44,9 @@ class PerGpuCost:
         shard: `dp` or `fsdp`, as launch.data_parallel.
         members: GPUs that share one set of experts, as launch.expert_parallel_size.
         state_bytes: its part of weights, gradients and optimizer state.
-        gathered_bytes: with fsdp, the full weights and gradients of the current block, and the weights of the next.
-        activation_bytes: of its part of the batch.
-        all_to_all_bytes: rows of experts and their gradients that it sends in an optimizer step.
+        gathered_bytes: with fsdp, the full weights and gradients of the current block and the weights of the next one.
+        activation_bytes: activations of its part of the batch.
+        all_to_all_bytes: bytes of expert rows and their gradients that it sends in an optimizer step.
     """
 
     shard: str
@@ -61,18 +62,18 @@ class PerGpuCost:
 
 
 def per_gpu_costs(config: RunConfig, costs: Cost, gpus: int) -> list[PerGpuCost]:
-    """Returns the costs of dp, fsdp and, if experts can be divided among `gpus`, of both with divided experts."""
+    """Returns the costs of dp and fsdp, and of both with expert parallelism if E and `gpus` have a common divisor."""
     members = gcd(config.expert, gpus)
     strategies = [("dp", 1), ("fsdp", 1)] if gpus > 1 else [("dp", 1)]
     strategies += [(shard, members) for shard, _ in strategies] if members > 1 else []
-    return [_per_gpu_cost(config, costs, gpus, shard, each) for shard, each in strategies]
+    return [_per_gpu_cost(config, costs, gpus, *strategy) for strategy in strategies]
 
 
 def _per_gpu_cost(config: RunConfig, costs: Cost, gpus: int, shard: str, members: int) -> PerGpuCost:
-    rest, experts = costs.state_bytes - costs.expert_state_bytes, costs.expert_state_bytes
+    experts, others = costs.expert_state_bytes, costs.state_bytes - costs.expert_state_bytes
     num_shards = gpus if shard == "fsdp" else 1
-    # Divided experts are not cut further: each process holds its own whole.
-    state = rest / num_shards + experts / (members if members > 1 else num_shards)
+    # Experts that are divided among members are not sharded as well.
+    state = others / num_shards + experts / (members if members > 1 else num_shards)
     in_blocks = costs.num_params - (costs.num_expert_params if members > 1 else 0)
     block = BYTES_PER_PARAM * in_blocks / config.model.num_layers
     sent = all_to_all_bytes_per_step(config, members) / gpus if members > 1 else 0.0
@@ -80,5 +81,5 @@ def _per_gpu_cost(config: RunConfig, costs: Cost, gpus: int, shard: str, members
 
 
 def seconds_on(device: Device, flops: float, gpus: int, efficiency: float) -> float:
-    """Seconds for `flops`; the efficiency includes waiting for other GPUs."""
+    """Computes the seconds for `flops`; the efficiency includes the time in which GPUs wait for each other."""
     return flops / (gpus * device.flops * efficiency)

@@ -1,4 +1,4 @@
-"""The price of a training on many GPUs: parameters, FLOPs, time and memory, as one record."""
+"""How much does a training on many GPUs cost? Parameters, FLOPs, time and memory in one record."""
 
 from dataclasses import asdict
 from typing import Any
@@ -9,9 +9,12 @@ from moe_cli.costs.multi_gpu import Device, per_gpu_costs, seconds_on
 
 
 def price(config: RunConfig, vocab_size: int, gpus: int, gpu: Device, mfu: float) -> dict[str, Any]:
-    """Returns the cost of a training on `gpus` GPUs that reach the fraction `mfu` of their peak FLOPs.
+    """Returns the cost of a training as a record of plain values; times are in seconds, sizes in bytes.
 
-    Times are in seconds, sizes in bytes.
+    Args:
+        vocab_size: number of token ids.
+        gpus: number of GPUs.
+        mfu: fraction of their peak FLOPs that the GPUs reach (model FLOPs utilisation).
     """
     costs = estimate_cost(config, vocab_size)
     steps = training_steps(config, vocab_size)

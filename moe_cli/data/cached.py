@@ -96,7 +96,7 @@ class BlockChecksums:
         self.folder = folder
         try:
             files = _read_checksums(folder)
-        except (OSError, Unreadable) as problem:  # `built` has read them a moment ago
+        except (OSError, Unreadable) as problem:  # `find_built` has read them a moment ago
             raise DataError(f"{folder} has changed while it was opened: {problem}. Start again.") from None
         self._blocks = {
             name: (checksums, np.zeros(len(checksums), bool))
@@ -128,7 +128,7 @@ class BlockChecksums:
             is_checked[number] = True
 
 
-def built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str, Any] | None:
+def find_built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str, Any] | None:
     """Returns the contents of meta.json if the data are complete.
 
     None means that the data are missing or damaged. Damaged data are reported.
@@ -157,14 +157,6 @@ def built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str, Any]
         )
         _set_aside(folder, what, reason, before)
     return None
-
-
-def just_built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str, Any]:
-    """Returns the metadata of data that were just built, as `built` does. Raises DataError if they are damaged."""
-    meta = built(folder, what, types)
-    if meta is None:
-        raise DataError(f"the {what} in {folder} cannot be read as they were written. Is that disk in order?")
-    return meta
 
 
 def _check_files(folder: Path) -> None:

@@ -1,9 +1,7 @@
 """Named corpora, users' own files and ready-made token files -> a Corpus: splits of tokens, with metadata."""
 
-import hashlib
-import json
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,10 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import TOKENIZERS, BuiltCorpusConfig, CorpusData, HubConfig, TextFilesConfig, TokenFilesConfig
 from moe_cli.data.bpe import hash_tokenizer_file, read_tokenizer
-from moe_cli.data.cached import OF_ALL_DATA, BlockChecksums, built, just_built
+from moe_cli.data.cached import OF_ALL_DATA, BlockChecksums
 from moe_cli.data.corpus_builder import build
-from moe_cli.data.corpus_files import CorpusSource, list_texts, source
+from moe_cli.data.corpus_files import CorpusSource, list_texts
+from moe_cli.data.dataset import Dataset, NotBuilt, cache_key, load_or_build, source
 from moe_cli.data.hub import list_hub
 from moe_cli.data.packaged_corpora import list_installed
 from moe_cli.data.shards import LARGE_SPLIT_TOKENS, Shard, Tokens
@@ -36,27 +35,16 @@ UNTRAINED = "?"
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Token files with their metadata. Built files are in `folder`.
+class Corpus(Dataset[Tokens]):
+    """Splits of tokens, with the documents that they belong to.
 
     Attributes:
-        eval_split: the split for evaluation, `val` or `test`.
         checksums: those of large token files; None for the user's own files.
     """
 
-    folder: Path
-    meta: dict[str, Any]
-    eval_split: str = "val"
+    unit = "tokens"
+
     checksums: BlockChecksums | None = None
-
-    @cached_property
-    def train(self) -> Tokens:
-        return self._tokens("train_shards", random_access=True)
-
-    @cached_property
-    def val(self) -> Tokens:
-        """Returns the validation split; or the test split where models are judged by that."""
-        return self._tokens(f"{self.eval_split}_shards")
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -99,10 +87,37 @@ class Corpus:
         """Tokens of the splits before that which models are judged by."""
         return len(self.train) + (self.meta["val_tokens"] if self.eval_split == "test" else 0)
 
-    def _tokens(self, key: str, random_access: bool = False) -> Tokens:
-        shards = [Shard(self.folder / name, first_byte, size) for name, first_byte, size in self.meta[key]]
+    def read_split(self, name: str) -> Tokens:
+        shards = [Shard(self.folder / file, first_byte, size) for file, first_byte, size in self.meta[f"{name}_shards"]]
         large = sum(shard.num_tokens for shard in shards) >= LARGE_SPLIT_TOKENS
-        return Tokens(shards, self.meta["dtype"], random_access and large, self.checksums)
+        return Tokens(shards, self.meta["dtype"], name == "train" and large, self.checksums)
+
+    def describe(self) -> str:
+        """Returns one line: python corpus, 12.4 MB, bytes."""
+        meta = self.meta
+        if meta["tokenizer"] is None:
+            tokens = sum(meta[f"{name}_tokens"] for name in SPLITS)
+            return f"{meta['name']} corpus, {count(tokens)} {meta['dtype']}, {meta['vocab_size']:,} different"
+        name = meta["tokenizer"]["name"]
+        if meta["tokenizer_sha256"]:
+            name = f"{name if name == 'bpe' else Path(name).name} {meta['vocab_size']:,}"
+        return f"{meta['name']} corpus, {_size(meta['num_bytes'])}, {name}"
+
+    def notes(self) -> list[str]:
+        if self.meta["name"] == "tokens":
+            return [*self.meta.get("notes", ()), *_on_tokens(self.meta)]
+        return [*self.meta.get("notes", ()), *_on_texts(self.meta), *self._domains_without_validation()]
+
+    def _domains_without_validation(self) -> list[str]:
+        """Returns a note on domains without validation text, if there are only a few domains."""
+        names = self.meta["domains"]
+        held_out = np.unique(self.domain_ids_at(self.document_starts(self.val)))
+        without = [index for index in range(len(names)) if index not in held_out]
+        if not without or len(names) > MAX_DOMAINS:
+            return []
+        alone = all(np.count_nonzero(self.domain_ids == index) == 1 for index in without)
+        reason = "it has one only" if alone else "nothing is said of it. Raise data.val_fraction"
+        return [f"no document of {', '.join(names[index] for index in without)} is held out: {reason}"]
 
 
 def load_corpus(
@@ -138,18 +153,17 @@ def texts_of(data: BuiltCorpusConfig, outputs: Path | None = None) -> CorpusSour
     return list_hub(data, outputs) if isinstance(data, HubConfig) else list_installed(data)
 
 
-def _built(data: BuiltCorpusConfig, cache: Path, outputs: Path | None, now: bool = True) -> Corpus:
+def _built(data: BuiltCorpusConfig, cache: Path, outputs: Path | None, allow_build: bool = True) -> Corpus:
     subwords = data.tokenizer not in ("bytes", "chars")
     if subwords:
         tokenizers_library()  # before anything that takes long
     texts = texts_of(data, outputs)
     folder = cache / f"{data.name}-{_key(data, texts)}"
-    meta = built(folder, "token files", _META)
-    if meta is None:
-        if not now and subwords:
-            return _without_trained_tokenizer(data, cache, outputs)
-        build(data, texts, folder)
-        meta = just_built(folder, "token files", _META)
+    try:
+        build_folder = partial(build, data, texts, folder) if allow_build or not subwords else None
+        meta = load_or_build(folder, "token files", _META, build_folder)
+    except NotBuilt:
+        return _without_trained_tokenizer(data, cache, outputs)
     # Other files may lie next to the same text now.
     return Corpus(folder, {**meta, "notes": texts.notes}, checksums=BlockChecksums(folder))
 
@@ -169,9 +183,8 @@ def _without_trained_tokenizer(data: BuiltCorpusConfig, cache: Path, outputs: Pa
 
 def _key(data: BuiltCorpusConfig, texts: CorpusSource) -> str:
     tokenizer = data.tokenizer if data.tokenizer in TOKENIZERS else hash_tokenizer_file(data.tokenizer)
-    shares = [data.val_fraction, data.test_fraction]
-    content = [FORMAT, tokenizer, data.num_bpe_tokens, shares, getattr(data, "field", None), texts.state]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    fractions = [data.val_fraction, data.test_fraction]
+    return cache_key(FORMAT, tokenizer, data.num_bpe_tokens, fractions, getattr(data, "field", None), texts.state)
 
 
 def _check_length(corpus: Corpus, data: CorpusData, context_length: int) -> None:
@@ -185,46 +198,11 @@ def _check_length(corpus: Corpus, data: CorpusData, context_length: int) -> None
         )
 
 
-def describe_corpus(corpus: Corpus) -> str:
-    """Returns one line: python corpus, 12.4 MB, bytes."""
-    meta = corpus.meta
-    if meta["tokenizer"] is None:
-        tokens = sum(meta[f"{name}_tokens"] for name in SPLITS)
-        return f"{meta['name']} corpus, {count(tokens)} {meta['dtype']}, {meta['vocab_size']:,} different"
-    name = meta["tokenizer"]["name"]
-    if meta["tokenizer_sha256"]:
-        name = f"{name if name == 'bpe' else Path(name).name} {meta['vocab_size']:,}"
-    return f"{meta['name']} corpus, {_size(meta['num_bytes'])}, {name}"
-
-
 def _size(num_bytes: int) -> str:
     size, power = float(num_bytes), 0
     while size >= 1000 and power < 4:
         size, power = size / 1000, power + 1
     return f"{size:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
-def notes_on_corpus(corpus: Corpus) -> list[str]:
-    """Returns notes on the data for the user, apart from their size."""
-    return (
-        _on_tokens(corpus.meta)
-        if corpus.meta["name"] == "tokens"
-        else _on_texts(corpus.meta) + _domains_without_validation(corpus)
-    )
-
-
-def _domains_without_validation(corpus: Corpus) -> list[str]:
-    """Returns a note on domains without validation text, if there are only a few domains."""
-    names = corpus.meta["domains"]
-    held_out = np.flatnonzero(
-        np.bincount(corpus.domain_ids_at(corpus.document_starts(corpus.val)), minlength=len(names))
-    )
-    without = [place for place in range(len(names)) if place not in held_out]
-    if not without or len(names) > MAX_DOMAINS:
-        return []
-    alone = all(np.count_nonzero(corpus.domain_ids == place) == 1 for place in without)
-    reason = "it has one only" if alone else "nothing is said of it. Raise data.val_fraction"
-    return [f"no document of {', '.join(names[place] for place in without)} is held out: {reason}"]
 
 
 def _on_texts(meta: dict[str, Any]) -> list[str]:

@@ -22,7 +22,8 @@ from moe_cli.data.baselines import bigram_bits_per_byte, gzip_bits_per_byte, uni
 from moe_cli.data.bpe import SEPARATOR, SubwordTokenizer, read_tokenizer, slice_utf8, train_bpe
 from moe_cli.data.cache_folders import atomic_folder
 from moe_cli.data.cached import META
-from moe_cli.data.corpus_files import CorpusFile, CorpusSource, source
+from moe_cli.data.corpus_files import CorpusFile, CorpusSource
+from moe_cli.data.dataset import source
 from moe_cli.data.documents import NotText
 from moe_cli.data.shards import Shard, ShardWriter, Tokens
 from moe_cli.data.splits import MAX_DOMAINS, SPLIT_LABELS, SPLITS, TEST, TRAIN, Split, split_documents

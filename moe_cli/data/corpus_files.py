@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from moe_cli.config.data import CorpusData, HubConfig, TextFilesConfig, TokenFilesConfig
+from moe_cli.config.data import TextFilesConfig
+from moe_cli.data.dataset import source
 from moe_cli.data.documents import RECORDS, Document, has_records, read_documents
 from moe_cli.data.file_list import find_files, fingerprints
 from moe_cli.data.splits import TEST, check_shares, ignored_split_names, splits_by_name
@@ -46,15 +47,6 @@ class CorpusSource:
     missing: Sequence[str] = ()
     ignored_split_names: str | None = None
     notes: Sequence[str] = ()
-
-
-def source(data: CorpusData) -> str:
-    """Returns the data as the user gave them, for messages."""
-    return (
-        f"data.path={data.path}"
-        if isinstance(data, TextFilesConfig | TokenFilesConfig | HubConfig)
-        else f"data={data.name}"
-    )
 
 
 def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> CorpusSource:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.data import HubConfig, is_local
-from moe_cli.data.corpus_files import CorpusFile, CorpusSource, source
+from moe_cli.data.corpus_files import CorpusFile, CorpusSource
+from moe_cli.data.dataset import source
 from moe_cli.data.documents import Document, document
 from moe_cli.data.file_list import DataFiles, find_files, fingerprints
 from moe_cli.errors import DataError

@@ -4,14 +4,12 @@ N images of H x W pixels and C channels, G classes.
 """
 
 import gzip
-import hashlib
 import importlib
-import json
 import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.config.data import FashionMnistConfig, ImageData, ImageFolderConfig
-from moe_cli.data.cache_folders import atomic_folder
-from moe_cli.data.cached import META, OF_ALL_DATA, built, just_built
+from moe_cli.data.cached import OF_ALL_DATA
+from moe_cli.data.dataset import ExampleDataset, Examples, cache_key, load_or_build, source, write_examples
 from moe_cli.data.documents import HEAD_BYTES, other_format
 from moe_cli.data.file_list import DataFiles, find_files, find_named, fingerprints, open_file
 from moe_cli.data.splits import (
@@ -43,40 +41,26 @@ FASHION = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabelledImages(Examples):
     """Pixels [N, H, W, C], 0 to 255, and the class of each image."""
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
 
-    def select(self, places: NDArray[Any]) -> "LabelledImages":
-        return LabelledImages(self.pixels[places], self.labels[places])
 
+class Images(ExampleDataset[LabelledImages]):
+    """Splits of labelled images."""
 
-@dataclass(frozen=True)
-class Images:
-    """Splits in files of a folder, with metadata.
+    label = "images"
+    unit = "images"
+    examples = LabelledImages
+    mapped = ("pixels",)
 
-    Attributes:
-        eval_split: the split for evaluation, `val` or `test`.
-    """
-
-    folder: Path
-    meta: dict[str, Any]
-    eval_split: str = "val"
-
-    @cached_property
-    def train(self) -> LabelledImages:
-        return self._split("train")
-
-    @cached_property
-    def val(self) -> LabelledImages:
-        """Returns the validation split; or the test split where models are judged by that."""
-        return self._split(self.eval_split)
-
-    def _split(self, name: str) -> LabelledImages:
-        pixels = np.load(self.folder / f"{name}_pixels.npy", mmap_mode="r")
-        return LabelledImages(pixels, np.load(self.folder / f"{name}_labels.npy"))
+    def describe(self) -> str:
+        """Returns one line: digits, 1,797 images of 8 x 8, 10 classes."""
+        meta = self.meta
+        size = f"{meta['image_size']} x {meta['image_size']}" + (f" x {meta['channels']}" * (meta["channels"] > 1))
+        return f"{meta['name']}, {meta['num_documents']:,} images of {size}, {meta['vocab_size']} classes"
 
 
 def load_images(data: ImageData, cache: Path, outputs: Path | None = None) -> Images:
@@ -89,52 +73,32 @@ def load_images(data: ImageData, cache: Path, outputs: Path | None = None) -> Im
         DataError: a library or a file is missing or invalid; or there are too few images.
     """
     found = _files(data, outputs) if isinstance(data, ImageFolderConfig | FashionMnistConfig) else None
-    folder = cache / f"{data.name}-{_key(data, found)}"
-    meta = built(folder, "images", OF_ALL_DATA)
-    if meta is None:
-        _build(data, found, folder)
-        meta = just_built(folder, "images", OF_ALL_DATA)
+    settings = [FORMAT, data.val_fraction, data.test_fraction, data.image_size, data.channels]
+    key = cache_key(*settings, fingerprints(found.paths) if found else _library(data).__version__)
+    folder = cache / f"{data.name}-{key}"
+    meta = load_or_build(folder, "images", OF_ALL_DATA, partial(_build, data, found, folder))
     return Images(folder, {**meta, "notes": found.notes if found else []})
-
-
-def _key(data: ImageData, found: DataFiles | None) -> str:
-    content: list[Any] = [FORMAT, data.val_fraction, data.test_fraction, data.image_size, data.channels]
-    content.append(fingerprints(found.paths) if found else _library(data).__version__)
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _build(data: ImageData, found: DataFiles | None, folder: Path) -> None:
     splits, names = _read(data, found)
     for split, images in splits.items():
-        if len(images.labels) < (0 if split == "test" and not data.test_fraction else 2):
+        if len(images) < (0 if split == "test" and not data.test_fraction else 2):
             raise DataError(
-                f"data={data.name} leaves {len(images.labels)} images for {SPLIT_LABELS[split]}. Give more images."
+                f"data={data.name} leaves {len(images)} images for {SPLIT_LABELS[split]}. Give more images."
             )
-    sha256 = hashlib.sha256(json.dumps(names).encode())
-    for images in splits.values():
-        sha256.update(images.pixels.tobytes() + images.labels.tobytes())
     commonest = np.bincount(splits["train"].labels).argmax()
     meta = {
         "name": data.name,
-        "source": _source(data),
-        "sha256": sha256.hexdigest(),
-        "num_bytes": None,
-        "num_documents": sum(len(images.labels) for images in splits.values()),
+        "source": source(data),
         "vocab_size": len(names),
         "domains": names,
-        **{f"{split}_images": len(images.labels) for split, images in splits.items()},
         "image_size": data.image_size,
         "channels": data.channels,
-        "ignored_split_names": _unheeded_names(data, found),
-        "bigram_bpb": None,
-        "gzip_bpb": None,
+        "ignored_split_names": _ignored_split_names(data, found),
         "references": {"majority_accuracy": float((splits["val"].labels == commonest).mean())},
     }
-    with atomic_folder(folder, "images") as temporary:
-        for split, images in splits.items():
-            np.save(temporary / f"{split}_pixels.npy", images.pixels)
-            np.save(temporary / f"{split}_labels.npy", images.labels)
-        (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
+    write_examples(Images, folder, splits, meta)
 
 
 def _read(data: ImageData, found: DataFiles | None) -> tuple[dict[str, LabelledImages], list[str]]:
@@ -160,7 +124,7 @@ def _labelled(pixels: Any, labels: Any, size: int) -> LabelledImages:
 
 def split_images(images: LabelledImages, val_fraction: float, test_fraction: float = 0.0) -> dict[str, LabelledImages]:
     """Splits off equal fractions of every class for test and validation, by a fixed shuffle."""
-    order = np.random.default_rng(0).permutation(len(images.labels))
+    order = np.random.default_rng(0).permutation(len(images))
     parts = np.full(len(order), TRAIN)
     for label in np.unique(images.labels):
         own = order[images.labels[order] == label]
@@ -178,10 +142,6 @@ def _library(data: ImageData) -> Any:
         return importlib.import_module(name)
     except ImportError:
         raise DataError(f"data={data.name} needs {package}. Install it: pip install 'moe-cli[vision]'") from None
-
-
-def _source(data: ImageData) -> str:
-    return f"data.path={data.path}" if isinstance(data, ImageFolderConfig | FashionMnistConfig) else f"data={data.name}"
 
 
 def _files(data: "ImageFolderConfig | FashionMnistConfig", outputs: Path | None) -> DataFiles:
@@ -280,7 +240,7 @@ def _folder(data: ImageFolderConfig, found: DataFiles) -> tuple[dict[str, Labell
     ), classes
 
 
-def _unheeded_names(data: ImageData, found: DataFiles | None) -> str | None:
+def _ignored_split_names(data: ImageData, found: DataFiles | None) -> str | None:
     """Returns a warning about folders that are named like splits but are not used as splits; None if there are none."""
     if not isinstance(data, ImageFolderConfig) or found is None:
         return None
@@ -294,13 +254,6 @@ def _eight_bits(image: Any) -> Any:
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-
-
-def describe_images(images: Images) -> str:
-    """Returns one line: digits, 1,797 images of 8 x 8, 10 classes."""
-    meta = images.meta
-    size = f"{meta['image_size']} x {meta['image_size']}" + ("" if meta["channels"] == 1 else f" x {meta['channels']}")
-    return f"{meta['name']}, {meta['num_documents']:,} images of {size}, {meta['vocab_size']} classes"
 
 
 def mean_and_std(pixels: "Sequence[Any] | NDArray[np.uint8]") -> tuple[float, float]:

@@ -5,6 +5,7 @@ No package is imported for it.
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import re
 import sqlite3
@@ -187,11 +188,11 @@ def _package(package: str, name: str, pattern: str) -> tuple[str, list[Path]]:
 
 
 def _inside(root: Path, suffixes: Sequence[str]) -> Iterator[Path]:
-    """Yields the names of files in a folder that belong to a corpus."""
-    for path in root.rglob("*"):
-        name = path.relative_to(root)
-        if path.suffix in suffixes and not _NOT_CORPUS & set(name.parts):
-            yield name
+    """Yields the names of files in a folder that belong to a corpus. Does not enter folders that do not."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in _NOT_CORPUS]
+        inside = Path(folder).relative_to(root)
+        yield from (inside / name for name in names if name.endswith(tuple(suffixes)) and name not in _NOT_CORPUS)
 
 
 def _file(path: Path, domain: str) -> CorpusFile:

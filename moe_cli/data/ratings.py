@@ -4,19 +4,17 @@ N pairs; users have the rows from 0, items the rows after them.
 """
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.config.data import MovieLensConfig, RatingData
-from moe_cli.data.cache_folders import atomic_folder
-from moe_cli.data.cached import META, OF_ALL_DATA, built, just_built
+from moe_cli.data.cached import OF_ALL_DATA
+from moe_cli.data.dataset import ExampleDataset, Examples, cache_key, load_or_build, source, write_examples
 from moe_cli.data.file_list import fingerprints
 from moe_cli.data.movielens import find_ratings, read_movielens
 from moe_cli.data.splits import SPLIT_LABELS
@@ -25,54 +23,36 @@ from moe_cli.errors import DataError
 
 FORMAT = 2
 _META = {**OF_ALL_DATA, "users": int, "items": int, "mean": float, "std": float}
-ITEMS = "items.json"
 DOMAINS = ["rating", "click"]
 # How many ratings of the mean an item's and a user's own are mixed with (Koren, TKDD 2010, section 2.1).
 ITEM_PRIOR, USER_PRIOR = 25, 10
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(Examples):
     """Rows of user and item [N, 2], ratings [N], and clicks [N]."""
 
     rows: NDArray[np.int64]
     ratings: NDArray[np.float64]
     clicks: NDArray[np.bool_]
 
-    def __len__(self) -> int:
-        return len(self.ratings)
 
-    def select(self, places: NDArray[Any]) -> "Pairs":
-        return Pairs(self.rows[places], self.ratings[places], self.clicks[places])
+class Ratings(ExampleDataset[Pairs]):
+    """Splits of pairs of a user and an item."""
 
-
-@dataclass(frozen=True)
-class Ratings:
-    """Splits in files of a folder, with metadata.
-
-    Attributes:
-        eval_split: the split for evaluation, `val` or `test`.
-    """
-
-    folder: Path
-    meta: dict[str, Any]
-    eval_split: str = "val"
-
-    @cached_property
-    def train(self) -> Pairs:
-        return self._split("train")
-
-    @cached_property
-    def val(self) -> Pairs:
-        """Returns the validation split; or the test split where models are judged by that."""
-        return self._split(self.eval_split)
+    label = "ratings"
+    unit = "pairs"
+    test_setting = "data.test_fold=1"
+    examples = Pairs
 
     @cached_property
     def item_names(self) -> list[str]:
-        return json.loads((self.folder / ITEMS).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        return json.loads((self.folder / "items.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
-    def _split(self, name: str) -> Pairs:
-        return Pairs(*(np.load(self.folder / f"{name}_{part}.npy") for part in ("rows", "ratings", "clicks")))
+    def describe(self) -> str:
+        """Returns one line: ratings, 100,000 pairs of 1,000 users and 500 items."""
+        meta = self.meta
+        return f"{meta['name']}, {meta['num_documents']:,} pairs of {meta['users']:,} users and {meta['items']:,} items"
 
 
 def load_ratings(data: RatingData, cache: Path) -> Ratings:
@@ -81,24 +61,13 @@ def load_ratings(data: RatingData, cache: Path) -> Ratings:
     Raises:
         DataError: a file is missing or invalid; or a split is unusable for training or evaluation.
     """
-    folder = cache / f"{data.name}-{_key(data)}"
-    meta = built(folder, "ratings", _META)
-    if meta is None:
-        _build(data, folder)
-        meta = just_built(folder, "ratings", _META)
-    return Ratings(folder, meta)
-
-
-def _key(data: RatingData) -> str:
-    content: list[Any] = [FORMAT, dataclasses.asdict(data)]
-    if isinstance(data, MovieLensConfig):
-        content.append(fingerprints([find_ratings(data)]))
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    files = fingerprints([find_ratings(data)]) if isinstance(data, MovieLensConfig) else []
+    folder = cache / f"{data.name}-{cache_key(FORMAT, dataclasses.asdict(data), files)}"
+    return Ratings(folder, load_or_build(folder, "ratings", _META, partial(_build, data, folder)))
 
 
 def _build(data: RatingData, folder: Path) -> None:
     interactions = read_movielens(data) if isinstance(data, MovieLensConfig) else generate_interactions(data)
-    source = f"data.path={data.path}" if isinstance(data, MovieLensConfig) else f"data={data.name}"
     all_pairs = Pairs(
         np.stack((interactions.users, interactions.num_users + interactions.items), 1),
         interactions.ratings,
@@ -116,33 +85,19 @@ def _build(data: RatingData, folder: Path) -> None:
     train, val = splits["train"], splits["val"]
     for name, part in splits.items():
         if name != "test" or len(part):
-            _check_split(part, name, source)
-    sha256 = hashlib.sha256()
-    for part in splits.values():
-        sha256.update(part.rows.tobytes() + part.ratings.tobytes() + part.clicks.tobytes())
+            _check_split(part, name, source(data))
     meta = {
         "name": data.name,
-        "source": source,
-        "sha256": sha256.hexdigest(),
-        "num_bytes": None,
-        "num_documents": len(all_pairs),
+        "source": source(data),
         "vocab_size": interactions.num_users + interactions.num_items,
         "domains": DOMAINS,
         "users": interactions.num_users,
         "items": interactions.num_items,
-        **{f"{name}_pairs": len(part) for name, part in splits.items()},
         "mean": float(train.ratings.mean()),
         "std": float(train.ratings.std()),
-        "bigram_bpb": None,
-        "gzip_bpb": None,
         "references": rating_baselines(train, val, interactions, held_out),
     }
-    with atomic_folder(folder, "ratings") as temporary:
-        for name, part in splits.items():
-            for field in dataclasses.fields(part):
-                np.save(temporary / f"{name}_{field.name}.npy", getattr(part, field.name))
-        (temporary / ITEMS).write_text(json.dumps(interactions.item_names), encoding="utf-8")
-        (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
+    write_examples(Ratings, folder, splits, meta, items=json.dumps(interactions.item_names))
 
 
 def held_out_fold(number: int, fold: int, num_folds: int) -> NDArray[np.bool_]:
@@ -152,16 +107,16 @@ def held_out_fold(number: int, fold: int, num_folds: int) -> NDArray[np.bool_]:
     return held_out
 
 
-def _check_split(pairs: Pairs, split: str, source: str) -> None:
+def _check_split(pairs: Pairs, split: str, where: str) -> None:
     """Raises DataError if a split is unusable for training or evaluation."""
     if len(pairs) < 2:
-        raise DataError(f"{source} leaves {len(pairs)} ratings for {SPLIT_LABELS[split]}. Give more ratings.")
+        raise DataError(f"{where} leaves {len(pairs)} ratings for {SPLIT_LABELS[split]}. Give more ratings.")
     if split == "train" and pairs.ratings.std() == 0:
-        raise DataError(f"{source}: all ratings are {pairs.ratings[0]:g}. There is nothing to learn from them.")
+        raise DataError(f"{where}: all ratings are {pairs.ratings[0]:g}. There is nothing to learn from them.")
     if pairs.clicks.all() or not pairs.clicks.any():
         which = "all" if pairs.clicks.all() else "none"
         raise DataError(
-            f"{source}: {which} of the pairs for {SPLIT_LABELS[split]} {'are clicks' if which == 'all' else 'is a click'}. "
+            f"{where}: {which} of the pairs for {SPLIT_LABELS[split]} {'are clicks' if which == 'all' else 'is a click'}. "
             "Set data.click_threshold to another rating."
         )
 
@@ -208,9 +163,3 @@ def auc(scores: NDArray[np.float64], clicks: NDArray[np.bool_]) -> float:
     positives = int(clicks.sum())
     above = ranks[clicks].sum() - positives * (positives + 1) / 2
     return float(above / (positives * (len(clicks) - positives)))
-
-
-def describe_ratings(ratings: Ratings) -> str:
-    """Returns one line: ratings, 100,000 pairs of 1,000 users and 500 items."""
-    meta = ratings.meta
-    return f"{meta['name']}, {meta['num_documents']:,} pairs of {meta['users']:,} users and {meta['items']:,} items"

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 
 from moe_cli.config.data import TokenFilesConfig
-from moe_cli.data.corpus_files import source
+from moe_cli.data.dataset import source
 from moe_cli.data.file_list import find_files, open_file
 from moe_cli.data.shards import Shard, Tokens, slice_shards
 from moe_cli.data.splits import (

@@ -1,1 +1,1 @@
-"""The processes of one training: launch and collectives."""
+"""The processes of one training: launch, ranks and collectives."""

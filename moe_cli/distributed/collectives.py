@@ -1,10 +1,9 @@
-"""Sums, means and gathers over the processes of one training, and exchange among those that share a set of experts.
+"""How do the processes of one training exchange data? Sums, means, gathers, and all-to-all among expert groups.
 
-N processes, M of them sharing one set of experts; E experts, D width. Every process sees its own part of a batch, all
-parts of one size. With one process every function is a no-op.
+Every process has its own part of a batch; all parts have equal size. With one process every function is a no-op.
+N processes, M of them share one set of experts; E experts, T rows of a process, R rows of all, D width.
 """
 
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,19 +16,21 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-# A process that is silent for this long counts as dead. One that has died is noticed at once.
+from moe_cli.distributed import launch
+
+# A collective call fails if a process does not answer within this time. A process that dies is noticed at once.
 TIMEOUT = timedelta(minutes=30)
 _started = False
 
 
 def init_process_group() -> None:
-    """Joins the processes that a launcher (torchrun) has started, if it has. Ends with `destroy_process_group`."""
+    """Joins the processes of a launcher, such as torchrun, if there is one. `destroy_process_group` ends it."""
     global _started
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _started:
+    if launch.is_distributed() and not _started:
         store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
-        if os.environ.get("GROUP_WORLD_SIZE") == "1":
-            # On one machine a store outlives its processes: those that start again must not find the dead ones in it.
-            store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        if launch.is_single_machine():
+            # The store survives a restart of the processes, and would still contain the keys of those that died.
+            store = PrefixStore(f"attempt_{launch.num_restarts()}", store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         _started = True
@@ -43,21 +44,22 @@ def destroy_process_group() -> None:
 
 
 def world_size() -> int:
-    """Returns N; 1 for a program that did not call `init_process_group`, even if it uses torch.distributed."""
-    return dist.get_world_size() if _started else 1
+    """Returns N; 1 before `init_process_group`, even if the program uses torch.distributed itself."""
+    return launch.world_size() if _started else 1
 
 
 def rank() -> int:
-    return dist.get_rank() if _started else 0
+    """Returns the rank of this process; 0 before `init_process_group`."""
+    return launch.rank() if _started else 0
 
 
 def barrier() -> None:
-    if world_size() > 1:
-        all_reduce_max(0.0)  # on the processor: nothing waits for a GPU
+    """Waits until all processes have called it."""
+    all_reduce_max(0.0)  # on the CPU, so that it waits for no GPU
 
 
 def broadcast_object(value: Any) -> Any:
-    """Broadcasts the first process's value to all."""
+    """Returns the value of rank 0."""
     if world_size() == 1:
         return value
     holder = [value]
@@ -66,7 +68,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def all_reduce_max(value: float) -> float:
-    """Returns the largest of all processes' numbers."""
+    """Returns the maximum over processes."""
     if world_size() == 1:
         return value
     largest = torch.tensor(value, dtype=torch.float64)
@@ -75,7 +77,7 @@ def all_reduce_max(value: float) -> float:
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Returns the sum over processes; without a gradient."""
+    """Returns the sum over processes, without gradient."""
     if world_size() == 1:
         return values
     values = values.detach().clone()
@@ -84,9 +86,9 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def all_reduce_mean(values: Tensor) -> Tensor:
-    """Returns the mean over processes. Its gradient is right where gradients are averaged over processes afterwards.
+    """Returns the mean over processes; its gradient is correct if gradients are averaged over processes afterwards.
 
-    For L(m) with m = (1/N) sum_r x_r, process r gives dL/dm * dx_r/dw, and the mean of that over processes is dL/dw.
+    For L(m) with m = (1/N) sum_r x_r, process r computes dL/dm * dx_r/dw. The mean of that over processes is dL/dw.
     """
     return values if world_size() == 1 else _Mean.apply(values)
 
@@ -102,7 +104,7 @@ class _Mean(torch.autograd.Function):
 
 
 def all_gather_rows(values: Shaped[Tensor, "T D"]) -> Shaped[Tensor, "R D"]:
-    """Returns the rows of all processes, one process after the other; without a gradient."""
+    """Returns the rows of all processes in the order of their ranks, without gradient."""
     if world_size() == 1:
         return values
     values = values.detach().contiguous()
@@ -118,12 +120,12 @@ def local_rows(gathered: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ExpertGroup:
-    """The processes that hold one set of experts between them: process number i holds E / M of them, from i * E / M on.
+    """The M processes that share one set of experts: member i has the E / M experts from i * E / M on.
 
-    GShard, arXiv:2006.16668, section 3.2: tokens travel to their experts and the outputs back (all-to-all).
+    Tokens are sent to their experts and the outputs back by all-to-all (GShard, arXiv:2006.16668, section 3.2).
 
     Attributes:
-        mesh: [N / M, M] processes; those of a row share a set, those of a column hold the same experts.
+        mesh: [N / M, M] processes; a row shares one set of experts, a column has the same experts.
     """
 
     mesh: DeviceMesh
@@ -141,15 +143,15 @@ class ExpertGroup:
         return self.mesh.get_group("experts")
 
     def local_shard(self, stacked: Tensor) -> Tensor:
-        """This process's experts of a tensor [E, ...]."""
+        """Returns this process's part [E / M, ...] of a tensor [E, ...]."""
         return stacked.chunk(self.size)[self.rank]
 
     def gather(self, stacked: Tensor) -> Tensor:
-        """Returns the tensor [E, ...] of all experts, put together from the parts."""
+        """Returns the tensor [E, ...] from the parts [E / M, ...] of all members."""
         stacked = stacked.contiguous()
-        whole = stacked.new_empty(self.size, *stacked.shape)
-        dist.all_gather(list(whole), stacked, group=self.group)
-        return whole.flatten(0, 1)
+        gathered = stacked.new_empty(self.size, *stacked.shape)
+        dist.all_gather(list(gathered), stacked, group=self.group)
+        return gathered.flatten(0, 1)
 
 
 def make_expert_group(device: str, members: int) -> ExpertGroup:
@@ -162,7 +164,12 @@ def make_expert_group(device: str, members: int) -> ExpertGroup:
 def all_to_all(
     values: Float[Tensor, "S D"], send_splits: list[int], recv_splits: list[int], group: ExpertGroup
 ) -> Tensor:
-    """Sends rows to their processes, `send_splits[i]` of them to member i; the gradient travels back."""
+    """Sends `send_splits[i]` rows to member i and returns the received rows; the gradient is sent back.
+
+    Args:
+        send_splits: rows for each member, in the order of `values`.
+        recv_splits: rows from each member.
+    """
     return _AllToAll.apply(values, send_splits, recv_splits, group)  # type: ignore[no-any-return]
 
 

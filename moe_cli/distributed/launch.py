@@ -1,4 +1,7 @@
-"""One training in several processes: launch, and the environment of this process. Imports torch only to launch."""
+"""The ranks of the processes of one training, from the environment, and the launcher that starts them.
+
+Imports torch only to launch.
+"""
 
 import logging
 import os
@@ -18,12 +21,12 @@ POLL_SECONDS = 0.1
 
 
 def is_distributed() -> bool:
-    """Returns True if a launcher (torchrun, or `launch`) started this process together with others."""
+    """Returns True if a launcher (torchrun, or `launch`) started this process and others."""
     return world_size() > 1
 
 
 def rank() -> int:
-    """Returns the rank of this process; rank 0 prints and writes the run's files."""
+    """Returns the rank of this process; rank 0 prints and writes the files of the run."""
     return int(os.environ.get("RANK", "0")) if is_distributed() else 0
 
 
@@ -33,36 +36,42 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """Returns the rank among the processes of this machine."""
+    """Returns the rank among the processes on this machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) if is_distributed() else 0
 
 
 def job_id() -> str | None:
-    """Returns the name shared by the processes of one launch, restarted ones included."""
+    """Returns the name that all processes of one launch share, restarted ones included; None for a single process."""
     if not is_distributed():
         return None
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return f"{socket.gethostname()}:{os.getppid()}" if name == "none" else name
 
 
-def is_restart() -> bool:
-    """Returns True if this process replaces one that died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def num_restarts() -> int:
+    """Returns the number of times that the launcher has restarted the processes after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def is_single_machine() -> bool:
+    """Returns True if the launcher started processes on one machine only."""
+    return os.environ.get("GROUP_WORLD_SIZE") == "1"
 
 
 def launched_by_moe() -> bool:
-    """Returns True if `launch` started this process and reports its death."""
+    """Returns True if `launch` started this process. It then reports its death."""
     return "MOE_LAUNCH" in os.environ
 
 
-def local_processes() -> int:
+def local_world_size() -> int:
     """Returns the number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_distributed() else 1
 
 
 def hard_exit(code: int) -> NoReturn:
-    """Ends one of several processes as `sys.exit`, but not through the end of Python: there gloo's threads are seen to
-    abort, and the launcher would take a training that is done for one that died.
+    """Ends this process without Python's cleanup.
+
+    During that cleanup threads of gloo sometimes abort, and the launcher then reports a completed training as dead.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -70,14 +79,14 @@ def hard_exit(code: int) -> NoReturn:
 
 
 def launch(words: Sequence[str], config: LaunchConfig) -> None:
-    """Runs `python WORDS` in `config.num_processes` processes until all have ended, through torchrun's engine.
+    """Runs `python WORDS` in `config.num_processes` processes until all have ended, by torchrun's launcher.
 
-    If one dies, the others are stopped, and all start again up to `config.max_restarts` times: WORDS must resume from
-    the previous state.
+    If one dies, the others are stopped, and all are started again, at most `config.max_restarts` times. WORDS must
+    therefore resume from the last checkpoint.
 
     Raises:
         LostProcess: a process was killed.
-        TrainingError: one ended with an error. It has reported the error: the message is empty.
+        TrainingError: a process ended with an error. The message is empty, because the process has printed it.
         KeyboardInterrupt: a signal requested a stop; the processes have received it too, and have ended.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -85,7 +94,7 @@ def launch(words: Sequence[str], config: LaunchConfig) -> None:
     from torch.distributed.launcher.api import LaunchConfig as Settings
     from torch.distributed.launcher.api import elastic_launch
 
-    logging.disable(logging.CRITICAL)  # torch would print pages
+    logging.disable(logging.CRITICAL)  # torch would print long tracebacks
     os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", _SIGNALS)
     os.environ["MOE_LAUNCH"] = "1"
     settings = Settings(
@@ -99,17 +108,19 @@ def launch(words: Sequence[str], config: LaunchConfig) -> None:
         local_addr="127.0.0.1",
         monitor_interval=POLL_SECONDS,
     )
-    settings.signals_to_handle = _SIGNALS  # where torch has that field; other versions read the environment
+    settings.signals_to_handle = _SIGNALS  # a field of some torch versions; others read the environment
     try:
         elastic_launch(settings, sys.executable)(*words)
     except ChildFailedError as error:
-        killed = {number: -each.exitcode for number, each in error.failures.items() if each.exitcode < 0}
-        if not killed:
+        signals = {rank: -failure.exitcode for rank, failure in error.failures.items() if failure.exitcode < 0}
+        if not signals:
             raise TrainingError("") from None
-        number = min(killed, key=lambda number: killed[number] == signal.SIGTERM)  # that ends what is left of a job
-        cause = signal.Signals(killed[number]).name
+        killed = min(
+            signals, key=lambda rank: signals[rank] == signal.SIGTERM
+        )  # the launcher ends the others by SIGTERM
+        cause = signal.Signals(signals[killed]).name
         hint = ": by hand, or by the system for want of memory" if cause == "SIGKILL" else ""
-        raise LostProcess(f"process {number} of {config.num_processes} was killed ({cause}){hint}.") from None
+        raise LostProcess(f"process {killed} of {config.num_processes} was killed ({cause}){hint}.") from None
     except SignalException:
         raise KeyboardInterrupt from None
     finally:

@@ -10,9 +10,8 @@ from pathlib import Path
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.costs.model import Cost, estimate_cost, training_steps
-from moe_cli.data.images import Images
+from moe_cli.data.corpora import Corpus
 from moe_cli.data.load import Data, load_data
-from moe_cli.data.ratings import Ratings
 from moe_cli.execution.data import load_data_read_only, model_vocab_size
 from moe_cli.execution.machine import pick_threads
 from moe_cli.loggers.logging_recorder import check_loggers
@@ -134,11 +133,10 @@ def _val_tokens(config: RunConfig, corpus: Data) -> int:
 
     An image has one token per patch; a pair of user and item has one token per task.
     """
-    if isinstance(corpus, Images):
-        return int(corpus.meta["val_images"]) * config.model.context_length
-    if isinstance(corpus, Ratings):
-        return int(corpus.meta["val_pairs"]) * config.model.context_length
-    return int(corpus.meta["val_tokens"]) * config.eval_length // config.eval_stride
+    size = int(corpus.meta[f"val_{corpus.unit}"])
+    if isinstance(corpus, Corpus):
+        return size * config.eval_length // config.eval_stride
+    return size * config.model.context_length
 
 
 def measure_flops() -> float:

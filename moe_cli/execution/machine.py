@@ -18,7 +18,7 @@ from moe_cli.config.bounds import THREADS, shortened
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import estimate_cost
 from moe_cli.data.load import SIZES, Data
-from moe_cli.distributed.launch import is_distributed, local_processes, local_rank
+from moe_cli.distributed.launch import is_distributed, local_rank, local_world_size
 from moe_cli.errors import MoeError
 from moe_cli.formatting import plural, printable
 
@@ -60,7 +60,7 @@ def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
     flops = (
         estimate_cost(config, vocab_size).model_flops_per_token * config.train.batch_size * config.model.context_length
     )
-    cores = count_cores() // (local_processes() if is_distributed() else 1)
+    cores = count_cores() // (local_world_size() if is_distributed() else 1)
     return max(1, min(cores, math.ceil(flops / FLOPS_PER_THREAD)))
 
 
@@ -109,9 +109,9 @@ def pick_device(name: str, key: str = "train.device=") -> Any:
     import torch
 
     if name in ("auto", "cuda") and torch.cuda.is_available() and is_distributed():
-        if local_processes() > torch.cuda.device_count():
+        if local_world_size() > torch.cuda.device_count():
             raise MoeError(
-                f"{local_processes()} processes on this machine and {torch.cuda.device_count()} GPUs: each "
+                f"{local_world_size()} processes on this machine and {torch.cuda.device_count()} GPUs: each "
                 "process needs one. Lower launch.num_processes, or use train.device=cpu"
             )
         torch.cuda.set_device(local_rank())

@@ -82,7 +82,7 @@ def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Reco
     from moe_cli.distributed import collectives
     from moe_cli.models.registry import make_model
     from moe_cli.tasks.registry import make_task
-    from moe_cli.training.checkpoint import newest_whole
+    from moe_cli.training.checkpoint import newest_valid_checkpoint
     from moe_cli.training.optimizers import make_optimizers
     from moe_cli.training.trainer import Trainer
     from moe_cli.training.upcycle import upcycle
@@ -109,23 +109,24 @@ def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Reco
         upcycle(model, source)
     config = with_decided_precision(run, config, device)
     compiled = _is_compiled(run, config, vocab_size, device)
-    parts = DistributedModel(config.launch, model, compiled)
-    training = Trainer(config, parts, task, make_optimizers(config.optim, model), recorder, steps, observer)
+    distributed_model = DistributedModel(config.launch, model, compiled)
+    optimizers = make_optimizers(config.optim, model)
+    trainer = Trainer(config, distributed_model, task, optimizers, recorder, steps, observer)
     if checkpoints:
-        checkpoint = newest_whole(run)
+        checkpoint = newest_valid_checkpoint(run)
         check_same_data(run, checkpoint.state, corpus)
         _check_same_config(run, checkpoint.state, config)
-        training.resume(checkpoint)
+        trainer.resume(checkpoint)
     else:
-        torch.manual_seed(config.seed + collectives.rank())
+        torch.manual_seed(config.seed + rank())
         recorder.rewind(-1)
         decided = {"precision": config.train.precision, "compile": compiled, "device": device.type}
         recorder.meta(describe_environment(corpus) | decided)
-    if training.run():
-        with training.averaged():
-            recorder.complete(summarise(run, config, corpus, training))
+    if trainer.run():
+        with trainer.averaged():
+            recorder.complete(summarise(run, config, corpus, trainer))
     else:
-        recorder.status(INTERRUPTED, step=training.state.step, steps=steps, reason=f"stopped; {run.kept()}")
+        recorder.status(INTERRUPTED, step=trainer.state.step, steps=steps, reason=f"stopped; {run.kept()}")
 
 
 def _is_compiled(run: Run, config: RunConfig, vocab_size: int, device: Any) -> bool:
@@ -146,7 +147,7 @@ def _leave_process_group() -> None:
     """Destroys the process group when all ranks have finished. The model, which holds the group, is collected first."""
     from moe_cli.distributed import collectives
 
-    if collectives.world_size() > 1:
+    if is_distributed():
         gc.collect()
         collectives.barrier()
         collectives.destroy_process_group()
@@ -156,12 +157,12 @@ def _load_data_rank0_first(config: RunConfig, outputs: Path) -> Data:
     """Loads the data; if they must be built, rank 0 builds them while the other ranks wait."""
     from moe_cli.distributed import collectives
 
-    if collectives.rank() == 0:
-        corpus = load_run_data(config, outputs)
+    if rank() > 0:
         collectives.barrier()
-        return corpus
+        return load_run_data(config, outputs)
+    corpus = load_run_data(config, outputs)
     collectives.barrier()
-    return load_run_data(config, outputs)
+    return corpus
 
 
 def _check_same_config(run: Run, state: dict[str, Any], config: RunConfig) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.data.load import with_test_split
 from moe_cli.execution.data import check_same_data, load_data_read_only, model_vocab_size
 from moe_cli.execution.machine import pick_device
 from moe_cli.runs.folder import Run
@@ -53,7 +52,7 @@ def load_trained(run: Run, outputs: Path, which: str = "latest", split: str = "v
     config = with_decided_precision(run, run.config(), device)
     corpus = load_data_read_only(config.data, config.model.context_length, outputs)
     check_same_data(run, checkpoint.state, corpus)
-    task = make_task(config, with_test_split(corpus) if split == "test" else corpus)
+    task = make_task(config, corpus.with_test_split() if split == "test" else corpus)
     model = make_model(config, model_vocab_size(config, corpus))
     checkpoint.load_model(model)
     return TrainedModel(config, model.to(device).eval(), task, checkpoint.state["step"])

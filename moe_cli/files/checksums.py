@@ -102,5 +102,8 @@ def read_sealed(path: Name) -> dict[str, Any] | None:
     return None
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True)
+
+
 def _sha256(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(content).encode()).hexdigest()

@@ -11,9 +11,9 @@ import math
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
-from typing import IO, Any, TypeGuard
+from typing import IO, Any, TypeGuard, TypeVar
 
 # The largest JSON file and the longest line of a .jsonl file that are read.
 MAX_BYTES = 2**24
@@ -30,6 +30,7 @@ _KINDS = {
     stat.S_IFBLK: "device",
 }
 Name = str | os.PathLike[str]
+T = TypeVar("T")
 # By path: the reason why a file or folder is unusable, and a one-word label.
 _notes: dict[str, tuple[str, str]] = {}
 
@@ -52,9 +53,14 @@ def open_regular(path: Name, max_bytes: int | None = None) -> BufferedReader:
         FileNotFoundError: the file does not exist.
         Unreadable: it is of another kind, has more than `max_bytes`, or cannot be opened.
     """
+    return os.fdopen(_open_descriptor(path, max_bytes)[0], "rb")
+
+
+def _open_descriptor(path: Name, max_bytes: int | None) -> tuple[int, int]:
+    """Returns the descriptor of the file that `open_regular` opens, and the size of the file in bytes."""
     try:
         _check_kind(os.stat(path))  # before it is opened, which a device may notice
-        file = open(path, "rb", opener=_open)  # noqa: SIM115
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except FileNotFoundError:
         if os.path.islink(path):
             raise Unreadable("is a link that leads nowhere") from None
@@ -64,14 +70,14 @@ def open_regular(path: Name, max_bytes: int | None = None) -> BufferedReader:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path)) from None
         raise Unreadable(f"cannot be opened: {getattr(error, 'strerror', None) or error}") from None
     try:
-        status = os.fstat(file.fileno())
+        status = os.fstat(descriptor)
         _check_kind(status)
         if max_bytes is not None and status.st_size > max_bytes:
             raise Unreadable(f"has {status.st_size:,} bytes, at most {max_bytes:,} are read")
-    except Unreadable:
-        file.close()
+    except BaseException:
+        os.close(descriptor)
         raise
-    return file
+    return descriptor, status.st_size
 
 
 def _check_kind(status: os.stat_result) -> None:
@@ -79,20 +85,19 @@ def _check_kind(status: os.stat_result) -> None:
         raise Unreadable(f"is a {kind_of(status.st_mode) or 'folder'}, not a file")
 
 
-def _open(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
-
-
 def read_bytes(path: Name, max_bytes: int = MAX_BYTES) -> bytes:
     """Returns the content of a regular file. Raises FileNotFoundError, Unreadable."""
-    with open_regular(path, max_bytes) as file:
-        try:
-            size = os.fstat(file.fileno()).st_size
-            content = file.read(size + 1)  # a buffer of `max_bytes` would take longer to get than most files to read
-            if len(content) > size:  # it has grown, or is of a file system that does not say
-                content += file.read(max_bytes + 1 - len(content))
-        except OSError as error:
-            raise Unreadable(f"cannot be read: {error.strerror}") from None
+    # Without a file object, which would take as long as everything else here: a report reads thousands of small files.
+    descriptor, size = _open_descriptor(path, max_bytes)
+    try:
+        content = os.read(descriptor, size + 1)
+        if len(content) != size:  # it has grown or shrunk, or is on a file system that does not give sizes
+            while len(content) <= max_bytes and (more := os.read(descriptor, max_bytes + 1 - len(content))):
+                content += more
+    except OSError as error:
+        raise Unreadable(f"cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
     if len(content) > max_bytes:
         raise Unreadable(f"has more than {max_bytes:,} bytes")
     return content
@@ -152,8 +157,17 @@ def _check_value(value: Any) -> None:
 
 def read_json(path: Name, max_bytes: int = MAX_BYTES) -> dict[str, Any] | None:
     """Returns the object in a file; None when it is absent or, which is noted, cannot be used."""
+    return read_parsed(path, parse_object, max_bytes)
+
+
+def read_parsed(path: Name, parse: Callable[[bytes], T], max_bytes: int = MAX_BYTES) -> T | None:
+    """Returns the parsed content of a file; None when it is absent or, which is noted, cannot be used.
+
+    Args:
+        parse: raises Unreadable.
+    """
     try:
-        content = parse_object(read_bytes(path, max_bytes))
+        content = parse(read_bytes(path, max_bytes))
     except FileNotFoundError:
         content = None
     except Unreadable as problem:

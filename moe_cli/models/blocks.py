@@ -1,6 +1,6 @@
-"""Parts of transformers: attention with rotary positions, and a block whose feed-forward may be experts.
+"""The parts of transformer blocks: attention with rotary positions, norms, and a dense or sparse feed-forward layer.
 
-B sequences, L positions, D model width, N heads, W head width.
+B sequences, L positions, P cached positions, D model width, N heads, W head width, V tokens.
 """
 
 import torch
@@ -30,18 +30,18 @@ def attention_mask(
     device: torch.device,
     past: int = 0,
 ) -> AttentionMask:
-    """Returns the mask of attention; None where causality alone decides, or nothing does.
+    """Returns the attention mask; None if no mask or only a causal mask is needed, which the attention kernel applies.
 
-    A position always attends to itself, so that padding, which attends to nothing else, stays finite.
+    A position always attends to itself, so that the softmax of padding stays finite.
 
     Args:
-        window: number of nearest positions, to both sides in a model that is not causal.
+        window: positions that a position attends to, itself included; on both sides in a model that is not causal.
         mask: False for padding.
-        documents: positions of another document are masked.
-        past: earlier positions in a cache; only without `mask` and `documents`.
+        documents: document of each position; a position attends to positions of its own document only.
+        past: P, positions in a cache; only without `mask` and `documents`.
     """
     total = past + length
-    is_trivial = past == 0 or length == 1  # causality among the new positions is then that of a square, or nothing
+    is_trivial = past == 0 or length == 1  # a square causal mask, or a single new position, which attends to all
     if mask is None and documents is None and is_trivial and (window is None or window >= total):
         return None
     positions = torch.arange(total, device=device)
@@ -56,7 +56,7 @@ def attention_mask(
 
 
 class Rotary(nn.Module):
-    """Rotary positions (RoFormer, arXiv:2104.09864): pairs (i, i + W/2) of a head turn by position * base^(-2i/W)."""
+    """Rotary positions (RoFormer, arXiv:2104.09864): rotates pair (i, i + W/2) of a head by position * base^(-2i/W)."""
 
     cos: Tensor
     sin: Tensor
@@ -69,16 +69,16 @@ class Rotary(nn.Module):
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
     def forward(self, x: Float[Tensor, "B N L W"], offset: int = 0) -> Float[Tensor, "B N L W"]:
-        """Positions from `offset` on."""
+        """Rotates the positions from `offset` to `offset` + L - 1."""
         cos, sin = (table[offset : offset + x.shape[2]] for table in (self.cos, self.sin))
         left, right = x.chunk(2, dim=-1)
         return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; queries and keys optionally normalised (arXiv:2302.05442).
+    """Multi-head self-attention, optionally with normalised queries and keys (QK norm, arXiv:2302.05442).
 
-    With fewer heads of keys and values than of queries, neighbours share one (grouped queries, arXiv:2305.13245).
+    With fewer heads of keys and values than of queries, neighbouring query heads share one (GQA, arXiv:2305.13245).
     """
 
     def __init__(self, model: TransformerConfig) -> None:
@@ -104,9 +104,9 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B L D"], attn_mask: AttentionMask = None, past: LayerCache | None = None
     ) -> Float[Tensor, "B L D"]:
-        """Returns each position's mixture of the values it attends to, cached ones included."""
-        parts = self.qkv(x).split(self.widths, dim=-1)
-        q, k, v = (part.unflatten(-1, (-1, self.d_head)).transpose(1, 2) for part in parts)
+        """Computes the attention of each position to the positions in the mask, cached positions included."""
+        rows = self.qkv(x).split(self.widths, dim=-1)
+        q, k, v = (row.unflatten(-1, (-1, self.d_head)).transpose(1, 2) for row in rows)
         if self.qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         offset = past.length if past else 0
@@ -123,8 +123,9 @@ class Attention(nn.Module):
 class LatentAttention(nn.Module):
     """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
 
-    Keys and values of all heads come from one short vector of `kv_lora_rank` values, queries from one of `q_lora_rank`; position
-    is in `qk_rope_head_dim` further values of each query, and in one key of that width that all heads share.
+    Keys and values of all heads are computed from one latent vector of `kv_lora_rank` values, queries from one of
+    `q_lora_rank` values. Positions are encoded in `qk_rope_head_dim` further values of each query, and in one key of
+    that width that all heads share.
     """
 
     def __init__(self, model: TransformerConfig) -> None:
@@ -155,7 +156,7 @@ class LatentAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B L D"], attn_mask: AttentionMask = None, past: LayerCache | None = None
     ) -> Float[Tensor, "B L D"]:
-        """Returns each position's mixture of the values it attends to; the cache holds only the short vectors."""
+        """Computes the attention of each position to the positions in the mask; only latent vectors are cached."""
         queries = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
         q = self._heads(self.q_up(queries), self.d_head + self.qk_rope_head_dim)
         q_nope, q_rope = q.split([self.d_head, self.qk_rope_head_dim], dim=-1)
@@ -178,7 +179,7 @@ class LatentAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm x), then x + feed-forward(norm x); the feed-forward is dense or a mixture of experts."""
+    """A pre-norm block: x + attention(norm x), then x + feed-forward(norm x), which is dense or sparse."""
 
     def __init__(self, config: RunConfig, sparse: bool, vocab_size: int) -> None:
         super().__init__()
@@ -203,7 +204,11 @@ class Block(nn.Module):
         past: LayerCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L D"], list[Routing]]:
-        """Returns the block's output and its routing, if it is sparse; padding, False in `mask`, goes to no expert."""
+        """Returns the block's output, and a list of its routing, which is empty for a dense block.
+
+        Args:
+            mask: False for padding, which is not routed.
+        """
         x = x + self.dropout(self.attention(self.attention_norm(x), attn_mask, past))
         y, routings = run_ffn(self.ffn, self.ffn_norm(x), token_ids, mask, policy)
         return x + self.dropout(y), routings
@@ -216,7 +221,7 @@ def run_ffn(
     mask: Bool[Tensor, "*batch"] | None = None,
     policy: RoutingPolicy | None = None,
 ) -> tuple[Float[Tensor, "*batch D"], list[Routing]]:
-    """Returns the output of a dense network or a sparse layer, and the routing of the latter."""
+    """Returns the output of a dense or sparse layer, and a list of its routing, which is empty for a dense layer."""
     if not isinstance(ffn, SparseLayer):
         return ffn(x), []
     y, routing = ffn(x, token_ids, mask, policy)
@@ -224,7 +229,12 @@ def run_ffn(
 
 
 def init_gpt2(model: nn.Module, std: float, expert_scale: float, num_layers: int, generator: torch.Generator) -> None:
-    """Weights as in GPT-2: normal, the last matrix of every branch divided by sqrt(2 layers); of experts, the variance times `expert_scale`."""
+    """Initialises matrices as in GPT-2: normal; the last matrix of each residual branch is divided by sqrt(2 layers).
+
+    Args:
+        std: standard deviation.
+        expert_scale: factor of the variance of the routed experts' weights.
+    """
     for name, param in model.named_parameters():
         if param.ndim >= 2 and ".router." not in name:
             is_branch_output = name.endswith(("attention.out.weight", ".w_out"))
@@ -234,7 +244,7 @@ def init_gpt2(model: nn.Module, std: float, expert_scale: float, num_layers: int
 
 
 def output_logits(x: Float[Tensor, "B L D"], embedding: nn.Embedding, head: nn.Linear | None) -> Float[Tensor, "B L V"]:
-    """Computes the scores of all tokens, by the head or, if it is None, by the embedding (tied)."""
+    """Computes the logits of all tokens by the head or, if that is None, by the transposed embedding (tied)."""
     return F.linear(x, embedding.weight if head is None else head.weight)
 
 
@@ -243,16 +253,16 @@ def attention_dropout(model: TransformerConfig) -> float:
 
 
 def make_norm(model: TransformerConfig) -> nn.Module:
-    """Returns a norm with a scale for each value and no bias."""
+    """Builds RMSNorm or LayerNorm, with one scale per value and without bias."""
     return nn.RMSNorm(model.d_model) if model.norm == "rms" else nn.LayerNorm(model.d_model, bias=False)
 
 
 def make_dense_layer(model: ModelConfig) -> FeedForward:
-    return FeedForward(model.d_model, model.d_ff, kind=model.ffn_type, activation=model.activation)
+    return FeedForward(model.d_model, model.d_ff, ffn_type=model.ffn_type, activation=model.activation)
 
 
 def make_moe_layer(config: RunConfig, vocab_size: int, causal: bool | None = None) -> MoELayer | SoftMoELayer:
-    """Builds the layer that a resolved configuration describes; `causal` as the model is, by default."""
+    """Builds the sparse layer of a resolved configuration; `causal` is that of the model by default."""
     model = config.model
     assert config.router is not None
     assert config.k is not None

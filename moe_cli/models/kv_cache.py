@@ -1,4 +1,4 @@
-"""The cache of a model that generates: the next token costs one position instead of all of them."""
+"""The cache of a model that generates text, with which a new token costs one position."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -9,17 +9,21 @@ from torch import Tensor
 
 @dataclass
 class LayerCache:
-    """One layer's cache: keys and values of earlier positions, each [..., L, W], or an LSTM's two states. Empty at first."""
+    """The cache of one layer: keys and values of earlier positions, or the two states of an LSTM.
+
+    Attributes:
+        tensors: keys and values [..., L, W], or the states; empty before the first token.
+    """
 
     tensors: tuple[Tensor, ...] = ()
 
     @property
     def length(self) -> int:
-        """Returns the number of cached positions of an attention."""
+        """Returns L, the number of cached positions of an attention layer."""
         return self.tensors[0].shape[-2] if self.tensors else 0
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
-        """Appends new tensors along positions and returns all."""
+        """Appends new positions and returns all of them."""
         self.tensors = (
             tuple(torch.cat(pair, dim=-2) for pair in zip(self.tensors, new, strict=True)) if self.tensors else new
         )
@@ -28,7 +32,12 @@ class LayerCache:
 
 @dataclass
 class KVCache:
-    """A model's cache: number of tokens read of each sequence, and the cache of every layer."""
+    """The cache of a model.
+
+    Attributes:
+        length: tokens read of each sequence.
+        layers: cache of each layer, by its index.
+    """
 
     length: int = 0
     layers: defaultdict[int, LayerCache] = field(default_factory=lambda: defaultdict(LayerCache))

@@ -1,4 +1,4 @@
-"""A recurrent language model with experts between its LSTM layers (Shazeer et al., arXiv:1701.06538, appendix C).
+"""How does a recurrent language model use experts? Between its LSTM layers (Shazeer, arXiv:1701.06538, appendix C).
 
 B sequences, L positions, D width, V tokens.
 """
@@ -17,7 +17,7 @@ EMBEDDING_STD = 1.0
 
 
 class LSTMBlock(nn.Module):
-    """x + LSTM(x), then x + feed-forward(x), dense or a mixture of experts, which takes all time steps together."""
+    """x + LSTM(x), then x + feed-forward(x), which is dense or sparse; all positions are routed together."""
 
     def __init__(self, config: RunConfig, sparse: bool, vocab_size: int) -> None:
         super().__init__()
@@ -40,14 +40,18 @@ class LSTMBlock(nn.Module):
         past: LayerCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L D"], list[Routing]]:
-        """Returns the block's output and its routing, if it is sparse; padding, False in `mask` and behind the tokens, goes to no expert."""
+        """Returns the block's output, and a list of its routing, which is empty for a dense block.
+
+        Args:
+            mask: False for padding, which is at the end of a sequence and is not routed.
+        """
         x = x + self.dropout(run_lstm(self.lstm, x, past))
         y, routings = run_ffn(self.ffn, x, token_ids, mask, policy)
         return x + self.dropout(y.sigmoid() if self.sigmoid else y), routings
 
 
 class LSTMModel(nn.Module):
-    """Embedding; alternating LSTM and feed-forward layers; a last LSTM; head. Every layer's output has dropout and is added to its input.
+    """An embedding, alternating LSTM and feed-forward layers, a last LSTM, and a head, all with residual connections.
 
     Args:
         config: a resolved configuration.
@@ -67,7 +71,7 @@ class LSTMModel(nn.Module):
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, vocab_size, bias=False)
 
     def reset_parameters(self, seed: int) -> None:
-        """Initialises the weights by the seed alone.
+        """Initialises the weights, which depend on the seed only.
 
         An untied head starts at zero, so that the first prediction is uniform.
         """
@@ -90,7 +94,8 @@ class LSTMModel(nn.Module):
         """Returns the logits of the next token at every position, and the routing of every sparse layer.
 
         Args:
-            cache: of the earlier tokens; these tokens are then added to it; not with `mask`.
+            mask: False for padding at the end of a sequence.
+            cache: the states after the earlier tokens, which are updated; not with `mask`.
         """
         layer_caches = [cache.layers[layer] if cache else None for layer in range(len(self.blocks) + 1)]
         x = self.dropout(self.embedding(tokens))
@@ -105,7 +110,7 @@ class LSTMModel(nn.Module):
 
 
 def run_lstm(lstm: nn.LSTM, x: Float[Tensor, "B L D"], past: LayerCache | None) -> Float[Tensor, "B L D"]:
-    """Returns the layer's output at each time step, starting from the cached state, which it replaces."""
+    """Computes the output at each position from the cached state, and replaces that state."""
     if past is None:
         return lstm(x)[0]  # type: ignore[no-any-return]
     y, past.tensors = lstm(x, past.tensors or None)
@@ -117,9 +122,9 @@ def make_lstm(width: int) -> nn.LSTM:
 
 
 def reset_lstm(lstm: nn.LSTM, generator: torch.Generator) -> None:
-    """Initialises uniformly within 1 / sqrt(D), except the bias of the forget gates, which is 1.
+    """Initialises weights uniformly within 1 / sqrt(D) and biases with 0, except the forget gates' bias, which is 1.
 
-    The memory is then kept at first (Jozefowicz et al., ICML 2015).
+    The cells then keep their state at first (Jozefowicz et al., ICML 2015).
     """
     width = lstm.hidden_size
     for name, param in lstm.named_parameters():

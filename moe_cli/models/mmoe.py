@@ -1,6 +1,7 @@
-"""Multi-gate mixture of experts over pairs of a user and an item (Ma et al., KDD 2018, doi 10.1145/3219819.3220007).
+"""How are ratings and clicks predicted by experts that tasks share? The multi-gate mixture of experts, MMoE.
 
-B pairs, G tasks (rating and click), D width, F factors, V users and items.
+Source: Ma et al., KDD 2018, doi 10.1145/3219819.3220007.
+B pairs of a user and an item, G tasks (rating and click), D width, F factors, V users and items.
 """
 
 import torch
@@ -12,16 +13,14 @@ from moe_cli.config.model import MMoEConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.blocks import make_dense_layer, make_moe_layer, run_ffn
 from moe_cli.moe.experts import FeedForward, init_matrix
-from moe_cli.moe.gates import PerTaskGate
 from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.routing import Routing, RoutingPolicy
-from moe_cli.moe.soft import SoftMoELayer
 
 EMBEDDING_STD = 0.1
 
 
 class Tower(nn.Module):
-    """h_k: one hidden layer, and one number."""
+    """The output network of one task, h_k in the paper: one hidden layer and one output value."""
 
     def __init__(self, d_model: int, d_tower: int) -> None:
         super().__init__()
@@ -39,15 +38,15 @@ class Tower(nn.Module):
 
 
 class MMoE(nn.Module):
-    """Multi-gate mixture of experts (section 4.2), with biased matrix factorisation.
+    """A multi-gate mixture of experts (section 4.2) plus biased matrix factorisation.
 
-    y_k = h_k(f_k(x)) + b + b_u + b_i + p_u . q_i; f_k(x) = sum_i g_k(x)_i f_i(x) over experts that all tasks share.
+    y_k = h_k(f_k(x)) + b_k + b_ku + b_ki + p_ku . q_ki, with f_k(x) = sum_i g_k(x)_i f_i(x) over the shared experts.
 
-    x is the concatenation of the user's and the item's embedding. It is routed once for each task, by that task's gate,
-    so a pair is G tokens. Every task has its own biases (global, user and item), and its own F factors of the user and
-    of the item: biased matrix factorisation (Koren, Bell and Volinsky, 2009). The products of embeddings are needed,
-    because a network over concatenated embeddings learns them badly; NeuMF also has them (arXiv:1708.05031, section
-    3.3). With dense layers the model is the multi-task network with a shared bottom.
+    x is the concatenation of the user's and the item's embedding. Each task routes it with its own gate, so a pair is G
+    tokens. Each task has its own biases (global, user, item) and its own F factors of the user and of the item: biased
+    matrix factorisation (Koren, Bell and Volinsky, 2009). The model adds these products because a network over
+    concatenated embeddings learns them badly; NeuMF adds them as well (arXiv:1708.05031, section 3.3). With dense
+    layers the model is a multi-task network with a shared bottom.
 
     Args:
         config: a resolved configuration.
@@ -70,7 +69,7 @@ class MMoE(nn.Module):
         self.towers = nn.ModuleList(Tower(model.d_model, model.d_tower) for _ in range(model.num_tasks))
 
     def reset_parameters(self, seed: int) -> None:
-        """Initialises the weights by the seed alone.
+        """Initialises the weights, which depend on the seed only.
 
         Heads and biases are zero, so that the first prediction is near the mean.
         """
@@ -86,8 +85,14 @@ class MMoE(nn.Module):
     def forward(
         self, pairs: Int[Tensor, "B 2"], policy: RoutingPolicy | None = None
     ) -> tuple[Float[Tensor, "B G"], list[Routing], Float[Tensor, "B 2"]]:
-        """Returns, for each pair of a user's and an item's row, the prediction of each task; the routing of every sparse
-        layer; and for each pair the squared norms of the embeddings, and of biases and factors.
+        """Returns the predictions of all tasks, the routing of every sparse layer, and squared norms for L2 penalties.
+
+        Args:
+            pairs: the embedding rows of the user and of the item.
+
+        Returns:
+            Predictions [B, G]; routings, first layer first; and per pair the squared norm of its embeddings and that of
+            its biases and factors, [B, 2].
         """
         embedded, biases = self.embedding(pairs), self.bias_embedding(pairs)
         bias_and_factor_norms = _squared_norms(biases)
@@ -109,11 +114,11 @@ def _squared_norms(rows: Float[Tensor, "B 2 N"]) -> Float[Tensor, " B"]:
     return rows.square().sum((1, 2))
 
 
-def _make_layer(config: RunConfig, sparse: bool, vocab_size: int) -> MoELayer | SoftMoELayer | FeedForward:
-    """Returns a layer of experts with a gate for each task, or a dense one."""
+def _make_layer(config: RunConfig, sparse: bool, vocab_size: int) -> MoELayer | FeedForward:
+    """Builds a sparse layer with one gate per task, or a dense layer."""
     if not sparse:
         return make_dense_layer(config.model)
     layer = make_moe_layer(config, vocab_size)
-    for name, gate in layer.router.named_children():
-        setattr(layer.router, name, PerTaskGate(gate, config.model.num_tasks))
+    assert isinstance(layer, MoELayer), "config.routers.check_task_router refuses router=soft"
+    layer.router.use_task_gates(config.model.num_tasks)
     return layer

@@ -1,4 +1,4 @@
-"""Every family of models by its name, and the model of a configuration."""
+"""All model families by name, and the model of a configuration."""
 
 from torch import nn
 
@@ -20,10 +20,10 @@ MODELS: dict[str, type[nn.Module]] = {
 
 
 def make_model(config: RunConfig, vocab_size: int) -> nn.Module:
-    """Returns the model of a resolved configuration, initialised from its seed.
+    """Builds the model of a resolved configuration, initialised from its seed.
 
     Args:
-        vocab_size: V, the number of tokens; for images, of classes; for ratings, of users and items.
+        vocab_size: number of token ids; of classes for images; of users and items for ratings.
     """
     model = MODELS[config.model.name](config, vocab_size)
     model.reset_parameters(config.seed)  # type: ignore[operator]

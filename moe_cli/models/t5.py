@@ -1,5 +1,6 @@
-"""An encoder-decoder transformer with experts in both stacks (T5, arXiv:1910.10683; Switch Transformer, arXiv:2101.03961).
+"""How does an encoder-decoder transformer use experts? In both of its stacks.
 
+Sources: T5, arXiv:1910.10683; Switch Transformer, arXiv:2101.03961.
 B sequences, L positions of the encoder, M of the decoder, D width, N heads, W head width, V tokens.
 """
 
@@ -16,7 +17,7 @@ from moe_cli.models.blocks import make_dense_layer, make_moe_layer, output_logit
 from moe_cli.moe.experts import init_matrix
 from moe_cli.moe.routing import Routing, RoutingPolicy
 
-# The last matrix of every residual branch and an untied head start at zero: the model starts as the uniform guess.
+# The last matrix of every residual branch and an untied head start at zero, so that the first prediction is uniform.
 OUT_SCALE = 0.0
 EMBEDDING_STD, TIED_STD = 1.0, 0.02
 
@@ -24,10 +25,14 @@ EMBEDDING_STD, TIED_STD = 1.0, 0.02
 def relative_position_bucket(
     distance: Int[Tensor, "L M"], buckets: int, max_distance: int, both_sides: bool
 ) -> Int[Tensor, "L M"]:
-    """Returns the bucket of each distance, key minus query: exact for near ones, logarithmic for far ones (T5's code).
+    """Returns the bucket of each distance, key minus query, as in T5's code.
+
+    Near distances have a bucket each; far ones share buckets of logarithmic width.
 
     Args:
-        both_sides: half of the buckets are for keys after the query; else those are all in bucket 0.
+        buckets: number of buckets.
+        max_distance: all distances from this one on share the last bucket.
+        both_sides: True if half of the buckets are for keys after the query; else all those keys are in bucket 0.
     """
     first = torch.zeros_like(distance)
     if both_sides:
@@ -40,22 +45,20 @@ def relative_position_bucket(
 
 
 class RelativePositionBias(nn.Module):
-    """A number for each bucket of distances and each head, added to the scores of a stack's attention."""
+    """A learned bias for each bucket of distances and each head, which is added to the attention scores of a stack."""
 
     def __init__(self, model: T5Config, causal: bool) -> None:
         super().__init__()
         assert model.num_heads
-        self.num_buckets, self.max_distance, self.causal = (
-            model.relative_attention_num_buckets,
-            model.relative_attention_max_distance,
-            causal,
-        )
-        self.positions = nn.Embedding(model.relative_attention_num_buckets, model.num_heads)
+        self.num_buckets = model.relative_attention_num_buckets
+        self.max_distance = model.relative_attention_max_distance
+        self.causal = causal
+        self.positions = nn.Embedding(self.num_buckets, model.num_heads)
 
     def forward(self, length: int) -> Float[Tensor, "1 N L L"]:
-        """Returns the bias for `length` positions; minus infinity where a causal stack must not attend."""
-        places = torch.arange(length, device=self.positions.weight.device)
-        distance = places[None, :] - places[:, None]
+        """Returns the bias for L = `length` positions; it is minus infinity for later positions in a causal stack."""
+        positions = torch.arange(length, device=self.positions.weight.device)
+        distance = positions[None, :] - positions[:, None]
         bias = self.positions(relative_position_bucket(distance, self.num_buckets, self.max_distance, not self.causal))
         if self.causal:
             bias = bias.masked_fill((distance > 0).unsqueeze(-1), -torch.inf)
@@ -63,10 +66,10 @@ class RelativePositionBias(nn.Module):
 
 
 class T5Attention(nn.Module):
-    """Multi-head attention of some positions to their own or another stack's, without biases.
+    """Multi-head attention without biases, to positions of the same stack or of the encoder.
 
-    Scores are divided by sqrt(W). T5 does not, and draws its first queries smaller by that factor: the same functions,
-    and the same start.
+    Scores are divided by sqrt(W). T5 has no such division, but initialises its query weights smaller by that factor,
+    which is equivalent.
     """
 
     def __init__(self, model: T5Config) -> None:
@@ -87,10 +90,14 @@ class T5Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B M D"], source: Float[Tensor, "B L D"], bias: Float[Tensor, "1 N M L"] | None = None
     ) -> Float[Tensor, "B M D"]:
-        """Computes, for each position, the attention output over the positions of `source`."""
+        """Computes the attention of each position of `x` to all positions of `source`.
+
+        Args:
+            bias: is added to the scores.
+        """
         q, k, v = (
-            part.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
-            for part in (self.q(x), *self.kv(source).chunk(2, dim=-1))
+            rows.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+            for rows in (self.q(x), *self.kv(source).chunk(2, dim=-1))
         )
         bias = None if bias is None else bias.to(q.dtype)
         y = F.scaled_dot_product_attention(q, k, v, bias, self.dropout if self.training else 0.0)
@@ -98,7 +105,7 @@ class T5Attention(nn.Module):
 
 
 class T5Block(nn.Module):
-    """x + attention, in the decoder then x + attention to the encoder, then x + feed-forward; each of the norm of x."""
+    """A pre-norm block: self-attention, attention to the encoder (decoder only), and a feed-forward layer."""
 
     def __init__(self, config: RunConfig, sparse: bool, decoder: bool, vocab_size: int) -> None:
         super().__init__()
@@ -126,7 +133,12 @@ class T5Block(nn.Module):
         encoder_output: Float[Tensor, "B L D"] | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B M D"], list[Routing]]:
-        """Returns the block's output and its routing, if it is sparse."""
+        """Returns the block's output, and a list of its routing, which is empty for a dense block.
+
+        Args:
+            bias: is added to the scores of the self-attention.
+            encoder_output: output of the encoder; None in the encoder.
+        """
         normed = self.attention_norm(x)
         x = x + self.dropout(self.attention(normed, normed, bias))
         if self.cross_norm is not None and self.cross_attention is not None:
@@ -136,9 +148,9 @@ class T5Block(nn.Module):
 
 
 class T5(nn.Module):
-    """An embedding for both stacks; encoder, norm; decoder, norm, head.
+    """An encoder-decoder transformer: a shared embedding, the encoder and its norm, the decoder and its norm, a head.
 
-    T5 1.0 has a factor 1 / sqrt(D) before its tied head, which the scales of the last norm hold here.
+    T5 1.0 multiplies by 1 / sqrt(D) before its tied head; here the scales of the last norm can learn this factor.
 
     Args:
         config: a resolved configuration.
@@ -149,14 +161,12 @@ class T5(nn.Module):
         super().__init__()
         model = config.model
         assert isinstance(model, T5Config)
-        self.layers_per_stack = model.stack_layers
+        self.layers_per_stack = model.layers_per_stack
         self.embedding = nn.Embedding(vocab_size, model.d_model)
         self.dropout = nn.Dropout(model.dropout)
-        self.encoder_bias, self.decoder_bias = (
-            RelativePositionBias(model, causal=False),
-            RelativePositionBias(model, causal=True),
-        )
-        # Those of the encoder, then those of the decoder.
+        self.encoder_bias = RelativePositionBias(model, causal=False)
+        self.decoder_bias = RelativePositionBias(model, causal=True)
+        # The encoder's blocks come first.
         self.blocks = nn.ModuleList(
             T5Block(config, layer in config.sparse_layers, layer >= self.layers_per_stack, vocab_size)
             for layer in range(model.num_layers)
@@ -165,7 +175,7 @@ class T5(nn.Module):
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, vocab_size, bias=False)
 
     def reset_parameters(self, seed: int) -> None:
-        """Initialises the weights by the seed alone."""
+        """Initialises the weights, which depend on the seed only."""
         generator = torch.Generator().manual_seed(seed)
         std = TIED_STD if self.head is None else EMBEDDING_STD
         nn.init.normal_(self.embedding.weight, std=std, generator=generator)
@@ -179,7 +189,7 @@ class T5(nn.Module):
     def forward(
         self, tokens: Int[Tensor, "B L"], decoder_tokens: Int[Tensor, "B M"], policy: RoutingPolicy | None = None
     ) -> tuple[Float[Tensor, "B M V"], list[Routing]]:
-        """Logits of the token after each one of `decoder_tokens`, and the routings of the sparse blocks, the encoder's first."""
+        """Returns the logits of the token after each of `decoder_tokens`, and the routings, the encoder's first."""
         encoder_output, routings = self._run_stack(tokens, self.encoder_bias, None, policy)
         encoder_output = self.encoder_norm(encoder_output)
         x, decoder_routings = self._run_stack(decoder_tokens, self.decoder_bias, encoder_output, policy)
@@ -192,13 +202,12 @@ class T5(nn.Module):
         encoder_output: Tensor | None,
         policy: RoutingPolicy | None,
     ) -> tuple[Float[Tensor, "B M D"], list[Routing]]:
-        """Returns the output of one stack and its routings."""
+        """Returns the output and the routings of the encoder, or of the decoder if `encoder_output` is given."""
         routings: list[Routing] = []
         x = self.dropout(self.embedding(tokens))
         scores = bias(tokens.shape[1])
-        for block in (
-            self.blocks[: self.layers_per_stack] if encoder_output is None else self.blocks[self.layers_per_stack :]
-        ):
+        depth = self.layers_per_stack
+        for block in self.blocks[:depth] if encoder_output is None else self.blocks[depth:]:
             x, new = block(x, tokens, scores, encoder_output, policy)
             routings += new
         return self.dropout(x), routings

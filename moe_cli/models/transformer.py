@@ -1,4 +1,4 @@
-"""A transformer over tokens with experts in some of its blocks: decoder-only (gpt) or an encoder (bert).
+"""How does a transformer over tokens use experts? In some of its blocks; gpt is a decoder, bert an encoder.
 
 B sequences, L positions, V tokens.
 """
@@ -19,7 +19,7 @@ EMBEDDING_STD = 1.0
 
 
 class Transformer(nn.Module):
-    """Embedding, blocks, norm, head.
+    """A transformer: embedding, blocks, a last norm, and a head.
 
     Args:
         config: a resolved configuration.
@@ -52,9 +52,10 @@ class Transformer(nn.Module):
         nn.init.normal_(self.embedding.get_parameter("weight"), std=std, generator=generator)
 
     def reset_parameters(self, seed: int) -> None:
-        """Initialises the weights by the seed alone.
+        """Initialises the weights, which depend on the seed only.
 
-        With `init_std` as in GPT-2: normal, the last matrix of every branch divided by sqrt(2 layers). Else by fan-in.
+        The scheme is that of GPT-2 with `model.init_std`, see `init_gpt2`; else the standard deviation depends on
+        fan-in, and the output of each residual branch and of the head is zero.
         """
         generator = torch.Generator().manual_seed(seed)
         self.reset_embedding(generator)
@@ -75,15 +76,16 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
-        """Returns the logits at every position, and the routing of every sparse block.
+        """Returns the logits at every position, and the routing of every sparse block, first block first.
 
-        The logits are those of the next token (gpt) or of the token at the position (bert).
+        The logits predict the next token (gpt) or the token at the position (bert).
 
         Args:
             mask: False for padding, which is neither attended to nor routed.
-            documents: the document of each token; a position attends only to those of its own.
-            cache: of the earlier tokens (gpt); these tokens are then added to it; not with `mask` or `documents`.
-            policy: of the sparse layers; None means as trained.
+            documents: document of each token; a position attends to tokens of its own document only.
+            cache: keys and values of the earlier tokens (gpt), to which these tokens are added; not with `mask` or
+                `documents`.
+            policy: the routing settings of this pass; None means those of the layers.
         """
         x, routings = self.run_blocks(self.embedding(tokens), tokens, mask, documents, cache, policy)
         assert isinstance(self.embedding, nn.Embedding)
@@ -98,7 +100,7 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L D"], list[Routing]]:
-        """Adds positions to embedded tokens and runs all blocks and the last norm."""
+        """Runs all blocks and the last norm on embedded tokens, to which learned positions are added first."""
         length, past = x.shape[1], cache.length if cache else 0
         if self.positions is not None:
             x = x + self.positions.weight[past : past + length]
@@ -113,5 +115,5 @@ class Transformer(nn.Module):
         return self.norm(x), routings
 
     def cap_logits(self, logits: Tensor) -> Tensor:
-        """Returns cap * tanh(logits / cap) if model.logit_softcap is set."""
+        """Computes cap * tanh(logits / cap) if model.logit_softcap is set, else returns the logits."""
         return logits if self.logit_softcap is None else self.logit_softcap * torch.tanh(logits / self.logit_softcap)

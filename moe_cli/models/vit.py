@@ -1,4 +1,4 @@
-"""A vision transformer with experts in some of its blocks (V-MoE, arXiv:2106.05974).
+"""How does an image classifier use experts? A vision transformer with some sparse blocks (V-MoE, arXiv:2106.05974).
 
 B images of H x W pixels and C channels, P patches of S x S pixels, D width, G classes.
 """
@@ -16,7 +16,7 @@ from moe_cli.moe.routing import Routing, RoutingPolicy
 
 
 class ViT(Transformer):
-    """Patches embedded by one matrix, blocks in which all see all, norm, the mean over patches, head.
+    """A vision transformer: a linear patch embedding, blocks without causal mask, a norm, the mean, and a head.
 
     Args:
         config: a resolved configuration.
@@ -35,14 +35,14 @@ class ViT(Transformer):
     def forward(  # type: ignore[override]
         self, images: Float[Tensor, "B C H W"], policy: RoutingPolicy | None = None
     ) -> tuple[Float[Tensor, "B G"], list[Routing]]:
-        """Logits of the classes, and the routing of every sparse block: patches are its tokens."""
+        """Returns the logits of the classes, and the routing of every sparse block, whose tokens are the patches."""
         dtype = self.embedding.get_parameter("weight").dtype
         x, routings = self.run_blocks(self.embedding(self.patchify(images.to(dtype))), policy=policy)
         assert self.head is not None
         return self.cap_logits(self.head(x.mean(1))), routings
 
     def patchify(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P S2C"]:
-        """Returns the patches, row by row; of each its pixels row by row, channels last."""
+        """Returns the patches of each image row by row; the pixels of a patch are row by row, channels last."""
         size = self.patch_size
         rows = images.unfold(2, size, size).unfold(3, size, size)  # B C H/S W/S S S
         return rows.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)

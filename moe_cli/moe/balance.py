@@ -1,9 +1,9 @@
-"""Balancing of the experts: auxiliary losses and bias updates, as free functions. T tokens, E experts, K chosen.
+"""Balancing losses and bias updates, as free functions. T tokens, E experts, K chosen.
 
-Losses count assignments before drops. A model's loss is the mean over its layers and is never pooled, because two
-layers that collapse onto different experts must not look balanced. With several processes, sums over the batch are sums
-over the batch of all processes. Without tokens (an empty batch, or all padding) and without a choice (E = 1) every loss
-is defined, and no bias is updated; the collective calls do not depend on it.
+Losses count assignments before drops. A model's loss is the mean of its layers' losses. Counts are never pooled over
+layers, because two layers that collapse onto different experts would then look balanced. With several processes, sums
+over the batch include the batches of all processes. Every loss is defined without tokens (an empty batch, or padding
+only) and for E = 1; the bias is then not updated. The collective calls are the same in every case.
 """
 
 import math
@@ -31,14 +31,14 @@ def load_balancing_loss(
 ) -> Float[Tensor, ""]:
     """Computes the Switch auxiliary loss, eq. 4 of arXiv:2101.03961, scaled to 1 when balanced, for every K.
 
-    (E / K) * sum_i f_i P_i, with f_i the assignments to expert i per token (before drops; no gradient) and P_i
-    the mean routing probability of expert i.
+    It is (E / K) * sum_i f_i P_i. f_i is the number of assignments to expert i per token, before drops and without
+    gradient. P_i is the mean routing probability of expert i.
 
     Args:
-        num_sequences: f and P are taken over each of this number of consecutive sequences of equal length, and the
-            losses averaged (DeepSeek-V3, arXiv:2412.19437, eq. 17-20); 1 means over the whole batch.
-        assigned_counts: counts for f in place of the batch's own: with those of all micro-batches of a step so far,
-            this is the global-batch loss of Qwen, arXiv:2501.11873, exact for the last micro-batch.
+        num_sequences: number of consecutive sequences of equal length; f and P are computed per sequence, and the
+            losses are averaged (DeepSeek-V3, arXiv:2412.19437, eq. 17-20). 1 means over the whole batch.
+        assigned_counts: counts for f instead of those of `routing`. With the counts of all micro-batches of a step so
+            far, this is the global-batch loss of Qwen (arXiv:2501.11873), exact for the last micro-batch.
     """
     num_sequences = max(1, num_sequences)
     length = routing.num_tokens // num_sequences
@@ -49,7 +49,7 @@ def load_balancing_loss(
 
 
 def _counts_per_sequence(routing: Routing, num_sequences: int) -> Int[Tensor, "S E"]:
-    """Counts the assignments to each expert in each of the sequences."""
+    """Counts the assignments to each expert in each sequence."""
     length, num_experts = routing.num_tokens // num_sequences, routing.num_experts
     assert num_sequences * length == routing.num_tokens, "sequences of equal length"
     index = routing.token_ids // max(1, length) * num_experts + routing.expert_ids
@@ -59,7 +59,7 @@ def _counts_per_sequence(routing: Routing, num_sequences: int) -> Int[Tensor, "S
 def router_z_loss(logits: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
     """Computes the mean squared log-sum-exp of the gate's logits, eq. 5 of ST-MoE, arXiv:2202.08906.
 
-    It is (ln E)^2 for zero logits.
+    For zero logits it is (ln E)^2.
     """
     return _mean_over_tokens(logits.logsumexp(-1).square())
 
@@ -70,9 +70,10 @@ def _mean_over_tokens(values: Float[Tensor, "T *rest"]) -> Float[Tensor, "*rest"
 
 
 def importance_loss(routing: Routing) -> Float[Tensor, ""]:
-    """Computes CV^2 of the experts' importance, the sum of weights over tokens: eq. 6-7 of Shazeer, arXiv:1701.06538.
+    """Computes the CV^2 of the experts' importance, the sum of their weights: eq. 6-7 of Shazeer, arXiv:1701.06538.
 
-    0 when even, E / K - 1 when K experts share all weight alike, E - 1 at most; population variance.
+    Even importance gives 0, K equally important experts E / K - 1, a single one the maximum E - 1. The variance is that
+    of the population.
     """
     importance = routing.weights.new_zeros(routing.num_experts)
     return squared_cv(importance.index_add(0, routing.expert_ids, routing.weights))
@@ -81,11 +82,11 @@ def importance_loss(routing: Routing) -> Float[Tensor, ""]:
 def load_loss(
     clean_logits: Float[Tensor, "T E"], noisy_logits: Float[Tensor, "T E"], noise_std: Float[Tensor, "T E"], top_k: int
 ) -> Float[Tensor, ""]:
-    """Computes CV^2 of a smooth estimate of the experts' load: appendix A of Shazeer, arXiv:1701.06538, eq. 8-11.
+    """Computes the CV^2 of a smooth estimate of the experts' load: Shazeer, arXiv:1701.06538, eq. 8-11 (appendix A).
 
-    The load of expert i is sum_t Phi((clean_ti - threshold_ti) / std_ti), the expected number of tokens if its own
-    noise alone were drawn again; the threshold is the K-th largest noisy logit among the other experts. Population
-    variance. 0 when all experts are chosen.
+    The load of expert i is sum_t Phi((clean_ti - threshold_ti) / std_ti): its expected number of tokens if only its own
+    noise were sampled again. threshold_ti is the K-th largest noisy logit among the other experts. The variance is that
+    of the population. The loss is 0 for K = E.
     """
     if top_k == clean_logits.shape[-1]:
         return clean_logits.new_zeros(())
@@ -96,28 +97,28 @@ def load_loss(
 
 
 def squared_cv(values: Float[Tensor, " E"]) -> Float[Tensor, ""]:
+    """Computes the squared coefficient of variation of the values, averaged over processes; 0 if all are zero."""
     values = all_reduce_mean(values)
-    # Without assignments the load is even.
     return values.var(correction=0) / values.mean().square().clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def entropy_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
-    """Computes -H(mean over tokens of p) / ln E: -1 for equally likely experts, 0 when one has all probability."""
+    """Computes -H(mean of p over tokens) / ln E: -1 if all experts are equally likely, 0 if one has probability 1."""
     return -_entropy(all_reduce_mean(_mean_over_tokens(probs))) / math.log(max(2, probs.shape[-1]))
 
 
 def mutual_information_loss(probs: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
     """Computes -MI(token; expert) / ln E = -(H(mean p) - mean H(p)) / ln E.
 
-    It is -1 when each token's choice is certain and the mean is even, and 0 when every token has the same
-    probabilities. Mod-Squad, arXiv:2212.08066, for one task.
+    It is -1 if every token is certain and all experts are equally likely on average, and 0 if all tokens have the same
+    probabilities. Source: Mod-Squad, arXiv:2212.08066, for one task.
     """
-    among = _mean_over_tokens(_entropy(probs))
-    return -(_entropy(all_reduce_mean(_mean_over_tokens(probs))) - among) / math.log(max(2, probs.shape[-1]))
+    mean_entropy = _mean_over_tokens(_entropy(probs))
+    return -(_entropy(all_reduce_mean(_mean_over_tokens(probs))) - mean_entropy) / math.log(max(2, probs.shape[-1]))
 
 
 def _entropy(probs: Float[Tensor, "*rows E"]) -> Float[Tensor, "*rows"]:
-    # The slope at a probability of 0 must stay finite: times the softmax's own slope of 0 it would be NaN.
+    # The clamp keeps the derivative finite at p = 0; an infinite one times the softmax's derivative of 0 would be NaN.
     return -(probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()).sum(-1)
 
 
@@ -126,7 +127,7 @@ def update_expert_bias(
 ) -> Float[Tensor, " E"]:
     """Returns the bias after a step of loss-free balancing: b_i + rate * sign(mean load - load_i).
 
-    Source: arXiv:2408.15664, alg. 1.
+    Source: arXiv:2408.15664, algorithm 1.
     """
     load = tokens_per_expert.double()
     return bias + rate * torch.sign(load.mean() - load).to(bias.dtype)
@@ -135,12 +136,13 @@ def update_expert_bias(
 def quantile_bias(
     bias: Float[Tensor, " E"], probs: Float[Tensor, "T E"], top_k: int, iterations: int
 ) -> Float[Tensor, " E"]:
-    """Returns the bias that makes these tokens' K choices nearly even: quantile balancing (kexue.fm/archives/11619).
+    """Returns the bias that makes the choices of these tokens nearly even: quantile balancing, kexue.fm/archives/11619.
 
-    The most probable assignment that gives each token K experts and each expert T K / E tokens is a linear programme.
-    Its dual is solved by alternating two steps, from the present bias. First, each token's threshold is set between its
-    K-th and its (K+1)-th largest p_ti + b_i. Then each expert's bias is set to a quantile, so that exactly its share of
-    the p_ti lies above the thresholds minus the bias. The bias is shifted to a mean of 0, which changes no choice.
+    The most probable assignment with K experts per token and T K / E tokens per expert is a linear programme. Its dual
+    is solved by `iterations` of two alternating steps, which start from the given bias. First, the threshold of each
+    token is set between its K-th and its (K+1)-th largest p_ti + b_i. Second, the bias of each expert is set to a
+    quantile, such that p_ti + b_i is above the threshold for T K / E tokens. At the end the bias is shifted to a mean
+    of 0, which changes no choice.
     """
     num_tokens, num_experts = probs.shape
     per_expert = min(max(1, round(num_tokens * top_k / num_experts)), num_tokens - 1)
@@ -161,20 +163,25 @@ def update_bias(
     probs: Sequence[Float[Tensor, "_T E"]],
     top_k: int,
 ) -> Float[Tensor, " E"]:
-    """Returns the bias after an optimizer step, from all its counts (loss_free) or probabilities (quantile)."""
+    """Returns the bias after an optimizer step.
+
+    Args:
+        tokens_per_expert: assignments to each expert in the step; used by loss_free.
+        probs: routing probabilities of each batch of the step; used by quantile.
+    """
     if isinstance(balance, LossFreeBalance):
         return update_expert_bias(bias, tokens_per_expert, balance.bias_update_rate)
     return quantile_bias(bias, torch.cat(list(probs)), top_k, balance.iterations)
 
 
 def bias_method(balance: BalanceConfig | None) -> BiasBalance | None:
-    """Returns the method that sets the routing bias; None if there is none. A configuration has at most one."""
-    found = [method for method in methods_of(balance) if isinstance(method, LossFreeBalance | QuantileBalance)]
-    return found[0] if found else None
+    """Returns the method that sets the routing bias; None without one. A configuration has at most one."""
+    methods = (method for method in methods_of(balance) if isinstance(method, LossFreeBalance | QuantileBalance))
+    return next(methods, None)
 
 
 def _routing_load_loss(routing: Routing) -> Tensor:
-    assert routing.clean_logits is not None, "a router with noise, in training"
+    assert routing.clean_logits is not None, "balance=load needs a router with noise, in training"
     assert routing.noise_std is not None
     top_k = max(1, len(routing.expert_ids) // max(1, routing.num_tokens))
     return load_loss(routing.clean_logits, routing.logits, routing.noise_std, top_k)
@@ -197,14 +204,14 @@ def auxiliary_losses(
     step_counts: Sequence[Int[Tensor, " E"]] | None = None,
     num_sequences: int = 1,
 ) -> dict[LossBalance, Tensor]:
-    """Computes each balancing loss of the configuration, averaged over layers, unweighted; empty without losses.
+    """Computes each balancing loss of the configuration: unweighted, averaged over layers; empty without losses.
 
     Args:
-        batch_counts: per layer, the assignments to each expert in the batch of all processes; for scope `batch`. By
-            default counted here.
-        step_counts: the same over the optimizer step so far, this batch included; for scope `global`. By default those
-            of the batch.
-        num_sequences: sequences in the batch; for scope `sequence`.
+        batch_counts: per layer, the assignments to each expert in the batch of all processes, for scope `batch`; None
+            means that they are counted here.
+        step_counts: per layer, the same counts over the optimizer step so far, this batch included, for scope `global`;
+            None means those of the batch.
+        num_sequences: sequences in the batch, for scope `sequence`.
     """
     if batch_counts is None:
         batch_counts = [all_reduce_sum(routing.tokens_per_expert) for routing in routings]
@@ -216,10 +223,9 @@ def auxiliary_losses(
         if isinstance(method, SwitchBalance) and method.scope == "sequence":
             layers = [load_balancing_loss(routing, num_sequences=num_sequences) for routing in routings]
         elif isinstance(method, SwitchBalance):
-            counts = scopes[method.scope]
             layers = [
-                load_balancing_loss(routing, assigned_counts=each)
-                for routing, each in zip(routings, counts, strict=True)
+                load_balancing_loss(routing, assigned_counts=counts)
+                for routing, counts in zip(routings, scopes[method.scope], strict=True)
             ]
         else:
             layers = [LOSSES[method.name](routing) for routing in routings]

@@ -1,4 +1,4 @@
-"""Experts and their capacity over several processes: rows travel to their experts, and one capacity holds for all.
+"""How do several processes share experts, and their capacity? Rows are sent to the process that holds their expert.
 
 T tokens of this process, A assignments, E experts, D width.
 """
@@ -18,7 +18,7 @@ from moe_cli.moe.routing import Routing, drop_overflow
 
 
 def drop_overflow_global(routing: Routing, capacity: int, drop: str) -> Routing:
-    """Applies `drop_overflow` to the tokens of all processes: an expert keeps at most `capacity` assignments."""
+    """Applies `drop_overflow` to the tokens of all processes together; returns the part of this process."""
     if collectives.world_size() == 1:
         return drop_overflow(routing, capacity, drop)
     probs = routing.probs[routing.token_ids, routing.expert_ids].detach().float()
@@ -32,7 +32,7 @@ def drop_overflow_global(routing: Routing, capacity: int, drop: str) -> Routing:
             collectives.all_gather_rows(padded).chunk(collectives.world_size()), lengths, strict=True
         )
     ]
-    # In the order in which one process would have recorded them: round by round, in each the processes in turn.
+    # The order of a single process: round by round, and within a round by rank.
     round_index = torch.cat([torch.arange(length) // max(1, length // routing.rounds) for length in lengths])
     order = torch.argsort(round_index, stable=True).to(local.device)
     experts, scores = torch.cat(parts)[order].unbind(1)
@@ -55,9 +55,13 @@ def drop_overflow_global(routing: Routing, capacity: int, drop: str) -> Routing:
 def expert_parallel_forward(
     experts: Experts, x: Float[Tensor, "T D"], routing: Routing, group: collectives.ExpertGroup, backend: Backend
 ) -> Float[Tensor, "T D"]:
-    """Runs a back end whose `experts` are this process's part: rows travel to their experts, outputs travel back.
+    """Sends each row to the process that holds its expert, computes the experts there, and returns the outputs.
 
-    Nothing is padded: each process sends one row per kept assignment.
+    Each process sends one row per kept assignment, without padding (GShard, arXiv:2006.16668, section 3.2).
+
+    Args:
+        experts: this process's part of the experts.
+        routing: assignments of this process's tokens to all E experts.
     """
     permutation = permutation_of(routing)
     local = experts.num_experts
@@ -77,7 +81,7 @@ def expert_parallel_forward(
 
 
 def identity_routing(expert_ids: Int[Tensor, " A"], num_experts: int) -> Routing:
-    """Sends row i to expert_ids[i] with weight 1."""
+    """Returns the routing that sends row i to expert_ids[i] with weight 1."""
     none = torch.zeros(1, 1, device=expert_ids.device).expand(len(expert_ids), num_experts)
     kept: Bool[Tensor, " A"] = torch.ones_like(expert_ids, dtype=torch.bool)
     return Routing(none, none, torch.arange(len(kept), device=kept.device), expert_ids, kept.float(), kept)

@@ -1,4 +1,4 @@
-"""E experts as stacked weights, and the plain feed-forward network of dense layers.
+"""The experts: E feed-forward networks as stacked weights, and the single network of dense layers.
 
 E experts, D_in and D_out widths in and out, F hidden width, H = 2F for a gated network (gate over up) or F.
 """
@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Activation:
-    """A pointwise function and its derivative: backward(grad, x) = grad * function'(x)."""
+    """A pointwise function and its gradient: backward(grad, x) = grad * function'(x)."""
 
     function: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
@@ -30,21 +30,21 @@ ACTIVATIONS = {
 }
 
 
-def expert_activation(pre: Float[Tensor, "... H"], kind: str, activation: str) -> Float[Tensor, "... F"]:
-    """Computes the hidden values from the first product: act(gate) * up (GLU, arXiv:2002.05202), or act."""
+def expert_activation(pre: Float[Tensor, "... H"], ffn_type: str, activation: str) -> Float[Tensor, "... F"]:
+    """Computes the hidden values from the first product: act(gate) * up for `glu` (arXiv:2002.05202), act for `mlp`."""
     function = ACTIVATIONS[activation].function
-    if kind == "glu":
+    if ffn_type == "glu":
         gate, up = pre.chunk(2, dim=-1)
         return function(gate) * up
     return function(pre)
 
 
 def expert_activation_backward(
-    grad: Float[Tensor, "... F"], pre: Float[Tensor, "... H"], kind: str, activation: str
+    grad: Float[Tensor, "... F"], pre: Float[Tensor, "... H"], ffn_type: str, activation: str
 ) -> Float[Tensor, "... H"]:
     """Returns the gradient of `expert_activation` with respect to `pre`."""
     act = ACTIVATIONS[activation]
-    if kind == "glu":
+    if ffn_type == "glu":
         gate, up = pre.chunk(2, dim=-1)
         result = torch.empty_like(pre)
         grad_gate, grad_up = result.chunk(2, dim=-1)
@@ -58,9 +58,11 @@ class Experts(nn.Module):
     """E feed-forward networks without biases, as two stacked parameters.
 
     Attributes:
-        w_in: [E, H, D_in]; for a gated network the first F rows of H are the gate, the last F rows the up projection.
+        ffn_type: `glu` (gated) or `mlp`.
+        activation: a name of ACTIVATIONS.
+        dropout: fraction of the hidden values that training drops ("expert dropout", Switch, arXiv:2101.03961, 2.4).
+        w_in: [E, H, D_in]; for `glu` the first F rows of H are the gate and the last F rows are the up projection.
         w_out: [E, D_out, F].
-        dropout: fraction of an expert's hidden values that training leaves out ("expert dropout", Switch 2101.03961, 2.4).
     """
 
     def __init__(
@@ -70,40 +72,40 @@ class Experts(nn.Module):
         d_expert: int,
         d_out: int,
         *,
-        kind: str = "glu",
+        ffn_type: str = "glu",
         activation: str = "silu",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_experts = num_experts
-        self.kind = kind
+        self.ffn_type = ffn_type
         self.activation = activation
         self.dropout = dropout
-        rows = 2 * d_expert if kind == "glu" else d_expert
+        rows = 2 * d_expert if ffn_type == "glu" else d_expert
         self.w_in = nn.Parameter(torch.empty(num_experts, rows, d_in))
         self.w_out = nn.Parameter(torch.empty(num_experts, d_out, d_expert))
 
     def reset_parameters(
         self, generator: torch.Generator | None = None, out_scale: float = 1.0, init_scale: float = 1.0
     ) -> None:
-        """Initialises uniformly, variance init_scale / fan-in; `out_scale` scales the second matrix (0: output 0)."""
+        """Initialises uniformly with variance init_scale / fan-in; `out_scale` multiplies the second matrix."""
         init_matrix(self.w_in, generator, init_scale**0.5)
         init_matrix(self.w_out, generator, out_scale * init_scale**0.5)
 
     def shard_(self, part: Callable[[Tensor], Tensor]) -> None:
-        """Keeps a part of the experts: `part` maps [E, ...] to [E', ...]."""
+        """Replaces the stacked weights by a part of the experts: `part` maps [E, ...] to [E', ...]."""
         self.w_in, self.w_out = (nn.Parameter(part(stack.detach()).clone()) for stack in (self.w_in, self.w_out))
         self.num_experts = len(self.w_in)
 
     def forward_one(
         self, expert: int, x: Float[Tensor, "T D_in"], mask: Tensor | None = None
     ) -> Float[Tensor, "T D_out"]:
-        """Computes one expert's output, its hidden values times `mask` [T, F]; every back end must equal it."""
-        act = expert_activation(F.linear(x, self.w_in[expert]), self.kind, self.activation)
+        """Computes the output of one expert, with its hidden values multiplied by `mask` [T, F]."""
+        act = expert_activation(F.linear(x, self.w_in[expert]), self.ffn_type, self.activation)
         return F.linear(act if mask is None else act * mask, self.w_out[expert])
 
     def sample_dropout_mask(self, num_assignments: int) -> Float[Tensor, "A F"] | None:
-        """Samples inverted dropout of the hidden values, 0 or 1 / (1 - dropout); None means no dropout."""
+        """Samples inverted dropout of the hidden values: 0 or 1 / (1 - dropout). Returns None without dropout."""
         if not (self.training and self.dropout):
             return None
         keep = 1 - self.dropout
@@ -111,13 +113,18 @@ class Experts(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """One plain network of the same kind: the dense layer, and the experts that every token shares."""
+    """One feed-forward network without biases: a dense layer, or the shared experts.
 
-    def __init__(self, d_model: int, d_ff: int, *, kind: str, activation: str) -> None:
+    Attributes:
+        w_in: [H, D].
+        w_out: [D, F].
+    """
+
+    def __init__(self, d_model: int, d_ff: int, *, ffn_type: str, activation: str) -> None:
         super().__init__()
-        self.kind = kind
+        self.ffn_type = ffn_type
         self.activation = activation
-        self.w_in = nn.Parameter(torch.empty(2 * d_ff if kind == "glu" else d_ff, d_model))
+        self.w_in = nn.Parameter(torch.empty(2 * d_ff if ffn_type == "glu" else d_ff, d_model))
         self.w_out = nn.Parameter(torch.empty(d_model, d_ff))
 
     def reset_parameters(self, generator: torch.Generator | None = None, out_scale: float = 1.0) -> None:
@@ -126,7 +133,7 @@ class FeedForward(nn.Module):
         init_matrix(self.w_out, generator, out_scale)
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        return F.linear(expert_activation(F.linear(x, self.w_in), self.kind, self.activation), self.w_out)
+        return F.linear(expert_activation(F.linear(x, self.w_in), self.ffn_type, self.activation), self.w_out)
 
 
 def init_matrix(weight: Tensor, generator: torch.Generator | None, scale: float = 1.0) -> None:

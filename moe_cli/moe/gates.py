@@ -1,6 +1,7 @@
-"""Gates score each expert for each token, f(x, e). T tokens, E experts, D width, P projected width.
+"""How is an expert scored for a token? The gates, which map tokens [T, D] to scores [T, E].
 
-All compute in the precision of their input, which routers make float32 (float64 for a float64 gate).
+Gates compute in the precision of their input, which routers cast to float32 (float64 for a float64 gate).
+T tokens, E experts, D width, P projected width.
 """
 
 import math
@@ -19,7 +20,7 @@ MIN_TEMPERATURE = 0.01
 
 
 class LinearGate(nn.Module):
-    """x . e_i, one learned embedding per expert."""
+    """Scores x . e_i, with one learned embedding e_i per expert."""
 
     def __init__(self, d_model: int, num_experts: int) -> None:
         super().__init__()
@@ -33,7 +34,10 @@ class LinearGate(nn.Module):
 
 
 class CosineGate(nn.Module):
-    """Cosine of the projected token and the expert's embedding, over a learned temperature (X-MoE, arXiv:2204.09179)."""
+    """Scores the cosine of the projected token and the expert's embedding, divided by a learned temperature.
+
+    Source: X-MoE, arXiv:2204.09179.
+    """
 
     def __init__(self, d_model: int, num_experts: int) -> None:
         super().__init__()
@@ -54,7 +58,7 @@ class CosineGate(nn.Module):
 
 
 class MlpGate(nn.Module):
-    """Two layers with a ReLU between them, the hidden one as wide as the token."""
+    """Scores by two layers with a ReLU between them; the hidden layer has width D."""
 
     def __init__(self, d_model: int, num_experts: int) -> None:
         super().__init__()
@@ -65,8 +69,8 @@ class MlpGate(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialises the weights; each row of the second matrix has mean 0.
 
-        Hidden values are not negative. Without the zero mean, their common part would favour the same experts for every
-        token.
+        Hidden values are not negative. Without the zero mean, their positive mean would favour the same experts for
+        every token.
         """
         nn.init.normal_(self.hidden, std=self.hidden.shape[1] ** -0.5, generator=generator)
         nn.init.normal_(self.out, std=GATE_STD, generator=generator)
@@ -77,18 +81,18 @@ class MlpGate(nn.Module):
 
 
 class ActivationGate(nn.Module):
-    """The expert scores itself: the norm of the first units of its own first product (arXiv:2501.13074, section 3).
+    """Scores an expert by the norm of the first values of its own first product (arXiv:2501.13074, section 3).
 
-    Has no parameters. Only the chosen experts learn through their weights in the sum; a balancing loss, which looks at
-    the scores of all, moves those rows of all of them.
+    Has no parameters of its own. The weights in the sum give a gradient to the chosen experts only; a balancing loss,
+    which depends on all scores, gives one to the first rows of all experts.
     """
 
     def __init__(self, experts: Experts) -> None:
         super().__init__()
-        self._experts = (experts,)  # in a tuple, so that its parameters are not ours as well
+        self._experts = (experts,)  # in a tuple, so that the experts' parameters are not registered twice
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Does nothing: this gate has no weights of its own and uses those of the experts."""
+        """Does nothing, because the gate has no weights of its own."""
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
         rows = self._experts[0].w_in[:, :ACTIVATION_WIDTH].to(x.dtype)
@@ -98,12 +102,13 @@ class ActivationGate(nn.Module):
 
 
 class PerTaskGate(nn.Module):
-    """A gate for each of G tasks (MMoE, doi 10.1145/3219819.3220007, section 4.2).
+    """One gate for each of G tasks (MMoE, doi 10.1145/3219819.3220007, section 4.2).
 
-    Each group of G tokens has one per task.
+    Of each G consecutive tokens, token g is scored by gate g.
 
     Args:
-        gate: the gate to copy for each task.
+        gate: the first task's gate, which is copied for the others.
+        num_tasks: G.
     """
 
     def __init__(self, gate: nn.Module, num_tasks: int) -> None:
@@ -116,14 +121,19 @@ class PerTaskGate(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
         by_task = x.unflatten(0, (len(x) // len(self.gates), len(self.gates))).unbind(1)
-        return torch.stack([gate(each) for gate, each in zip(self.gates, by_task, strict=True)], 1).flatten(0, 1)
+        return torch.stack([gate(tokens) for gate, tokens in zip(self.gates, by_task, strict=True)], 1).flatten(0, 1)
 
 
 GATES = {"linear": LinearGate, "cosine": CosineGate, "mlp": MlpGate}
 
 
 def make_gate(score: str, d_model: int, num_experts: int, experts: Experts | None) -> nn.Module:
-    """Returns the gate of a name; `experts` are those whose activations score=activation reads."""
+    """Builds the gate of a name.
+
+    Args:
+        score: `linear`, `cosine`, `mlp` or `activation`.
+        experts: the experts whose weights score=activation reads.
+    """
     if score == "activation":
         assert experts is not None
         return ActivationGate(experts)

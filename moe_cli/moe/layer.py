@@ -1,4 +1,7 @@
-"""The mixture-of-experts layer: route, drop, dispatch, combine. T tokens, E experts, K chosen per token, D width."""
+"""The mixture-of-experts layer, which routes tokens, drops overflow, dispatches to experts, and combines.
+
+T tokens, E experts, K chosen per token, L positions per sequence, D width.
+"""
 
 from dataclasses import replace
 from typing import Unpack
@@ -38,24 +41,22 @@ class MoELayer(SparseLayer):
         num_experts: E.
         top_k: K, at most E.
         d_expert: hidden width of one expert.
-        router: a name of `moe_cli.moe.routers.registry.ROUTER_CONFIGS` (topk, switch, ...), or its config with options.
-        capacity_factor: None means no drops; else an expert takes at most ceil(factor * T * K / E) assignments of one
-            forward pass in training. At evaluation nothing is dropped unless a `RoutingPolicy` has a capacity.
-        drop: the drop rule, `position`, `probability` or `random` (see `drop_overflow`), or `causal`
-            (`drop_overflow_in_order`): an expert then takes the first ceil(factor * L * K / E) assignments of each
-            sequence of L positions at most.
-        renormalise_after_drop: give the weights of dropped assignments to those that a token kept.
+        router: a name of `moe_cli.moe.routers.registry.ROUTER_CONFIGS` (topk, switch, ...), or a configuration.
+        capacity_factor: None means no drops. Otherwise an expert keeps at most ceil(factor * T * K / E) assignments of
+            a forward pass in training. At evaluation nothing is dropped unless a `RoutingPolicy` has a capacity.
+        drop: the drop rule: `position`, `probability` or `random` (see `drop_overflow`), or `causal`, with which an
+            expert keeps the first ceil(factor * L * K / E) assignments of each sequence (see `drop_overflow_in_order`).
+        renormalise_after_drop: rescale the kept weights of a token to the sum of all its weights.
         vocab_size: number of token ids; only for router=hash.
-        causal: tokens must not depend on later ones of their sequence. Routers that use later tokens are refused. A
+        causal: True if tokens must not depend on later tokens. Routers that use later tokens are refused, and a
             policy with a capacity drops by `causal` unless it names another rule.
-        options: of the experts, see `ExpertOptions`: ffn_type, activation, shared_experts, dispatch, ...
+        options: settings of the experts, see `ExpertOptions`.
 
-    Without tokens (an empty batch, or one that is all padding) the output is empty or zero, and every balancing loss is
-    0.
+    Without tokens (an empty batch, or padding only) the output is empty or zero, and every balancing loss is 0.
 
     Raises:
-        ConfigError: a count or width is not an integer of at least 1, K is more than E, the capacity is not above 0, a
-            name is unknown, or settings exclude each other.
+        ConfigError: a count or width is not an integer of at least 1, K is more than E, the capacity factor is not
+            above 0, a name is unknown, or settings exclude each other.
     """
 
     router: Router
@@ -98,14 +99,14 @@ class MoELayer(SparseLayer):
         mask: Bool[Tensor, "*batch"] | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "*batch D"], Routing]:
-        """Returns the layer's output and the record of its assignments.
+        """Returns the layer's output and its routing.
 
         Args:
-            x: tokens of any leading shape; all of them are routed together.
-            token_ids: the vocabulary id of each token; read by router=hash.
-            mask: False for padding, which never reaches the router: it takes no capacity, is not counted, and its
-                output is zero.
-            policy: overrides the routing; None means as configured in training, and dropless at evaluation.
+            x: tokens of any leading shape, which are routed together.
+            token_ids: the vocabulary id of each token; only router=hash reads it.
+            mask: False for padding, which is not routed: it uses no capacity, is not counted, and its output is zero.
+            policy: the routing settings of this pass; None means those of the layer in training, and no drops at
+                evaluation.
         """
         length = x.shape[-2] if x.ndim > 1 else 1
         sequences = Sequences(x.shape[:-1].numel() // max(1, length), length, mask)
@@ -126,10 +127,14 @@ class MoELayer(SparseLayer):
         sequences: Sequences | None = None,
         policy: RoutingPolicy | None = None,
     ) -> Routing:
-        """Returns the assignments of the tokens, overflow dropped; without `sequences` the tokens are one.
+        """Returns the routing of the tokens, after drops.
+
+        Args:
+            sequences: the sequences that the tokens form; None means a single one.
+            policy: as in `forward`.
 
         Raises:
-            ConfigError: the policy's K is not between 1 and E.
+            ConfigError: the policy's K is not an integer from 1 to E.
         """
         if policy is None:
             policy = RoutingPolicy(None, self.capacity_factor, self.drop) if self.training else RoutingPolicy()
@@ -154,7 +159,10 @@ class MoELayer(SparseLayer):
         self.router.after_step(assigned, num_tokens)
 
     def _drop_overflow(self, routing: Routing, policy: RoutingPolicy, factor: float, sequences: Sequences) -> Routing:
-        """Drops assignments over capacity: per sequence, per batch of all processes (training), or per batch."""
+        """Drops the assignments over capacity.
+
+        The capacity is that of a sequence (drop=causal), of the batch of all processes (training), or of this batch.
+        """
         drop = policy.drop or ("causal" if self.causal else self.drop)
         top_k = policy.top_k or self.top_k
         if drop == "causal":
@@ -165,7 +173,7 @@ class MoELayer(SparseLayer):
         return (drop_overflow_global if self.training else drop_overflow)(routing, capacity, drop)
 
 
-def make_layer(  # noqa: PLR0913  (those of MoELayer)
+def make_layer(  # noqa: PLR0913  (the arguments of MoELayer)
     d_model: int,
     num_experts: int,
     top_k: int,
@@ -179,7 +187,10 @@ def make_layer(  # noqa: PLR0913  (those of MoELayer)
     causal: bool = False,
     **options: Unpack[ExpertOptions],
 ) -> MoELayer | SoftMoELayer:
-    """Builds the sparse layer of any router: `SoftMoELayer` for soft, which K and capacity mean nothing to, or `MoELayer`."""
+    """Builds the sparse layer of any router: `SoftMoELayer` for router=soft, else `MoELayer`.
+
+    SoftMoELayer has neither K nor capacity: these arguments are then ignored.
+    """
     config = SoftConfig() if router == "soft" else router
     if isinstance(config, SoftConfig):
         check_router(config, num_experts, top_k, causal)
@@ -224,14 +235,14 @@ def _router_config(
 
 
 class SparseExpertModel(nn.Module):
-    """A model that is a single mixture of experts: each row of the input is sent to `k` of `num_experts` networks.
+    """A model of one sparse layer: each input row is sent to `k` of `num_experts` feed-forward networks.
 
-    The gate is trained through the weights. Only the chosen experts are computed and receive a gradient.
+    The gate gets its gradient through the weights. Only the chosen experts are computed and get a gradient.
 
     Args:
         num_experts: E.
-        input_dim: width of an input row.
-        output_dim: width of an output row.
+        input_dim: width D_in of an input row.
+        output_dim: width D_out of an output row.
         k: experts chosen per row.
 
     Raises:
@@ -244,7 +255,7 @@ class SparseExpertModel(nn.Module):
         whole("input_dim", input_dim)
         whole("output_dim", output_dim)
         self.router = make_router(config, input_dim, num_experts, k)
-        self.experts = Experts(num_experts, input_dim, input_dim, output_dim, kind="mlp", activation="gelu")
+        self.experts = Experts(num_experts, input_dim, input_dim, output_dim, ffn_type="mlp", activation="gelu")
         self.router.reset_parameters()
         self.experts.reset_parameters()
 

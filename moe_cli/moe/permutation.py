@@ -1,4 +1,4 @@
-"""The sorting that back ends share: kept assignments as rows, one expert after the other, and their sums by token.
+"""How are assignments sorted by expert, and outputs summed by token? The permutation that back ends share.
 
 T tokens, A assignments, R kept assignments (rows), E experts, D width.
 """
@@ -17,14 +17,14 @@ from moe_cli.moe.routing import Routing
 
 @dataclass(frozen=True)
 class Permutation:
-    """Kept assignments sorted by expert ("rows"), and how to sum them back by token.
+    """The kept assignments sorted by expert ("rows"), and the order that sums them by token.
 
     Attributes:
         assignments: index of the assignment of each row.
         token_ids: token that each row reads.
-        counts: rows of each expert; they lie one expert after the other.
-        token_order: the rows again, sorted by token.
-        token_offsets: where each token's rows start in `token_order`.
+        counts: rows of each expert, in the order of the rows.
+        token_order: indices of the rows, sorted by token.
+        token_offsets: start of each token's rows in `token_order`.
     """
 
     assignments: Int[Tensor, " R"]
@@ -51,10 +51,11 @@ def build_permutation(
     size: tuple[int, int],
     tokens_per_expert: Int[Tensor, " E"] | None = None,
 ) -> Permutation:
-    """Sorts kept assignments by expert, `size` being (T, E). On a CPU through numpy, whose radix sort is fastest.
+    """Sorts kept assignments by expert. On a CPU it uses numpy, whose radix sort was the fastest.
 
     Args:
-        tokens_per_expert: the number of assignments to each expert, kept or not, where it is known.
+        size: (T, E).
+        tokens_per_expert: assignments to each expert, kept or not; None means that they are counted here.
     """
     num_tokens, num_experts = size
     assignments = kept.nonzero().squeeze(1)
@@ -76,7 +77,7 @@ def build_permutation(
 
 
 def stable_argsort(ids: Int[Tensor, " N"], bound: int) -> Int[Tensor, " N"]:
-    """Returns the stable order of ids below `bound`; numpy sorts small integers by radix."""
+    """Returns the indices that sort ids in [0, bound), equal ids in their order."""
     if ids.device.type != "cpu":
         return torch.argsort(ids, stable=True)
     dtype = np.uint8 if bound <= 2**8 else np.uint16 if bound <= 2**16 else np.int64
@@ -84,7 +85,7 @@ def stable_argsort(ids: Int[Tensor, " N"], bound: int) -> Int[Tensor, " N"]:
 
 
 def position_in_expert(permutation: Permutation) -> Int[Tensor, " R"]:
-    """Counts the earlier rows of each row's expert."""
+    """Returns the index of each row among the rows of its expert."""
     counts = torch.tensor(permutation.counts, device=permutation.token_ids.device)
     starts = counts.cumsum(0) - counts
     return torch.arange(len(permutation.token_ids), device=starts.device) - starts.repeat_interleave(counts)
@@ -93,7 +94,7 @@ def position_in_expert(permutation: Permutation) -> Int[Tensor, " R"]:
 def sum_by_token(
     permutation: Permutation, rows: Float[Tensor, "R D"], weights: Tensor | None = None
 ) -> Float[Tensor, "T D"]:
-    """Computes each token's (weighted) sum of its rows; zero for a token without rows."""
+    """Computes the (weighted) sum of each token's rows; zero for a token without rows."""
     if weights is not None:
         weights = weights.index_select(0, permutation.token_order)
     return F.embedding_bag(
@@ -111,10 +112,7 @@ class CastOperands:
 
 
 def operand_dtype(x: Tensor) -> torch.dtype:
-    """Returns autocast's precision where it is on, else that of x.
-
-    Parameters stay float32 under autocast and are cast.
-    """
+    """Returns the dtype of matrix products: autocast's if it is enabled and x is not float64, else that of x."""
     device = x.device.type
     if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return x.dtype
@@ -122,7 +120,7 @@ def operand_dtype(x: Tensor) -> torch.dtype:
 
 
 def cast_for_matmul(experts: Experts, x: Float[Tensor, "T D_in"]) -> CastOperands:
-    """Casts by hand, because autocast casts no product with `out=`, and no grouped one."""
+    """Casts input and weights explicitly, because autocast casts neither products with `out=` nor grouped products."""
     if not torch.is_autocast_enabled(x.device.type):
         return CastOperands(x, experts.w_in, experts.w_out)
     dtype = operand_dtype(x)

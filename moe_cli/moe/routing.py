@@ -1,5 +1,6 @@
-"""The Routing record, which links routers, capacity, back ends, losses and metrics: which tokens go to which experts.
+"""The Routing record, which lists the experts of every token, and the drops of a capacity.
 
+Routers write the record; back ends, losses and metrics read it.
 T tokens, E experts, K chosen per token, A assignments (a token sent to an expert), C capacity of an expert.
 """
 
@@ -16,15 +17,15 @@ from moe_cli.config.ranges import above, at_least
 
 @dataclass(frozen=True)
 class RoutingPolicy:
-    """Overrides of the model's routing for one forward pass.
+    """The routing settings of one forward pass.
 
     Attributes:
-        top_k: K; None means as trained.
-        capacity_factor: None means no drops; experts that choose their tokens then have the capacity of training.
-        drop: the drop rule; None means `causal` in layers of causal models, else as trained.
+        top_k: K; None means the K of training.
+        capacity_factor: None means no drops; router=expert_choice then uses the capacity of training.
+        drop: the drop rule; None means `causal` in layers of causal models, else the rule of training.
 
     Raises:
-        ConfigError: the capacity is not above 0.
+        ConfigError: the capacity factor is not above 0.
     """
 
     top_k: int | None = None
@@ -37,20 +38,21 @@ class RoutingPolicy:
 
 @dataclass(frozen=True)
 class Routing:
-    """Every assignment of a router, in the order in which an expert's capacity is filled.
+    """All assignments of a forward pass, in the order in which they fill the experts' capacity.
 
     Attributes:
-        logits: float32 scores of every token for every expert.
-        probs: their softmax.
-        token_ids: int64, the token of each assignment.
-        expert_ids: int64, the expert of each assignment.
-        weights: float32, the weight of the expert's output in the token's sum.
-        kept: False where the expert was full; such an assignment contributes nothing.
-        clean_logits: the scores before a router's noise; None means no noise.
-        noise_std: the standard deviation of that noise.
-        router_loss: a loss of the router's own, already weighted; None means no such loss.
-        num_null: the number of null experts, which compute nothing; they are the last of the E experts.
-        rounds: passes over the tokens in this order, K if first choices of all tokens precede second ones.
+        logits: float32, score of each expert for each token.
+        probs: float32, softmax of the logits; router=sigmoid stores normalised scores.
+        token_ids: int64, token of each assignment.
+        expert_ids: int64, expert of each assignment.
+        weights: float32, weight of the expert's output in the token's sum.
+        kept: False for an assignment over the capacity, which contributes nothing.
+        clean_logits: logits before the router's noise; None means no noise.
+        noise_std: standard deviation of the noise.
+        router_loss: a loss of the router itself, already weighted; None means no such loss.
+        num_null: number of null experts, which compute nothing; they are the last of the E experts.
+        rounds: number of passes over the tokens in this order: K if the first choices of all tokens come before the
+            second choices, else 1.
     """
 
     logits: Float[Tensor, "T E"]
@@ -75,12 +77,12 @@ class Routing:
 
     @cached_property
     def tokens_per_expert(self) -> Int[Tensor, " E"]:
-        """Returns assignments to each expert, null ones too, before drops: T * K in all when each token chooses K."""
+        """Counts the assignments to each expert before drops, null experts included."""
         return torch.bincount(self.expert_ids, minlength=self.num_experts)
 
     @cached_property
     def kept_per_expert(self) -> Int[Tensor, " E"]:
-        """Returns assignments that each expert kept."""
+        """Counts the assignments that each expert kept."""
         return torch.bincount(self.expert_ids[self.kept], minlength=self.num_experts)
 
 
@@ -93,7 +95,7 @@ def routing_from_top_k(
     clean_logits: Float[Tensor, "T E"] | None = None,
     noise_std: Float[Tensor, "T E"] | None = None,
 ) -> Routing:
-    """Returns the Routing of K choices per token: first choices of all tokens in order, then second choices, etc."""
+    """Returns the Routing of K choices per token: first choices of all tokens, then second choices, and so on."""
     num_tokens, top_k = chosen.shape
     token_ids = torch.arange(num_tokens, device=chosen.device).repeat(top_k)
     kept = torch.ones(num_tokens * top_k, dtype=torch.bool, device=chosen.device)
@@ -102,7 +104,7 @@ def routing_from_top_k(
 
 
 def without_null_experts(routing: Routing) -> Routing:
-    """Removes null experts and the assignments to them; the rest is computed, dropped and measured."""
+    """Returns the routing without null experts and without the assignments to them."""
     if not routing.num_null:
         return routing
     num_experts = routing.num_experts - routing.num_null
@@ -122,7 +124,7 @@ def without_null_experts(routing: Routing) -> Routing:
 
 
 def renormalise_kept(routing: Routing) -> Routing:
-    """Rescales the kept weights of each token to the sum of all its weights before drops."""
+    """Rescales the kept weights of each token so that their sum is the sum of all its weights before drops."""
     sums = [
         routing.weights.new_zeros(routing.num_tokens).index_add(0, routing.token_ids, weights)
         for weights in (routing.weights, routing.weights * routing.kept)
@@ -133,29 +135,30 @@ def renormalise_kept(routing: Routing) -> Routing:
 
 
 def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_factor: float) -> int:
-    """Computes C = ceil(capacity_factor * T * K / E), at least 1: an expert's most assignments in one forward pass.
+    """Computes C = ceil(capacity_factor * T * K / E), at least 1: the most assignments of an expert in a forward pass.
 
-    GShard, arXiv:2006.16668, section 2.2; libraries differ in the rounding, this is the definition here.
+    Source: GShard, arXiv:2006.16668, section 2.2. Other libraries round differently.
 
     Raises:
-        ConfigError: the factor is not above 0 or not finite, or a count is too small (T may be 0).
+        ConfigError: the factor is not finite or not above 0, a count is negative, or E or K is 0.
     """
     at_least("num_tokens", num_tokens, 0)
     at_least("num_experts", num_experts, 1)
     at_least("top_k", top_k, 1)
     above("capacity_factor", capacity_factor, 0)
-    # Rounded first, so that 1.1 * 100 / 10 gives 11 and not, by a float's last bit, 12.
+    # Rounded first: in floating point 1.1 * 100 / 10 is slightly above 11, and ceil would return 12.
     return max(1, math.ceil(round(capacity_factor * num_tokens * top_k / num_experts, 9)))
 
 
 def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Routing:
-    """Drops assignments so that no expert keeps more than `capacity`. Null experts, which compute nothing, keep all.
+    """Drops assignments so that no expert keeps more than `capacity`. Null experts keep all.
+
+    With each rule a later token can displace an earlier one; with `drop_overflow_in_order` it cannot.
 
     Args:
-        drop: the rule for the kept assignments. `position`: the first in the order of the record (first choices of all
-            tokens, then second choices). `probability`: those of highest routing probability (batch-prioritised,
-            arXiv:2106.05974); of equals the first in the record. `random`: drawn with torch's generator. With each of
-            them a later token may displace an earlier one; with `drop_overflow_in_order` it cannot.
+        drop: the assignments that an expert keeps. `position`: the first in the order of the record. `probability`:
+            those with the highest routing probability, equal ones in the order of the record (batch prioritised
+            routing, arXiv:2106.05974). `random`: a random subset, drawn from torch's generator.
     """
     if drop in ("probability", "random"):
         if drop == "random":
@@ -183,10 +186,10 @@ def _to_null(routing: Routing) -> Bool[Tensor, " A"]:
 
 @dataclass(frozen=True)
 class Sequences:
-    """The sequences of the routed tokens.
+    """The sequences that the routed tokens form.
 
     Attributes:
-        number: the number of sequences.
+        number: number of sequences.
         length: positions per sequence, padding included.
         mask: False for padding, which is not routed; None means no padding.
     """
@@ -202,12 +205,12 @@ class Sequences:
 
 
 def drop_overflow_in_order(routing: Routing, capacity: int, sequences: Sequences) -> Routing:
-    """Returns the routing in which no expert keeps more than `capacity` assignments of one sequence: the first ones.
+    """Drops assignments so that an expert keeps only the first `capacity` of each sequence. Null experts keep all.
 
-    Null experts keep all. All choices of a token come before those of the next token, so that no later token pushes an
-    earlier one out. Neither does another sequence.
+    All choices of a token come before those of the next token. A token therefore depends neither on later tokens nor on
+    other sequences.
     """
-    order = torch.argsort(routing.token_ids, stable=True)  # the record has first choices before second ones
+    order = torch.argsort(routing.token_ids, stable=True)  # the record may have first choices before second choices
     queues = sequences.ids(order.device)[routing.token_ids] * routing.num_experts + routing.expert_ids
     has_room = torch.empty_like(routing.kept)
     has_room[order] = _position_in_queue(queues[order], sequences.number * routing.num_experts) < capacity
@@ -215,9 +218,13 @@ def drop_overflow_in_order(routing: Routing, capacity: int, sequences: Sequences
 
 
 def _position_in_queue(queues: Int[Tensor, " A"], number: int) -> Int[Tensor, " A"]:
-    """Counts the earlier assignments in the same one of `number` queues."""
+    """Returns, for each assignment, the number of earlier assignments in its queue.
+
+    Args:
+        queues: queue of each assignment, from 0 to number - 1.
+    """
     by_queue = torch.argsort(queues, stable=True)
-    # Not bincount, whose length a compiler cannot know.
+    # Not bincount, because torch.compile cannot infer the length of its result.
     counts = torch.zeros(number, dtype=torch.int64, device=by_queue.device)
     counts.index_add_(0, queues, torch.ones_like(by_queue))
     starts = counts.cumsum(0) - counts

@@ -1,7 +1,7 @@
-"""Metrics of a Routing, each with its unit and range.
+"""How evenly, certainly and specifically are tokens routed? The metrics of a Routing, each with its unit and range.
 
-Experts that compute nothing are not measured: callers remove null experts (`moe_cli.moe.routing.without_null_experts`).
-T tokens, E experts, K chosen, G groups of tokens (domains, or the tokens of the vocabulary).
+Callers remove null experts first (`moe_cli.moe.routing.without_null_experts`).
+T tokens, E experts, K chosen, G groups of tokens (domains, or token ids of the vocabulary).
 """
 
 import math
@@ -10,19 +10,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moe_cli.metrics import DEAD_BELOW
+from moe_cli import metrics
 from moe_cli.moe.routing import Routing, without_null_experts
 
 
 def max_violation(tokens_per_expert: Tensor) -> float:
-    """Computes MaxVio: (largest load - mean load) / mean load; 0 is even, E / K - 1 at most (arXiv:2408.15664)."""
-    load = tokens_per_expert.double()
-    mean = load.mean().item()
-    return (load.max().item() - mean) / mean if mean else 0.0
+    """Computes MaxVio (arXiv:2408.15664): (largest load - mean load) / mean load.
+
+    0 means an even load; the maximum is E / K - 1. Without assignments it is 0.
+    """
+    return metrics.max_violation(tokens_per_expert.tolist())
 
 
 def load_cv(tokens_per_expert: Tensor) -> float:
-    """Computes the coefficient of variation of the load: population std / mean; 0 is even, sqrt(E - 1) at most."""
+    """Computes the coefficient of variation of the load: population standard deviation / mean.
+
+    0 means an even load; the maximum is sqrt(E - 1). Without assignments it is 0.
+    """
     load = tokens_per_expert.double()
     mean = load.mean().item()
     return load.std(correction=0).item() / mean if mean else 0.0
@@ -36,16 +40,16 @@ def chosen_mask(routing: Routing) -> Bool[Tensor, "T E"]:
 
 
 def co_activation(chosen: Bool[Tensor, "T E"]) -> Int[Tensor, "E E"]:
-    """Counts the tokens that chose both experts, for all pairs; on the diagonal, those that chose the one."""
-    # Counts of one batch are far below the integers that float32 holds exactly.
+    """Counts, for each pair of experts, the tokens that chose both; the diagonal counts the tokens of one expert."""
+    # float32 is exact here, because a batch has far fewer than 2^24 tokens.
     matrix = chosen.float()
     return (matrix.T @ matrix).round().long()
 
 
 def router_saturation(chosen: Bool[Tensor, "T E"], final: Bool[Tensor, "T E"]) -> float:
-    """Computes the fraction of the final router's choices that an earlier one shares (OLMoE, arXiv:2409.02060).
+    """Computes the fraction of the final router's choices that an earlier router also made (OLMoE, arXiv:2409.02060).
 
-    Both route the same tokens. It is 0 to 1; K / E for routers that agree only by chance.
+    Both route the same tokens. The range is 0 to 1; about K / E means agreement by chance.
     """
     total = final.sum().item()
     return (chosen & final).sum().item() / total if total else 1.0
@@ -59,28 +63,41 @@ def assignments_by_group(routing: Routing, groups: Int[Tensor, " T"], num_groups
 
 
 def specialisation(counts: Int[Tensor, "G E"]) -> float:
-    """Computes the mutual information between group and expert, over its upper bound min(H(group), H(expert)); 0 to 1.
+    """Computes the mutual information of group and expert, divided by its upper bound min(H(group), H(expert)).
 
-    0 means that the choice does not depend on the group, or that only one group or one expert is used. 1 means that one
-    determines the other. From n counts it is about (G - 1)(E - 1) / (2 n) nats too high, so take n far above G E.
+    The range is 0 to 1. 0 means that the choice is independent of the group, or that only one group or one expert is
+    used. 1 means that one determines the other. The estimate from n counts is about (G - 1)(E - 1) / (2 n) nats too
+    high, so n should be far above G E.
     """
-    joint = counts.double() / counts.sum().clamp(min=1)
-    entropies = [torch.special.entr(part).sum().item() for part in (joint.sum(1), joint.sum(0), joint)]
+    return normalised_information(counts.sum(1), counts.sum(0), counts)
+
+
+def normalised_information(
+    by_group: Int[Tensor, " G"], by_expert: Int[Tensor, " E"], joint: Int[Tensor, "*pairs"]
+) -> float:
+    """Computes `specialisation` from the two marginal counts and the joint counts, whose zeros may be left out."""
+    total = joint.sum().clamp(min=1)
+    entropies = [torch.special.entr(counts.double() / total).sum().item() for counts in (by_group, by_expert, joint)]
     bound = min(entropies[:2])
     information = entropies[0] + entropies[1] - entropies[2]
     return min(1.0, max(0.0, information / bound)) if bound > 1e-12 else 0.0
 
 
 def dropped_fraction(routing: Routing) -> float:
-    """Computes the fraction of the assignments to computing experts that were dropped, 0 to 1."""
-    kept = without_null_experts(routing).kept
-    return 1 - kept.double().mean().item() if len(kept) else 0.0
+    """Computes the fraction of assignments that were dropped, 0 to 1; null experts are not counted."""
+    return 1 - kept_fraction(routing).item()
+
+
+def kept_fraction(routing: Routing) -> Float[Tensor, ""]:
+    """Computes 1 - `dropped_fraction` as a float64 tensor on the routing's device; 1 without assignments."""
+    kept = without_null_experts(routing).kept.double()
+    return kept.mean() if len(kept) else kept.new_ones(())
 
 
 def routing_entropy(probs: Float[Tensor, "T E"]) -> float:
-    """Computes the entropy of the routing probabilities, averaged over tokens, over ln E: 0 is certain, 1 is uniform.
+    """Computes the mean entropy of a token's routing probabilities, divided by ln E.
 
-    0 without tokens.
+    0 means certain, 1 means uniform. Without tokens it is 0.
     """
     if probs.shape[-1] == 1 or not len(probs):
         return 0.0
@@ -89,6 +106,9 @@ def routing_entropy(probs: Float[Tensor, "T E"]) -> float:
 
 
 def dead_experts(tokens_per_expert: Tensor) -> float:
-    """Computes the fraction of experts with less than 1 % of a fair load, 0 to 1; counted over a whole evaluation."""
+    """Computes the fraction of experts whose load is below DEAD_BELOW (1 %) of the mean load, 0 to 1.
+
+    Counts of a whole evaluation make it meaningful. Without assignments it is 1.
+    """
     load = tokens_per_expert.double()
-    return (load < DEAD_BELOW * load.mean()).double().mean().item() if load.sum() else 1.0
+    return (load < metrics.DEAD_BELOW * load.mean()).double().mean().item() if load.sum() else 1.0

@@ -1,4 +1,7 @@
-"""Soft MoE: every expert sees mixtures of all tokens. G sequences, L positions, E experts, S slots each, D width."""
+"""How does Soft MoE mix tokens instead of choosing experts? Its layer and its gate.
+
+G sequences, L positions, T = G * L tokens, E experts, S slots per expert, N = G * E * S slots, D width.
+"""
 
 from typing import Unpack
 
@@ -14,17 +17,19 @@ from moe_cli.moe.sparse_layer import ExpertOptions, SparseLayer
 
 
 class SoftMoELayer(SparseLayer):
-    """A layer whose experts process slots, mixtures of a sequence's tokens; every token mixes the slots' outputs.
+    """A layer whose experts process slots. A slot is a mixture of the tokens of one sequence.
 
-    Soft MoE 2308.00951, section 2, with the normalisation of 2.3: dispatch weights are a softmax over the positions of
-    a sequence, combine weights one over the slots. There is no choice and no drop. Not for causal models, because a
-    slot mixes later tokens.
+    Dispatch weights are a softmax over the positions of a sequence. Combine weights are a softmax over the slots; a
+    token's output is the mixture of the slots' outputs. No expert is chosen and no token is dropped. Not for causal
+    models, because a slot contains later tokens. Source: Soft MoE, arXiv:2308.00951, section 2, with the normalisation
+    of section 2.3.
 
     Args:
         d_model: width D of a token, in and out.
         num_experts: E.
         d_expert: hidden width of one expert.
-        slots: S, slots of each expert.
+        slots: S, slots per expert.
+        options: see `ExpertOptions`.
 
     Raises:
         ConfigError: a count or width is not an integer of at least 1, or a name is unknown.
@@ -46,12 +51,13 @@ class SoftMoELayer(SparseLayer):
         mask: Bool[Tensor, "*batch"] | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "*batch D"], Routing]:
-        """Returns the layer's output and its record seen from the tokens: each uses every expert.
+        """Returns the layer's output, and the routing of the tokens, in which each token uses every expert.
 
         Args:
-            x: sequences, the last dimension but one being positions.
-            token_ids: not read, and nor is `policy`: they are arguments of every sparse layer.
-            mask: False for padding, which is in no slot and gets zero.
+            x: sequences; the second-last dimension are the positions.
+            token_ids: ignored; every sparse layer has this argument.
+            mask: False for padding, which is in no slot and has output zero.
+            policy: ignored; every sparse layer has this argument.
         """
         x = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)
         tokens = x.reshape(-1, x.shape[-1])
@@ -67,7 +73,12 @@ class SoftMoELayer(SparseLayer):
 
 
 class SlotGate(nn.Module):
-    """Scores of every position for every slot, and the dispatch and combine weights."""
+    """Scores every position for every slot.
+
+    Attributes:
+        phi: [E * S, D], one embedding per slot.
+        scale: factor of the cosine of token and slot.
+    """
 
     def __init__(self, d_model: int, num_experts: int, slots: int) -> None:
         super().__init__()
@@ -81,7 +92,7 @@ class SlotGate(nn.Module):
         nn.init.ones_(self.scale)
 
     def forward(self, x: Float[Tensor, "G L D"]) -> Float[Tensor, "G L S_E"]:
-        """Returns the score of every position for every slot, in float32 (float64 for float64 weights)."""
+        """Computes the score of every position for every slot, in float32 (float64 for float64 weights)."""
         with torch.autocast(x.device.type, enabled=False):
             dtype = gate_dtype(self.phi)
             phi = self.scale.to(dtype) * F.normalize(self.phi.to(dtype), dim=-1)
@@ -90,7 +101,11 @@ class SlotGate(nn.Module):
     def mix_tokens(
         self, x: Float[Tensor, "G L D"], logits: Float[Tensor, "G L S_E"], mask: Bool[Tensor, "G L"] | None = None
     ) -> Float[Tensor, "N D"]:
-        """Contents of the G * E * S slots, without padding (False in `mask`); zeros where all is padding."""
+        """Computes the contents of all slots; a slot of a sequence that is all padding is zero.
+
+        Args:
+            mask: False for padding, which has no weight.
+        """
         if mask is not None:
             logits = logits.masked_fill(~mask.unsqueeze(-1), torch.finfo(logits.dtype).min)
         weights = logits.softmax(1)
@@ -99,7 +114,7 @@ class SlotGate(nn.Module):
         return (weights.to(x.dtype).mT @ x).flatten(0, 1)
 
     def slot_routing(self, num_sequences: int, device: torch.device) -> Routing:
-        """Sends every slot to its one expert with weight 1."""
+        """Returns the routing that sends every slot to its expert with weight 1."""
         expert_ids = torch.arange(self.num_experts, device=device).repeat_interleave(self.slots).repeat(num_sequences)
         ones = torch.ones(len(expert_ids), device=device)
         even = ones.unsqueeze(1).expand(-1, self.num_experts)
@@ -107,7 +122,7 @@ class SlotGate(nn.Module):
         return Routing(torch.zeros_like(even), even / self.num_experts, slots, expert_ids, ones, ones.bool())
 
     def token_routing(self, flat: Float[Tensor, "T S_E"]) -> Routing:
-        """Returns the record per token: each uses every expert, with the sum of its slots' combine weights."""
+        """Returns the routing of the tokens: each uses all experts, weighted by the sums of its combine weights."""
         by_expert = flat.unflatten(-1, (self.num_experts, self.slots))
         probs = flat.softmax(-1).unflatten(-1, (self.num_experts, self.slots)).sum(-1)
         tokens = torch.arange(len(flat), device=flat.device)

@@ -1,4 +1,4 @@
-"""The part of all sparse layers: routed experts with a back end, and shared experts that see all tokens.
+"""The base of all sparse layers: routed experts with a back end, and shared experts, which process all tokens.
 
 T tokens, A assignments, E experts, D width.
 """
@@ -25,12 +25,14 @@ class ExpertOptions(TypedDict, total=False):
 
     Attributes:
         ffn_type: `glu` (gated, the default) or `mlp`.
-        activation: silu, gelu, relu or relu2; by default silu for glu and gelu for mlp.
-        shared_experts: experts of width d_expert that see every token; their outputs are added. Default 0.
-        shared_gate: weight those outputs by sigmoid(x . w) (Qwen2-MoE, arXiv:2407.10671, section 2.2.2).
-        expert_dropout: fraction of the routed experts' hidden values that training leaves out (Switch 2101.03961, 2.4).
-        expert_init_scale: variance of the routed experts' first weights times fan-in; Switch takes 0.1 (section 2.4).
-        dispatch: back end, a name of `moe_cli.moe.backends.dispatch.BACKENDS`; default `auto`.
+        activation: silu, gelu, relu or relu2; the default is silu for glu and gelu for mlp.
+        shared_experts: number of experts of width d_expert that process every token; the default is 0. Their outputs
+            are added.
+        shared_gate: True if those outputs are weighted by sigmoid(x . w) (Qwen2-MoE, arXiv:2407.10671, section 2.2.2).
+        expert_dropout: fraction of the routed experts' hidden values that training drops (Switch, arXiv:2101.03961,
+            section 2.4).
+        expert_init_scale: variance of the routed experts' initial weights times fan-in; 0.1 in Switch (section 2.4).
+        dispatch: back end, a name of `moe_cli.moe.backends.dispatch.BACKENDS`; the default is `auto`.
     """
 
     ffn_type: str
@@ -43,13 +45,14 @@ class ExpertOptions(TypedDict, total=False):
 
 
 class SparseLayer(nn.Module):
-    """Routed and shared experts; how tokens reach them is up to the subclass.
+    """Routed and shared experts; a subclass defines how tokens reach them.
 
     Args:
-        router: builds the module that scores tokens from the experts, which it may read.
+        router: builds the router; its argument are the experts, whose weights a gate may read.
 
     Attributes:
-        top_k: experts per token; E where every token uses all.
+        top_k: experts per token; E if every token uses all experts.
+        expert_group: the processes that share the experts; None means that this process has all of them.
     """
 
     top_k: int
@@ -84,12 +87,12 @@ class SparseLayer(nn.Module):
         self.expert_init_scale = expert_init_scale
         self.expert_group: ExpertGroup | None = None
         experts = Experts(
-            num_experts, d_model, d_expert, d_model, kind=ffn_type, activation=activation, dropout=expert_dropout
+            num_experts, d_model, d_expert, d_model, ffn_type=ffn_type, activation=activation, dropout=expert_dropout
         )
         self.router = router(experts)
         self.experts = experts
         self.shared_experts = (
-            FeedForward(d_model, shared_experts * d_expert, kind=ffn_type, activation=activation)
+            FeedForward(d_model, shared_experts * d_expert, ffn_type=ffn_type, activation=activation)
             if shared_experts
             else None
         )
@@ -98,7 +101,7 @@ class SparseLayer(nn.Module):
 
     @property
     def num_choices(self) -> int:
-        """Experts that the router scores, null ones included."""
+        """Returns the number of experts that the router scores, null experts included."""
         return self.num_experts
 
     def reset_parameters(self, generator: torch.Generator | None = None, out_scale: float = 1.0) -> None:
@@ -110,15 +113,15 @@ class SparseLayer(nn.Module):
             self.shared_gate.reset_parameters(generator)
 
     def after_step(self, assigned: Int[Tensor, " E"], num_tokens: int) -> None:
-        """Lets the router update parameters without a gradient, after an optimizer step with these assignments."""
+        """Updates the router's parameters that have no gradient; see `Router.after_step`."""
 
     def shard_experts(self, group: ExpertGroup) -> None:
-        """Keeps this process's part of the experts and reaches the others through `group`. E is a multiple of M."""
+        """Keeps this process's part of the experts; the others are reached through `group`, whose size divides E."""
         self.expert_group = group
         self.experts.shard_(group.local_shard)
 
     def run_experts(self, tokens: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
-        """Returns each token's weighted sum of the outputs of the experts that kept it."""
+        """Computes each token's weighted sum of the outputs of its kept experts."""
         routing = without_null_experts(routing)
         backend = BACKENDS[self.dispatch]
         if self.expert_group is not None:

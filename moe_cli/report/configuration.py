@@ -1,5 +1,6 @@
 """Runs -> configurations: means over seeds with intervals, differences to the baseline, verdicts and the Pareto front."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -285,7 +286,7 @@ def aggregate_seeds(
     made = []
     for key, seeds in groups.items():
         row, sample = _aggregate(_by_seed(seeds), baselines)
-        made.append((replace(row, num_replaced=replaced[key]), sample))
+        made.append((replace(row, num_replaced=replaced[key]) if replaced[key] else row, sample))
     made += [_aggregate([run], baselines) for run in runs if run.status != COMPLETED]
     rows = _add_verdicts([row for row, _ in made], [sample for _, sample in made])
     rows = _add_pareto(rows)
@@ -312,9 +313,8 @@ def _aggregate(runs: Sequence[RunRow], baselines: Baselines) -> tuple[Configurat
     else:
         measured = zip(*(_results_of(run.results) for run in done), strict=True) if done else []
         results = Results(*(_mean(values) for values in measured))  # type: ignore[arg-type]
-        execution = {name: _mean([run.execution.get(name) for run in done]) for name in first.execution}
-        others = {name: _mean([run.others.get(name) for run in done]) for name in _names(done, first)}
-        others |= {name: first.others.get(name) for name in CORPUS}
+        execution = _mean_record([run.execution for run in done], first.execution)
+        others = {**_mean_record([run.others for run in done], first.others), **_corpus(first)}
     row = Configuration(
         tuple(runs),
         first.settings,
@@ -328,8 +328,16 @@ def _aggregate(runs: Sequence[RunRow], baselines: Baselines) -> tuple[Configurat
     return _compare_with_baseline(row, done, baseline) if baseline else (row, None)
 
 
-def _names(done: Sequence[RunRow], first: RunRow) -> list[str]:
-    return list(dict.fromkeys(name for run in (first, *done) for name in run.others))
+def _corpus(run: RunRow) -> Settings:
+    return {name: run.others.get(name) for name in CORPUS}
+
+
+def _mean_record(records: Sequence[Settings], first: Settings) -> Settings:
+    """Returns the mean of each entry over these records, also of entries that only `first` has."""
+    if records and all(each is first or each == first for each in records):
+        return first
+    names = dict.fromkeys(name for each in (first, *records) for name in each)
+    return {name: _mean([each.get(name) for each in records]) for name in names}
 
 
 def _compare_with_baseline(
@@ -340,13 +348,17 @@ def _compare_with_baseline(
     if not shared:
         return row, None
     first = next(baseline[run.seed] for run in runs if run.seed in shared)
-    row = replace(row, shared_seeds=len(shared), baseline=first.run, baseline_path=first.path)
     difference, sample = paired_difference(own, other), paired(own, other)
-    if difference is None or sample is None:
-        return row, None
-    if row.is_own_baseline:  # a difference of 0 to itself is not a measurement
-        return replace(row, vs_baseline=difference.mean), None
-    return replace(row, vs_baseline=difference.mean, vs_baseline_interval=difference.half_width), sample
+    is_own = first.path in row.paths  # a difference of 0 to itself is not a measurement
+    row = replace(
+        row,
+        shared_seeds=len(shared),
+        baseline=first.run,
+        baseline_path=first.path,
+        vs_baseline=difference.mean if difference else None,
+        vs_baseline_interval=difference.half_width if difference and not is_own else None,
+    )
+    return row, None if is_own else sample
 
 
 def _add_verdicts(rows: Sequence[Configuration], samples: Sequence[PairedSample | None]) -> list[Configuration]:
@@ -439,9 +451,9 @@ def find_baselines(
     own, others = (
         [_drop_inapplicable(run) for run in each if is_baseline(run, baseline)] for each in (runs, extra_baselines)
     )
-    preferred, candidates = _group_seeds(own, settings), _group_seeds([*others, *own], settings)
+    preferred, candidates = _group_seeds(own, settings), _group_seeds(others, settings)
     for configuration, seeds in preferred.items():
-        candidates[configuration] |= seeds
+        candidates[configuration] = candidates.get(configuration, {}) | seeds
     shared = shared_with(baseline, settings)
     fitting: dict[Key, dict[Key, dict[int | None, RunRow]]] = {}
     for configuration, seeds in candidates.items():
@@ -526,8 +538,10 @@ def _half_width(values: Sequence[float | None]) -> float | None:
 
 def _mean(values: Sequence[Value]) -> Value:
     """Returns the mean; the value itself where all are equal, so that counts stay whole; None for unequal text."""
+    if values and values.count(values[0]) == len(values):  # the usual case, and quick
+        return values[0]
     known = [value for value in values if value is not None]
     if len(set(known)) == 1:
         return known[0]
     numbers = [value for value in known if isinstance(value, int | float)]
-    return mean_and_interval(numbers).mean if numbers and len(numbers) == len(known) else None
+    return math.fsum(numbers) / len(numbers) if numbers and len(numbers) == len(known) else None

@@ -35,16 +35,21 @@ def _cdf_of_angle(angle: float, df: int) -> float:
 
 @cache
 def t_quantile(probability: float, df: int) -> float:
-    """Computes the t with P(T <= t) = probability, for integer degrees of freedom, bisecting atan(t / sqrt(df))."""
+    """Computes the t with P(T <= t) = probability, for integer degrees of freedom.
+
+    Newton's method in the angle atan(t / sqrt(df)), whose density is proportional to cos^(df - 1). The distribution is
+    concave above 0, so the iterates from 0 rise to the solution.
+    """
     assert 0 < probability < 1, probability
     assert df >= 1, df
     if probability < 0.5:
         return -t_quantile(1 - probability, df)
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _cdf_of_angle(middle, df) < probability else (low, middle)
-    return math.sqrt(df) * math.tan((low + high) / 2)
+    density = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
+    angle, step = 0.0, math.inf
+    while step > 4e-16 * angle:
+        step = (probability - _cdf_of_angle(angle, df)) / (density * math.cos(angle) ** (df - 1))
+        angle += step
+    return math.sqrt(df) * math.tan(angle)
 
 
 def mean_and_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:

@@ -5,22 +5,26 @@ import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.build import SCALARS, flatten_dict
+from moe_cli.config.schema import digest_of_text, identity_text
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import read_sealed
-from moe_cli.files.reading import read_json
+from moe_cli.files.reading import parse_object, read_json, read_parsed
 from moe_cli.formatting import as_utf8, is_utf8
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.run_row import (
     EXECUTION,
     IDENTITY,
     RESULTS,
+    SETTINGS,
     Results,
     RunRow,
+    Value,
     is_setting,
 )
 from moe_cli.runs.folder import FAILED, Run
@@ -43,6 +47,10 @@ DTYPES = {
     **dict.fromkeys(("capacity", "created"), "float64"),
     "tags": "object",
 }
+
+
+# Entries of summary.json that repeat the configuration or the identity of the run.
+_IN_CONFIG = frozenset((*IDENTITY, *SETTINGS))
 
 
 def load_runs(path: str | Path) -> "pd.DataFrame":
@@ -90,7 +98,8 @@ def title_of(runs: Sequence[RunRow], names: Collection[str]) -> str:
 def read_rows(runs: Sequence[Run]) -> list[RunRow]:
     """Returns one row per run, oldest first."""
     with without_garbage_collection():
-        rows = rows_from_values([_read(run) for run in runs])
+        configs = _Configs()
+        rows = _rows([_read(run, configs) for run in runs])
         return sorted(rows, key=lambda row: (row.created or 0.0, row.run))
 
 
@@ -106,50 +115,148 @@ def without_garbage_collection() -> "Iterator[None]":
             gc.enable()
 
 
-def _read(run: Run) -> dict[str, Any]:
-    """Returns the settings, results and status of a run, by column."""
+@dataclass
+class _Parts:
+    """The files of a run, before the types of columns are known.
+
+    Attributes:
+        identity: run, sweep, path, status, reason, created and tags.
+        config: the values of config.json without the seed. Runs that differ in the seed alone may share it.
+        results: the values of summary.json that are fields of `Results`.
+        others: its other values.
+    """
+
+    identity: tuple[Any, ...]
+    config: dict[str, Value]
+    seed: Value
+    results: dict[str, Value]
+    others: dict[str, Value]
+
+
+@dataclass(frozen=True)
+class _Config:
+    """A config.json, of any seed.
+
+    `text` has the text before and after the seed from which the digest is computed; None if it has no digest.
+    """
+
+    content: dict[str, Any]
+    values: dict[str, Value]
+    text: tuple[str, str] | None
+
+    def digest(self, seed: Value) -> str | None:
+        return None if self.text is None else digest_of_text(f"{self.text[0]}{seed}{self.text[1]}")
+
+
+class _Configs:
+    """Reads config.json files. Files that differ in the seed alone are parsed once, because most runs are such."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[bytes, bytes], _Config] = {}
+
+    def read(self, run: Run) -> tuple[_Config | None, Value]:
+        """Returns the configuration of a run, and its seed; None if config.json cannot be read.
+
+        A configuration that does not fit the id of the run is noted.
+        """
+        found = read_parsed(f"{run.path}/config.json", self._parse)
+        if not found or not found[0].content:
+            return None, None
+        config, seed = found
+        if run.digest_in_id not in (None, config.digest(seed)):
+            run.fits({**config.content, "seed": seed})
+        return config, seed if type(seed) in SCALARS else str(seed)
+
+    def _parse(self, file: bytes) -> tuple[_Config, Value]:
+        parts = _around_seed(file)
+        if parts and (known := self._known.get((parts[0], parts[2]))):
+            return known, int(parts[1])
+        content = parse_object(file)
+        config, seed = _config(content), content.get("seed")
+        if parts and seed == int(parts[1]):
+            self._known[parts[0], parts[2]] = config
+        return config, seed
+
+
+def _around_seed(content: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """Returns the content of a config.json before its seed, the digits of the seed, and the rest.
+
+    None means that the seed stands in another form, or possibly twice.
+    """
+    before, found, rest = content.partition(b'\n "seed": ')
+    digits, comma, after = rest.partition(b",\n")
+    simple = found and comma and digits.isdigit() and len(digits) < 19 and (digits == b"0" or digits[:1] != b"0")
+    if not simple or b"\\" in content or content.count(b'"seed"') != 1:
+        return None
+    return before, digits, after
+
+
+def _config(content: dict[str, Any]) -> _Config:
+    values = flat_settings(content)
+    values.pop("seed", None)
+    if values.get("expert") == 1:
+        values["capacity"] = values["router"] = values["balance"] = None
+    text = identity_text(content)
+    parts = text.split(f'"seed": {content.get("seed")}') if text else []
+    return _Config(content, values, (f'{parts[0]}"seed": ', parts[1]) if len(parts) == 2 else None)
+
+
+def _read(run: Run, configs: _Configs) -> _Parts:
+    """Returns the content of the files of a run."""
     folder = str(run.path)  # path objects would take a tenth of the time
-    config = read_json(f"{folder}/config.json")
+    config, seed = configs.read(run)
     results = read_sealed(f"{folder}/summary.json")
     status = run.effective_status(read_json(f"{folder}/status.json") or {}, results is not None)
-    if config:
-        run.fits(config)
-    values = run_values(run, config or {}, results or {}, status)
-    values["tags"] = parse_tags(read_json(f"{folder}/tags.json"))
-    return values
+    tags = parse_tags(read_json(f"{folder}/tags.json"))
+    return _parts(run, config.values if config else None, seed, results or {}, status, tags)
 
 
 def make_row(run: Run, config: Mapping[str, Any], results: Mapping[str, Any], status: Mapping[str, Any]) -> RunRow:
     """Returns the row of one run from the content of its files."""
-    return rows_from_values([run_values(run, config, results, status)])[0]
+    read = _config(dict(config)) if config else None
+    return _rows([_parts(run, read.values if read else None, config.get("seed"), results, status, ())])[0]
 
 
-def run_values(
-    run: Run, config: Mapping[str, Any], results: Mapping[str, Any], status: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns the columns of a run from the content of its files, without its tags."""
-    state, reason = str(status.get("status")), status.get("reason")
-    try:
-        settings = flat_settings(config)
-    except RecursionError:
-        config, settings = {}, {}
-    if not config:
+def _parts(
+    run: Run,
+    config: dict[str, Value] | None,
+    seed: Value,
+    results: Mapping[str, Any],
+    status: Mapping[str, Any],
+    tags: tuple[str, ...],
+) -> _Parts:
+    state, reason = status.get("status"), status.get("reason")
+    if config is None:
         state, reason, results = FAILED, "config.json cannot be read", {}
-    if settings.get("expert") == 1:
-        settings["capacity"] = settings["router"] = settings["balance"] = None
-    for key, value in results.items():
-        if type(value) in SCALARS:
-            settings[key] = value
-    settings.update(
-        run=run.id,
-        sweep=run.sweep,
-        path=str(run.path),
-        status=state,
-        reason=reason if type(reason) in SCALARS else str(reason),
-        created=status.get("created"),
-        tags=(),
+    created = _number(status.get("created"))
+    identity = (
+        run.id,
+        run.sweep,
+        str(run.path),
+        _whole_text(str(state)),
+        None if reason is None else _whole_text(str(reason)),
+        created if created == created else None,
+        tags,
     )
-    return settings
+    if not SCALARS.issuperset(map(type, results.values())):
+        results = {key: value for key, value in results.items() if type(value) in SCALARS}
+    measured, others = _result_names(tuple(results))
+    return _Parts(
+        identity,
+        config or {},
+        seed,
+        {name: results[name] for name in measured},
+        {name: results[name] for name in others},
+    )
+
+
+@lru_cache(maxsize=64)
+def _result_names(keys: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the keys of summary.json that are results, and its other keys without those of `_IN_CONFIG`."""
+    return (
+        tuple(key for key in keys if key in RESULTS),
+        tuple(key for key in keys if key not in RESULTS and key not in _IN_CONFIG),
+    )
 
 
 def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,69 +270,68 @@ def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rows_from_values(read: Sequence[dict[str, Any]]) -> list[RunRow]:
-    """Rows from the columns of runs, each column with values of one type wherever they have one in common."""
-    # Most runs have the same columns, so work that depends on names alone is done once per set of columns.
-    members: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    """Returns the rows of runs from their columns, as a frame has them."""
+    parts = []
     for values in read:
-        members.setdefault(tuple(values), []).append(values)
+        run, sweep, path, status, reason, created, tags = (values.get(entry.name) for entry in fields(RunRow)[:7])
+        identity = (run, sweep, path, status, reason, created, tuple(tags or ()))
+        others = {name: value for name, value in values.items() if name not in IDENTITY and name != "seed"}
+        config = {name: value for name, value in others.items() if name not in RESULTS}
+        results = {name: value for name, value in others.items() if name in RESULTS}
+        parts.append(_Parts(identity, config, values.get("seed"), results, {}))
+    return _rows(parts)
+
+
+def _rows(read: Sequence[_Parts]) -> list[RunRow]:
+    """Returns the rows of runs, each column with values of one type wherever they have one in common."""
+    configs = list({id(parts.config): parts.config for parts in read}.values())
+    split = {id(config): _split(values) for config, values in zip(configs, _typed(configs), strict=True)}
+    rows = []
+    typed = zip(_typed([parts.results for parts in read]), _typed([parts.others for parts in read]), strict=True)
+    for parts, (measured, rest) in zip(read, typed, strict=True):
+        settings, execution, own = split[id(parts.config)]
+        run, sweep, folder, status, reason, created, tags = parts.identity
+        settings = {**settings, "seed": _whole(parts.seed)} if settings else {}
+        found, others = Results.of(measured), {**own, **rest}
+        rows.append(RunRow(run, sweep, folder, status, reason, created, tags, settings, execution, found, others))
+    return rows
+
+
+def _split(config: dict[str, Value]) -> tuple[dict[str, Value], dict[str, Value], dict[str, Value]]:
+    """Returns the settings, the execution settings and the other entries of a configuration."""
+    settings = {name: value for name, value in config.items() if is_setting(name)}
+    execution = {name: value for name, value in config.items() if name in EXECUTION}
+    others = {name: value for name, value in config.items() if name not in settings and name not in execution}
+    return settings, execution, others
+
+
+def _typed(records: Sequence[dict[str, Value]]) -> list[dict[str, Any]]:
+    """Returns the records with the values of each column in the type of that column."""
+    # Most records have the same names, so work that depends on names alone is done once per set of names.
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for place, values in enumerate(records):
+        groups.setdefault(tuple(values), []).append(place)
+    groups.pop((), None)
     columns: dict[str, list[list[Any]]] = {}
-    for names, group in members.items():
-        for name, column in zip(names, zip(*(values.values() for values in group), strict=True), strict=True):
+    for names, places in groups.items():
+        values_of = zip(*(records[place].values() for place in places), strict=True)
+        for name, column in zip(names, values_of, strict=True):
             columns.setdefault(name, []).append(list(column))
     for name, parts in columns.items():
-        if name not in ("run", "sweep", "path", "tags"):
-            _unify(DTYPES.get(name), parts)
-    places = dict.fromkeys(columns, 0)
-    rows = []
-    for names, group in members.items():
-        own = [columns[name][places[name]] for name in names]
-        for name in names:
-            places[name] += 1
-        rows += _rows(names, own, len(group))
-    order = {id(values): place for place, values in enumerate(chain.from_iterable(members.values()))}
-    return [rows[order[id(values)]] for values in read]
-
-
-def _rows(names: Sequence[str], columns: Sequence[list[Any]], size: int) -> list[RunRow]:
-    """Returns the rows of runs that have the same columns."""
-    by_name = dict(zip(map(as_utf8, names), columns, strict=True))
-    settings = [name for name in by_name if is_setting(name)]
-    execution = [name for name in by_name if name in EXECUTION]
-    results = [name for name in by_name if name in RESULTS and name not in settings]
-    others = by_name.keys() - {*settings, *execution, *results, *IDENTITY}
-    parts = [
-        _dicts(part, by_name, size) for part in (settings, execution, [name for name in by_name if name in others])
-    ]
-    measured = [Results(**values) for values in _dicts(results, by_name, size)]
-    missing = [None] * size
-    identity = zip(*(by_name.get(name, missing) for name in IDENTITY), strict=True)
-    return [
-        RunRow(run, group, path, status, reason, created, tuple(tags or ()), chosen, how, found, rest)
-        for (run, group, status, reason, created, path, tags), chosen, how, rest, found in zip(
-            identity, *parts, measured, strict=True
-        )
-    ]
-
-
-def _dicts(names: Sequence[str], columns: Mapping[str, list[Any]], size: int) -> list[dict[str, Any]]:
-    if not names:
-        return [{} for _ in range(size)]
-    return [dict(zip(names, values, strict=True)) for values in zip(*(columns[name] for name in names), strict=True)]
+        _unify(DTYPES.get(name), parts)
+    parts_of = {name: iter(parts) for name, parts in columns.items()}
+    result: list[dict[str, Any]] = [{} for _ in records]
+    for names, places in groups.items():
+        written = [as_utf8(name) for name in names]
+        for place, row in zip(places, zip(*(next(parts_of[name]) for name in names), strict=True), strict=True):
+            result[place] = dict(zip(written, row, strict=True))
+    return result
 
 
 def _unify(dtype: str | None, parts: Sequence[list[Any]]) -> None:
     """Converts the values of one column, in place, to the type of the column. Values of other types become None."""
     kinds = {kind for part in parts for kind in set(map(type, part))} - {type(None)}
-    if dtype is None:
-        dtype = (
-            "Int64"
-            if kinds == {int}
-            else "float64"
-            if kinds and kinds <= {int, float}
-            else "str"
-            if kinds == {str}
-            else ""
-        )
+    dtype = dtype or _common_type(kinds)
     for part in parts:
         if dtype == "float64" and kinds - {float}:
             part[:] = [None if math.isnan(number := _number(value)) else number for value in part]
@@ -233,6 +339,13 @@ def _unify(dtype: str | None, parts: Sequence[list[Any]]) -> None:
             part[:] = map(_whole, part)
         elif dtype == "str" and (kinds - {str} or not "".join(filter(None, part)).isascii()):
             part[:] = [None if value is None else _whole_text(str(value)) for value in part]
+
+
+def _common_type(kinds: set[type]) -> str:
+    """Returns the type of a column with values of these types; empty if they have none in common."""
+    if not kinds:
+        return ""
+    return "Int64" if kinds == {int} else "float64" if kinds <= {int, float} else "str" if kinds == {str} else ""
 
 
 def _whole_text(text: str) -> str:

@@ -1,13 +1,11 @@
 """Pareto front: the configurations that no other one beats. The table, the figures, the page and searches use this one.
 
-N points, R respects; in every respect a smaller value is better.
+In every respect a smaller value is better.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import cast
 
 from moe_cli.metrics import EQUAL
 from moe_cli.report.run_row import Record, comparison_key
@@ -50,28 +48,44 @@ def on_front(points: Sequence[Sequence[float | None]], tolerances: Sequence[floa
     compares exactly. So the front is never empty, and every point is tested against all others.
 
     Args:
-        points: [N, R]; None means unknown, and is allowed only in a respect with a tolerance.
-        tolerances: [R], factors of at least 1; above 1 for positive values only.
+        points: the values of each point in every respect; None means unknown, and is allowed only in a respect with a
+            tolerance.
+        tolerances: the factor of each respect, at least 1; above 1 for positive values only.
     """
-    values = np.array(points, dtype=float).reshape(len(points), len(tolerances))
-    factors = np.array(tolerances, dtype=float)
-    assert not np.isnan(values[:, factors == 1]).any(), "an exact respect has no value"
-    return [not _dominate(values, point, factors).any() for point in values]
+    exact = [place for place, factor in enumerate(tolerances) if factor == 1]
+    others = [(place, factor) for place, factor in enumerate(tolerances) if factor != 1]
+    assert all(point[place] is not None for point in points for place in exact), "an exact respect has no value"
+    parts = [
+        (tuple(cast("float", point[place]) for place in exact), tuple(point[place] for place, _ in others))
+        for point in points
+    ]
+    # A point that is good in the exact respects dominates many others, so such points are tried first.
+    order = sorted(parts, key=lambda part: part[0])
+    factors = [factor for _, factor in others]
+    return [not any(_dominates(other, part, factors) for other in order) for part in parts]
 
 
-def _dominate(
-    values: NDArray[np.float64], point: NDArray[np.float64], factors: NDArray[np.float64]
-) -> NDArray[np.bool_]:
-    """Returns a mask of the rows of `values` [N, R] that dominate `point` [R]. NaN means unknown."""
-    exact, unknown = factors == 1, np.isnan(values) | np.isnan(point)
-    as_good = (unknown | (values <= point * factors)).all(axis=1)
-    lower = (values[:, exact] < point[exact]).any(axis=1)
-    level = (values[:, exact] == point[exact]).all(axis=1)
-    comparable = (np.isnan(values) == np.isnan(point)).all(axis=1)
-    no_worse = (unknown | (values <= point)).all(axis=1)
-    beyond = (values[:, ~exact] * factors[~exact] < point[~exact]).any(axis=1)
-    result: NDArray[np.bool_] = as_good & lower | level & comparable & no_worse & beyond
-    return result
+# A point in its exact respects, and in the others.
+_Point = tuple[tuple[float, ...], tuple[float | None, ...]]
+
+
+def _dominates(one: _Point, other: _Point, factors: Sequence[float]) -> bool:
+    """Returns whether one point dominates the other, see `on_front`."""
+    for a, b in zip(one[0], other[0], strict=True):
+        if a > b:
+            return False
+    if one[0] != other[0]:
+        for c, d, factor in zip(one[1], other[1], factors, strict=True):
+            if c is not None and d is not None and c > d * factor:
+                return False
+        return True
+    pairs = list(zip(one[1], other[1], factors, strict=True))
+    known = [(c, d, factor) for c, d, factor in pairs if c is not None and d is not None]
+    return (
+        all((c is None) == (d is None) for c, d, _ in pairs)
+        and all(c <= d for c, d, _ in known)
+        and any(c * factor < d for c, d, factor in known)
+    )
 
 
 def pareto_front(rows: Sequence[Record], costs: Mapping[str, int]) -> list[bool]:

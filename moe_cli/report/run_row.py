@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import chain
 
 from moe_cli.config.data import HELD_OUT
@@ -84,6 +84,13 @@ class Results:
     bigram_bpb: float | None = None
     gzip_bpb: float | None = None
 
+    @classmethod
+    def of(cls, values: dict[str, float | None]) -> "Results":
+        """Returns the results with these fields, in a tenth of the time of the constructor. Keeps the dictionary."""
+        results = cls.__new__(cls)
+        object.__setattr__(results, "__dict__", values)
+        return results
+
 
 RESULTS = tuple(entry.name for entry in fields(Results))
 _RESULTS = frozenset(RESULTS)
@@ -153,6 +160,17 @@ class Record:
         """Returns the loss that configurations are ranked by: bits per byte, or nats if bytes are unknown."""
         return self.results.val_loss if self.results.val_bpb is None else self.results.val_bpb
 
+    @cached_property
+    def comparison_key(self) -> tuple[object, ...]:
+        settings = self.settings
+        corpus = self.corpus_sha256 or (settings.get("data.name"), settings.get("data.path"))
+        task = (settings.get("task.name") or "causal_lm", eval_windows(settings))
+        data = (corpus, *task, *(settings.get(name) for name in HELD_OUT))
+        for budget in ("train.flops", "train.minutes"):
+            if settings.get(budget) is not None:
+                return (data, budget, settings[budget])
+        return (data, "tokens", self.results.tokens)
+
     def get(self, name: str) -> Cell:
         if name in self.settings:
             return self.settings[name]
@@ -194,7 +212,7 @@ class RunRow(Record):
     results: Results = field(default_factory=Results)
     others: Settings = field(default_factory=dict)
 
-    @property
+    @cached_property
     def seed(self) -> int | None:
         return self._whole("seed")
 
@@ -277,14 +295,7 @@ def setting_parents(name: str) -> tuple[str, ...]:
 
 def comparison_key(row: Record) -> tuple[object, ...]:
     """Returns the key that is equal for rows with comparable losses: data, task, evaluation context and budget."""
-    settings = row.settings
-    corpus = row.corpus_sha256 or (settings.get("data.name"), settings.get("data.path"))
-    task = (settings.get("task.name") or "causal_lm", eval_windows(settings))
-    data = (corpus, *task, *(settings.get(name) for name in HELD_OUT))
-    for budget in ("train.flops", "train.minutes"):
-        if settings.get(budget) is not None:
-            return (data, budget, settings[budget])
-    return (data, "tokens", row.results.tokens)
+    return row.comparison_key
 
 
 def is_baseline(row: Record, baseline: Settings) -> bool:

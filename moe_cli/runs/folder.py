@@ -101,19 +101,25 @@ class Run:
         self.fits(values)
         return values
 
+    @property
+    def digest_in_id(self) -> str | None:
+        """Returns the digest of its configuration that its id ends with; None if the folder was named otherwise."""
+        found = _DIGEST.search(self.id)
+        return found[1] if found else None
+
     def fits(self, values: dict[str, Any]) -> bool:
         """Returns whether a configuration has the digest in the run's id. Notes a mismatch."""
-        named = _DIGEST.search(self.id)
-        if not named or not values or digest_of(values) == named[1]:
+        named = self.digest_in_id
+        if not named or not values or digest_of(values) == named:
             return True
         try:
             digest = from_dict(values).digest
         except (ConfigError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
             note_unreadable(self.path, f"has a config.json that is no configuration: {str(error)[:120]}", "changed")
             return False
-        if digest == named[1]:  # a setting that came later is not in the file
+        if digest == named:  # a setting that came later is not in the file
             return True
-        why = f"has a config.json that was changed: its id says {named[1]}, its configuration is {digest}"
+        why = f"has a config.json that was changed: its id says {named}, its configuration is {digest}"
         note_unreadable(self.path, why, "changed")
         return False
 

@@ -14,9 +14,11 @@ from moe_cli.config.build import build, names_of
 from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import GROUPS
+from moe_cli.config.habits import explain_word
 from moe_cli.config.ranges import show
 from moe_cli.config.resolve import SPARSE_ONLY, Resolved, concerns
 from moe_cli.config.schema import RunConfig
+from moe_cli.config.settings import replace_unchecked
 from moe_cli.config.sweep_file import SMALLEST, Block, Dimension, Partial, SweepFile, discrete, load_sweep_file
 from moe_cli.config.words import parse_overrides
 from moe_cli.errors import BadValue, ConfigError
@@ -151,7 +153,7 @@ def plan_sweep(
         raise ConfigError(f"{'baseline' if baseline is None else f'--baseline {baseline}'}: {found.no_baseline}")
     folder = check_folder(sweep_folder(sweep.name) if name is None else name)
     points = [
-        SweepPoint(f"{label} seed={seed}".strip(), config if seed == config.seed else replace(config, seed=seed))
+        SweepPoint(f"{label} seed={seed}".strip(), replace_unchecked(config, seed=seed))
         for seed in chosen
         for config, label in found.configs.items()
     ]
@@ -193,7 +195,7 @@ def check_folder(folder: str) -> str:
 
 def is_named(words: Sequence[str]) -> bool:
     """Returns whether the first word names a sweep file."""
-    return bool(words) and "=" not in words[0]
+    return bool(words) and "=" not in words[0] and explain_word(words[0]) is None
 
 
 def declared_by(words: Sequence[str], question: str, baseline: Partial | None) -> dict[str, Any]:
@@ -362,8 +364,8 @@ def _run(composer: Composer, values: Partial) -> Resolved:
     """
     resolved = composer.point(values)
     train = resolved.config.train
-    one = train if train.threads is not None else replace(train, threads=1)
-    return replace(resolved, config=replace(resolved.config, train=one))
+    one = train if train.threads is not None else replace_unchecked(train, threads=1)
+    return replace(resolved, config=replace_unchecked(resolved.config, train=one))
 
 
 def _setting_value(tree: Mapping[str, Any], values: Partial, name: str) -> Any:

@@ -11,6 +11,7 @@ from moe_cli.config.build import did_you_mean, kinds_of, names_of
 from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression
 from moe_cli.config.folders import GROUPS
+from moe_cli.config.habits import unknown_setting
 from moe_cli.config.ranges import show
 from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import RunConfig, is_execution
@@ -299,7 +300,7 @@ def _check_interval(key: str, interval: Interval) -> None:
     """Raises ConfigError if the setting is not a number, or is an integer and the interval has fractions."""
     kinds, known = _kinds(key), [*names_of(RunConfig), *GROUPS]
     if not kinds and key not in known:
-        raise ConfigError(f"no setting '{key}'.{did_you_mean(key, known) or ' All settings: moe config'}")
+        raise ConfigError(unknown_setting(key, known))
     if not kinds & {int, float}:
         raise ConfigError(f"{key}={interval} is an interval of numbers, and {key} is no number. Write: {key}=A,B")
     if is_whole(key) and any(bound != int(bound) for bound in (interval.low, interval.high, interval.step or 1)):

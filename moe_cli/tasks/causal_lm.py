@@ -1,7 +1,7 @@
 """Next-token prediction on a corpus: batches for training, the validation split, the loss. B sequences, L positions."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from moe_cli.data.shards import LARGE_SPLIT_TOKENS, Tokens
 from moe_cli.data.shuffle import EpochOrder, epoch_order
 from moe_cli.data.token_files import check_tokens
 from moe_cli.moe.routing import Routing
-from moe_cli.tasks.base import BY_DOMAIN, CONTEXT, EvalBatchResult, Task, sum_by_domain
+from moe_cli.tasks.base import BY_DOMAIN, CONTEXT, Batch, EvalBatchResult, Task, sum_by_domain
 
 # Batches of a large text after which the memory through which it was read is released.
 RELEASE_EVERY = 16
@@ -29,7 +29,7 @@ VALIDATION_SEED = 0
 
 
 @dataclass(frozen=True)
-class TextBatch:
+class TextBatch(Batch):
     """Inputs and the tokens that follow them.
 
     Attributes:
@@ -55,19 +55,13 @@ class TextBatch:
     def num_targets(self) -> int:
         return int((self.targets != IGNORE_INDEX).sum())
 
-    def to(self, device: torch.device) -> "TextBatch":
-        moved: dict[str, Any] = {
-            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
-
     def forward(self, model: nn.Module) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
         """Returns the model's logits, and the routings of its sparse layers."""
         model_kwargs = {"mask": self.mask, "documents": self.documents}
         return model(self.inputs, **{key: value for key, value in model_kwargs.items() if value is not None})  # type: ignore[no-any-return]
 
 
-class TextTask:
+class TextTask(Task):
     """A corpus cut into windows.
 
     The order of training windows depends on the seed alone, never on the model, so that configurations of one seed see
@@ -81,6 +75,8 @@ class TextTask:
             of them; None means windows without overlap.
     """
 
+    dataset: Corpus
+
     # The distance from an input to its target, in positions.
     ahead: ClassVar[int] = 1
 
@@ -93,7 +89,7 @@ class TextTask:
         eval_length: int | None = None,
         stride: int | None = None,
     ) -> None:
-        self.corpus = corpus
+        super().__init__(corpus)
         self.context_length = context_length
         self.eval_length = eval_length or context_length
         self.stride = stride or self.eval_length
@@ -116,13 +112,13 @@ class TextTask:
         """
         share = size // parts
         first = index * size + part * share
-        batch = self._batch(self.corpus.train, self._starts(first, share), self.context_length)
-        if len(self.corpus.train) >= LARGE_SPLIT_TOKENS:
+        batch = self._batch(self.dataset.train, self._starts(first, share), self.context_length)
+        if len(self.dataset.train) >= LARGE_SPLIT_TOKENS:
             if index % RELEASE_EVERY == 0:
-                self.corpus.train.release()
+                self.dataset.train.release()
             # The next batch is read from the disk while this one is learned from.
             for start in self._starts(first + size, share):
-                self.corpus.train.prefetch(max(0, start), start + self.context_length + 1)
+                self.dataset.train.prefetch(max(0, start), start + self.context_length + 1)
         return batch
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[TextBatch]:
@@ -148,17 +144,19 @@ class TextTask:
             starts = [starts[int(i)] for i in np.linspace(0, len(starts) - 1, min(keep, len(starts)))]
         for place in range(0, len(starts), size):
             own = starts[place : place + size]
-            yield self._batch(self.corpus.val, own, length, [0 if start == first else length - stride for start in own])
+            yield self._batch(
+                self.dataset.val, own, length, [0 if start == first else length - stride for start in own]
+            )
         skipped = length - stride if len(starts) else 0
         if end - follows > skipped and not is_subset:
-            yield self._batch(self.corpus.val, [follows], end - follows, [skipped])
+            yield self._batch(self.dataset.val, [follows], end - follows, [skipped])
 
     def _val_inputs(self) -> tuple[int, int]:
         """Returns the first and the last position of the validation split; -1 means a separator before the split."""
-        return (0 if self.packing == "concat" else -self.ahead), len(self.corpus.val) - self.ahead
+        return (0 if self.packing == "concat" else -self.ahead), len(self.dataset.val) - self.ahead
 
     def _val_documents(self, size: int, max_tokens: int | None) -> Iterator[TextBatch]:
-        val, length = self.corpus.val, self.eval_length
+        val, length = self.dataset.val, self.eval_length
         windows = document_windows(self._begins(val), len(val), length, self.stride)
         keep = len(windows.starts)
         if max_tokens is not None:
@@ -187,20 +185,8 @@ class TextTask:
 
     def _domains(self, starts: Int[Tensor, " B"], length: int) -> Int[Tensor, " T"]:
         """Returns the domain of each validation token of some windows."""
-        places = (starts.cpu()[:, None] + torch.arange(length)).clamp(max=len(self.corpus.val) - 1)
-        return torch.from_numpy(self.corpus.domain_ids_at(places.flatten().numpy()))
-
-    def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
-        """Returns no metrics apart from the loss."""
-        return {}
-
-    @property
-    def meta(self) -> Mapping[str, Any]:
-        return self.corpus.meta
-
-    @property
-    def domains(self) -> Sequence[str]:
-        return self.corpus.meta["domains"]  # type: ignore[no-any-return]
+        places = (starts.cpu()[:, None] + torch.arange(length)).clamp(max=len(self.dataset.val) - 1)
+        return torch.from_numpy(self.dataset.domain_ids_at(places.flatten().numpy()))
 
     def routed_ids_and_domains(self, batch: TextBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
         """Returns the id of every token that is read, and the domain of its document; of validation batches."""
@@ -212,29 +198,25 @@ class TextTask:
 
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
         """Returns the text of each token id; nothing where the tokens came without a tokenizer."""
-        tokenizer = self.corpus.tokenizer
+        tokenizer = self.dataset.tokenizer
         return {} if tokenizer is None else {each: tokenizer.decode([each]) for each in ids}
 
     def prompt(self, text: str) -> list[int]:
         """Returns the tokens of a text, after the prefix of a document."""
-        assert self.corpus.tokenizer is not None
-        return [*self.document_prefix, *self.corpus.tokenizer.encode(text).tolist()]
+        assert self.dataset.tokenizer is not None
+        return [*self.document_prefix, *self.dataset.tokenizer.encode(text).tolist()]
 
     @property
     def document_prefix(self) -> list[int]:
         """Returns the tokens before each document: a separator, or nothing if packing is `concat`."""
-        assert self.corpus.tokenizer is not None
-        return [] if self.packing == "concat" else [self.corpus.tokenizer.separator]
-
-    def pseudo_perplexity_task(self) -> "Task | None":
-        """Returns None: this task has no pseudo-perplexity."""
-        return None
+        assert self.dataset.tokenizer is not None
+        return [] if self.packing == "concat" else [self.dataset.tokenizer.separator]
 
     @property
     def _windows_per_epoch(self) -> int:
         if self.packing == "pad":
-            return len(self._windows(self.corpus.train).starts)
-        return max(1, (len(self.corpus.train) - self.context_length) // self.context_length)
+            return len(self._windows(self.dataset.train).starts)
+        return max(1, (len(self.dataset.train) - self.context_length) // self.context_length)
 
     def _starts_of(self, first: int, size: int) -> tuple[int, ...]:
         """Returns where `size` training windows begin, counted from the first of the first epoch."""
@@ -244,13 +226,13 @@ class TextTask:
             order, here = self._order(epoch), epochs == epoch
             chosen = order.windows[places[here]]
             if self.packing == "pad":
-                starts[here] = self._windows(self.corpus.train).starts[chosen] - 1
+                starts[here] = self._windows(self.dataset.train).starts[chosen] - 1
             else:
                 starts[here] = chosen * self.context_length + order.offset
         return tuple(starts.tolist())
 
     def _order_of(self, epoch: int) -> EpochOrder:
-        room = min(self.context_length, len(self.corpus.train) - self.context_length)
+        room = min(self.context_length, len(self.dataset.train) - self.context_length)
         return epoch_order(self.seed, epoch, self._windows_per_epoch, room)
 
     def _windows_of(self, tokens: Tokens) -> DocumentWindows:
@@ -329,7 +311,7 @@ class TextTask:
 
     def _draw(self, tokens: Tokens, start: int) -> np.random.Generator:
         """Returns the random generator of a window: in training it depends on the seed, in validation it does not."""
-        seed = self.seed if tokens is self.corpus.train else VALIDATION_SEED
+        seed = self.seed if tokens is self.dataset.train else VALIDATION_SEED
         return np.random.default_rng((seed, start + (self.packing == "pad")))  # the start may be -1
 
     def _check_vocabulary(self, tokens: Tokens, windows: NDArray[Any], starts: Sequence[int]) -> None:

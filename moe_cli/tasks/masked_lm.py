@@ -58,7 +58,7 @@ class MaskedTask(TextTask):
     @property
     def meta(self) -> Mapping[str, Any]:
         """Returns the metadata of the corpus, with the unigram loss as the reference."""
-        return {**self.corpus.meta, "references": self.corpus.meta.get("unigram", {})}
+        return {**self.dataset.meta, "references": self.dataset.meta.get("unigram", {})}
 
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
         shown = super().id_texts([each for each in ids if each != self.mask_token])
@@ -67,7 +67,9 @@ class MaskedTask(TextTask):
     def pseudo_perplexity_task(self) -> "PseudoPerplexityTask | None":
         """Tokens hidden one at a time, for the pseudo-perplexity; None where the settings ask for none."""
         return (
-            PseudoPerplexityTask(self.corpus, self.context_length, self.seed, self.task, self.packing, self.eval_length)
+            PseudoPerplexityTask(
+                self.dataset, self.context_length, self.seed, self.task, self.packing, self.eval_length
+            )
             if self.task.pseudo_perplexity_tokens
             else None
         )

@@ -78,9 +78,9 @@ class SpanTask(TextTask):
     @property
     def meta(self) -> Mapping[str, Any]:
         """Returns the metadata of the corpus, with the accuracy of the most frequent token as the reference."""
-        known = self.corpus.meta.get("unigram", {})
+        known = self.dataset.meta.get("unigram", {})
         return {
-            **self.corpus.meta,
+            **self.dataset.meta,
             "references": {name: known[name] for name in ("commonest_accuracy",) if name in known},
         }
 
@@ -107,7 +107,7 @@ class SpanTask(TextTask):
         return F.pad(targets[:, :-1], (1, 0), value=self.start_token)
 
     def _domains_at(self, places: Int[Tensor, "B N"]) -> Int[Tensor, " T"]:
-        return torch.from_numpy(self.corpus.domain_ids_at(places.flatten().numpy()))
+        return torch.from_numpy(self.dataset.domain_ids_at(places.flatten().numpy()))
 
     def _make_targets(self, tokens: Tokens, batch: TextBatch) -> TextBatch:
         """Spans taken out, which are the targets."""

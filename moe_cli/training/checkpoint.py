@@ -1,8 +1,7 @@
-"""Checkpoints: safetensors and JSON, complete or absent, checksummed. Loading executes no code.
+"""How is the state of a training saved and restored? As safetensors and JSON with checksums; loading executes no code.
 
-checkpoints/step_00000120/model.safetensors, optimizer.safetensors, ema.safetensors, state.json
-
-`ema` holds the average of the weights, if it is enabled.
+A checkpoint is complete or absent. checkpoints/step_00000120/ has model.safetensors, optimizer.safetensors, state.json,
+and ema.safetensors with the average of the weights, if optim.ema_decay is set.
 """
 
 import hashlib
@@ -29,20 +28,20 @@ from moe_cli.runs.folder import Run
 from moe_cli.training.optimizers import Optimizers, WeightAverage
 from moe_cli.training.wrap import DistributedModel
 
-# A checkpoint has such a name until it is whole.
+# Prefix of the name of a folder in which a checkpoint is being written.
 SAVING = ".saving-"
 FORMAT = 1
 _FILES = ("model.safetensors", "optimizer.safetensors")
 _EMA = "ema.safetensors"
-# How the name of a folder begins whose checksums did not hold when a run went on.
+# Prefix of the name of a checkpoint that had wrong checksums when the run was resumed.
 DAMAGED = "damaged-"
-# Counters of a state, besides steps and tokens; and the largest number of threads accepted from a state.
+# Counters of a state other than steps and tokens; and the largest number of threads that a state may have.
 COUNTS = ("skipped", "skipped_in_a_row", "rewinds", "data_shift", "spikes")
 MAX_THREADS = 4096
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A checkpoint that is not as it was written."""
+    """A checkpoint whose files are missing or changed."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +49,20 @@ class Checkpoint:
     """A checkpoint on disk with valid checksums.
 
     Attributes:
-        state: the state to resume the training loop from: step, tokens, seconds, running means.
+        folder: its folder.
+        state: the state of the training loop: step, tokens, seconds, running means.
     """
 
     folder: Path
     state: dict[str, Any]
 
     def model_tensors(self) -> dict[str, Tensor]:
-        """Returns the weights to use: the average, where one was kept."""
+        """Returns the weights for evaluation: their running average, if there is one."""
         average = _load(self.folder / _EMA) if (self.folder / _EMA).exists() else {}
         return {**_load(self.folder / _FILES[0]), **average}
 
     def load_model(self, model: nn.Module) -> None:
-        """Loads the weights to use. Raises CheckpointError if the tensors are not those of this model."""
+        """Loads the weights for evaluation. Raises CheckpointError if the tensors do not fit the model."""
         self._load_into(model, self.model_tensors())
 
     def _load_into(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -72,30 +72,28 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder} was made for a model of another shape.") from None
 
     def load_training(self, training_tensors: "TrainingTensors") -> None:
-        """Restores model, optimizers, average and random state exactly, for any number of processes that saved them.
+        """Restores model, optimizers, average and random state, whatever the number of processes that saved them.
 
-        The random state of each process is restored in a job of the same size; else new ones are started.
+        A process without a saved random state, because the job has more processes than before, gets a new one.
+
+        Raises:
+            CheckpointError: a tensor is missing or does not fit.
         """
-        distributed_model, params = (
-            training_tensors.distributed_model,
-            dict(training_tensors.distributed_model.model.named_parameters()),
-        )
         try:
-            self._load_parts(training_tensors, distributed_model, params)
+            self._load_parts(training_tensors)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise CheckpointError(f"{self.folder} does not fit this run: {str(error).splitlines()[0][:200]}") from error
 
-    def _load_parts(
-        self, training_tensors: "TrainingTensors", distributed_model: DistributedModel, params: dict[str, nn.Parameter]
-    ) -> None:
-        weights = _load(self.folder / _FILES[0])
-        own = {
+    def _load_parts(self, training_tensors: "TrainingTensors") -> None:
+        distributed_model = training_tensors.distributed_model
+        params = dict(distributed_model.model.named_parameters())
+        local = {
             name: distributed_model.to_local(tensor, name, params[name]) if name in params else tensor
-            for name, tensor in weights.items()
+            for name, tensor in _load(self.folder / _FILES[0]).items()
         }
-        self._load_into(distributed_model.model, own)
+        self._load_into(distributed_model.model, local)
         if training_tensors.average is not None:
             average = _load(self.folder / _EMA)
             training_tensors.average.load(
@@ -115,10 +113,11 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of the contents of a checkpoint, so that training may continue while it is written.
+    """A copy of the contents of a checkpoint, so that training can continue while it is written.
 
     Attributes:
         files: the tensors of each file.
+        state: the content of state.json, without checksums.
     """
 
     files: dict[str, dict[str, Tensor]]
@@ -127,14 +126,14 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class TrainingTensors:
-    """The objects whose tensors a checkpoint holds, with this process's parts."""
+    """The objects whose tensors a checkpoint contains, with this process's parts of them."""
 
     distributed_model: DistributedModel
     optimizers: Optimizers
     average: WeightAverage | None = None
 
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
-        """Yields file, key and full tensor, one after the other. All processes must iterate over all of them."""
+        """Yields file, key and full tensor. All processes must iterate to the end, because they gather each tensor."""
         for name, tensor in self.distributed_model.model.state_dict().items():
             yield _FILES[0], name, self.distributed_model.to_full(tensor, name)
         names = self._names()
@@ -146,35 +145,36 @@ class TrainingTensors:
         if torch.cuda.is_available():
             states["random.cuda"] = torch.cuda.get_rng_state()
         for key, state in states.items():
-            for rank, each in enumerate(collectives.all_gather_rows(state[None])):
-                yield _FILES[1], key + _rank_suffix(rank), each
+            for rank, rank_state in enumerate(collectives.all_gather_rows(state[None])):
+                yield _FILES[1], key + _rank_suffix(rank), rank_state
 
     def load_optimizers(self, tensors: dict[str, Tensor]) -> None:
+        """Loads the full tensors of the optimizers' state; each process keeps its part."""
         names, params = self._names(), dict(self.distributed_model.model.named_parameters())
-        own = {}
+        local = {}
         for key, tensor in tensors.items():
             name = names[key.rsplit(".", 1)[0]]
-            like = params[name] if tensor.ndim == params[name].ndim else tensor  # a count of steps is one number
-            own[key] = self.distributed_model.to_local(tensor, name, like)
-        self.optimizers.load_state_tensors(own)
+            like = params[name] if tensor.ndim == params[name].ndim else tensor  # a step count is one number
+            local[key] = self.distributed_model.to_local(tensor, name, like)
+        self.optimizers.load_state_tensors(local)
 
     def _names(self) -> dict[str, str]:
-        """Returns each key prefix of the optimizers' state, part.parameter, with the parameter's name in the model."""
+        """Returns the name of the parameter in the model for each key prefix of the optimizers' state."""
         names = {param: name for name, param in self.distributed_model.model.named_parameters()}
         return {key: names[param] for key, param in self.optimizers.params().items()}
 
 
 def _rank_suffix(rank: int | None = None) -> str:
-    """Returns the suffix of the file name of a process's random state: its rank; empty for rank 0."""
+    """Returns the suffix of the key of a process's random state: its rank; empty for rank 0."""
     rank = collectives.rank() if rank is None else rank
     return f".{rank}" if rank else ""
 
 
 def take_snapshot(training_tensors: TrainingTensors, state: dict[str, Any]) -> Snapshot | None:
-    """Returns a copy of everything, gathered by the first process from all of them; None in the others.
+    """Returns a copy of all tensors, which rank 0 gathers from all processes; None in the other processes.
 
-    Gathered and not written in parts, so that a checkpoint has one form, can be read by any number of processes, and by
-    people with nothing but safetensors. It takes one copy of everything in the first machine's main memory.
+    Full tensors, and not the parts of each process, give checkpoints one form. Any number of processes, and programs
+    with nothing but safetensors, can read it. Rank 0 needs main memory for one copy.
 
     Raises:
         TrainingError: the weights are not finite.
@@ -191,10 +191,11 @@ def take_snapshot(training_tensors: TrainingTensors, state: dict[str, Any]) -> S
 
 
 def save_checkpoint(run: Run, snapshot: Snapshot, keep: int = 2) -> Path:
-    """Writes a checkpoint next to the older ones, then deletes all but the newest `keep` and `best_step` of its state.
+    """Writes a checkpoint; then deletes the older ones except the newest `keep` and the best of the state.
 
     Raises:
-        TrainingError: it cannot be written, such as on a full disk; the older checkpoints stay.
+        DiskFull: the disk is full; the older checkpoints stay.
+        TrainingError: the checkpoint cannot be written for another reason; the older ones stay.
     """
     state = snapshot.state
     root = run.path / "checkpoints"
@@ -211,23 +212,26 @@ def save_checkpoint(run: Run, snapshot: Snapshot, keep: int = 2) -> Path:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         kind = DiskFull if is_full(error) else TrainingError
         raise kind(f"cannot write the checkpoint {final}: {reason}. {recovery_hint(run, is_full(error))}") from None
-    # A process that was killed while it saved has left its half-made folder.
     best = state.get("best_step")
-    protected = [_folder(run, best)] if best is not None else []
-    for old in [*root.glob(f"{SAVING}*"), *(each for each in run.checkpoints()[keep:] if each not in protected)]:
-        with suppress(OSError):
-            delete(old)
+    protected = None if best is None else _folder(run, best)
+    # A process that was killed while it saved has left an incomplete folder.
+    for old in [*root.glob(f"{SAVING}*"), *run.checkpoints()[keep:]]:
+        if old != protected:
+            with suppress(OSError):
+                delete(old)
     return final
 
 
 def recovery_hint(run: Run, full: bool) -> str:
-    """Returns a message on what was saved of a run that could not write, and on how to resume it.
+    """Returns the last lines of an error about a failed write: the saved checkpoints, and how to resume the run.
 
     Args:
-        full: whether the disk is full.
+        full: True if the disk is full.
     """
     kept = run.kept()
-    return f"{kept[0].upper()}{kept[1:]}.\n{'Free space' if full else 'Mend that'}, then: moe train --resume {run.id}"
+    return (
+        f"{kept[0].upper()}{kept[1:]}.\n{'Free space' if full else 'Correct that'}, then: moe train --resume {run.id}"
+    )
 
 
 def _folder(run: Run, step: int) -> Path:
@@ -235,7 +239,7 @@ def _folder(run: Run, step: int) -> Path:
 
 
 class AsyncCheckpointWriter:
-    """Writes checkpoints on a thread of its own, one at a time. What goes wrong is raised at the next call."""
+    """Writes checkpoints on a thread of its own, one at a time. An error is raised by the next call."""
 
     def __init__(self, run: Run, keep: int) -> None:
         self._run = run
@@ -244,9 +248,10 @@ class AsyncCheckpointWriter:
         self._last: Future[Path] | None = None
 
     def save(self, snapshot: Snapshot | None) -> None:
-        """Saves a checkpoint in the background; None means that another process saves.
+        """Writes a snapshot in the background; None means that another process does.
 
-        Raises TrainingError if the previous checkpoint could not be written.
+        Raises:
+            TrainingError: the previous checkpoint could not be written.
         """
         self.wait()
         if snapshot is not None:
@@ -279,7 +284,8 @@ def latest_checkpoint(run: Run) -> Checkpoint:
     """Returns the newest checkpoint of a run.
 
     Raises:
-        CheckpointError: no checkpoint exists, or it is damaged; the message gives the reason.
+        CheckpointError: there is no checkpoint.
+        DamagedCheckpoint: the newest one is damaged.
     """
     folders = run.checkpoints()
     if not folders:
@@ -293,10 +299,10 @@ def latest_checkpoint(run: Run) -> Checkpoint:
     return _verify(folders[0])
 
 
-def newest_whole(run: Run) -> Checkpoint:
-    """Returns the newest checkpoint with valid checksums, to resume from. Damaged ones are reported and renamed.
+def newest_valid_checkpoint(run: Run) -> Checkpoint:
+    """Returns the newest checkpoint with valid checksums. Newer, damaged ones are reported and renamed.
 
-    Only for the process that holds the lock of the run's folder.
+    The caller must have the lock of the run's folder.
 
     Raises:
         CheckpointError: no valid checkpoint exists.
@@ -314,23 +320,28 @@ def newest_whole(run: Run) -> Checkpoint:
         if collectives.rank() == 0:
             reason = str(problem).split("\n")[0]
             print_line(f"note: {reason} Going on from step {found.state['step']:,}.")
-            for each in damaged:
-                with suppress(OSError, UnsafePath):  # it stays where it is, and the next of its step takes its place
-                    rename(each, each.with_name(DAMAGED + each.name))
+            for bad in damaged:
+                with suppress(OSError, UnsafePath):  # it stays until a checkpoint of the same step replaces it
+                    rename(bad, bad.with_name(DAMAGED + bad.name))
         return found
     if len(damaged) > 1:
         raise CheckpointError(
             f"no checkpoint of {run.id} is whole; the newest: {problem}".split("\n")[0]
-            + f"\nTo train it again from the start, move {run.path / 'checkpoints'} away, then: moe train --resume {run.id}"
+            + f"\nTo train it again from the start, move {run.path / 'checkpoints'} away, then: "
+            f"moe train --resume {run.id}"
         )
     raise problem
 
 
 def find_checkpoint(run: Run, which: str) -> Checkpoint:
-    """Returns the checkpoint that is `latest`, `best` (see train.keep_best), or of a step.
+    """Returns a checkpoint of a run.
+
+    Args:
+        which: `latest`, `best` (see train.keep_best), or a step.
 
     Raises:
-        CheckpointError: no such checkpoint exists, or it is damaged.
+        CheckpointError: there is no such checkpoint.
+        DamagedCheckpoint: it is damaged.
     """
     latest = latest_checkpoint(run)
     if which == "latest":
@@ -344,7 +355,7 @@ def find_checkpoint(run: Run, which: str) -> Checkpoint:
 
 
 def _verify(folder: Path) -> Checkpoint:
-    """Returns the checkpoint in a folder, once its checksums hold."""
+    """Returns the checkpoint in a folder after testing its checksums and its state. Raises DamagedCheckpoint."""
     try:
         content = parse_object(read_bytes(folder / "state.json"))
         if content.get("format") != FORMAT:
@@ -357,7 +368,7 @@ def _verify(folder: Path) -> Checkpoint:
     state, checksums = content.get("state"), content.get("checksums")
     if not isinstance(state, dict) or not isinstance(checksums, dict):
         raise _damaged(folder, "state.json is no state of a training")
-    if problem := _problem(state, int(folder.name.removeprefix("step_"))):
+    if problem := _invalid_value(state, int(folder.name.removeprefix("step_"))):
         raise _damaged(folder, f"state.json has {problem}")
     for name in (*_FILES, *([_EMA] if _EMA in checksums or (folder / _EMA).exists() else [])):
         try:
@@ -371,10 +382,10 @@ def _verify(folder: Path) -> Checkpoint:
     return Checkpoint(folder, state)
 
 
-def _problem(state: dict[str, Any], step: int) -> str | None:
-    """Returns the first value of a state with a wrong type or range; None means that the state is valid."""
-    whole = {"step": step + 1, "tokens": 2**63, "threads": MAX_THREADS + 1, **dict.fromkeys(COUNTS, 2**63)}
-    for name, stop in whole.items():
+def _invalid_value(state: dict[str, Any], step: int) -> str | None:
+    """Returns the first value with a wrong type or range; None means that the state is valid."""
+    integers = {"step": step + 1, "tokens": 2**63, "threads": MAX_THREADS + 1, **dict.fromkeys(COUNTS, 2**63)}
+    for name, stop in integers.items():
         value = state.get(name, step if name == "step" else 0)
         if type(value) is not int or not 0 <= value < stop or (name == "step" and value != step):
             return f"{name}={value!r:.40}"
@@ -391,23 +402,23 @@ def _problem(state: dict[str, Any], step: int) -> str | None:
     return next((f"no {name}" for name in names if not isinstance(state.get(name, ""), str)), None)
 
 
-def _damaged(folder: Path, what: str) -> DamagedCheckpoint:
-    others = [
-        int(each.name.removeprefix("step_")) for each in Run(folder.parent.parent).checkpoints() if each != folder
-    ]
-    way = (
+def _damaged(folder: Path, problem: str) -> DamagedCheckpoint:
+    """Returns the error for a damaged checkpoint, which names another one if there is one."""
+    run = Run(folder.parent.parent)
+    others = [int(other.name.removeprefix("step_")) for other in run.checkpoints() if other != folder]
+    hint = (
         f"Use another: --checkpoint {others[0]}; moe train --resume goes on from the newest whole one."
         if others
         else "There is no other: train the run from the start, with --force."
     )
-    return DamagedCheckpoint(f"checkpoint {folder} is damaged: {what}.\n{way}")
+    return DamagedCheckpoint(f"checkpoint {folder} is damaged: {problem}.\n{hint}")
 
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
         if is_utf8(str(path)):
             return load_file(path)
-        with open(path, "rb") as file:  # the library takes names in UTF-8 only; an open file has one
+        with open(path, "rb") as file:  # safetensors opens paths in UTF-8 only, and this is one
             return load_file(f"/dev/fd/{file.fileno()}")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None

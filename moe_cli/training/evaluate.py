@@ -1,4 +1,4 @@
-"""evaluate(model, task) -> Evaluation: loss over a whole split, and how the experts were used.
+"""How good is a model, and how does it use its experts? The loss and the routing metrics over a validation split.
 
 B sequences, L positions, T = B * L tokens, E experts, V tokens in the vocabulary, G domains.
 """
@@ -33,26 +33,31 @@ from moe_cli.tasks.base import BY_DOMAIN, CONTEXT, Batch, Task
 from moe_cli.training.precision import autocast
 from moe_cli.training.token_use import TokenExpertCounts
 
-# Tables of a layer are recorded up to this many numbers: 64 experts in pairs, or 64 domains of 64 experts.
+# Largest number of entries of a table that is recorded per layer: pairs of 64 experts, or 64 domains times 64 experts.
 MAX_TABLE = 64 * 64
-# Of each expert, the tokens that are recorded as its own.
+# Number of token ids that are recorded for each expert.
 TOP_TOKENS = 8
-# Tokens whose choices are remembered at each evaluation.
+# Number of tokens whose expert choices are recorded at each evaluation.
 PROBE_TOKENS = 256
 
 
 @dataclass
 class LayerRoutingStats:
-    """One sparse layer's routing, summed over an evaluation: the usage of E experts, and null experts separately.
+    """The routing of one sparse layer, summed over an evaluation. Null experts are counted separately.
 
     Attributes:
-        probs: over all choices of the router, including null experts.
-        pairs: tokens assigned to both experts, before drops; None if the table would be large.
-        by_token, by_domain: assignments before drops, by the id of the input token, and by its domain.
+        tokens_per_expert: assignments to each expert before drops.
+        kept: assignments to each expert after drops.
+        probs: sums of the routing probabilities, null experts included.
+        pairs: tokens assigned to both experts of a pair, before drops; None if the table would be too large.
+        by_token: assignments before drops, by the id of the input token.
+        by_domain: assignments before drops, by the domain of the input token.
+        entropy: sum of `routing_entropy` over tokens.
+        num_tokens: number of routed tokens.
         to_null: assignments to null experts.
     """
 
-    asked: Int[Tensor, " E"]
+    tokens_per_expert: Int[Tensor, " E"]
     kept: Int[Tensor, " E"]
     probs: Float[Tensor, " choices"]
     pairs: Int[Tensor, "E E"] | None
@@ -63,6 +68,7 @@ class LayerRoutingStats:
     to_null: int = 0
 
     def add(self, routing: Routing, token_ids: Int[Tensor, " T"], domain_ids: Int[Tensor, " T"]) -> None:
+        """Adds the routing of one batch, whose tokens have these ids and domains."""
         self.probs += routing.probs.double().sum(0).cpu()
         self.entropy += routing_entropy(routing.probs) * routing.num_tokens
         self.num_tokens += routing.num_tokens
@@ -73,12 +79,12 @@ class LayerRoutingStats:
         self.by_domain += assignments_by_group(routing, domain_ids, len(self.by_domain)).cpu()
         if self.pairs is not None:
             self.pairs += co_activation(chosen_mask(routing)).cpu()
-        self.asked += routing.tokens_per_expert.cpu()
+        self.tokens_per_expert += routing.tokens_per_expert.cpu()
         self.kept += routing.kept_per_expert.cpu()
 
     def all_reduce(self) -> None:
         """Sums the counts over all processes."""
-        for name in ("asked", "kept", "probs", "pairs", "by_domain"):
+        for name in ("tokens_per_expert", "kept", "probs", "pairs", "by_domain"):
             if getattr(self, name) is not None:
                 setattr(self, name, collectives.all_reduce_sum(getattr(self, name)))
         self.by_token.all_reduce()
@@ -90,56 +96,62 @@ class LayerRoutingStats:
     def metrics(self) -> dict[str, float]:
         """Computes LAYER_METRICS of `moe_cli.metrics`.
 
-        Specialisation by domain is left out if all text is one domain, and null_fraction without null experts.
+        domain_specialisation needs text of several domains, and null_fraction needs null experts.
         """
         mean_probs = self.probs / self.num_tokens
-        several = int(self.by_domain.any(1).sum()) > 1
-        asked = self.asked.sum().item()
+        has_several_domains = int(self.by_domain.any(1).sum()) > 1
+        tokens_per_expert = self.tokens_per_expert.sum().item()
         return {
-            "max_violation": max_violation(self.asked),
-            "load_cv": load_cv(self.asked),
+            "max_violation": max_violation(self.tokens_per_expert),
+            "load_cv": load_cv(self.tokens_per_expert),
             "routing_entropy": self.entropy / self.num_tokens,
             "mean_routing_entropy": routing_entropy(mean_probs.unsqueeze(0)),
-            "dropped_fraction": (self.asked - self.kept).sum().item() / max(1, asked),
-            "dead_experts": dead_experts(self.asked),
+            "dropped_fraction": (self.tokens_per_expert - self.kept).sum().item() / max(1, tokens_per_expert),
+            "dead_experts": dead_experts(self.tokens_per_expert),
             "token_specialisation": self.by_token.specialisation(),
-            **({"domain_specialisation": specialisation(self.by_domain)} if several else {}),
-            **({"null_fraction": self.to_null / (asked + self.to_null)} if len(self.probs) > len(self.asked) else {}),
+            **({"domain_specialisation": specialisation(self.by_domain)} if has_several_domains else {}),
+            **(
+                {"null_fraction": self.to_null / (tokens_per_expert + self.to_null)}
+                if len(self.probs) > len(self.tokens_per_expert)
+                else {}
+            ),
         }
 
     def tables(self, domains: Sequence[str]) -> dict[str, Any]:
-        """Returns co-activation, assignments of each domain to each expert, and top tokens.
+        """Returns co-activation, assignments of each domain to each expert, and top tokens, without too large tables.
 
-        Large tables are left out.
+        Args:
+            domains: names of the G domains.
         """
         present = {name: counts.tolist() for name, counts in zip(domains, self.by_domain, strict=True) if counts.any()}
-        small = len(present) * len(self.asked) <= MAX_TABLE
+        is_small = len(present) * len(self.tokens_per_expert) <= MAX_TABLE
         return {
             **({"co_activation": self.pairs.tolist()} if self.pairs is not None else {}),
-            **({"experts_by_domain": present} if small else {}),
-            **({"top_tokens": self.top_tokens()} if TOP_TOKENS * len(self.asked) <= MAX_TABLE else {}),
+            **({"experts_by_domain": present} if is_small else {}),
+            **({"top_tokens": self.top_tokens()} if TOP_TOKENS * len(self.tokens_per_expert) <= MAX_TABLE else {}),
         }
 
     def top_tokens(self) -> list[list[list[int]]]:
-        """Returns, for each expert, the TOP_TOKENS ids that chose it most above chance: [id, times it, times any]."""
-        share = (self.asked / self.asked.sum().clamp(min=1)).double()
-        return self.by_token.top_tokens(share, TOP_TOKENS)
+        """Returns the top tokens of each expert, see `TokenExpertCounts.top_tokens`."""
+        load = (self.tokens_per_expert / self.tokens_per_expert.sum().clamp(min=1)).double()
+        return self.by_token.top_tokens(load, TOP_TOKENS)
 
 
 @dataclass
 class Evaluation:
-    """The result of one pass over validation text.
+    """The result of an evaluation.
 
     Attributes:
-        loss: nats per token.
-        bits_per_byte: loss in bits per byte of text, comparable between tokenizers. None, like `num_bytes`, means that
-            the text of the tokens is unknown.
+        loss: mean loss in nats per target token.
+        bits_per_byte: loss in bits per byte of text, which is comparable between tokenizers; None if the text of the
+            tokens is unknown.
+        num_tokens: number of target tokens.
+        num_bytes: bytes of their text; None if it is unknown.
         domains: names of the domains of the data.
-        measures: the metrics of the task, such as accuracy.
-        domain_losses: nats per target, for every domain that has targets.
-        layers: one entry per sparse layer, first to last; empty for a dense model.
-        mean_context: the mean number of earlier tokens that a causal model predicts a token from; None for other
-            models.
+        measures: metrics of the task, such as accuracy.
+        layers: routing of each sparse layer, first to last; empty for a dense model.
+        domain_losses: nats per target token, for each domain with targets.
+        mean_context: mean number of earlier tokens from which a causal model predicts a token; None for other models.
     """
 
     loss: float
@@ -154,18 +166,18 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """Returns exp(loss), per token; infinite if it would overflow."""
+        """Returns exp(loss); infinity if it would overflow."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def routing_metrics(self) -> dict[str, float] | None:
-        """Returns the layers' measures, averaged over layers; None for a dense model."""
+        """Returns LAYER_METRICS averaged over layers; None for a dense model."""
         if not self.layers:
             return None
-        each = [layer.metrics() for layer in self.layers]
-        return {key: sum(metrics[key] for metrics in each) / len(each) for key in each[0]}
+        by_layer = [layer.metrics() for layer in self.layers]
+        return {key: sum(metrics[key] for metrics in by_layer) / len(by_layer) for key in by_layer[0]}
 
     def layer_metrics(self) -> dict[str, float]:
-        """Returns every metric of every layer: moe/layer_03/max_violation is that of the fourth sparse layer."""
+        """Returns all metrics of all layers, by keys such as moe/layer_03/max_violation (the fourth sparse layer)."""
         return {
             layer_key(number, key): value
             for number, layer in enumerate(self.layers)
@@ -173,11 +185,15 @@ class Evaluation:
         }
 
     def layer_records(self, tables: bool = False) -> list[dict[str, Any]]:
-        """Returns, per layer, its metrics, the assignments to each expert before and after drops, and its tables."""
+        """Returns a record for each layer: assignments per expert before and after drops, and metrics.
+
+        Args:
+            tables: True to include `LayerRoutingStats.tables`.
+        """
         return [
             {
                 "layer": number,
-                "tokens_per_expert": layer.asked.tolist(),
+                "tokens_per_expert": layer.tokens_per_expert.tolist(),
                 "kept_per_expert": layer.kept.tolist(),
                 **layer.metrics(),
                 **(layer.tables(self.domains) if tables else {}),
@@ -199,21 +215,21 @@ def evaluate(
     """Evaluates the model on the validation split, in evaluation mode. Mode and random state are restored.
 
     Args:
-        batch_size: windows per forward pass; a capacity applies to all of them unless drop=causal.
-        max_tokens: read about this number of tokens, spread over the split; None means the whole split.
-        policy: experts per token, and the drop rule; by default as trained, without drops.
-        precision: of the forward pass, as `train.precision`.
+        batch_size: windows per forward pass; a capacity applies to all of them together unless drop=causal.
+        max_tokens: approximate number of tokens to read, spread over the split; None means the whole split.
+        policy: experts per token, capacity and drop rule; the default is the K of training without drops.
+        precision: precision of the forward pass, as `train.precision`.
     """
     nats = 0.0
     num_targets = num_bytes = 0
     measured: dict[str, Tensor] = {}
     layers: list[LayerRoutingStats] = []
     with evaluation_mode(model, policy, precision) as (routed, device):
-        for batch, own in _distribute_batches(task.val_batches(batch_size, max_tokens)):
+        for batch, is_local in _distribute_batches(task.val_batches(batch_size, max_tokens)):
             scored = task.score(routed, batch.to(device))
-            layers = layers or [new_stats(each, task.vocab_size, len(task.domains)) for each in scored.routings]
+            layers = layers or [new_stats(routing, task.vocab_size, len(task.domains)) for routing in scored.routings]
             measured = measured or {name: torch.zeros_like(value).double().cpu() for name, value in scored.sums.items()}
-            if not own:
+            if not is_local:
                 continue
             nats += scored.loss.item() * batch.num_targets
             num_targets += batch.num_targets
@@ -251,24 +267,24 @@ def _domain_losses(task: Task, measured: Mapping[str, Tensor]) -> dict[str, floa
 
 
 def _distribute_batches(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
-    """This process's batches, the processes taking turns, and whether they count.
+    """Yields every N-th batch, N being the number of processes, and whether the batch belongs to this process.
 
-    All are given equally many, since they may need each other in every forward pass: in the last round some are given
-    one that belongs to another, which does not count.
+    All processes get the same number of batches, because they may need each other in every forward pass. In the last
+    round some get a batch of another process, whose results they ignore.
     """
     batches = iter(batches)
-    while turn := list(islice(batches, collectives.world_size())):
-        own = collectives.rank() < len(turn)
-        yield turn[collectives.rank() if own else 0], own
+    while round_batches := list(islice(batches, collectives.world_size())):
+        is_local = collectives.rank() < len(round_batches)
+        yield round_batches[collectives.rank() if is_local else 0], is_local
 
 
 @contextmanager
 def evaluation_mode(
     model: nn.Module, policy: RoutingPolicy, precision: str
 ) -> Iterator[tuple["PolicyModel", torch.device]]:
-    """Sets evaluation mode and fixed random numbers; restores mode and random state afterwards.
+    """Sets evaluation mode and a fixed random seed; restores mode and random state afterwards.
 
-    Yields the model, which then routes by the policy, and its device.
+    Yields the model, whose sparse layers route by the policy, and its device.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -282,7 +298,7 @@ def evaluation_mode(
 
 
 class PolicyModel(nn.Module):
-    """A model whose sparse layers route by a policy. With the default policy it works for any model."""
+    """A model whose sparse layers route by a policy. With the default policy the model needs no such argument."""
 
     def __init__(self, model: nn.Module, policy: RoutingPolicy) -> None:
         super().__init__()
@@ -295,7 +311,7 @@ class PolicyModel(nn.Module):
 
 
 def eval_policy(config: EvalConfig) -> RoutingPolicy:
-    """Returns the policy of an evaluation's settings."""
+    """Returns the routing policy of the settings `eval`."""
     return RoutingPolicy(config.k, config.capacity, config.drop)
 
 
@@ -303,7 +319,7 @@ def eval_policy(config: EvalConfig) -> RoutingPolicy:
 def probe_routing(
     model: nn.Module, task: Task, top_k: int | None = None, precision: str = "auto"
 ) -> list[Bool[Tensor, "_T E"]]:
-    """Returns the dropless choices of each sparse layer for about PROBE_TOKENS fixed validation tokens."""
+    """Returns, for each sparse layer, the dropless choices of about PROBE_TOKENS fixed validation tokens."""
     with evaluation_mode(model, RoutingPolicy(top_k), precision) as (routed, device):
         batches = task.val_batches(PROBE_TOKENS, PROBE_TOKENS)
         passes = [
@@ -313,16 +329,21 @@ def probe_routing(
 
 
 def expert_lists(chosen: Bool[Tensor, "T E"]) -> list[list[int]]:
-    """Returns the experts of each token, in rising order."""
+    """Returns the experts of each token, in ascending order."""
     return [row.nonzero().flatten().tolist() for row in chosen]
 
 
 def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "_T E"]]) -> list[dict[int, float]]:
-    """Returns, for each layer, evaluation step -> router saturation of the recorded choices against the final ones."""
+    """Computes, for each layer and evaluation step, the router saturation of the recorded choices.
+
+    Args:
+        records: lines of routing.jsonl.
+        final: choices of the final router for the same tokens.
+    """
     result: list[dict[int, float]] = [{} for _ in final]
     for record in records:
         if "choices" in record:
-            with suppress(LookupError, TypeError, ValueError, RuntimeError):  # of a file that was damaged or edited
+            with suppress(LookupError, TypeError, ValueError, RuntimeError):  # the file may be damaged or edited
                 last = final[record["layer"]]
                 chosen = torch.zeros_like(last)
                 for row, experts in zip(chosen, record["choices"], strict=True):
@@ -332,8 +353,13 @@ def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "_T 
 
 
 def new_stats(routing: Routing, vocab_size: int, num_domains: int) -> LayerRoutingStats:
+    """Returns empty statistics for a layer with routings like this one."""
     size = routing.num_experts - routing.num_null
-    asked, kept, by_domain = (torch.zeros(*shape, size, dtype=torch.int64) for shape in ((), (), (num_domains,)))
-    pairs = torch.zeros(size, size, dtype=torch.int64) if size**2 <= MAX_TABLE else None
-    probs = torch.zeros(routing.num_experts, dtype=torch.float64)
-    return LayerRoutingStats(asked, kept, probs, pairs, TokenExpertCounts(vocab_size, size), by_domain)
+    return LayerRoutingStats(
+        tokens_per_expert=torch.zeros(size, dtype=torch.int64),
+        kept=torch.zeros(size, dtype=torch.int64),
+        probs=torch.zeros(routing.num_experts, dtype=torch.float64),
+        pairs=torch.zeros(size, size, dtype=torch.int64) if size**2 <= MAX_TABLE else None,
+        by_token=TokenExpertCounts(vocab_size, size),
+        by_domain=torch.zeros(num_domains, size, dtype=torch.int64),
+    )

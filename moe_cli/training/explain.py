@@ -1,4 +1,4 @@
-"""Routing of the tokens of one text: the chosen experts in every sparse layer, their weights, and routing metrics.
+"""How is each token of a text routed? Its experts in every sparse layer, their weights, and routing metrics.
 
 T tokens, E experts, V tokens in the vocabulary.
 """
@@ -20,9 +20,13 @@ from moe_cli.training.evaluate import LayerRoutingStats, eval_policy, evaluation
 
 @dataclass(frozen=True)
 class TextToken:
-    """Attributes:
-    text: the characters that begin in it, so that those of all tokens are the text.
-    part: 1; of a character spread over several tokens the later ones have no text and count on; 0: a separator before the text.
+    """A token and its characters.
+
+    Attributes:
+        id: token id.
+        text: the characters that begin in the token. The texts of all tokens joined are the text.
+        part: 1 for a token with text; 2, 3, ... for the further tokens of a character that spans several, which have no
+            text; 0 for a separator before the text.
     """
 
     id: int
@@ -32,12 +36,12 @@ class TextToken:
 
 @dataclass(frozen=True)
 class Assignment:
-    """An assignment of a token.
+    """One expert of a token.
 
     Attributes:
-        expert: from 0.
-        weight: of the expert's output in the token's sum.
-        kept: False means that the expert was full and the output was not computed.
+        expert: index of the expert, from 0.
+        weight: weight of the expert's output in the token's sum.
+        kept: False if the assignment was over the capacity and was not computed.
     """
 
     expert: int
@@ -47,14 +51,14 @@ class Assignment:
 
 @dataclass(frozen=True)
 class LayerAssignments:
-    """One sparse layer.
+    """The routing of a text by one sparse layer.
 
     Attributes:
-        layer: its number among the sparse layers, from 0.
-        block: its number among all layers, from 0.
-        choices: for every token its assignments, best first: those kept, then by weight.
-        load: per expert, the share of all assignments over a fair share 1 / E: 1 is even.
-        measures: LAYER_METRICS of this text, see `moe_cli.metrics`.
+        layer: index among the sparse layers, from 0.
+        block: index among all blocks, from 0.
+        choices: for each token its assignments: kept ones first, then by weight.
+        load: for each expert its fraction of all assignments times E: 1 is a fair load.
+        measures: LAYER_METRICS of `moe_cli.metrics` for this text.
     """
 
     layer: int
@@ -66,8 +70,12 @@ class LayerAssignments:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Attributes:
-    window: tokens of one forward pass; the text is read in windows side by side, each by itself.
+    """The routing of a text by a model.
+
+    Attributes:
+        window: tokens of a forward pass; the windows of a text do not overlap and are independent.
+        tokens: the tokens of the text.
+        layers: the sparse layers, first to last.
     """
 
     window: int
@@ -78,11 +86,13 @@ class Explanation:
 def explain(
     model: nn.Module, tokens: Sequence[TextToken], blocks: Sequence[int], window: int, policy: Any, precision: str
 ) -> Explanation:
-    """Returns the routing of a text by the model's sparse layers at evaluation.
+    """Returns the routing of a text in evaluation mode.
 
     Args:
-        blocks: the indices of the blocks with a sparse layer.
-        policy: the `EvalConfig`: experts per token, and the capacity, which applies to one window.
+        blocks: indices of the blocks with a sparse layer.
+        window: tokens of a forward pass.
+        policy: the settings `eval`: experts per token, and a capacity, which applies to one window.
+        precision: precision of the forward pass, as `train.precision`.
     """
     ids = torch.tensor([token.id for token in tokens])
     passes = list(_routings(model, ids, window, policy, precision))
@@ -90,8 +100,8 @@ def explain(
     for layer, block in enumerate(blocks):
         stats = new_stats(passes[0][layer], int(ids.max()) + 1, 1)
         choices: list[tuple[Assignment, ...]] = []
-        for part, routings in zip(ids.split(window), passes, strict=True):
-            stats.add(routings[layer], part, torch.zeros_like(part))
+        for window_ids, routings in zip(ids.split(window), passes, strict=True):
+            stats.add(routings[layer], window_ids, torch.zeros_like(window_ids))
             choices += token_choices(routings[layer])
         layers.append(LayerAssignments(layer, block, tuple(choices), _load(stats), stats.metrics()))
     return Explanation(window, tuple(tokens), tuple(layers))
@@ -101,10 +111,10 @@ def explain(
 def _routings(
     model: nn.Module, ids: Int[Tensor, " T"], window: int, policy: Any, precision: str
 ) -> Iterator[list[Routing]]:
-    """Yields the routings of all sparse layers, with a forward pass for each window."""
+    """Yields, for each window, the routings of all sparse layers."""
     with evaluation_mode(model, eval_policy(policy), precision) as (routed, device):
-        for part in ids.split(window):
-            yield [_on_cpu(routing) for routing in routed(part[None].to(device))[1]]
+        for window_ids in ids.split(window):
+            yield [_on_cpu(routing) for routing in routed(window_ids[None].to(device))[1]]
 
 
 def _on_cpu(routing: Routing) -> Routing:
@@ -120,20 +130,22 @@ def _on_cpu(routing: Routing) -> Routing:
 
 
 def token_choices(routing: Routing) -> list[tuple[Assignment, ...]]:
-    """Returns the assignments of every token, best first: those kept, then by weight, then by the expert's number."""
-    found: list[list[Assignment]] = [[] for _ in range(routing.num_tokens)]
+    """Returns the assignments of each token: kept ones first, then by weight, then by the index of the expert."""
+    by_token: list[list[Assignment]] = [[] for _ in range(routing.num_tokens)]
     columns = (routing.token_ids, routing.expert_ids, routing.weights, routing.kept)
     for token, expert, weight, kept in zip(*(column.tolist() for column in columns), strict=True):
-        found[token].append(Assignment(expert, weight, kept))
-    return [tuple(sorted(each, key=lambda choice: (not choice.kept, -choice.weight, choice.expert))) for each in found]
+        by_token[token].append(Assignment(expert, weight, kept))
+    return [tuple(sorted(choices, key=lambda one: (not one.kept, -one.weight, one.expert))) for choices in by_token]
 
 
 def _load(stats: LayerRoutingStats) -> tuple[float, ...]:
-    return tuple((stats.asked * len(stats.asked) / stats.asked.sum().clamp(min=1)).tolist())
+    return tuple(
+        (stats.tokens_per_expert * len(stats.tokens_per_expert) / stats.tokens_per_expert.sum().clamp(min=1)).tolist()
+    )
 
 
 def text_tokens(text: str, tokenizer: Any) -> list[TextToken]:
-    """Returns the tokens of a text with its characters, each whole in the token in which it begins.
+    """Returns the tokens of a text; a character that spans several tokens belongs to the first of them.
 
     Raises:
         DataError: the tokenizer does not know a character.
@@ -141,9 +153,9 @@ def text_tokens(text: str, tokenizer: Any) -> list[TextToken]:
     ids = tokenizer.encode(text).tolist()
     ends = tokenizer.token_ends(text) if isinstance(tokenizer, SubwordTokenizer) else _ends(text, ids, tokenizer)
     tokens, first, part = [], 0, 1
-    for place, token in enumerate(ids):
-        # Text of no token, such as blanks that are left out, is with the next, and at the end with the last.
-        last = max(first, ends[place]) if place + 1 < len(ids) else len(text)
+    for position, token in enumerate(ids):
+        # Characters without a token, such as skipped blanks, belong to the next token, or at the end to the last one.
+        last = max(first, ends[position]) if position + 1 < len(ids) else len(text)
         part = 1 if last > first else part + 1
         tokens.append(TextToken(token, text[first:last], part))
         first = last
@@ -151,7 +163,7 @@ def text_tokens(text: str, tokenizer: Any) -> list[TextToken]:
 
 
 def _ends(text: str, ids: Sequence[int], tokenizer: Any) -> list[int]:
-    """Returns the end positions of the characters that begin in each token."""
+    """Returns, for each token, the index after the last character that begins in it."""
     starts = [0, *accumulate(len(char.encode()) for char in text)][:-1]
     widths = tokenizer.bytes_per_token()
     return [bisect_left(starts, end) for end in accumulate(int(widths[token]) for token in ids)]

@@ -1,4 +1,4 @@
-"""Text from a trained model, a token at a time. V tokens in the vocabulary."""
+"""How does a trained model generate text? One sampled token at a time. V tokens in the vocabulary."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moe_cli.models.kv_cache import KVCache
 
-# The most tokens that are held back until a UTF-8 character is whole: it takes at most 4 bytes.
+# Number of tokens that can wait for the rest of a UTF-8 character, which has at most 4 bytes.
 MAX_PENDING = 4
 UNKNOWN = "\ufffd"
 
@@ -19,9 +19,9 @@ class SamplingParams:
     """Parameters for sampling a token from a model's logits.
 
     Attributes:
-        temperature: divisor of the logits; at 0 the most probable token is taken.
-        top_k: sample from this number of most probable tokens; None means all.
-        top_p: sample from the smallest set of most probable tokens with this total probability (nucleus,
+        temperature: divisor of the logits; 0 selects the most probable token.
+        top_k: number of most probable tokens to sample from; None means all.
+        top_p: sample from the smallest set of most probable tokens with this total probability (nucleus sampling,
             arXiv:1904.09751, eq. 2 and 3).
     """
 
@@ -30,11 +30,8 @@ class SamplingParams:
     top_p: float = 1.0
 
     def probs(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
-        """Returns the probability of every token, at a temperature above 0.
-
-        After `top_k` and `top_p` the rest is renormalised.
-        """
-        # From the largest down and in float64, so that the smallest temperature is still a division by something.
+        """Computes the probability of every token after temperature (above 0), `top_k` and `top_p`."""
+        # The largest logit is subtracted first, in float64, so that a tiny temperature overflows to -inf only.
         probs, tokens = (
             ((logits.double() - logits.max()) / self.temperature).softmax(-1).sort(descending=True, stable=True)
         )
@@ -62,16 +59,17 @@ def sample(
     vocab_size: int | None = None,
     cached: bool = True,
 ) -> Iterator[int]:
-    """Yields token ids that follow `prompt`.
+    """Yields `num_tokens` token ids that follow `prompt`.
 
-    The model sees the last `context_length` tokens, at positions from 0. Within the first context a cache keeps the
-    states of earlier tokens. Afterwards the window slides, and all tokens are computed again for each new one, because
-    their positions and their context in every layer change. No assignment is dropped, as always in evaluation mode,
-    because a capacity would depend on the number of tokens computed together.
+    The model reads the last `context_length` tokens, whose positions start at 0. While the text is shorter, a cache
+    stores the states of earlier tokens. After that the window slides, and all of its tokens are computed for each new
+    token, because their positions change. No assignment is dropped, because a capacity would depend on the number of
+    tokens that are computed together.
 
     Args:
-        vocab_size: the number of logits, from the first, that are tokens; None means all.
-        cached: False means that all tokens are computed again for each new one.
+        drawing: temperature, top_k and top_p.
+        vocab_size: number of logits that are tokens, from the first on; None means all.
+        cached: False computes all tokens of the window for each new token.
     """
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
@@ -80,17 +78,17 @@ def sample(
     for _ in range(num_tokens):
         if len(ids) > context_length:
             cache = None
-        shown = ids[cache.length :] if cache else ids[-context_length:]
-        logits = model(torch.tensor([shown], device=device), cache=cache)[0]
+        inputs = ids[cache.length :] if cache else ids[-context_length:]
+        logits = model(torch.tensor([inputs], device=device), cache=cache)[0]
         ids.append(drawing.sample_token(logits[0, -1, :vocab_size].float().cpu(), generator))
         yield ids[-1]
 
 
 def decode_stream(ids: Iterable[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
-    """Yields the text of tokens as they arrive. An incomplete UTF-8 character is held back, and dropped at the end.
+    """Yields the text of tokens as they arrive. An incomplete UTF-8 character waits for its rest.
 
     Args:
-        decode: returns UNKNOWN for bytes that are not text.
+        decode: maps token ids to text, with UNKNOWN for bytes that are no valid UTF-8.
     """
     pending: list[int] = []
     for token in ids:

@@ -1,6 +1,6 @@
-"""Optimizers and schedules. Muon for matrices and stacked experts, AdamW for the rest; or AdamW or SGD for everything.
+"""How are weights updated? By Muon for matrices and AdamW for the rest, or by AdamW or SGD; and the schedule.
 
-E experts in a stack, R rows and C columns of one, N matrices.
+E experts in a stack, N matrices of R rows and C columns.
 """
 
 import math
@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -19,56 +18,57 @@ from torch.optim.adamw import adamw
 
 from moe_cli.config.layer_costs import NEWTON_SCHULZ_STEPS
 from moe_cli.config.schema import AdamConfig, AdamWConfig, MuonConfig, OptimConfig, SGDConfig
+from moe_cli.distributed.collectives import rank, world_size
 from moe_cli.moe.sparse_layer import moe_layers
 
-# Look-up tables, classifiers over tokens or experts, and vectors: no maps between hidden spaces, so not Muon's.
+# Matrices that AdamW updates also with optim=muon: embeddings and heads, which do not map between hidden spaces;
+# routers; and LSTMs, which store their four gates in one matrix.
 _ADAM_SUFFIXES = ("embedding.weight", "positions.weight", "head.weight", "shared_gate.weight")
-# An LSTM has its four gates in one matrix.
 _ADAM_PARTS = (".router.", ".lstm.")
 NEWTON_SCHULZ_COEFFS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: Float[Tensor, "N R C"], steps: int = NEWTON_SCHULZ_STEPS) -> Float[Tensor, "N R C"]:
-    """Moves the singular values of each matrix near 1, by Newton-Schulz iterations (Muon, Jordan et al. 2024).
+    """Moves the singular values of each matrix near 1 by Newton-Schulz iterations (Muon, Jordan et al., 2024).
 
-    The quintic's fixed interval is about [0.7, 1.2]: close enough to U V^T for a descent direction. A zero matrix stays
+    The iterations end in about [0.7, 1.2], which is close enough to U V^T for a descent direction. A zero matrix stays
     zero.
     """
     a, b, c = NEWTON_SCHULZ_COEFFS
     x: Tensor = matrices / (matrices.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None])
     x = x.to(_product_dtype(x))
-    tall = x.shape[1] > x.shape[2]
-    if tall:
+    is_tall = x.shape[1] > x.shape[2]
+    if is_tall:
         x = x.mT
     x = x.contiguous()
     for _ in range(steps):
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
+    return (x.mT if is_tall else x).to(matrices.dtype)
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
-    """Returns bfloat16 for float32 matrices if the processor supports it: a third of the time, and accurate enough."""
-    fast = x.is_cuda or _cpu_multiplies_bfloat16()
-    return torch.bfloat16 if fast and x.dtype == torch.float32 else x.dtype
+    """Returns bfloat16 for float32 matrices if the device multiplies it, which takes a third of the time."""
+    has_bfloat16 = x.is_cuda or _cpu_has_bfloat16()
+    return torch.bfloat16 if has_bfloat16 and x.dtype == torch.float32 else x.dtype
 
 
 @cache
-def _cpu_multiplies_bfloat16() -> bool:
+def _cpu_has_bfloat16() -> bool:
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16"))
 
 
-# The experts of each stacked parameter that a step may change, in rising order; a parameter that is absent changes whole.
+# The experts of each stacked parameter that a step updates, in ascending order. Without an entry all are updated.
 ActiveExperts = Mapping[Tensor, Sequence[int]]
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: every weight's last two dimensions are a matrix, leading dimensions a stack of them.
+    """Updates matrices by their orthogonalised Nesterov momentum (Muon, Jordan et al., 2024).
 
-    Matrices of one shape are orthogonalised together, experts of all layers included. The step is
-    lr * sqrt(max(1, rows / columns)), decoupled weight decay as in AdamW. Experts that are not chosen are not touched
-    and cost nothing: neither momentum nor decay nor products.
+    The last two dimensions of a weight are a matrix, leading dimensions a stack of matrices. Matrices of equal shape
+    are orthogonalised together, experts of all layers included. The step is lr * sqrt(max(1, rows / columns)); weight
+    decay is decoupled, as in AdamW. Inactive experts keep weights and momentum, and take no time.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
@@ -81,9 +81,9 @@ class Muon(torch.optim.Optimizer):
             by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for param in group["params"]:
                 if param.grad is not None:
-                    pieces = _contiguous_runs(param, (active or {}).get(param))
-                    if pieces:
-                        by_shape[param.shape[-2:]] += self._nesterov(param, pieces, group["momentum"])
+                    runs = _contiguous_runs(param, (active or {}).get(param))
+                    if runs:
+                        by_shape[param.shape[-2:]] += self._nesterov(param, runs, group["momentum"])
             for (rows, columns), updates in by_shape.items():
                 steps = orthogonalise(torch.cat([direction for _, direction in updates]))
                 scale = group["lr"] * math.sqrt(max(1, rows / columns))
@@ -92,25 +92,25 @@ class Muon(torch.optim.Optimizer):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.add_(_local_rows(step, weight), alpha=-scale)
 
-    def _nesterov(self, param: Tensor, pieces: list[slice], momentum: float) -> list[tuple[Tensor, Tensor]]:
-        """Returns each piece of the weight [N, R, C] with its update direction, and updates the pieces' momentum."""
+    def _nesterov(self, param: Tensor, runs: list[slice], momentum: float) -> list[tuple[Tensor, Tensor]]:
+        """Updates the momentum of each run of matrices; returns the run's weights [N, R, C] and update direction."""
         assert param.grad is not None
         state = self.state[param]
         if not state:
             state["momentum"] = torch.zeros_like(param)
         weights, gradients, averages = (_as_stack(_local(tensor)) for tensor in (param, param.grad, state["momentum"]))
         updates = [
-            (weights[piece], gradients[piece].lerp(averages[piece].lerp_(gradients[piece], 1 - momentum), momentum))
-            for piece in pieces
+            (weights[run], gradients[run].lerp(averages[run].lerp_(gradients[run], 1 - momentum), momentum))
+            for run in runs
         ]
         return [(weight, _gather_rows(direction, param)) for weight, direction in updates]
 
 
 class ExpertAdamW(torch.optim.Optimizer):
-    """AdamW (arXiv:1711.05101) over stacked experts [E, R, C], each with a step count of its own.
+    """AdamW (arXiv:1711.05101) over stacked experts [E, R, C], with a step count for each expert.
 
-    An expert that is not chosen is not touched: its weights, its moments and its count stay. One that is chosen moves
-    as torch.optim.AdamW moves a parameter of its own that has seen the same gradients.
+    An inactive expert keeps its weights, moments and step count. An active one is updated as torch.optim.AdamW updates
+    a separate parameter with the same gradients.
     """
 
     def __init__(
@@ -128,9 +128,9 @@ class ExpertAdamW(torch.optim.Optimizer):
             for param in group["params"]:
                 if param.grad is not None:
                     experts = (active or {}).get(param, range(len(param)))
-                    for each, tensor in zip(lists, (param, param.grad, *self._state(param)), strict=True):
-                        rows = tensor.unbind(0)
-                        each += [rows[expert] for expert in experts]
+                    for rows, tensor in zip(lists, (param, param.grad, *self._state(param)), strict=True):
+                        by_expert = tensor.unbind(0)
+                        rows += [by_expert[expert] for expert in experts]
             params, grads, averages, squares, steps = lists
             beta1, beta2 = group["betas"]
             if params:
@@ -160,7 +160,7 @@ class ExpertAdamW(torch.optim.Optimizer):
 
 
 class ExpertSGD(torch.optim.Optimizer):
-    """torch.optim.SGD over stacked experts [E, R, C]: one that is not chosen keeps its weights and its momentum."""
+    """torch.optim.SGD over stacked experts [E, R, C]; an inactive expert keeps its weights and its momentum."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -176,8 +176,8 @@ class ExpertSGD(torch.optim.Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(param)
                 stacks = [_as_stack(tensor) for tensor in (param, param.grad, state["momentum_buffer"])]
-                for piece in _contiguous_runs(param, (active or {}).get(param)):
-                    weight, grad, average = (stack[piece] for stack in stacks)
+                for run in _contiguous_runs(param, (active or {}).get(param)):
+                    weight, grad, average = (stack[run] for stack in stacks)
                     average.mul_(group["momentum"]).add_(grad.add(weight, alpha=group["weight_decay"]))
                     weight.add_(average, alpha=-group["lr"])
 
@@ -187,14 +187,14 @@ def _as_stack(matrices: Tensor) -> Float[Tensor, "N R C"]:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor; any other as it is."""
+    """Returns this process's part of a sharded tensor; any other tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _gather_rows(direction: Float[Tensor, "N R C"], param: Tensor) -> Float[Tensor, "N all C"]:
-    """Returns all rows of a sharded matrix's direction, because a matrix is orthogonalised as a whole.
+    """Returns all rows of the direction of a sharded matrix, because orthogonalisation needs the full matrix.
 
-    A sharded stack is returned as it is: each of its matrices lies in one process.
+    The direction of a sharded stack is returned unchanged, because each of its matrices is in one process.
     """
     if not isinstance(param, DTensor) or param.ndim == 3:
         return direction
@@ -205,29 +205,33 @@ def _gather_rows(direction: Float[Tensor, "N R C"], param: Tensor) -> Float[Tens
 
 
 def _local_rows(step: Float[Tensor, "N all C"], weight: Float[Tensor, "N R C"]) -> Float[Tensor, "N R C"]:
-    """Returns the rows of a whole matrix that `weight`, this process's part of it, has."""
+    """Returns the rows of a full matrix that belong to `weight`, this process's part of the matrix."""
     if step.shape == weight.shape:
         return step
-    each = -(-step.shape[1] // dist.get_world_size())
-    first = each * dist.get_rank()
+    rows_per_process = math.ceil(step.shape[1] / world_size())
+    first = rows_per_process * rank()
     return step[:, first : first + weight.shape[1]]
 
 
 def _contiguous_runs(param: Tensor, experts: Sequence[int] | None) -> list[slice]:
-    """Returns runs of neighbouring chosen experts, for few large operations; the whole stack if all are chosen."""
+    """Returns the runs of neighbouring active experts, so that few large operations suffice; one run if all are active.
+
+    Args:
+        experts: active experts in ascending order; None means all.
+    """
     if experts is None:
         return [slice(0, _local(param).shape[:-2].numel())]
-    members = set(experts)
-    firsts = [expert for expert in experts if expert - 1 not in members]
-    lasts = [expert for expert in experts if expert + 1 not in members]
+    active = set(experts)
+    firsts = [expert for expert in experts if expert - 1 not in active]
+    lasts = [expert for expert in experts if expert + 1 not in active]
     return [slice(first, last + 1) for first, last in zip(firsts, lasts, strict=True)]
 
 
 class Optimizers:
-    """One or two torch optimizers, stepped as one, with one schedule.
+    """One or two torch optimizers with one schedule.
 
     Args:
-        experts: for each sparse layer its stacked parameters, where only chosen experts may change; else empty.
+        experts: with optim.skip_idle_experts, the stacked parameters of each sparse layer; else empty.
     """
 
     def __init__(
@@ -239,14 +243,15 @@ class Optimizers:
         self._peak = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
     def step(self, progress: float, load: Sequence[Int[Tensor, " E"]] = (), after: float | None = None) -> float:
-        """Applies one update at the learning rate of the schedule at `progress` in [0, 1); returns that factor.
+        """Applies one update; returns the factor of the schedule.
 
         Args:
+            progress: fraction of the budget spent before this step, in [0, 1).
+            load: for each sparse layer, the assignments to each expert in all batches of the step, before drops. With
+                optim.skip_idle_experts the experts without assignments are skipped. (An expert with assignments keeps
+                at least one, because a capacity is at least 1.) A zero gradient would not identify them: in the first
+                step, when the second matrix is zero, it is zero for active experts too.
             after: fraction of the budget spent after this step; see `schedule`.
-            load: for each sparse layer, the assignments to each expert in this step, before drops, over all of its
-                batches; needed if only chosen experts are updated. An expert with assignments keeps at least one,
-                because no capacity is below 1. The load is not inferred from the gradients, because that of an active
-                expert may also be exactly zero, as in the first step, when the second matrix is zero.
         """
         active: ActiveExperts = {
             param: counts.nonzero().flatten().tolist()
@@ -268,14 +273,15 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def params(self) -> dict[str, nn.Parameter]:
-        """Returns each parameter under the prefix of its entries in `state_tensors`: part.parameter."""
-        each = [
-            [param for group in optimizer.param_groups for param in group["params"]] for optimizer in self.optimizers
-        ]
-        return {f"{number}.{index}": param for number, params in enumerate(each) for index, param in enumerate(params)}
+        """Returns the parameters by the prefix of their keys in `state_tensors`: optimizer.parameter."""
+        return {
+            f"{number}.{index}": param
+            for number, optimizer in enumerate(self.optimizers)
+            for index, param in enumerate(param for group in optimizer.param_groups for param in group["params"])
+        }
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Returns every tensor of the optimizers' state under a stable name: part.parameter.entry."""
+        """Returns the tensors of the optimizers' state by stable keys: optimizer.parameter.entry."""
         return {
             f"{number}.{index}.{entry}": value
             for number, optimizer in enumerate(self.optimizers)
@@ -294,18 +300,12 @@ class Optimizers:
 
 
 def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
-    """Returns the optimizers of a configuration over a model's parameters. Vectors are never decayed."""
+    """Builds the optimizers of a model's parameters. Vectors have no weight decay."""
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     experts = [list(layer.experts.parameters()) for layer in moe_layers(model)] if config.skip_idle_experts else []
     if isinstance(config, MuonConfig):
-        is_matrix = [
-            param.ndim >= 2
-            and not name.endswith(_ADAM_SUFFIXES)
-            and not any(optimizer in f".{name}" for optimizer in _ADAM_PARTS)
-            for name, param in named
-        ]
-        matrices = [param for (_, param), matrix in zip(named, is_matrix, strict=True) if matrix]
-        others = [param for (_, param), matrix in zip(named, is_matrix, strict=True) if not matrix]
+        matrices = [param for name, param in named if _is_for_muon(name, param)]
+        others = [param for name, param in named if not _is_for_muon(name, param)]
         muon = Muon(matrices, config.lr, config.momentum, config.weight_decay)
         return Optimizers(config, [muon, _adamw(config, config.adam_lr, others)], experts)
     stacked = [param for params in experts for param in params]
@@ -325,6 +325,11 @@ def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
     return Optimizers(config, optimizers, experts)
 
 
+def _is_for_muon(name: str, param: Tensor) -> bool:
+    """Returns True for a matrix, or a stack of matrices, that maps between hidden spaces."""
+    return param.ndim >= 2 and not name.endswith(_ADAM_SUFFIXES) and not any(part in f".{name}" for part in _ADAM_PARTS)
+
+
 def _adamw(config: AdamConfig, lr: float, params: list[nn.Parameter]) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         _param_groups(config, params), lr=lr, betas=(config.beta1, config.beta2), **_impl_kwargs(params)
@@ -332,13 +337,13 @@ def _adamw(config: AdamConfig, lr: float, params: list[nn.Parameter]) -> torch.o
 
 
 def _impl_kwargs(params: list[nn.Parameter]) -> dict[str, bool]:
-    """Returns arguments for a fused update of all parameters, which torch does not support if only some are sharded."""
-    mixed = len({isinstance(param, DTensor) for param in params}) > 1
-    return {"foreach": False} if mixed else {"fused": True}
+    """Returns the arguments for a fused update, which torch does not support if only some parameters are sharded."""
+    is_mixed = len({isinstance(param, DTensor) for param in params}) > 1
+    return {"foreach": False} if is_mixed else {"fused": True}
 
 
 def _param_groups(config: OptimConfig, params: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Returns two groups: matrices, with weight decay, and vectors, without."""
+    """Returns two parameter groups: matrices with weight decay, and vectors without."""
     return [
         {"params": [param for param in params if param.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [param for param in params if param.ndim < 2], "weight_decay": 0.0},
@@ -348,7 +353,7 @@ def _param_groups(config: OptimConfig, params: list[nn.Parameter]) -> list[dict[
 class WeightAverage:
     """A running average of a model's parameters (Polyak averaging): average = d * average + (1 - d) * weights.
 
-    d is `decay`, smaller at first, (1 + n) / (10 + n) after n steps, so that the first weights are soon forgotten.
+    d is min(decay, n / (9 + n)) in step n = 1, 2, ..., so that the initial weights soon have no influence.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -358,20 +363,20 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Updates the average after optimizer step number `step`, from 1."""
+        """Updates the average after optimizer step `step`, which is counted from 1."""
         weight = 1 - min(self.decay, step / (9 + step))
         for name, param in self._params.items():
             self.tensors[name].lerp_(param, weight)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Swaps the average into the model as its weights."""
-        own = {name: param.detach().clone() for name, param in self._params.items()}
+        """Returns a context in which the model has the average as its weights."""
+        weights = {name: param.detach().clone() for name, param in self._params.items()}
         self._set(self.tensors)
         try:
             yield
         finally:
-            self._set(own)
+            self._set(weights)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in self.tensors.items():
@@ -384,18 +389,18 @@ class WeightAverage:
 
 
 def schedule(config: OptimConfig, progress: float, after: float | None = None) -> float:
-    """Returns the learning rate of a step as a fraction of its peak.
+    """Computes the learning rate of a step as a fraction of its peak.
 
-    Linear warm-up over the first `warmup_fraction` of the budget; then constant, linear or cosine to `min_lr_ratio`, or
-    `wsd`: constant, and linear to `min_lr_ratio` over the last `decay_fraction` (warm-up, stable, decay:
-    arXiv:2404.06395).
+    The warm-up is linear over the first `warmup_fraction` of the budget. Then the rate is constant, or decays linearly
+    or by a cosine to `min_lr_ratio`. With `wsd` it is constant and then decays linearly to `min_lr_ratio` over the last
+    `decay_fraction` (warm-up, stable, decay: arXiv:2404.06395).
 
-    The warm-up is evaluated at the end of the step and the rest at its beginning, so that neither the first step nor
-    the last has a rate of 0: of W warm-up steps, step s = 1, 2, ... has s / W of the peak.
+    The warm-up is evaluated at the end of the step and the decay at its beginning, so that neither the first nor the
+    last step has a rate of 0: of W warm-up steps, step s = 1, 2, ... has s / W of the peak.
 
     Args:
         progress: fraction of the budget spent before the step, in [0, 1].
-        after: fraction of the budget spent after the step; None means the same (a step without length).
+        after: fraction of the budget spent after the step; None means the same as before.
     """
     if progress < config.warmup_fraction:
         return min(1.0, (progress if after is None else after) / config.warmup_fraction)

@@ -1,4 +1,4 @@
-"""The precision of matrix products in a forward pass: `train.precision` -> an autocast context."""
+"""The precision of matrix products in a forward pass: from `train.precision` to an autocast context."""
 
 from contextlib import AbstractContextManager
 from typing import Any
@@ -7,14 +7,14 @@ import torch
 
 
 def pick_precision(precision: str, device: torch.device) -> Any:
-    """Resolves `auto`: bfloat16 on a GPU that multiplies it (capability 8.0 or more), else float32."""
+    """Resolves `auto`: bfloat16 on a GPU with bfloat16 units (capability 8.0 or more), else float32."""
     if precision != "auto":
         return precision
-    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bfloat16" if fast else "float32"
+    has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bfloat16" if has_bfloat16 else "float32"
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Returns the autocast context of the forward pass. Weights, gradients, optimizer and the gate stay float32."""
+    """Returns the autocast context of a forward pass. Weights, gradients, optimizer state and gates stay float32."""
     enabled = pick_precision(precision, device) == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and stop."""
+"""The signals that make a run save and stop, and processes that end with their parent."""
 
 import math
 import os
@@ -12,9 +12,9 @@ from moe_cli.distributed.launch import is_distributed
 
 # Ctrl-C, kill, and the signals of clusters before a machine is taken away (Slurm's --signal).
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-# What ends a command that is not training, and how close to each other signals count as sent together.
+# The signals that end a command without a training. Signals within this time count as one.
 INTERRUPT_SIGNALS, TOGETHER_SECONDS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT), 0.2
-# How often a process looks whether its parent lives, and how long it may take to save once the parent does not.
+# Interval of the test whether the parent lives, and the time to save after its death.
 POLL_SECONDS, GRACE_SECONDS = 0.5, 60.0
 
 
@@ -22,23 +22,24 @@ POLL_SECONDS, GRACE_SECONDS = 0.5, 60.0
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """Makes each of STOP_SIGNALS request a stop after the current step; a second SIGINT stops immediately.
 
-    The death of the launcher, if there is one, also requests a stop, because nothing else would end these processes.
+    The death of the launcher also requests a stop, because nothing else would end its processes. Yields a function that
+    returns True after a request.
     """
-    asked = False
+    is_requested = False
     launcher = os.getppid() if is_distributed() else None
 
     def request_stop(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
+        nonlocal is_requested
+        if is_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked = True
+        is_requested = True
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     previous = {number: signal.signal(number, request_stop) for number in STOP_SIGNALS}
     try:
-        yield lambda: asked or (launcher is not None and os.getppid() != launcher)
+        yield lambda: is_requested or (launcher is not None and os.getppid() != launcher)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -48,8 +49,8 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 def interrupt_on_signals() -> Iterator[None]:
     """Makes SIGTERM, SIGHUP and SIGINT raise KeyboardInterrupt. Ignored signals stay ignored, as under nohup.
 
-    Signals that are sent together raise it once. In threads other than the main one, where Python allows no handlers,
-    it has no effect.
+    Signals within TOGETHER_SECONDS raise it once. Outside of the main thread, where Python allows no handlers, it has
+    no effect.
     """
     last = -math.inf
 
@@ -74,8 +75,8 @@ def interrupt_on_signals() -> Iterator[None]:
 def exit_with_parent(parent: int) -> None:
     """Sends this process SIGTERM when its parent dies, and SIGKILL after GRACE_SECONDS.
 
-    For processes that nothing else would end if their parent were killed: a sweep's runs. It works at any time, while
-    they read data, evaluate or hang.
+    The runs of a sweep need it, because nothing else would end them if the sweep were killed. A thread checks the
+    parent, so that it works while the process reads data, evaluates or hangs.
     """
 
     def watch() -> None:

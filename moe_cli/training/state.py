@@ -1,4 +1,4 @@
-"""The state of training, and the result of one step."""
+"""The state of a training, which checkpoints contain, and the results of one step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,22 +7,25 @@ from torch import Tensor
 
 from moe_cli.training.evaluate import Evaluation
 
-# A loss this many mean absolute deviations above its running mean (over about 50 steps) is a spike.
+# A loss is a spike if it exceeds its running mean by this number of mean absolute deviations. Rate of both running
+# statistics (about 50 steps), and the number of first steps in which nothing is a spike.
 SPIKE_DEVIATIONS, SPIKE_RATE, SPIKE_WARMUP = 8.0, 0.02, 50
 
 
 @dataclass
 class TrainState:
-    """The state of training that a checkpoint holds, without tensors.
+    """The state of a training without its tensors.
 
     Attributes:
-        seconds: time spent in training steps, without evaluation and saving.
+        step: optimizer steps, skipped ones included.
+        tokens: training tokens.
+        seconds: time of the training steps, without evaluation and saving.
         metric_sums: sums since the last record in metrics.jsonl.
         skipped, skipped_in_a_row, rewinds: steps without an update, and returns to a checkpoint; see train.on_nan.
-        data_shift: batches of optimizer steps that rewinds have skipped.
-        spikes: steps with a loss far above the running mean; `loss_mean` and `loss_deviation` are the running
-            statistics.
-        best_step, best_loss: the evaluation with the lowest loss, with train.keep_best.
+        data_shift: number of optimizer steps whose data were skipped by rewinds.
+        spikes: steps with a loss far above the running mean.
+        loss_mean, loss_deviation: running mean of the loss, and of its absolute deviation from that mean.
+        best_step, best_loss: step and loss of the best evaluation, with train.keep_best.
     """
 
     step: int = 0
@@ -40,16 +43,13 @@ class TrainState:
     best_loss: float | None = None
 
     def detect_spike(self, loss: float) -> float | None:
-        """Updates the running mean with the loss of a step.
-
-        Returns the previous mean if the loss is a spike, else None.
-        """
-        usual = loss if self.loss_mean is None else self.loss_mean
-        spike = self.step > SPIKE_WARMUP and loss > usual + SPIKE_DEVIATIONS * self.loss_deviation
-        self.spikes += spike
-        self.loss_deviation += SPIKE_RATE * (abs(loss - usual) - self.loss_deviation)
-        self.loss_mean = usual + SPIKE_RATE * (loss - usual)
-        return usual if spike else None
+        """Updates the running statistics with the loss of a step; returns the previous mean for a spike, else None."""
+        mean = loss if self.loss_mean is None else self.loss_mean
+        is_spike = self.step > SPIKE_WARMUP and loss > mean + SPIKE_DEVIATIONS * self.loss_deviation
+        self.spikes += is_spike
+        self.loss_deviation += SPIKE_RATE * (abs(loss - mean) - self.loss_deviation)
+        self.loss_mean = mean + SPIKE_RATE * (loss - mean)
+        return mean if is_spike else None
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,11 @@ class StepReport:
     """The state and the metrics after a step, for a display.
 
     Attributes:
+        total_steps: steps of the budget; None for a time budget.
+        progress: fraction of the budget that is spent.
+        loss: training loss in nats per token; NaN for a skipped step.
         aux_losses: each balancing loss by name, unweighted.
+        lr_factor: learning rate as a fraction of its peak.
         load: assignments per expert, for each sparse layer.
         val: the last evaluation.
     """
@@ -80,7 +84,12 @@ class StepResult:
     """The results of the batches of one optimizer step, without the gradients.
 
     Attributes:
-        probs: per sparse layer, the probabilities of each batch, where a bias is computed from them.
+        loss: training loss in nats per token.
+        aux_losses: each balancing loss by name, unweighted.
+        grad_norm: norm of the gradient before clipping.
+        dropped_fraction: mean over layers; None without a capacity.
+        load: per sparse layer, the assignments per expert, null experts included, on the CPU.
+        probs: per sparse layer, the routing probabilities of each batch; empty unless balance=quantile reads them.
         num_tokens: per sparse layer, the number of routed tokens.
     """
 

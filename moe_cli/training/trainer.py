@@ -1,4 +1,4 @@
-"""step, evaluate, save: one visible loop. The losses are added here, in plain sight."""
+"""How is a model trained? The loop of steps, evaluations and checkpoints, in which the losses are added up."""
 
 import math
 import time
@@ -17,12 +17,18 @@ from moe_cli.errors import TrainingError
 from moe_cli.metrics import ESTIMATES, validation_key
 from moe_cli.moe.balance import auxiliary_losses, bias_method, update_bias
 from moe_cli.moe.routing import Routing
-from moe_cli.moe.routing_metrics import dropped_fraction, max_violation
+from moe_cli.moe.routing_metrics import kept_fraction, max_violation
 from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.runs.folder import RUNNING
 from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.base import Task
-from moe_cli.training.checkpoint import AsyncCheckpointWriter, Checkpoint, TrainingTensors, newest_whole, take_snapshot
+from moe_cli.training.checkpoint import (
+    AsyncCheckpointWriter,
+    Checkpoint,
+    TrainingTensors,
+    newest_valid_checkpoint,
+    take_snapshot,
+)
 from moe_cli.training.evaluate import Evaluation, eval_policy, evaluate, expert_lists, probe_routing
 from moe_cli.training.optimizers import Optimizers, WeightAverage
 from moe_cli.training.precision import autocast
@@ -32,16 +38,29 @@ from moe_cli.training.wrap import DistributedModel
 
 EVALUATIONS_PER_RUN = 10
 HEARTBEAT_SECONDS = 10.0
-# A run gives up after this many skipped steps in a row (train.on_nan=skip), or after this many rewinds (rewind).
+# Limits of train.on_nan: skipped steps in a row, and rewinds of a run. Beyond them the run fails.
 MAX_CONSECUTIVE_SKIPS, MAX_REWINDS = 20, 10
 
 
 class NotFiniteError(Exception):
-    """A loss or a gradient is NaN or infinite. The arguments are the cause and advice."""
+    """A loss or a gradient is NaN or infinite. The arguments are the cause and the advice."""
 
 
 class Trainer:
-    """One model, its task, its optimizers and its recorder, on the way to the end of the budget."""
+    """Trains a model until the budget of steps or time is spent.
+
+    Args:
+        config: a resolved configuration.
+        distributed_model: the model, distributed over the processes.
+        total_steps: optimizer steps of the budget; None means that the budget is a time.
+        observer: called with a report after every step.
+
+    Attributes:
+        state: step, tokens, seconds, running means; a checkpoint contains it.
+        progress_before: progress at the beginning of the last step; after a rewind, that of the checkpoint.
+        layers: the sparse layers of the model.
+        average: the running average of the weights; None without optim.ema_decay.
+    """
 
     def __init__(
         self,
@@ -62,7 +81,6 @@ class Trainer:
         self.total_steps = total_steps
         self.observer = observer
         self.state = TrainState()
-        # The progress at which the last step began: after a rewind, that of the checkpoint.
         self.progress_before = 0.0
         self.layers = moe_layers(model)
         self.bias_method = bias_method(config.balance)
@@ -71,7 +89,7 @@ class Trainer:
         self.checkpoint_writer = AsyncCheckpointWriter(recorder.run, config.train.keep_checkpoints)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Goes back to a checkpoint, the records included."""
+        """Restores a checkpoint, and removes the records of later steps."""
         checkpoint.load_training(self.training_tensors)
         saved = checkpoint.state
         # The number of threads decides how sums are split, so the last digits depend on it.
@@ -84,19 +102,20 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Computes the fraction of the budget that is spent, 0 to 1."""
-        return self._share_spent(self.state.step, self.state.seconds)
+        """Returns the fraction of the budget that is spent, 0 to 1."""
+        return self._budget_fraction(self.state.step, self.state.seconds)
 
-    def _share_spent(self, step: int, seconds: float) -> float:
-        """Computes the fraction of the budget that these steps take or, where the budget is a time, these seconds."""
+    def _budget_fraction(self, step: int, seconds: float) -> float:
+        """Computes the fraction of the budget that `step` steps take or, if the budget is a time, `seconds`."""
         if self.total_steps is not None:
             return min(1.0, step / self.total_steps)
         return min(1.0, seconds / (60 * (self.config.train.minutes or math.inf)))
 
     def run(self) -> bool:
-        """Trains to the end of the budget; returns False if a stop was requested before.
+        """Trains to the end of the budget, or until a stop is requested, and saves a checkpoint.
 
-        A checkpoint is saved in both cases.
+        Returns:
+            True if the budget is spent.
 
         Raises:
             TrainingError: the loss is not finite, or a checkpoint cannot be written.
@@ -111,13 +130,13 @@ class Trainer:
         val: Evaluation | None = None
         with stop_signals() as stopped:
             while self.progress < 1:
-                view = self.step()
+                report = self.step()
                 best = False
                 if self._is_due(self.config.train.eval_every):
                     val = self._evaluate()
                     best = self._is_best(val)
-                self.observer(replace(view, val=val))
-                # Asked once: a signal between two looks would end the run without a checkpoint.
+                self.observer(replace(report, val=val))
+                # Read once, so that no signal can arrive between the condition for saving and that for stopping.
                 stop = bool(collectives.all_reduce_max(stopped()))
                 if best or stop or self._is_due(self.config.train.checkpoint_every or self.config.train.eval_every):
                     self.save()
@@ -134,7 +153,11 @@ class Trainer:
         return True
 
     def step(self) -> StepReport:
-        """Executes one optimizer step: forward, losses, backward, clip, update, bias update, record."""
+        """Executes one optimizer step: forward, losses, backward, clip, update, bias update, record.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite, and train.on_nan does not allow the run to go on.
+        """
         started = time.perf_counter()
         self.progress_before = self.progress
         self.model.train()
@@ -153,80 +176,74 @@ class Trainer:
         state.seconds += collectives.all_reduce_max(time.perf_counter() - started)
         if result is None:
             self._record_skipped()
-            load = [torch.zeros(layer.num_experts, dtype=torch.int64) for layer in self.layers]
-            return StepReport(state, self.total_steps, self.progress, math.nan, {}, lr_factor, load)
+            idle = [torch.zeros(layer.num_experts, dtype=torch.int64) for layer in self.layers]
+            return StepReport(state, self.total_steps, self.progress, math.nan, {}, lr_factor, idle)
         state.skipped_in_a_row = 0
         if self.average is not None:
             self.average.update(state.step)
-        self._record(result, lr_factor)
-        return StepReport(
-            state,
-            self.total_steps,
-            self.progress,
-            result.loss,
-            result.aux_losses,
-            lr_factor,
-            self._real(result.load),
-        )
+        load = self._without_null_experts(result.load)
+        self._record(result, load, lr_factor)
+        return StepReport(state, self.total_steps, self.progress, result.loss, result.aux_losses, lr_factor, load)
 
     def _forward_backward(self) -> StepResult:
-        """Returns the gradients of one step's batches, clipped. Raises NotFiniteError."""
+        """Computes the clipped gradients of one step's batches. Raises NotFiniteError."""
         train, state = self.config.train, self.state
         device = next(self.model.parameters()).device
         loss_sum, aux_sums, dropped_sum = 0.0, dict[str, float](), 0.0
-        load = [torch.zeros(layer.num_choices, dtype=torch.int64, device=device) for layer in self.layers]
+        step_counts = [torch.zeros(layer.num_choices, dtype=torch.int64, device=device) for layer in self.layers]
         probs: list[list[Tensor]] = [[] for _ in self.layers]
         num_tokens = [0 for _ in self.layers]
+        rank, world_size = collectives.rank(), collectives.world_size()
         first = (state.step + state.data_shift) * train.grad_accumulation
         for index in range(first, first + train.grad_accumulation):
-            batch = self.task.train_batch(index, train.batch_size, collectives.rank(), collectives.world_size()).to(
-                device
-            )
+            batch = self.task.train_batch(index, train.batch_size, rank, world_size).to(device)
             with self.distributed_model.grad_sync(index + 1 == first + train.grad_accumulation):
                 with autocast(train.precision, device):
                     loss, routings = self.task.loss(self.distributed_model.forward, batch)
-                # Counted here, once per batch: not in the layers, which evaluate too and may compute a batch twice.
+                # Counted here and not in the layers, which also evaluate and may compute a batch twice.
                 batch_counts = _counts_of_all(routings)
-                for counts, new, seen, routing in zip(load, batch_counts, probs, routings, strict=True):
+                for counts, new, layer_probs, routing in zip(step_counts, batch_counts, probs, routings, strict=True):
                     counts += new
                     if isinstance(self.bias_method, QuantileBalance):
-                        seen.append(collectives.all_gather_rows(routing.probs.detach()))
+                        layer_probs.append(collectives.all_gather_rows(routing.probs.detach()))
                 aux_losses = auxiliary_losses(
                     self.config.balance,
                     routings,
                     batch_counts=batch_counts,
-                    step_counts=load,
+                    step_counts=step_counts,
                     num_sequences=batch.num_examples,
                 )
                 total = _total_loss(loss, aux_losses, routings)
-                # One look at all numbers: each would make the processor wait for a GPU.
-                seen_losses = torch.stack([each.detach().double() for each in (total, loss, *aux_losses.values())])
-                total_value, loss_value, *aux_values = collectives.all_reduce_mean(seen_losses).tolist()
+                kept = [kept_fraction(routing) for routing in routings] if self.config.capacity is not None else []
+                # Read together, because each read makes the CPU wait for a GPU.
+                losses = torch.stack([value.detach().double() for value in (total, loss, *aux_losses.values(), *kept)])
+                total_value, loss_value, *values = collectives.all_reduce_mean(losses).tolist()
                 if not math.isfinite(total_value):
                     raise NotFiniteError(
                         f"the loss is {total_value}", "Try a lower optim.lr or a smaller optim.grad_clip."
                     )
                 (total / train.grad_accumulation).backward()
-            num_tokens = [
-                count + collectives.world_size() * each.num_tokens
-                for count, each in zip(num_tokens, routings, strict=True)
-            ]
+            num_tokens = [n + world_size * routing.num_tokens for n, routing in zip(num_tokens, routings, strict=True)]
             loss_sum += loss_value / train.grad_accumulation
-            for method, aux_value in zip(aux_losses, aux_values, strict=True):
-                mean = aux_value / train.grad_accumulation
-                aux_sums[method.name] = aux_sums.get(method.name, 0.0) + mean
-            if self.config.capacity is not None:
-                kept = torch.tensor([sum(dropped_fraction(routing) for routing in routings) / len(routings)])
-                dropped_sum += collectives.all_reduce_mean(kept.double()).item()
+            for method, value in zip(aux_losses, values[: len(aux_losses)], strict=True):
+                aux_sums[method.name] = aux_sums.get(method.name, 0.0) + value / train.grad_accumulation
+            if kept:
+                dropped_sum += sum(1 - value for value in values[len(aux_losses) :]) / len(kept)
         self.distributed_model.reduce_expert_gradients()
-        dropped = dropped_sum / train.grad_accumulation if self.config.capacity is not None else None
-        return StepResult(loss_sum, aux_sums, self._clip(), dropped, load, probs, num_tokens)
+        grad_norm, load = self._clip(step_counts)
+        dropped = None if self.config.capacity is None else dropped_sum / train.grad_accumulation
+        return StepResult(loss_sum, aux_sums, grad_norm, dropped, load, probs, num_tokens)
 
-    def _clip(self) -> float:
-        """Returns the norm of the gradient, which is then at most optim.grad_clip. Raises NotFiniteError."""
+    def _clip(self, step_counts: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
+        """Clips the gradient to optim.grad_clip. Returns its norm before, and the counts on the CPU.
+
+        Raises:
+            NotFiniteError: the norm is not finite.
+        """
         params = [param for param in self.model.parameters() if param.grad is not None]
         total = self.distributed_model.gradient_norm()
-        norm = float(total)
+        # Read together, because each read makes the CPU wait for a GPU.
+        norm, *counts = torch.cat([values.double().flatten() for values in (total, *step_counts)]).tolist()
         if not math.isfinite(norm):
             raise NotFiniteError(f"the gradient is {norm}", "Try a lower optim.lr.")
         limit = self.config.optim.grad_clip
@@ -236,16 +253,17 @@ class Trainer:
             for param in params:
                 assert param.grad is not None
                 param.grad.mul_(min(1.0, limit / (norm + 1e-6)))
-        return norm
+        load = torch.tensor(counts, dtype=torch.int64).split([len(layer) for layer in step_counts])
+        return norm, list(load)
 
     def _update(self, result: StepResult, started: float) -> float:
-        """Updates the weights, and the balancing biases; returns the schedule's factor.
+        """Updates the weights and the balancing biases; returns the schedule's factor of the learning rate.
 
         Args:
-            started: the performance counter at the beginning of the step; used if the budget is a time.
+            started: performance counter at the beginning of the step; used if the budget is a time.
         """
         elapsed = 0.0 if self.total_steps is not None else collectives.all_reduce_max(time.perf_counter() - started)
-        after = self._share_spent(self.state.step + 1, self.state.seconds + elapsed)
+        after = self._budget_fraction(self.state.step + 1, self.state.seconds + elapsed)
         lr_factor = self.optimizers.step(self.progress, self.distributed_model.local_counts(result.load), after)
         self.optimizers.zero_grad()
         self._update_bias(result.load, result.probs)
@@ -257,13 +275,13 @@ class Trainer:
         """Handles a non-finite loss or gradient by train.on_nan: skips the step, or rewinds to the last checkpoint.
 
         Raises:
-            TrainingError: train.on_nan is `stop`; or too many steps have failed.
+            TrainingError: train.on_nan is `stop`, or too many steps have failed.
         """
         state, (cause, advice) = self.state, error.args
         cause = f"{cause} at step {state.step + 1}"
         self.optimizers.zero_grad()
         if self.config.train.on_nan == "stop":
-            raise TrainingError(f"{cause}; {self._kept()}. {advice}")
+            raise TrainingError(f"{cause}; {self._saved_state()}. {advice}")
         if self.config.train.on_nan == "rewind":
             self._rewind(cause, advice)
             return
@@ -272,14 +290,14 @@ class Trainer:
         state.skipped += 1
         state.skipped_in_a_row += 1
 
-    def _kept(self) -> str:
-        """Returns the description of what is on disk, after pending checkpoint writes finish."""
+    def _saved_state(self) -> str:
+        """Returns a description of the checkpoints on disk, after pending writes finish."""
         with suppress(TrainingError):
             self.checkpoint_writer.wait()
         return self.recorder.run.kept()
 
     def _rewind(self, cause: str, advice: str) -> None:
-        """Returns to the last checkpoint, and skips the data of the failure (PaLM, arXiv:2204.02311, 5.1)."""
+        """Restores the last checkpoint, and skips the data of the failed steps (PaLM, arXiv:2204.02311, 5.1)."""
         failed = self.state
         self.checkpoint_writer.wait()
         collectives.barrier()
@@ -287,26 +305,26 @@ class Trainer:
             raise TrainingError(f"{cause}, before the first checkpoint. {advice}")
         if failed.rewinds == MAX_REWINDS:
             raise TrainingError(f"{cause}, after {MAX_REWINDS} rewinds. {advice}")
-        self.resume(newest_whole(self.recorder.run))
+        self.resume(newest_valid_checkpoint(self.recorder.run))
         self.state.rewinds = failed.rewinds + 1
         self.state.data_shift = failed.data_shift + failed.step + 1 - self.state.step
 
     def _update_bias(self, load: list[Tensor], probs: list[list[Tensor]]) -> None:
-        """Updates balancing biases once per optimizer step, from the counts or probabilities of the whole step."""
+        """Updates the balancing biases from the counts or probabilities of the whole optimizer step."""
         if self.bias_method is not None:
-            for layer, counts, seen in zip(self.layers, load, probs, strict=True):
+            for layer, counts, layer_probs in zip(self.layers, load, probs, strict=True):
                 bias = layer.router.get_buffer("expert_bias")
-                bias.copy_(update_bias(self.bias_method, bias, counts, seen, layer.top_k))
+                bias.copy_(update_bias(self.bias_method, bias, counts.to(bias.device), layer_probs, layer.top_k))
 
-    def _record(self, result: StepResult, lr_factor: float) -> None:
+    def _record(self, result: StepResult, load: Sequence[Tensor], lr_factor: float) -> None:
+        """Adds the values of a step to the sums of the next record, and writes the record if it is due."""
         values = {"train/loss": result.loss, "train/grad_norm": result.grad_norm}
-        several = len(result.aux_losses) > 1
+        has_several = len(result.aux_losses) > 1
         for name, aux_loss in result.aux_losses.items():
-            values[f"train/aux_loss/{name}" if several else "train/aux_loss"] = aux_loss
+            values[f"train/aux_loss/{name}" if has_several else "train/aux_loss"] = aux_loss
         if result.dropped_fraction is not None:
             values["moe/dropped_fraction"] = result.dropped_fraction
-        if result.load:
-            load = self._real(result.load)
+        if load:
             values["moe/max_violation"] = sum(max_violation(counts) for counts in load) / len(load)
         for key, value in values.items():
             self._accumulate(key, value)
@@ -318,8 +336,8 @@ class Trainer:
             )
         self._write_record(lr_factor)
 
-    def _real(self, load: list[Tensor]) -> list[Tensor]:
-        """Returns, per layer, the counts of the experts that compute; null experts come last."""
+    def _without_null_experts(self, load: list[Tensor]) -> list[Tensor]:
+        """Returns, per layer, the counts without those of null experts, which come last."""
         return [counts[: layer.num_experts] for layer, counts in zip(self.layers, load, strict=True)]
 
     def _record_skipped(self) -> None:
@@ -327,7 +345,7 @@ class Trainer:
         self._write_record(0.0)
 
     def _write_record(self, lr_factor: float) -> None:
-        """Writes a record every train.log_every steps: the means since the last record."""
+        """Writes the means since the last record, every train.log_every steps and at the end."""
         state = self.state
         if state.step % self.config.train.log_every == 0 or self.progress >= 1:
             steps = state.metric_sums.pop("steps", 0)
@@ -345,22 +363,26 @@ class Trainer:
             state.metric_sums.clear()
 
     def _accumulate(self, key: str, value: float) -> None:
-        """Adds to the sums whose means are in the next record."""
+        """Adds a value to the sum whose mean is in the next record."""
         self.state.metric_sums[key] = self.state.metric_sums.get(key, 0.0) + value
 
     def _is_due(self, every: int | None) -> bool:
-        """Returns whether an action of every `every` steps (None means ten times a run) is due after the last step."""
+        """Returns True if an action is due after the last step.
+
+        Args:
+            every: steps between two actions; None means EVALUATIONS_PER_RUN times a run.
+        """
         if every is not None:
             return self.state.step % every == 0 and self.progress < 1
-        before, now = (int(share * EVALUATIONS_PER_RUN) for share in (self.progress_before, self.progress))
+        before, now = (int(fraction * EVALUATIONS_PER_RUN) for fraction in (self.progress_before, self.progress))
         return before < now and self.progress < 1
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Swaps the average of the weights into the model, if optim.ema_decay is set."""
+        """Returns a context in which the model has the average of its weights, if optim.ema_decay is set."""
         return nullcontext() if self.average is None else self.average.swapped_in()
 
     def _is_best(self, val: Evaluation) -> bool:
-        """Returns whether this evaluation has the lowest loss so far, if train.keep_best is set."""
+        """Returns True if train.keep_best is set and this evaluation has the lowest loss so far, which is stored."""
         state = self.state
         if not self.config.train.keep_best or val.loss >= (math.inf if state.best_loss is None else state.best_loss):
             return False
@@ -368,7 +390,7 @@ class Trainer:
         return True
 
     def _evaluate(self) -> Evaluation:
-        """Returns a look at part of the validation text, for the curve; the summary's figures take all of it."""
+        """Evaluates and records train.eval_tokens validation tokens; the summary is of the whole split."""
         with self.averaged():
             return self._evaluate_model()
 
@@ -387,7 +409,8 @@ class Trainer:
         self.recorder.metrics({"step": self.state.step, **estimates, **measures, **routing, **result.layer_metrics()})
         if not math.isfinite(result.loss):
             raise TrainingError(
-                f"the validation loss is {result.loss} at step {self.state.step}; {self._kept()}. Try a lower optim.lr."
+                f"the validation loss is {result.loss} at step {self.state.step}; {self._saved_state()}. "
+                "Try a lower optim.lr."
             )
         chosen = probe_routing(self.model, self.task, self.config.eval.k, self.config.train.precision)
         for record, layer in zip(result.layer_records(), chosen, strict=True):
@@ -395,11 +418,13 @@ class Trainer:
         return result
 
     def save(self) -> None:
+        """Writes a checkpoint in the background, and updates the status of the run."""
         state = {**asdict(self.state), **self._identity(), "records": self.recorder.mark()}
         self.checkpoint_writer.save(take_snapshot(self.training_tensors, state))
         self.recorder.status(RUNNING, step=self.state.step, steps=self.total_steps)
 
     def _identity(self) -> dict[str, Any]:
+        """Returns the values by which a resumed run checks that it continues the same training."""
         return {
             "digest": self.config.digest,
             "threads": torch.get_num_threads(),
@@ -408,14 +433,14 @@ class Trainer:
 
 
 def _counts_of_all(routings: Sequence[Routing]) -> tuple[Tensor, ...]:
-    """Returns the assignments to each expert in the batch of all processes, for each layer."""
+    """Counts the assignments to each expert in the batch of all processes, for each layer."""
     if not routings:
         return ()
     return collectives.all_reduce_sum(torch.stack([routing.tokens_per_expert for routing in routings])).unbind()
 
 
 def _total_loss(loss: Tensor, aux_losses: Mapping[LossBalance, Tensor], routings: Sequence[Routing]) -> Tensor:
-    """Returns the task's loss plus the weighted balancing losses and the mean of the routers' own losses."""
+    """Computes the task's loss plus the weighted balancing losses and the mean of the routers' own losses."""
     total = loss + sum(method.weight * aux_loss for method, aux_loss in aux_losses.items())
     router_losses = [routing.router_loss for routing in routings if routing.router_loss is not None]
     return total + torch.stack(router_losses).mean() if router_losses else total

@@ -1,4 +1,4 @@
-"""A model starts from the weights of a dense run: sparse upcycling, arXiv:2212.05055."""
+"""How does a sparse model start from the weights of a dense run? By sparse upcycling, arXiv:2212.05055."""
 
 import torch
 from torch import nn
@@ -8,41 +8,42 @@ from moe_cli.moe.sparse_layer import SparseLayer
 from moe_cli.runs.folder import Run
 from moe_cli.training.checkpoint import latest_checkpoint
 
-# What a sparse layer has that a dense one has not. All else must have a counterpart.
+# Parameters of a sparse layer that a dense layer does not have. All others must have a counterpart.
 _NEW = ("router.", "shared_experts.", "shared_gate.")
 
 
 @torch.no_grad()
 def upcycle(model: nn.Module, source: Run) -> None:
-    """Copies the dense network of each layer into all its experts, and all other weights; routers stay new.
+    """Copies the dense network of each layer into all its experts, and all other weights. Routers keep their weights.
 
-    Shared experts initially output zero, because their second matrix is zero. If the weights of a token's experts sum
-    to 1, the model then initially computes the dense one's function.
+    The second matrix of shared experts is set to zero. If the weights of a token's experts sum to 1, the model then
+    computes the function of the dense model.
 
     Args:
-        model: of the source's shape, `d_expert` equal to its `d_ff`; see `moe_cli.execution.upcycling.check_upcycle`.
+        model: a model of the source's shape, whose `d_expert` is the source's `d_ff`; see
+            `moe_cli.execution.upcycling.check_upcycle`.
 
     Raises:
         CheckpointError: the source's checkpoint is damaged.
-        ConfigError: a tensor of either model has no counterpart of its shape in the other.
+        ConfigError: a tensor of one model has no counterpart of its shape in the other.
     """
     dense = latest_checkpoint(source).model_tensors()
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
     copied = set()
     for name, param in model.named_parameters():
         layer = next((prefix for prefix in layers if name.startswith(f"{prefix}.")), None)
-        part = name if layer is None else name.removeprefix(f"{layer}.")
-        if layer is not None and part.startswith(_NEW):
+        local_name = name if layer is None else name.removeprefix(f"{layer}.")
+        if layer is not None and local_name.startswith(_NEW):
             continue
-        expert = layer is not None and part.startswith("experts.")
-        counterpart = f"{layer}.{part.removeprefix('experts.')}" if expert else name
+        is_expert = layer is not None and local_name.startswith("experts.")
+        counterpart = f"{layer}.{local_name.removeprefix('experts.')}" if is_expert else name
         weight = dense.get(counterpart)
-        if weight is None or weight.shape != (param.shape[1:] if expert else param.shape):
+        if weight is None or weight.shape != (param.shape[1:] if is_expert else param.shape):
             raise _misfit(source, f"{name} {list(param.shape)} of this model")
-        param.copy_(weight)  # one network to all experts, by broadcasting over E
+        param.copy_(weight)  # broadcast over E for experts
         copied.add(counterpart)
-    if left := sorted(dense.keys() - copied):
-        raise _misfit(source, f"{left[0]} {list(dense[left[0]].shape)} of the run")
+    if unused := sorted(dense.keys() - copied):
+        raise _misfit(source, f"{unused[0]} {list(dense[unused[0]].shape)} of the run")
     for module in layers.values():
         if module.shared_experts is not None:
             module.shared_experts.w_out.zero_()

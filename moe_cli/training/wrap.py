@@ -1,8 +1,9 @@
-"""One model in the hands of several processes: data parallel, sharded, experts divided. Through torch's own engines.
+"""How is one model trained by several processes? By DDP or FSDP of torch, and by expert parallelism.
 
-Data parallel (DDP): every process has the whole model. Sharded (FSDP2, `fully_shard`): each has a part of every
-parameter, and of its gradient and optimizer state, and gathers a block's parameters while it computes that block.
-Experts divided: see `moe_cli.moe.expert_parallel`. Alone, all of it does nothing.
+With DDP every process has the whole model. With FSDP2 (`fully_shard`) every process has a part of each parameter, of
+its gradient and of its optimizer state; it gathers the parameters of a block while it computes that block. Expert
+parallelism is in `moe_cli.moe.expert_parallel`. With one process the model stays as it is.
+M processes share one set of experts, N processes in all.
 """
 
 from collections.abc import Sequence
@@ -23,12 +24,12 @@ from moe_cli.moe.sparse_layer import moe_layers
 
 
 class DistributedModel:
-    """Distributes a model over the processes, and gathers its tensors.
+    """A model that is distributed over the processes.
 
     Attributes:
-        model: the given module, with its parameters replaced by this process's parts.
-        forward: the module to call in training, which averages gradients over processes; compiled if requested.
-        experts: the expert parallelism; None means that every process has all experts.
+        model: the given module, whose parameters are replaced by this process's parts.
+        forward: the module to call in training; it averages gradients over processes, and is compiled on request.
+        experts: the processes that share one set of experts; None means that every process has all experts.
     """
 
     def __init__(self, config: LaunchConfig, model: nn.Module, compiled: bool = False) -> None:
@@ -49,18 +50,17 @@ class DistributedModel:
         if config.data_parallel == "fsdp":
             self._shard(device.type)
         else:
-            # Buffers are equal on all processes: their updates, such as that of the balancing bias, use the load of
-            # all.
+            # Buffers are equal on all processes, because their updates use the load of all processes.
             ignored = [*self._expert_params, *(name for name, _ in model.named_buffers())]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
             devices = [device.index] if device.type == "cuda" else None
             self.forward = DistributedDataParallel(model, device_ids=devices)
 
     def _shard(self, device: str) -> None:
-        """Shards the parameters, except divided experts, whose rows are used outside of their own forward pass.
+        """Shards the parameters, except those of experts that are divided among processes.
 
-        The outermost parameters are also freed after a forward pass. Otherwise those of an evaluation would be reused
-        in training, after the weights have changed.
+        The outermost parameters are also freed after a forward pass. Otherwise training would reuse those that an
+        evaluation gathered, although the weights have changed since.
         """
         mesh = init_device_mesh(device, (collectives.world_size(),))
         ignored = set(self._expert_params.values())
@@ -69,14 +69,14 @@ class DistributedModel:
         fully_shard(self.model, mesh=mesh, ignored_params=ignored, reshard_after_forward=True)
 
     def grad_sync(self, last: bool) -> AbstractContextManager[None]:
-        """Averages gradients over processes only with the last batch of a step."""
+        """Returns a context in which backward averages gradients over processes only in the `last` batch of a step."""
         if isinstance(self.forward, DistributedDataParallel) and not last:
             return self.forward.no_sync()
         return nullcontext()
 
     @torch.no_grad()
     def reduce_expert_gradients(self) -> None:
-        """Averages the gradients of divided experts, which have seen the tokens of M processes, over all N."""
+        """Averages the gradients of divided experts, which are sums over the tokens of M processes, over all N."""
         if self.experts is None:
             return
         replicas = self.experts.mesh["replicas"]
@@ -88,35 +88,42 @@ class DistributedModel:
 
     @torch.no_grad()
     def gradient_norm(self) -> Tensor:
-        """Returns the norm of the full gradient over all processes."""
+        """Computes the norm of the full gradient over all processes."""
         grads = {name: param.grad for name, param in self.model.named_parameters() if param.grad is not None}
-        shared = nn.utils.get_total_norm([grad for name, grad in grads.items() if name not in self._expert_params])
+        replicated = nn.utils.get_total_norm([grad for name, grad in grads.items() if name not in self._expert_params])
         if self.experts is None:
-            return full_tensor(shared)
-        own = nn.utils.get_total_norm([grads[name] for name in self._expert_params if name in grads]).square()
-        dist.all_reduce(own, group=self.experts.group)
-        return (full_tensor(shared).square() + own).sqrt()
+            return full_tensor(replicated)
+        divided = nn.utils.get_total_norm([grads[name] for name in self._expert_params if name in grads]).square()
+        dist.all_reduce(divided, group=self.experts.group)
+        return (full_tensor(replicated).square() + divided).sqrt()
 
     def local_counts(self, load: Sequence[Tensor]) -> list[Tensor]:
-        """Returns, per layer, the counts of the experts whose parameters are on this process, without null experts."""
-        real = [counts[: layer.num_experts] for layer, counts in zip(moe_layers(self.model), load, strict=True)]
-        return real if self.experts is None else [self.experts.local_shard(counts) for counts in real]
+        """Returns, per layer, the counts of the experts whose parameters this process has, without null experts."""
+        counted = [counts[: layer.num_experts] for layer, counts in zip(moe_layers(self.model), load, strict=True)]
+        return counted if self.experts is None else [self.experts.local_shard(counts) for counts in counted]
 
     def to_full(self, tensor: Tensor, name: str) -> Tensor:
-        """Returns the full tensor of a parameter, or of its optimizer state; `name` is the parameter's."""
+        """Returns the full tensor of a parameter or of its optimizer state, from the parts of all processes.
+
+        Args:
+            name: name of the parameter.
+        """
         tensor = full_tensor(tensor.detach())
-        divided = name in self._expert_params and self.experts is not None and tensor.ndim
-        return self.experts.gather(tensor) if divided and self.experts else tensor
+        return self.experts.gather(tensor) if self.experts and self._is_divided(tensor, name) else tensor
 
     def to_local(self, tensor: Tensor, name: str, like: Tensor) -> Tensor:
-        """Returns the inverse of `to_full`: this process's part, shaped and placed as `like`."""
-        if name in self._expert_params and self.experts is not None and tensor.ndim:
+        """Returns this process's part of a full tensor, distributed as `like`: the inverse of `to_full`."""
+        if self.experts and self._is_divided(tensor, name):
             tensor = self.experts.local_shard(tensor)
         if isinstance(like, DTensor):
             return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
         return tensor
 
+    def _is_divided(self, tensor: Tensor, name: str) -> bool:
+        """Returns True if each process has the rows of its experts only; step counts are single numbers."""
+        return name in self._expert_params and tensor.ndim > 0
+
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Returns a sharded tensor put together; any other as it is."""
+    """Returns the full tensor of a sharded one; any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -127,7 +127,7 @@ def test_eval_by_the_test_split(moe: Moe, settings: list[str], tmp_path: Path) -
     assert "test" == result["split"]
     assert not [key for key in dropless if key.startswith("val_")]
     trained = load_trained(find_run(tmp_path / "outputs", "latest"), tmp_path / "outputs", split="test")
-    corpus = trained.task.corpus
+    corpus = trained.task.dataset
     tokens = torch.from_numpy(np.array(corpus.val[:], np.int64))
     plain = json.loads(moe("eval", "latest", "--json").stdout)["evaluations"][0]
     assert [corpus.meta["test_tokens"] - 1, corpus.meta["val_tokens"] - 1] == [

@@ -212,4 +212,4 @@ def test_a_run_knows_its_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="was trained with another tokenizer"):
         load_trained(run, tmp_path)
     path.write_text(before)
-    assert isinstance(load_trained(run, tmp_path).task.corpus.tokenizer, SubwordTokenizer)
+    assert isinstance(load_trained(run, tmp_path).task.dataset.tokenizer, SubwordTokenizer)

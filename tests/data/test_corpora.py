@@ -13,8 +13,7 @@ import pytest
 
 from moe_cli.config.data import PackagedCorpusConfig, TextFilesConfig
 from moe_cli.data import cache_folders, corpora, corpus_builder
-from moe_cli.data.corpora import Corpus, describe_corpus, load_corpus, notes_on_corpus
-from moe_cli.data.load import with_test_split
+from moe_cli.data.corpora import Corpus, load_corpus
 from moe_cli.errors import DataError
 from moe_cli.files.writing import rename
 from tests.tiny import words
@@ -44,7 +43,7 @@ def test_the_standard_library_is_a_corpus(tmp_path: Path) -> None:
     assert corpus.meta["num_bytes"] > 5_000_000
     assert 0.01 < len(corpus.val) / (len(corpus.val) + len(corpus.train)) < 0.04
     assert 2 < corpus.meta["bigram_bpb"] < 8
-    assert f"python corpus, {corpus.meta['num_bytes'] / 1e6:.3g} MB, bytes" == describe_corpus(corpus)
+    assert f"python corpus, {corpus.meta['num_bytes'] / 1e6:.3g} MB, bytes" == corpus.describe()
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "chars"])
@@ -55,7 +54,7 @@ def test_every_token_held_out_has_its_domain(tmp_path: Path, tokenizer: Any, fra
     texts = {f"{letter}/text.txt": letter * (30 + 7 * number) for number, letter in enumerate("abcdefgh€jklm")}
     shares = {"val_fraction": fraction, "test_fraction": 0.2 if eval_split == "test" else 0.0}
     corpus = load(write(tmp_path / "texts", texts), tmp_path, tokenizer=tokenizer, **shares)
-    corpus = with_test_split(corpus) if eval_split == "test" else corpus  # type: ignore[assignment]
+    corpus = corpus.with_test_split() if eval_split == "test" else corpus  # type: ignore[assignment]
     names = [corpus.meta["domains"][place] for place in corpus.domain_ids_at(np.arange(len(corpus.val)))]
     home = {token: letter for letter in "abcdefgh€jklm" for token in corpus.tokenizer.encode(letter).tolist()}
     expected: list[str] = []
@@ -95,7 +94,7 @@ def test_whole_documents_go_to_validation(tmp_path: Path) -> None:
 def test_documents_of_the_test_split_begin_where_they_do(tmp_path: Path) -> None:
     """`document_starts` gives the first token and the places after separators, also in the test split."""
     corpus = load(many(tmp_path / "text"), tmp_path / "cache", val_fraction=0.2, test_fraction=0.3)
-    tested = with_test_split(corpus)
+    tested = corpus.with_test_split()
     for each in (corpus, tested):
         expected = [0, *(place + 1 for place, token in enumerate(each.val.tolist()) if token == 0)]
         assert expected[:-1] == each.document_starts(each.val).tolist()
@@ -120,7 +119,7 @@ def test_files_split_by_their_names(tmp_path: Path, tokenizer: Any, cut: bool) -
         **({} if cut else {"valid/e.txt": "e" * 60}),
     }
     corpus = load(write(tmp_path / "text", texts), tmp_path / "cache", tokenizer=tokenizer)
-    tested = with_test_split(corpus)
+    tested = corpus.with_test_split()
     train, val, test = (corpus.tokenizer.decode(split.tolist()) for split in (corpus.train, corpus.val, tested.val))
     assert {"c", "d", "\0"} == {*test}
     assert len(test) == 92
@@ -131,7 +130,7 @@ def test_files_split_by_their_names(tmp_path: Path, tokenizer: Any, cut: bool) -
     assert [".", "law"] == corpus.meta["domains"]
     names = [tested.meta["domains"][place] for place in tested.domain_ids_at(np.arange(len(tested.val)))]
     assert {("c", "law"), ("d", ".")} == {pair for pair in zip(test, names, strict=True) if pair[0] != "\0"}
-    assert any("split by the names of files and folders" in remark for remark in notes_on_corpus(corpus))
+    assert any("split by the names of files and folders" in remark for remark in corpus.notes())
 
 
 @pytest.mark.parametrize(
@@ -141,14 +140,14 @@ def test_a_domain_without_validation_is_said(tmp_path: Path, sizes: list[int], r
     """And whether another share would help."""
     texts = {f"large/{number}.txt": words(size, number) for number, size in enumerate(sizes)}
     folder = write(tmp_path / "text", texts | {f"small/{number}.txt": words(50, number) for number in range(40)})
-    data_notes = notes_on_corpus(load(folder, tmp_path / "cache"))
+    data_notes = load(folder, tmp_path / "cache").notes()
     assert f"no document of large is held out: {reason}" in data_notes
 
 
 def test_a_file_outside_the_splits_is_noted(tmp_path: Path) -> None:
     """With a file that is named as no split, all is one text, and that is said."""
     texts = {"train.txt": words(900), "test.txt": words(900, 1), "README.md": words(90, 2)}
-    data_notes = notes_on_corpus(load(write(tmp_path / "text", texts), tmp_path / "cache"))
+    data_notes = load(write(tmp_path / "text", texts), tmp_path / "cache").notes()
     assert "test.txt may be learned from: no splits by name, for README.md is named as none" in data_notes
 
 
@@ -176,7 +175,7 @@ def test_a_share_to_hold_out_that_names_hold_out(tmp_path: Path, key: str) -> No
 def test_without_a_test_split_there_is_nothing_to_be_judged_by(tmp_path: Path) -> None:
     """It says so, and how to have one."""
     with pytest.raises(DataError, match=r"has no test split here. Train a model on data that have one: data.test_frac"):
-        with_test_split(load(many(tmp_path / "text"), tmp_path / "cache"))
+        load(many(tmp_path / "text"), tmp_path / "cache").with_test_split()
 
 
 def test_two_large_documents_are_cut_within_one(tmp_path: Path) -> None:
@@ -194,7 +193,7 @@ def test_documents_know_where_they_begin_and_their_domain(tmp_path: Path) -> Non
     corpus = load(folder, tmp_path / "cache", val_fraction=0.5)
     assert [".", "a", "b"] == corpus.meta["domains"]
     corpus = load(folder, tmp_path / "cache", val_fraction=0.25, test_fraction=0.25)
-    everything = corpus.tokenizer.decode([*corpus.train, *corpus.val, *with_test_split(corpus).val])
+    everything = corpus.tokenizer.decode([*corpus.train, *corpus.val, *corpus.with_test_split().val])
     found = {
         everything[start:].split("\0")[0]: corpus.meta["domains"][domain]
         for start, domain in zip(corpus.starts, corpus.domain_ids, strict=True)
@@ -379,7 +378,7 @@ def test_files_that_are_no_text_are_named_as_what_they_are(tmp_path: Path) -> No
     folder = write(tmp_path / "mine", {"a.txt": words(2000)})
     (folder / "b.txt.gz").write_bytes(gzip.compress(gzip.compress(b"text")))
     (folder / "c.txt").write_text(words(20), encoding="utf-16")
-    lines = notes_on_corpus(load(folder, tmp_path / "cache"))
+    lines = load(folder, tmp_path / "cache").notes()
     assert "b.txt.gz holds a .gz file within .gz: it is packed twice. Unpack it once." in lines
     assert any(line.startswith("c.txt is UTF-16 text, not UTF-8.") for line in lines)
     (folder / "a.txt").unlink()

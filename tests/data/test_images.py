@@ -11,7 +11,7 @@ import pytest
 from moe_cli.config.compose import load_config
 from moe_cli.config.data import FashionMnistConfig, ImageFolderConfig, PackagedImagesConfig
 from moe_cli.data.images import Images, load_images, mean_and_std
-from moe_cli.data.load import data_notes, with_test_split
+from moe_cli.data.load import data_notes
 from moe_cli.errors import ConfigError, DataError
 
 PIL = pytest.importorskip("PIL.Image")
@@ -102,7 +102,7 @@ def test_idx_files_are_read(tmp_path: Path, packed: bool) -> None:
     assert [[27, 27], [3, 3]] == [np.bincount(split.labels).tolist() for split in splits]
     draw = np.random.default_rng(0)
     draw.integers(256, size=(30, 28, 28)), draw.integers(10, size=30)
-    tested = with_test_split(images).val
+    tested = images.with_test_split().val
     assert np.array_equal(draw.integers(256, size=(12, 28, 28)), tested.pixels[..., 0])
     assert np.array_equal(draw.integers(10, size=12), tested.labels)
     assert "ankle-boot" == images.meta["domains"][9]
@@ -114,14 +114,14 @@ def test_a_share_of_each_class_is_for_a_test(digits: Images, tmp_path: Path) -> 
         load_images(PackagedImagesConfig(name="digits", test_fraction=0.1, val_fraction=share), tmp_path)
         for share in (0.2, 0.3)
     ]
-    parts = [splits[0].train, splits[0].val, with_test_split(splits[0]).val]
+    parts = [splits[0].train, splits[0].val, splits[0].with_test_split().val]
     together = np.concatenate([part.pixels for part in parts]).reshape(1797, -1)
     ours = np.concatenate([part.pixels for part in (digits.train, digits.val)]).reshape(1797, -1)
     assert sorted(ours.tolist()) == sorted(together.tolist())
     totals = sum(np.bincount(part.labels) for part in parts)
     for part, share in zip(parts, (0.7, 0.2, 0.1), strict=True):
         assert np.bincount(part.labels) == pytest.approx(share * totals, abs=1.1)
-    assert np.array_equal(*(with_test_split(each).val.pixels for each in splits))
+    assert np.array_equal(*(each.with_test_split().val.pixels for each in splits))
 
 
 @pytest.mark.parametrize("given", [("train", "test"), ("train", "val", "test")])
@@ -131,7 +131,7 @@ def test_folders_of_splits(tmp_path: Path, given: tuple[str, ...]) -> None:
         folder_of(tmp_path / "mine" / name, {"cat": 8 + number, "dog": 4 + number})
     images = load_images(ImageFolderConfig(path=str(tmp_path / "mine"), image_size=8), tmp_path / "cache")
     assert ["cat", "dog"] == images.meta["domains"]
-    splits = (images.train, images.val, with_test_split(images).val)
+    splits = (images.train, images.val, images.with_test_split().val)
     sizes = [[6, 3], [2, 1], [9, 5]] if len(given) == 2 else [[8, 4], [9, 5], [10, 6]]
     assert sizes == [np.bincount(split.labels).tolist() for split in splits]
     for split in splits:

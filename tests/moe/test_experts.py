@@ -15,9 +15,9 @@ from moe_cli.moe.experts import (
     init_matrix,
 )
 from tests.moe.formulas import ACTIVATIONS as FORMULAS
-from tests.moe.formulas import KINDS, network
+from tests.moe.formulas import FFN_TYPES, network
 
-every_kind = pytest.mark.parametrize("kind", KINDS)
+every_ffn_type = pytest.mark.parametrize("ffn_type", FFN_TYPES)
 every_activation = pytest.mark.parametrize("activation", sorted(FORMULAS))
 
 
@@ -25,14 +25,14 @@ class Hidden(torch.autograd.Function):
     """`expert_activation` with `expert_activation_backward` as its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, kind: str, activation: str) -> Tensor:
+    def forward(ctx: Any, pre: Tensor, ffn_type: str, activation: str) -> Tensor:
         ctx.save_for_backward(pre)
-        ctx.kind, ctx.activation = kind, activation
-        return expert_activation(pre, kind, activation)
+        ctx.ffn_type, ctx.activation = ffn_type, activation
+        return expert_activation(pre, ffn_type, activation)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return expert_activation_backward(grad, *ctx.saved_tensors, ctx.kind, ctx.activation), None, None
+        return expert_activation_backward(grad, *ctx.saved_tensors, ctx.ffn_type, ctx.activation), None, None
 
 
 def test_every_activation_has_a_formula() -> None:
@@ -40,52 +40,52 @@ def test_every_activation_has_a_formula() -> None:
     assert set(FORMULAS) == set(ACTIVATIONS)
 
 
-@every_kind
+@every_ffn_type
 @every_activation
-def test_hidden_backward_is_the_gradient(kind: str, activation: str) -> None:
+def test_hidden_backward_is_the_gradient(ffn_type: str, activation: str) -> None:
     """The hand-written derivative equals finite differences (gradcheck) and autograd through `expert_activation`."""
     torch.manual_seed(0)
     pre = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: Hidden.apply(x, kind, activation), pre)
+    assert torch.autograd.gradcheck(lambda x: Hidden.apply(x, ffn_type, activation), pre)
 
-    grad = torch.randn_like(expert_activation(pre, kind, activation))
-    (expected,) = torch.autograd.grad(expert_activation(pre, kind, activation), pre, grad)
-    assert torch.allclose(expected, expert_activation_backward(grad, pre.detach(), kind, activation), atol=1e-12)
+    grad = torch.randn_like(expert_activation(pre, ffn_type, activation))
+    (expected,) = torch.autograd.grad(expert_activation(pre, ffn_type, activation), pre, grad)
+    assert torch.allclose(expected, expert_activation_backward(grad, pre.detach(), ffn_type, activation), atol=1e-12)
 
 
-@every_kind
+@every_ffn_type
 @every_activation
-def test_hidden_backward_leaves_its_arguments_alone(kind: str, activation: str) -> None:
+def test_hidden_backward_leaves_its_arguments_alone(ffn_type: str, activation: str) -> None:
     """Neither the incoming gradient nor the saved product is written to."""
     pre = torch.randn(4, 6, dtype=torch.float64)
-    grad = torch.randn_like(expert_activation(pre, kind, activation))
+    grad = torch.randn_like(expert_activation(pre, ffn_type, activation))
     before = pre.clone(), grad.clone()
-    expert_activation_backward(grad, pre, kind, activation)
+    expert_activation_backward(grad, pre, ffn_type, activation)
     assert torch.equal(before[0], pre)
     assert torch.equal(before[1], grad)
 
 
-@every_kind
+@every_ffn_type
 @every_activation
-def test_an_expert_is_two_matrices_around_an_activation(kind: str, activation: str) -> None:
+def test_an_expert_is_two_matrices_around_an_activation(ffn_type: str, activation: str) -> None:
     """Each expert answers with its own slice of the stacked weights, as the formula says."""
     torch.manual_seed(0)
-    experts = Experts(3, 4, 6, 5, kind=kind, activation=activation).double()
+    experts = Experts(3, 4, 6, 5, ffn_type=ffn_type, activation=activation).double()
     experts.reset_parameters()
     x = torch.randn(7, 4, dtype=torch.float64)
     for e in range(3):
-        expected = network(x, experts.w_in[e], experts.w_out[e], kind, activation)
+        expected = network(x, experts.w_in[e], experts.w_out[e], ffn_type, activation)
         assert torch.allclose(expected, experts.forward_one(e, x), atol=1e-12)
 
 
-@every_kind
+@every_ffn_type
 @every_activation
-def test_the_dense_network_is_one_expert(kind: str, activation: str) -> None:
+def test_the_dense_network_is_one_expert(ffn_type: str, activation: str) -> None:
     """FeedForward, given an expert's weights, gives that expert's answer, for any leading shape."""
     torch.manual_seed(0)
-    experts = Experts(2, 4, 6, 4, kind=kind, activation=activation).double()
+    experts = Experts(2, 4, 6, 4, ffn_type=ffn_type, activation=activation).double()
     experts.reset_parameters()
-    network = FeedForward(4, 6, kind=kind, activation=activation).double()
+    network = FeedForward(4, 6, ffn_type=ffn_type, activation=activation).double()
     network.load_state_dict({"w_in": experts.w_in[1], "w_out": experts.w_out[1]})
     x = torch.randn(2, 3, 4, dtype=torch.float64)
     assert torch.allclose(experts.forward_one(1, x.view(6, 4)).view(2, 3, 4), network(x), atol=1e-12)
@@ -100,10 +100,10 @@ def test_initial_weights_have_variance_one_over_fan_in(scale: float) -> None:
     assert weight.std().item() == pytest.approx(scale * 100**-0.5, rel=0.02)
 
 
-@every_kind
-def test_out_scale_shrinks_the_second_matrix_only(kind: str) -> None:
+@every_ffn_type
+def test_out_scale_shrinks_the_second_matrix_only(ffn_type: str) -> None:
     """out_scale=0 starts experts and dense network silent, with the first matrix as ever."""
-    for module in (Experts(2, 4, 6, 4, kind=kind), FeedForward(4, 6, kind=kind, activation="silu")):
+    for module in (Experts(2, 4, 6, 4, ffn_type=ffn_type), FeedForward(4, 6, ffn_type=ffn_type, activation="silu")):
         module.reset_parameters(torch.Generator().manual_seed(0), out_scale=0.0)
         assert (module.w_out == 0).all()
         silent = module.w_in.detach().clone()

@@ -17,10 +17,10 @@ from moe_cli.moe.layer import MoELayer, SparseExpertModel
 from moe_cli.moe.routing import RoutingPolicy, expert_capacity
 from moe_cli.moe.routing_metrics import dropped_fraction
 from moe_cli.moe.sparse_layer import moe_layers
-from tests.moe.formulas import KINDS, network, top_k_weights
+from tests.moe.formulas import FFN_TYPES, network, top_k_weights
 
 E, D, F = 6, 5, 7
-every_kind = pytest.mark.parametrize("kind", KINDS)
+every_ffn_type = pytest.mark.parametrize("ffn_type", FFN_TYPES)
 # In float64, which grouped_mm does not have.
 every_backend = pytest.mark.parametrize("dispatch", [name for name in BACKENDS if name != "grouped_mm"])
 
@@ -41,10 +41,10 @@ def tokens(num_tokens: int = 20) -> Tensor:
 
 def formula(layer: MoELayer, x: Tensor, renormalise: bool) -> Tensor:
     """The layer without capacity, in five lines: every expert answers every token, most weights are zero."""
-    kind, activation = layer.experts.kind, layer.experts.activation
+    ffn_type, activation = layer.experts.ffn_type, layer.experts.activation
     weights = top_k_weights(x, layer.router.gate.weight, layer.top_k, renormalise)
     matrices = zip(layer.experts.w_in, layer.experts.w_out, strict=True)
-    answers = torch.stack([network(x, w_in, w_out, kind, activation) for w_in, w_out in matrices], dim=1)
+    answers = torch.stack([network(x, w_in, w_out, ffn_type, activation) for w_in, w_out in matrices], dim=1)
     return torch.einsum("te,ted->td", weights, answers)
 
 
@@ -53,7 +53,7 @@ def gradients(y: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(inputs, torch.autograd.grad(y, list(inputs.values()), cotangent), strict=True))
 
 
-@every_kind
+@every_ffn_type
 @pytest.mark.parametrize(
     ("router", "top_k", "renormalise"),
     [
@@ -65,9 +65,9 @@ def gradients(y: Tensor, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         (SwitchConfig(jitter=0.0), 1, False),
     ],
 )
-def test_the_layer_equals_the_formula(router: str | RouterConfig, top_k: int, renormalise: bool, kind: str) -> None:
+def test_the_layer_equals_the_formula(router: str | RouterConfig, top_k: int, renormalise: bool, ffn_type: str) -> None:
     """Output and the gradient of the input and of every parameter equal the dense five-line formula's."""
-    layer, x = make_layer(top_k, router=router, ffn_type=kind), tokens().requires_grad_()
+    layer, x = make_layer(top_k, router=router, ffn_type=ffn_type), tokens().requires_grad_()
     y, expected = layer(x)[0], formula(layer, x, renormalise)
     assert torch.allclose(expected, y, atol=1e-10)
     inputs = {"x": x, **dict(layer.named_parameters())}
@@ -90,11 +90,11 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(answer, inputs, fast_mode=True)
 
 
-@every_kind
-def test_one_expert_is_the_dense_network(kind: str) -> None:
+@every_ffn_type
+def test_one_expert_is_the_dense_network(ffn_type: str) -> None:
     """With E = 1 the layer is a plain feed-forward network."""
-    layer = make_layer(1, num_experts=1, ffn_type=kind)
-    dense = FeedForward(D, F, kind=kind, activation=layer.experts.activation).double()
+    layer = make_layer(1, num_experts=1, ffn_type=ffn_type)
+    dense = FeedForward(D, F, ffn_type=ffn_type, activation=layer.experts.activation).double()
     dense.load_state_dict({"w_in": layer.experts.w_in[0], "w_out": layer.experts.w_out[0]})
     assert torch.allclose(dense(tokens()), layer(tokens())[0], atol=1e-12)
 
@@ -159,13 +159,13 @@ def test_drop_is_passed_on() -> None:
     assert kept["probability"] > kept["position"]
 
 
-@every_kind
-def test_shared_experts_see_every_token(kind: str) -> None:
+@every_ffn_type
+def test_shared_experts_see_every_token(ffn_type: str) -> None:
     """n shared experts are one network of width n * d_expert whose answer is added, unweighted."""
-    layer, x = make_layer(2, shared_experts=2, ffn_type=kind), tokens()
+    layer, x = make_layer(2, shared_experts=2, ffn_type=ffn_type), tokens()
     shared = layer.shared_experts
     assert (D, 2 * F) == tuple(shared.w_out.shape)
-    expected = formula(layer, x, True) + network(x, shared.w_in, shared.w_out, kind, layer.experts.activation)
+    expected = formula(layer, x, True) + network(x, shared.w_in, shared.w_out, ffn_type, layer.experts.activation)
     assert torch.allclose(expected, layer(x)[0], atol=1e-12)
 
 
@@ -272,11 +272,11 @@ def test_the_random_layer_is_an_average_of_two_experts() -> None:
     assert torch.allclose(expected, y, atol=1e-12)
 
 
-@pytest.mark.parametrize(("kind", "activation"), [("glu", "silu"), ("mlp", "gelu")])
-def test_the_activation_follows_the_kind(kind: str, activation: str) -> None:
+@pytest.mark.parametrize(("ffn_type", "activation"), [("glu", "silu"), ("mlp", "gelu")])
+def test_the_activation_follows_the_kind(ffn_type: str, activation: str) -> None:
     """Unless it is given, a gated network uses SiLU and a plain one GELU."""
-    assert activation == make_layer(ffn_type=kind).experts.activation
-    assert "relu2" == make_layer(ffn_type=kind, activation="relu2", shared_experts=1).shared_experts.activation
+    assert activation == make_layer(ffn_type=ffn_type).experts.activation
+    assert "relu2" == make_layer(ffn_type=ffn_type, activation="relu2", shared_experts=1).shared_experts.activation
 
 
 def test_initial_weights_depend_on_the_generator_alone() -> None:

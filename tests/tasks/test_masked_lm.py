@@ -84,7 +84,7 @@ def test_a_batch_can_be_made_again_and_in_parts() -> None:
     assert torch.equal(whole.inputs, torch.cat([part.inputs for part in parts]))
     assert torch.equal(whole.targets, torch.cat([part.targets for part in parts]))
     tasks = [make(seed=seed) for seed in (0, 1)]
-    first, other = (task._batch(task.corpus.train, [80], L) for task in tasks)
+    first, other = (task._batch(task.dataset.train, [80], L) for task in tasks)
     assert not torch.equal(first.targets, other.targets)
 
 

@@ -86,7 +86,7 @@ def test_each_window_is_one_document(folder: Path, tmp_path: Path) -> None:
     """After a separator its text, in turn its text and a separator: what does not fit goes on in the next window."""
     task = task_of(folder, tmp_path, "pad")
     expected = []
-    for text in split_texts(task.corpus.val):
+    for text in split_texts(task.dataset.val):
         whole = f"\0{text}\0".encode()
         expected += [
             (whole[at : at + L][: len(whole) - 1 - at], whole[at + 1 : at + L + 1])
@@ -95,7 +95,9 @@ def test_each_window_is_one_document(folder: Path, tmp_path: Path) -> None:
     batches = list(task.val_batches(3))
     assert expected == [window for batch in batches for window in shown(batch)]
     assert (
-        len(task.corpus.val) == sum(batch.num_targets for batch in batches) == sum(batch.num_bytes for batch in batches)
+        len(task.dataset.val)
+        == sum(batch.num_targets for batch in batches)
+        == sum(batch.num_bytes for batch in batches)
     )
     for batch in batches:
         assert (batch.targets[~batch.mask] == IGNORE_INDEX).all()
@@ -105,13 +107,13 @@ def test_each_window_is_one_document(folder: Path, tmp_path: Path) -> None:
 def test_an_epoch_sees_every_window_once(folder: Path, tmp_path: Path) -> None:
     """In an order of its own, which another process finds again."""
     tasks = [task_of(folder, outputs, "pad") for outputs in (tmp_path, tmp_path / "other")]
-    number = len(tasks[0]._windows(tasks[0].corpus.train).starts)
+    number = len(tasks[0]._windows(tasks[0].dataset.train).starts)
     epochs = [
         [shown(task.train_batch(first + index, 1))[0] for index in range(number)]
         for task in tasks
         for first in (0, number)
     ]
-    texts = [part for text in split_texts(tasks[0].corpus.train) for part in range(0, len(text.encode()) + 1, L)]
+    texts = [part for text in split_texts(tasks[0].dataset.train) for part in range(0, len(text.encode()) + 1, L)]
     assert len(texts) == number
     assert sorted(epochs[0]) == sorted(epochs[1])
     assert epochs[0] != epochs[1]
@@ -193,7 +195,7 @@ def test_domains_follow_documents(folder: Path, tmp_path: Path) -> None:
     result = evaluate(model, task, 4)
     sizes = {"a": 0, "b": 0}
     home = {text: name[0] for name, text in TEXTS.items()}
-    for text in split_texts(task.corpus.val):
+    for text in split_texts(task.dataset.val):
         sizes[home[text]] += len(text.encode()) + 1
     weighted = sum(result.domain_losses[name] * size for name, size in sizes.items())
     assert weighted / result.num_tokens == pytest.approx(result.loss, rel=1e-6)
@@ -303,7 +305,7 @@ def test_a_text_is_explained_as_documents_were_read(folder: Path, tmp_path: Path
     padded = make_task(replace(config, data=replace(config.data, packing="pad")), load_run_data(config, tmp_path))
     batch = next(padded.val_batches(1))
     read = batch.inputs[0][batch.mask[0]].tolist()
-    text = trained.task.corpus.tokenizer.decode(read[1:])
+    text = trained.task.dataset.tokenizer.decode(read[1:])
     words = ["explain", run.id, text, "--outputs", str(tmp_path)]
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     ids = [token["id"] for token in found["tokens"]]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from moe_cli.config.tasks import RatingTask
 from moe_cli.data.ratings import DOMAINS, Pairs, Ratings, auc
-from moe_cli.tasks.rating_prediction import AUC_BINS, LARGEST_LOGIT, RatingsTask, score_counts
+from moe_cli.tasks.rating_prediction import AUC_BINS, MAX_LOGIT, RatingsTask, score_counts
 from moe_cli.training.evaluate import evaluate
 from tests.tiny import TINY, finish, tiny_config
 
@@ -123,7 +123,7 @@ def test_equal_scores_count_half_and_order_alone_counts() -> None:
 
 def test_scores_a_bin_apart_are_distinguished() -> None:
     """Neighbouring bins are as wide as they are said to be."""
-    width = 2 * LARGEST_LOGIT / AUC_BINS
+    width = 2 * MAX_LOGIT / AUC_BINS
     counts = score_counts(torch.tensor([0.25 * width, 1.25 * width]), torch.tensor([False, True]))
     assert [AUC_BINS // 2, AUC_BINS // 2 + 1] == [int(row.argmax()) for row in counts]
 

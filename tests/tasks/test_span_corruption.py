@@ -84,7 +84,7 @@ def test_any_batch_can_be_made_again() -> None:
     parts = [make().train_batch(7, 4, part, 2) for part in range(2)]
     assert torch.equal(batch.inputs, torch.cat([part.inputs for part in parts]))
     tasks = [make(seed=seed) for seed in (0, 1)]
-    first, other = (task._batch(task.corpus.train, [80], L) for task in tasks)
+    first, other = (task._batch(task.dataset.train, [80], L) for task in tasks)
     assert not torch.equal(first.targets, other.targets)
 
 
@@ -143,14 +143,14 @@ def test_experts_are_counted_by_the_tokens_of_their_own_stack(text_file: Path, t
     assert 2 == len(result.layers)
     for layer, tokens, number in zip(result.layers, read, (0, 1), strict=True):
         assert torch.equal(2 * torch.bincount(tokens, minlength=task.vocab_size), layer.by_token.per_token())
-        assert torch.equal(sum(each[number].tokens_per_expert for each in routings), layer.asked)
+        assert torch.equal(sum(each[number].tokens_per_expert for each in routings), layer.tokens_per_expert)
         assert len(tokens) == layer.num_tokens == layer.by_domain.sum() // 2
 
 
 def test_tokens_have_the_domain_of_their_place(tmp_path: Path) -> None:
     """Inputs and targets of a window have the domains of the places of their tokens."""
     task = make(val=81)
-    vars(task.corpus)["domain_ids_at"] = lambda places: (places >= 45).astype(np.int64)
+    vars(task.dataset)["domain_ids_at"] = lambda places: (places >= 45).astype(np.int64)
     batch = next(task.val_batches(2))
     # Tokens count up, so that each tells its place, from where its window begins.
     starts = batch.starts[:, None]

@@ -139,7 +139,7 @@ def test_the_loss_is_that_of_each_token_on_its_own(
     task = make_task(config, load_run_data(config, tmp_path))
     model = randomise(make_model(config, task.vocab_size)).eval()
     nats, contexts, texts = 0.0, [], []
-    for context, target in contexts_of(task.corpus, packing, length or L, stride or length or L):
+    for context, target in contexts_of(task.dataset, packing, length or L, stride or length or L):
         with torch.no_grad():
             logits = model(torch.tensor([context]))[0][0, -1]
         nats += F.cross_entropy(logits, torch.tensor(target)).item()
@@ -147,10 +147,12 @@ def test_the_loss_is_that_of_each_token_on_its_own(
         texts.append(target)
     result = evaluate(model, task, 3)
     assert nats / len(contexts) == pytest.approx(result.loss, rel=1e-4)
-    assert (len(contexts), len(task.corpus.tokenizer.decode(texts).encode())) == (result.num_tokens, result.num_bytes)
+    assert (len(contexts), len(task.dataset.tokenizer.decode(texts).encode())) == (result.num_tokens, result.num_bytes)
     assert sum(contexts) / len(contexts) == pytest.approx(result.mean_context)
     weights = {
-        name: sum(task.corpus.domain_ids_at(np.arange(1 if packing == "concat" else 0, len(task.corpus.val))) == number)
+        name: sum(
+            task.dataset.domain_ids_at(np.arange(1 if packing == "concat" else 0, len(task.dataset.val))) == number
+        )
         for number, name in enumerate(task.domains)
     }
     sum_by_domain = sum(loss * weights[name] for name, loss in result.domain_losses.items()) / result.num_tokens
@@ -240,5 +242,5 @@ def test_other_tasks_read_shorter_windows_too(folder: Path, tmp_path: Path, fami
     model = randomise(make_model(config, task.vocab_size))
     assert math.isfinite(evaluate(model, task, 4).loss)
     starts = [each["starts"] for each in questions(task, 4)]
-    assert list(range(0, len(task.corpus.val), 12)) == starts
+    assert list(range(0, len(task.dataset.val), 12)) == starts
     assert evaluate(model, task, 4).mean_context is None

@@ -12,7 +12,7 @@ from moe_cli.cli.app import app
 from moe_cli.errors import CheckpointError, TrainingError
 from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import Run
-from moe_cli.training.checkpoint import newest_whole
+from moe_cli.training.checkpoint import newest_valid_checkpoint
 from moe_cli.training.trainer import NotFiniteError, Trainer
 from tests.tiny import finish, tiny_config
 from tests.training.test_resume import assert_equal_runs
@@ -58,7 +58,7 @@ def test_without_a_whole_checkpoint_the_way_to_begin_again_is_said(run: Run) -> 
     with pytest.raises(
         CheckpointError, match=f"(?s)no checkpoint of {run.id} is whole; the newest: .* move .*/checkpoints away"
     ):
-        newest_whole(run)
+        newest_valid_checkpoint(run)
     assert folders == run.checkpoints()
 
 
@@ -67,7 +67,7 @@ def test_a_checkpoint_of_another_format_is_not_passed_over(run: Run) -> None:
     path = run.checkpoints()[0] / "state.json"
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(CheckpointError, match="has format 2"):
-        newest_whole(run)
+        newest_valid_checkpoint(run)
 
 
 def cut(path: Path) -> None:

@@ -45,14 +45,14 @@ def test_the_loss_is_the_mean_over_every_token(make: Any, changes: dict[str, Any
     """Nats per token and bits per byte equal a direct loop over the windows of the split."""
     model, task = make(**changes)
     result = evaluate(model, task, 5)
-    val = torch.tensor(task.corpus.val.tolist())
+    val = torch.tensor(task.dataset.val.tolist())
     nats = 0.0
     model.eval()
     for start in range(0, len(val) - 1, 16):
         inputs, targets = val[start : start + 16][: len(val) - 1 - start], val[start + 1 : start + 17]
         with torch.no_grad():
             nats += F.cross_entropy(model(inputs[None])[0][0], targets, reduction="sum").item()
-    num_bytes = len(task.corpus.tokenizer.decode(val[1:].tolist()).encode())
+    num_bytes = len(task.dataset.tokenizer.decode(val[1:].tolist()).encode())
     assert nats / (len(val) - 1) == pytest.approx(result.loss, rel=1e-5)
     assert nats / math.log(2) / num_bytes == pytest.approx(result.bits_per_byte, rel=1e-5)
     assert math.exp(result.loss) == result.perplexity
@@ -126,8 +126,8 @@ def test_only_a_capacity_drops(make: Any) -> None:
     room = sum(expert_capacity(tokens, 4, 2, 0.5) for tokens in passes)
     for layer in result.layers:
         assert layer.kept.max() <= room
-        assert 0.45 < 1 - layer.kept.sum() / layer.asked.sum() < 1
-        assert 2 * result.num_tokens == layer.asked.sum()
+        assert 0.45 < 1 - layer.kept.sum() / layer.tokens_per_expert.sum() < 1
+        assert 2 * result.num_tokens == layer.tokens_per_expert.sum()
     assert result.loss != evaluate(model, task, 8).loss
 
 
@@ -191,7 +191,7 @@ def test_choices_are_counted_by_domain_token_and_pair(three_domains: Path, tmp_p
     home = {
         token: domain
         for domain, letters in (("a", "xy"), ("b", "zw"), ("c", "€v"))
-        for token in task.corpus.tokenizer.encode(letters).tolist()
+        for token in task.dataset.tokenizer.encode(letters).tolist()
     }
     model.eval()
     with torch.no_grad():
@@ -214,7 +214,7 @@ def test_choices_are_counted_by_domain_token_and_pair(three_domains: Path, tmp_p
         assert record["token_specialisation"] > 0 < record["domain_specialisation"]
     first_window = evaluate(model, task, 8, max_tokens=16).layer_records(tables=True)[0]["experts_by_domain"]
     assert (
-        {task.corpus.meta["domains"][place] for place in task.corpus.domain_ids_at(np.arange(16))}
+        {task.dataset.meta["domains"][place] for place in task.dataset.domain_ids_at(np.arange(16))}
         == set(first_window)
         != set("abc")
     )
@@ -237,14 +237,14 @@ def test_null_experts_are_in_no_measure_of_experts(make: Any) -> None:
         layer.router.expert_bias.copy_(torch.tensor([3.0, 0, 0, 0, 2.0, 0, 0]))
     result = evaluate(model, task, 8, max_tokens=64, policy=RoutingPolicy(capacity_factor=0.5))
     for record in result.layer_records(tables=True):
-        asked, kept = record["tokens_per_expert"], record["kept_per_expert"]
-        assert (4, 4) == (len(asked), len(record["co_activation"]))
-        assert [0, 0, 0] == asked[1:]
+        tokens_per_expert, kept = record["tokens_per_expert"], record["kept_per_expert"]
+        assert (4, 4) == (len(tokens_per_expert), len(record["co_activation"]))
+        assert [0, 0, 0] == tokens_per_expert[1:]
         assert 3.0 == record["max_violation"]
         assert 0.75 == record["dead_experts"]
         assert 0.5 == record["null_fraction"]
         # Half of a fair share of all assignments is 2 T K / 4 / 2, of T that ask: three quarters go.
-        assert record["dropped_fraction"] == pytest.approx(1 - kept[0] / asked[0])
+        assert record["dropped_fraction"] == pytest.approx(1 - kept[0] / tokens_per_expert[0])
         assert record["dropped_fraction"] == pytest.approx(0.75, abs=0.02)
 
 
@@ -332,8 +332,8 @@ def test_use_by_tokens_is_that_of_the_whole_table(direct: int, table: list[list[
     """Pairs that occur give the sums, the specialisation and the top tokens that all of the table gives."""
     by_token = torch.tensor(table)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(token_use, "DIRECT", direct)
-        patch.setattr(token_use, "BUFFERED", buffered)
+        patch.setattr(token_use, "MAX_DIRECT_SIZE", direct)
+        patch.setattr(token_use, "BUFFER_SIZE", buffered)
         use = counted(by_token)
         assert by_token.sum(1).tolist() == use.per_token().tolist()
         assert int((by_token > 0).sum()) == use.num_pairs
@@ -359,7 +359,7 @@ def test_use_by_tokens_is_summed_over_processes(direct: int, monkeypatch: pytest
     """A part of the table at a time: two processes that have seen the same have seen twice as much."""
     by_token = torch.tensor([[0, 3], [1, 0], [0, 0], [2, 7]])
     use = counted(by_token)
-    monkeypatch.setattr(token_use, "DIRECT", direct)
+    monkeypatch.setattr(token_use, "MAX_DIRECT_SIZE", direct)
     monkeypatch.setattr(token_use.collectives, "world_size", lambda: 2)
     monkeypatch.setattr(token_use.collectives, "all_reduce_sum", lambda table: 2 * table)
     use.all_reduce()

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from moe_cli.config.launch import LaunchConfig
-from moe_cli.distributed.launch import is_distributed, is_restart, job_id, launch, local_processes, rank
+from moe_cli.distributed.launch import is_distributed, job_id, launch, local_world_size, num_restarts, rank
 from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
 from moe_cli.execution.machine import pick_device, pick_threads
 from moe_cli.execution.run import run_one, with_launched_world_size
@@ -106,11 +106,11 @@ def test_what_a_launcher_says(text_file: Path, monkeypatch: pytest.MonkeyPatch) 
     for name in (*LAUNCHED, "OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
     config = tiny_config(text_file, train={"threads": None})
-    assert (False, 0, 1, None, False) == (is_distributed(), rank(), local_processes(), job_id(), is_restart())
+    assert (False, 0, 1, None, 0) == (is_distributed(), rank(), local_world_size(), job_id(), num_restarts())
     assert config is with_launched_world_size(config)
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
-    assert (True, 3, 2) == (is_distributed(), rank(), local_processes())
+    assert (True, 3, 2) == (is_distributed(), rank(), local_world_size())
     assert 4 == with_launched_world_size(config).launch.num_processes
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     much = tiny_config(text_file, train={"threads": None, "batch_size": 2**20})
@@ -119,7 +119,7 @@ def test_what_a_launcher_says(text_file: Path, monkeypatch: pytest.MonkeyPatch) 
     assert str(os.getppid()) in str(job_id())
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some-job")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert ("some-job", True) == (job_id(), is_restart())
+    assert ("some-job", 1) == (job_id(), num_restarts())
 
 
 def test_each_process_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
-"""Back ends: (experts, x, routing, mask) -> y, and BACKENDS. `reference` is the slow truth; the others must equal it.
+"""The back ends that compute the experts of a routing, and the choice of `auto`.
 
-A mask multiplies the hidden values of every assignment: dropout inside the experts.
+A back end maps (experts, x, routing, mask) to y. `reference` is the slow definition, which the others must equal. The
+mask multiplies the hidden values of every assignment: dropout inside the experts.
 T tokens, A assignments, R kept assignments (rows), E experts, D widths, F hidden width, H = 2F (gated) or F.
 """
 
@@ -19,16 +20,16 @@ from moe_cli.moe.experts import Experts, expert_activation
 from moe_cli.moe.permutation import cast_for_matmul, operand_dtype, permutation_of
 from moe_cli.moe.routing import Routing
 
-# Up to this many rows per expert, on a CPU in float32, a call per product from Python costs more than it gains.
+# On a CPU in float32 the grouped product is faster than the loop up to this number of rows per expert.
 MAX_ROWS_GROUPED_MM_CPU = 32
 
 
 def reference(
     experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
-    """Computes one assignment at a time: y_t = sum over kept assignments of weight * expert(x_t). The definition.
+    """Computes one assignment at a time: y_t = sum of weight * expert(x_t) over the kept assignments of token t.
 
-    Saved for backward, by autograd: everything, assignment by assignment.
+    This is the definition of every back end. Autograd saves every intermediate value.
     """
     rows: list[list[Tensor]] = [[] for _ in range(routing.num_tokens)]
     for a in range(len(routing.token_ids)):
@@ -44,13 +45,14 @@ def reference(
 def grouped_mm(
     experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
-    """Sorts rows by expert and uses torch's grouped matrix product: fast on a GPU. Needs row strides of 16 bytes.
+    """Sorts rows by expert and uses torch's grouped matrix product, which is fast on a GPU.
 
-    Kept for backward, by autograd: the sorted input [R, D_in], the first product [R, H], the
-    activation, and the outputs [R, D_out]. Nothing is recomputed.
+    Autograd saves the sorted input [R, D_in], the first product [R, H], the activation, and the outputs [R, D_out].
+    Nothing is recomputed.
 
     Raises:
-        ConfigError: torch has no grouped product for this device, precision or width.
+        ConfigError: torch has no grouped product for this device or precision, or a width is not a multiple of 16
+            bytes.
     """
     query = backend_query(experts, operand_dtype(x), len(routing.expert_ids) / experts.num_experts)
     if not grouped_mm_supported(query):
@@ -63,7 +65,7 @@ def grouped_mm(
     operands = cast_for_matmul(experts, x)
     inputs = operands.x.index_select(0, permutation.token_ids)
     pre = F.grouped_mm(inputs, operands.w_in.transpose(1, 2), offs=ends)
-    act = expert_activation(pre, experts.kind, experts.activation)
+    act = expert_activation(pre, experts.ffn_type, experts.activation)
     act = act if mask is None else act * mask[permutation.assignments].to(act.dtype)
     outputs = F.grouped_mm(act, operands.w_out.transpose(1, 2), offs=ends)
     weighted = outputs * routing.weights.index_select(0, permutation.assignments).to(outputs.dtype).unsqueeze(1)
@@ -75,11 +77,12 @@ class BackendQuery:
     """The properties of a call that determine the back end.
 
     Attributes:
+        device: device type, `cpu` or `cuda`.
         dtype: dtype of the operands, after autocast's cast.
-        widths: the widths of all rows that are multiplied.
-        rows: assignments per expert, on average.
-        capability: of a GPU; (0, 0) for any other device.
-        compiling: whether torch.compile traces the call.
+        widths: row widths of all operands.
+        rows: mean assignments per expert.
+        capability: compute capability of a GPU; (0, 0) for any other device.
+        compiling: True while torch.compile traces the call.
     """
 
     device: str
@@ -91,7 +94,7 @@ class BackendQuery:
 
 
 def backend_query(experts: Experts, dtype: torch.dtype, rows: float) -> BackendQuery:
-    """Describes a call of these experts with this many rows each."""
+    """Returns the properties of a call of these experts, with `rows` assignments per expert on average."""
     device = experts.w_in.device
     return BackendQuery(
         device=device.type,
@@ -104,10 +107,7 @@ def backend_query(experts: Experts, dtype: torch.dtype, rows: float) -> BackendQ
 
 
 def grouped_mm_supported(query: BackendQuery) -> bool:
-    """Returns True if torch's grouped product exists for this device, precision and widths.
-
-    Probes features, not versions.
-    """
+    """Returns True if torch's grouped product exists for this device, precision and widths."""
     aligned = all(width * query.dtype.itemsize % 16 == 0 for width in query.widths)
     on_gpu = query.device == "cuda" and query.capability >= (8, 0) and query.dtype == torch.bfloat16
     on_cpu = query.device == "cpu" and query.dtype in (torch.float32, torch.bfloat16)
@@ -115,14 +115,15 @@ def grouped_mm_supported(query: BackendQuery) -> bool:
 
 
 def choose_backend(query: BackendQuery) -> str:
-    """Returns the fastest exact back end by measurement, `grouped_mm` or `loop`.
+    """Returns the fastest exact back end, `grouped_mm` or `loop`.
 
-    On a GPU it is the grouped product, where it is supported (not measured). On a CPU (one thread of a busy Zen 4,
-    torch 2.13, E from 8 to 1024, D from 64 to 128, forward and backward, medians of ratios of neighbouring rounds): in
-    float32 the grouped product took 0.73 to 0.94 of the loop's time at up to MAX_ROWS_GROUPED_MM_CPU rows per expert
-    and 0.88 to 1.02 above, where the loop is preferred because it keeps less than half the memory; in bfloat16 0.42 to
-    0.92 at 4 to 1024 rows. torch.compile cannot trace the grouped product's sorting on a CPU, so the loop is used
-    there.
+    GPU: the grouped product, if it is supported (not measured).
+
+    CPU: measured with one thread of a busy Zen 4, torch 2.13, E from 8 to 1024, D from 64 to 128, forward and backward;
+    the figures are medians of the ratios of neighbouring rounds. In float32 the grouped product took 0.73 to 0.94 of
+    the loop's time at up to MAX_ROWS_GROUPED_MM_CPU rows per expert, and 0.88 to 1.02 above. Above, the loop is chosen
+    because it saves less than half the memory. In bfloat16 the grouped product took 0.42 to 0.92 at 4 to 1024 rows.
+    torch.compile cannot trace the sorting of the grouped product on a CPU and gets the loop.
     """
     if not grouped_mm_supported(query):
         return "loop"

@@ -1,4 +1,4 @@
-"""The loop: experts one after the other over contiguous rows, with a hand-written backward. The fast way on a CPU.
+"""How are experts computed fast on a CPU? One after the other over contiguous rows, with a hand-written backward.
 
 T tokens, A assignments, R kept assignments (rows), E experts, D widths, F hidden width, H = 2F (gated) or F.
 """
@@ -16,18 +16,18 @@ from moe_cli.moe.experts import Experts, expert_activation, expert_activation_ba
 from moe_cli.moe.permutation import Permutation, build_permutation, cast_for_matmul, permutation_of, sum_by_token
 from moe_cli.moe.routing import Routing
 
-# Pointwise work is done on about this many rows at a time, so that it stays in the processor's cache.
+# Pointwise operations process about this number of rows at a time, which fit in the processor's cache.
 CHUNK_ROWS = 512
 
 
 def loop(
     experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
-    """Sorts rows by expert and computes one matrix product per expert: fast on a CPU, and correct on any device.
+    """Sorts rows by expert and computes one matrix product per expert: fast on a CPU, correct on any device.
 
-    Saved for backward: x [T, D_in], the weights [A], the sorting, the first product [R, H] ([A, H] when compiled,
-    because the number of rows is then unknown), and the mask if there is one. The sorted input and the activation are
-    recomputed. The experts' outputs are not saved, because d(weight) = <dy W_out, hidden> does not need them.
+    Saved for backward: x [T, D_in], the weights [A], the permutation, the first product [R, H], and the mask if there
+    is one. (When compiled, the first product has A rows, because R is unknown.) Backward recomputes the sorted input
+    and the activation. It does not need the experts' outputs, because d(weight) = <dy W_out, hidden>.
     """
     operands = cast_for_matmul(experts, x)
     if torch.compiler.is_compiling():
@@ -40,7 +40,7 @@ def loop(
             operands.w_in,
             operands.w_out,
             mask,
-            experts.kind,
+            experts.ffn_type,
             experts.activation,
         )[0]
     return _ExpertsLoop.apply(  # type: ignore[no-any-return]
@@ -50,21 +50,25 @@ def loop(
         operands.w_out,
         mask,
         permutation_of(routing),
-        (experts.kind, experts.activation),
+        (experts.ffn_type, experts.activation),
     )
 
 
 def chunks(counts: list[int]) -> list[tuple[range, slice]]:
-    """Groups neighbouring experts until they fill CHUNK_ROWS; returns each group with its slice of rows."""
+    """Groups neighbouring experts up to CHUNK_ROWS rows; returns the experts and the rows of each group.
+
+    Args:
+        counts: rows of each expert.
+    """
     ends = list(accumulate(counts))
-    found, first = [], 0
+    groups, first = [], 0
     for expert in range(len(counts)):
         start = ends[first] - counts[first]
         is_last = expert + 1 == len(counts)
         if is_last or ends[expert + 1] - start > CHUNK_ROWS:
-            found.append((range(first, expert + 1), slice(start, ends[expert])))
+            groups.append((range(first, expert + 1), slice(start, ends[expert])))
             first = expert + 1
-    return found
+    return groups
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,13 @@ class SavedForBackward:
         return self.x, self.weights, self.w_in, self.w_out, self.pre, self.mask
 
     def apply_mask_(self, values: Float[Tensor, "N F"], assignments: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
-        """Returns the values, in place, as the mask leaves them."""
+        """Multiplies the values by the mask of their assignments, in place, and returns them."""
         return values if self.mask is None else values.mul_(self.mask[assignments])
 
 
-def _forward(saved: SavedForBackward, permutation: Permutation, kind: str, activation: str) -> Float[Tensor, "T D_out"]:
+def _forward(
+    saved: SavedForBackward, permutation: Permutation, ffn_type: str, activation: str
+) -> Float[Tensor, "T D_out"]:
     """Returns the output and fills `saved.pre`."""
     inputs, pre = saved.x.index_select(0, permutation.token_ids), saved.pre[: len(permutation.token_ids)]
     outputs = inputs.new_empty(len(inputs), saved.w_out.shape[1])
@@ -101,14 +107,14 @@ def _forward(saved: SavedForBackward, permutation: Permutation, kind: str, activ
         counts = permutation.counts[experts.start : experts.stop]
         for e, source, target in zip(experts, inputs[rows].split(counts), pre[rows].split(counts), strict=True):
             torch.mm(source, w_in_t[e], out=target)
-        act = saved.apply_mask_(expert_activation(pre[rows], kind, activation), permutation.assignments[rows])
+        act = saved.apply_mask_(expert_activation(pre[rows], ffn_type, activation), permutation.assignments[rows])
         for e, source, target in zip(experts, act.split(counts), outputs[rows].split(counts), strict=True):
             torch.mm(source, w_out_t[e], out=target)
     return sum_by_token(permutation, outputs, saved.weights.index_select(0, permutation.assignments).to(outputs.dtype))
 
 
 def _backward(
-    grad_y: Tensor, saved: SavedForBackward, permutation: Permutation, kind: str, activation: str
+    grad_y: Tensor, saved: SavedForBackward, permutation: Permutation, ffn_type: str, activation: str
 ) -> tuple[Tensor, ...]:
     """Returns the gradients of x, weights, w_in and w_out."""
     w_in, w_out, pre = saved.w_in, saved.w_out, saved.pre
@@ -123,10 +129,10 @@ def _backward(
         for e, source, target in zip(experts, grads[rows].split(counts), grad_hidden.split(counts), strict=True):
             torch.mm(source, w_out[e], out=target)
         saved.apply_mask_(grad_hidden, permutation.assignments[rows])
-        act = expert_activation(pre[rows], kind, activation)
+        act = expert_activation(pre[rows], ffn_type, activation)
         grad_row_weights[rows] = (grad_hidden * act).sum(1, dtype=row_weights.dtype)
         saved.apply_mask_(act, permutation.assignments[rows]).mul_(scale[rows])
-        grad_pre = expert_activation_backward(grad_hidden.mul_(scale[rows]), pre[rows], kind, activation)
+        grad_pre = expert_activation_backward(grad_hidden.mul_(scale[rows]), pre[rows], ffn_type, activation)
         split = zip(
             experts,
             grads[rows].split(counts),
@@ -145,7 +151,7 @@ def _backward(
 
 
 class _ExpertsLoop(torch.autograd.Function):
-    """The loop for eager execution; see `loop` for the saved tensors."""
+    """The loop in eager execution; `loop` lists the saved tensors."""
 
     @staticmethod
     def forward(
@@ -171,13 +177,14 @@ class _ExpertsLoop(torch.autograd.Function):
         return *_backward(grad_y, SavedForBackward(*saved), permutation, *ctx.ffn_type_and_activation), None, None, None
 
 
-# The same for torch.compile: the rows of each expert are data, which a compiler cannot trace, so the loop is one
-# operator, which sorts for itself. Not used otherwise, because calling an operator costs more than a small layer.
+# The loop under torch.compile. It cannot be traced, because the number of rows of an expert depends on the data. It is
+# therefore one operator, which also sorts. Eager execution does not use it: calling an operator takes longer than a
+# small layer.
 @torch.library.custom_op(
     "moe_cli::grouped_experts",
     mutates_args=(),
     schema="(Tensor x, Tensor token_ids, Tensor expert_ids, Tensor weights, Tensor kept, Tensor w_in, Tensor w_out, "
-    "Tensor? mask, str kind, str activation) -> (Tensor, Tensor)",
+    "Tensor? mask, str ffn_type, str activation) -> (Tensor, Tensor)",
 )
 def experts_loop_op(  # noqa: PLR0913  (an operator takes tensors one by one)
     x: Tensor,
@@ -188,19 +195,19 @@ def experts_loop_op(  # noqa: PLR0913  (an operator takes tensors one by one)
     w_in: Tensor,
     w_out: Tensor,
     mask: Tensor | None,
-    kind: str,
+    ffn_type: str,
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     permutation = build_permutation(token_ids, expert_ids, kept, (len(x), len(w_in)))
     pre = x.new_empty(len(expert_ids), w_in.shape[1])
-    return _forward(SavedForBackward(x, weights, w_in, w_out, pre, mask), permutation, kind, activation), pre
+    return _forward(SavedForBackward(x, weights, w_in, w_out, pre, mask), permutation, ffn_type, activation), pre
 
 
 @torch.library.custom_op(
     "moe_cli::grouped_experts_backward",
     mutates_args=(),
     schema="(Tensor grad_y, Tensor x, Tensor token_ids, Tensor expert_ids, Tensor weights, Tensor kept, Tensor w_in, "
-    "Tensor w_out, Tensor? mask, Tensor pre, str kind, str activation) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor w_out, Tensor? mask, Tensor pre, str ffn_type, str activation) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _compiled_backward(  # noqa: PLR0913  (an operator takes tensors one by one)
     grad_y: Tensor,
@@ -213,11 +220,11 @@ def _compiled_backward(  # noqa: PLR0913  (an operator takes tensors one by one)
     w_out: Tensor,
     mask: Tensor | None,
     pre: Tensor,
-    kind: str,
+    ffn_type: str,
     activation: str,
 ) -> tuple[Tensor, ...]:
     permutation = build_permutation(token_ids, expert_ids, kept, (len(x), len(w_in)))
-    return _backward(grad_y, SavedForBackward(x, weights, w_in, w_out, pre, mask), permutation, kind, activation)
+    return _backward(grad_y, SavedForBackward(x, weights, w_in, w_out, pre, mask), permutation, ffn_type, activation)
 
 
 @experts_loop_op.register_fake
@@ -233,9 +240,9 @@ def _fake_backward(grad_y: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, kind, activation = inputs
+    *tensors, ffn_type, activation = inputs
     ctx.set_materialize_grads(False)
-    ctx.ffn_type_and_activation = (kind, activation)
+    ctx.ffn_type_and_activation = (ffn_type, activation)
     ctx.save_for_backward(*tensors, output[1])
 
 

@@ -1,5 +1,6 @@
-"""The back end of one-hot matrices: [E, C, D], C rows per expert, unused rows filled with zeros.
+"""How do one-hot tensors dispatch and combine tokens? GShard's back end, for teaching.
 
+Every expert processes C rows; unused rows are zeros.
 T tokens, R kept assignments (rows), E experts, C the largest load, D widths, F hidden width, H = 2F (gated) or F.
 """
 
@@ -15,21 +16,23 @@ from moe_cli.moe.routing import Routing
 def einsum(
     experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
-    """Uses one-hot dispatch and combine tensors [T, E, C], algorithm 1 of GShard, arXiv:2006.16668: for teaching only.
+    """Dispatches and combines by one-hot tensors [T, E, C]: algorithm 1 of GShard, arXiv:2006.16668.
 
-    dispatched = dispatch x, y = combine outputs: the sums over T and over (E, C) are dispatch and combine.
-    Kept for backward, by autograd: both tensors [T, E, C], x, the dispatched input [E, C, D_in], the first product
-    [E, C, H], the activation, and the outputs [E, C, D_out]. Nothing is recomputed.
+    The dispatched input is the sum over T of dispatch * x; y is the sum over (E, C) of combine * outputs.
+    Autograd saves both tensors [T, E, C], x, the dispatched input [E, C, D_in], the first product [E, C, H], the
+    activation, and the outputs [E, C, D_out]. Nothing is recomputed.
     """
     permutation = permutation_of(routing)
     operands = cast_for_matmul(experts, x)
-    place = (permutation.token_ids, routing.expert_ids[permutation.assignments], position_in_expert(permutation))
+    index = (permutation.token_ids, routing.expert_ids[permutation.assignments], position_in_expert(permutation))
     zeros = operands.x.new_zeros(len(x), len(permutation.counts), max(permutation.counts))
-    dispatch = zeros.index_put(place, zeros.new_ones(()))
-    combine = zeros.index_put(place, routing.weights[permutation.assignments].to(zeros.dtype))
+    dispatch = zeros.index_put(index, zeros.new_ones(()))
+    combine = zeros.index_put(index, routing.weights[permutation.assignments].to(zeros.dtype))
     dispatched = torch.einsum("tec,td->ecd", dispatch, operands.x)
-    act = expert_activation(torch.einsum("ecd,ehd->ech", dispatched, operands.w_in), experts.kind, experts.activation)
+    act = expert_activation(
+        torch.einsum("ecd,ehd->ech", dispatched, operands.w_in), experts.ffn_type, experts.activation
+    )
     if mask is not None:
-        act = act * torch.zeros_like(act).index_put(place[1:], mask[permutation.assignments].to(act.dtype))
+        act = act * torch.zeros_like(act).index_put(index[1:], mask[permutation.assignments].to(act.dtype))
     outputs = torch.einsum("ecf,edf->ecd", act, operands.w_out)
     return torch.einsum("tec,ecd->td", combine, outputs)

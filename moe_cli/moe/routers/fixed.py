@@ -1,4 +1,4 @@
-"""Routers whose choice no gate makes: by a fixed table of token ids, and by chance.
+"""How are tokens assigned without a gate? By a fixed table of token ids, or at random.
 
 T tokens, E experts, K chosen per token, V token ids, D width.
 """
@@ -14,22 +14,23 @@ from moe_cli.moe.routing import Routing, RoutingPolicy, routing_from_top_k
 
 
 class RandomRouter(Router):
-    """K distinct experts drawn uniformly, each weighted 1/K: the control. Has no parameters."""
+    """Draws K distinct experts uniformly, each with weight 1 / K: the control of an experiment. Has no parameters."""
 
     def route(
         self, tokens: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"] | None, policy: RoutingPolicy
     ) -> Routing:
-        draw = torch.rand(len(tokens), self.num_experts, dtype=gate_dtype(tokens), device=tokens.device)
-        chosen = top_indices(draw, policy.top_k or self.top_k)
-        probs = torch.full_like(draw, 1 / self.num_experts)
-        weights = torch.full(chosen.shape, 1 / chosen.shape[1], dtype=draw.dtype, device=tokens.device)
-        return routing_from_top_k(torch.zeros_like(draw), probs, chosen, weights)
+        scores = torch.rand(len(tokens), self.num_experts, dtype=gate_dtype(tokens), device=tokens.device)
+        chosen = top_indices(scores, policy.top_k or self.top_k)
+        probs = torch.full_like(scores, 1 / self.num_experts)
+        weights = torch.full(chosen.shape, 1 / chosen.shape[1], dtype=scores.dtype, device=tokens.device)
+        return routing_from_top_k(torch.zeros_like(scores), probs, chosen, weights)
 
 
 class HashRouter(GatedRouter):
-    """A fixed balanced table from token id to K experts; weights learned, or 1 / K (Hash Layers, 2106.04426).
+    """Looks up the K experts of a token id in a fixed balanced table (Hash Layers, arXiv:2106.04426).
 
-    Of every E ids in a row each goes first to another expert; further choices are the same table, shifted.
+    Weights come from a gate with `learned`, else they are 1 / K. In the table, each E consecutive ids have E different
+    first experts; the further choices are the first one shifted by fixed offsets.
     """
 
     config: HashConfig
@@ -56,7 +57,7 @@ class HashRouter(GatedRouter):
             super().reset_parameters(generator)
 
     def logits(self, tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
-        """Returns the gate's scores; zeros if the router has no gate."""
+        """Computes the gate's scores; zeros if the router has no gate."""
         if self.config.learned:
             return super().logits(tokens)
         return torch.zeros(len(tokens), self.num_experts, dtype=gate_dtype(tokens), device=tokens.device)
@@ -71,13 +72,13 @@ class HashRouter(GatedRouter):
         chosen = (self.table[token_ids].unsqueeze(1) + shifts) % self.num_experts
         if self.config.learned and top_k == 1:
             return routing_from_top_k(logits, probs, chosen, probs.gather(1, chosen))
-        # Of equal scores, where nothing is learned, the softmax is 1 / K.
+        # Without a gate all scores are equal, and this softmax is 1 / K.
         weights = logits.gather(1, chosen).softmax(-1)
         return routing_from_top_k(logits, probs, chosen, weights)
 
 
 def balanced_table(vocab_size: int, num_experts: int) -> Int[Tensor, " V"]:
-    """Returns a random expert for every token id, each expert for V / E of them; always the same table."""
+    """Returns the expert of each token id; each expert has V / E ids. The table is the same in every run."""
     generator = torch.Generator().manual_seed(0)
     blocks = -(-vocab_size // num_experts)
     rows = [torch.randperm(num_experts, generator=generator) for _ in range(blocks)]

@@ -1,4 +1,4 @@
-"""Every router by its name and by its configuration; router=soft is a layer of its own, `moe_cli.moe.soft`."""
+"""All routers by name and by configuration. router=soft is a layer: see `moe_cli.moe.soft`."""
 
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
@@ -44,7 +44,7 @@ def make_router(
     """Builds the router of a configuration.
 
     Args:
-        experts: the experts whose activations score=activation reads.
+        experts: the experts whose weights score=activation reads.
         vocab_size: number of token ids in the table of router=hash.
     """
     if isinstance(config, HashConfig):

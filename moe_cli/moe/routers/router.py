@@ -1,9 +1,9 @@
-"""The protocol of all routers, `Router.route`, and the gate that most of them share.
+"""The interface of all routers, `Router.route`, and the gate of `GatedRouter`.
 
-Of equal scores the expert of the lowest index is chosen (on a GPU, the one that torch.topk takes): a token of zeros, or
-a gate of zeros, goes to experts 0 to K - 1. Gates therefore start at small random weights, never at zero.
+Equal scores select the expert with the lowest index (on a GPU, the one that torch.topk returns), so a token of zeros or
+a gate of zeros selects experts 0 to K - 1. Gates therefore start at small random weights, never at zero.
 
-To add a router: a config class in config/routers.py, a subclass of `Router` or `GatedRouter` with a `route` in this
+A new router needs a config class in config/routers.py, a subclass of `Router` or `GatedRouter` with a `route` in this
 package, one line in ROUTERS (routers/registry.py), and conf/router/NAME.yaml.
 T tokens, E experts (null ones included), K chosen per token, D width.
 """
@@ -17,18 +17,18 @@ from torch import Tensor, nn
 
 from moe_cli.config.routers import TokenChoiceConfig, TopKConfig
 from moe_cli.moe.experts import Experts
-from moe_cli.moe.gates import make_gate
+from moe_cli.moe.gates import PerTaskGate, make_gate
 from moe_cli.moe.routing import Routing, RoutingPolicy
 
 
 class Router(nn.Module, ABC):
-    """Decides which tokens go to which experts.
+    """Assigns tokens to experts.
 
     Attributes:
         num_experts: E.
-        top_k: K, unless a policy names another.
-        config: the options of the router, an instance of its class in config/routers.py.
-        fills_capacity: experts choose their tokens, up to their capacity, so that no assignment is dropped afterwards.
+        top_k: K; a `RoutingPolicy` can replace it for one forward pass.
+        config: the settings of the router, an instance of its class in config/routers.py.
+        fills_capacity: True if each expert selects its tokens up to its capacity, so that no assignment is dropped.
     """
 
     fills_capacity: ClassVar[bool] = False
@@ -45,11 +45,11 @@ class Router(nn.Module, ABC):
     def route(
         self, tokens: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"] | None, policy: RoutingPolicy
     ) -> Routing:
-        """Returns the assignments of all tokens, before any is dropped.
+        """Returns the assignments of all tokens, before drops.
 
         Args:
             token_ids: the vocabulary id of each token; only router=hash reads it.
-            policy: K, and the capacity factor for routers that fill it.
+            policy: K, and the capacity factor of routers with `fills_capacity`.
         """
 
     def forward(
@@ -64,12 +64,26 @@ class Router(nn.Module, ABC):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialises the weights; a router without a gate has none."""
 
+    def use_task_gates(self, num_tasks: int) -> None:
+        """Replaces each gate by one gate per task; a router without a gate stays as it is."""
+
     def after_step(self, assigned: Int[Tensor, " E"], num_tokens: int) -> None:
-        """Updates parameters without a gradient, after an optimizer step with these assignments per expert."""
+        """Updates parameters that have no gradient, after an optimizer step.
+
+        Args:
+            assigned: assignments to each expert in the step, before drops.
+            num_tokens: tokens routed in the step.
+        """
 
 
 class GatedRouter(Router):
-    """A router with a gate, which is float32 whatever the precision of the rest."""
+    """A router with a learned gate, which computes in float32 even if the model does not.
+
+    Attributes:
+        gate: maps tokens [T, D] to scores [T, E].
+        expert_bias: added to the scores for the selection only, never to the weights: loss-free balancing,
+            arXiv:2408.15664.
+    """
 
     expert_bias: Tensor
 
@@ -81,14 +95,19 @@ class GatedRouter(Router):
         super().__init__(d_model, num_experts + options.null_experts, top_k, config, experts)
         self.temperature = options.temperature
         self.gate = make_gate(options.score, d_model, self.num_experts, experts)
-        # Moves the choice and never the weight: loss-free balancing, arXiv:2408.15664.
         self.register_buffer("expert_bias", torch.zeros(self.num_experts))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         self.gate.reset_parameters(generator)  # type: ignore[operator]
 
+    def use_task_gates(self, num_tasks: int) -> None:
+        self.gate = PerTaskGate(self.gate, num_tasks)
+
     def logits(self, tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
-        """Computes the gate's scores over the temperature, in float32 (float64 for such weights), also in autocast."""
+        """Computes the gate's scores divided by the temperature, in float32 (float64 for float64 weights).
+
+        Autocast does not change this precision.
+        """
         with torch.autocast(tokens.device.type, enabled=False):
             weight = next(self.gate.parameters(), tokens)
             scores: Tensor = self.gate(tokens.to(gate_dtype(weight))) / self.temperature
@@ -100,7 +119,7 @@ class GatedRouter(Router):
         return logits, logits.softmax(-1)
 
     def select_experts(self, scores: Float[Tensor, "T E"], policy: RoutingPolicy) -> Int[Tensor, "T K"]:
-        """Returns the K experts of highest score plus bias, best first."""
+        """Returns the K experts with the highest score plus bias, best first."""
         return top_indices(scores.detach() + self.expert_bias, policy.top_k or self.top_k)
 
 
@@ -110,9 +129,10 @@ def gate_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def top_indices(scores: Float[Tensor, "T E"], top_k: int) -> Int[Tensor, "T K"]:
-    """Indices of the K largest per row, largest first; on a CPU the earlier first among equals.
+    """Returns the indices of the K largest scores of each row, largest first.
 
-    On a CPU, for small K, K times argmax is as fast as `topk`, which leaves the order of equals open.
+    On a CPU equal scores keep the order of their indices. `topk` does not define that order, and K calls of argmax are
+    as fast for small K.
     """
     if scores.device.type != "cpu":
         return scores.topk(top_k, dim=-1).indices

@@ -1,4 +1,4 @@
-"""The router in which tokens choose so that experts are loaded evenly over the batch.
+"""How can tokens choose experts with an even load in each batch? The Sinkhorn router.
 
 T tokens, E experts (null ones included), K chosen per token, D width.
 """
@@ -14,9 +14,10 @@ from moe_cli.moe.routing import Routing, RoutingPolicy, routing_from_top_k
 
 
 class SinkhornRouter(GatedRouter):
-    """Balanced choice by Sinkhorn iterations in training, the plain K largest at evaluation (S-BASE, 2202.01169).
+    """Selects by Sinkhorn-balanced scores in training, and the K largest at evaluation (S-BASE, arXiv:2202.01169).
 
-    The iterations decide the choice only; the weights are the softmax, renormalised for K > 1, and carry the gradient.
+    The iterations affect the selection only. The weights are the softmax, renormalised for K > 1; the gradient flows
+    through them.
     """
 
     config: SinkhornConfig
@@ -36,7 +37,10 @@ class SinkhornRouter(GatedRouter):
 
 
 def sinkhorn(logits: Float[Tensor, "T E"], iterations: int) -> Float[Tensor, "T E"]:
-    """Scales exp(logits) until every row sums to 1 / T and, last, every column to 1 / E (Sinkhorn and Knopp 1967)."""
+    """Scales exp(logits) so that every row sums to about 1 / T and every column to 1 / E (Sinkhorn and Knopp, 1967).
+
+    Each iteration scales the rows and then the columns.
+    """
     log = logits - logits.logsumexp((0, 1))
     for _ in range(iterations):
         log = log - log.logsumexp(1, keepdim=True) - torch.tensor(float(log.shape[0])).log()

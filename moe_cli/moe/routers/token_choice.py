@@ -1,4 +1,7 @@
-"""Routers in which each token chooses its own experts. T tokens, E experts (null ones included), K chosen per token, D width."""
+"""How does a token choose its experts? The token-choice routers.
+
+T tokens, E experts (null ones included), K chosen per token, D width.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -8,13 +11,16 @@ from torch import Tensor, nn
 from moe_cli.config.routers import NoisyTopKConfig, ReluConfig, SigmoidConfig, SwitchConfig, TopKConfig
 from moe_cli.distributed.collectives import all_reduce_mean
 from moe_cli.moe.experts import Experts
-from moe_cli.moe.gates import LinearGate
+from moe_cli.moe.gates import LinearGate, PerTaskGate
 from moe_cli.moe.routers.router import GatedRouter, top_indices
 from moe_cli.moe.routing import Routing, RoutingPolicy, routing_from_top_k
 
 
 class TopKRouter(GatedRouter):
-    """Softmax over E, keep the K largest, renormalised to sum to 1 for K > 1 (GShard 2006.16668, Mixtral 2401.04088)."""
+    """Selects the K largest of a softmax over E.
+
+    The K weights are renormalised to sum to 1 for K > 1 (GShard, arXiv:2006.16668; Mixtral, arXiv:2401.04088).
+    """
 
     config: TopKConfig
 
@@ -23,19 +29,22 @@ class TopKRouter(GatedRouter):
     ) -> Routing:
         logits, probs = self.scores(tokens)
         chosen = self.select_experts(probs, policy)
-        # The softmax over the chosen is the renormalised one, with no gradient at all for the others.
+        # The softmax over the chosen logits equals the renormalised softmax, without a gradient for the other experts.
         weights = logits.gather(1, chosen).softmax(-1) if renormalises(self) else probs.gather(1, chosen)
         return routing_from_top_k(logits, probs, chosen, weights)
 
 
 def renormalises(router: GatedRouter) -> bool:
-    """Returns True if the weights of the chosen experts are made to sum to 1; by default for K > 1, as trained."""
+    """Returns True if the weights of the chosen experts are made to sum to 1; the default is the trained K > 1."""
     assert isinstance(router.config, TopKConfig | SigmoidConfig)
     return router.top_k > 1 if router.config.renormalise is None else router.config.renormalise
 
 
 class SwitchRouter(GatedRouter):
-    """Softmax, keep one, weight it with its probability; input jitter in training (Switch 2101.03961, section 2.2)."""
+    """Selects the most probable expert and weights its output by that probability (Switch, arXiv:2101.03961, eq. 1-2).
+
+    In training the gate's input is multiplied by uniform noise (section 2.4), if `jitter` is set.
+    """
 
     config: SwitchConfig
 
@@ -50,18 +59,25 @@ class SwitchRouter(GatedRouter):
 
 
 class NoisyTopKRouter(GatedRouter):
-    """h = x W_g + N(0, 1) softplus(x W_n), softmax over the K largest; noise in training only (1701.06538, eq. 3-5)."""
+    """Adds learned noise to the logits and takes the softmax over the K largest (Shazeer, arXiv:1701.06538, eq. 3-5).
+
+    The logits are x W_g + N(0, 1) softplus(x W_n); the noise is added in training only.
+    """
 
     def __init__(
         self, d_model: int, num_experts: int, top_k: int, config: NoisyTopKConfig, experts: Experts | None = None
     ) -> None:
         super().__init__(d_model, num_experts, top_k, config, experts)
-        self.noise_gate = LinearGate(d_model, self.num_experts)
+        self.noise_gate: LinearGate | PerTaskGate = LinearGate(d_model, self.num_experts)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         super().reset_parameters(generator)
         for weight in self.noise_gate.parameters():
             nn.init.zeros_(weight)
+
+    def use_task_gates(self, num_tasks: int) -> None:
+        super().use_task_gates(num_tasks)
+        self.noise_gate = PerTaskGate(self.noise_gate, num_tasks)
 
     def route(
         self, tokens: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"] | None, policy: RoutingPolicy
@@ -80,10 +96,10 @@ class NoisyTopKRouter(GatedRouter):
 
 
 class SigmoidRouter(GatedRouter):
-    """Sigmoid scores; chosen by score + bias, weighted by the unbiased score (DeepSeek-V3 2412.19437, eq. 12-16).
+    """Selects by sigmoid score plus bias, and weights by the score alone (DeepSeek-V3, arXiv:2412.19437, eq. 12-16).
 
-    The record's `probs` are the scores divided by their sum, as its balancing loss takes them. With groups, a token may
-    use the experts of the `top_groups` groups whose two best biased scores have the largest sum.
+    `Routing.probs` are the scores divided by their sum, which DeepSeek's balancing loss uses. With groups, a token can
+    select experts of `top_groups` groups only: those whose two best biased scores have the largest sums.
     """
 
     config: SigmoidConfig
@@ -111,10 +127,10 @@ class SigmoidRouter(GatedRouter):
 
 
 class ReluRouter(GatedRouter):
-    """ReLU(x W) as weights, as many experts as are above zero (ReMoE 2412.14711, eq. 6).
+    """Uses ReLU(x W) as weights; every expert with a positive weight is selected (ReMoE, arXiv:2412.14711, eq. 6).
 
-    In training the record carries the L1 penalty, each expert's part weighted by its share of the load (eq. 12);
-    `after_step` adapts the coefficient until a share K / E of all weights is above zero (eq. 9).
+    In training `Routing.router_loss` is the L1 penalty, in which each expert counts in proportion to its load (eq. 12).
+    `after_step` adapts its coefficient `l1` until the fraction K / E of all weights is positive (eq. 9).
     """
 
     config: ReluConfig

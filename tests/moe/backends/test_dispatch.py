@@ -27,7 +27,7 @@ from moe_cli.moe.backends.one_hot import einsum
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.routers.registry import make_router
 from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity
-from tests.moe.formulas import ACTIVATIONS, KINDS, ROUTERS, dense, network, routings
+from tests.moe.formulas import ACTIVATIONS, FFN_TYPES, ROUTERS, dense, network, routings
 
 Backend = Callable[..., Tensor]
 # Widths whose rows are multiples of 16 bytes in bfloat16 too, which the grouped product needs.
@@ -64,7 +64,7 @@ def make_case(
     router: str,
     num_tokens: int,
     capacity: float | None = None,
-    kind: str = "glu",
+    ffn_type: str = "glu",
     activation: str = "silu",
     dtype: torch.dtype = torch.float64,
 ) -> Case:
@@ -73,7 +73,7 @@ def make_case(
     gate = make_router(config, D_IN, E, top_k)
     for weight in gate.parameters():
         torch.nn.init.normal_(weight, std=0.5)
-    experts = Experts(E, D_IN, F, D_OUT, kind=kind, activation=activation)
+    experts = Experts(E, D_IN, F, D_OUT, ffn_type=ffn_type, activation=activation)
     experts.reset_parameters()
     x = torch.randn(num_tokens, D_IN, dtype=dtype, requires_grad=True)
     return Case(gate.to(dtype), experts.to(dtype), x, capacity)
@@ -85,14 +85,14 @@ def assert_same(expected: dict[str, Tensor], actual: dict[str, Tensor], toleranc
         assert torch.allclose(expected[name], actual[name], rtol=tolerance, atol=tolerance), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ffn_type", FFN_TYPES)
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-def test_every_back_end_equals_the_reference(activation: str, kind: str) -> None:
+def test_every_back_end_equals_the_reference(activation: str, ffn_type: str) -> None:
     """The output and every gradient agree: in float64, and in float32, which is the widest precision of grouped_mm."""
-    wide = make_case("top2", 64, 1.0, kind, activation)
+    wide = make_case("top2", 64, 1.0, ffn_type, activation)
     for backend in (loop, einsum):
         assert_same(wide.outcome(reference), wide.outcome(backend), 1e-10)
-    narrow = make_case("top2", 64, 1.0, kind, activation, torch.float32)
+    narrow = make_case("top2", 64, 1.0, ffn_type, activation, torch.float32)
     for backend in (loop, grouped_mm):
         assert_same(narrow.outcome(reference), narrow.outcome(backend), 1e-5)
 
@@ -123,15 +123,15 @@ def test_the_reference_is_the_weighted_sum(routing: Routing) -> None:
 
 @given(
     routing=routings(num_experts=E),
-    kind=st.sampled_from(KINDS),
+    ffn_type=st.sampled_from(FFN_TYPES),
     activation=st.sampled_from(sorted(ACTIVATIONS)),
     with_mask=st.booleans(),
 )
-def test_any_routing_is_served(routing: Routing, kind: str, activation: str, with_mask: bool) -> None:
+def test_any_routing_is_served(routing: Routing, ffn_type: str, activation: str, with_mask: bool) -> None:
     """Every back end equals the reference for repeated, missing and dropped assignments in any order, with and
     without a factor for each hidden value of an assignment.
     """
-    case = make_case("top2", routing.num_tokens, kind=kind, activation=activation)
+    case = make_case("top2", routing.num_tokens, ffn_type=ffn_type, activation=activation)
     weights = routing.weights.clone().requires_grad_()
     factors = torch.randint(0, 3, (len(routing.expert_ids), F), generator=torch.Generator().manual_seed(3))
 
