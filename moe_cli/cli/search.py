@@ -269,7 +269,7 @@ def _front(feed: "SearchFeed") -> list[str]:
     columns = zip([*plan.objectives, "settings"], zip(*rows, strict=True), strict=True)
     lines = [
         line.plain
-        for line in table_lines([TextColumn(*each, align_left=each[0] == "settings") for each in columns], None)
+        for line in table_lines([TextColumn(*column, align_left=column[0] == "settings") for column in columns], None)
     ]
     commands = [f"  {_command(plan, trial)}" for trial in trials[:1]]
     return [

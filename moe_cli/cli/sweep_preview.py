@@ -33,7 +33,7 @@ def summary_lines(prepared: "PreparedSweep") -> list[tuple[str, str]]:
     from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
 
     plan, pending, runs = prepared.plan, prepared.pending, len(prepared.runs)
-    counted = Counter(each.status for each in prepared.runs)
+    counted = Counter(planned.status for planned in prepared.runs)
     lines = [("bold", f"{plan.name}: {plan.question}")] if plan.question else []
     seeds = f" x {plan.num_seeds} seeds = {plural(runs, 'run')}" if plan.num_seeds > 1 else ""
     failed = 0 if prepared.execution.retry_failed else counted[FAILED]
@@ -59,8 +59,10 @@ def data_notes(prepared: "PreparedSweep") -> list[tuple[str, str]]:
     if plan.num_excluded:
         lines.append(("dim", f"  where     leaves out {plan.num_excluded} more"))
     lines += [("dim", f"  note      {note}") for note in plan.notes]
-    costs = [(each.cost.num_active_params, each.tokens, each.cost.flops_per_token) for each in estimates]
-    can_match = any(not each.config.dense and each.config.match != "flops" for each in prepared.runs)
+    costs = [
+        (estimate.cost.num_active_params, estimate.tokens, estimate.cost.flops_per_token) for estimate in estimates
+    ]
+    can_match = any(not planned.config.dense and planned.config.match != "flops" for planned in prepared.runs)
     if note := unequal_flops(costs, can_match=can_match):
         lines.append(("dim", f"  FLOPs     {note}"))
     if plan.num_repeats:
@@ -72,7 +74,7 @@ def data_notes(prepared: "PreparedSweep") -> list[tuple[str, str]]:
     if crowd := _oversubscription_warning(prepared):
         lines.append(("yellow", f"  crowded   {crowd}"))
     local = prepared.execution.executor.name == "local"
-    if local and (large := _memory_warning([each.estimate for each in prepared.pending])):
+    if local and (large := _memory_warning([planned.estimate for planned in prepared.pending])):
         lines.append(("yellow", f"  memory    {large}"))
     return lines
 
@@ -93,7 +95,7 @@ def _oversubscription_warning(prepared: "PreparedSweep") -> str:
     from moe_cli.execution.machine import count_cores
     from moe_cli.formatting import plural
 
-    threads = max((each.threads for each in prepared.estimates), default=1)
+    threads = max((estimate.threads for estimate in prepared.estimates), default=1)
     executor = prepared.execution.executor
     if executor.name == "local":
         wanted = (prepared.max_parallel or 1) * threads
@@ -116,7 +118,7 @@ def _memory_warning(estimates: "Sequence[RunEstimate]") -> str:
     from moe_cli.formatting import count
 
     available = available_memory_bytes()
-    needs = [memory_bytes(each.cost) for each in estimates]
+    needs = [memory_bytes(estimate.cost) for estimate in estimates]
     large = sum(need > available for need in needs) if available is not None else 0
     return (
         f"{large} of {len(estimates)} runs may need up to {count(max(needs))}B, {count(available or 0)}B are free: "
@@ -136,11 +138,11 @@ def point_lines(prepared: "PreparedSweep", width: int | None) -> list[str]:
     """Returns the lines of an aligned table; with a width, long names are wrapped."""
     from moe_cli.formatting import plural
 
-    names = ["point", *(each.label for each in prepared.runs)]
+    names = ["point", *(planned.label for planned in prepared.runs)]
     rows = [HEADINGS, *map(_cells, prepared.runs)]
     sums = {"total": prepared.estimates}
     if len(prepared.pending) < len(prepared.runs):
-        sums["to go"] = [each.estimate for each in prepared.pending]
+        sums["to go"] = [planned.estimate for planned in prepared.pending]
     for name, estimates in sums.items():
         names.append(f"{name}: {plural(len(estimates), 'run')}")
         rows.append(_totals(estimates))
@@ -175,7 +177,7 @@ def _totals(estimates: "Sequence[RunEstimate]") -> tuple[str, ...]:
     """Returns tokens, FLOPs and time; a run with a time budget has only a time."""
     from moe_cli.formatting import count, duration
 
-    known = [(each.tokens, each.cost.flops_per_token) for each in estimates if each.tokens is not None]
+    known = [(estimate.tokens, estimate.cost.flops_per_token) for estimate in estimates if estimate.tokens is not None]
     tokens = count(sum(tokens for tokens, _ in known)) if known else "-"
-    flops = count(sum(tokens * each for tokens, each in known)) if known else "-"
-    return ("", "", tokens, flops, duration(sum(each.seconds for each in estimates)), "")
+    flops = count(sum(tokens * cost for tokens, cost in known)) if known else "-"
+    return ("", "", tokens, flops, duration(sum(estimate.seconds for estimate in estimates)), "")

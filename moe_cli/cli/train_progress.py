@@ -166,5 +166,5 @@ def print_summary(console: Console, run: Run) -> None:
         rows.append(("events", "   ".join(f"{number} {name}" for number, name in events if number)))
     samples = [] if summary["val_bytes"] is None else ['moe sample latest --prompt "def "']
     commands = [*samples, dense_baseline_command(run.config()), "moe report"]
-    rows += [("" if number else "next", each) for number, each in enumerate(commands)]
+    rows += [("" if number else "next", line) for number, line in enumerate(commands)]
     print_rows(console, rows)

@@ -174,7 +174,7 @@ class Run:
         return list(self.read_metrics())
 
     def read_metrics(self) -> Iterator[dict[str, Any]]:
-        """Yields the records, of which there may be millions."""
+        """Yields the records of metrics.jsonl, possibly millions."""
         return read_lines(self.path / "metrics.jsonl")
 
     def latest_metrics(self) -> list[dict[str, Any]]:

@@ -295,7 +295,7 @@ def test_watching_ends_when_no_run_is_at_work(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=80)
     assert watch_sweep(console, run.path.parent, Story()) == 3
     assert isinstance(console.file, io.StringIO)
-    assert "1 to go and not running: the same sweep command continues" in console.file.getvalue()
+    assert "1 not running: the same sweep command continues" in console.file.getvalue()
 
 
 def test_watching_a_run(tmp_path: Path) -> None:

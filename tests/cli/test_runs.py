@@ -151,7 +151,7 @@ def test_gc_says_and_frees_only_on_request(moe: Moe, outputs: Path) -> None:
     assert freed[1]["bytes"] == 5_000
     assert [path.name for path in done.checkpoints()] == ["step_00000020"]
     assert moe("runs", "restore").stdout == "the trash is empty.\n"
-    assert moe("runs", "clean").stdout == "nothing can be freed.\n"
+    assert moe("runs", "clean").stdout == "nothing can be deleted.\n"
 
 
 def test_ages() -> None:

@@ -103,7 +103,7 @@ def test_a_foreign_note_moves_nothing_elsewhere(tmp_path: Path, origin: object) 
     outputs = tmp_path / "outputs"
     removed = remove(complete(outputs, 1.7), outputs)
     write_json(removed.path / "trashed.json", {"from": origin, "time": 1.0})
-    with pytest.raises(MoeError, match="does not say where"):
+    with pytest.raises(MoeError, match="has no valid origin"):
         bring_back("latest", outputs)
     assert removed.path.is_dir()
 

@@ -38,9 +38,9 @@ def ls(
 
     wanted = _statuses(status)
     found = read_statuses(find_runs(outputs_folder(outputs), name))
-    shown = [each for each in found if each.status in wanted and (tag is None or tag in each.tags)]
+    shown = [status for status in found if status.status in wanted and (tag is None or tag in status.tags)]
     if as_json:
-        print_json([status_record(each) for each in shown])
+        print_json([status_record(status) for status in shown])
     elif shown:
         print_list(shown)
     else:
@@ -193,7 +193,7 @@ def _matching(outputs: Path, status: str | None, sweep: str | None) -> "list[Run
 
     wanted = _statuses(status)
     runs = list_runs(find_sweep(outputs, sweep)) if sweep else find_runs(outputs, None)
-    return [each.run for each in read_statuses(runs) if each.status in wanted]
+    return [status.run for status in read_statuses(runs) if status.status in wanted]
 
 
 def _confirm(question: str, names: list[str]) -> None:
@@ -235,7 +235,7 @@ def restore(
     folder = outputs_folder(outputs)
     trash = trashed_runs(folder)
     if names:
-        chosen = {each.path: each for name in names for each in find_trashed(name, trash)}
+        chosen = {run.path: run for name in names for run in find_trashed(name, trash)}
         back = []
         for removed in chosen.values():
             back.append(bring_back(removed, folder))
@@ -269,19 +269,19 @@ def clean(
 
     waste = list(find_reclaimable(outputs_folder(outputs), parse_age(older_than)))
     options = {"trash": True, "unfinished": True, "checkpoints": checkpoints, "cache": cache}
-    chosen = [each for each in waste if options[each.kind]]
+    chosen = [item for item in waste if options[item.kind]]
     freed = delete_all(chosen) if yes else []
     if as_json:
         records = [
             {
-                "kind": each.kind,
-                "path": str(each.path),
-                "bytes": each.num_bytes,
-                "why": each.why,
-                "chosen": options[each.kind],
-                "freed": each in freed,
+                "kind": item.kind,
+                "path": str(item.path),
+                "bytes": item.num_bytes,
+                "why": item.why,
+                "chosen": options[item.kind],
+                "freed": item in freed,
             }
-            for each in waste
+            for item in waste
         ]
         print_json(records)
     else:
