@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -381,7 +381,7 @@ class LivePanel:
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._drawn = 0.0
 
-    def __enter__(self) -> "LivePanel":
+    def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         return self
@@ -393,7 +393,7 @@ class LivePanel:
     def label(self, run: Run) -> str:
         return self.labels.get(run.path, run.id)
 
-    def print(self, line: Text) -> None:
+    def print(self, line: Text | str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True)
 
     def due(self) -> bool:

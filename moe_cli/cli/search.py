@@ -1,57 +1,41 @@
-"""Output of a search: its plan, progress and result, and its options."""
+"""Output of a search: its plan, progress and result."""
 
+import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
-import typer
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from moe_cli.cli.progress import LivePanel
+from moe_cli.formatting import count, duration, plural
+from moe_cli.metrics import BY_KEY
+from moe_cli.report.importance import MIN_TRIALS, importance_lines, importances, load_study
+from moe_cli.report.pareto import tolerance
+from moe_cli.report.render.terminal import TextColumn, table_lines
+from moe_cli.runs.curves import validation_curve
+from moe_cli.runs.folder import Run
+from moe_cli.sweeps.scheduler import Progress
+from moe_cli.sweeps.search import SearchFeed, check_identity, counted_trials
+from moe_cli.sweeps.search_estimate import SearchEstimate
+from moe_cli.sweeps.search_space import SearchPlan, format_domain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from optuna.trial import FrozenTrial
-    from rich.console import Console
-
-    from moe_cli.runs.folder import Run
-    from moe_cli.sweeps.scheduler import Progress
-    from moe_cli.sweeps.search import SearchFeed
-    from moe_cli.sweeps.search_estimate import SearchEstimate
-    from moe_cli.sweeps.search_space import SearchPlan
 
 
-Sampler = Annotated[
-    str | None,
-    typer.Option(metavar="tpe|random", help="Search: draw settings, not every combination. Needs Optuna."),
-]
-Trials = Annotated[int | None, typer.Option(metavar="N", help="Number of configurations to try.  [default: 20]")]
-Objective = Annotated[
-    str | None, typer.Option(metavar="RESULT[,RESULT]", help="Metrics to optimise.  [default: val_bpb]")
-]
-Prune = Annotated[
-    str | None, typer.Option(metavar="asha|hyperband|median", help="Stop runs that are behind the others.")
-]
-SearchSeed = Annotated[int | None, typer.Option(metavar="N", help="Seed of the sampler.  [default: 0]")]
-
-
-def print_head(
-    console: "Console", plan: "SearchPlan", estimate: "SearchEstimate", folder: Path, jobs: int | None
-) -> None:
-    from rich.markup import escape
-
+def print_head(console: Console, plan: SearchPlan, estimate: SearchEstimate, folder: Path, jobs: int | None) -> None:
     for style, line in summary_lines(plan, estimate, folder, jobs):
         console.print(f"[{style}]{escape(line)}[/]" if style else escape(line), highlight=False, soft_wrap=True)
 
 
-def summary_lines(
-    plan: "SearchPlan", estimate: "SearchEstimate", folder: Path, jobs: int | None
-) -> list[tuple[str, str]]:
+def summary_lines(plan: SearchPlan, estimate: SearchEstimate, folder: Path, jobs: int | None) -> list[tuple[str, str]]:
     """Returns (style, line) of the plan, with the expected time of `jobs` parallel runs if their number is known."""
-    from moe_cli.formatting import duration, plural
-    from moe_cli.metrics import BY_KEY
-    from moe_cli.report.importance import load_study
-    from moe_cli.sweeps.search import check_identity, counted_trials
-    from moe_cli.sweeps.search_space import format_domain
-
     study = load_study(folder / plan.name)
     if study:
         check_identity(plan, study, folder / plan.name)
@@ -90,10 +74,8 @@ def summary_lines(
     return lines
 
 
-def notes(plan: "SearchPlan", estimate: "SearchEstimate") -> list[str]:
+def notes(plan: SearchPlan, estimate: SearchEstimate) -> list[str]:
     """Returns notes on a search before it starts."""
-    from moe_cli.formatting import plural
-
     notes = list(estimate.notes)
     if plan.size is not None and plan.size <= plan.trials:
         notes.append(
@@ -105,64 +87,38 @@ def notes(plan: "SearchPlan", estimate: "SearchEstimate") -> list[str]:
     return notes
 
 
-def write_result(name: str, value: float) -> str:
-    """Formats a result."""
-    from moe_cli.formatting import count
-
+def format_result(value: float) -> str:
     return f"{value:z.3f}" if abs(value) < 100 else count(value)
 
 
-class SearchDisplay:
+class SearchDisplay(LivePanel):
     """Shows a search: a panel that is redrawn on a terminal, and a line for each run that has ended."""
 
-    def __init__(self, console: "Console", feed: "SearchFeed") -> None:
-        from rich.live import Live
-
-        self.console = console
+    def __init__(self, console: Console, feed: SearchFeed) -> None:
+        super().__init__(console, {})
         self.feed = feed
         self.started = time.monotonic()
-        self.live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
         self.seen: set[Path] = set()
 
-    def __enter__(self) -> "SearchDisplay":
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.live:
-            self.live.stop()
-
-    def __call__(self, progress: "Progress") -> None:
+    def __call__(self, progress: Progress) -> None:
         for run in [*progress.finished, *progress.failed, *progress.pruned]:
             if run.path not in self.seen:
                 self.seen.add(run.path)
-                self.console.print(self._line(run), highlight=False, soft_wrap=True)
-        if self.live:
-            self.live.update(self._panel(progress))
+                self.print(self._line(run))
+        if self.due():
+            self.draw(self._panel(progress))
 
-    def _line(self, run: "Run") -> str:
-        from rich.markup import escape
-
+    def _line(self, run: Run) -> str:
         label, summary = escape(self.feed.labels[run.path]), run.summary()
         if summary:
             results = [(name, summary.get(name)) for name in self.feed.plan.objectives]
-            shown = "   ".join(
-                f"{name} {'-' if value is None else write_result(name, value)}" for name, value in results
-            )
+            shown = "   ".join(f"{name} {'-' if value is None else format_result(value)}" for name, value in results)
             return f"[green]done[/]    {label}   {shown}"
         status = run.status()
         style, word = ("yellow", "pruned") if status["status"] == "pruned" else ("red", "failed")
         return f"[{style}]{word}[/]  {label}   [dim]{escape(str(status.get('reason')))}[/]"
 
-    def _panel(self, progress: "Progress") -> Any:
-        from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        from moe_cli.formatting import duration
-
+    def _panel(self, progress: Progress) -> Group:
         trials = self.feed.trials()
         done, wanted = sum(trial.state.is_finished() for trial in trials), self.feed.plan.trials
         mine = len(progress.finished) + len(progress.failed) + len(progress.pruned)
@@ -196,9 +152,7 @@ class SearchDisplay:
         return Group(table, *rows)
 
 
-def _step(run: "Run") -> str:
-    from moe_cli.runs.curves import validation_curve
-
+def _step(run: Run) -> str:
     records = run.latest_metrics()
     if not records:
         return "starting"
@@ -207,18 +161,14 @@ def _step(run: "Run") -> str:
     return f"step {records[-1].get('step')}" + (f"   {name} {curve.values[-1]:z.3f}" if curve.points else "")
 
 
-def _results(plan: "SearchPlan", trial: "FrozenTrial") -> str:
+def _results(plan: SearchPlan, trial: "FrozenTrial") -> str:
     return "   ".join(
-        f"{name} {write_result(name, value)}" for name, value in zip(plan.objectives, trial.values, strict=True)
+        f"{name} {format_result(value)}" for name, value in zip(plan.objectives, trial.values, strict=True)
     )
 
 
-def print_end(console: "Console", feed: "SearchFeed") -> bool:
+def print_end(console: Console, feed: SearchFeed) -> bool:
     """Prints the result. Returns whether all trials have ended and one has a result; single trials may fail."""
-    from rich.markup import escape
-
-    from moe_cli.formatting import plural
-    from moe_cli.report.importance import MIN_TRIALS, importance_lines, importances
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
@@ -243,7 +193,7 @@ def print_end(console: "Console", feed: "SearchFeed") -> bool:
     return completed > 0 and completed + pruned + failed >= feed.plan.trials
 
 
-def _best(feed: "SearchFeed") -> list[str]:
+def _best(feed: SearchFeed) -> list[str]:
     lines = []
     for trial in feed.best()[:1]:
         lines.append(f"best     trial {trial.number}   {_results(feed.plan, trial)}")
@@ -251,17 +201,14 @@ def _best(feed: "SearchFeed") -> list[str]:
     return lines
 
 
-def _front(feed: "SearchFeed") -> list[str]:
+def _front(feed: SearchFeed) -> list[str]:
     """Returns the trials of the Pareto front as an aligned table, and the command of the first."""
-    from moe_cli.formatting import plural
-    from moe_cli.report.render.terminal import TextColumn, table_lines
-
     plan, trials = feed.plan, feed.best()
     if not trials:
         return []
     rows = [
         [
-            *(write_result(name, value) for name, value in zip(plan.objectives, trial.values, strict=True)),
+            *(format_result(value) for name, value in zip(plan.objectives, trial.values, strict=True)),
             plan.label(trial.params),
         ]
         for trial in trials
@@ -280,15 +227,11 @@ def _front(feed: "SearchFeed") -> list[str]:
     ]
 
 
-def _equal(objectives: "Sequence[str]") -> str:
+def _equal(objectives: Sequence[str]) -> str:
     """Returns the tolerances of the objectives: (equal: tokens_per_second within 10 %)."""
-    from moe_cli.report.pareto import tolerance
-
     close = [f"{name} within {100 * (tolerance(name) - 1):z.0f} %" for name in objectives if tolerance(name) > 1]
     return f" (equal: {', '.join(close)})" if close else ""
 
 
-def _command(plan: "SearchPlan", trial: "FrozenTrial") -> str:
-    import shlex
-
+def _command(plan: SearchPlan, trial: "FrozenTrial") -> str:
     return "moe train " + " ".join(map(shlex.quote, plan.words(trial.params)))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_cli.cli.options import ConfigDir, ForceMemory, Outputs
-from moe_cli.cli.search import Objective, Prune, Sampler, SearchSeed, Trials
 from moe_cli.config.bounds import JOBS, RETRIES, SEEDS
 
 if TYPE_CHECKING:
@@ -45,6 +44,18 @@ ExecutorName = Annotated[
     typer.Option(metavar="NAME", help="Executor: local, ray or slurm [default: local].", show_default=False),
 ]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")]
+Sampler = Annotated[
+    str | None,
+    typer.Option(metavar="tpe|random", help="Search: draw settings, not every combination. Needs Optuna."),
+]
+Trials = Annotated[int | None, typer.Option(metavar="N", help="Number of configurations to try.  [default: 20]")]
+Objective = Annotated[
+    str | None, typer.Option(metavar="RESULT[,RESULT]", help="Metrics to optimise.  [default: val_bpb]")
+]
+Prune = Annotated[
+    str | None, typer.Option(metavar="asha|hyperband|median", help="Stop runs that are behind the others.")
+]
+SearchSeed = Annotated[int | None, typer.Option(metavar="N", help="Seed of the sampler.  [default: 0]")]
 
 # The last line of a command that was stopped.
 STOPPED = "stopped. The same command continues, each run from its last checkpoint if it has one."

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from moe_cli.sweeps.run_sweep import PlannedRun, PreparedSweep
 
 HEADINGS = ("params", "active", "tokens", "FLOPs", "time", "status")
-GAP = "  "
 CONTINUATION_INDENT = " " * 12
 # The minimum width of a point's label in a terminal.
 MIN_LABEL_WIDTH = 20
@@ -135,27 +134,22 @@ def print_points(console: "Console", prepared: "PreparedSweep") -> None:
 
 
 def point_lines(prepared: "PreparedSweep", width: int | None) -> list[str]:
-    """Returns the lines of an aligned table; with a width, long names are wrapped."""
+    """Returns the lines of an aligned table; with a width, long labels are wrapped."""
     from moe_cli.formatting import plural
+    from moe_cli.report.render.terminal import GAP, plain_table
 
-    names = ["point", *(planned.label for planned in prepared.runs)]
-    rows = [HEADINGS, *map(_cells, prepared.runs)]
     sums = {"total": prepared.estimates}
     if len(prepared.pending) < len(prepared.runs):
         sums["to go"] = [planned.estimate for planned in prepared.pending]
-    for name, estimates in sums.items():
-        names.append(f"{name}: {plural(len(estimates), 'run')}")
-        rows.append(_totals(estimates))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    room = max(map(len, names))
-    if width is not None:
-        room = min(room, max(MIN_LABEL_WIDTH, width - sum(widths) - len(GAP) * len(widths)))
-    lines = []
-    for name, row in zip(names, rows, strict=True):
-        first, *rest = _wrap(name, room)
-        cells = [cell.rjust(size) for cell, size in zip(row, widths, strict=True)]
-        lines += [GAP.join([first.ljust(room), *cells]).rstrip(), *rest]
-    return lines
+    rows = [(planned.label, _cells(planned)) for planned in prepared.runs]
+    rows += [(f"{name}: {plural(len(estimates), 'run')}", _totals(estimates)) for name, estimates in sums.items()]
+    columns = zip(HEADINGS, *(cells for _, cells in rows), strict=True)
+    numbers_width = sum(len(GAP) + max(map(len, column)) for column in columns)
+    table: list[tuple[str, ...]] = []
+    for label, cells in rows:
+        lines = [label] if width is None else _wrap(label, max(MIN_LABEL_WIDTH, width - numbers_width))
+        table += [(lines[0], *cells), *((line, *[""] * len(cells)) for line in lines[1:])]
+    return [line.plain for line in plain_table(["point", *HEADINGS], table, None)]
 
 
 def _wrap(text: str, room: int, indent: str = " ") -> list[str]:

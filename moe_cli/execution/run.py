@@ -169,5 +169,6 @@ def _check_same_config(run: Run, state: dict[str, Any], config: RunConfig) -> No
     if state.get("digest") != config.digest:
         raise CheckpointError(
             f"{run.id} was started with other settings or another version of moe: "
-            f"{run.path / 'config.json'} has changed, and {state.get('digest')} is now {config.digest}.\nRestore the file, or train again: moe train"
+            f"{run.path / 'config.json'} has changed, and {state.get('digest')} is now {config.digest}.\n"
+            "Restore the file, or train again: moe train"
         )

@@ -216,9 +216,9 @@ def test_a_sweep_counts_what_was_done_before(tmp_path: Path) -> None:
     set_status(runs[1], FAILED, reason="x")
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
     with SweepDisplay(console, labelled(plan, runs), []) as display:
-        before = display._standing(Progress())
+        before = display._sweep_progress(Progress())
     with SweepDisplay(console, labelled(plan, runs), [runs[1]]) as display:
-        again = display._standing(Progress(1))
+        again = display._sweep_progress(Progress(1))
     assert (len(before.done), len(before.failed), before.waiting) == (1, 1, 0)
     assert (len(again.done), len(again.failed), again.waiting) == (1, 0, 1)
 

@@ -28,7 +28,7 @@ def test_a_dry_run_says_what_would_be_searched(moe: Moe, settings: list[str], tm
         "val_bpb (lower is better)",
         "asha, with 5 evaluations per run",
         "at most about",
-        "without --sampler each is run once",
+        "without --sampler, each runs once",
         "train.steps=6",
     ):
         assert part in text

@@ -376,7 +376,7 @@ def test_a_run_that_another_process_completes_meanwhile_is_not_begun_again(
             yield
 
     monkeypatch.setattr("moe_cli.execution.run.lock", waited)
-    with pytest.raises(RunBusy, match=f"{run.id} has just been completed"):
+    with pytest.raises(RunBusy, match=f"another process has just completed {run.id}"):
         run_one(run, tmp_path)
     assert "starts" not in run.status()
     assert {"val_bpb": 1.0} == run.summary()
