@@ -27,12 +27,12 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def known(value: float | None, digits: int = 3) -> str:
+def or_dash(value: float | None, digits: int = 3) -> str:
     """Returns the value with `digits` after the point, or - for None."""
     return "-" if value is None else f"{value:z.{digits}f}"
 
 
-def score(bits_per_byte: float | None, nats: float, target: str = "token") -> str:
+def format_loss(bits_per_byte: float | None, nats: float, target: str = "token") -> str:
     """Formats the result of a run: in bits per byte, or nats per token, image or other target if bytes are unknown."""
     return f"{nats:z.3f} nats/{target}" if bits_per_byte is None else f"{bits_per_byte:z.3f} bits/byte"
 
@@ -115,7 +115,7 @@ def as_utf8(text: str) -> str:
     return whole.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def printable(text: str) -> str:
+def sanitise(text: str) -> str:
     """Returns the text with everything that could move a cursor, start a line or turn writing around shown as '?'."""
     if text.isprintable():
         return text
@@ -125,4 +125,4 @@ def printable(text: str) -> str:
 def print_line(text: str) -> None:
     """Prints a line on standard error, without control characters; a closed stream is no error."""
     if sys.stderr is not None:
-        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+        print(sanitise(text), file=sys.stderr, flush=True)  # noqa: T201

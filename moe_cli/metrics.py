@@ -235,13 +235,13 @@ def max_violation(tokens_per_expert: Sequence[float]) -> float:
     return (max(tokens_per_expert) - mean) / mean if mean else 0.0
 
 
-def target(config: Mapping[str, Any]) -> str:
+def loss_unit(config: Mapping[str, Any]) -> str:
     """Returns the name of the run's prediction target, such as a token or an image, from its config.json."""
     task = config.get("task")
-    return target_of(task.get("name") if isinstance(task, dict) else None)
+    return loss_unit_of_task(task.get("name") if isinstance(task, dict) else None)
 
 
-def target_of(task: Any) -> str:
+def loss_unit_of_task(task: Any) -> str:
     """Returns the name of the task's prediction target. Runs older than the task setting predict tokens."""
     return TARGETS.get(task or "causal_lm", "target") if isinstance(task, str | None) else "target"
 

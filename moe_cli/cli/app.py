@@ -34,7 +34,7 @@ from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
 from moe_cli.execution.runtime_tuning import limit_thread_spinning
 from moe_cli.files.reading import forget_notes, noted
 from moe_cli.files.writing import is_full, write_failure_hint
-from moe_cli.formatting import printable
+from moe_cli.formatting import sanitise
 
 # At most this many unreadable files are named.
 MAX_UNREADABLE_SHOWN = 12
@@ -101,7 +101,7 @@ def _print_system(error: OSError) -> int:
     """Prints an error of the system and returns the exit code; nothing where the reader has gone, such as `head`."""
     if isinstance(error, BrokenPipeError):
         end_unread(0)
-    where = f": {printable(shortened(os.fsdecode(error.filename)))}" if error.filename else ""
+    where = f": {sanitise(shortened(os.fsdecode(error.filename)))}" if error.filename else ""
     echo(f"error: {error.strerror or error}{where}", err=True)
     if is_full(error):
         echo(f"{write_failure_hint(error)}, then the same command.", err=True)
@@ -192,7 +192,7 @@ def _install_completion(value: bool) -> None:
 
         shell = _shell()
         for path in install(shell):
-            echo(f"written: {printable(str(path))}")
+            echo(f"written: {sanitise(str(path))}")
         echo(f"Completion works in every {shell} that is started from now on.")
         raise typer.Exit
 

@@ -51,12 +51,12 @@ def _print(diagnosis: "Diagnosis", terminal: dict[str, Any]) -> None:
     from rich.text import Text
 
     from moe_cli.cli.console import Terminal, print_lines, text_width
-    from moe_cli.formatting import printable
+    from moe_cli.formatting import sanitise
     from moe_cli.report.render.terminal import wrap
 
     console = Terminal()
     lines = [
-        Text.assemble((f"{label:<{LABEL_WIDTH}}", "dim"), printable(text)) for label, text in _rows(diagnosis, terminal)
+        Text.assemble((f"{label:<{LABEL_WIDTH}}", "dim"), sanitise(text)) for label, text in _rows(diagnosis, terminal)
     ]
     lines += [Text("optional packages", "dim"), *map(_package_line, diagnosis.optional)]
     for problem in diagnosis.problems:

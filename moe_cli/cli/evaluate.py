@@ -49,7 +49,7 @@ def evaluate(
 
     from moe_cli.cli.console import Terminal, print_lines
     from moe_cli.execution.trained_model import load_trained
-    from moe_cli.metrics import sees_later_tokens, target
+    from moe_cli.metrics import loss_unit, sees_later_tokens
     from moe_cli.report.render.terminal import table_lines
 
     trained = load_trained(found, folder, checkpoint, SPLITS[split])
@@ -59,7 +59,7 @@ def evaluate(
         named = [{re.sub("^val_", f"{SPLITS[split]}_", key): value for key, value in row.items()} for row in rows]
         print_json({"run": found.id, "step": trained.step, "split": split, "evaluations": named})
         return
-    unit = target(found.config_dict())
+    unit = loss_unit(found.config_dict())
     console = Terminal(emoji=False)
     contexts = {row["eval_context"] for row in rows}
     context = f", mean context {rows[0]['eval_context']:z.1f}" if len(contexts) == 1 and None not in contexts else ""
@@ -181,7 +181,7 @@ def _row(config: "RunConfig", policy: "EvalConfig", result: "Evaluation", domain
 
 
 def _table(rows: list[dict[str, Any]], unit: str) -> "list[TextColumn]":
-    from moe_cli.formatting import known
+    from moe_cli.formatting import or_dash
     from moe_cli.metrics import BY_KEY, TASK, keys_of
     from moe_cli.report.render.terminal import TextColumn
 
@@ -190,13 +190,17 @@ def _table(rows: list[dict[str, Any]], unit: str) -> "list[TextColumn]":
         return TextColumn(found.label, ["-" if row[name] is None else found.write(row[name]) for row in rows], leaves)
 
     measures = [metric(name, 1) for name in keys_of(TASK) if name in rows[0]]
-    bits = [known(row["val_bpb"], 4) for row in rows] if rows[0]["val_bpb"] is not None or not measures else []
+    bits = [or_dash(row["val_bpb"], 4) for row in rows] if rows[0]["val_bpb"] is not None or not measures else []
     return [
         TextColumn("routing", [row["routing"] for row in rows], align_left=True, drop_order=4),
         TextColumn("k", [str(row["k"]) for row in rows]),
         TextColumn("capacity", ["-" if row["capacity"] is None else f"{row['capacity']:g}" for row in rows]),
         *([TextColumn("drop", [row["drop"] or "-" for row in rows], align_left=True)] if len(_drops(rows)) > 1 else []),
-        *([TextColumn("context", [known(row["eval_context"], 1) for row in rows])] if len(_windows(rows)) > 1 else []),
+        *(
+            [TextColumn("context", [or_dash(row["eval_context"], 1) for row in rows])]
+            if len(_windows(rows)) > 1
+            else []
+        ),
         TextColumn(f"nats/{unit}", [f"{row['val_loss']:z.4f}" for row in rows]),
         *([TextColumn("bits/byte", bits)] if bits else []),
         *measures,

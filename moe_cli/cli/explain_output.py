@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from moe_cli.config.routers import null_experts
-from moe_cli.formatting import percent, plural, printable
+from moe_cli.formatting import percent, plural, sanitise
 from moe_cli.metrics import BY_KEY, LOAD_DESCRIPTION, LOAD_RANGE
 from moe_cli.report.render.expert_usage import ASCII_SHADES, SHADES, heat_map
 from moe_cli.report.render.terminal import plain_table, wrap
@@ -106,7 +106,7 @@ def title(result: ExplainResult) -> str:
     number, size = len(result.found.layers), len(result.found.layers[0].load)
     layers = f"{plural(number, 'sparse layer')} of {plural(size, 'expert')}"
     tokens = f"{len(result.found.tokens):,} token{'s' if len(result.found.tokens) > 1 else ''}"
-    return f"{printable(result.run)}   step {result.step:,}   {tokens} ({result.tokenizer})   {layers}"
+    return f"{sanitise(result.run)}   step {result.step:,}   {tokens} ({result.tokenizer})   {layers}"
 
 
 def sentences(result: ExplainResult) -> list[str]:
@@ -187,7 +187,7 @@ def legend(result: ExplainResult) -> list[str]:
     lines += [f"{BY_KEY[name].label}, {BY_KEY[name].range}: {BY_KEY[name].description}." for name in SHOWN]
     size, k = len(result.found.layers[0].load), result.k
     here = f"Here E is {size}" + (f", K is {k} and E / K is {size / k:g}" if result.router not in UNEVEN else "")
-    return [*lines, f"{here}. Few tokens are uneven by chance alone; the whole split: moe eval {printable(result.run)}"]
+    return [*lines, f"{here}. Few tokens are uneven by chance alone; the whole split: moe eval {sanitise(result.run)}"]
 
 
 def page_content(result: ExplainResult, made: str) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from moe_cli.cli.terminal import echo, echo_data
-from moe_cli.formatting import printable
+from moe_cli.formatting import sanitise
 
 Overrides = Annotated[
     list[str] | None,
@@ -61,10 +61,10 @@ def print_written(files: Sequence[Path]) -> None:
     for path in (each.expanduser() for each in files):
         size = path.stat().st_size
         text = f"{size / 1e6:.2f} MB" if size > 99_999 else f"{size / 1e3:.1f} kB"
-        echo(f"{printable(str(path))}   {text}")
+        echo(f"{sanitise(str(path))}   {text}")
 
 
 def print_notes(notes: tuple[str, ...]) -> None:
     """Prints notes on standard error, so that they never mix with results."""
     for note in notes:
-        echo(f"note: {printable(note)}", fg="yellow", err=True)
+        echo(f"note: {sanitise(note)}", fg="yellow", err=True)

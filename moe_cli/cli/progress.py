@@ -15,8 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from moe_cli.formatting import count, duration, percent, printable, score
-from moe_cli.metrics import target
+from moe_cli.formatting import count, duration, format_loss, percent, sanitise
+from moe_cli.metrics import loss_unit
 from moe_cli.report.intervals import Estimate, mean_and_interval
 from moe_cli.report.render.terminal import TextColumn, table_lines
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run
@@ -110,7 +110,7 @@ def _loss(status: RunStatus) -> float | None:
 @cache
 def _target(run: Run) -> str:
     """Returns the unit of a run's loss, read once."""
-    return target(run.config_dict())
+    return loss_unit(run.config_dict())
 
 
 @cache
@@ -164,7 +164,7 @@ def panel(sweep: SweepProgress, labels: Mapping[Path, str], width: int, height: 
         lines.append(
             Text(
                 f"           and {len(found) - len(best)} more budgets or data sets: moe report "
-                f"{printable(sweep.done[0].run.sweep)}",
+                f"{sanitise(sweep.done[0].run.sweep)}",
                 "dim",
                 no_wrap=True,
                 overflow="ellipsis",
@@ -175,7 +175,7 @@ def panel(sweep: SweepProgress, labels: Mapping[Path, str], width: int, height: 
         lines.append(
             Text(
                 f"           and {len(sweep.failed) - len(failed)} more failed: moe runs ls "
-                f"{printable(failed[0].run.sweep)} --status failed",
+                f"{sanitise(failed[0].run.sweep)} --status failed",
                 "dim",
                 no_wrap=True,
                 overflow="ellipsis",
@@ -228,7 +228,7 @@ def _row_label(name: str, number: int) -> TextColumn:
 
 
 def _labels(texts: Sequence[str], size: int) -> TextColumn:
-    return TextColumn("", [f"{printable(text):<{size}}" for text in texts], align_left=True, min_width=size)
+    return TextColumn("", [f"{sanitise(text):<{size}}" for text in texts], align_left=True, min_width=size)
 
 
 def _running_lines(
@@ -359,17 +359,17 @@ def _failed_lines(failed: Sequence[RunStatus], labels: Mapping[Path, str], size:
 
 def failure_reason(status: RunStatus) -> str:
     """Returns the reason of a failure or stop, on one line."""
-    return printable((status.reason or "unknown reason").strip().split("\n")[0])
+    return sanitise((status.reason or "unknown reason").strip().split("\n")[0])
 
 
 def finished_line(status: RunStatus, label: str) -> Text:
     """Returns the line of a run that has ended."""
     if status.status == COMPLETED:
-        result = "-" if status.val_loss is None else score(status.val_bpb, status.val_loss, _target(status.run))
+        result = "-" if status.val_loss is None else format_loss(status.val_bpb, status.val_loss, _target(status.run))
         speed = "-" if status.tokens_per_second is None else count(status.tokens_per_second)
-        return Text.assemble(("done", "green"), f"    {printable(label)}   {result}   {speed} tok/s")
+        return Text.assemble(("done", "green"), f"    {sanitise(label)}   {result}   {speed} tok/s")
     name, style = ("failed", "red") if status.status == FAILED else ("stopped", "yellow")
-    return Text.assemble((name, style), " " * (8 - len(name)), f"{printable(label)}   {failure_reason(status)}")
+    return Text.assemble((name, style), " " * (8 - len(name)), f"{sanitise(label)}   {failure_reason(status)}")
 
 
 class LivePanel:

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_cli.cli.train_preview import print_rows
-from moe_cli.formatting import bars, count, duration, known, percent, plural
-from moe_cli.metrics import format_references, format_task_metrics, target
+from moe_cli.formatting import bars, count, duration, or_dash, percent, plural
+from moe_cli.metrics import format_references, format_task_metrics, loss_unit
 from moe_cli.moe.routing_metrics import max_violation
 from moe_cli.runs.folder import Run
 from moe_cli.training.evaluate import Evaluation
@@ -102,7 +102,7 @@ def _val(val: Evaluation | None) -> str:
         return "val -"
     pieces = format_task_metrics(val.measures)
     if val.bits_per_byte is not None or not pieces:
-        pieces.insert(0, f"{known(val.bits_per_byte)} bits/byte")
+        pieces.insert(0, f"{or_dash(val.bits_per_byte)} bits/byte")
     return f"val {val.loss:z.3f} ({', '.join(pieces)})"
 
 
@@ -126,10 +126,10 @@ def print_summary(console: Console, run: Run) -> None:
         + (f" by {summary['dispatch']}" if summary.get("dispatch") else ""),
         highlight=False,
     )
-    unit = target(run.config_dict())
+    unit = loss_unit(run.config_dict())
     found = [f"{summary['val_loss']:z.3f} nats/{unit}", *format_task_metrics(summary, "val_")]
     if summary["val_bpb"] is not None or len(found) == 1:
-        found.insert(1, f"{known(summary['val_bpb'])} bits/byte")
+        found.insert(1, f"{or_dash(summary['val_bpb'])} bits/byte")
         perplexity = summary["val_perplexity"] or math.inf  # too large for a float: written as null
         found.append(f"perplexity {perplexity:z.2f}")
     rows = [("validation", "   ".join([*found, f"(whole split, {_size(summary, unit)})"]))]

@@ -30,7 +30,7 @@ from typing import IO
 from moe_cli.errors import DataError
 from moe_cli.files.marker import MARKER, is_outputs, is_run_folder
 from moe_cli.files.reading import Unreadable, kind_of, open_regular
-from moe_cli.formatting import printable
+from moe_cli.formatting import sanitise
 
 # Why something is left out.
 EXCLUDED = "by data.exclude"
@@ -330,4 +330,4 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return printable(", ".join(names[:SHOWN])) + more
+    return sanitise(", ".join(names[:SHOWN])) + more

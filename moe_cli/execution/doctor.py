@@ -21,7 +21,7 @@ from moe_cli.execution.machine import (
 )
 from moe_cli.execution.memory import PROCESS_BYTES
 from moe_cli.files.writing import write_failure_hint
-from moe_cli.formatting import count, plural, printable
+from moe_cli.formatting import count, plural, sanitise
 from moe_cli.loggers.logging_recorder import is_installed
 
 MIN_TORCH = (2, 10)
@@ -148,7 +148,7 @@ def diagnose(version: str, outputs: Path) -> Diagnosis:
     problems, notes = [*torch_problems, *([write_problem] if write_problem else [])], [*torch_notes]
     if write_problem is None and free < MIN_FREE_BYTES:
         problems.append(
-            f"{count(free)}B are free on the disk of {printable(str(nearest))}: checkpoints may not fit. "
+            f"{count(free)}B are free on the disk of {sanitise(str(nearest))}: checkpoints may not fit. "
             "Free space (moe runs clean), or choose another folder: --outputs DIR"
         )
     if available is not None and available < PROCESS_BYTES:
@@ -217,7 +217,7 @@ def _examine_torch() -> tuple[Torch | None, list[str], list[str]]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        reason = printable(str(error).split("\n")[0])
+        reason = sanitise(str(error).split("\n")[0])
         return None, [f"torch cannot be imported: {reason}. Install it again: pip install --force-reinstall torch"], []
     from moe_cli.training.precision import pick_precision
 
@@ -244,7 +244,7 @@ def _omp_threads() -> int | None:
 
 def _write_problem(folder: Path) -> str | None:
     """Returns why runs cannot be written below a folder: no access, no space, or no locks; None means they can."""
-    name = printable(str(folder))
+    name = sanitise(str(folder))
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"moe")

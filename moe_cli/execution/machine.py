@@ -20,7 +20,7 @@ from moe_cli.costs.model import estimate_cost
 from moe_cli.data.load import SIZES, Data
 from moe_cli.distributed.launch import is_distributed, local_rank, local_world_size
 from moe_cli.errors import MoeError
-from moe_cli.formatting import plural, printable
+from moe_cli.formatting import plural, sanitise
 
 # One thread per this many FLOPs of a batch, forward and backward: about 20 ms of one core.
 FLOPS_PER_THREAD = 1e9
@@ -117,7 +117,7 @@ def pick_device(name: str, key: str = "train.device=") -> Any:
         torch.cuda.set_device(local_rank())
         return torch.device("cuda", local_rank())
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", name):
-        raise MoeError(f"{key}{printable(shortened(name))} is not one of: auto, cpu, cuda, cuda:N.")
+        raise MoeError(f"{key}{sanitise(shortened(name))} is not one of: auto, cpu, cuda, cuda:N.")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():

@@ -11,7 +11,7 @@ from moe_cli.config.build import did_you_mean
 from moe_cli.config.ranges import show
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.formatting import printable
+from moe_cli.formatting import sanitise
 from moe_cli.report.configuration import Configuration, find_baselines, shared_with_dense
 from moe_cli.report.load import flat_settings, read_rows
 from moe_cli.report.run_row import (
@@ -49,7 +49,7 @@ def sweep_baseline(runs: Sequence[RunRow]) -> Settings:
 def baseline_name(baseline: Settings) -> str:
     """Returns the baseline's name: dense, or balance=none."""
     return (
-        "dense" if baseline == DENSE else printable(" ".join(f"{key}={show(value)}" for key, value in baseline.items()))
+        "dense" if baseline == DENSE else sanitise(" ".join(f"{key}={show(value)}" for key, value in baseline.items()))
     )
 
 
@@ -133,7 +133,7 @@ def ambiguity(fitting: Sequence[RunRow]) -> str:
     names = varying_settings([run.settings for run in fitting], settings_of(column_names(fitting)))
     found = list(dict.fromkeys(" ".join(f"{name}={show(run.get(name))}" for name in names) for run in fitting))
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-    return printable(
+    return sanitise(
         f"fits several configurations where one is needed: {'; '.join(found[:4])}{more}. Add what tells them apart."
     )
 
@@ -141,7 +141,7 @@ def ambiguity(fitting: Sequence[RunRow]) -> str:
 def _values(runs: Collection[RunRow], name: str) -> list[str]:
     """Returns the values of a setting in complete runs; a choice of a group goes by its name."""
     found = [value for run in runs if run.status == COMPLETED for value in (run.get(name), run.get(f"{name}.name"))]
-    return list(dict.fromkeys(printable(show(value)) for value in found if value is not None))[:8]
+    return list(dict.fromkeys(sanitise(show(value)) for value in found if value is not None))[:8]
 
 
 def dense_baseline_command(config: RunConfig) -> str:

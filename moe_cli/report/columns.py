@@ -8,7 +8,7 @@ from pathlib import Path
 from moe_cli.config.build import did_you_mean
 from moe_cli.config.ranges import show
 from moe_cli.errors import ConfigError
-from moe_cli.formatting import plural, printable, sparkline
+from moe_cli.formatting import plural, sanitise, sparkline
 from moe_cli.metrics import BY_KEY, METRICS, TASK, TRAINING, keys_of
 from moe_cli.report.configuration import JSON_KEYS, Configuration
 from moe_cli.report.run_row import DENSE, Cell, Settings, setting_applies
@@ -116,7 +116,7 @@ def make_columns(names: Sequence[str], to_lowest: bool = False) -> list[Column]:
         if name in _RESULTS
         else Column(name, name, _sparkline, left=True)
         if name == CURVE
-        else Column(name, printable(heading), _writer(name), left=name in _TEXT)
+        else Column(name, sanitise(heading), _writer(name), left=name in _TEXT)
         for name, heading in zip(names, headings, strict=True)
     ]
 
@@ -160,7 +160,7 @@ def _writer(name: str) -> Callable[[Configuration], str]:
         if not setting_applies(name, row.settings) and row.expert is not None:
             return "-"
         if name == "reason" and isinstance(value, str) and value:
-            return printable(value.strip().splitlines()[0])[:MAX_CELL_WIDTH]
+            return sanitise(value.strip().splitlines()[0])[:MAX_CELL_WIDTH]
         if name == "capacity" and value is None and row.expert is not None:
             return "dropless"
         return cell(value)
@@ -173,10 +173,10 @@ def cell(value: Cell) -> str:
     if value is None or value == []:
         return "-"
     if isinstance(value, list):
-        return truncate_left(printable(",".join(show(item) for item in value)))
+        return truncate_left(sanitise(",".join(show(item) for item in value)))
     if isinstance(value, float):
         return f"{value:.4g}"
-    return truncate_left(printable(show(value)))
+    return truncate_left(sanitise(show(value)))
 
 
 def truncate_left(text: str) -> str:

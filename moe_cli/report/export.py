@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_cli.errors import ConfigError
-from moe_cli.formatting import printable
+from moe_cli.formatting import sanitise
 from moe_cli.report.html.atomic_write import check_overwrite, write_file
 from moe_cli.report.html.page import GENERATOR, page_text
 from moe_cli.report.html.page_data import Source
@@ -26,13 +26,13 @@ def check_files(files: Sequence[Path], endings: Sequence[str] = ENDINGS, command
     """Raises ConfigError: an ending that says nothing, a file named twice, or a place where no file can be."""
     paths = [path.expanduser() for path in files]
     for path in paths:
-        name = printable(str(path))
+        name = sanitise(str(path))
         if path.suffix.lower() not in endings:
             raise ConfigError(f"--output {name}: the ending says what to write. It can be {', '.join(endings)}.")
         if path.is_dir() or (path.exists() and not path.is_file()):
             raise ConfigError(f"{name} is not a file: give the name of one.")
         if not path.parent.is_dir():
-            raise ConfigError(f"no folder {printable(str(path.parent))}: make it, or name another.")
+            raise ConfigError(f"no folder {sanitise(str(path.parent))}: make it, or name another.")
         if path.suffix.lower() == ".html":
             check_overwrite(path, command)
     if len(set(paths)) < len(paths):

@@ -24,7 +24,7 @@ from moe_cli.config.words import parse_overrides
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.files.writing import make_folder
-from moe_cli.formatting import printable
+from moe_cli.formatting import sanitise
 from moe_cli.report.sweep_record import record_command
 from moe_cli.runs.folder import Run, open_or_create_run
 from moe_cli.runs.lookup import sweep_folder
@@ -185,7 +185,7 @@ def _check_size(blocks: Sequence[Block], seeds: int) -> None:
 def check_folder(folder: str) -> str:
     """Returns the folder name of a sweep. Raises ConfigError if it is no plain name."""
     if Path(folder).name != folder or folder.startswith(".") or not folder.isprintable() or not folder.strip():
-        raise ConfigError(f"--name {printable(shortened(folder))} must be a plain folder name.")
+        raise ConfigError(f"--name {sanitise(shortened(folder))} must be a plain folder name.")
     if len(os.fsencode(folder)) > MAX_NAME_BYTES:
         raise ConfigError(f"--name {shortened(folder)} is too long: at most {MAX_NAME_BYTES} bytes.")
     if folder == "latest":

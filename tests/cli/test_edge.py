@@ -14,7 +14,7 @@ from moe_cli.cli.app import app
 from moe_cli.data.baselines import bigram_bits_per_byte
 from moe_cli.execution.estimate import estimate_runs
 from moe_cli.execution.memory import MAX_MEMORY_RATIO, check_memory, memory_bytes
-from moe_cli.formatting import known, plural
+from moe_cli.formatting import or_dash, plural
 from moe_cli.metrics import METRICS
 from moe_cli.report.render.terminal_chart import Chart, Point, Series, chart_lines
 from moe_cli.runs.lookup import list_runs_by_age
@@ -190,7 +190,7 @@ def test_nothing_is_less_than_zero_by_a_sign() -> None:
 
     from moe_cli.data.tokenizers import ByteTokenizer
 
-    assert ("0.000", "0.000") == (known(-0.0), known(-1e-9))
+    assert ("0.000", "0.000") == (or_dash(-0.0), or_dash(-1e-9))
     assert not any(metric.write(-1e-9).startswith("-") for metric in METRICS)
     same = np.zeros(1000, np.uint8)
     assert "0" == str(bigram_bits_per_byte(same, same, ByteTokenizer()))[0]

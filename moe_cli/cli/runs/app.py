@@ -212,9 +212,9 @@ def _confirm(question: str, names: list[str]) -> None:
 
 
 def _echo(text: str) -> None:
-    from moe_cli.formatting import printable
+    from moe_cli.formatting import sanitise
 
-    echo(printable(text))
+    echo(sanitise(text))
 
 
 @runs.command()

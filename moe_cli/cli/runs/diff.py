@@ -5,7 +5,7 @@ from rich.text import Text
 from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
 from moe_cli.cli.terminal import ascii_only
 from moe_cli.config.ranges import show
-from moe_cli.formatting import BARS, DIGITS, bars, count, percent, printable
+from moe_cli.formatting import BARS, DIGITS, bars, count, percent, sanitise
 from moe_cli.metrics import BY_KEY, max_violation
 from moe_cli.report.expert_usage import expert_load
 from moe_cli.report.render.terminal import TextColumn, table_lines
@@ -23,7 +23,7 @@ def print_comparison(comparison: RunComparison) -> None:
     for letter, status in (("A", comparison.a), ("B", comparison.b)):
         lines.append(
             Text.assemble(
-                (letter, "bold"), f"  {printable(status.run.sweep)}/{printable(status.run.id)}   {status.status}"
+                (letter, "bold"), f"  {sanitise(status.run.sweep)}/{sanitise(status.run.id)}   {status.status}"
             )
         )
     lines += [Text(f"   not comparable: {caveat}", "yellow") for caveat in comparison.caveats]

@@ -9,8 +9,8 @@ from rich.text import Text
 from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
 from moe_cli.config.build import flatten_dict
 from moe_cli.config.ranges import show
-from moe_cli.formatting import age, bars, count, duration, percent, plural, printable, sparkline
-from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, max_violation, target
+from moe_cli.formatting import age, bars, count, duration, percent, plural, sanitise, sparkline
+from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, loss_unit, max_violation
 from moe_cli.report.expert_usage import expert_load
 from moe_cli.report.render.terminal import pack
 from moe_cli.runs.cleanup import size_of
@@ -64,10 +64,10 @@ def print_run(run: Run) -> None:
     status = read_status(run)
     ended = {COMPLETED: "green", "failed": "red", "interrupted": "yellow"}
     title = Text.assemble(
-        (printable(run.id), "bold"), f"   {printable(run.sweep)}   ", (status.status, ended.get(status.status, ""))
+        (sanitise(run.id), "bold"), f"   {sanitise(run.sweep)}   ", (status.status, ended.get(status.status, ""))
     )
     title.append(f"   {age(time.time() - status.created)} old" if status.created else "")
-    title.append(f"   tags {printable(', '.join(status.tags))}" if status.tags else "")
+    title.append(f"   tags {sanitise(', '.join(status.tags))}" if status.tags else "")
     rows = [("reason", [status.reason.strip().split("\n")[0]])] if status.reason else []
     rows += [("settings", _settings(run)), *_results(status)]
     rows += [*_curve(run), *_load(run), *_origin(run.meta()), *_files(run)]
@@ -79,7 +79,7 @@ def print_run(run: Run) -> None:
 
 def wrap_labelled(label: str, pieces: Sequence[str], width: int) -> list[Text]:
     """Pieces side by side after a label, on as many lines as it takes."""
-    lines = pack([*map(printable, pieces)], max(8, width - LABEL_WIDTH))
+    lines = pack([*map(sanitise, pieces)], max(8, width - LABEL_WIDTH))
     labels = [label, *[""] * (len(lines) - 1)]
     return [
         Text.assemble((f"  {label:<{LABEL_WIDTH - 2}}", "dim"), line) for label, line in zip(labels, lines, strict=True)
@@ -114,7 +114,7 @@ def _results(status: RunStatus) -> list[tuple[str, list[str]]]:
         progress = f"step {status.step:,}" + (f" of {status.steps:,}" if status.steps else "")
         estimate = [] if status.val_bpb is None else [f"validation about {status.val_bpb:z.3f} bits/byte"]
         return [("progress", [progress, *estimate])]
-    unit = target(status.run.config_dict())
+    unit = loss_unit(status.run.config_dict())
     seconds = found.get("seconds")
     time_taken = [] if seconds is None else [duration(seconds)]
     measured = format_task_metrics(found, "val_")

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from moe_cli.cli.progress import LivePanel, SweepProgress, bar_line, failure_reason, finished_line
 from moe_cli.cli.runs.settings import run_labels
-from moe_cli.formatting import count, duration, percent, plural, printable, sparkline
+from moe_cli.formatting import count, duration, percent, plural, sanitise, sparkline
 from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, PENDING, PRUNED, RUNNING, Run
 from moe_cli.runs.locks import is_sweep_running
@@ -101,7 +101,7 @@ def _changed(progress: SweepProgress, reported: Mapping[Path, str]) -> list[RunS
 
 
 def _change(status: RunStatus, label: str) -> Text:
-    return Text(f"running {printable(label)}") if status.status == RUNNING else finished_line(status, label)
+    return Text(f"running {sanitise(label)}") if status.status == RUNNING else finished_line(status, label)
 
 
 def _end(console: Console, name: str, progress: SweepProgress) -> int:
@@ -109,7 +109,7 @@ def _end(console: Console, name: str, progress: SweepProgress) -> int:
     text += f", {len(progress.failed)} failed" if progress.failed else ""
     text += f", {progress.pruned} pruned" if progress.pruned else ""
     text += f", {progress.waiting} not running: the same sweep command continues" if progress.waiting else ""
-    console.print(Text(f"{text}. See: moe report {printable(name)}"), soft_wrap=True, highlight=False)
+    console.print(Text(f"{text}. See: moe report {sanitise(name)}"), soft_wrap=True, highlight=False)
     return 3 if progress.failed or progress.waiting else 0
 
 
@@ -133,8 +133,8 @@ def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
     if status.status in (COMPLETED, FAILED, PRUNED):
         board.print(finished_line(status, run.id))
     else:
-        hint = f"Continue it: moe train --resume {printable(run.id)}"
-        board.print(Text(f"{printable(run.id)} is {status.status} and not running. {hint}"))
+        hint = f"Continue it: moe train --resume {sanitise(run.id)}"
+        board.print(Text(f"{sanitise(run.id)} is {status.status} and not running. {hint}"))
     return 0 if status.status == COMPLETED else 1
 
 
@@ -157,7 +157,7 @@ def run_panel(status: RunStatus, curve: Sequence[float], width: int, now: float)
         texts["left"] = Text(duration((now - status.started) / status.progress * (1 - status.progress)) + " left")
     head = bar_line(_step(status), status.progress, texts, ("speed", "share"), width)
     rows: list[Any] = [
-        Text(f"{printable(status.run.id)}   {status.status}", "bold", no_wrap=True, overflow="ellipsis"),
+        Text(f"{sanitise(status.run.id)}   {status.status}", "bold", no_wrap=True, overflow="ellipsis"),
         head,
     ]
     rows.append(Text("  " + "   ".join(_facts(status)), no_wrap=True, overflow="ellipsis"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.files.writing import is_inside_outputs, write_bytes
-from moe_cli.formatting import printable
+from moe_cli.formatting import sanitise
 from moe_cli.report.html.page import GENERATOR
 
 # The name of the generating program is within these bytes of a page.
@@ -20,10 +20,10 @@ def check_overwrite(path: Path, command: str = GENERATOR) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ConfigError(f"cannot read {printable(str(path))}: {error.strerror}. Name another file.") from None
+        raise ConfigError(f"cannot read {sanitise(str(path))}: {error.strerror}. Name another file.") from None
     if head and f'<meta name="generator" content="{command}'.encode() not in head:
         raise ConfigError(
-            f"{printable(str(path))} is there and was not made by {command}: it is left as it is. Name another file, or remove it."
+            f"{sanitise(str(path))} is there and was not made by {command}: it is left as it is. Name another file, or remove it."
         )
 
 
@@ -37,4 +37,4 @@ def write_file(path: Path, content: str | bytes) -> None:
     try:
         write_bytes(path, content if isinstance(content, bytes) else content.encode("utf-8", "replace"))
     except OSError as error:
-        raise MoeError(f"cannot write {printable(str(path))}: {error.strerror}. Name another place.") from None
+        raise MoeError(f"cannot write {sanitise(str(path))}: {error.strerror}. Name another place.") from None

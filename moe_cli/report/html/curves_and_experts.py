@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_cli.formatting import plural, printable
+from moe_cli.formatting import plural, sanitise
 from moe_cli.metrics import curve_title
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.curves import CurvePoint, thinned_curves
@@ -111,7 +111,7 @@ def _layer(layer: LayerUsage, whole: bool) -> dict[str, Any]:
         "layer": layer.layer,
         "load": [round(load, 2) for load in layer.load],
         "pairs": pairs if whole and any(map(any, pairs)) else [],
-        "domains": [[printable(name)[:60], [round(100 * share) for share in row]] for name, row in domains]
+        "domains": [[sanitise(name)[:60], [round(100 * share) for share in row]] for name, row in domains]
         if whole
         else [],
         "tokens": [

@@ -15,7 +15,7 @@ from hashlib import sha256
 from importlib.resources import files
 from json import dumps
 
-from moe_cli.formatting import printable
+from moe_cli.formatting import sanitise
 from moe_cli.report.html.page_data import Source, page_content
 from moe_cli.report.html.section import Section
 from moe_cli.report.render.tables import table_lines
@@ -77,7 +77,7 @@ def render(content: object, template: PageTemplate) -> str:
     parts = {
         "policy": policy,
         "generator": html.escape(template.generator),
-        "title": html.escape(printable(template.title)),
+        "title": html.escape(sanitise(template.title)),
         "style": style,
         "anchor": template.first[0],
         "what": template.first[1],

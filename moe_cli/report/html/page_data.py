@@ -8,7 +8,7 @@ from itertools import permutations
 from typing import Any
 
 from moe_cli.config.ranges import show
-from moe_cli.formatting import printable
+from moe_cli.formatting import sanitise
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.columns import Column, required_columns, truncate_left
 from moe_cli.report.configuration import Configuration
@@ -72,7 +72,7 @@ def page_content(table: ReportTable, source: Source, sections: Sequence[Section]
     settings = _settings(table)
     quantities = _quantities(table)
     return {
-        "title": printable(source.title),
+        "title": sanitise(source.title),
         "generated": f"made by {source.program}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC",
         "by_run": table.by_run,
         "score": score,
@@ -80,7 +80,7 @@ def page_content(table: ReportTable, source: Source, sections: Sequence[Section]
         "below": _lines(footer_lines(table, LINE_WIDTH)),
         "notes": [*notes, *more],
         "columns": [
-            {"name": column.name, "heading": printable(column.heading), "left": column.left} for column in table.columns
+            {"name": column.name, "heading": sanitise(column.heading), "left": column.left} for column in table.columns
         ],
         "rows": _rows(table, runs, settings, quantities),
         "quantities": quantities,
@@ -95,7 +95,7 @@ def page_content(table: ReportTable, source: Source, sections: Sequence[Section]
 def _above(table: ReportTable, title: str) -> list[str]:
     """Returns the lines above the table; the title, which the first begins with, is the page's heading already."""
     first, *others = _lines(header_lines(table, title, LINE_WIDTH))
-    return [line for line in (first.removeprefix(truncate_left(printable(title))).lstrip(), *others) if line]
+    return [line for line in (first.removeprefix(truncate_left(sanitise(title))).lstrip(), *others) if line]
 
 
 def _lines(lines: Sequence[Any]) -> list[str]:
@@ -110,7 +110,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     content = []
     for index, (row, members) in enumerate(zip(table.rows, runs, strict=True)):
-        cells = [printable(column.write(row)) for column in table.columns]
+        cells = [sanitise(column.write(row)) for column in table.columns]
         label = label_of(row, table)
         mark = mark_of(row, table)
         words = [label, *cells, *(f"{run.run} {' '.join(run.tags)}" for run in members), row.status]
@@ -123,7 +123,7 @@ def _rows(
                 "best": mark in (BEST, RECOMMENDED),
                 "mark": mark if mark != PARETO else "",
                 "pareto": bool(row.pareto),
-                "text": printable(" ".join(words)).lower(),
+                "text": sanitise(" ".join(words)).lower(),
                 "flops": _plain(row.results.flops_per_token),
                 "values": {each["name"]: _plain(_quantity(row, each["name"])) for each in quantities},
                 "interval": {"val_bpb": _plain(row.val_bpb_interval), "val_loss": _plain(row.val_loss_interval)},
@@ -136,10 +136,10 @@ def _rows(
 
 def _run(run: Configuration, table: ReportTable) -> dict[str, Any]:
     return {
-        "id": printable(run.run),
+        "id": sanitise(run.run),
         "seed": _plain(run.seed),
-        "tags": [printable(tag) for tag in run.tags],
-        "cells": [printable(column.write(run)) for column in table.columns],
+        "tags": [sanitise(tag) for tag in run.tags],
+        "cells": [sanitise(column.write(run)) for column in table.columns],
     }
 
 
@@ -150,7 +150,7 @@ def label_of(row: Configuration, table: ReportTable) -> str:
         words = [row.run if len(row.runs) <= 1 else f"expert={show(row.expert)} k={show(row.k)}"]
     if row.is_dense:
         words.append("(dense)")
-    return printable(" ".join(words))[:MAX_TEXT_LENGTH]
+    return sanitise(" ".join(words))[:MAX_TEXT_LENGTH]
 
 
 def _word(name: str, row: Configuration) -> str:
@@ -163,12 +163,12 @@ def _sort_key(row: Configuration, column: Column) -> Value:
     value = row.get(column.name)
     if value is None or column.write(row) == "-":
         return None
-    return _plain(value) if isinstance(value, str | int | float) else printable(column.write(row))
+    return _plain(value) if isinstance(value, str | int | float) else sanitise(column.write(row))
 
 
 def _plain(value: Cell) -> Value:
     if isinstance(value, str):
-        return printable(value)[:MAX_TEXT_LENGTH]
+        return sanitise(value)[:MAX_TEXT_LENGTH]
     if isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**53):
         return value
     return rounded(float(value), 7) if isinstance(value, int | float) else None
@@ -185,7 +185,7 @@ def _quantities(table: ReportTable) -> list[dict[str, Any]]:
     metrics = [BY_KEY[name] for name in QUANTITIES if any(_quantity(row, name) is not None for row in table.rows)]
     known = [(metric.key, metric.title, metric.log_scale, metric.direction) for metric in metrics]
     known += [
-        (name, printable(name), make_axis(values).log, 0) for name in table.varying if (values := _numbers(table, name))
+        (name, sanitise(name), make_axis(values).log, 0) for name in table.varying if (values := _numbers(table, name))
     ]
     return [
         {"name": name, "heading": text, "log": log, "better": way, "same": tolerance(name)}
@@ -231,9 +231,9 @@ def _settings(table: ReportTable) -> dict[str, Any]:
     same = {name: each[0].get(name) for name in names if each and len({repr(one.get(name)) for one in each}) == 1}
     own = [{name: value for name, value in one.items() if name not in same} for one in each]
     return {
-        "names": [printable(name) for name in names],
-        "same": {printable(name): value for name, value in same.items() if value is not None or name in TOP_LEVEL},
-        "of": [{printable(name): value for name, value in one.items()} for one in own],
+        "names": [sanitise(name) for name in names],
+        "same": {sanitise(name): value for name, value in same.items() if value is not None or name in TOP_LEVEL},
+        "of": [{sanitise(name): value for name, value in one.items()} for one in own],
     }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moe_cli.errors import MoeError
-from moe_cli.formatting import count, printable
+from moe_cli.formatting import count, sanitise
 from moe_cli.report.html.section import RING, Chart, Line, Section
 from moe_cli.report.recommend.recommendation import make_recommendation
 from moe_cli.report.recommend.text import format_recommendation
@@ -37,7 +37,7 @@ def recommendation_section(
 def fit_sections(found: "Analysis", title: str) -> list[Section]:
     """Returns the sections of the law: its fit, its constants and results, and loss against size at equal FLOPs."""
     first, *others = (line.plain for line in analysis_lines(found, title, LINE_WIDTH))
-    text = (first.removeprefix(printable(title)).lstrip(), *others)  # the page has its title
+    text = (first.removeprefix(sanitise(title)).lstrip(), *others)  # the page has its title
     note = f"Points were measured; lines are what the {found.fit.law.name} law says of them, each through runs of equal tokens."
     sections = [Section("scaling", "Scaling law", text, chart=_fitted(found.fit), preformatted=True, note=note)]
     if found.iso_flop:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from moe_cli.formatting import printable
+from moe_cli.formatting import sanitise
 from moe_cli.report.html.downsample import rounded
 
 POINT, RING = "point", "ring"
@@ -67,9 +67,9 @@ class Section:
             "before_table": self.before_table,
             "preformatted": self.preformatted,
             "note": self.note,
-            "lines": [printable(line) for line in self.lines],
-            "headings": [printable(heading) for heading in self.headings],
-            "rows": [[printable(cell) for cell in row] for row in self.rows],
+            "lines": [sanitise(line) for line in self.lines],
+            "headings": [sanitise(heading) for heading in self.headings],
+            "rows": [[sanitise(cell) for cell in row] for row in self.rows],
             "chart": None
             if chart is None
             else {
@@ -79,7 +79,7 @@ class Section:
                 "log_y": chart.log_y,
                 "series": [
                     {
-                        "name": printable(line.name),
+                        "name": sanitise(line.name),
                         "style": line.style,
                         "line": line.connect,
                         "mark": line.mark,

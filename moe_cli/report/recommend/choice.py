@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from moe_cli.formatting import percent, printable
+from moe_cli.formatting import percent, sanitise
 from moe_cli.report.configuration import Configuration, group_comparable
 from moe_cli.report.intervals import CONFIDENCE, t_quantile
 from moe_cli.report.pareto import tolerance
@@ -305,4 +305,4 @@ def label(row: Record, names: Collection[str]) -> str:
     others = [
         f"{name}={show(row.get(name))}" for name in names if name not in ("expert", "k") and row.get(name) is not None
     ]
-    return printable(" ".join([*main, *others]))
+    return sanitise(" ".join([*main, *others]))

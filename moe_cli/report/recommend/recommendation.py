@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.ranges import show
 from moe_cli.errors import MoeError
-from moe_cli.formatting import count, plural, printable
-from moe_cli.metrics import EQUAL, target_of
+from moe_cli.formatting import count, plural, sanitise
+from moe_cli.metrics import EQUAL, loss_unit_of_task
 from moe_cli.report.baseline import baseline_name, sweep_baseline
 from moe_cli.report.comparability import CODE, check_across, is_comparable, select_comparable
 from moe_cli.report.configuration import Configuration, aggregate_seeds
@@ -198,7 +198,9 @@ def make_recommendation(
         label=label(best, found.names),
         reason=choice.reason,
         score=best.primary_loss or 0.0,
-        unit=f"nats/{target_of(best.settings.get('task.name'))}" if best.results.val_bpb is None else "bits/byte",
+        unit=f"nats/{loss_unit_of_task(best.settings.get('task.name'))}"
+        if best.results.val_bpb is None
+        else "bits/byte",
         seeds=len(best.seeds),
         is_baseline=is_baseline(best, found.baseline),
         vs_baseline=difference,
@@ -299,14 +301,12 @@ def _baseline_row(found: _Compared, best: Configuration) -> Configuration | None
 
 def _context(row: Configuration) -> str:
     """Returns the context, such as: python (29845f), 1.23M tokens, gpt of 4 layers x 96."""
-    data = printable(str(row.corpus or row.settings.get("data.name") or "data"))
-    digest = f" ({printable(row.corpus_sha256)[:6]})" if row.corpus_sha256 else ""
+    data = sanitise(str(row.corpus or row.settings.get("data.name") or "data"))
+    digest = f" ({sanitise(row.corpus_sha256)[:6]})" if row.corpus_sha256 else ""
     tokens = [f"{count(row.results.tokens)} tokens"] if row.results.tokens else []
     layers, width = row.settings.get("model.num_layers"), row.settings.get("model.d_model")
     shape = f" of {plural(int(layers), 'layer')} x {width}" if layers and width else ""
-    return ", ".join(
-        [f"{data}{digest}", *tokens, f"{printable(str(row.settings.get('model.name') or 'model'))}{shape}"]
-    )
+    return ", ".join([f"{data}{digest}", *tokens, f"{sanitise(str(row.settings.get('model.name') or 'model'))}{shape}"])
 
 
 def _ratio(best: Configuration, base: Configuration | None, name: str) -> float | None:
@@ -364,7 +364,7 @@ def _not_tried(rows: Sequence[Configuration], names: Collection[str], best: Conf
         if name in names or name not in row.settings or not setting_applies(name, row.settings):
             continue
         if value is not None:
-            lacking.append(f"other {name} than {printable(str(value))}")
+            lacking.append(f"other {name} than {sanitise(str(value))}")
         elif name == "capacity":
             lacking.append("a capacity")
     return tuple(lacking[:5])
@@ -375,5 +375,5 @@ def _failed(runs: Sequence[RunRow], names: Collection[str]) -> tuple[str, ...]:
     for run in runs:
         if run.status == FAILED and run.is_countable:
             reason = (run.reason or "see traceback.txt").strip().splitlines()[0]
-            found[label(run, names)] = printable(reason)
+            found[label(run, names)] = sanitise(reason)
     return tuple(f"{name}: {reason}" for name, reason in found.items())

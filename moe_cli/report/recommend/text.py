@@ -1,6 +1,6 @@
 """A recommendation in a few lines that can be pasted into a memo."""
 
-from moe_cli.formatting import duration, percent, plural, printable
+from moe_cli.formatting import duration, percent, plural, sanitise
 from moe_cli.report.baseline import baseline_name
 from moe_cli.report.comparability import EVAL_CONTEXT
 from moe_cli.report.recommend.choice import Comparison
@@ -92,7 +92,7 @@ def _ties(found: Recommendation) -> list[str]:
 
 def _headline(found: Recommendation) -> list[str]:
     settings = found.settings
-    with_ = ", ".join(printable(str(settings[name])) for name in ("router", "balance") if settings[name])
+    with_ = ", ".join(sanitise(str(settings[name])) for name in ("router", "balance") if settings[name])
     capacity = "dropless" if settings["capacity"] is None else f"capacity {settings['capacity']:g}"
     name = f"{found.label} ({with_}, {capacity})" if settings["expert"] != 1 else "the dense model (expert=1)"
     dense = found.baseline == DENSE

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rich.text import Text
 
 from moe_cli.config.tasks import CAUSAL_MODELS
-from moe_cli.formatting import count, plural, printable
-from moe_cli.metrics import eval_windows, format_references, sees_later_tokens, target_of, unequal_flops
+from moe_cli.formatting import count, plural, sanitise
+from moe_cli.metrics import eval_windows, format_references, loss_unit_of_task, sees_later_tokens, unequal_flops
 from moe_cli.report.baseline import ambiguity, baseline_command, baseline_name
 from moe_cli.report.columns import truncate_left
 from moe_cli.report.comparability import count_code_versions
@@ -34,13 +34,13 @@ def header_lines(table: ReportTable, title: str, width: int) -> list[Text]:
     if len(corpora) > 1:
         pieces.append(f"{len(corpora)} corpora")
     elif any(corpora.values()):
-        pieces.append(f"{truncate_left(printable(str(rows[0].corpus)))} corpus")
+        pieces.append(f"{truncate_left(sanitise(str(rows[0].corpus)))} corpus")
     if any(row.results.tokens for row in rows):
         pieces.append(_span((row.results.tokens for row in rows), count) + " tokens")
     if any(row.results.active_params for row in rows):
         pieces.append("active parameters " + _span((row.results.active_params for row in rows), count))
-    lines = [Text(line) for line in pack([truncate_left(printable(title)), *pieces], width, "   ", "  ")]
-    lines[0].stylize("bold", 0, len(truncate_left(printable(title))))
+    lines = [Text(line) for line in pack([truncate_left(sanitise(title)), *pieces], width, "   ", "  ")]
+    lines[0].stylize("bold", 0, len(truncate_left(sanitise(title))))
     return lines + _baseline(table, rows, width)
 
 
@@ -70,12 +70,12 @@ def _baseline(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
             width,
             "",
         )
-        return lines + ([Text("  " + printable(baseline_command(rows[0])))] if also else [])
+        return lines + ([Text("  " + sanitise(baseline_command(rows[0])))] if also else [])
     lines = []
     if len(without) < len(others):
         equal = [name for name in table.aggregate.baselines.shared if name in table.varying]
         at = f", compared at equal {', '.join(equal)}" if equal else ""
-        lines += wrap(f"baseline   {printable(name)}{at}", width, "")
+        lines += wrap(f"baseline   {sanitise(name)}{at}", width, "")
     if undefined:
         which = "" if len(undefined) == len(others) else f" for {len(undefined)} of {len(others)}"
         lines += wrap(f"{UNDEFINED}{which}", width, "yellow")
@@ -88,10 +88,10 @@ def _baseline(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
     elif without:
         which = "" if len(without) == len(others) else f" for {len(without)} of {len(others)}"
         if not dense:
-            missing = f"baseline   none{which}: {printable(name)} {NOT_RUN}"
+            missing = f"baseline   none{which}: {sanitise(name)} {NOT_RUN}"
             return lines + wrap(missing, width, "yellow")
         lines += wrap(f"baseline   none{which}. Make it with the same settings, without experts:", width, "yellow")
-        lines.append(Text("  " + printable(baseline_command(without[0])), "yellow"))
+        lines.append(Text("  " + sanitise(baseline_command(without[0])), "yellow"))
     return lines
 
 
@@ -100,7 +100,7 @@ def _pairs_for(rows: Sequence[Configuration], table: ReportTable, name: str) -> 
     if table.baseline == DENSE:
         return ""
     all_fit = all(is_baseline(row, table.baseline) for row in rows)
-    return f"{printable(name)} {'fits every configuration' if all_fit else NOT_RUN}, so "
+    return f"{sanitise(name)} {'fits every configuration' if all_fit else NOT_RUN}, so "
 
 
 def footer_lines(table: ReportTable, width: int) -> list[Text]:
@@ -183,7 +183,7 @@ def _constant(name: str, rows: Sequence[Configuration], hidden: set[str]) -> str
     value = settings.get(name)
     if name == "capacity" and value is None:
         return "dropless"
-    text = f"{name.rpartition('.')[2] if not name.endswith('.name') else name.split('.')[0]} {printable(str(value))}"
+    text = f"{name.rpartition('.')[2] if not name.endswith('.name') else name.split('.')[0]} {sanitise(str(value))}"
     for detail in [setting for setting in settings if setting.startswith("balance.")] if name == "balance" else ():
         weight = settings[detail]
         if isinstance(weight, int | float) and detail not in hidden:
@@ -194,7 +194,7 @@ def _constant(name: str, rows: Sequence[Configuration], hidden: set[str]) -> str
 def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> list[Text]:
     lines = []
     data = {row.corpus_sha256: row.corpus for row in rows}
-    targets = sorted({target_of(row.settings.get("task.name")) for row in rows})
+    targets = sorted({loss_unit_of_task(row.settings.get("task.name")) for row in rows})
     if len(targets) > 1:
         lines += wrap(
             f"different tasks: nats per {', '.join(targets)} do not compare. Ranked within one task only.",
@@ -202,7 +202,7 @@ def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
             "yellow",
         )
     if len(data) > 1:
-        names = sorted(f"{printable(str(name))} {printable(str(digest))[:6]}" for digest, name in data.items())
+        names = sorted(f"{sanitise(str(name))} {sanitise(str(digest))[:6]}" for digest, name in data.items())
         named = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         lines += wrap(f"different data: {named}. Ranked within one corpus only.", width, "yellow")
     else:
@@ -223,14 +223,14 @@ def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
     failed = [row for row in table.unfinished if row.status == FAILED]
     if failed:
         reason = (failed[0].reason or "see traceback.txt in its folder").strip().splitlines()[0]
-        first = f"{truncate_left(printable(failed[0].run))}: {printable(reason)}"
+        first = f"{truncate_left(sanitise(failed[0].run))}: {sanitise(reason)}"
         lines += wrap(f"{len(failed)} failed, the first {first}", width, "red")
     pruned = sum(row.status == PRUNED for row in table.unfinished)
     if pruned:
         lines += wrap(f"{plural(pruned, 'run')} pruned: stopped by the search, so in no row with results", width, "dim")
     others = [row.status for row in table.unfinished if row.status not in (FAILED, PRUNED)]
     if others:
-        counted = ", ".join(f"{others.count(status)} {printable(status)}" for status in sorted(set(others)))
+        counted = ", ".join(f"{others.count(status)} {sanitise(status)}" for status in sorted(set(others)))
         seen = "" if table.by_run or not rows else "; to see them: moe report --runs"
         lines += wrap(f"without results yet: {counted}{seen}", width, "yellow")
     return lines
@@ -288,10 +288,10 @@ def importance(found: Mapping[str, Mapping[str, Mapping[str, float]]], width: in
     lines = []
     for name, objectives in found.items():
         for objective, shares in objectives.items():
-            which = (f" in {truncate_left(printable(name))}" if len(found) > 1 else "") + (
+            which = (f" in {truncate_left(sanitise(name))}" if len(found) > 1 else "") + (
                 f" for {objective}" if len(objectives) > 1 else ""
             )
-            pieces = [f"{printable(key)} {share:.2f}" for key, share in shares.items()]
+            pieces = [f"{sanitise(key)} {share:.2f}" for key, share in shares.items()]
             lines += [
                 Text(line, "dim") for line in pack([f"importance{which}: {pieces[0]}", *pieces[1:]], width, ", ", "  ")
             ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from moe_cli.formatting import percent, plural, printable, sparkline
+from moe_cli.formatting import percent, plural, sanitise, sparkline
 from moe_cli.report.expert_usage import ExpertUsage, LayerUsage, TopToken
 from moe_cli.report.render.terminal import plain_table, wrap
 
@@ -26,7 +26,7 @@ def expert_usage_lines(found: ExpertUsage, layer: int | None, width: int, ascii_
     layers = f"{plural(len(found.layers), 'sparse layer')} of {plural(size, 'expert')}"
     shades = ASCII_SHADES if ascii_only else SHADES
     return [
-        *wrap(f"{printable(found.run)}   {layers}   {of}, step {shown.step:,}", width, "bold"),
+        *wrap(f"{sanitise(found.run)}   {layers}   {of}, step {shown.step:,}", width, "bold"),
         Text(),
         *_load(found, width, shades),
         Text(),
@@ -53,7 +53,7 @@ def heat_map(
 
     Each cell is a block, darker for larger values up to `most`, and its number if it fits.
     """
-    margin = min(max(len(printable(name)) for name, _ in rows), max(4, width // 3))
+    margin = min(max(len(sanitise(name)) for name, _ in rows), max(4, width // 3))
     size = max(len(cells) for _, cells in rows)
     room = width - margin - 1
     written = [[form.format(factor * cell) for cell in cells] for _, cells in rows]
@@ -66,7 +66,7 @@ def heat_map(
         else []
     )
     for (name, cells), texts in zip(rows, written, strict=True):
-        line = Text(f"{printable(name)[:margin]:<{margin}} ", no_wrap=True)
+        line = Text(f"{sanitise(name)[:margin]:<{margin}} ", no_wrap=True)
         for value, text in list(zip(cells, texts, strict=True))[:shown]:
             style = "yellow" if most and value >= most else "dim" if not value else ""
             shade = _shade(value, most, shades)
@@ -221,4 +221,4 @@ def spelled(token: TopToken) -> str:
     """Returns the text of a token in quotes, with control characters escaped; its id if the text is not recorded."""
     if token.text is None or "\ufffd" in token.text:
         return f"#{token.token}"
-    return printable(repr(token.text[:20]))
+    return sanitise(repr(token.text[:20]))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.errors import ConfigError
-from moe_cli.formatting import printable
+from moe_cli.formatting import sanitise
 from moe_cli.metrics import BY_KEY, ESTIMATES, curve_title
 from moe_cli.report.columns import required_columns, truncate_left
 from moe_cli.report.configuration import Configuration
@@ -51,7 +51,7 @@ def figure_bytes(table: ReportTable, ending: str, title: str) -> bytes:
         _points(first, table, rows, score, "sparsity")
         _points(second, table, rows, score, "flops_per_token")
         _curves(third, table, rows, score)
-        figure.suptitle(printable(title))
+        figure.suptitle(sanitise(title))
         handles, names = first.get_legend_handles_labels()
         if 1 < len(names) <= MAX_NAMES:
             figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)

@@ -2,7 +2,7 @@
 
 import re
 
-from moe_cli.formatting import printable
+from moe_cli.formatting import sanitise
 from moe_cli.report.columns import PLUS_MINUS, Column
 from moe_cli.report.render.captions import differences, footer_lines
 from moe_cli.report.render.tables import columns_within
@@ -24,7 +24,7 @@ SCORES = ("val_bpb", "val_loss", "vs_baseline")
 def latex_text(table: ReportTable) -> str:
     """A table environment as wide as a page: the columns of the report, or as many as fit; needs \\usepackage{booktabs} alone."""
     columns = table.columns if table.names else _chosen(table)
-    missing = [printable(column.heading) for column in table.columns if column not in columns]
+    missing = [sanitise(column.heading) for column in table.columns if column not in columns]
     lines = ["% made by moe report; needs \\usepackage{booktabs}"]
     if missing:
         lines.append(f"% left out: {', '.join(missing)}; --columns has what you ask for")
@@ -80,4 +80,4 @@ def cell(text: str, best: bool) -> str:
 
 def escaped(text: str) -> str:
     """Returns the text with every character that TeX would obey written out."""
-    return "".join(ESCAPES.get(character, character) for character in printable(text))
+    return "".join(ESCAPES.get(character, character) for character in sanitise(text))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len, set_cell_size
 from rich.text import Span, Text
 
-from moe_cli.formatting import printable
+from moe_cli.formatting import sanitise
 
 GAP = "  "
 MIN_LABEL_WIDTH, MIN_PROSE_WIDTH = 8, 20
@@ -37,7 +37,7 @@ class TextColumn:
 def table_lines(columns: Sequence[TextColumn], width: int | None, header: bool = True) -> list[Text]:
     """Returns the rows under their headings, with lines of at most `width`; None means unlimited, with all columns."""
     widths = [
-        max(map(cell_len, map(printable, (column.heading if header else "", *column.cells)))) for column in columns
+        max(map(cell_len, map(sanitise, (column.heading if header else "", *column.cells)))) for column in columns
     ]
     kept = [index for index, size in enumerate(widths) if size]
     if width is not None:
@@ -84,7 +84,7 @@ def _fit(columns: Sequence[TextColumn], kept: list[int], widths: list[int], widt
 def _line(cells: Sequence[tuple[str, str, int]], columns: Sequence[TextColumn], widths: Sequence[int]) -> Text:
     parts, spans, length = [], [], 0
     for cell, style, index in cells:
-        text, size = printable(cell), widths[index]
+        text, size = sanitise(cell), widths[index]
         if cell_len(text) > size:
             text = set_cell_size(text, max(0, size - 1)) + "…"
         space = " " * (size - cell_len(text))

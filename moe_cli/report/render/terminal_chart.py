@@ -12,7 +12,7 @@ from rich.text import Text
 
 from moe_cli.config.ranges import show
 from moe_cli.errors import ConfigError
-from moe_cli.formatting import count, printable
+from moe_cli.formatting import count, sanitise
 from moe_cli.report.columns import column_named
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.run_row import TOP_LEVEL, Cell, setting_applies
@@ -138,7 +138,7 @@ def _series_name(row: Configuration, by: str | None) -> str:
         if not isinstance(value, list)
         else ",".join(map(str, value))
     )
-    return printable(f"{by}={text}")
+    return sanitise(f"{by}={text}")
 
 
 def _natural(name: str) -> tuple[str, float, str]:
@@ -190,7 +190,7 @@ def chart_lines(chart: Chart, title: str, width: int, height: int = 18, ascii_on
     rows = _drawn(chart, across, up, room, height)
     tick, line, corner = ("|", "-", "+") if ascii_only else ("┤", "─", "└")
     bar = "|" if ascii_only else "│"
-    lines = [Text.assemble((printable(title), "bold"), f"   {chart.y} against {chart.x}"), *_legend(chart, width)]
+    lines = [Text.assemble((sanitise(title), "bold"), f"   {chart.y} against {chart.x}"), *_legend(chart, width)]
     for number, cells in enumerate(rows):
         text = Text(f"{labels.get(number, ''):>{margin}} {tick if number in labels else bar}", no_wrap=True)
         for mark, style in cells:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from moe_cli.formatting import count, percent, printable
+from moe_cli.formatting import count, percent, sanitise
 from moe_cli.report.render.terminal import plain_table, wrap
 from moe_cli.report.scaling.analysis import Analysis
 from moe_cli.report.scaling.fit import Fit
@@ -20,9 +20,7 @@ EXTRAPOLATION_WARNING = 8.0
 def analysis_lines(result: Analysis, title: str, width: int) -> list[Text]:
     """Returns the lines on the law: its constants, its results, and its reliability."""
     found = result.fit
-    lines = [
-        Text.assemble((printable(title), "bold"), f"   scaling law {found.law.name}   ", (found.law.source, "dim"))
-    ]
+    lines = [Text.assemble((sanitise(title), "bold"), f"   scaling law {found.law.name}   ", (found.law.source, "dim"))]
     lines += wrap(found.law.equation, width)
     lines += wrap(_size(result), width, "dim")
     lines += wrap(_seeds(found), width, "yellow" if found.seeds.deviation is None else "dim")
@@ -98,7 +96,7 @@ def _equivalents(equivalents: Sequence[DenseEquivalent], width: int) -> list[Tex
     headings = ["equals a dense model of", "x compute", "95 % interval", "x tok/s", "speed-up"]
     rows = [
         [
-            printable(each.label),
+            sanitise(each.label),
             _compute_ratio(each.compute_ratio),
             f"{_compute_ratio(each.low)} to {_compute_ratio(each.high)}",
             _speed(each.throughput),
@@ -137,11 +135,11 @@ def _iso_flop(curves: Sequence[IsoFlop], width: int) -> list[Text]:
 
 
 def _predictions(predictions: Sequence[Prediction], width: int) -> list[Text]:
-    rows = [(printable(each.label), f"{each.loss:.3f}", f"{each.low:.3f} to {each.high:.3f}") for each in predictions]
+    rows = [(sanitise(each.label), f"{each.loss:.3f}", f"{each.low:.3f} to {each.high:.3f}") for each in predictions]
     lines = plain_table(("predicted, not run", "nats/token", "95 % interval of a run"), rows, width)
     for each in predictions:
         if each.extrapolation_factor > EXTRAPOLATION_WARNING:
-            far = f"{printable(each.label)} lies {each.extrapolation_factor:.1f} times beyond what was run: a guess."
+            far = f"{sanitise(each.label)} lies {each.extrapolation_factor:.1f} times beyond what was run: a guess."
             lines += wrap(far, width, "yellow")
     return lines
 
@@ -149,7 +147,7 @@ def _predictions(predictions: Sequence[Prediction], width: int) -> list[Text]:
 def _validation(validation: Validation, width: int) -> list[Text]:
     rows = [
         (
-            printable(each.label),
+            sanitise(each.label),
             f"{each.measured or 0:.3f}",
             f"{each.loss:.3f}",
             percent(each.loss / (each.measured or 1) - 1, True),

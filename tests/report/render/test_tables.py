@@ -11,7 +11,7 @@ import pytest
 
 from moe_cli.config.compose import load_config
 from moe_cli.errors import ConfigError
-from moe_cli.formatting import count, percent, printable
+from moe_cli.formatting import count, percent, sanitise
 from moe_cli.report.baseline import baseline_command
 from moe_cli.report.columns import make_columns, truncate_left
 from moe_cli.report.configuration import JSON_KEYS, aggregate_seeds, shared_with_dense
@@ -608,7 +608,7 @@ def test_long_text_keeps_its_end() -> None:
     assert truncate_left("a" * 36) == "a" * 36
     assert truncate_left("/long/folder/of/many/parts/and/more/file.txt").endswith("file.txt")
     assert len(truncate_left("x" * 99)) == 36
-    assert printable("a\x1b[31mb\n") == "a?[31mb?"
+    assert sanitise("a\x1b[31mb\n") == "a?[31mb?"
 
 
 def test_a_small_interval_is_not_zero(tmp_path: Path) -> None:
