@@ -463,7 +463,7 @@ def listed_values(classes: tuple[Any, ...], key: str) -> list[str]:
 
 def first_sentence(text: str) -> str:
     """`Train one model.` of a longer help."""
-    return re.split(r"(?<=\.)\s|  \[| Example", " ".join(text.split()))[0]
+    return re.split(r"(?<=\.)\s|  \[", " ".join(text.split()))[0]
 
 
 def pages() -> dict[str, str]:

@@ -230,7 +230,10 @@ def curve_title(curve_key: str) -> str:
 
 
 def max_violation(tokens_per_expert: Sequence[float]) -> float:
-    """Computes MaxVio from the counts of one layer: (largest - mean) / mean; 0 without counts."""
+    """Computes MaxVio from the counts of one layer: (largest - mean) / mean, arXiv:2408.15664; 0 without counts.
+
+    0 is an even load, E / K - 1 the largest possible value.
+    """
     mean = sum(tokens_per_expert) / len(tokens_per_expert)
     return (max(tokens_per_expert) - mean) / mean if mean else 0.0
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
@@ -233,13 +234,10 @@ def test_hints_are_applied() -> None:
     assert tiny_command("moe report", ("--seeds=2",)) == ["report"]
 
 
-def test_every_command_has_help_with_an_example() -> None:
-    """`moe COMMAND --help` shows an example line, and a page runs the command."""
-    listed = re.findall(r"^  (\w+)  ", CliRunner().invoke(app, ["--help"]).stdout.split("Commands:")[1], flags=re.M)
+def test_every_command_is_run() -> None:
+    """A page runs each command that `moe --help` lists."""
     run = {shlex.split(line)[2] for text in PAGES.values() for line in re.findall(r"^\$ moe .*", text, flags=re.M)}
-    assert run == set(listed)
-    for name in listed:
-        assert f"Example: moe {name}" in " ".join(CliRunner().invoke(app, [name, "--help"]).stdout.split())
+    assert run == set(get_command(app).commands)
 
 
 def test_links_and_pictures_exist() -> None:

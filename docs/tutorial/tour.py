@@ -58,12 +58,12 @@ curves = load_curves("outputs/tour")
 curves[curves["metric"] == "val/bpb"].pivot(index="tokens", columns="run", values="value")
 
 # %% [markdown]
-# `load_routing` has the load of every expert. Over the whole validation split, this is the share of each expert (columns) in each
+# `load_routing` has the share of assignments of every expert. Over the whole validation split, this is the share of each expert (columns) in each
 # sparse layer (rows) of the first model; 1 / 8 is even:
 
 # %%
 routing = load_routing(run)
-routing[routing["whole_split"]].pivot(index="layer", columns="expert", values="load").round(3)
+routing[routing["whole_split"]].pivot(index="layer", columns="expert", values="share").round(3)
 
 # %% [markdown]
 # Which experts a text goes to, token by token: `moe explain` in a terminal, or the page that it writes with `-o`

@@ -11,7 +11,6 @@ from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from moe_cli import __version__
 from moe_cli.cli.bench import bench
@@ -19,6 +18,7 @@ from moe_cli.cli.config import config
 from moe_cli.cli.doctor import doctor
 from moe_cli.cli.evaluate import evaluate
 from moe_cli.cli.explain import explain
+from moe_cli.cli.help import HelpCommand, HelpGroup
 from moe_cli.cli.plan import plan
 from moe_cli.cli.recommend import recommend
 from moe_cli.cli.report import report
@@ -55,7 +55,7 @@ ERRORS_OF_PATHS = (
 )
 
 
-class Group(TyperGroup):
+class Group(HelpGroup):
     """Prints errors in one to three lines. A group, and not main(), does so that tests of the app see them too."""
 
     # The words of the command line.
@@ -161,6 +161,13 @@ def _is_reported_by_another_rank(error: MoeError) -> bool:
     return not str(error) or (isinstance(error, LostProcess) and (launched_by_moe() or rank() > 0))
 
 
+HELP = """Train, sweep and compare sparse mixtures of experts.
+
+Examples:
+    moe train expert=8 k=2
+    moe sweep sparsity
+    moe report
+"""
 app = typer.Typer(
     cls=Group,
     no_args_is_help=True,
@@ -168,7 +175,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Experiments with sparse mixtures of experts: train, sweep, report.",
+    help=HELP,
 )
 
 
@@ -231,13 +238,24 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    """Experiments with sparse mixtures of experts: train, sweep, report."""
+    # The docstring would replace the help.
+    return
 
 
-for command in (train, evaluate, sample, explain, sweep, report, recommend, scaling, plan, config, doctor):
-    app.command("eval" if command is evaluate else command.__name__)(command)
-app.add_typer(runs, name="runs")
-app.add_typer(bench, name="bench")
+# The commands under the headings of `moe --help`.
+PANELS = {
+    "Train": (train, sweep),
+    "Compare": (report, recommend, scaling),
+    "Use a trained model": (evaluate, sample, explain),
+    "Before training": (config, plan),
+    "Runs and this machine": (doctor,),
+}
+for panel, commands in PANELS.items():
+    for command in commands:
+        name = "eval" if command is evaluate else command.__name__
+        app.command(name, cls=HelpCommand, rich_help_panel=panel)(command)
+app.add_typer(runs, name="runs", rich_help_panel="Runs and this machine")
+app.add_typer(bench, name="bench", rich_help_panel="Runs and this machine")
 
 
 def main() -> None:

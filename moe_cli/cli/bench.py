@@ -6,14 +6,17 @@ from typing import Annotated
 
 import typer
 
+from moe_cli.cli.help import HelpCommand, HelpGroup
 from moe_cli.cli.options import AsJson, ConfigDir, Overrides, print_json, print_notes
 from moe_cli.config.bounds import BENCH, SECONDS, shortened
 
-bench = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Time one layer or a training step against other implementations. Example: moe bench layer --experts 8,64",
-)
+HELP = """Time a layer or a training step against other implementations.
+
+Examples:
+    moe bench layer --experts 8,64
+    moe bench step expert=16
+"""
+bench = typer.Typer(cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None, help=HELP)
 
 Seconds = Annotated[
     float, typer.Option("--seconds", metavar="S", help="Measure each shape for this time.", min=0.0, max=SECONDS)
@@ -25,7 +28,7 @@ def _axis(meaning: str) -> object:
     return typer.Option(metavar="A,B,..", help=meaning)
 
 
-@bench.command()
+@bench.command(cls=HelpCommand)
 def layer(  # noqa: PLR0913  (an option each)
     tokens: Annotated[str, _axis("Tokens per pass.")] = "2048",
     experts: Annotated[str, _axis("Number of experts.")] = "8,64",
@@ -39,8 +42,13 @@ def layer(  # noqa: PLR0913  (an option each)
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Time one layer, forward and backward, against a dense network of equal active FLOPs and other libraries.
-    Example: moe bench layer --experts 8,64 --k 2
+    """Time one layer against a dense network and other libraries.
+
+    Forward and backward; the dense network has equal active FLOPs.
+
+    Examples:
+        moe bench layer --experts 8,64 --k 2
+        moe bench layer --dtype bfloat16 --device cuda
     """
     numbers = {"tokens": tokens, "experts": experts, "k": k, "d_model": d_model, "d_expert": d_expert}
     axes: dict[str, list[int] | list[str]] = {name: _whole_numbers(name, text) for name, text in numbers.items()}
@@ -67,7 +75,7 @@ def layer(  # noqa: PLR0913  (an option each)
         print_json(found)
 
 
-@bench.command()
+@bench.command(cls=HelpCommand)
 def step(
     overrides: Overrides = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Time torch.compile too: half a minute each.")] = False,
@@ -76,8 +84,13 @@ def step(
     config_dir: ConfigDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time a whole training step (AdamW) against transformers' Mixtral of the same size.
-    Example: moe bench step expert=16 --bf16
+    """Time a training step against transformers' Mixtral.
+
+    The optimizer is AdamW, and both models have the same size.
+
+    Examples:
+        moe bench step
+        moe bench step expert=16 --bf16
     """
     from moe_cli.bench.step import VOCAB_SIZE, run_step_benchmark, step_builders, step_to_dicts, unused_settings_note
     from moe_cli.bench.tables import skipped_lines, step_heading, step_table

@@ -16,7 +16,12 @@ def config(
     config_dir: ConfigDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the resolved configuration and the id of its run. Example: moe config expert=8"""
+    """Print the resolved configuration and the id of its run.
+
+    Examples:
+        moe config expert=8
+        moe config experiment=published/mixtral_8x7b --diff
+    """
     from moe_cli.config.build import flatten_dict
     from moe_cli.config.compose import Composer, load_config
     from moe_cli.config.folders import GROUPS

@@ -15,7 +15,12 @@ LABEL_WIDTH = 10
 
 
 def doctor(outputs: Outputs = None, as_json: AsJson = False) -> None:
-    """Check this installation: versions, cores, memory, GPUs, optional packages and folders. Example: moe doctor --json"""
+    """Check this installation: versions, cores, GPUs and folders.
+
+    Examples:
+        moe doctor
+        moe doctor --json
+    """
     from dataclasses import asdict
 
     from moe_cli import __version__

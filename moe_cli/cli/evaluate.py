@@ -35,7 +35,14 @@ def evaluate(
     domains: Domains = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a trained model on its whole validation or test split. Example: moe eval latest eval.k=1,2,4"""
+    """Evaluate a trained model on its validation or test split.
+
+    The whole split is read. Routing may differ from training: experts per token, capacity, drops.
+
+    Examples:
+        moe eval latest
+        moe eval latest eval.k=1,2,4 --json
+    """
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_run

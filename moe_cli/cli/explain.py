@@ -40,7 +40,12 @@ def explain(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which experts each token of a text goes to. Example: moe explain latest "def __init__(self):" """
+    """Show which experts each token of a text goes to.
+
+    Examples:
+        moe explain latest "def __init__(self):"
+        moe explain latest "the cat sat" -o cat.html
+    """
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_run

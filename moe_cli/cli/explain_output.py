@@ -81,6 +81,12 @@ class ExplainResult:
     def layers(self) -> "tuple[LayerAssignments, ...]":
         return self.found.layers if self.shown is None else self.found.layers[self.shown : self.shown + 1]
 
+    def _repr_html_(self) -> str:
+        """Returns the lines of `moe explain` for a notebook."""
+        from moe_cli.report.render.notebook import TERMINAL_WIDTH, lines_html
+
+        return lines_html(explained_lines(self, TERMINAL_WIDTH))
+
 
 def explained_lines(result: ExplainResult, width: int, ascii_only: bool = False, most: int | None = None) -> list[Text]:
     """Returns the lines of the report: title, method, the text with its experts, load, metrics and legend.

@@ -9,6 +9,9 @@ import typer
 from moe_cli.cli.terminal import echo, echo_data
 from moe_cli.formatting import sanitise
 
+# The heading of the options that say where files are.
+FOLDERS = "Folders"
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="SETTING=VALUE", help="Settings, such as expert=8 k=2. List them: moe config"),
@@ -17,7 +20,12 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run id, its begin
 Checkpoint = Annotated[str, typer.Option(metavar="WHICH", help="latest, best or a step.")]
 Outputs = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Folder of runs [default: $MOE_OUTPUTS or ./outputs].", show_default=False),
+    typer.Option(
+        metavar="DIR",
+        help="Folder of runs [default: $MOE_OUTPUTS, else ./outputs].",
+        show_default=False,
+        rich_help_panel=FOLDERS,
+    ),
 ]
 ConfigDir = Annotated[
     Path | None,
@@ -25,6 +33,7 @@ ConfigDir = Annotated[
         metavar="DIR",
         help="Your conf/ folder, searched before the packaged one; none: ignore ./conf too.",
         show_default=False,
+        rich_help_panel=FOLDERS,
     ),
 ]
 ForceMemory = Annotated[
@@ -37,12 +46,18 @@ Sweeps = Annotated[
 Where = Annotated[
     str | None,
     typer.Option(
-        metavar="CONDITION", help="Take only runs and rows for which this holds: 'expert >= 8 and router == \"topk\"'."
+        metavar="CONDITION",
+        help="Take only runs and rows for which this holds: 'expert >= 8 and router == \"topk\"'.",
+        rich_help_panel="Rows and columns",
     ),
 ]
 Baseline = Annotated[
     str | None,
-    typer.Option(metavar="SETTINGS", help="Take differences to the configurations with these settings: balance=none."),
+    typer.Option(
+        metavar="SETTINGS",
+        help="Take differences to the configurations with these settings: balance=none.",
+        rich_help_panel="Rows and columns",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 

@@ -33,7 +33,14 @@ def plan(
     config_dir: ConfigDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate parameters, FLOPs, memory and time of a configuration without building it. Example: moe plan experiment=published/mixtral_8x7b"""
+    """Estimate the size, memory, FLOPs and time of a configuration.
+
+    No model is built.
+
+    Examples:
+        moe plan expert=8 --gpus 1 --gpu l4
+        moe plan experiment=published/mixtral_8x7b
+    """
     from moe_cli.config.build import did_you_mean
     from moe_cli.config.compose import load_config
     from moe_cli.costs.multi_gpu import DEVICES

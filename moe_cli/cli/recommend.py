@@ -26,7 +26,12 @@ def recommend(
     as_json: AsJson = False,
     outputs: Outputs = None,
 ) -> None:
-    """Say which configuration to use, how sure that is and what to run next. Example: moe recommend sparsity"""
+    """Choose a configuration, and say what to run next.
+
+    Examples:
+        moe recommend sparsity
+        moe recommend sparsity --baseline balance=none
+    """
     from moe_cli.cli.console import text_width
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.load import load_selection

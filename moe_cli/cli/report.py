@@ -25,21 +25,39 @@ class Format(StrEnum):
     LATEX = "latex"
 
 
-FormatOption = Annotated[Format | None, typer.Option("--format", help="How to print it.  [default: table]")]
+FormatOption = Annotated[
+    Format | None, typer.Option("--format", help="How to print it.  [default: table]", rich_help_panel="Output")
+]
 Sort = Annotated[
-    str | None, typer.Option(metavar="COLUMN", help="Sort rows by a column; -COLUMN: the largest value first.")
+    str | None,
+    typer.Option(
+        metavar="COLUMN",
+        help="Sort rows by a column; -COLUMN: the largest value first.",
+        rich_help_panel="Rows and columns",
+    ),
 ]
 Columns = Annotated[
     str | None,
-    typer.Option(metavar="A,B,C", help="Show these columns, by name or heading: k,val_bpb,MaxVio,train.steps."),
+    typer.Option(
+        metavar="A,B,C",
+        help="Show these columns, by name or heading: k,val_bpb,MaxVio,train.steps.",
+        rich_help_panel="Rows and columns",
+    ),
 ]
 ByRun = Annotated[
-    bool, typer.Option("--runs", help="Show a row per run: without means over seeds, also unfinished runs.")
+    bool,
+    typer.Option(
+        "--runs",
+        help="Show a row per run: without means over seeds, also unfinished runs.",
+        rich_help_panel="Rows and columns",
+    ),
 ]
 Plot = Annotated[
     str | None,
     typer.Option(
-        metavar="Y:X[:SERIES]", help="Draw a chart: val_bpb:expert, val_loss:sparsity, val_bpb:active_flops:k."
+        metavar="Y:X[:SERIES]",
+        help="Draw a chart: val_bpb:expert, val_loss:sparsity, val_bpb:active_flops:k.",
+        rich_help_panel="Output",
     ),
 ]
 Files = Annotated[
@@ -49,6 +67,7 @@ Files = Annotated[
         "-o",
         metavar="FILE",
         help="Write a file instead: .html (a page without network), .csv, .json, .md, .tex, .png or .svg. Repeatable.",
+        rich_help_panel="Output",
     ),
 ]
 
@@ -65,7 +84,12 @@ def report(  # noqa: PLR0913  (an argument for each option)
     files: Files = None,
     outputs: Outputs = None,
 ) -> None:
-    """Compare runs: means over seeds with intervals. Example: moe report sparsity --where 'expert >= 8'"""
+    """Compare runs: means over seeds with intervals.
+
+    Examples:
+        moe report
+        moe report sparsity --where 'expert >= 8'
+    """
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.load import load_selection, title_of, without_garbage_collection
     from moe_cli.report.recommend.looks import remember

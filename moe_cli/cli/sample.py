@@ -20,22 +20,33 @@ def sample(  # noqa: PLR0913  (an option each)
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "\n",
     tokens: Annotated[int, typer.Option(min=1, max=SAMPLE_TOKENS, help="Number of tokens to write.")] = 400,
     temperature: Annotated[
-        float, typer.Option(min=0, help="Sampling temperature; 0: always the likeliest token.")
+        float,
+        typer.Option(min=0, help="Sampling temperature; 0: always the likeliest token.", rich_help_panel="Sampling"),
     ] = 0.7,
     top_k: Annotated[
-        int | None, typer.Option(min=1, max=TOP_K, help="Sample from the K likeliest tokens.", show_default="all")
+        int | None,
+        typer.Option(
+            min=1, max=TOP_K, help="Sample from the K likeliest tokens.", show_default="all", rich_help_panel="Sampling"
+        ),
     ] = None,
     top_p: Annotated[
         float | None,
         typer.Option(
-            help="Nucleus sampling: from the smallest set of tokens with cumulative probability P.", show_default="all"
+            help="Nucleus sampling: from the smallest set of tokens with cumulative probability P.",
+            show_default="all",
+            rich_help_panel="Sampling",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed.", rich_help_panel="Sampling")] = 0,
     checkpoint: Checkpoint = "latest",
     outputs: Outputs = None,
 ) -> None:
-    """Write text with a trained model. Example: moe sample latest --prompt "def " """
+    """Write text with a trained model.
+
+    Examples:
+        moe sample latest --prompt "def "
+        moe sample latest --tokens 100 --temperature 0
+    """
     _check(prompt, temperature, top_k, top_p)
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder

@@ -31,7 +31,12 @@ def scaling(
     page: Page = None,
     outputs: Outputs = None,
 ) -> None:
-    """Fit a scaling law to runs of several sizes. Example: moe scaling isoflop --predict 'expert=64 k=2'"""
+    """Fit a scaling law to runs of several sizes.
+
+    Examples:
+        moe scaling isoflop
+        moe scaling isoflop --predict 'expert=64 k=2'
+    """
     from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.report.load import load_selection, title_of
     from moe_cli.report.scaling.analysis import analyse, analysis_record

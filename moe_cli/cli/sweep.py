@@ -17,45 +17,110 @@ Words = Annotated[
     typer.Argument(metavar="NAME|SETTING=VALUE,VALUE", help="A sweep of conf/sweep, or settings with several values."),
 ]
 Seeds = Annotated[
-    int | None, typer.Option(min=1, max=SEEDS, help="Seeds 0 to N-1 for every configuration.", show_default=False)
+    int | None,
+    typer.Option(
+        min=1,
+        max=SEEDS,
+        help="Seeds 0 to N-1 for every configuration.",
+        show_default=False,
+        rich_help_panel="Configurations",
+    ),
 ]
-Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, max=JOBS, help="Runs at a time.", show_default=False)]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "-j", "--jobs", min=1, max=JOBS, help="Runs at a time.", show_default=False, rich_help_panel="Execution"
+    ),
+]
 Where = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="CONDITION", help="Only points that meet this condition, such as 'k <= expert'. May be repeated."
+        metavar="CONDITION",
+        help="Only points that meet this condition, such as 'k <= expert'. May be repeated.",
+        rich_help_panel="Configurations",
     ),
 ]
 Name = Annotated[
-    str | None, typer.Option(help="Folder under outputs/ [default: NAME, 'sweep' or 'search'].", show_default=False)
+    str | None,
+    typer.Option(
+        help="Folder under outputs/ [default: NAME, 'sweep' or 'search'].",
+        show_default=False,
+        rich_help_panel="Folders",
+    ),
 ]
 Baseline = Annotated[
     str | None,
-    typer.Option(metavar="SETTINGS", help="Baseline of the report, such as balance=none.", show_default=False),
+    typer.Option(
+        metavar="SETTINGS",
+        help="Baseline of the report, such as balance=none.",
+        show_default=False,
+        rich_help_panel="Configurations",
+    ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Start every run again; the old folders go to the trash.")]
-RerunStale = Annotated[bool, typer.Option("--rerun-stale", help="Start runs of another code version again.")]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Start every run again; the old folders go to the trash.", rich_help_panel="Runs that exist"
+    ),
+]
+RerunStale = Annotated[
+    bool,
+    typer.Option(
+        "--rerun-stale",
+        help="Start runs of another code version again.",
+        rich_help_panel="Runs that exist",
+    ),
+]
 Timeout = Annotated[
-    str | None, typer.Option(metavar="DURATION", help="Stop a run after this long: 30s, 10m, 2h.", show_default=False)
+    str | None,
+    typer.Option(
+        metavar="DURATION",
+        help="Stop a run after this long: 30s, 10m, 2h.",
+        show_default=False,
+        rich_help_panel="Execution",
+    ),
 ]
-Retries = Annotated[int, typer.Option(min=0, max=RETRIES, help="Retry a failed run up to N times.", show_default=False)]
+Retries = Annotated[
+    int,
+    typer.Option(
+        min=0, max=RETRIES, help="Retry a failed run up to N times.", show_default=False, rich_help_panel="Execution"
+    ),
+]
 ExecutorName = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Executor: local, ray or slurm [default: local].", show_default=False),
+    typer.Option(
+        metavar="NAME",
+        help="Executor: local, ray or slurm [default: local].",
+        show_default=False,
+        rich_help_panel="Execution",
+    ),
 ]
-FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.", rich_help_panel="Execution")]
 Sampler = Annotated[
     str | None,
-    typer.Option(metavar="tpe|random", help="Search: draw settings, not every combination. Needs Optuna."),
+    typer.Option(
+        metavar="tpe|random",
+        help="Draw settings instead of running every combination. Needs Optuna.",
+        rich_help_panel="Search",
+    ),
 ]
-Trials = Annotated[int | None, typer.Option(metavar="N", help="Number of configurations to try.  [default: 20]")]
+Trials = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Number of configurations to try.  [default: 20]", rich_help_panel="Search"),
+]
 Objective = Annotated[
-    str | None, typer.Option(metavar="RESULT[,RESULT]", help="Metrics to optimise.  [default: val_bpb]")
+    str | None,
+    typer.Option(metavar="RESULT[,RESULT]", help="Metrics to optimise.  [default: val_bpb]", rich_help_panel="Search"),
 ]
 Prune = Annotated[
-    str | None, typer.Option(metavar="asha|hyperband|median", help="Stop runs that are behind the others.")
+    str | None,
+    typer.Option(
+        metavar="asha|hyperband|median", help="Stop runs that are behind the others.", rich_help_panel="Search"
+    ),
 ]
-SearchSeed = Annotated[int | None, typer.Option(metavar="N", help="Seed of the sampler.  [default: 0]")]
+SearchSeed = Annotated[
+    int | None, typer.Option(metavar="N", help="Seed of the sampler.  [default: 0]", rich_help_panel="Search")
+]
 
 # The last line of a command that was stopped.
 STOPPED = "stopped. The same command continues, each run from its last checkpoint if it has one."
@@ -67,7 +132,9 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     jobs: Jobs = None,
     where: Where = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every point with its cost and stop.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed points again.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run failed points again.", rich_help_panel="Runs that exist")
+    ] = False,
     force: Force = False,
     rerun_stale: RerunStale = False,
     force_memory: ForceMemory = False,
@@ -85,7 +152,14 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
 ) -> None:
-    """Train every combination of settings, or search them. Example: moe sweep expert=1,8 k=1,2 --seeds 3"""
+    """Train every combination of settings, or search them.
+
+    The same command continues a sweep that was stopped. Exit code 3: not every run is complete.
+
+    Examples:
+        moe sweep expert=1,8 k=1,2 --seeds 3
+        moe sweep sparsity --dry-run
+    """
     from moe_cli.cli.console import Terminal
     from moe_cli.cli.views import SearchView, SweepView
     from moe_cli.config.executors import split_executor

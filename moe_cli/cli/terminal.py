@@ -17,7 +17,7 @@ _SUBSTITUTES = {**dict(zip(BARS, "_.-:=+*#", strict=True)), **dict(zip("…─�
 
 
 def shown(text: str) -> str:
-    """Replaces characters that a terminal interprets or hides by '?', except line ends and tabs (see `printable`)."""
+    """Replaces characters that a terminal interprets or hides by '?', except line ends and tabs (see `sanitise`)."""
     if is_harmless(text):
         return text
     return "".join(each if each.isprintable() or each in "\n\t" else "?" for each in text)

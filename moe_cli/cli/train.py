@@ -16,9 +16,19 @@ if TYPE_CHECKING:
     from moe_cli.config.schema import RunConfig
     from moe_cli.runs.folder import Run
 
-Resume = Annotated[str | None, typer.Option(metavar="RUN", help="Continue an interrupted run.", show_default=False)]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN", help="Continue an interrupted run.", show_default=False, rich_help_panel="Runs that exist"
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
-Force = Annotated[bool, typer.Option("--force", help="Train from the start; the old folder goes to the trash.")]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Train from the start; the old folder goes to the trash.", rich_help_panel="Runs that exist"
+    ),
+]
 
 
 def train(
@@ -31,7 +41,13 @@ def train(
     config_dir: ConfigDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train one model and evaluate it. Example: moe train expert=8 k=2"""
+    """Train one model and evaluate it.
+
+    Examples:
+        moe train expert=8 k=2
+        moe train expert=16 router=switch train.steps=300
+        moe train --resume latest
+    """
     from moe_cli.distributed.launch import is_distributed, rank
     from moe_cli.runs.folder import outputs_folder
 

@@ -3,8 +3,6 @@
 T tokens of this process, A assignments, E experts, D width.
 """
 
-from dataclasses import replace
-
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
@@ -49,7 +47,7 @@ def drop_overflow_global(routing: Routing, capacity: int, drop: str) -> Routing:
     kept = torch.empty_like(global_routing.kept)
     kept[order[dropped.token_ids]] = dropped.kept
     first = sum(lengths[: collectives.rank()])
-    return replace(routing, kept=routing.kept & kept[first : first + len(local)])
+    return routing.keep_only(kept[first : first + len(local)])
 
 
 def expert_parallel_forward(
@@ -65,7 +63,7 @@ def expert_parallel_forward(
     """
     permutation = permutation_of(routing)
     local = experts.num_experts
-    send_counts = torch.tensor(permutation.counts, device=x.device)
+    send_counts = permutation.rows_per_expert
     recv_counts = torch.empty_like(send_counts)
     dist.all_to_all_single(recv_counts, send_counts, group=group.group)
     send_splits, recv_splits = (counts.view(group.size, local).sum(1).tolist() for counts in (send_counts, recv_counts))
@@ -84,4 +82,6 @@ def identity_routing(expert_ids: Int[Tensor, " A"], num_experts: int) -> Routing
     """Returns the routing that sends row i to expert_ids[i] with weight 1."""
     none = torch.zeros(1, 1, device=expert_ids.device).expand(len(expert_ids), num_experts)
     kept: Bool[Tensor, " A"] = torch.ones_like(expert_ids, dtype=torch.bool)
-    return Routing(none, none, torch.arange(len(kept), device=kept.device), expert_ids, kept.float(), kept)
+    return Routing(
+        none, none, torch.arange(len(kept), device=kept.device), expert_ids, kept.float(), kept, is_dropless=True
+    )

@@ -4,6 +4,7 @@ T tokens, A assignments, R kept assignments (rows), E experts, D width.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moe_cli.moe.experts import Experts
-from moe_cli.moe.routing import Routing
+from moe_cli.moe.routing import Routing, count_ids
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,21 @@ class Permutation:
     Attributes:
         assignments: index of the assignment of each row.
         token_ids: token that each row reads.
-        counts: rows of each expert, in the order of the rows.
+        rows_per_expert: rows of each expert, in the order of the rows.
         token_order: indices of the rows, sorted by token.
         token_offsets: start of each token's rows in `token_order`.
     """
 
     assignments: Int[Tensor, " R"]
     token_ids: Int[Tensor, " R"]
-    counts: list[int]
+    rows_per_expert: Int[Tensor, " E"]
     token_order: Int[Tensor, " R"]
     token_offsets: Int[Tensor, " T"]
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """Returns `rows_per_expert` as a list, for which the CPU waits for a GPU."""
+        return self.rows_per_expert.tolist()
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -41,36 +47,42 @@ class Permutation:
 def permutation_of(routing: Routing) -> Permutation:
     """Sorts the kept assignments of a routing by expert."""
     size = (routing.num_tokens, routing.num_experts)
-    return build_permutation(routing.token_ids, routing.expert_ids, routing.kept, size, routing.tokens_per_expert)
+    if not routing.is_dropless:
+        return build_permutation(routing.token_ids, routing.expert_ids, routing.kept, size)
+    assert not routing.kept.is_cpu or routing.kept.all(), "is_dropless contradicts kept"
+    return build_permutation(routing.token_ids, routing.expert_ids, None, size, routing.tokens_per_expert)
 
 
 def build_permutation(
     token_ids: Int[Tensor, " A"],
     expert_ids: Int[Tensor, " A"],
-    kept: Bool[Tensor, " A"],
+    kept: Bool[Tensor, " A"] | None,
     size: tuple[int, int],
-    tokens_per_expert: Int[Tensor, " E"] | None = None,
+    rows_per_expert: Int[Tensor, " E"] | None = None,
 ) -> Permutation:
     """Sorts kept assignments by expert. On a CPU it uses numpy, whose radix sort was the fastest.
 
     Args:
+        kept: None means that all assignments are kept.
         size: (T, E).
-        tokens_per_expert: assignments to each expert, kept or not; None means that they are counted here.
+        rows_per_expert: kept assignments of each expert; None means that they are counted here.
     """
     num_tokens, num_experts = size
-    assignments = kept.nonzero().squeeze(1)
-    expert_ids, token_ids = expert_ids[assignments], token_ids[assignments]
+    assignments = None
+    if kept is not None:
+        assignments = kept.nonzero().squeeze(1)
+        expert_ids, token_ids = expert_ids[assignments], token_ids[assignments]
     by_expert = stable_argsort(expert_ids, num_experts)
-    if tokens_per_expert is None or len(assignments) < len(kept):
-        tokens_per_expert = torch.bincount(expert_ids, minlength=num_experts)
+    if rows_per_expert is None:
+        rows_per_expert = count_ids(expert_ids, num_experts)
     rows = torch.empty_like(by_expert)
     rows[by_expert] = torch.arange(len(by_expert), device=by_expert.device)
     by_token = stable_argsort(token_ids, num_tokens)
-    per_token = torch.bincount(token_ids, minlength=num_tokens)
+    per_token = count_ids(token_ids, num_tokens)
     return Permutation(
-        assignments=assignments[by_expert],
+        assignments=by_expert if assignments is None else assignments[by_expert],
         token_ids=token_ids[by_expert],
-        counts=tokens_per_expert.tolist(),
+        rows_per_expert=rows_per_expert,
         token_order=rows[by_token],
         token_offsets=per_token.cumsum(0) - per_token,
     )
@@ -86,7 +98,7 @@ def stable_argsort(ids: Int[Tensor, " N"], bound: int) -> Int[Tensor, " N"]:
 
 def position_in_expert(permutation: Permutation) -> Int[Tensor, " R"]:
     """Returns the index of each row among the rows of its expert."""
-    counts = torch.tensor(permutation.counts, device=permutation.token_ids.device)
+    counts = permutation.rows_per_expert
     starts = counts.cumsum(0) - counts
     return torch.arange(len(permutation.token_ids), device=starts.device) - starts.repeat_interleave(counts)
 

@@ -53,6 +53,8 @@ class Routing:
         num_null: number of null experts, which compute nothing; they are the last of the E experts.
         rounds: number of passes over the tokens in this order: K if the first choices of all tokens come before the
             second choices, else 1.
+        is_dropless: True if all assignments are known to be kept, so that `kept` need not be read from the device. It
+            must be False in a record with drops: use `keep_only`.
     """
 
     logits: Float[Tensor, "T E"]
@@ -66,6 +68,7 @@ class Routing:
     router_loss: Float[Tensor, ""] | None = None
     num_null: int = 0
     rounds: int = 1
+    is_dropless: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -78,12 +81,23 @@ class Routing:
     @cached_property
     def tokens_per_expert(self) -> Int[Tensor, " E"]:
         """Counts the assignments to each expert before drops, null experts included."""
-        return torch.bincount(self.expert_ids, minlength=self.num_experts)
+        return count_ids(self.expert_ids, self.num_experts)
 
     @cached_property
     def kept_per_expert(self) -> Int[Tensor, " E"]:
         """Counts the assignments that each expert kept."""
-        return torch.bincount(self.expert_ids[self.kept], minlength=self.num_experts)
+        return count_ids(self.expert_ids[self.kept], self.num_experts)
+
+    def keep_only(self, mask: Bool[Tensor, " A"]) -> "Routing":
+        """Returns the routing without the assignments that are False in the mask."""
+        return replace(self, kept=self.kept & mask, is_dropless=False)
+
+
+def count_ids(ids: Int[Tensor, " N"], bound: int) -> Int[Tensor, " bound"]:
+    """Counts each id in [0, bound). Unlike torch.bincount it does not wait for a GPU."""
+    if ids.device.type == "cpu":
+        return torch.bincount(ids, minlength=bound)
+    return torch.zeros(bound, dtype=torch.int64, device=ids.device).index_add_(0, ids, torch.ones_like(ids))
 
 
 def routing_from_top_k(
@@ -100,7 +114,18 @@ def routing_from_top_k(
     token_ids = torch.arange(num_tokens, device=chosen.device).repeat(top_k)
     kept = torch.ones(num_tokens * top_k, dtype=torch.bool, device=chosen.device)
     expert_ids, weights = chosen.T.reshape(-1), weights.T.reshape(-1)
-    return Routing(logits, probs, token_ids, expert_ids, weights, kept, clean_logits, noise_std, rounds=top_k)
+    return Routing(
+        logits,
+        probs,
+        token_ids,
+        expert_ids,
+        weights,
+        kept,
+        clean_logits=clean_logits,
+        noise_std=noise_std,
+        rounds=top_k,
+        is_dropless=True,
+    )
 
 
 def without_null_experts(routing: Routing) -> Routing:
@@ -176,7 +201,7 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
     else:
         assert drop == "position", drop
     has_room = _position_in_queue(routing.expert_ids, routing.num_experts) < capacity
-    return replace(routing, kept=routing.kept & (has_room | _to_null(routing)))
+    return routing.keep_only(has_room | _to_null(routing))
 
 
 def _to_null(routing: Routing) -> Bool[Tensor, " A"]:
@@ -214,7 +239,7 @@ def drop_overflow_in_order(routing: Routing, capacity: int, sequences: Sequences
     queues = sequences.ids(order.device)[routing.token_ids] * routing.num_experts + routing.expert_ids
     has_room = torch.empty_like(routing.kept)
     has_room[order] = _position_in_queue(queues[order], sequences.number * routing.num_experts) < capacity
-    return replace(routing, kept=routing.kept & (has_room | _to_null(routing)))
+    return routing.keep_only(has_room | _to_null(routing))
 
 
 def _position_in_queue(queues: Int[Tensor, " A"], number: int) -> Int[Tensor, " A"]:

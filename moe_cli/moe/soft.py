@@ -119,7 +119,8 @@ class SlotGate(nn.Module):
         ones = torch.ones(len(expert_ids), device=device)
         even = ones.unsqueeze(1).expand(-1, self.num_experts)
         slots = torch.arange(len(expert_ids), device=device)
-        return Routing(torch.zeros_like(even), even / self.num_experts, slots, expert_ids, ones, ones.bool())
+        probs = even / self.num_experts
+        return Routing(torch.zeros_like(even), probs, slots, expert_ids, ones, ones.bool(), is_dropless=True)
 
     def token_routing(self, flat: Float[Tensor, "T S_E"]) -> Routing:
         """Returns the routing of the tokens: each uses all experts, weighted by the sums of its combine weights."""

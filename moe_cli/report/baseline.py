@@ -12,7 +12,8 @@ from moe_cli.config.ranges import show
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import sanitise
-from moe_cli.report.configuration import Configuration, find_baselines, shared_with_dense
+from moe_cli.report.baseline_runs import find_baselines, shared_with_dense
+from moe_cli.report.configuration import Configuration
 from moe_cli.report.load import flat_settings, read_rows
 from moe_cli.report.run_row import (
     DENSE,

@@ -22,7 +22,7 @@ CURVE_DTYPES = {"run": "str", "sweep": "str", "step": "Int64", "tokens": "Int64"
 LAYER_UNITS = {**{key: BY_KEY[key].unit for key in LAYER_METRICS}, "saturation": BY_KEY["router_saturation"].unit}
 ROUTING_DTYPES = {
     "run": "str", "sweep": "str", "step": "Int64", "tokens": "Int64", "whole_split": "bool", "layer": "Int64",
-    "expert": "Int64", "load": "float64", "assignments": "float64",
+    "expert": "Int64", "share": "float64", "assignments": "float64",
     "kept_assignments": "float64", **dict.fromkeys(LAYER_UNITS, "float64"),
 }  # fmt: skip
 UNITS = {"step": "optimizer steps", "tokens": "training tokens"}
@@ -59,8 +59,8 @@ def load_routing(source: Source) -> pd.DataFrame:
     """Returns one row per run, evaluation, sparse layer and expert of routing.jsonl.
 
     Columns: run, sweep, step, tokens (training tokens up to the step), whole_split (False: an estimate on part of the
-    validation split), layer and expert (from 0); load (the expert's fraction of the layer's assignments; even is 1 /
-    E), assignments and kept_assignments (before and after drops). The metrics of the whole layer are repeated in the
+    validation split), layer and expert (from 0); share (of the layer's assignments that the expert gets; even
+    is 1 / E), assignments and kept_assignments (before and after drops). The metrics of the whole layer are repeated in the
     rows of all its experts: max_violation, load_cv, routing_entropy, mean_routing_entropy, dropped_fraction,
     dead_experts, token_specialisation, domain_specialisation, null_fraction, and saturation, which is known when the
     run is complete.
@@ -79,7 +79,7 @@ def load_routing(source: Source) -> pd.DataFrame:
             _add_layer(columns, run, _RecordKey(step, whole, layer, tokens_at(None, step, per_step)), record)
     units = {
         **UNITS,
-        "load": "share of assignments",
+        "share": "share of assignments",
         "assignments": "assignments",
         "kept_assignments": "assignments",
         **LAYER_UNITS,
@@ -156,7 +156,7 @@ def _add_layer(columns: dict[str, list[Any]], run: Run, place: _RecordKey, recor
     for name, value in same.items():
         columns[name] += [value] * size
     columns["expert"] += range(size)
-    columns["load"] += [count / total if total else math.nan for count in assignments]
+    columns["share"] += [count / total if total else math.nan for count in assignments]
     columns["assignments"] += assignments
     columns["kept_assignments"] += kept if len(kept) == size else [math.nan] * size
 

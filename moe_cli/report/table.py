@@ -1,7 +1,8 @@
 """The table of a report: which configurations, in which order, under which columns."""
 
+import re
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_cli.config.expressions import Expression, parse_expression
@@ -88,6 +89,12 @@ class ReportTable:
     def value(self, row: Configuration, name: str) -> Cell:
         """Returns the value of a column, the validation curve included."""
         return validation_curve(Run(Path(row.path))).values if name == CURVE else row.get(name)
+
+    def _repr_html_(self) -> str:
+        """Returns the table of `moe report` for a notebook."""
+        from moe_cli.report.render.notebook import table_html
+
+        return table_html(self)
 
 
 def build_table(
@@ -188,7 +195,7 @@ def select_runs(runs: Sequence[RunRow], condition: str | None) -> list[RunRow]:
     if condition is None:
         return list(runs)
     known = column_names(runs)
-    expression = with_columns(parse_expression(condition), [*known, *JSON_KEYS])
+    expression = parse_condition(condition, [*known, *JSON_KEYS])
     if together := sorted(expression.names.intersection(JSON_KEYS).difference(known)):
         raise ConfigError(f"--where chooses runs here, and {together[0]} is of a row of several: {condition}")
     expression.check(known)
@@ -200,7 +207,7 @@ def select_runs(runs: Sequence[RunRow], condition: str | None) -> list[RunRow]:
 
 def _parts(condition: str | None, known: Sequence[str]) -> tuple[Expression, ...]:
     """Returns the parts of a condition that `and` joins, on columns."""
-    return () if condition is None else with_columns(parse_expression(condition), known).parts
+    return () if condition is None else parse_condition(condition, known).parts
 
 
 def _check_conditions(
@@ -256,19 +263,33 @@ def _order(value: Cell) -> tuple[bool, Cell]:
     return (isinstance(value, str), value)
 
 
-def with_columns(condition: Expression, known: Sequence[str]) -> Expression:
-    """Returns the condition with the name of the column for each heading in it, such as max_violation for MaxVio.
+def parse_condition(text: str, known: Sequence[str]) -> Expression:
+    """Returns the condition on columns. Headings may stand for columns: MaxVio > 1 and val loss < 2.
 
     Raises:
-        ConfigError: several columns have such a heading.
+        ConfigError: the condition cannot be read, or several columns have a heading in it.
     """
-    columns: dict[str, str] = {}
-    for name in sorted(condition.names - set(known)):
-        under = [column for column in dict.fromkeys(known) if heading_of(column) == name]
+    by_heading: dict[str, list[str]] = {}
+    for name in dict.fromkeys(known):
+        by_heading.setdefault(heading_of(name), []).append(name)
+
+    def column(heading: str) -> str:
+        under = by_heading[heading]
         if len(under) > 1:
             raise ConfigError(
-                f"no column '{name}' in '{condition.text}'. '{name}' is a heading: write {' or '.join(under)}"
+                f"no column '{heading}' in '{text}'. '{heading}' is a heading: write {' or '.join(under)}"
             )
-        if under:
-            columns[name] = under[0]
-    return condition.renamed(columns)
+        return under[0]
+
+    # Headings such as bits/byte and val loss are no names in a condition, so their columns are written first.
+    phrases = sorted((each for each in by_heading if not each.isidentifier()), key=len, reverse=True)
+    phrases = [each for each in phrases if each not in known]
+    quoted, phrase = r"\"[^\"]*\"|'[^']*'", "|".join(map(re.escape, phrases))
+    pattern = rf"{quoted}|`([^`]*)`|(?<![\w.])({phrase})(?![\w.])" if phrases else quoted
+
+    def written(found: re.Match[str]) -> str:
+        heading = next(filter(None, found.groups()), "")
+        return column(heading) if heading in by_heading else heading or found[0]
+
+    condition = replace(parse_expression(re.sub(pattern, written, text)), text=text)
+    return condition.renamed({name: column(name) for name in condition.names - set(known) if name in by_heading})

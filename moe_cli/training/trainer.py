@@ -82,7 +82,10 @@ class Trainer:
         self.observer = observer
         self.state = TrainState()
         self.progress_before = 0.0
+        # Collected once, because a model's modules are slow to walk through in every step.
         self.layers = moe_layers(model)
+        self.params = list(model.parameters())
+        self.device = self.params[0].device
         self.bias_method = bias_method(config.balance)
         self.average = None if config.optim.ema_decay is None else WeightAverage(model, config.optim.ema_decay)
         self.training_tensors = TrainingTensors(distributed_model, optimizers, self.average)
@@ -160,7 +163,8 @@ class Trainer:
         """
         started = time.perf_counter()
         self.progress_before = self.progress
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         result: StepResult | None = None
         lr_factor = 0.0
         try:
@@ -188,7 +192,7 @@ class Trainer:
     def _forward_backward(self) -> StepResult:
         """Computes the clipped gradients of one step's batches. Raises NotFiniteError."""
         train, state = self.config.train, self.state
-        device = next(self.model.parameters()).device
+        device = self.device
         loss_sum, aux_sums, dropped_sum = 0.0, dict[str, float](), 0.0
         step_counts = [torch.zeros(layer.num_choices, dtype=torch.int64, device=device) for layer in self.layers]
         probs: list[list[Tensor]] = [[] for _ in self.layers]
@@ -240,7 +244,7 @@ class Trainer:
         Raises:
             NotFiniteError: the norm is not finite.
         """
-        params = [param for param in self.model.parameters() if param.grad is not None]
+        params = [param for param in self.params if param.grad is not None]
         total = self.distributed_model.gradient_norm()
         # Read together, because each read makes the CPU wait for a GPU.
         norm, *counts = torch.cat([values.double().flatten() for values in (total, *step_counts)]).tolist()

@@ -36,16 +36,21 @@ class DistributedModel:
         self.model = model
         self.forward: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
         self.experts: ExpertGroup | None = None
+        self.layers = moe_layers(model)
         self._expert_params: dict[str, nn.Parameter] = {}
+        self._distribute(config)
+        self._params = dict(model.named_parameters())
+
+    def _distribute(self, config: LaunchConfig) -> None:
+        model = self.model
         if collectives.world_size() == 1:
             return
         device = next(model.parameters()).device
-        layers = moe_layers(model)
-        if config.expert_parallel_size > 1 and layers:
+        if config.expert_parallel_size > 1 and self.layers:
             self.experts = make_expert_group(device.type, config.expert_parallel_size)
-            for layer in layers:
+            for layer in self.layers:
                 layer.shard_experts(self.experts)
-            members = {param for layer in layers for param in layer.experts.parameters()}
+            members = {param for layer in self.layers for param in layer.experts.parameters()}
             self._expert_params = {name: param for name, param in model.named_parameters() if param in members}
         if config.data_parallel == "fsdp":
             self._shard(device.type)
@@ -89,7 +94,7 @@ class DistributedModel:
     @torch.no_grad()
     def gradient_norm(self) -> Tensor:
         """Computes the norm of the full gradient over all processes."""
-        grads = {name: param.grad for name, param in self.model.named_parameters() if param.grad is not None}
+        grads = {name: param.grad for name, param in self._params.items() if param.grad is not None}
         replicated = nn.utils.get_total_norm([grad for name, grad in grads.items() if name not in self._expert_params])
         if self.experts is None:
             return full_tensor(replicated)
@@ -99,7 +104,7 @@ class DistributedModel:
 
     def local_counts(self, load: Sequence[Tensor]) -> list[Tensor]:
         """Returns, per layer, the counts of the experts whose parameters this process has, without null experts."""
-        counted = [counts[: layer.num_experts] for layer, counts in zip(moe_layers(self.model), load, strict=True)]
+        counted = [counts[: layer.num_experts] for layer, counts in zip(self.layers, load, strict=True)]
         return counted if self.experts is None else [self.experts.local_shard(counts) for counts in counted]
 
     def to_full(self, tensor: Tensor, name: str) -> Tensor:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_cli.errors import ConfigError
+from moe_cli.moe.permutation import permutation_of
 from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity, renormalise_kept, routing_from_top_k
 from tests.moe.formulas import dense, routings
 
@@ -34,6 +35,18 @@ def test_first_choices_of_all_tokens_stand_before_second_choices() -> None:
     assert [(0, 0), (1, 2), (2, 1), (0, 1), (1, 0), (2, 2)] == assignments(routing)
     assert torch.equal(torch.tensor([0.9, 0.8, 0.7, 0.1, 0.2, 0.3]), routing.weights)
     assert routing.kept.all()
+
+
+def test_a_dropless_routing_is_sorted_as_one_with_a_mask() -> None:
+    """The flag spares the mask and changes nothing; a drop clears it, and a mask that contradicts it is an error."""
+    routing = routing_of([[0, 1], [2, 0], [1, 2]], 3)
+    masked = replace(routing, is_dropless=False)
+    expected, found = permutation_of(masked), permutation_of(routing)
+    assert [tensor.tolist() for tensor in expected.tensors] == [tensor.tolist() for tensor in found.tensors]
+    assert [2, 2, 2] == expected.counts == found.counts
+    assert (True, False) == (routing.is_dropless, drop_overflow(routing, 2).is_dropless)
+    with pytest.raises(AssertionError, match="is_dropless contradicts kept"):
+        permutation_of(replace(routing, kept=~routing.kept))
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,22 @@ def test_a_filter_on_runs_comes_before_seeds_are_folded(tmp_path: Path) -> None:
     assert pytest.approx(1.71 / 1.83 - 1) == row["vs_baseline"]
 
 
+@pytest.mark.parametrize(
+    ("heading", "key"),
+    [
+        ("bits/byte < 1.75", "val_bpb < 1.75"),
+        ("`val loss` > 1.2 and MaxVio > 0", "val_loss > 1.2 and max_violation > 0"),
+        ("FLOP/token > 1 and router != 'bits/byte'", "flops_per_token > 1 and router != 'bits/byte'"),
+    ],
+)
+def test_a_filter_takes_headings_of_several_words(tmp_path: Path, heading: str, key: str) -> None:
+    """A heading of the table means its column, but not inside quotes."""
+    sweep_of_three_seeds(tmp_path)
+    expected = [row["expert"] for row in view(tmp_path, condition=key).rows]
+    assert expected == [row["expert"] for row in view(tmp_path, condition=heading).rows]
+    assert len(expected) in range(1, 4)
+
+
 def test_a_filter_on_settings_changes_no_verdict(tmp_path: Path) -> None:
     """The comparisons of rows that are not shown are allowed for, and the caption says so."""
     sweep_of_three_seeds(tmp_path)

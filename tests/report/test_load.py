@@ -9,6 +9,7 @@ import pytest
 from moe_cli import load_runs
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import write_sealed
+from moe_cli.files.reading import forget_notes, noted
 from moe_cli.metrics import LOSS, ROUTING, SIZE, SPEED, TEXT_REFERENCE, keys_of
 from moe_cli.report.baseline import extra_baseline_runs
 from moe_cli.report.frame import from_frame, python_lists
@@ -205,3 +206,15 @@ def test_a_frame_gives_back_its_rows(tmp_path: Path) -> None:
 def test_results_are_metrics_of_the_registry() -> None:
     """The fields of `Results` are the keys of the metrics that a run has."""
     assert set(keys_of(SIZE, LOSS, SPEED, ROUTING, TEXT_REFERENCE)) == set(RESULTS)
+
+
+def test_runs_of_other_seeds_share_no_value(tmp_path: Path) -> None:
+    """Runs that differ in the seed alone are parsed once; each keeps its own seed, and an edited one is noted."""
+    runs = [complete(tmp_path, 1.7 + seed, expert=8, k=2, seed=seed) for seed in (0, 7, 12)]
+    assert [0, 7, 12] == [row.seed for row in rows_below(tmp_path)]
+    path = runs[2].path / "config.json"
+    path.write_text(path.read_text().replace('"seed": 12', '"seed": 13'))
+    forget_notes()
+    assert [0, 7, 13] == [row.seed for row in rows_below(tmp_path)]
+    (note,) = noted()
+    assert "config.json that was changed" in note

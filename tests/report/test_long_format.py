@@ -57,8 +57,8 @@ def test_loads_are_shares_of_their_layer(tmp_path: Path) -> None:
     final = layer_record(500, 0, [1, 3], whole_split=True, max_violation=0.5, saturation={"100": 0.25})
     write_lines(run, "routing.jsonl", layer_record(100, 0, [2, 2]), layer_record(100, 1, [0, 0]), final)
     frame = load_routing(run)
-    assert frame["load"].tolist()[:2] + frame["load"].tolist()[4:] == [0.5, 0.5, 0.25, 0.75]
-    assert frame["load"][2:4].isna().all()
+    assert frame["share"].tolist()[:2] + frame["share"].tolist()[4:] == [0.5, 0.5, 0.25, 0.75]
+    assert frame["share"][2:4].isna().all()
     assert frame["expert"].tolist() == [0, 1] * 3
     assert frame["whole_split"].tolist() == [False] * 4 + [True] * 2
     assert frame["max_violation"].tolist()[4:] == [0.5, 0.5]
@@ -73,7 +73,7 @@ def test_the_later_of_two_records_counts(tmp_path: Path) -> None:
     write_lines(run, "routing.jsonl", layer_record(1, 0, [1, 0]), layer_record(1, 0, [0, 1]))
     curves = load_curves(run)
     assert dict(zip(curves["metric"], curves["value"], strict=True)) == {"lr": 0.2, "train/loss": 3.0}
-    assert load_routing(run)["load"].tolist() == [0.0, 1.0]
+    assert load_routing(run)["share"].tolist() == [0.0, 1.0]
 
 
 def test_hostile_lines_stop_nothing(tmp_path: Path) -> None:

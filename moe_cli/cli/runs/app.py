@@ -6,13 +6,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moe_cli.cli.help import HelpCommand, HelpGroup
 from moe_cli.cli.options import AsJson, Outputs, RunName, print_json, print_notes
 from moe_cli.cli.terminal import echo
 
 if TYPE_CHECKING:
     from moe_cli.runs.folder import Run
 
-runs = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after runs. Example: moe runs ls")
+HELP = """List, compare, tag and remove runs.
+
+Examples:
+    moe runs ls
+    moe runs show latest
+"""
+runs = typer.Typer(cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None, help=HELP)
 
 Statuses = Annotated[
     str | None, typer.Option("--status", metavar="A,B", help="Filter by status, such as failed,interrupted.")
@@ -20,7 +27,7 @@ Statuses = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
-@runs.command()
+@runs.command(cls=HelpCommand)
 def ls(
     name: Annotated[
         str | None, typer.Argument(metavar="SWEEP|RUN|FOLDER", help="A sweep, a run, or a folder of runs.")
@@ -30,7 +37,12 @@ def ls(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """List runs, the newest last. Example: moe runs ls sparsity --status failed"""
+    """List runs, the newest last.
+
+    Examples:
+        moe runs ls
+        moe runs ls sparsity --status failed
+    """
     from moe_cli.cli.runs.ls import print_list, status_record
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_runs
@@ -62,9 +74,14 @@ def _statuses(text: str | None) -> tuple[str, ...]:
     return names
 
 
-@runs.command()
+@runs.command(cls=HelpCommand)
 def show(run: RunName, outputs: Outputs = None, as_json: AsJson = False) -> None:
-    """Everything about one run: settings, results, curve, experts, files. Example: moe runs show latest"""
+    """Show the settings, results, curve and files of a run.
+
+    Examples:
+        moe runs show latest
+        moe runs show latest --json
+    """
     from moe_cli.cli.runs.show import print_run, run_record
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_run
@@ -76,7 +93,7 @@ def show(run: RunName, outputs: Outputs = None, as_json: AsJson = False) -> None
         print_run(found)
 
 
-@runs.command()
+@runs.command(cls=HelpCommand)
 def experts(
     run: RunName,
     layer: Annotated[
@@ -85,7 +102,14 @@ def experts(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a run's use of its experts: load, balance, domains, tokens. Example: moe runs experts latest --layer 2"""
+    """Show how a run uses its experts.
+
+    The load and balance of each layer, and the domains and tokens of each expert.
+
+    Examples:
+        moe runs experts latest
+        moe runs experts latest --layer 2
+    """
     from moe_cli.cli.runs.experts import print_experts
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_run
@@ -93,14 +117,19 @@ def experts(
     print_experts(find_run(outputs_folder(outputs), run), layer, as_json)
 
 
-@runs.command()
+@runs.command(cls=HelpCommand)
 def diff(
     first: Annotated[str, typer.Argument(metavar="A", help="A run id, its beginning, a folder, or 'latest'.")],
     second: Annotated[str, typer.Argument(metavar="B", help="The other run.")],
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Two runs side by side: settings, metrics, curves, experts' load. Example: moe runs diff gpt-8x2 gpt-dense"""
+    """Compare two runs: settings, metrics, curves and loads.
+
+    Examples:
+        moe runs diff gpt-8x2 gpt-dense
+        moe runs diff latest gpt-dense --json
+    """
     from moe_cli.cli.runs.diff import print_comparison
     from moe_cli.errors import ConfigError
     from moe_cli.report.run_comparison import compare_runs
@@ -118,14 +147,19 @@ def diff(
         print_comparison(comparison)
 
 
-@runs.command("tag")
+@runs.command("tag", cls=HelpCommand)
 def tag_run(
     run: RunName,
     tags: Annotated[list[str], typer.Argument(metavar="TAG", help="Words to find it by.")],
     remove: Annotated[bool, typer.Option("--remove", help="Remove these tags.")] = False,
     outputs: Outputs = None,
 ) -> None:
-    """Add tags to a run, or remove them. Example: moe runs tag latest baseline"""
+    """Add tags to a run, or remove them.
+
+    Examples:
+        moe runs tag latest baseline
+        moe runs tag latest baseline --remove
+    """
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_run
     from moe_cli.runs.tags import check_tag, read_tags, set_tags
@@ -142,7 +176,7 @@ def tag_run(
     _echo(f"{found.id}   tags {', '.join(after) or 'none'}")
 
 
-@runs.command()
+@runs.command(cls=HelpCommand)
 def rm(
     names: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Run ids, beginnings or folders.")] = None,
     status: Statuses = None,
@@ -150,7 +184,14 @@ def rm(
     yes: Yes = False,
     outputs: Outputs = None,
 ) -> None:
-    """Move runs to the trash; `moe runs restore` undoes it. Example: moe runs rm --status failed --sweep sparsity"""
+    """Move runs to the trash.
+
+    `moe runs restore` brings them back.
+
+    Examples:
+        moe runs rm gpt-8x2
+        moe runs rm --status failed --sweep sparsity
+    """
     from moe_cli.errors import ConfigError, MoeError
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.trash import check_idle, remove
@@ -217,7 +258,7 @@ def _echo(text: str) -> None:
     echo(sanitise(text))
 
 
-@runs.command()
+@runs.command(cls=HelpCommand)
 def restore(
     names: Annotated[
         list[str] | None,
@@ -226,7 +267,12 @@ def restore(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring runs back from the trash; without a name, list it. Example: moe runs restore latest"""
+    """Bring runs back from the trash; without a name, list it.
+
+    Examples:
+        moe runs restore
+        moe runs restore latest
+    """
     from moe_cli.cli.runs.cleanup import print_trash, trash_records
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.trash import find_trashed, trashed_runs
@@ -249,7 +295,7 @@ def restore(
         print_trash(trash)
 
 
-@runs.command()
+@runs.command(cls=HelpCommand)
 def clean(
     older_than: Annotated[
         str, typer.Option("--older-than", metavar="30d", help="Trash older than this; 0d: all, 12h: hours.")
@@ -262,7 +308,12 @@ def clean(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what could be deleted; delete it with --yes. Example: moe runs clean --older-than 0d --checkpoints --yes"""
+    """List what can be deleted; delete it with --yes.
+
+    Examples:
+        moe runs clean
+        moe runs clean --older-than 0d --checkpoints --yes
+    """
     from moe_cli.cli.runs.cleanup import delete_all, parse_age, print_reclaimable
     from moe_cli.runs.cleanup import find_reclaimable
     from moe_cli.runs.folder import outputs_folder
@@ -288,14 +339,21 @@ def clean(
         print_reclaimable(waste, chosen, freed if yes else None)
 
 
-@runs.command()
+@runs.command(cls=HelpCommand)
 def watch(
     name: Annotated[
         str | None, typer.Argument(metavar="SWEEP|RUN", help="What to watch. None: the newest sweep.")
     ] = None,
     outputs: Outputs = None,
 ) -> None:
-    """The live table from another terminal. Exit code 3: runs are not complete. Example: moe runs watch sparsity"""
+    """Watch a sweep or a run from another terminal.
+
+    Exit code 3: runs are not complete.
+
+    Examples:
+        moe runs watch
+        moe runs watch sparsity
+    """
     from moe_cli.cli.console import Terminal
     from moe_cli.cli.runs.watch import resolve_target, watch_run, watch_sweep
     from moe_cli.runs.folder import Run, outputs_folder

@@ -61,7 +61,7 @@ def grouped_mm(
             "Use dispatch=auto, or widths that are multiples of 16 bytes."
         )
     permutation = permutation_of(routing)
-    ends = torch.tensor(permutation.counts, device=x.device).cumsum(0, dtype=torch.int32)
+    ends = permutation.rows_per_expert.cumsum(0, dtype=torch.int32)
     operands = cast_for_matmul(experts, x)
     inputs = operands.x.index_select(0, permutation.token_ids)
     pre = F.grouped_mm(inputs, operands.w_in.transpose(1, 2), offs=ends)

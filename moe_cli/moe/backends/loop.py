@@ -165,7 +165,7 @@ class _ExpertsLoop(torch.autograd.Function):
         ffn_type_and_activation: tuple[str, str],
     ) -> Tensor:
         saved = SavedForBackward(x, weights, w_in, w_out, x.new_empty(len(permutation.token_ids), w_in.shape[1]), mask)
-        ctx.counts, ctx.ffn_type_and_activation = permutation.counts, ffn_type_and_activation
+        ctx.rows_per_expert, ctx.ffn_type_and_activation = permutation.rows_per_expert, ffn_type_and_activation
         ctx.save_for_backward(*saved.tensors, *permutation.tensors)
         return _forward(saved, permutation, *ffn_type_and_activation)
 
@@ -173,7 +173,7 @@ class _ExpertsLoop(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         *saved, assignments, token_ids, token_order, token_offsets = ctx.saved_tensors
-        permutation = Permutation(assignments, token_ids, ctx.counts, token_order, token_offsets)
+        permutation = Permutation(assignments, token_ids, ctx.rows_per_expert, token_order, token_offsets)
         return *_backward(grad_y, SavedForBackward(*saved), permutation, *ctx.ffn_type_and_activation), None, None, None
 
 

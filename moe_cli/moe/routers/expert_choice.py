@@ -39,4 +39,5 @@ class ExpertChoiceRouter(GatedRouter):
             is_local = chosen // len(tokens) == rank()
             chosen, expert_ids = chosen[is_local] % len(tokens), expert_ids[is_local]
         kept = torch.ones(len(chosen), dtype=torch.bool, device=tokens.device)
-        return Routing(logits, probs, chosen, expert_ids, probs[chosen, expert_ids], kept)
+        weights = probs[chosen, expert_ids]
+        return Routing(logits, probs, chosen, expert_ids, weights, kept, is_dropless=True)

@@ -156,7 +156,9 @@ class ReluRouter(GatedRouter):
             router_loss = self.l1 * (weights * load).sum() / max(1, weights.numel())
         kept = torch.ones(len(assigned_tokens), dtype=torch.bool, device=tokens.device)
         row_weights = weights[assigned_tokens, expert_ids]
-        return Routing(logits, probs, assigned_tokens, expert_ids, row_weights, kept, router_loss=router_loss)
+        return Routing(
+            logits, probs, assigned_tokens, expert_ids, row_weights, kept, router_loss=router_loss, is_dropless=True
+        )
 
     def after_step(self, assigned: Int[Tensor, " E"], num_tokens: int) -> None:
         """Moves the L1 coefficient towards K active experts per token."""

@@ -138,6 +138,12 @@ class Recommendation:
         plain = {name: dict(getattr(self, name)) for name in ("baseline", "settings", "left_out")}
         return {**asdict(replace(self, look=Look(self.look.number))), **plain, "look": self.look.number}
 
+    def _repr_html_(self) -> str:
+        """Returns the lines of `moe recommend` for a notebook."""
+        from moe_cli.report.render.notebook import recommendation_html
+
+        return recommendation_html(self)
+
 
 def recommend(
     frame: "pd.DataFrame",

@@ -157,7 +157,7 @@ def test_an_expert_without_tokens_has_a_zero_gradient(backend: Backend) -> None:
     case = make_case("top2", 9, dtype=torch.float32)
     case.router.expert_bias[2] = -10.0
     routing = case.routing()
-    routing = replace(routing, kept=routing.kept & (routing.expert_ids != 4))
+    routing = routing.keep_only(routing.expert_ids != 4)
     backend(case.experts, case.x, routing).square().sum().backward()
     for weight in case.experts.parameters():
         assert [bool((grad != 0).any()) for grad in weight.grad] == [
@@ -172,7 +172,7 @@ def test_all_dropped_is_nothing(backend: Backend) -> None:
     """When no assignment is kept, every token gets zero."""
     case = make_case("top2", 9, dtype=torch.float32)
     routing = case.routing()
-    y = backend(case.experts, case.x, replace(routing, kept=torch.zeros_like(routing.kept)))
+    y = backend(case.experts, case.x, routing.keep_only(torch.zeros_like(routing.kept)))
     assert torch.equal(torch.zeros(9, D_OUT), y)
 
 
