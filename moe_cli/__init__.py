@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moe_cli.api.inspect_runs import explain, report_table
     from moe_cli.api.sweep import sweep
     from moe_cli.api.train import train
     from moe_cli.moe.layer import MoELayer, SparseExpertModel
@@ -11,7 +12,18 @@ if TYPE_CHECKING:
     from moe_cli.report.recommend.recommendation import recommend
 
 __version__ = "0.1.0"
-__all__ = ["MoELayer", "SparseExpertModel", "load_curves", "load_routing", "load_runs", "recommend", "sweep", "train"]
+__all__ = [
+    "MoELayer",
+    "SparseExpertModel",
+    "explain",
+    "load_curves",
+    "load_routing",
+    "load_runs",
+    "recommend",
+    "report_table",
+    "sweep",
+    "train",
+]
 
 _LAZY_EXPORTS = {
     "MoELayer": "moe_cli.moe.layer",
@@ -22,6 +34,8 @@ _LAZY_EXPORTS = {
     "recommend": "moe_cli.report.recommend.recommendation",
     "train": "moe_cli.api.train",
     "sweep": "moe_cli.api.sweep",
+    "explain": "moe_cli.api.inspect_runs",
+    "report_table": "moe_cli.api.inspect_runs",
 }
 
 

@@ -7,7 +7,7 @@
 # notebook of it, and `python tour.py` runs it whole. Runs are kept in `./outputs`, as those of the command `moe` are.
 
 # %%
-from moe_cli import load_curves, load_routing, load_runs, recommend, sweep, train
+from moe_cli import explain, load_curves, load_routing, load_runs, recommend, report_table, sweep, train
 
 # The settings of every run below; 200 steps take about 20 seconds on two idle cores.
 SETTINGS = ["train.steps=200"]
@@ -32,12 +32,19 @@ runs = sweep(["expert=1,8", *SETTINGS], seeds=2, name="tour")
 runs[["expert", "seed", "val_bpb", "max_violation", "tokens_per_second"]]
 
 # %% [markdown]
-# The mean over seeds, and the difference to the dense model (`expert=1`) in percent:
+# `report_table` is the table of `moe report`: a row per configuration, averaged over seeds and compared with the dense model
+# (`expert=1`). A notebook shows the value as a table.
 
 # %%
-means = runs.groupby("expert")[["val_bpb", "params", "active_params"]].mean()
-means["vs dense, %"] = 100 * (means["val_bpb"] / means["val_bpb"][1] - 1)
-means
+table = report_table(["tour"])
+table
+
+# %% [markdown]
+# In a script its rows are objects:
+
+# %%
+for row in table.rows:
+    print(row.get("expert"), "experts:", row.get("val_bpb"), "bits/byte,", row.get("vs_baseline"), "to the baseline")
 
 # %% [markdown]
 # ## Ask what to use
@@ -66,5 +73,10 @@ routing = load_routing(run)
 routing[routing["whole_split"]].pivot(index="layer", columns="expert", values="share").round(3)
 
 # %% [markdown]
-# Which experts a text goes to, token by token: `moe explain` in a terminal, or the page that it writes with `-o`
-# ([See where tokens go](../howto/explain.md)). Everything else of the Python API: [Python API](../reference/python.md).
+# `explain` shows the experts of each token of a text, here in the first sparse layer:
+
+# %%
+explain(run, "def __init__(self):", layer=1)
+
+# %% [markdown]
+# Everything else: [Python API](../reference/python.md). The same in a terminal: [Your first sweep](first-sweep.md).

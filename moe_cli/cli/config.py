@@ -1,52 +1,64 @@
 """moe config."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, print_json, print_notes
 from moe_cli.cli.terminal import echo
 
+if TYPE_CHECKING:
+    from moe_cli.config.compose import Composer
+    from moe_cli.config.reference import Explanation
+
 
 def config(
     overrides: Overrides = None,
     groups: Annotated[bool, typer.Option("--groups", help="List every choice of every group.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Print only what differs from the defaults.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of the configuration, for editors and programs.")
+    ] = False,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the resolved configuration and the id of its run.
+    """Print the resolved configuration and the id of its run, or explain a setting.
 
     Examples:
         moe config expert=8
         moe config experiment=published/mixtral_8x7b --diff
+        moe config optim.lr
     """
-    from moe_cli.config.build import flatten_dict
-    from moe_cli.config.compose import Composer, load_config
-    from moe_cli.config.folders import GROUPS
-    from moe_cli.config.sweep_file import list_sweeps
     from moe_cli.errors import ConfigError
-    from moe_cli.runs.folder import outputs_folder
 
+    if schema:
+        from moe_cli.config.reference import json_schema
+
+        if overrides or groups or diff:
+            raise ConfigError(
+                "--schema prints one schema for all configurations. Leave settings and other options out."
+            )
+        return print_json(json_schema())
     if groups:
         if overrides or diff:
             raise ConfigError("--groups lists every choice. Leave settings and --diff out.")
-        composer = Composer(config_dir)
-        listed = {
-            group: {name: composer.describe(group, name) for name in composer.choices(group)}
-            for group in (*GROUPS, "executor")
-        }
-        listed["sweep"] = {name: composer.describe("sweep", name) for name in list_sweeps(composer)}
-        if as_json:
-            print_json(listed)
-            return
-        for group, choices in listed.items():
-            for name, line in choices.items():
-                usage = f"moe sweep {name}" if group == "sweep" else f"{group}={name}"
-                echo(f"{usage:<24} {line}")
-        return
-    resolved = load_config(overrides or [], "config", config_dir)
+        return _print_groups(config_dir, as_json)
+    keys, words = _split_keys(overrides or [])
+    if keys:
+        if diff:
+            raise ConfigError(f"--diff compares a whole configuration. Leave {' and '.join(keys)} out, or --diff.")
+        return _explain(keys, words, config_dir, as_json)
+    _print_config(words, diff, outputs, config_dir, as_json)
+
+
+def _print_config(words: list[str], diff: bool, outputs: Path | None, config_dir: Path | None, as_json: bool) -> None:
+    from moe_cli.config.build import flatten_dict
+    from moe_cli.config.compose import load_config
+    from moe_cli.runs.folder import outputs_folder
+
+    resolved = load_config(words, "config", config_dir)
     print_notes(resolved.notes)
     tree = resolved.config.to_dict()
     if diff:
@@ -62,3 +74,79 @@ def config(
 
         echo(f"# moe train would make {outputs_folder(outputs) / 'runs' / resolved.config.run_id}")
         echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
+
+
+def _print_groups(config_dir: Path | None, as_json: bool) -> None:
+    from moe_cli.config.compose import Composer
+    from moe_cli.config.folders import GROUPS
+    from moe_cli.config.sweep_file import list_sweeps
+
+    composer = Composer(config_dir)
+    listed = {
+        group: {name: composer.describe(group, name) for name in composer.choices(group)}
+        for group in (*GROUPS, "executor")
+    }
+    listed["sweep"] = {name: composer.describe("sweep", name) for name in list_sweeps(composer)}
+    if as_json:
+        print_json(listed)
+        return
+    for group, choices in listed.items():
+        for name, line in choices.items():
+            usage = f"moe sweep {name}" if group == "sweep" else f"{group}={name}"
+            echo(f"{usage:<24} {line}")
+
+
+def _split_keys(words: list[str]) -> tuple[list[str], list[str]]:
+    """Returns the words that name a setting or a group to explain, and the others."""
+    from moe_cli.config.build import names_of
+    from moe_cli.config.folders import GROUPS
+    from moe_cli.config.schema import RunConfig
+
+    known = {*names_of(RunConfig), *GROUPS}
+    plain = [word for word in words if "=" not in word and word[:1] not in "~+-"]
+    keys = [word for word in plain if word in known or not Path(word).exists()]
+    return keys, [word for word in words if word not in keys]
+
+
+def _explain(keys: list[str], words: list[str], config_dir: Path | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from moe_cli.config.axes import single_values
+    from moe_cli.config.compose import Composer
+    from moe_cli.config.folders import GROUPS
+    from moe_cli.config.reference import explain_setting
+    from moe_cli.config.words import parse_overrides
+
+    composer, values = Composer(config_dir), single_values(parse_overrides(words), "config")
+    if as_json:
+        print_json([asdict(explain_setting(composer, key, values)) for key in keys])
+        return
+    for number, key in enumerate(keys):
+        if number:
+            echo("")
+        if key in GROUPS:
+            _print_choices(composer, key, values)
+        else:
+            _print_explanation(explain_setting(composer, key, values))
+
+
+def _print_choices(composer: "Composer", group: str, values: dict[str, Any]) -> None:
+    tree = composer.tree(values)
+    chosen = tree[group].get("name") if isinstance(tree.get(group), dict) else values.get(group)
+    echo(f"{group}={chosen}" if chosen else group)
+    for name in composer.choices(group):
+        echo(f"  {group + '=' + name:<24} {composer.describe(group, name)}")
+
+
+def _print_explanation(explained: "Explanation") -> None:
+    from moe_cli.config.ranges import show
+
+    defaults = [f"{value} ({choice})" if choice else value for choice, value in explained.defaults.items()]
+    echo(f"{explained.key}={show(explained.value)}")
+    for title, text in (
+        ("meaning", explained.meaning),
+        ("values", explained.values),
+        ("default", ", ".join(defaults)),
+        ("source", explained.source),
+    ):
+        echo(f"  {title:<8} {text}")

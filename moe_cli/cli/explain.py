@@ -11,6 +11,7 @@ from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, print_json
 if TYPE_CHECKING:
     from moe_cli.cli.explain_output import ExplainResult
     from moe_cli.config.schema import EvalConfig, RunConfig
+    from moe_cli.runs.folder import Run
     from moe_cli.tasks.causal_lm import TextTask
     from moe_cli.training.explain import TextToken
 
@@ -56,12 +57,21 @@ def explain(
         from moe_cli.report.export import check_files
 
         check_files([page], (".html",), COMMAND)
-    text = _read(text)
     folder = outputs_folder(outputs)
-    found = find_run(folder, run)
+    _print_result(explain_run(find_run(folder, run), folder, text, overrides or [], layer, checkpoint), page, as_json)
+
+
+def explain_run(
+    found: "Run", folder: Path, text: str, overrides: list[str], layer: int | None, checkpoint: str
+) -> "ExplainResult":
+    """Returns the experts of each token of a text, in a trained run.
+
+    Raises ConfigError: the text is empty, the model reads no text or is dense, or a setting is wrong.
+    """
+    text = _read(text)
     config = found.config()
     _check(found.id, config, layer)
-    policy = _policy(config, overrides or [])
+    policy = _policy(config, overrides)
 
     from moe_cli.cli.explain_output import ExplainResult
     from moe_cli.execution.trained_model import load_trained
@@ -73,7 +83,7 @@ def explain(
         trained.model, tokens, config.sparse_layers, config.model.context_length, policy, trained.config.train.precision
     )
     name, shown = trained.task.dataset.tokenizer.name, None if layer is None else layer - 1
-    _print_result(ExplainResult(found.id, trained.step, config, policy, name, explanation, shown), page, as_json)
+    return ExplainResult(found.id, trained.step, config, policy, name, explanation, shown)
 
 
 def _tokens(run: str, task: "TextTask", text: str) -> "list[TextToken]":

@@ -22,6 +22,15 @@ Resume = Annotated[
         metavar="RUN", help="Continue an interrupted run.", show_default=False, rich_help_panel="Runs that exist"
     ),
 ]
+Like = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN",
+        help="Start from the configuration of a run; settings change it.",
+        show_default=False,
+        rich_help_panel="Runs that exist",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Force = Annotated[
     bool,
@@ -31,9 +40,10 @@ Force = Annotated[
 ]
 
 
-def train(
+def train(  # noqa: PLR0913  (an argument for each option)
     overrides: Overrides = None,
     resume: Resume = None,
+    like: Like = None,
     dry_run: DryRun = False,
     force: Force = False,
     force_memory: ForceMemory = False,
@@ -49,13 +59,16 @@ def train(
         moe train --resume latest
     """
     from moe_cli.distributed.launch import is_distributed, rank
+    from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
 
     folder = outputs_folder(outputs)
     if rank():
         return _run_nonzero_rank(folder)
     run = _restarted_run(folder) if resume is None else _resumed_run(resume, overrides or [], config_dir, folder, force)
-    config = run.config() if run else _new_config(overrides or [], config_dir)
+    if like is not None and resume is not None:
+        raise ConfigError("--resume goes on with a run, and --like starts a new one: give one.")
+    config = run.config() if run else _new_config(overrides or [], config_dir, folder, like)
 
     from moe_cli.cli.console import Terminal
     from moe_cli.cli.train_preview import print_plan
@@ -233,10 +246,12 @@ def _restarted_run(outputs: Path) -> "Run | None":
     return next((run for run in reversed(runs) if run.status().get("job") == job_id()), None)
 
 
-def _new_config(overrides: list[str], config_dir: Path | None) -> "RunConfig":
+def _new_config(overrides: list[str], config_dir: Path | None, folder: Path, like: str | None) -> "RunConfig":
     from moe_cli.config.compose import load_config
+    from moe_cli.runs.lookup import find_run
 
-    resolved = load_config(overrides, "train", config_dir)
+    start = find_run(folder, like).config() if like is not None else None
+    resolved = load_config(overrides, "train", config_dir, start)
     print_notes(resolved.notes)
     return resolved.config
 

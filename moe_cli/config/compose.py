@@ -30,9 +30,10 @@ from moe_cli.config.folders import GROUPS, find_user_conf, is_text
 from moe_cli.config.habits import unknown_setting
 from moe_cli.config.ranges import show
 from moe_cli.config.resolve import Resolved, resolve
+from moe_cli.config.saved import changed_settings, read_saved, split_path
 from moe_cli.config.schema import RunConfig, from_dict, is_execution
 from moe_cli.config.settings import packaged_conf
-from moe_cli.config.tasks import WITH_MODEL, what_follows
+from moe_cli.config.tasks import MODELS, what_follows
 from moe_cli.config.words import parse_overrides
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import BadValue, ConfigError
@@ -56,12 +57,14 @@ class _Base:
         known: the settings that values may be given to.
         plain: whether nothing in it refers to something else or is missing.
         built: the dataclasses of its groups, as they are made.
+        selected: the choices that the given ones select: those of a model's task and data, and others.
     """
 
     tree: dict[str, Any]
     known: frozenset[str]
     plain: bool
     built: dict[str, Any]
+    selected: dict[str, str]
 
 
 def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
@@ -250,23 +253,40 @@ class Composer:
 
     def _laid(self, values: Mapping[str, Any]) -> tuple[_Base, dict[str, Any]]:
         groups = {key: value for key, value in values.items() if key in GROUPS}
+        if "data.path" in values and "data" not in groups:
+            groups |= self._own_data(groups)
         for group, choice in groups.items():
             for part in _parts(group, choice):
                 self._check_choice(group, part)
-        chosen = sorted(f"{group}={choice}" for group, choice in groups.items() if choice is not None)
-        base = self.base(*chosen)
+        base = self.base(*_choice_words(groups))
         tree = dict(base.tree)
         for key, value in values.items():
             if key not in groups:
                 self._set(base, tree, key, value)
         return base, tree
 
+    def _own_data(self, groups: Mapping[str, Any]) -> dict[str, str]:
+        """Returns the choice of data that `data.path` alone selects; none where the data have a path."""
+        tree = self.base(*_choice_words(groups)).tree
+        use = MODELS.get(tree["model"].get("name"))
+        return {"data": use.own_data} if use and "path" not in tree["data"] else {}
+
+    def selection(self, values: Mapping[str, Any]) -> str:
+        """Returns a line on the choices that the given choices select, such as the task of a model; "" if none."""
+        groups = {key: value for key, value in values.items() if key in GROUPS}
+        own = self._own_data(groups) if "data.path" in values and "data" not in groups else {}
+        selected = {**own, **self.base(*_choice_words({**groups, **own})).selected}
+        given = [f"{group}={groups[group]}" for group in ("model", "task", "data") if group in groups]
+        given = given or (["data.path"] if own else [])
+        listed = [f"{group}={selected[group]}" for group in GROUPS if group in selected]
+        return f"{' '.join(given)} selects {' '.join(listed)}." if given and listed else ""
+
     def _base(self, *choices: str) -> _Base:
         groups = dict(choice.split("=", 1) for choice in choices)
         tree = self._grouped(groups)
         names = {group: str(tree[group].get("name")) for group in ("model", "task", "data")}
         follows = {group: name for group, name in what_follows(**names, given=groups).items() if name != names[group]}
-        follows |= self._brought(tree, follows, groups)
+        follows |= self._selected_by_model(tree, follows, groups)
         if follows:
             tree = self._grouped({**groups, **follows})
         return _Base(
@@ -274,16 +294,19 @@ class Composer:
             frozenset(leaf for leaf in flatten_dict(tree) if not leaf.endswith(".name")),
             not _refers(repr(tree)),
             {},
+            follows,
         )
 
-    def _brought(self, tree: dict[str, Any], follows: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    def _selected_by_model(
+        self, tree: dict[str, Any], follows: Mapping[str, str], given: Mapping[str, str]
+    ) -> dict[str, str]:
         """Returns the choices that the model selects, except those given or made by an experiment."""
         plain, model = self.compose(), follows.get("model", str(tree["model"].get("name")))
-        brought = WITH_MODEL.get(model, {})
-        if "router" in brought and given.get("router", brought["router"]) != brought["router"]:
+        selects = MODELS[model].selects if model in MODELS else {}
+        if "router" in selects and given.get("router", selects["router"]) != selects["router"]:
             return {}  # the balance goes with that router
         return {
-            group: choice for group, choice in brought.items() if group not in given and tree[group] == plain[group]
+            group: choice for group, choice in selects.items() if group not in given and tree[group] == plain[group]
         }
 
     def _grouped(self, groups: dict[str, str]) -> dict[str, Any]:
@@ -361,6 +384,10 @@ class Composer:
         raise kind(unknown_setting(key, [*known, *GROUPS]))
 
 
+def _choice_words(groups: Mapping[str, Any]) -> list[str]:
+    return sorted(f"{group}={choice}" for group, choice in groups.items() if choice is not None)
+
+
 def _like(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
@@ -393,16 +420,31 @@ def three_lines(error: BaseException) -> str:
     return "\n".join(lines[:3]) or type(cause).__name__
 
 
-def load_config(words: Sequence[str], command: str = "train", config_dir: Path | None = None) -> Resolved:
+def load_config(
+    words: Sequence[str], command: str = "train", config_dir: Path | None = None, like: RunConfig | None = None
+) -> Resolved:
     """Returns the configuration that `moe train WORDS` would run.
+
+    Args:
+        words: settings, and at most one path: of a saved configuration (.yaml, .json) to start from, or of own data.
+        like: the configuration to start from, which the settings change.
 
     Raises:
         ConfigError: a word is wrong, or the words form an invalid configuration.
     """
     composer = Composer(config_dir)
-    resolved = composer.point(single_values(parse_overrides(words), command))
-    notes = tuple(f"{key} is given more than once: the last one holds." for key in repeated_keys(words))
-    return Resolved(resolved.config, composer.notes + notes + resolved.notes)
+    file, words = split_path(words)
+    if file and like:
+        raise ConfigError(f"{file} and --like both give the configuration to start from: give one.")
+    settings = single_values(parse_overrides(words), command)
+    if file:
+        like = composer.point(read_saved(file)).config
+    values = changed_settings(composer, like, settings) if like else settings
+    resolved = composer.point(values)
+    notes = [f"{key} is given more than once: the last one holds." for key in repeated_keys(words)]
+    if selection := composer.selection(settings):
+        notes.append(selection)
+    return Resolved(resolved.config, (*composer.notes, *notes, *resolved.notes))
 
 
 def execution_settings(words: Sequence[str]) -> dict[str, Any]:

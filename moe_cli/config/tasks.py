@@ -1,7 +1,7 @@
 """Settings of the task: one class for each, selected by `name`."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from moe_cli.config.settings import Settings, setting
@@ -124,32 +124,48 @@ TEXTS = (
     "corpora_mix",
     "hf",
 )
-# The models that can do a task, and the data it can be done with; the first of these is taken where none is named.
-MODELS_OF = {
-    "causal_lm": ("gpt", "lstm"),
-    "masked_lm": ("bert",),
-    "span_corruption": ("t5",),
-    "images": ("vit",),
-    "ratings": ("mmoe",),
-}
-DATA_OF = {
-    "causal_lm": TEXTS,
-    "masked_lm": TEXTS,
-    "span_corruption": TEXTS,
-    "images": ("digits", "mnist5k", "fashion_mnist", "image_folder"),
-    "ratings": ("ratings", "movielens"),
-}
+IMAGES = ("digits", "mnist5k", "fashion_mnist", "image_folder")
+RATINGS = ("ratings", "movielens")
 
 
-# Those whose guesses must not depend on later tokens (of t5, in the decoder).
-CAUSAL_MODELS = (*MODELS_OF["causal_lm"], *MODELS_OF["span_corruption"])
-TEXT_TASKS = tuple(task for task, data in DATA_OF.items() if data is TEXTS)
+@dataclass(frozen=True)
+class ModelUse:
+    """The task of a model, its data, and the choices that it selects unless they are given.
 
-# Choices that a model selects unless they are given.
-WITH_MODEL = {
-    "lstm": {"router": "noisy_topk", "balance": "importance+load"},
-    "mmoe": {"optim": "adamw", "train": "ratings"},
+    Attributes:
+        data: the data of its task; the first is selected.
+        own_data: the data that `data.path` alone selects.
+        selects: choices of other groups.
+    """
+
+    task: str
+    data: tuple[str, ...]
+    own_data: str
+    selects: Mapping[str, str] = field(default_factory=dict)
+
+
+# The first model of a task is the one that the task selects.
+MODELS = {
+    "gpt": ModelUse("causal_lm", TEXTS, "text"),
+    "lstm": ModelUse("causal_lm", TEXTS, "text", {"router": "noisy_topk", "balance": "importance+load"}),
+    "bert": ModelUse("masked_lm", TEXTS, "text"),
+    "t5": ModelUse("span_corruption", TEXTS, "text"),
+    "vit": ModelUse("images", IMAGES, "image_folder"),
+    "mmoe": ModelUse("ratings", RATINGS, "movielens", {"optim": "adamw", "train": "ratings"}),
 }
+TEXT_TASKS = tuple(dict.fromkeys(use.task for use in MODELS.values() if use.data is TEXTS))
+# Models whose predictions must not depend on later tokens (of t5, in the decoder).
+CAUSAL_MODELS = tuple(name for name, use in MODELS.items() if use.task in ("causal_lm", "span_corruption"))
+
+
+def models_of(task: str) -> list[str]:
+    """Returns the models that can do a task."""
+    return [name for name, use in MODELS.items() if use.task == task]
+
+
+def data_of(task: str) -> tuple[str, ...]:
+    """Returns the data that a task can be done with; none for an unknown task."""
+    return next((use.data for use in MODELS.values() if use.task == task), ())
 
 
 def what_follows(model: str, task: str, data: str, given: Collection[str]) -> dict[str, str]:
@@ -158,26 +174,25 @@ def what_follows(model: str, task: str, data: str, given: Collection[str]) -> di
     Choices that are not `given` and do not fit are inferred from the others.
     """
     if "task" not in given:
-        if data not in DATA_OF.get(task, (data,)) and "data" in given and "model" not in given:
-            task = next(name for name, kinds in DATA_OF.items() if data in kinds)
-        elif model not in MODELS_OF.get(task, (model,)):
-            task = next((name for name, models in MODELS_OF.items() if model in models), task)
-    if "model" not in given and model not in MODELS_OF.get(task, (model,)):
-        model = MODELS_OF[task][0]
-    if "data" not in given and data not in DATA_OF.get(task, (data,)):
-        data = DATA_OF[task][0]
+        if data not in (data_of(task) or (data,)) and "data" in given and "model" not in given:
+            task = next(use.task for use in MODELS.values() if data in use.data)
+        elif model in MODELS:
+            task = MODELS[model].task
+    if "model" not in given and model not in (models_of(task) or [model]):
+        model = models_of(task)[0]
+    if "data" not in given and data not in (data_of(task) or (data,)):
+        data = data_of(task)[0]
     return {"model": model, "task": task, "data": data}
 
 
 def check_task(task: TaskConfig, model: str, data: str) -> None:
-    """Raises ConfigError where the task cannot be done by the model, or with the data."""
-    if data not in DATA_OF[task.name]:
+    """Raises ConfigError where the model does not do the task, or the data do not fit it."""
+    if data not in data_of(task.name):
         raise ConfigError(
-            f"task={task.name} cannot be done with data={data}. Use one of data={', '.join(DATA_OF[task.name])}"
+            f"task={task.name} cannot be done with data={data}. Use one of data={', '.join(data_of(task.name))}"
         )
-    if model in MODELS_OF[task.name]:
-        return
-    own = next(name for name, models in MODELS_OF.items() if model in models)
-    raise ConfigError(
-        f"model={model} cannot do task={task.name}. Use model={' or '.join(MODELS_OF[task.name])}, or task={own}"
-    )
+    if MODELS[model].task != task.name:
+        raise ConfigError(
+            f"model={model} cannot do task={task.name}. Use model={' or '.join(models_of(task.name))}, "
+            f"or task={MODELS[model].task}"
+        )

@@ -1,13 +1,17 @@
-"""train() and sweep() in Python: wrong arguments, and why a run is not complete."""
+"""The Python API: wrong arguments, why a run is not complete, and the same results as the commands."""
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from moe_cli.api.inspect_runs import explain, report_table
 from moe_cli.api.sweep import sweep
 from moe_cli.api.train import _failure, train
+from moe_cli.cli.app import app
 from moe_cli.errors import ConfigError, MoeError, RunBusy, TrainingError
 from moe_cli.execution.worker import EXIT_BUSY
 from moe_cli.runs.folder import FAILED, INTERRUPTED, Run, create_run
@@ -76,3 +80,26 @@ def test_a_text_is_no_list_of_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         train("expert=2", outputs=tmp_path)
     assert "overrides='expert=2' is a string. Give a list: overrides=['expert=2']" == str(error.value)
+
+
+def test_explain_is_that_of_the_command(finished: Run) -> None:
+    """`explain` returns the choices that `moe explain --json` prints, for one layer too."""
+    words = ["explain", finished.id, "the gate", "eval.k=1", "--layer", "2", "--outputs", str(finished.path.parents[1])]
+    printed = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    found = explain(finished, "the gate", ["eval.k=1"], layer=2)
+    assert printed["layers"][0]["choices"] == [
+        [{"expert": each.expert, "weight": each.weight, "kept": each.kept} for each in token]
+        for token in found.layers[0].choices
+    ]
+
+
+def test_report_table_is_that_of_the_command(finished: Run) -> None:
+    """`report_table` returns the rows of `moe report --format json`."""
+    outputs = finished.path.parents[1]
+    printed = json.loads(CliRunner().invoke(app, ["report", "--format", "json", "--outputs", str(outputs)]).stdout)
+    rows = report_table(outputs=outputs).rows
+    assert [(row["expert"], row["val_loss"]) for row in printed] == [
+        (row.get("expert"), row.get("val_loss")) for row in rows
+    ]
+    with pytest.raises(ConfigError, match="Give a list"):
+        report_table("sparsity", outputs=outputs)

@@ -1,0 +1,255 @@
+"""The settings as documentation: comment, default, type and range, and the JSON schema made of them.
+
+The pages of docs/, the completion of words, `moe config KEY` and `moe config --schema` read them here.
+"""
+
+import dataclasses
+import re
+import types
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from moe_cli.config.balances import METHODS, CombinedBalance
+from moe_cli.config.build import flatten_dict
+from moe_cli.config.compose import Composer
+from moe_cli.config.folders import GROUPS
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.settings import Limits, packaged_conf
+
+SETTING = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:#(?P<comment>.*))?$")
+TYPE_NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
+
+
+@dataclasses.dataclass(frozen=True)
+class SettingLine:
+    """A line of a file of conf/."""
+
+    key: str
+    default: str
+    comment: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """A setting in a configuration. `defaults` has the default of each choice of its group, "" for all choices."""
+
+    key: str
+    value: Any
+    meaning: str
+    values: str
+    defaults: Mapping[str, str]
+    source: str
+
+
+def read_settings(path: Path) -> list[SettingLine]:
+    """Returns the settings of a file, in its order."""
+    text = path.read_text(encoding="utf-8")
+    content = yaml.safe_load(text) or {}
+    found, parent = [], ""
+    for line in text.splitlines():
+        match = SETTING.match(line)
+        if not match or (match["key"] in ("defaults", "name") and not match["indent"]):
+            continue
+        key = match["key"]
+        if isinstance(content.get(key), dict) and not match["indent"]:
+            parent = key
+            continue
+        name = f"{parent}.{key}" if match["indent"] else key
+        found.append(SettingLine(name, match["value"].strip(), (match["comment"] or "").strip()))
+    return found
+
+
+def read_choice_settings(group: str, name: str) -> list[SettingLine]:
+    """Returns the settings of a packaged choice, those of the files that its `defaults` name among them."""
+    path = packaged_conf() / group / f"{name}.yaml"
+    bases = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", ["_self_"])
+    merged: dict[str, SettingLine] = {}
+    for base in bases:
+        for each in read_settings(path) if base == "_self_" else read_choice_settings(group, base):
+            known = merged.get(each.key)
+            merged[each.key] = dataclasses.replace(each, comment=each.comment or (known.comment if known else ""))
+    return list(merged.values())
+
+
+@cache
+def settings_by_choice(group: str) -> dict[str, dict[str, SettingLine]]:
+    """Returns the settings of each packaged choice of a group; those of `eval`, `launch` and the top level by ""."""
+    if group in GROUPS:
+        names = [name for name in Composer().choices(group) if (packaged_conf() / group / f"{name}.yaml").is_file()]
+        return {name: {each.key: each for each in read_choice_settings(group, name)} for name in names}
+    top = read_settings(packaged_conf() / "config.yaml")
+    inside = {each.key.removeprefix(f"{group}."): each for each in top if each.key.startswith(f"{group}.")}
+    return {"": inside if group else {each.key: each for each in top if "." not in each.key}}
+
+
+def options_of(hint: Any) -> tuple[Any, ...]:
+    """Returns the types of a union, or the type itself."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def classes_of(hint: Any) -> tuple[Any, ...]:
+    """Returns the dataclasses of a group."""
+    return tuple(option for option in options_of(hint) if dataclasses.is_dataclass(option))
+
+
+def type_text(classes: tuple[Any, ...], key: str, code: Callable[[str], str] = str) -> str:
+    """Returns the type and the range of a setting, as its dataclasses declare them.
+
+    Args:
+        code: marks a value, as Markdown does.
+    """
+    for cls in classes:
+        for field in dataclasses.fields(cls):
+            if field.name == key:
+                options = options_of(get_type_hints(cls)[key])
+                text = [_option_text(option, code) for option in options if option is not type(None)]
+                text[-1] += _range_text(field.metadata.get("limits"))
+                return ", ".join([*text, *(["null"] if type(None) in options else [])])
+    return ""
+
+
+def _option_text(option: Any, code: Callable[[str], str]) -> str:
+    if get_origin(option) is Literal:
+        return ", ".join(code(str(value)) for value in get_args(option))
+    return TYPE_NAMES.get(option, "list")
+
+
+def _range_text(limits: Limits | None) -> str:
+    """Returns a range in words, such as ` from 1 to 10,000`."""
+    if limits is None:
+        return ""
+    low, high = limits.between or (limits.at_least, limits.at_most)
+    if limits.fraction:
+        return " from 0 to below 1"
+    start = f" above {limits.above:g}" if limits.above is not None else f" from {low:g}" if low is not None else ""
+    return start + (f" to {int(high) if high == int(high) else high:,}" if high is not None else "")
+
+
+def explain_setting(composer: Composer, key: str, values: Mapping[str, Any]) -> Explanation:
+    """Returns what a setting means, and its value in the configuration of `values`.
+
+    Raises:
+        ConfigError: the configuration has no such setting.
+    """
+    tree = composer.tree(values)
+    composer.tree({**values, key: None})  # raises for an unknown setting
+    given, config = flatten_dict(tree), composer.point(values).config
+    *groups, name = key.split(".")
+    group = groups[0] if groups else ""
+    resolved = flatten_dict(config.to_dict())
+    classes = classes_of(get_type_hints(RunConfig)[group]) if group else (RunConfig,)
+    lines = {choice: found[name] for choice, found in settings_by_choice(group).items() if name in found}
+    choice = ""
+    if group in GROUPS:  # a combination has the settings of each method below the method's name
+        choice = groups[1] if len(groups) > 1 else str(values.get(group) or tree[group].get("name", "default"))
+    line = lines.get(choice) or next(iter(lines.values()), SettingLine(name, "", ""))
+    defaults = {choice: line.default for choice, line in lines.items()}
+    if len(set(defaults.values())) == 1:
+        defaults = {"": line.default}
+    value = resolved.get(key)
+    source = _source(key, values, group, choice)
+    if key not in resolved or value != given.get(key):
+        source = "derived from other settings" if key in resolved else "without effect in this configuration"
+    return Explanation(key, value, line.comment, type_text(classes, name), defaults, source)
+
+
+def _source(key: str, values: Mapping[str, Any], group: str, choice: str) -> str:
+    if key in values:
+        return "the command line"
+    experiment = values.get("experiment")
+    if experiment is not None:
+        file = packaged_conf() / "experiment" / f"{experiment}.yaml"
+        if not file.is_file() or key in {each.key for each in read_settings(file)}:
+            return f"experiment={experiment}"
+    return f"conf/{group}/{choice}.yaml" if choice else "conf/config.yaml"
+
+
+def json_schema() -> dict[str, Any]:
+    """Returns the JSON schema (draft 2020-12) of a configuration, as `moe config` prints it and config.json holds it."""
+    hints = get_type_hints(RunConfig)
+    properties = {}
+    for field in dataclasses.fields(RunConfig):
+        hint, classes = hints[field.name], classes_of(hints[field.name])
+        if classes:
+            properties[field.name] = _group_schema(field.name, classes, type(None) in options_of(hint))
+        else:
+            line = settings_by_choice("")[""][field.name]
+            properties[field.name] = _value_schema(hint, field.metadata["limits"], line)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Configuration of a run of moe",
+        **_object_schema(properties),
+    }
+
+
+def _object_schema(properties: dict[str, Any], required: tuple[str, ...] = ()) -> dict[str, Any]:
+    needed = {"required": list(required)} if required else {}
+    return {"type": "object", "additionalProperties": False, **needed, "properties": properties}
+
+
+def _group_schema(group: str, classes: tuple[Any, ...], optional: bool) -> dict[str, Any]:
+    variants = [schema for cls in classes for schema in _class_schemas(group, cls)]
+    if optional:
+        variants.append({"type": "null"})
+    return variants[0] if len(variants) == 1 else {"oneOf": variants}
+
+
+def _class_schemas(group: str, cls: Any) -> list[dict[str, Any]]:
+    """Returns a schema for each name of a class, with the comments and defaults of that choice."""
+    if cls is CombinedBalance:
+        return [_combination_schema(group)]
+    by_choice = settings_by_choice(group)
+    names = get_args(get_type_hints(cls).get("name")) or (None,)
+    schemas = []
+    for name in names:
+        lines = by_choice[name or ("default" if group in GROUPS else "")]
+        settings = _settings_schemas(cls, lines)
+        chosen = {"name": {"const": name}} if name else {}
+        schemas.append(_object_schema(chosen | settings, ("name",) if name else ()))
+    return schemas
+
+
+def _combination_schema(group: str) -> dict[str, Any]:
+    hints = get_type_hints(CombinedBalance)
+    by_choice = settings_by_choice(group)
+    methods = {name: _object_schema(_settings_schemas(classes_of(hints[name])[0], by_choice[name])) for name in METHODS}
+    name = {"type": "string", "pattern": r"^[a-z_]+(\+[a-z_]+)+$"}
+    return _object_schema({"name": name, **methods}, ("name",))
+
+
+def _settings_schemas(cls: Any, lines: Mapping[str, SettingLine]) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {
+        field.name: _value_schema(hints[field.name], field.metadata["limits"], lines.get(field.name))
+        for field in dataclasses.fields(cls)
+        if "limits" in field.metadata
+    }
+
+
+def _value_schema(hint: Any, limits: Limits, line: SettingLine | None) -> dict[str, Any]:
+    options = options_of(hint)
+    null = [None] if type(None) in options else []
+    kind = next(option for option in options if option is not type(None))
+    schema: dict[str, Any] = {"description": line.comment, "default": yaml.safe_load(line.default)} if line else {}
+    if get_origin(kind) is Literal:
+        return {"enum": [*get_args(kind), *null], **schema}
+    if kind not in JSON_TYPES:
+        return {"type": "array", "items": {"type": "string"}, **schema}
+    types_allowed = [JSON_TYPES[kind], *(["null"] if null else [])]
+    return {"type": types_allowed if null else types_allowed[0], **_range_schema(limits), **schema}
+
+
+def _range_schema(limits: Limits) -> dict[str, float]:
+    low, high = limits.between or (limits.at_least, limits.at_most)
+    ranges = {
+        "minimum": 0 if limits.fraction else low,
+        "exclusiveMinimum": limits.above,
+        "maximum": high,
+        "exclusiveMaximum": 1 if limits.fraction else None,
+    }
+    return {name: value for name, value in ranges.items() if value is not None}
