@@ -349,14 +349,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(moe: Moe, settings: list[str], tmp_p
     process.send_signal(signal.SIGINT)
     printed = process.communicate(timeout=60)[0].decode()
     assert process.returncode == 130
-    assert printed.splitlines()[-1] == f"stopped; {run.kept()}. Go on with: moe train --resume {run.id}"
+    assert printed.splitlines()[-1] == f"stopped; {run.kept()}. Continue it: moe train --resume {run.id}"
     assert run.status()["status"] == "interrupted"
     result = moe("train", "--resume", run.id)
     assert result.exit_code == 0, result.output
     assert run.status()["status"] == "completed"
     again = moe("train", "--resume", run.id).stderr
     assert again.startswith(f"error: {run.id} is complete")
-    assert "A longer training is a run of its own, from the start: moe train train.steps=..." in again
+    assert "A longer training is a new run: moe train train.steps=..." in again
 
 
 def test_sweep_killed_outright_is_finished_by_the_same_command(moe: Moe, settings: list[str], tmp_path: Path) -> None:
