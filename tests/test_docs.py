@@ -185,7 +185,9 @@ def json_keys(value: Any, path: str = "") -> set[str]:
     return paths.union(*(json_keys(each, f"{path}.{key}".lstrip(".")) for key, each in value.items()))
 
 
-def test_json_is_documented(prepared: Any, shared_nest: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_is_documented(
+    prepared: Any, shared_fork_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every key that a command prints with --json is in its table, or below a key that is, and no other key is."""
     shutil.copytree(prepared("sweep"), tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -206,7 +208,7 @@ def test_json_is_documented(prepared: Any, shared_nest: None, tmp_path: Path, mo
 
 
 @pytest.mark.slow
-def test_tour(prepared: Any, shared_nest: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tour(prepared: Any, shared_fork_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tour of the Python API runs from its first cell to its last; only its settings are made small."""
     shutil.copytree(prepared("text"), tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)

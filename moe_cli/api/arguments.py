@@ -2,17 +2,13 @@
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from moe_cli.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 LOGGER = logging.getLogger("moe_cli")
 
 
-def check_list(name: str, given: Sequence[str]) -> None:
-    """Raises ConfigError for a string, whose letters would be taken as settings."""
-    if isinstance(given, str):
-        raise ConfigError(f"{name}={given!r} is one text. Give a list: {name}={given.split()!r}")
+def check_list(name: str, value: Sequence[str]) -> None:
+    """Raises ConfigError for a string, whose letters would be taken for settings."""
+    if isinstance(value, str):
+        raise ConfigError(f"{name}={value!r} is a string. Give a list: {name}={value.split()!r}")

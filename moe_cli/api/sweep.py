@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe_cli.api.arguments import LOGGER, check_list
 from moe_cli.cli import search as search_lines
 from moe_cli.cli.console import Terminal
 from moe_cli.cli.sweep_preview import data_notes
@@ -18,7 +19,6 @@ from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_words
 
 if TYPE_CHECKING:
     import pandas as pd
-from moe_cli.api.arguments import LOGGER, check_list
 
 
 def sweep(  # noqa: PLR0913  (an argument for each option)
@@ -48,13 +48,13 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     """Runs `moe sweep WORDS` and returns one row per run, as `load_runs` does.
 
     Args:
-        jobs: runs at a time; None means as many as this machine or the executor's cluster can hold.
-        executor: "local", "ray" or "slurm"; None means that of the word `executor=...`, else this machine.
+        jobs: the number of parallel runs; None means as many as this machine or the cluster can hold.
+        executor: "local", "ray" or "slurm"; None means the one of the word `executor=...`, else "local".
         where: conditions that every point must fulfil, such as "k <= expert".
         baseline: settings of the report's baseline, such as "balance=none".
-        force, rerun_stale: start runs again, all or those of another code version; their old folders go to the trash.
+        force, rerun_stale: start all runs again, or those of another code version. The old folders go to the trash.
         force_memory, timeout, retries, fail_fast: see `Execution` and `FailurePolicy`.
-        sampler: "tpe" or "random" searches the settings; the options after it are for a search.
+        sampler: "tpe" or "random" for a search; the arguments after it are options of the search.
         progress: print the output of `moe sweep`.
 
     Raises:
@@ -79,7 +79,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
 
 
 class Notes(View):
-    """Gives the notes of a sweep or a search to the logger, and shows nothing else."""
+    """Sends the notes of a sweep or a search to the logger, and shows nothing else."""
 
     def begin(self, prepared: PreparedSweep | PreparedSearch, feed: object, pool: object) -> None:
         if isinstance(prepared, PreparedSearch):

@@ -1,8 +1,7 @@
 """train() for Python, equivalent to `moe train`, at the same speed and with the same notes.
 
-A training runs in its own process, like those of a sweep: the spinning of threads is configured before torch is
-imported, and a notebook may have imported it. Notes go to the logger `moe_cli` at level WARNING, which Python prints on
-standard error.
+The training runs in a new process, because the spinning of threads must be limited before torch is imported. Notes go
+to the logger `moe_cli` at level WARNING, which Python prints on standard error.
 """
 
 import os
@@ -11,8 +10,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from moe_cli.api.arguments import LOGGER, check_list
 from moe_cli.config.compose import load_config
 from moe_cli.errors import DiskFull, MoeError, RunBusy, TrainingError
 from moe_cli.execution.estimate import estimate_runs, measure_flops
@@ -26,10 +26,6 @@ from moe_cli.runs.folder import FAILED, INTERRUPTED, Run, open_or_create_run, ou
 from moe_cli.runs.locks import is_locked
 from moe_cli.sweeps.rerun import discard, outdated
 from moe_cli.sweeps.scheduler import record_worker_failure
-
-if TYPE_CHECKING:
-    pass
-from moe_cli.api.arguments import LOGGER, check_list
 
 
 def train(
@@ -60,7 +56,7 @@ def train(
     config = resolve_upcycle_source(resolved.config, folder)
     run = Run(folder / "runs" / config.run_id)
     if run.summary() is not None and not force:
-        LOGGER.warning("%s is complete, and is not trained again. To do that: force=True", run.id)
+        LOGGER.warning("%s is already complete. To train it again: force=True", run.id)
         return run
     check_devices([config])
     plan = estimate_runs([config], folder, measure_flops())[0]
@@ -93,12 +89,12 @@ def _run(words: Sequence[str], log: Path | None) -> int:
             )
     if sys.stdout.isatty():
         return _finished(subprocess.Popen(command))
-    # A notebook has a stream of its own, which a child does not write to.
+    # A notebook replaces sys.stdout, to which a child process cannot write.
     return _finished(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
 
 
 def _finished(process: "subprocess.Popen[Any]") -> int:
-    """Returns the exit code. On KeyboardInterrupt the process is asked to save, and waited for."""
+    """Waits for a process and returns its exit code. After KeyboardInterrupt it asks the process to save."""
     with process:
         try:
             for line in process.stdout or ():
@@ -111,15 +107,15 @@ def _finished(process: "subprocess.Popen[Any]") -> int:
 
 
 def _failure(run: Run, code: int) -> MoeError:
-    """Returns why a run is not complete, by its folder: `moe train` and a worker differ in exit codes."""
+    """Returns why a run is not complete, from its folder, because `moe train` and a worker have different exit codes."""
     if is_locked(run.path):
         return RunBusy(f"{run.id} is being written by another process: wait for it or stop it.")
     if code == EXIT_INTERRUPTED:
-        return TrainingError(f"{run.id} was stopped; {run.kept()}. Go on with: moe train --resume {run.id}")
+        return TrainingError(f"{run.id} was stopped; {run.kept()}. Continue it: moe train --resume {run.id}")
     status = run.status()
     if code < 0 or status["status"] not in (FAILED, INTERRUPTED):
         record_worker_failure(run, code)
         status = run.status()
-    # An end without a failure is known only from the exit code.
+    # Only the exit code tells an end without a failure.
     kind = DiskFull if code == EXIT_DISK_FULL else TrainingError
     return kind(f"{run.id}: {status.get('reason')}\nSee: moe runs show {run.id}")

@@ -26,7 +26,7 @@ from moe_cli.cli.runs.app import runs
 from moe_cli.cli.sample import sample
 from moe_cli.cli.scaling import scaling
 from moe_cli.cli.sweep import sweep
-from moe_cli.cli.terminal import echo, end_unread, flush_streams, prepare_streams
+from moe_cli.cli.terminal import echo, echo_error, end_unread, flush_streams, prepare_streams
 from moe_cli.cli.train import train
 from moe_cli.config.bounds import shortened
 from moe_cli.distributed.launch import hard_exit, is_distributed, launched_by_moe, rank
@@ -87,8 +87,7 @@ class Group(HelpGroup):
             raise typer.Exit(2) from None
         except MoeError as error:
             if not _is_reported_by_another_rank(error):
-                echo(f"error{f' of process {rank()}' if rank() else ''}: ", fg="red", err=True, nl=False)
-                echo(str(error), err=True)
+                echo_error(f"error of process {rank()}" if rank() else "error", str(error))
             raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
         except KeyboardInterrupt:
             echo("interrupted.", err=True)
@@ -114,9 +113,9 @@ def _print_usage(error: Any, words: Sequence[str]) -> None:
         error.show()
         return
     if hint := _option_hint(error, words):
-        return echo(f"error: {hint}", err=True)
+        return echo_error("error", hint)
     message = " ".join(error.format_message().split())
-    echo(f"error: {shortened(message, 400)}", err=True)
+    echo_error("error", shortened(message, 400))
     command = "moe" if error.ctx is None else error.ctx.command_path.replace("python -m moe_cli", "moe")
     echo(f"See: {command} -h", err=True)
 

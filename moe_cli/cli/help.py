@@ -13,7 +13,12 @@ ARGUMENTS, OPTIONS = "Arguments", "Options"
 # What Typer writes for the type of a value, and what stands there instead.
 TYPES = ((r"<(int|integer)( range)?>", "N"), (r"<(float|number)( range)?>", "X"), (r"<str>", "TEXT"), (r"[<>]", ""))
 # Notes of Typer that are left out: ranges, which an error names, and `required`, which the usage line shows.
-NOTES = ((r"(; )?[\d.e+]*(<=|<)?x(<=|>=|<|>)[\d.e+]+", ""), (r"(; )?required", ""), (r"\s*\[\]$", ""))
+NOTES = (
+    (r"default: \((.*?)\)", r"default: \1"),
+    (r"(; )?[\d.e+]*(<=|<)?x(<=|>=|<|>)[\d.e+]+", ""),
+    (r"(; )?required", ""),
+    (r"\s*\[\]$", ""),
+)
 
 
 class HelpText(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_cli.cli.terminal import echo, echo_data
+from moe_cli.cli.terminal import echo, echo_data, echo_wrapped
 from moe_cli.formatting import sanitise
 
 # The heading of the options that say where files are.
@@ -82,4 +82,4 @@ def print_written(files: Sequence[Path]) -> None:
 def print_notes(notes: tuple[str, ...]) -> None:
     """Prints notes on standard error, so that they never mix with results."""
     for note in notes:
-        echo(f"note: {sanitise(note)}", fg="yellow", err=True)
+        echo_wrapped(f"note: {sanitise(note)}", fg="yellow")

@@ -1,4 +1,4 @@
-"""The progress of many runs, redrawn on a terminal or one plain line per change. Used by sweep and runs watch."""
+"""Progress of many runs for moe sweep and moe runs watch: a live panel, or a plain line per change."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from moe_cli.sweeps.scheduler import Progress
 
 REDRAW_SECONDS = 0.5
-# The least number of failed runs, and of budgets, that have a line, however low the terminal is.
+# The minimum number of failed runs, and of budgets, that have a line on a low terminal.
 MIN_LINES = 3
-# Below this share of a run its speed says nothing yet: the first steps are slow.
+# No estimate of the time left before this fraction of a run, because the first steps are slow.
 MIN_FRACTION_FOR_ETA = 0.05
-# The least width next to a label.
+# The minimum width of the details next to a label.
 MIN_DETAIL_WIDTH = 38
 MIN_BAR_WIDTH, MAX_BAR_WIDTH = 6, 40
 
 
 @dataclass(frozen=True)
 class SweepProgress:
-    """The states of many runs. `waiting` counts those that are neither running nor ended."""
+    """The statuses of many runs. `waiting` counts the runs that have not started or were interrupted."""
 
     done: Sequence[RunStatus]
     running: Sequence[RunStatus]
@@ -52,19 +52,19 @@ class SweepProgress:
 
 @dataclass(frozen=True)
 class BestSoFar:
-    """The configuration of the lowest loss so far, over its seeds, among those of equal data and budget.
+    """The configuration with the lowest mean loss so far, among those of equal data and budget.
 
     Attributes:
-        loss: bits per byte, or nats per token or image where the bytes are unknown, as `unit` says.
-        dense: the loss of the best dense model of the same data and budget; None if there is none.
+        loss: in bits per byte, or in nats if the bytes are unknown; see `unit`.
+        dense: the loss of the best dense model of equal data and budget; None if there is none.
     """
 
     label: str
     loss: Estimate
     unit: str
     seeds: int
-    load: float | None
-    dead: float | None
+    max_violation: float | None
+    dead_experts: float | None
     dense: float | None
     is_dense: bool
 
@@ -75,34 +75,36 @@ def best_so_far(done: Sequence[RunStatus], labels: Mapping[Path, str]) -> list[B
     from moe_cli.report.run_row import comparison_key
 
     groups: dict[Any, dict[str, list[RunStatus]]] = {}
-    for each in done:
-        if _loss(each) is not None:
-            group = groups.setdefault(comparison_key(make_row(each.run, each.run.config_dict(), each.results, {})), {})
-            group.setdefault(_configuration(each.run), []).append(each)
+    for status in done:
+        if _loss(status) is not None:
+            group = groups.setdefault(
+                comparison_key(make_row(status.run, status.run.config_dict(), status.results, {})), {}
+            )
+            group.setdefault(_configuration(status.run), []).append(status)
     return [_best(list(group.values()), labels) for group in groups.values()]
 
 
 def _best(configurations: Sequence[Sequence[RunStatus]], labels: Mapping[Path, str]) -> BestSoFar:
-    means = [mean_and_interval([_loss(each) or 0.0 for each in group]) for group in configurations]
-    place = min(range(len(means)), key=lambda place: means[place].mean)
-    best, first = configurations[place], configurations[place][0]
+    means = [mean_and_interval([_loss(status) or 0.0 for status in group]) for group in configurations]
+    index = min(range(len(means)), key=lambda index: means[index].mean)
+    best, first = configurations[index], configurations[index][0]
     dense = [
         mean.mean for mean, group in zip(means, configurations, strict=True) if group[0].results.get("expert") == 1
     ]
     return BestSoFar(
         _without_seed(labels.get(first.run.path, first.run.id)),
-        means[place],
+        means[index],
         f"nats/{_target(first.run)}" if first.val_bpb is None else "bits/byte",
         len(best),
-        _mean([each.max_violation for each in best]),
-        _mean([each.dead_experts for each in best]),
+        _mean([status.max_violation for status in best]),
+        _mean([status.dead_experts for status in best]),
         min(dense, default=None),
         first.results.get("expert") == 1,
     )
 
 
-def _loss(each: RunStatus) -> float | None:
-    return each.val_loss if each.val_bpb is None else each.val_bpb
+def _loss(status: RunStatus) -> float | None:
+    return status.val_loss if status.val_bpb is None else status.val_bpb
 
 
 @cache
@@ -127,50 +129,52 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def eta_seconds(standing: SweepProgress, now: float) -> float | None:
-    """Estimates the remaining time with as many parallel runs as now, as long as earlier ones; None means unknown."""
-    took = [each.last_heartbeat - each.started for each in standing.done if 0 < each.started < each.last_heartbeat]
+def eta_seconds(sweep: SweepProgress, now: float) -> float | None:
+    """Estimates the time left for as many parallel runs as now, each as long as earlier ones; None if unknown."""
+    took = [
+        status.last_heartbeat - status.started for status in sweep.done if 0 < status.started < status.last_heartbeat
+    ]
     whole = {
-        each.run: (now - each.started) / each.progress
-        for each in standing.running
-        if each.started and each.progress > MIN_FRACTION_FOR_ETA
+        status.run: (now - status.started) / status.progress
+        for status in sweep.running
+        if status.started and status.progress > MIN_FRACTION_FOR_ETA
     }
     usual = _mean(took) or _mean(list(whole.values()))
-    if usual is None or not standing.running:
+    if usual is None or not sweep.running:
         return None
-    rest = sum(whole.get(each.run, usual) * (1 - each.progress) for each in standing.running)
-    return (rest + usual * standing.waiting) / len(standing.running)
+    rest = sum(whole.get(status.run, usual) * (1 - status.progress) for status in sweep.running)
+    return (rest + usual * sweep.waiting) / len(sweep.running)
 
 
-def panel(standing: SweepProgress, labels: Mapping[Path, str], width: int, height: int, now: float) -> Group:
-    """Returns at most `height` lines of `width`: counts and bar, running runs, the best so far, and failures."""
-    found = best_so_far(standing.done, labels)
+def panel(sweep: SweepProgress, labels: Mapping[Path, str], width: int, height: int, now: float) -> Group:
+    """Returns at most `height` lines of `width`: counts and a bar, running runs, the best runs, and failures."""
+    found = best_so_far(sweep.done, labels)
     best = found[: max(MIN_LINES, height // 8)]
-    failed = list(standing.failed)[-max(MIN_LINES, height // 8) :]
+    failed = list(sweep.failed)[-max(MIN_LINES, height // 8) :]
     room = max(1, height - len(failed) - max(1, len(best)) - (len(found) > len(best)) - 5)
-    running = list(standing.running)[:room]
-    names = [labels.get(each.run.path, each.run.id) for each in (*running, *failed)] + [each.label for each in best]
+    running = list(sweep.running)[:room]
+    names = [labels.get(row.run.path, row.run.id) for row in (*running, *failed)] + [row.label for row in best]
     size = min(max(map(len, names), default=0), max(16, width - MIN_DETAIL_WIDTH))
-    lines: list[Any] = [_head(standing, width, now)]
+    lines: list[Any] = [_head(sweep, width, now)]
     lines += _running_lines(running, labels, size, width, now)
-    if len(standing.running) > room:
-        lines.append(Text(f"           and {len(standing.running) - room} more running", "dim"))
+    if len(sweep.running) > room:
+        lines.append(Text(f"           and {len(sweep.running) - room} more running", "dim"))
     lines += _best_lines(best, size, width)
     if len(found) > len(best):
         lines.append(
             Text(
                 f"           and {len(found) - len(best)} more budgets or data sets: moe report "
-                f"{sanitise(standing.done[0].run.sweep)}",
+                f"{sanitise(sweep.done[0].run.sweep)}",
                 "dim",
                 no_wrap=True,
                 overflow="ellipsis",
             )
         )
     lines += _failed_lines(failed, labels, size, width)
-    if len(standing.failed) > len(failed):
+    if len(sweep.failed) > len(failed):
         lines.append(
             Text(
-                f"           and {len(standing.failed) - len(failed)} more failed: moe runs ls "
+                f"           and {len(sweep.failed) - len(failed)} more failed: moe runs ls "
                 f"{sanitise(failed[0].run.sweep)} --status failed",
                 "dim",
                 no_wrap=True,
@@ -180,14 +184,14 @@ def panel(standing: SweepProgress, labels: Mapping[Path, str], width: int, heigh
     return Group(*lines)
 
 
-def _head(standing: SweepProgress, width: int, now: float) -> Table:
-    ended, left = len(standing.done) + len(standing.failed) + standing.pruned, eta_seconds(standing, now)
+def _head(sweep: SweepProgress, width: int, now: float) -> Table:
+    ended, left = len(sweep.done) + len(sweep.failed) + sweep.pruned, eta_seconds(sweep, now)
     counts = {
-        "done": len(standing.done),
-        "running": len(standing.running),
-        "failed": len(standing.failed),
-        "pruned": standing.pruned,
-        "waiting": standing.waiting,
+        "done": len(sweep.done),
+        "running": len(sweep.running),
+        "failed": len(sweep.failed),
+        "pruned": sweep.pruned,
+        "waiting": sweep.waiting,
     }
     styles = {"failed": "red", "waiting": "dim"}
     texts = {
@@ -197,17 +201,12 @@ def _head(standing: SweepProgress, width: int, now: float) -> Table:
     }
     if left is not None:
         texts["left"] = Text(f"{duration(left)} left")
-    share = (ended + sum(each.progress for each in standing.running)) / max(1, standing.total)
-    return bar_line(
-        f" {ended}/{standing.total}", share, texts, ("waiting", "pruned", "running", "done", "failed"), width
-    )
+    share = (ended + sum(status.progress for status in sweep.running)) / max(1, sweep.total)
+    return bar_line(f" {ended}/{sweep.total}", share, texts, ("waiting", "pruned", "running", "done", "failed"), width)
 
 
 def bar_line(first: str, share: float, texts: Mapping[str, Text], leaving: Sequence[str], width: int) -> Table:
-    """Returns a bar between its label and some texts.
-
-    On a narrow terminal, texts are dropped in order before the bar.
-    """
+    """Returns a bar between a label and some texts. On a narrow terminal, the texts are dropped in order."""
     kept = dict(texts)
 
     def room() -> int:
@@ -237,63 +236,70 @@ def _running_lines(
 ) -> list[Text]:
     if not running:
         return []
-    texts = [labels.get(each.run.path, each.run.id) for each in running]
-    loads = [each.max_violation for each in running]
+    texts = [labels.get(status.run.path, status.run.id) for status in running]
+    violations = [status.max_violation for status in running]
     return table_lines(
         [
             _row_label("running", len(running)),
             _labels(texts, size),
-            TextColumn("", [_step(each) for each in running]),
+            TextColumn("", [_step(status) for status in running]),
             TextColumn(
-                "", ["" if each.val_loss is None else f"val {each.val_loss:z.3f}" for each in running], align_left=True
+                "",
+                ["" if status.val_loss is None else f"val {status.val_loss:z.3f}" for status in running],
+                align_left=True,
             ),
             TextColumn(
                 "",
                 [
-                    "" if each.tokens_per_second is None else f"{count(each.tokens_per_second)} tok/s"
-                    for each in running
+                    "" if status.tokens_per_second is None else f"{count(status.tokens_per_second)} tok/s"
+                    for status in running
                 ],
                 drop_order=2,
             ),
-            TextColumn("", [_load(load) for load in loads], drop_order=1, styles=[_load_style(load) for load in loads]),
             TextColumn(
                 "",
-                [_dead(each.dead_experts) for each in running],
-                drop_order=3,
-                styles=["yellow" if each.dead_experts else "" for each in running],
+                [_max_violation(value) for value in violations],
+                drop_order=1,
+                styles=[_max_violation_style(value) for value in violations],
             ),
             TextColumn(
                 "",
-                ["" if each.train_loss is None else f"train {each.train_loss:z.3f}" for each in running],
+                [_dead(status.dead_experts) for status in running],
+                drop_order=3,
+                styles=["yellow" if status.dead_experts else "" for status in running],
+            ),
+            TextColumn(
+                "",
+                ["" if status.train_loss is None else f"train {status.train_loss:z.3f}" for status in running],
                 drop_order=5,
             ),
-            TextColumn("", [_left_of(each, now) for each in running], drop_order=4),
+            TextColumn("", [_left_of(status, now) for status in running], drop_order=4),
         ],
         width,
         header=False,
     )
 
 
-def _step(each: RunStatus) -> str:
-    if not each.step:
+def _step(status: RunStatus) -> str:
+    if not status.step:
         return "starting"
-    if each.progress == 1:
+    if status.progress == 1:
         return "evaluating"
-    return f"step {each.step:,}" + (f"/{each.steps:,}" if each.steps else "")
+    return f"step {status.step:,}" + (f"/{status.steps:,}" if status.steps else "")
 
 
-def _left_of(each: RunStatus, now: float) -> str:
-    if not MIN_FRACTION_FOR_ETA < each.progress < 1 or not each.started:
+def _left_of(status: RunStatus, now: float) -> str:
+    if not MIN_FRACTION_FOR_ETA < status.progress < 1 or not status.started:
         return ""
-    return duration((now - each.started) / each.progress * (1 - each.progress)) + " left"
+    return duration((now - status.started) / status.progress * (1 - status.progress)) + " left"
 
 
-def _load(load: float | None) -> str:
-    return "" if load is None else f"MaxVio {percent(load, signed=True)}"
+def _max_violation(value: float | None) -> str:
+    return "" if value is None else f"MaxVio {percent(value, signed=True)}"
 
 
-def _load_style(load: float | None) -> str:
-    return "" if load is None else "red" if load > 2 else "yellow" if load > 1 else ""
+def _max_violation_style(value: float | None) -> str:
+    return "" if value is None else "red" if value > 2 else "yellow" if value > 1 else ""
 
 
 def _dead(share: float | None) -> str:
@@ -304,24 +310,27 @@ def _best_lines(best: Sequence[BestSoFar], size: int, width: int) -> list[Text]:
     """Returns a line for each budget and data set."""
     if not best:
         return []
-    losses = [f"{each.loss.mean:z.3f}{_spread(each.loss)} {each.unit}" for each in best]
-    dense = ["is dense" if each.is_dense else "" if each.dense is None else f"dense {each.dense:z.3f}" for each in best]
+    losses = [f"{row.loss.mean:z.3f}{_spread(row.loss)} {row.unit}" for row in best]
+    dense = ["is dense" if row.is_dense else "" if row.dense is None else f"dense {row.dense:z.3f}" for row in best]
     return table_lines(
         [
             _row_label("best", len(best)),
-            _labels([each.label for each in best], size),
+            _labels([row.label for row in best], size),
             TextColumn("", losses, styles=["green"] * len(best)),
             TextColumn("", dense, align_left=True, drop_order=1),
             TextColumn(
-                "", [_load(each.load) for each in best], drop_order=2, styles=[_load_style(each.load) for each in best]
+                "",
+                [_max_violation(row.max_violation) for row in best],
+                drop_order=2,
+                styles=[_max_violation_style(row.max_violation) for row in best],
             ),
             TextColumn(
                 "",
-                [_dead(each.dead) for each in best],
+                [_dead(row.dead_experts) for row in best],
                 drop_order=3,
-                styles=["yellow" if each.dead else "" for each in best],
+                styles=["yellow" if row.dead_experts else "" for row in best],
             ),
-            TextColumn("", [f"{each.seeds} seeds" if each.seeds > 1 else "" for each in best], drop_order=4),
+            TextColumn("", [f"{row.seeds} seeds" if row.seeds > 1 else "" for row in best], drop_order=4),
         ],
         width,
         header=False,
@@ -335,8 +344,8 @@ def _spread(loss: Estimate) -> str:
 def _failed_lines(failed: Sequence[RunStatus], labels: Mapping[Path, str], size: int, width: int) -> list[Text]:
     if not failed:
         return []
-    texts = [labels.get(each.run.path, each.run.id) for each in failed]
-    reasons = [failure_reason(each) for each in failed]
+    texts = [labels.get(status.run.path, status.run.id) for status in failed]
+    reasons = [failure_reason(status) for status in failed]
     return table_lines(
         [
             _row_label("failed", len(failed)),
@@ -348,23 +357,23 @@ def _failed_lines(failed: Sequence[RunStatus], labels: Mapping[Path, str], size:
     )
 
 
-def failure_reason(each: RunStatus) -> str:
-    """Returns why it ended, on one line."""
-    return sanitise((each.reason or "no reason is known").strip().split("\n")[0])
+def failure_reason(status: RunStatus) -> str:
+    """Returns the reason of a failure or stop, on one line."""
+    return sanitise((status.reason or "unknown reason").strip().split("\n")[0])
 
 
-def finished_line(each: RunStatus, label: str) -> Text:
-    """Returns a run that is done or failed, on one line."""
-    if each.status == COMPLETED:
-        result = "-" if each.val_loss is None else format_loss(each.val_bpb, each.val_loss, _target(each.run))
-        speed = "-" if each.tokens_per_second is None else count(each.tokens_per_second)
+def finished_line(status: RunStatus, label: str) -> Text:
+    """Returns the line of a run that has ended."""
+    if status.status == COMPLETED:
+        result = "-" if status.val_loss is None else format_loss(status.val_bpb, status.val_loss, _target(status.run))
+        speed = "-" if status.tokens_per_second is None else count(status.tokens_per_second)
         return Text.assemble(("done", "green"), f"    {sanitise(label)}   {result}   {speed} tok/s")
-    name, style = ("failed", "red") if each.status == FAILED else ("stopped", "yellow")
-    return Text.assemble((name, style), " " * (8 - len(name)), f"{sanitise(label)}   {failure_reason(each)}")
+    name, style = ("failed", "red") if status.status == FAILED else ("stopped", "yellow")
+    return Text.assemble((name, style), " " * (8 - len(name)), f"{sanitise(label)}   {failure_reason(status)}")
 
 
 class LivePanel:
-    """A panel that is redrawn on a terminal; otherwise nothing but the lines printed."""
+    """A panel that is redrawn on a terminal, with lines above it. Without a terminal only the lines are printed."""
 
     def __init__(self, console: Console, labels: Mapping[Path, str]) -> None:
         self.console = console
@@ -372,7 +381,7 @@ class LivePanel:
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._drawn = 0.0
 
-    def __enter__(self) -> "LivePanel":
+    def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         return self
@@ -384,11 +393,11 @@ class LivePanel:
     def label(self, run: Run) -> str:
         return self.labels.get(run.path, run.id)
 
-    def print(self, line: Text) -> None:
+    def print(self, line: Text | str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True)
 
     def due(self) -> bool:
-        """Returns whether it is time to redraw."""
+        """Returns whether the panel is to be redrawn now."""
         return self._live is not None and time.monotonic() - self._drawn >= REDRAW_SECONDS
 
     def draw(self, content: Any) -> None:
@@ -396,8 +405,8 @@ class LivePanel:
             self._drawn = time.monotonic()
             self._live.update(content, refresh=True)
 
-    def show(self, standing: SweepProgress) -> None:
-        self.draw(panel(standing, self.labels, self.console.width, self.console.height, time.time()))
+    def show(self, sweep: SweepProgress) -> None:
+        self.draw(panel(sweep, self.labels, self.console.width, self.console.height, time.time()))
 
 
 class SweepDisplay:
@@ -405,20 +414,20 @@ class SweepDisplay:
 
     Args:
         labels: the runs of the sweep with their labels.
-        todo: those that are to be carried out.
+        pending: the runs that are to be executed.
     """
 
-    def __init__(self, console: Console, labels: Mapping[Run, str], todo: Sequence[Run]) -> None:
+    def __init__(self, console: Console, labels: Mapping[Run, str], pending: Sequence[Run]) -> None:
         self.board = LivePanel(console, {run.path: label for run, label in labels.items()})
         self.runs = [*labels]
-        self._todo = {run.path for run in todo}
+        self._pending = {run.path for run in pending}
         self._before: dict[Path, RunStatus] = {}
         self._ended: dict[Path, RunStatus] = {}
         self._watcher = StatusCache()
 
     def __enter__(self) -> "SweepDisplay":
         self.board.__enter__()
-        self._before = {run.path: read_status(run) for run in self.runs if run.path not in self._todo}
+        self._before = {run.path: read_status(run) for run in self.runs if run.path not in self._pending}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -433,16 +442,18 @@ class SweepDisplay:
                 self.board.print(finished_line(self._ended[run.path], self.board.label(run)))
                 changed = True
         if changed or self.board.due():
-            self.board.show(self._standing(progress))
+            self.board.show(self._sweep_progress(progress))
 
-    def _standing(self, progress: "Progress") -> SweepProgress:
+    def _sweep_progress(self, progress: "Progress") -> SweepProgress:
         running = {run.path for run in progress.running}
-        ended = {path: each for path, each in {**self._before, **self._ended}.items() if path not in running}
-        pruned = {path for path, each in ended.items() if each.status == PRUNED} | {run.path for run in progress.pruned}
+        ended = {path: status for path, status in {**self._before, **self._ended}.items() if path not in running}
+        pruned = {path for path, status in ended.items() if status.status == PRUNED} | {
+            run.path for run in progress.pruned
+        }
         return SweepProgress(
-            done=[each for each in ended.values() if each.status == COMPLETED],
+            done=[status for status in ended.values() if status.status == COMPLETED],
             running=[self._watcher.get(run) for run in progress.running],
-            failed=[each for path, each in ended.items() if each.status != COMPLETED and path not in pruned],
+            failed=[status for path, status in ended.items() if status.status != COMPLETED and path not in pruned],
             waiting=progress.waiting,
             pruned=len(pruned),
         )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def sample(  # noqa: PLR0913  (an option each)
     run: RunName,
-    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "\n",
+    prompt: Annotated[str, typer.Option(help="Text to continue.", show_default="a new line")] = "\n",
     tokens: Annotated[int, typer.Option(min=1, max=SAMPLE_TOKENS, help="Number of tokens to write.")] = 400,
     temperature: Annotated[
         float,

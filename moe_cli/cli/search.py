@@ -1,66 +1,41 @@
-"""Output of a search: its plan, its progress, its result."""
+"""Output of a search: its plan, progress and result."""
 
+import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
-import typer
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from moe_cli.cli.progress import LivePanel
+from moe_cli.formatting import count, duration, plural
+from moe_cli.metrics import BY_KEY
+from moe_cli.report.importance import MIN_TRIALS, importance_lines, importances, load_study
+from moe_cli.report.pareto import tolerance
+from moe_cli.report.render.terminal import TextColumn, table_lines
+from moe_cli.runs.curves import validation_curve
+from moe_cli.runs.folder import Run
+from moe_cli.sweeps.scheduler import Progress
+from moe_cli.sweeps.search import SearchFeed, check_identity, counted_trials
+from moe_cli.sweeps.search_estimate import SearchEstimate
+from moe_cli.sweeps.search_space import SearchPlan, format_domain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from optuna.trial import FrozenTrial
-    from rich.console import Console
-
-    from moe_cli.runs.folder import Run
-    from moe_cli.sweeps.scheduler import Progress
-    from moe_cli.sweeps.search import SearchFeed
-    from moe_cli.sweeps.search_estimate import SearchEstimate
-    from moe_cli.sweeps.search_space import SearchPlan
 
 
-Sampler = Annotated[
-    str | None,
-    typer.Option(
-        metavar="tpe|random",
-        help="Draw settings instead of running every combination. Needs Optuna.",
-        rich_help_panel="Search",
-    ),
-]
-Trials = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Number of configurations to try.  [default: 20]", rich_help_panel="Search"),
-]
-Objective = Annotated[
-    str | None,
-    typer.Option(metavar="RESULT[,RESULT]", help="Metrics to optimise.  [default: val_bpb]", rich_help_panel="Search"),
-]
-Prune = Annotated[
-    str | None,
-    typer.Option(
-        metavar="asha|hyperband|median", help="Stop runs that are behind the others.", rich_help_panel="Search"
-    ),
-]
-SearchSeed = Annotated[
-    int | None, typer.Option(metavar="N", help="Seed of the sampler.  [default: 0]", rich_help_panel="Search")
-]
-
-
-def print_head(console: "Console", plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, jobs: int | None) -> None:
-    from rich.markup import escape
-
-    for style, line in summary_lines(plan, ahead, folder, jobs):
+def print_head(console: Console, plan: SearchPlan, estimate: SearchEstimate, folder: Path, jobs: int | None) -> None:
+    for style, line in summary_lines(plan, estimate, folder, jobs):
         console.print(f"[{style}]{escape(line)}[/]" if style else escape(line), highlight=False, soft_wrap=True)
 
 
-def summary_lines(plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, jobs: int | None) -> list[tuple[str, str]]:
-    """Returns (style, line) of the search and its expected time at `jobs` runs at a time, where that is known."""
-    from moe_cli.formatting import duration, plural
-    from moe_cli.metrics import BY_KEY
-    from moe_cli.report.importance import load_study
-    from moe_cli.sweeps.search import check_identity, counted_trials
-    from moe_cli.sweeps.search_space import format_domain
-
+def summary_lines(plan: SearchPlan, estimate: SearchEstimate, folder: Path, jobs: int | None) -> list[tuple[str, str]]:
+    """Returns (style, line) of the plan, with the expected time of `jobs` parallel runs if their number is known."""
     study = load_study(folder / plan.name)
     if study:
         check_identity(plan, study, folder / plan.name)
@@ -80,8 +55,8 @@ def summary_lines(plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, job
     lines.append(
         (
             "",
-            f"  {'size':<10} {'endless' if size is None else plural(size, 'configuration')}"
-            + (f", about {100 * ahead.possible:z.0f} % possible" if ahead.possible < 1 else ""),
+            f"  {'size':<10} {'infinite' if size is None else plural(size, 'configuration')}"
+            + (f", about {100 * estimate.possible:z.0f} % possible" if estimate.possible < 1 else ""),
         )
     )
     if plan.fixed:
@@ -89,90 +64,61 @@ def summary_lines(plan: "SearchPlan", ahead: "SearchEstimate", folder: Path, job
     sides = [f"{name} ({'higher' if BY_KEY[name].direction > 0 else 'lower'} is better)" for name in plan.objectives]
     lines.append(("", f"  {'objective':<10} {', '.join(sides)}"))
     if plan.prune:
-        lines.append(
-            ("", f"  {'pruning':<10} {plan.prune}, looking at {plural(ahead.evaluations, 'evaluation')} of a run")
-        )
-    lines += [("dim", f"  {'note':<10} {note}") for note in notes(plan, ahead)]
+        lines.append(("", f"  {'pruning':<10} {plan.prune}, with {plural(estimate.evaluations, 'evaluation')} per run"))
+    lines += [("dim", f"  {'note':<10} {note}") for note in notes(plan, estimate)]
     if to_go:
-        seconds = duration(ahead.seconds * to_go * len(plan.seeds) / (jobs or 1))
+        seconds = duration(estimate.seconds * to_go * len(plan.seeds) / (jobs or 1))
         on = f"on {plural(jobs, 'worker')}" if jobs else "of work at this machine's speed"
         most = "at most " if plan.prune else ""
         lines.append(("", f"{most}about {seconds} {on}; stop any time, the same command continues"))
     return lines
 
 
-def notes(plan: "SearchPlan", ahead: "SearchEstimate") -> list[str]:
+def notes(plan: SearchPlan, estimate: SearchEstimate) -> list[str]:
     """Returns notes on a search before it starts."""
-    from moe_cli.formatting import plural
-
-    notes = list(ahead.notes)
+    notes = list(estimate.notes)
     if plan.size is not None and plan.size <= plan.trials:
         notes.append(
-            f"{plan.size:,} configurations are no more than {plural(plan.trials, 'trial')}: without --sampler each is run once"
+            f"{plan.size:,} configurations are no more than {plural(plan.trials, 'trial')}: "
+            "without --sampler, each runs once"
         )
     if plan.prune and len(plan.seeds) > 1:
-        notes.append("runs are pruned at their first seed; only what survives is repeated with the others")
+        notes.append("runs are pruned at their first seed; only those that are not pruned get the other seeds")
     return notes
 
 
-def write_result(name: str, value: float) -> str:
-    """Returns a result as it is read."""
-    from moe_cli.formatting import count
-
+def format_result(value: float) -> str:
     return f"{value:z.3f}" if abs(value) < 100 else count(value)
 
 
-class SearchDisplay:
-    """A redrawn panel on a terminal; a line for each run that has ended."""
+class SearchDisplay(LivePanel):
+    """Shows a search: a panel that is redrawn on a terminal, and a line for each run that has ended."""
 
-    def __init__(self, console: "Console", feed: "SearchFeed") -> None:
-        from rich.live import Live
-
-        self.console = console
+    def __init__(self, console: Console, feed: SearchFeed) -> None:
+        super().__init__(console, {})
         self.feed = feed
         self.started = time.monotonic()
-        self.live = Live(console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
         self.seen: set[Path] = set()
 
-    def __enter__(self) -> "SearchDisplay":
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.live:
-            self.live.stop()
-
-    def __call__(self, progress: "Progress") -> None:
+    def __call__(self, progress: Progress) -> None:
         for run in [*progress.finished, *progress.failed, *progress.pruned]:
             if run.path not in self.seen:
                 self.seen.add(run.path)
-                self.console.print(self._line(run), highlight=False, soft_wrap=True)
-        if self.live:
-            self.live.update(self._panel(progress))
+                self.print(self._line(run))
+        if self.due():
+            self.draw(self._panel(progress))
 
-    def _line(self, run: "Run") -> str:
-        from rich.markup import escape
-
+    def _line(self, run: Run) -> str:
         label, summary = escape(self.feed.labels[run.path]), run.summary()
         if summary:
             results = [(name, summary.get(name)) for name in self.feed.plan.objectives]
-            shown = "   ".join(
-                f"{name} {'-' if value is None else write_result(name, value)}" for name, value in results
-            )
+            shown = "   ".join(f"{name} {'-' if value is None else format_result(value)}" for name, value in results)
             return f"[green]done[/]    {label}   {shown}"
         status = run.status()
         style, word = ("yellow", "pruned") if status["status"] == "pruned" else ("red", "failed")
         return f"[{style}]{word}[/]  {label}   [dim]{escape(str(status.get('reason')))}[/]"
 
-    def _panel(self, progress: "Progress") -> Any:
-        from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        from moe_cli.formatting import duration
-
+    def _panel(self, progress: Progress) -> Group:
         trials = self.feed.trials()
         done, wanted = sum(trial.state.is_finished() for trial in trials), self.feed.plan.trials
         mine = len(progress.finished) + len(progress.failed) + len(progress.pruned)
@@ -206,9 +152,7 @@ class SearchDisplay:
         return Group(table, *rows)
 
 
-def _step(run: "Run") -> str:
-    from moe_cli.runs.curves import validation_curve
-
+def _step(run: Run) -> str:
     records = run.latest_metrics()
     if not records:
         return "starting"
@@ -217,18 +161,14 @@ def _step(run: "Run") -> str:
     return f"step {records[-1].get('step')}" + (f"   {name} {curve.values[-1]:z.3f}" if curve.points else "")
 
 
-def _results(plan: "SearchPlan", trial: "FrozenTrial") -> str:
+def _results(plan: SearchPlan, trial: "FrozenTrial") -> str:
     return "   ".join(
-        f"{name} {write_result(name, value)}" for name, value in zip(plan.objectives, trial.values, strict=True)
+        f"{name} {format_result(value)}" for name, value in zip(plan.objectives, trial.values, strict=True)
     )
 
 
-def print_end(console: "Console", feed: "SearchFeed") -> bool:
-    """Prints the result; returns whether all trials are done and one has a result. Single trials may fail."""
-    from rich.markup import escape
-
-    from moe_cli.formatting import plural
-    from moe_cli.report.importance import MIN_TRIALS, importance_lines, importances
+def print_end(console: Console, feed: SearchFeed) -> bool:
+    """Prints the result. Returns whether all trials have ended and one has a result; single trials may fail."""
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
@@ -239,7 +179,7 @@ def print_end(console: "Console", feed: "SearchFeed") -> bool:
         f"{len(states)} of {plural(feed.plan.trials, 'trial')}: {completed} completed, {pruned} pruned, {failed} failed"
     )
     if feed.stop_reason:
-        say(f"[yellow]stopped asking:[/] {escape(feed.stop_reason)}")
+        say(f"[yellow]stopped early:[/] {escape(feed.stop_reason)}")
     for line in _front(feed) if len(feed.plan.objectives) > 1 else _best(feed):
         say(escape(line))
     lines = importance_lines(importances(feed.study))
@@ -248,12 +188,12 @@ def print_end(console: "Console", feed: "SearchFeed") -> bool:
     say(f"See: moe report {escape(feed.plan.name)}")
     if failed:
         first = next(trial for trial in feed.trials() if trial.state.name == "FAIL")
-        say(f"[red]{failed} failed[/], the first because: {escape(str(first.user_attrs.get('reason')))}")
-        say("Try them again with --retry-failed.")
+        say(f"[red]{failed} failed[/]. Reason of the first: {escape(str(first.user_attrs.get('reason')))}")
+        say("Retry them with --retry-failed.")
     return completed > 0 and completed + pruned + failed >= feed.plan.trials
 
 
-def _best(feed: "SearchFeed") -> list[str]:
+def _best(feed: SearchFeed) -> list[str]:
     lines = []
     for trial in feed.best()[:1]:
         lines.append(f"best     trial {trial.number}   {_results(feed.plan, trial)}")
@@ -261,17 +201,14 @@ def _best(feed: "SearchFeed") -> list[str]:
     return lines
 
 
-def _front(feed: "SearchFeed") -> list[str]:
+def _front(feed: SearchFeed) -> list[str]:
     """Returns the trials of the Pareto front as an aligned table, and the command of the first."""
-    from moe_cli.formatting import plural
-    from moe_cli.report.render.terminal import TextColumn, table_lines
-
     plan, trials = feed.plan, feed.best()
     if not trials:
         return []
     rows = [
         [
-            *(write_result(name, value) for name, value in zip(plan.objectives, trial.values, strict=True)),
+            *(format_result(value) for name, value in zip(plan.objectives, trial.values, strict=True)),
             plan.label(trial.params),
         ]
         for trial in trials
@@ -279,26 +216,22 @@ def _front(feed: "SearchFeed") -> list[str]:
     columns = zip([*plan.objectives, "settings"], zip(*rows, strict=True), strict=True)
     lines = [
         line.plain
-        for line in table_lines([TextColumn(*each, align_left=each[0] == "settings") for each in columns], None)
+        for line in table_lines([TextColumn(*column, align_left=column[0] == "settings") for column in columns], None)
     ]
     commands = [f"  {_command(plan, trial)}" for trial in trials[:1]]
     return [
         f"Pareto front: {plural(len(trials), 'trial')} that no other trial beats" + _equal(plan.objectives),
         *lines,
-        "the first of them:",
+        "first trial:",
         *commands,
     ]
 
 
-def _equal(objectives: "Sequence[str]") -> str:
-    """Returns the differences that do not count: (equal: tokens_per_second within 10 %)."""
-    from moe_cli.report.pareto import tolerance
-
+def _equal(objectives: Sequence[str]) -> str:
+    """Returns the tolerances of the objectives: (equal: tokens_per_second within 10 %)."""
     close = [f"{name} within {100 * (tolerance(name) - 1):z.0f} %" for name in objectives if tolerance(name) > 1]
     return f" (equal: {', '.join(close)})" if close else ""
 
 
-def _command(plan: "SearchPlan", trial: "FrozenTrial") -> str:
-    import shlex
-
+def _command(plan: SearchPlan, trial: "FrozenTrial") -> str:
     return "moe train " + " ".join(map(shlex.quote, plan.words(trial.params)))

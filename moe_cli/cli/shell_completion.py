@@ -22,7 +22,10 @@ _PART = re.compile(r"""\\(.)|'([^']*)'|"((?:[^"\\]|\\.)*)"|(.)""", re.S)
 
 
 def print_completions(shell: str, arguments: Sequence[str]) -> None:
-    """Prints the words that could stand at the cursor, one a line. A shell without a script here gets none."""
+    """Prints the words that could stand at the cursor, one a line; none with characters that move a cursor.
+
+    Importing what commands print with would take longer than the completion.
+    """
     if shell == "bash":
         lines = bash_lines(arguments[0] if arguments else "", os.environ.get("_MOE_BREAKS", ""))
     elif shell == "zsh":
@@ -31,7 +34,7 @@ def print_completions(shell: str, arguments: Sequence[str]) -> None:
         lines = fish_lines(complete(arguments[:-1], arguments[-1]))
     else:
         lines = []
-    sys.stdout.write("".join(f"{line}\n" for line in lines if line.isprintable() or "\t" in line))
+    sys.stdout.write("".join(f"{line}\n" for line in lines if line.replace("\t", "").isprintable()))
 
 
 def bash_lines(line: str, breaks: str) -> list[str]:

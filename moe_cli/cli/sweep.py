@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_cli.cli.options import ConfigDir, ForceMemory, Outputs
-from moe_cli.cli.search import Objective, Prune, Sampler, SearchSeed, Trials
 from moe_cli.config.bounds import JOBS, RETRIES, SEEDS
 
 if TYPE_CHECKING:
@@ -61,14 +60,14 @@ Baseline = Annotated[
 Force = Annotated[
     bool,
     typer.Option(
-        "--force", help="Start every run again; what there is goes to the trash.", rich_help_panel="Runs that exist"
+        "--force", help="Start every run again; the old folders go to the trash.", rich_help_panel="Runs that exist"
     ),
 ]
 RerunStale = Annotated[
     bool,
     typer.Option(
         "--rerun-stale",
-        help="Start runs again that another version of the code has made.",
+        help="Start runs of another code version again.",
         rich_help_panel="Runs that exist",
     ),
 ]
@@ -97,9 +96,34 @@ ExecutorName = Annotated[
     ),
 ]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.", rich_help_panel="Execution")]
+Sampler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="tpe|random",
+        help="Draw settings instead of running every combination. Needs Optuna.",
+        rich_help_panel="Search",
+    ),
+]
+Trials = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Number of configurations to try.  [default: 20]", rich_help_panel="Search"),
+]
+Objective = Annotated[
+    str | None,
+    typer.Option(metavar="RESULT[,RESULT]", help="Metrics to optimise.  [default: val_bpb]", rich_help_panel="Search"),
+]
+Prune = Annotated[
+    str | None,
+    typer.Option(
+        metavar="asha|hyperband|median", help="Stop runs that are behind the others.", rich_help_panel="Search"
+    ),
+]
+SearchSeed = Annotated[
+    int | None, typer.Option(metavar="N", help="Seed of the sampler.  [default: 0]", rich_help_panel="Search")
+]
 
-# What a command that was stopped says last.
-STOPPED = "stopped. The same command continues: runs with a checkpoint from there, others from the start."
+# The last line of a command that was stopped.
+STOPPED = "stopped. The same command continues, each run from its last checkpoint if it has one."
 
 
 def sweep(  # noqa: PLR0913  (an argument for each option)
@@ -162,7 +186,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
 
 @contextmanager
 def _interruptible(console: "Console") -> Iterator[None]:
-    """Makes a signal that stops the command end it with a line and exit code 130."""
+    """Ends the command with a line and exit code 130 when a signal stops it."""
     from moe_cli.training.signals import interrupt_on_signals
 
     with interrupt_on_signals():
@@ -179,5 +203,5 @@ def _seconds(text: str | None) -> float | None:
 
     seconds = parse_duration(text) if text is not None else None
     if text is not None and seconds is None:
-        raise ConfigError(f"--timeout {text} is not a time. Give a number with a unit: 30s, 10m, 2h or 1h30m.")
+        raise ConfigError(f"--timeout {text} is not a duration. Give a number with a unit: 30s, 10m, 2h or 1h30m.")
     return seconds

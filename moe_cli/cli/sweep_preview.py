@@ -1,4 +1,4 @@
-"""The plan that moe sweep prints before it starts: points, completed and excluded runs, costs and times."""
+"""The plan that moe sweep prints before it starts: points, completed and excluded runs, costs, times."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,9 +11,8 @@ if TYPE_CHECKING:
     from moe_cli.sweeps.run_sweep import PlannedRun, PreparedSweep
 
 HEADINGS = ("params", "active", "tokens", "FLOPs", "time", "status")
-GAP = "  "
 CONTINUATION_INDENT = " " * 12
-# A point's name has at least so much room in a terminal.
+# The minimum width of a point's label in a terminal.
 MIN_LABEL_WIDTH = 20
 
 
@@ -33,13 +32,15 @@ def summary_lines(prepared: "PreparedSweep") -> list[tuple[str, str]]:
     from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
 
     plan, pending, runs = prepared.plan, prepared.pending, len(prepared.runs)
-    counted = Counter(each.status for each in prepared.runs)
+    counted = Counter(planned.status for planned in prepared.runs)
     lines = [("bold", f"{plan.name}: {plan.question}")] if plan.question else []
     seeds = f" x {plan.num_seeds} seeds = {plural(runs, 'run')}" if plan.num_seeds > 1 else ""
     failed = 0 if prepared.execution.retry_failed else counted[FAILED]
     lost = f", {failed} failed before (--retry-failed runs them again)" if failed else ""
     pruned = f"{counted[PRUNED]} pruned before, " if counted[PRUNED] else ""
-    done = f"{counted[COMPLETED]} done before, {pruned}{len(pending)} to go{lost}"
+    partly = sum(run.checkpoint_step > 0 for run in pending)
+    resumed = f" ({partly} from a checkpoint)" if partly else ""
+    done = f"{counted[COMPLETED]} done before, {pruned}{len(pending)} to go{resumed}{lost}"
     lines.append(("yellow" if failed else "", f"{plural(plan.num_configurations, 'configuration')}{seeds}: {done}"))
     lines += data_notes(prepared)
     if pending:
@@ -57,20 +58,22 @@ def data_notes(prepared: "PreparedSweep") -> list[tuple[str, str]]:
     if plan.num_excluded:
         lines.append(("dim", f"  where     leaves out {plan.num_excluded} more"))
     lines += [("dim", f"  note      {note}") for note in plan.notes]
-    costs = [(each.cost.num_active_params, each.tokens, each.cost.flops_per_token) for each in estimates]
-    can_match = any(not each.config.dense and each.config.match != "flops" for each in prepared.runs)
+    costs = [
+        (estimate.cost.num_active_params, estimate.tokens, estimate.cost.flops_per_token) for estimate in estimates
+    ]
+    can_match = any(not planned.config.dense and planned.config.match != "flops" for planned in prepared.runs)
     if note := unequal_flops(costs, can_match=can_match):
         lines.append(("dim", f"  FLOPs     {note}"))
     if plan.num_repeats:
         lines.append(
-            ("dim", f"  once      {plural(plan.num_repeats, 'point')} left out: the same configuration as another")
+            ("dim", f"  once      {plural(plan.num_repeats, 'point')} left out: same configuration as an earlier point")
         )
     if again := len(prepared.restarted):
-        lines.append(("dim", f"  again     {again} from the start; what there was goes to the trash"))
+        lines.append(("dim", f"  again     {again} from the start; the old folders go to the trash"))
     if crowd := _oversubscription_warning(prepared):
         lines.append(("yellow", f"  crowded   {crowd}"))
     local = prepared.execution.executor.name == "local"
-    if local and (large := _memory_warning([each.estimate for each in prepared.pending])):
+    if local and (large := _memory_warning([planned.estimate for planned in prepared.pending])):
         lines.append(("yellow", f"  memory    {large}"))
     return lines
 
@@ -78,7 +81,7 @@ def data_notes(prepared: "PreparedSweep") -> list[tuple[str, str]]:
 def _expected(prepared: "PreparedSweep") -> str:
     from moe_cli.formatting import duration, plural
 
-    seconds = sum(each.estimate.seconds for each in prepared.pending)
+    seconds = sum(run.seconds_left for run in prepared.pending)
     workers, name = prepared.max_parallel, prepared.execution.executor.name
     if workers is None:
         return f"{duration(seconds)} of work at this machine's speed, as many runs at a time as {name} has room for"
@@ -91,7 +94,7 @@ def _oversubscription_warning(prepared: "PreparedSweep") -> str:
     from moe_cli.execution.machine import count_cores
     from moe_cli.formatting import plural
 
-    threads = max((each.threads for each in prepared.estimates), default=1)
+    threads = max((estimate.threads for estimate in prepared.estimates), default=1)
     executor = prepared.execution.executor
     if executor.name == "local":
         wanted = (prepared.max_parallel or 1) * threads
@@ -99,7 +102,8 @@ def _oversubscription_warning(prepared: "PreparedSweep") -> str:
             f"{wanted} threads on {plural(count_cores(), 'core')}: slower. Fewer: -j" if wanted > count_cores() else ""
         )
     if threads > executor.cpus:
-        return f"{threads} threads on {plural(executor.cpus, 'core')} of each run: slower. Reserve more: executor.cpus={threads}"
+        cores = plural(executor.cpus, "core")
+        return f"{threads} threads on {cores} of each run: slower. Reserve more: executor.cpus={threads}"
     if threads < executor.cpus and not executor.gpus and not getattr(executor, "gres", None):
         reserved = executor.cpus
         return f"{reserved} cores reserved for each run, and it uses {threads}. To use all: train.threads={reserved}"
@@ -113,7 +117,7 @@ def _memory_warning(estimates: "Sequence[RunEstimate]") -> str:
     from moe_cli.formatting import count
 
     available = available_memory_bytes()
-    needs = [memory_bytes(each.cost) for each in estimates]
+    needs = [memory_bytes(estimate.cost) for estimate in estimates]
     large = sum(need > available for need in needs) if available is not None else 0
     return (
         f"{large} of {len(estimates)} runs may need up to {count(max(needs))}B, {count(available or 0)}B are free: "
@@ -130,27 +134,22 @@ def print_points(console: "Console", prepared: "PreparedSweep") -> None:
 
 
 def point_lines(prepared: "PreparedSweep", width: int | None) -> list[str]:
-    """Returns the lines of an aligned table; with a width, long names are wrapped."""
+    """Returns the lines of an aligned table; with a width, long labels are wrapped."""
     from moe_cli.formatting import plural
+    from moe_cli.report.render.terminal import GAP, plain_table
 
-    names = ["point", *(each.label for each in prepared.runs)]
-    rows = [HEADINGS, *map(_cells, prepared.runs)]
     sums = {"total": prepared.estimates}
     if len(prepared.pending) < len(prepared.runs):
-        sums["to go"] = [each.estimate for each in prepared.pending]
-    for name, estimates in sums.items():
-        names.append(f"{name}: {plural(len(estimates), 'run')}")
-        rows.append(_totals(estimates))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    room = max(map(len, names))
-    if width is not None:
-        room = min(room, max(MIN_LABEL_WIDTH, width - sum(widths) - len(GAP) * len(widths)))
-    lines = []
-    for name, row in zip(names, rows, strict=True):
-        first, *rest = _wrap(name, room)
-        cells = [cell.rjust(size) for cell, size in zip(row, widths, strict=True)]
-        lines += [GAP.join([first.ljust(room), *cells]).rstrip(), *rest]
-    return lines
+        sums["to go"] = [planned.estimate for planned in prepared.pending]
+    rows = [(planned.label, _cells(planned)) for planned in prepared.runs]
+    rows += [(f"{name}: {plural(len(estimates), 'run')}", _totals(estimates)) for name, estimates in sums.items()]
+    columns = zip(HEADINGS, *(cells for _, cells in rows), strict=True)
+    numbers_width = sum(len(GAP) + max(map(len, column)) for column in columns)
+    table: list[tuple[str, ...]] = []
+    for label, cells in rows:
+        lines = [label] if width is None else _wrap(label, max(MIN_LABEL_WIDTH, width - numbers_width))
+        table += [(lines[0], *cells), *((line, *[""] * len(cells)) for line in lines[1:])]
+    return [line.plain for line in plain_table(["point", *HEADINGS], table, None)]
 
 
 def _wrap(text: str, room: int, indent: str = " ") -> list[str]:
@@ -172,7 +171,7 @@ def _totals(estimates: "Sequence[RunEstimate]") -> tuple[str, ...]:
     """Returns tokens, FLOPs and time; a run with a time budget has only a time."""
     from moe_cli.formatting import count, duration
 
-    known = [(each.tokens, each.cost.flops_per_token) for each in estimates if each.tokens is not None]
+    known = [(estimate.tokens, estimate.cost.flops_per_token) for estimate in estimates if estimate.tokens is not None]
     tokens = count(sum(tokens for tokens, _ in known)) if known else "-"
-    flops = count(sum(tokens * each for tokens, each in known)) if known else "-"
-    return ("", "", tokens, flops, duration(sum(each.seconds for each in estimates)), "")
+    flops = count(sum(tokens * cost for tokens, cost in known)) if known else "-"
+    return ("", "", tokens, flops, duration(sum(estimate.seconds for estimate in estimates)), "")

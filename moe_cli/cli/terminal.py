@@ -6,13 +6,17 @@ Text may come from untrusted files, so it must not move a cursor, set a title or
 import codecs
 import io
 import os
+import shutil
 import sys
+import textwrap
 from typing import Any, NoReturn, TextIO
 
 import typer
 
 from moe_cli.formatting import BARS
 
+# Lines are not broken for less than this.
+MIN_WIDTH = 20
 _SUBSTITUTES = {**dict(zip(BARS, "_.-:=+*#", strict=True)), **dict(zip("…─│┤┼┬┴├•", ".-||+--|*", strict=True))}
 
 
@@ -57,6 +61,27 @@ def is_screen(stream: object) -> bool:
         return bool(stream.isatty())  # type: ignore[attr-defined]
     except (AttributeError, ValueError):  # closed
         return False
+
+
+def echo_wrapped(text: str, **style: Any) -> None:
+    """Prints a line on standard error; a terminal gets it broken between words."""
+    for line in screen_lines(text, sys.stderr):
+        echo(line, err=True, **style)
+
+
+def echo_error(label: str, text: str) -> None:
+    """Prints `error: text` on standard error, the label in red; a terminal gets the lines broken between words."""
+    lines = [part for line in f"{label}: {text}".splitlines() for part in screen_lines(line, sys.stderr)]
+    echo(f"{label}:", fg="red", err=True, nl=False)
+    echo("\n".join(lines).removeprefix(f"{label}:"), err=True)
+
+
+def screen_lines(text: str, stream: TextIO | None) -> list[str]:
+    """Returns a line of text, broken between words where a terminal would break it within one."""
+    if not is_screen(stream):
+        return [text]
+    width = max(MIN_WIDTH, shutil.get_terminal_size().columns)
+    return textwrap.wrap(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def ascii_only() -> bool:

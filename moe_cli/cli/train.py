@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Resume = Annotated[
     str | None,
     typer.Option(
-        metavar="RUN", help="Go on with an interrupted run.", show_default=False, rich_help_panel="Runs that exist"
+        metavar="RUN", help="Continue an interrupted run.", show_default=False, rich_help_panel="Runs that exist"
     ),
 ]
 Like = Annotated[
@@ -35,7 +35,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop
 Force = Annotated[
     bool,
     typer.Option(
-        "--force", help="Train from the start; what there is goes to the trash.", rich_help_panel="Runs that exist"
+        "--force", help="Train from the start; the old folder goes to the trash.", rich_help_panel="Runs that exist"
     ),
 ]
 
@@ -94,7 +94,7 @@ def train(  # noqa: PLR0913  (an argument for each option)
     check_memory([plan], force_memory)
     device = pick_device(config.train.device)  # before a folder is made
     run = run or _open_run(config, folder, force)
-    print_notes(_resume_notes(run, repeated=new))
+    print_notes(_resume_notes(run, is_resume=not new))
     with _interruptible(console, run):
         if config.launch.num_processes > 1 and not is_distributed():
             return _launch(console, run, config, folder, as_json)
@@ -112,7 +112,7 @@ def _is_complete(console: "Console", config: "RunConfig", folder: Path, as_json:
     run = Run(folder / "runs" / config.run_id)
     if run.summary() is None:
         return False
-    print_notes((f"{run.id} is complete, and is not trained again. To do that: --force. Another seed: seed=1",))
+    print_notes((f"{run.id} is already complete. To train it again: --force. Another seed: seed=1",))
     if as_json:
         print_json(run.summary())
     else:
@@ -121,7 +121,7 @@ def _is_complete(console: "Console", config: "RunConfig", folder: Path, as_json:
 
 
 def _open_run(config: "RunConfig", folder: Path, force: bool) -> "Run":
-    """Returns the run of this configuration; with `force` a new one. Raises RunBusy while the old one is at work."""
+    """Returns the run of this configuration; with `force`, a new one. Raises RunBusy while the old one is running."""
     from moe_cli.runs.folder import Run, open_or_create_run
     from moe_cli.sweeps.rerun import discard, outdated
 
@@ -129,19 +129,22 @@ def _open_run(config: "RunConfig", folder: Path, force: bool) -> "Run":
     return open_or_create_run(folder, "runs", config)
 
 
-def _resume_notes(run: "Run", repeated: bool) -> tuple[str, ...]:
-    """Returns notes on a resumed run: its step, if its command was repeated, and the precision that it began in."""
+def _resume_notes(run: "Run", is_resume: bool) -> tuple[str, ...]:
+    """Returns notes on a run that continues from a checkpoint: the step, and the precision if a new run's differs.
+
+    Args:
+        is_resume: whether --resume was given; otherwise the command of the run was repeated.
+    """
     from moe_cli.execution.machine import pick_device
     from moe_cli.execution.trained_model import with_decided_precision
     from moe_cli.training.precision import pick_precision
 
-    if not (checkpoints := run.checkpoints()):
+    step = run.checkpoint_step()
+    if step is None:
         return ()
-    step = int(checkpoints[0].name.removeprefix("step_"))
     notes = [
-        f"{run.id} was stopped and goes on after step {step:,}, as with --resume. To start from the beginning: --force"
+        f"{run.id} continues after step {step:,}." + ("" if is_resume else " To start from the beginning: --force")
     ]
-    notes = notes if repeated else []
     config = run.config()
     device = pick_device(config.train.device)
     precision, here = (
@@ -149,13 +152,13 @@ def _resume_notes(run: "Run", repeated: bool) -> tuple[str, ...]:
         pick_precision(config.train.precision, device),
     )
     if precision != here:
-        notes.append(f"it goes on in {precision}, as it began; a new run would compute in {here} here.")
+        notes.append(f"it continues in {precision}, as it began; a new run would use {here} here.")
     return tuple(notes)
 
 
 @contextmanager
 def _interruptible(console: "Console", run: "Run") -> Iterator[None]:
-    """Makes a signal before the start of training end the command with a line."""
+    """Ends the command with a line when a signal stops it before the training starts."""
     from moe_cli.training.signals import interrupt_on_signals
 
     with interrupt_on_signals():
@@ -168,7 +171,7 @@ def _interruptible(console: "Console", run: "Run") -> Iterator[None]:
 
 @contextmanager
 def _mark_interrupted_if_unread(run: "Run") -> Iterator[None]:
-    """Covers output before the run starts: if nothing reads it, the run is marked as interrupted."""
+    """Marks a run as interrupted if the reader of the output has gone before the run starts."""
     from moe_cli.runs.folder import INTERRUPTED
     from moe_cli.runs.recorder import Recorder
 
@@ -180,7 +183,7 @@ def _mark_interrupted_if_unread(run: "Run") -> Iterator[None]:
 
 
 def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
-    """Trains in this process and displays the progress; as rank 0 of several if a launcher has started it."""
+    """Trains in this process, as rank 0 if a launcher has started several, and displays the progress."""
     from moe_cli.cli.train_progress import TrainProgress, print_summary
     from moe_cli.distributed import collectives
     from moe_cli.distributed.launch import is_distributed, launched_by_moe
@@ -220,12 +223,12 @@ def _launch(console: "Console", run: "Run", config: "RunConfig", folder: Path, a
 
 
 def _print_stopped(console: "Console", run: "Run") -> None:
-    text = f"stopped; {run.kept()}. Go on with: moe train --resume {run.id}"
+    text = f"stopped; {run.kept()}. Continue it: moe train --resume {run.id}"
     console.print(text, highlight=False, soft_wrap=True)
 
 
 def _run_nonzero_rank(outputs: Path) -> None:
-    """Trains in a process that is not the first: the same training, without output."""
+    """Trains in a process of another rank than 0, without output."""
     from moe_cli.distributed import collectives
     from moe_cli.execution.run import run_one
     from moe_cli.runs.folder import Run
@@ -235,7 +238,7 @@ def _run_nonzero_rank(outputs: Path) -> None:
 
 
 def _restarted_run(outputs: Path) -> "Run | None":
-    """Returns the run that this process's job was at when one of its processes died, if that is why it starts."""
+    """Returns the run of this process's job if the launcher has restarted it after the death of a process."""
     from moe_cli.distributed.launch import job_id, num_restarts
     from moe_cli.runs.lookup import list_runs_by_age
 
@@ -261,21 +264,21 @@ def _resumed_run(name: str, changes: list[str], config_dir: Path | None, outputs
     from moe_cli.runs.lookup import find_run
 
     if force:
-        raise ConfigError("--resume goes on with a run, and --force starts from the beginning: give one.")
+        raise ConfigError("--resume continues a run, and --force starts it again: give one.")
     if config_dir is not None:
-        raise ConfigError("--resume takes the settings from the run itself. Leave --config-dir out.")
+        raise ConfigError("--resume takes the settings from the run. Leave out --config-dir.")
     settings = execution_settings(changes)
     run = find_run(outputs, name)
     status = run.status()["status"]
     if status == COMPLETED:
         raise ConfigError(
             f"{run.id} is complete: there is nothing to resume. See: moe report\n"
-            "A longer training is a run of its own, from the start: moe train train.steps=... with its other settings."
+            "A longer training is a new run: moe train train.steps=... with its other settings."
         )
     if settings:
         changed = carried_out(run.config(), settings)
         check_loggers(changed.log)
         rewrite_config(run, changed)
     if not run.checkpoints() and status != PENDING:
-        print_notes((f"{run.id} was stopped before its first checkpoint: it starts again.",))
+        print_notes((f"{run.id} was stopped before its first checkpoint, and starts again.",))
     return run

@@ -120,7 +120,8 @@ def print_summary(console: Console, run: Run) -> None:
     summary = run.summary()
     assert summary is not None
     console.print(
-        f"[green]done[/] in {duration(summary['seconds'])}   {plural(summary['steps'], 'step')}   {count(summary['tokens'])} tokens   "
+        f"[green]done[/] in {duration(summary['seconds'])}   {plural(summary['steps'], 'step')}   "
+        f"{count(summary['tokens'])} tokens   "
         f"{count(summary['tokens_per_second'])} tok/s"
         + (f" by {summary['dispatch']}" if summary.get("dispatch") else ""),
         highlight=False,
@@ -165,5 +166,5 @@ def print_summary(console: Console, run: Run) -> None:
         rows.append(("events", "   ".join(f"{number} {name}" for number, name in events if number)))
     samples = [] if summary["val_bytes"] is None else ['moe sample latest --prompt "def "']
     commands = [*samples, dense_baseline_command(run.config()), "moe report"]
-    rows += [("" if number else "next", each) for number, each in enumerate(commands)]
+    rows += [("" if number else "next", line) for number, line in enumerate(commands)]
     print_rows(console, rows)

@@ -1,4 +1,4 @@
-"""Terminal views of a sweep and of a search: before the start, during the runs and at the end."""
+"""Terminal views of sweeps and searches: before the start, during the runs and at the end."""
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -20,7 +20,7 @@ from moe_cli.sweeps.scheduler import Observer, RunList, pending_runs
 if TYPE_CHECKING:
     from moe_cli.sweeps.search import SearchFeed
 
-STOPPING = "stopping: what runs is being saved. Ctrl-C again ends it at once."
+STOPPING = "stopping: running runs save a checkpoint. Ctrl-C again kills them."
 
 
 class TerminalView(View):
@@ -39,7 +39,7 @@ class TerminalView(View):
 
 
 class SweepView(TerminalView):
-    """The board of a sweep, and a line for each run that ends."""
+    """Shows the live panel of a sweep, and a line for each run that ends."""
 
     def preview(self, prepared: Any) -> None:
         """Prints every point with its cost, for --dry-run."""
@@ -47,43 +47,43 @@ class SweepView(TerminalView):
         print_points(self.console, prepared)
 
     def begin(self, prepared: PreparedSweep, feed: RunList, pool: Any) -> None:
-        # How many runs a Ray cluster has room for is known once it is connected.
+        # The capacity of a Ray cluster is known only after the connection.
         if pool is not None and prepared.execution.executor.name == "ray" and pool.workers:
             prepared = replace(prepared, execution=replace(prepared.execution, jobs=pool.workers))
         print_head(self.console, prepared)
 
     def watch(self, prepared: PreparedSweep, feed: RunList) -> AbstractContextManager[Observer]:
-        labels = {each.run: each.label for each in prepared.runs}
+        labels = {planned.run: planned.label for planned in prepared.runs}
         return SweepDisplay(self.console, labels, pending_runs([*labels], prepared.execution.retry_failed))
 
     def end(self, prepared: PreparedSweep, feed: RunList) -> None:
         def say(text: str) -> None:
             self.console.print(text, highlight=False, soft_wrap=True)
 
-        runs, name = [each.run for each in prepared.runs], escape(prepared.plan.name)
+        runs, name = [planned.run for planned in prepared.runs], escape(prepared.plan.name)
         states = [run.status()["status"] for run in runs]
         done, failed, pruned = (states.count(status) for status in (COMPLETED, FAILED, PRUNED))
         also = f", {pruned} pruned" if pruned else ""
         say(f"{done} of {plural(len(runs), 'run')} complete{also}. See: moe report {name}")
         if failed:
             first = runs[states.index(FAILED)]
-            say(f"[red]{failed} failed[/], the first because: {escape(failure_reason(read_status(first)))}")
+            say(f"[red]{failed} failed[/]. Reason of the first: {escape(failure_reason(read_status(first)))}")
             say(f"See: moe runs ls {name} --status failed   Run them again with --retry-failed.")
         if left := len(runs) - done - failed - pruned:
-            say(f"{left} not done; the same command continues.")
+            say(f"{left} not complete; the same command continues.")
         self.complete = not failed and not left
 
 
 class SearchView(TerminalView):
-    """The trials of a search, and a line for each run that ends."""
+    """Shows the trials of a search, and a line for each run that ends."""
 
     def preview(self, prepared: Any) -> None:
         """Prints the search, for --dry-run."""
         jobs = max_parallel(prepared.execution.executor, prepared.execution.jobs, prepared.estimates)
-        self._head(prepared, min(jobs, prepared.most) if jobs else None)
+        self._head(prepared, min(jobs, prepared.max_runs) if jobs else None)
 
     def begin(self, prepared: PreparedSearch, feed: "SearchFeed", pool: Any) -> None:
-        self._head(prepared, feed.at_a_time())
+        self._head(prepared, feed.max_open_runs())
 
     def _head(self, prepared: PreparedSearch, jobs: int | None) -> None:
         search.print_head(self.console, prepared.plan, prepared.preview, prepared.outputs, jobs)

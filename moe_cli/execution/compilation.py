@@ -6,14 +6,14 @@ import shutil
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import estimate_cost, training_steps
 
-# From this budget on, torch.compile's half minute is won back: it gives about 1.09 times the steps a second. In FLOPs about
-# ten minutes of one core; never a measured time or a number of cores, so that every machine decides alike.
+# The smallest budgets at which torch.compile pays. It takes half a minute and gives about 1.09 times the steps per
+# second. The FLOPs are about ten minutes of one core. The same number holds on all machines, so that all decide alike.
 COMPILE_FLOPS, COMPILE_MINUTES = 2.4e13, 10.0
 
 
 def compile_warning(config: RunConfig) -> str:
     if config.train.compile == "auto" and not has_compiler():
-        return "there is no C++ compiler here: training goes without torch.compile."
+        return "this machine has no C++ compiler: training does not use torch.compile."
     return "torch.compile takes half a minute at the start. Without it: train.compile=off"
 
 

@@ -1,4 +1,4 @@
-"""The data of a run: loads them, and checks that they are those that the run or the sweep began with."""
+"""Loads the data of a run, and checks that they are the data that the run started with."""
 
 from collections.abc import Callable
 from functools import cache
@@ -18,16 +18,18 @@ def check_same_data(run: Run, state: dict[str, Any], corpus: Data) -> None:
         raise CheckpointError(f"{run.id} was trained on other data: {corpus.meta['source']} has changed since.")
     if (other := changed_aspect(run.meta().get("corpus"), corpus)) == "tokenizer":
         raise CheckpointError(
-            f"{run.id} was trained with another tokenizer: data.tokenizer={run.config().data.tokenizer} is not what it was."
+            f"{run.id} was trained with another tokenizer: "
+            f"data.tokenizer={run.config().data.tokenizer} has changed since."
         )
     if other:
         raise CheckpointError(
-            f"{run.id} was trained on another split of {corpus.meta['source']}: it may have learned from what is held out now."
+            f"{run.id} was trained on another split of {corpus.meta['source']}: "
+            "it may have learned from the documents that are held out now."
         )
 
 
 def load_run_data(config: RunConfig, outputs: Path) -> Data:
-    """Returns the data of a configuration, built under outputs/.cache if they are not there. Raises DataError."""
+    """Loads the data of a configuration, and builds them under outputs/.cache if necessary. Raises DataError."""
     return load_data(config.data, config.model.context_length, outputs)
 
 
@@ -38,10 +40,7 @@ def vocab_size_reader(outputs: Path) -> Callable[[RunConfig], int]:
 
 
 def load_data_read_only(data: DataConfig, context_length: int, outputs: Path, build: bool = True) -> Data:
-    """Loads data for commands that create no run.
-
-    A temporary folder of this process is used if outputs is not writable.
-    """
+    """Loads data for commands that create no run. The cache is a temporary folder if outputs is not writable."""
     try:
         return load_data(data, context_length, outputs, build)
     except Unwritable:
@@ -49,8 +48,10 @@ def load_data_read_only(data: DataConfig, context_length: int, outputs: Path, bu
 
 
 def model_vocab_size(config: RunConfig, corpus: Data) -> int:
-    """Rows of the model's embedding. Raises ConfigError where the data have more tokens."""
-    asked, own = config.model.vocab_size, int(corpus.meta["vocab_size"]) + config.task.special_tokens
-    if asked is not None and asked < own:
-        raise ConfigError(f"model.vocab_size={asked} is less than the {own} tokens of the data. Use at least {own}.")
-    return asked or own
+    """Returns the number of rows of the embedding. Raises ConfigError if the data have more tokens."""
+    chosen, needed = config.model.vocab_size, int(corpus.meta["vocab_size"]) + config.task.special_tokens
+    if chosen is not None and chosen < needed:
+        raise ConfigError(
+            f"model.vocab_size={chosen} is less than the {needed} tokens of the data. Use at least {needed}."
+        )
+    return chosen or needed

@@ -1,4 +1,4 @@
-"""estimate_runs(configs): the cost and the expected time of runs, known before they start, without torch."""
+"""Estimates the cost and the time of runs before they start, without torch."""
 
 import math
 import time
@@ -16,26 +16,26 @@ from moe_cli.execution.data import load_data_read_only, model_vocab_size
 from moe_cli.execution.machine import pick_threads
 from moe_cli.loggers.logging_recorder import check_loggers
 
-# What a run takes is counted in FLOPs of the product that `measure_flops` times. The model's own products reach this share
-# of its speed; Muon's, which are batched and in bfloat16, all of it.
+# Times are computed from the FLOP rate of the product that `measure_flops` times. The matrix products of a model reach
+# this fraction of that rate; those of Muon, which are batched and in bfloat16, reach all of it.
 PRODUCT_EFFICIENCY = 0.7
-# Apart from products, training on a batch takes the time of this many FLOPs on one thread, at any batch size: calls of
-# torch, data, loss and optimizer. Counted once, for each layer, more for a sparse layer, and for each expert; a third
-# of it in evaluation.
+# Besides products, training on a batch has a fixed cost on one thread: calls of torch, data, loss and optimizer. It is
+# given as the FLOPs of the same duration, for the model and each layer, each sparse layer, and each expert. An
+# evaluation batch costs a third of it.
 LAYER_FLOPS, SPARSE_FLOPS, EXPERT_FLOPS = 0.15e9, 0.2e9, 0.01e9
-# FLOPs of the evaluation's count of the chosen experts, per token and sparse layer.
+# FLOPs per token and sparse layer to count the chosen experts in an evaluation.
 COUNTING_FLOPS = 0.1e6
-# With train.eval_every=null, the evaluations before the last one.
+# The number of evaluations before the last one with train.eval_every=null.
 EVALUATIONS = 9
 
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """The work and cost of a run, known before it starts.
+    """The estimate of a run before it starts.
 
     Attributes:
-        steps: None when the budget is a time.
-        seconds: expected time on `threads` cores of this machine, evaluation included.
+        steps: the number of training steps; None if the budget is a time.
+        seconds: the expected time on `threads` cores of this machine, with all evaluations.
     """
 
     config: RunConfig
@@ -53,12 +53,10 @@ class RunEstimate:
 def estimate_runs(
     configs: Sequence[RunConfig], outputs: Path, flops_per_second: float, build: bool = True
 ) -> list[RunEstimate]:
-    """Estimates the cost of configurations, each with its own number of threads, at `flops_per_second` per core.
-
-    The files of each corpus are read once, even if several configurations use it.
+    """Estimates the cost and time of configurations at `flops_per_second` per core. Loads each data set once.
 
     Args:
-        build: False means that nothing will be trained, so that no tokenizer is trained either.
+        build: False, for a dry run, trains no tokenizer.
 
     Raises:
         DataError: the data cannot be used.
@@ -89,7 +87,7 @@ def _estimate_run(config: RunConfig, corpus: Data, flops_per_second: float) -> R
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs that threads share, and those of one thread while the others wait."""
+    """Work of a step, in FLOPs: the part that threads share, and the part of one thread while the others wait."""
 
     shared: float
     alone: float
@@ -115,25 +113,25 @@ def evaluation_work(config: RunConfig, costs: Cost, tokens: int) -> Work:
 
 
 def _batch_flops(config: RunConfig, costs: Cost) -> float:
-    """Returns the FLOPs that training on a batch takes apart from products."""
+    """Returns the fixed cost of training on a batch, in FLOPs."""
     layers, sparse = config.model.num_layers, costs.num_sparse_layers
     return (1 + layers) * LAYER_FLOPS + sparse * (SPARSE_FLOPS + config.expert * EXPERT_FLOPS)
 
 
 def evaluations(config: RunConfig, val_tokens: int, steps: float) -> list[tuple[int, int]]:
-    """Returns (tokens, number of evaluations): those during `steps` steps, and those of the whole split at the end."""
+    """Returns (tokens, number of evaluations) of the evaluations during `steps` steps and at the end."""
     every = config.train.eval_every
-    looks = min(EVALUATIONS, math.ceil(steps) - 1) if every is None else math.ceil(steps / every) - 1
-    found = [(min(val_tokens, config.train.eval_tokens), max(0, looks)), (val_tokens, 2 if config.capacity else 1)]
+    during = min(EVALUATIONS, math.ceil(steps) - 1) if every is None else math.ceil(steps / every) - 1
+    found = [(min(val_tokens, config.train.eval_tokens), max(0, during)), (val_tokens, 2 if config.capacity else 1)]
     if isinstance(config.task, MaskedLM) and config.task.pseudo_perplexity_tokens:
         found.append((min(val_tokens, config.task.pseudo_perplexity_tokens) * config.eval_length, 1))
     return found
 
 
 def _val_tokens(config: RunConfig, corpus: Data) -> int:
-    """Returns the number of tokens read in one evaluation of the validation split, overlaps of windows included.
+    """Returns the number of tokens of one evaluation of the validation split, with overlaps of windows.
 
-    For images these are patches. For pairs there is one token per task.
+    An image has one token per patch; a pair of user and item has one token per task.
     """
     size = int(corpus.meta[f"val_{corpus.unit}"])
     if isinstance(corpus, Corpus):
@@ -142,10 +140,10 @@ def _val_tokens(config: RunConfig, corpus: Data) -> int:
 
 
 def measure_flops() -> float:
-    """Returns the FLOPs per second of one core on a small matrix product, measured in a few milliseconds.
+    """Measures the FLOPs per second of one core on a small matrix product, in a few milliseconds.
 
-    This uses numpy, because a plan must not wait for the import of torch. The matrices are small, so that numpy starts
-    no threads, which would keep spinning while torch's threads work.
+    The product uses numpy, because the import of torch takes seconds. The matrices are small, so that numpy starts no
+    threads, which would spin while torch's threads work.
     """
     import numpy as np
 

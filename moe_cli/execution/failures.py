@@ -1,4 +1,4 @@
-"""Failures of a run: exceptions of Python and torch as errors that a user can act on, and the record of them."""
+"""Translates exceptions of Python and torch into errors that a user can act on, and records failures."""
 
 import errno
 import re
@@ -10,7 +10,7 @@ from moe_cli.files.writing import is_full, write_text
 from moe_cli.runs.folder import FAILED, INTERRUPTED, Run
 from moe_cli.runs.recorder import Recorder
 
-# How messages of torch begin that have no type of their own: those of its allocators, and those of gloo.
+# The beginnings of messages of torch's allocators and of gloo, which raise plain RuntimeErrors.
 _NO_MEMORY = re.compile(
     r"\[enforce fail at alloc_cpu\.cpp:\d+\] .*DefaultCPUAllocator: can't allocate memory: "
     r"|CUDA error: (out of memory|CUBLAS_STATUS_ALLOC_FAILED)|MPS backend out of memory"
@@ -35,7 +35,7 @@ def _disk_full(run: Run, error: BaseException) -> DiskFull | None:
 
 
 def _out_of_memory(error: BaseException) -> TrainingError | None:
-    """Returns a readable error if memory ran out, by the error's type or the first words of torch's allocators."""
+    """Returns a readable error if the memory was exhausted, by the type or the beginning of the message."""
     import torch
 
     typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
@@ -51,7 +51,7 @@ def _is_of_torch(error: BaseException) -> bool:
 
 
 def _not_compiled(error: BaseException) -> TrainingError | None:
-    """Shortens an error of torch's compiler, such as a missing C++ compiler."""
+    """Returns a short error for an exception of torch's compiler, such as a missing C++ compiler."""
     if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return None
     reason = str(error).strip().split("\n")[0]
@@ -59,7 +59,7 @@ def _not_compiled(error: BaseException) -> TrainingError | None:
 
 
 def _lost_process(run: Run, error: BaseException) -> LostProcess | None:
-    """Recognises errors of gloo and NCCL that mean another process has died; gloo's are plain RuntimeErrors."""
+    """Returns an error if an exception of gloo or NCCL means that another process has died."""
     if not is_distributed():
         return None
     from torch.distributed import DistError
@@ -70,12 +70,12 @@ def _lost_process(run: Run, error: BaseException) -> LostProcess | None:
 
 
 def resume_hint(run: Run) -> str:
-    return f"Go on with: moe train --resume {run.id}"
+    return f"Continue it: moe train --resume {run.id}"
 
 
 def record_failure(run: Run, recorder: Recorder, error: BaseException) -> None:
-    """Leaves the reason in the run folder; a disk too full for that must not hide the error itself."""
-    # rich exits when its output has no reader: `moe train | head` has stopped the run, the run has not failed.
+    """Writes the reason to the run folder. A full disk must not hide the error itself."""
+    # rich raises SystemExit when the reader of a pipe has closed it, as in `moe train | head`.
     interrupted = isinstance(error, KeyboardInterrupt | SystemExit | LostProcess | DiskFull)
     reason = str(error).split("\n")[0] if isinstance(error, MoeError) else f"{type(error).__name__}: {error}"
     try:

@@ -1,4 +1,4 @@
-"""The machine: threads, device and memory for a run; and the environment that a run records."""
+"""Properties of this machine: threads, device and memory for a run, and the environment that a run records."""
 
 import importlib.metadata
 import math
@@ -22,9 +22,9 @@ from moe_cli.distributed.launch import is_distributed, local_rank, local_world_s
 from moe_cli.errors import MoeError
 from moe_cli.formatting import plural, sanitise
 
-# Of a batch, forward and backward: about 20 ms of one core.
+# One thread per this many FLOPs of a batch, forward and backward: about 20 ms of one core.
 FLOPS_PER_THREAD = 1e9
-# What a run keeps of its data, where it is known.
+# Metadata of the data that meta.json records.
 _CORPUS = (
     "name",
     "source",
@@ -40,7 +40,7 @@ _CORPUS = (
     *SIZES,
 )
 _PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")
-# Where control groups are, version 2 and 1, and which of them are this process's.
+# Paths of control groups (versions 1 and 2), of this process's groups, and of CPU times.
 _GROUPS, _OWN_GROUPS, _CPU_TIMES = "/sys/fs/cgroup", "/proc/self/cgroup", "/proc/stat"
 _REPO_ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,15 +48,15 @@ _REPO_ROOT = Path(__file__).resolve().parents[2]
 def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
     """Returns train.threads, else $OMP_NUM_THREADS, else one thread per FLOPS_PER_THREAD of a batch, at most the cores.
 
-    It never depends on the load of the machine. The number of threads determines how sums are split, and so their last
-    digits. The same configuration gives the same digits at any load and with any number of other runs. The processes of
-    one training share the cores.
+    The number of threads determines how sums are split, and so their last digits. It does not depend on the load of the
+    machine, so that a configuration gives the same digits next to any number of other runs. The processes of one
+    training share the cores.
     """
     if config.train.threads is not None:
         return config.train.threads
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if re.fullmatch(r"[1-9]\d{0,3}", given, re.ASCII):
-        return min(int(given), THREADS)
+    variable = os.environ.get("OMP_NUM_THREADS", "")
+    if re.fullmatch(r"[1-9]\d{0,3}", variable, re.ASCII):
+        return min(int(variable), THREADS)
     flops = (
         estimate_cost(config, vocab_size).model_flops_per_token * config.train.batch_size * config.model.context_length
     )
@@ -65,12 +65,12 @@ def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
 
 
 def oversubscription_warning(threads: int) -> str | None:
-    """Returns a warning when `threads` and the other busy cores exceed the cores; None when they fit."""
+    """Returns a warning if `threads` and the busy cores exceed the cores, else None."""
     cores, busy = count_cores(), busy_cores() if threads > 1 else 0.0
     if threads <= max(1.0, cores - busy + 0.5):
         return None
     others = f" ({busy:.1f} busy with other work)" if busy >= 0.1 else ""
-    return f"{threads} threads on {plural(cores, 'core')}{others}: slower. Or, with other last digits: train.threads=1"
+    return f"{threads} threads on {plural(cores, 'core')}{others}: slower. With other last digits, use train.threads=1"
 
 
 def busy_cores() -> float:
@@ -104,7 +104,7 @@ def _cpu_ticks() -> tuple[int, int]:
 def pick_device(name: str, key: str = "train.device=") -> Any:
     """Returns the torch device of train.device, or of the option `key`.
 
-    Raises MoeError when it is unknown or not there.
+    Raises MoeError if the device is unknown or missing.
     """
     import torch
 
@@ -121,7 +121,7 @@ def pick_device(name: str, key: str = "train.device=") -> Any:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise MoeError(f"{key}{name}: torch sees no GPU here. Use {key}cpu")
+        raise MoeError(f"{key}{name}: torch sees no GPU. Use {key}cpu")
     device = torch.device(name)
     if (device.index or 0) >= torch.cuda.device_count() > 0:
         raise MoeError(f"{key}{name}: torch sees {torch.cuda.device_count()} GPUs, numbered from 0.")
@@ -212,7 +212,7 @@ def available_memory_bytes() -> int | None:
     for folder in _group_folders("memory"):
         limit, used = _limit_of(folder), _first_number(f"{folder}/memory.current", f"{folder}/memory.usage_in_bytes")
         if limit is not None and used is not None:
-            # Files that were read are counted as used, and given up when the memory is wanted.
+            # Cached files count as used, but are dropped when memory is needed.
             kinds = [f"{kind}_file " for kind in ("active", "inactive")]
             files = sum(_number_after(f"{folder}/memory.stat", kind) or 0 for kind in kinds)
             free.append(max(0, limit - used + files))
@@ -232,11 +232,11 @@ def total_memory_bytes() -> int | None:
     """Returns the main memory of this machine, or the limit of this group; None means unknown."""
     total = _number_after("/proc/meminfo", "MemTotal:")
     limits = [_limit_of(folder) for folder in _group_folders("memory")]
-    return min((each for each in (1024 * total if total else None, *limits) if each is not None), default=None)
+    return min((size for size in (1024 * total if total else None, *limits) if size is not None), default=None)
 
 
 def resident_bytes(pid: int) -> int:
-    """Returns the main memory a process holds; 0 where the system does not tell."""
+    """Returns the resident memory of a process; 0 if it is unknown."""
     try:
         with open(f"/proc/{pid}/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -267,7 +267,7 @@ def code_version(meta: Mapping[str, Any] | None = None) -> tuple[str | None, str
 
 
 def peak_memory_bytes() -> int:
-    """Returns the most main memory this process has held."""
+    """Returns the peak main memory of this process."""
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

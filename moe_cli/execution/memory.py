@@ -1,4 +1,4 @@
-"""The main memory that a run is expected to take, and whether this machine has it."""
+"""Estimates the main memory of a run and compares it with that of this machine."""
 
 from collections.abc import Iterable
 
@@ -9,20 +9,20 @@ from moe_cli.execution.estimate import RunEstimate
 from moe_cli.execution.machine import available_memory_bytes, total_memory_bytes, visible_gpus
 from moe_cli.formatting import count
 
-# Memory of a process without its model: torch and its libraries, freed blocks, and the counts of evaluations.
+# Memory of a process besides its model: torch and its libraries, freed blocks, counts of an evaluation.
 PROCESS_BYTES = 420e6
-# A run is refused that is expected to take more than this many times the memory; one above the free memory is noted.
+# A run is refused if it needs more than this multiple of the machine's memory. A run above the free memory is noted.
 MAX_MEMORY_RATIO = 2
 _REMEDY = "Lower train.batch_size, model.context_length or the model's size."
 
 
 def memory_bytes(costs: Cost, on_gpu: bool = False) -> int:
-    """Returns the expected main memory of a run's process; with a GPU, that of the weights at creation."""
+    """Returns the expected main memory of a run; with a GPU, only the new weights are in main memory."""
     return int(PROCESS_BYTES + (4 * costs.num_params if on_gpu else costs.state_bytes + costs.activation_bytes))
 
 
 def memory_warning(plan: RunEstimate) -> str | None:
-    """Returns a warning if a run may need more memory than is free; None means it fits, or a GPU may hold it."""
+    """Returns a warning if a run may need more memory than is free; None if it fits or may use a GPU."""
     need, free = memory_bytes(plan.cost), available_memory_bytes()
     if free is None or need <= free or (plan.config.train.device != "cpu" and visible_gpus()):
         return None
@@ -32,12 +32,11 @@ def memory_warning(plan: RunEstimate) -> str | None:
 def check_memory(plans: Iterable[RunEstimate], force: bool = False) -> None:
     """Raises ConfigError for a run that needs far more memory than this machine has, unless `force` is set.
 
-    The system may grant memory that does not exist, page by page. The process then handles no signal until it is
-    killed.
+    The system may grant more memory than exists. The process then swaps, and handles no signal until it is killed.
     """
     for plan in () if force else plans:
         if why := _refusal(plan.config, plan.cost):
-            raise ConfigError(f"{why}\nTo try it all the same: --force-memory")
+            raise ConfigError(f"{why}\nTo start it anyway: --force-memory")
 
 
 def check_config_memory(config: RunConfig, vocab_size: int) -> None:
@@ -47,7 +46,7 @@ def check_config_memory(config: RunConfig, vocab_size: int) -> None:
 
 
 def _refusal(config: RunConfig, costs: Cost) -> str | None:
-    """Returns why a run needs far more memory than this machine has; None means it does not, or a GPU may hold it."""
+    """Returns a message if a run needs far more memory than this machine has; None if not, or if it may use a GPU."""
     total = total_memory_bytes()
     need = memory_bytes(costs) + int((config.launch.num_processes - 1) * PROCESS_BYTES)
     if total is None or need <= MAX_MEMORY_RATIO * total or (config.train.device != "cpu" and visible_gpus()):

@@ -1,4 +1,4 @@
-"""run_one(run) -> Run: builds, trains, evaluates and records one run, from its last checkpoint if it has one."""
+"""Executes one run: builds, trains, evaluates and records it."""
 
 import gc
 import time
@@ -15,11 +15,7 @@ from moe_cli.distributed.launch import is_distributed, job_id, launch, rank, wor
 from moe_cli.errors import CheckpointError, LostProcess, RunBusy
 from moe_cli.execution.compilation import has_compiler, should_compile
 from moe_cli.execution.data import check_same_data, load_run_data, model_vocab_size
-from moe_cli.execution.failures import (
-    record_failure,
-    resume_hint,
-    translate_exception,
-)
+from moe_cli.execution.failures import record_failure, resume_hint, translate_exception
 from moe_cli.execution.machine import describe_environment, pick_device, pick_threads
 from moe_cli.execution.summary import summarise
 from moe_cli.execution.trained_model import with_decided_precision
@@ -39,7 +35,7 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
         observer: called with a `training.state.StepReport` after every step.
 
     Raises:
-        MoeError: anything the user can fix; the reason is also in status.json.
+        MoeError: the run failed for a reason that the user can change; status.json also has the reason.
     """
     guard(outputs)
     if run.summary() is not None:
@@ -47,10 +43,10 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
     config = with_launched_world_size(run.config())
     if config.launch.num_processes > 1 and not is_distributed():
         return run_launched(run, ["-m", "moe_cli.execution.worker", str(run.path), str(outputs)], config)
-    # Of several processes the first holds the folder, and writes for all.
+    # Only rank 0 locks the folder and writes to it.
     with lock(run.path) if rank() == 0 else nullcontext():
         if rank() == 0 and run.summary() is not None:
-            raise RunBusy(f"{run.id} has just been completed by another process: there is nothing left to do.")
+            raise RunBusy(f"another process has just completed {run.id}: nothing is left to do.")
         recorder = make_recorder(run, config, outputs) if rank() == 0 else NullRecorder(run)
         try:
             _train_and_record(run, config, outputs, recorder, observer or (lambda view: None))
@@ -64,10 +60,7 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
 
 
 def run_launched(run: Run, words: Sequence[str], config: RunConfig) -> Run:
-    """Trains by `python WORDS` in config.launch.num_processes processes.
-
-    Raises TrainingError and KeyboardInterrupt as `launch` does.
-    """
+    """Executes a run in config.launch.num_processes processes `python WORDS`. Raises the exceptions of `launch`."""
     try:
         launch(words, config.launch)
     except LostProcess as error:
@@ -76,9 +69,9 @@ def run_launched(run: Run, words: Sequence[str], config: RunConfig) -> Run:
 
 
 def with_launched_world_size(config: RunConfig) -> RunConfig:
-    """Returns the configuration for the processes that a launcher has started, if one has.
+    """Returns the configuration with the number of processes that a launcher has started.
 
-    Raises ConfigError: it cannot be.
+    Raises ConfigError if the configuration is impossible with this number.
     """
     return replace(config, launch=replace(config.launch, num_processes=world_size())) if is_distributed() else config
 
@@ -139,7 +132,7 @@ def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Reco
 def _is_compiled(run: Run, config: RunConfig, vocab_size: int, device: Any) -> bool:
     """Returns whether to compile.
 
-    With `auto`, a resumed run keeps its first decision, and a new one needs a compiler.
+    With `auto`, a resumed run keeps the decision of its start, and a new run compiles only if there is a compiler.
     """
     import torch
 
@@ -151,7 +144,7 @@ def _is_compiled(run: Run, config: RunConfig, vocab_size: int, device: Any) -> b
 
 
 def _leave_process_group() -> None:
-    """Destroys the process group after all ranks finish; the model is collected first because it holds the group."""
+    """Destroys the process group when all ranks have finished. The model, which holds the group, is collected first."""
     from moe_cli.distributed import collectives
 
     if is_distributed():
@@ -161,7 +154,7 @@ def _leave_process_group() -> None:
 
 
 def _load_data_rank0_first(config: RunConfig, outputs: Path) -> Data:
-    """Returns the corpus, made by the first process where it has to be made."""
+    """Loads the data; if they must be built, rank 0 builds them while the other ranks wait."""
     from moe_cli.distributed import collectives
 
     if rank() > 0:
@@ -175,6 +168,7 @@ def _load_data_rank0_first(config: RunConfig, outputs: Path) -> Data:
 def _check_same_config(run: Run, state: dict[str, Any], config: RunConfig) -> None:
     if state.get("digest") != config.digest:
         raise CheckpointError(
-            f"{run.id} was begun with other settings (or another version of moe): {run.path / 'config.json'} has changed "
-            f"since, {state.get('digest')} is now {config.digest}.\nPut it back, or start again: moe train"
+            f"{run.id} was started with other settings or another version of moe: "
+            f"{run.path / 'config.json'} has changed, and {state.get('digest')} is now {config.digest}.\n"
+            "Restore the file, or train again: moe train"
         )

@@ -1,4 +1,4 @@
-"""summary.json: the results of a run, from one evaluation over the whole validation split."""
+"""Computes summary.json, the results of a run, from an evaluation of the whole validation split."""
 
 import math
 from dataclasses import replace
@@ -16,7 +16,7 @@ from moe_cli.runs.folder import Run
 
 
 def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[str, Any]:
-    """Computes the results: one evaluation over the whole validation split, and the costs of the training."""
+    """Computes the results: an evaluation of the whole validation split, and the cost of the training."""
     from moe_cli.distributed import collectives
     from moe_cli.metrics import LAYER_METRICS
     from moe_cli.training.evaluate import eval_policy, evaluate
@@ -32,7 +32,7 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
     pseudo = eval_with(pseudo_perplexity_task, size, policy=policy).perplexity if pseudo_perplexity_task else None
     if not math.isfinite(result.loss):
         raise TrainingError(f"the validation loss is {result.loss} at the end of training. Try a lower optim.lr.")
-    if limited:  # dropped at the training capacity; the loss is dropless
+    if limited:  # tokens are dropped at the training capacity, while val_loss is dropless
         routing["dropped_fraction"] = (limited.routing_metrics() or {})["dropped_fraction"]
     routing["router_saturation"] = _record_final_routing(run, training, result)
     vocab_size = model_vocab_size(config, corpus)
@@ -86,7 +86,7 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
 
 
 def _backend_used(config: RunConfig, layers: Any) -> str | None:
-    """Returns the back end used in training; with dispatch=auto the one chosen at this batch size."""
+    """Returns the back end of the training; with dispatch=auto, the one chosen for this batch size."""
     import torch
 
     from moe_cli.moe.backends.dispatch import backend_query, choose_backend
@@ -99,20 +99,23 @@ def _backend_used(config: RunConfig, layers: Any) -> str | None:
 
 
 def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:
-    """Writes each layer's use over the whole split; returns the saturation at half the steps, None if unknown."""
+    """Records each layer's routing over the whole split.
+
+    Returns the router saturation at half the steps; None if it is unknown.
+    """
     from moe_cli.training.evaluate import probe_routing, saturations
 
     step = training.state.step
     config = training.config
     final = probe_routing(training.model, training.task, config.eval.k, config.train.precision)
-    settled = saturations(run.read_routing(), final)
-    for record, saturation in zip(result.layer_records(tables=True), settled, strict=True):
+    layer_saturations = saturations(run.read_routing(), final)
+    for record, saturation in zip(result.layer_records(tables=True), layer_saturations, strict=True):
         if "top_tokens" in record:
             ids = sorted({entry[0] for expert in record["top_tokens"] for entry in expert})
-            record["token_texts"] = {str(each): text for each, text in training.task.id_texts(ids).items()}
+            record["token_texts"] = {str(token): text for token, text in training.task.id_texts(ids).items()}
         training.recorder.routing({"step": step, "whole_split": True, **record, "saturation": saturation})
-    known = set(settled[0]).intersection(*settled) if settled else set()
+    known = set(layer_saturations[0]).intersection(*layer_saturations) if layer_saturations else set()
     if not known:
         return None
-    halfway = min(known, key=lambda looked: abs(looked - step / 2))
-    return sum(layer[halfway] for layer in settled) / len(settled)
+    halfway = min(known, key=lambda other: abs(other - step / 2))
+    return sum(layer[halfway] for layer in layer_saturations) / len(layer_saturations)

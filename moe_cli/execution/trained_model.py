@@ -1,4 +1,4 @@
-"""load_trained(run) -> TrainedModel: the model of a run as a checkpoint holds it, for evaluation and sampling."""
+"""Loads the model of a run from a checkpoint, for evaluation and sampling."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +11,9 @@ from moe_cli.runs.folder import Run
 
 
 def with_decided_precision(run: Run, config: RunConfig, device: Any) -> RunConfig:
-    """Returns the configuration with its precision decided: where the run first started, and kept from then on.
+    """Returns the configuration with a decided precision. A run keeps the precision of its first start.
 
-    The configuration of the run folder keeps `auto`: a sweep names its runs before the device of each is known.
+    The configuration in the run folder keeps `auto`, because a sweep names its runs before their devices are known.
     """
     from moe_cli.training.precision import pick_precision
 
@@ -25,7 +25,7 @@ def with_decided_precision(run: Run, config: RunConfig, device: Any) -> RunConfi
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model as one of its run's checkpoints holds it, in evaluation mode, with its task."""
+    """A model from a checkpoint, in evaluation mode, with its task."""
 
     config: RunConfig
     model: Any

@@ -1,4 +1,4 @@
-"""Notes on a run before it starts: too little memory, busy cores, a slow start."""
+"""Notes on a run before it starts."""
 
 from moe_cli.execution.compilation import compile_warning, should_compile
 from moe_cli.execution.data import model_vocab_size
@@ -8,7 +8,7 @@ from moe_cli.execution.memory import memory_warning
 
 
 def run_warnings(plan: RunEstimate, device: str) -> tuple[str, ...]:
-    """Notes on a run before it starts on a `cpu` or `cuda` device: too little memory, busy cores, a slow start."""
+    """Returns notes on a run before it starts on a `cpu` or `cuda` device: memory, busy cores, a slow start."""
     compiled = should_compile(plan.config, model_vocab_size(plan.config, plan.corpus), device)
     slow = compile_warning(plan.config) if compiled else None
     return tuple(filter(None, (memory_warning(plan), oversubscription_warning(plan.threads), slow)))

@@ -1,4 +1,4 @@
-"""The process that carries out one run of a sweep, and its exit codes.
+"""The process that executes one run of a sweep, and its exit codes.
 
 python -m moe_cli.execution.worker RUN_FOLDER OUTPUTS
 """
@@ -17,15 +17,14 @@ from moe_cli.formatting import print_line
 from moe_cli.runs.folder import Run
 from moe_cli.training.signals import exit_with_parent
 
-# Exit codes of a worker. BUSY: the worker did not execute the run, which may be started again. DISK_FULL: no space is
-# left.
+# Exit codes of a worker. EXIT_BUSY means that the worker did not execute the run, which may start again.
 EXIT_OK, EXIT_FAILED, EXIT_BUSY, EXIT_DISK_FULL, EXIT_INTERRUPTED = 0, 1, 4, 5, 130
 # Environment variable with the parent's pid; the worker exits when that process dies.
 PARENT_PID_ENV = "MOE_PARENT"
 
 
 def main(run_folder: str, outputs: str) -> int:
-    """Returns a sweep's worker. Its exit code: DONE, WRONG with the reason in the folder, STOPPED, FULL or BUSY."""
+    """Executes a run and returns the exit code. If it failed, status.json has the reason."""
     run = Run(Path(run_folder))
     try:
         run_one(run, Path(outputs))

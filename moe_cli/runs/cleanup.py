@@ -1,4 +1,4 @@
-"""Search and deletion of unneeded files: old trash, unfinished folders, older checkpoints, unused cached data."""
+"""Finds and deletes unneeded files: old trash, unfinished folders, older checkpoints, unused cached data."""
 
 import os
 import time
@@ -17,7 +17,7 @@ from moe_cli.runs.lookup import list_runs
 from moe_cli.runs.trash import TRASH, trashed_runs
 
 DAY = 86_400.0
-# A temporary folder of the cache in which nothing was written for so long has no maker any more.
+# A temporary folder of the cache without writes for this long belongs to a dead process.
 STALE_SECONDS = DAY
 
 
@@ -26,8 +26,8 @@ class Reclaimable:
     """Files that may be deleted.
 
     Attributes:
-        kind: `trash`, `unfinished` (incomplete folders of a dead process), `checkpoints` or `cache`.
-        idle: whether it is still unneeded; checked again before deletion.
+        kind: `trash`, `unfinished` (folders of a killed process), `checkpoints` or `cache`.
+        idle: returns whether the files are still unneeded; called before deletion.
     """
 
     kind: str
@@ -38,12 +38,12 @@ class Reclaimable:
 
 
 def find_reclaimable(outputs: Path, older_than: float) -> Iterator[Reclaimable]:
-    """Yields everything that may be deleted: trash older than `older_than` seconds, and files that no run needs."""
+    """Yields the files that may be deleted: trash older than `older_than` seconds, and files that no run needs."""
     now = time.time()
     for removed in trashed_runs(outputs) if is_safe(outputs / TRASH) else ():
         if now - removed.removed >= older_than:
             yield Reclaimable(
-                "trash", removed.path, size_of(removed.path), f"removed from {removed.origin or 'an unknown place'}"
+                "trash", removed.path, size_of(removed.path), f"removed from {removed.origin or 'an unknown folder'}"
             )
     runs = list_runs(outputs)
     for folder in (outputs, *sorted(path for path in outputs.glob("[!.]*") if path.is_dir()), outputs / ".cache"):
@@ -112,7 +112,7 @@ def _reclaimable_in_cache(cache: Path, runs: Sequence[Run]) -> Iterator[Reclaima
 
 
 def _corpora_in_use(runs: Sequence[Run]) -> set[Any] | None:
-    """Returns the hashes of the data that runs have read; None, all, while a run at work has not yet said which."""
+    """Returns the hashes of the data of all runs; None while a running run has not recorded its data."""
     used: set[Any] = set()
     for run in runs:
         corpus = run.meta().get("corpus")
@@ -124,10 +124,10 @@ def _corpora_in_use(runs: Sequence[Run]) -> set[Any] | None:
 
 
 def delete_reclaimable(waste: Reclaimable) -> int:
-    """Deletes it permanently and returns the bytes freed: 0 when it is in use by now.
+    """Deletes files permanently and returns the freed bytes; 0 if the files are in use now.
 
     Raises:
-        MoeError: it cannot be deleted.
+        MoeError: the files cannot be deleted.
     """
     if not waste.idle():
         return 0
@@ -139,7 +139,7 @@ def delete_reclaimable(waste: Reclaimable) -> int:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of all files at or below a path; links count as themselves."""
+    """Returns the size of a file or folder in bytes, without following links."""
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size if path.is_symlink() or path.exists() else 0
     total = 0

@@ -1,4 +1,4 @@
-"""The data that the runs of a sweep learn from: recorded by its first command, checked at every run."""
+"""Records the data of a sweep, and checks that all its runs learn from the same data."""
 
 import dataclasses
 import json
@@ -14,9 +14,9 @@ from moe_cli.files.reading import Unreadable, parse_object, read_bytes
 from moe_cli.files.writing import hold, write_json
 from moe_cli.runs.folder import Run
 
-# Lies in a sweep's folder: the hash of the data by the settings that choose them.
+# The file in a sweep's folder with the hash of each data set, by the settings that choose it.
 CORPORA_FILE = "corpora.json"
-# Settings of texts that change how they are cut into tokens and splits, but not their hash.
+# Settings that change the tokens and splits of a text, but not its hash.
 _ENCODING_SETTINGS = ("tokenizer", "bpe_vocab", "packing", "val_fraction", "test_fraction")
 
 
@@ -32,47 +32,48 @@ def record_corpora(folder: Path, found: Iterable[tuple[DataConfig, Mapping[str, 
     Raises:
         DataError: data have changed since the sweep began.
     """
-    path, asked = folder / CORPORA_FILE, {_key(data): meta for data, meta in found}
+    path, current = folder / CORPORA_FILE, {_key(data): meta for data, meta in found}
     known = {} if replace else _recorded(path)
-    if asked.keys() <= known.keys():
-        return _check(folder, asked, known)
+    if current.keys() <= known.keys():
+        return _check(folder, current, known)
     with _corpora_lock(folder):
         known = {} if replace else _recorded(path)
-        _check(folder, asked, known)
-        write_json(path, {**{key: meta["sha256"] for key, meta in asked.items()}, **known})
+        _check(folder, current, known)
+        write_json(path, {**{key: meta["sha256"] for key, meta in current.items()}, **known})
     return None
 
 
 def check_corpus(run: Run, data: DataConfig, meta: Mapping[str, Any]) -> None:
-    """Raises DataError when a run belongs to a sweep that began with other data."""
+    """Raises DataError if the sweep of a run started with other data."""
     if os.path.lexists(run.path.parent / CORPORA_FILE):
         record_corpora(run.path.parent, [(data, meta)])
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    """Returns the record, empty at first. Raises DataError if it cannot be read, so that it is not overwritten."""
+    """Returns the record; empty if there is none. Raises DataError if it cannot be read, so that it is kept."""
     try:
         return parse_object(read_bytes(path))
     except FileNotFoundError:
         return {}
     except Unreadable as problem:
         raise DataError(
-            f"{path} {problem}, and the runs of the sweep learn from the data that it names.\n"
-            "If the data are what they were, delete it; else start another sweep: --name NAME"
+            f"{path} {problem}, so that the data of the sweep cannot be checked.\n"
+            "If the data have not changed, delete the file; else start another sweep: --name NAME"
         ) from None
 
 
-def _check(folder: Path, asked: Mapping[str, Mapping[str, Any]], known: Mapping[str, Any]) -> None:
-    for key, meta in asked.items():
+def _check(folder: Path, current: Mapping[str, Mapping[str, Any]], known: Mapping[str, Any]) -> None:
+    for key, meta in current.items():
         if known.get(key, meta["sha256"]) != meta["sha256"]:
             raise DataError(
-                f"{meta['source']} has changed since the sweep '{folder.name}' began, and its runs learn from the same data.\n"
-                "Put the data back, run every point again with --force, or start another sweep: --name NAME"
+                f"{meta['source']} has changed since the sweep '{folder.name}' started, and its runs need the same "
+                "data.\n"
+                "Restore the data, run every point again with --force, or start another sweep: --name NAME"
             )
 
 
 def _key(data: DataConfig) -> str:
-    """Returns the settings that choose the data."""
+    """Returns the settings that choose the data, as text."""
     values = dataclasses.asdict(data)
     if isinstance(data, CorpusConfig):
         values = {key: value for key, value in values.items() if key not in _ENCODING_SETTINGS}

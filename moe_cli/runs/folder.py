@@ -1,19 +1,19 @@
-"""Run folders: one per run, plain files that are the truth.
+"""Run folders: one per run, with plain files that hold its whole state.
 
-    config.json   config.yaml   the configuration, for programs and for people
+    config.json   config.yaml   the configuration, for programs and for readers
     status.json                 pending, running, completed, failed, pruned or interrupted; pid, host, heartbeat, step,
-                                how many times it was started
-    meta.json                   where it ran: code, packages, hardware, corpus
-    metrics.jsonl               a record per line as training goes; a torn last line is ignored
+                                number of starts
+    meta.json                   code, packages, hardware and data of the run
+    metrics.jsonl               a record per line, appended during training; a torn last line is ignored
     routing.jsonl               per layer, how often each expert was chosen at each evaluation
-    summary.json                the results; there only when the run is complete
-    log.txt   traceback.txt     what a sweep's worker printed; what went wrong
-    loggers.json   tensorboard/   wandb/   with log=...: what loggers call the run; what they write
-    slurm.json                  the Slurm job that has been sent for it, while there is one
+    summary.json                the results of a complete run
+    log.txt   traceback.txt     the output of a sweep's worker; the traceback of a failure
+    loggers.json   tensorboard/   wandb/   with log=...: the loggers' ids of the run, and their files
+    slurm.json                  the Slurm job of the run, while it exists
     checkpoints/                see training/checkpoint.py
 
-A folder may be copied, moved, deleted or synchronised at any time. A process that writes in it holds a lock on `.lock`, which
-the operating system releases however the process ends.
+A folder may be copied, moved, deleted or synchronised at any time. A writing process locks the file `.lock`. The
+operating system releases the lock when the process ends.
 """
 
 import errno
@@ -47,14 +47,14 @@ from moe_cli.runs.locks import is_locked, lock
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
 PRUNED = "pruned"  # stopped early, because other runs do better
 STATUSES = (PENDING, RUNNING, COMPLETED, FAILED, PRUNED, INTERRUPTED)
-# A running run on another machine that has been silent for this long is taken for dead.
+# A run on another machine without a heartbeat for this long counts as interrupted.
 HEARTBEAT_TIMEOUT = 120.0
 LATEST_BYTES = 16_384
-# A run folder has such a name until its first files are in it.
+# The prefix of a run folder's name until its first files are written.
 MAKING = ".making-"
-# What a rename to a name that is taken ends with.
+# The errors of a rename to an existing name.
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
-# The digest of its configuration in the id of a run.
+# The digest of the configuration in a run's id.
 _DIGEST = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 
 
@@ -66,7 +66,7 @@ def outputs_folder(option: Path | None = None) -> Path:
     folder = Path(os.path.expanduser(option or os.environ.get("MOE_OUTPUTS") or "outputs")).absolute()
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not nearest.is_dir():
-        raise ConfigError(f"{nearest} is not a folder, and runs are kept in one. Choose another: --outputs DIR")
+        raise ConfigError(f"{nearest} is not a folder. Choose a folder for the runs: --outputs DIR")
     return guard(folder)
 
 
@@ -82,7 +82,7 @@ class Run:
 
     @property
     def sweep(self) -> str:
-        """Returns the folder it lies in: `runs`, or the name of a sweep."""
+        """Returns the name of the sweep, which is that of the parent folder; `runs` for a single run."""
         return self.path.parent.name
 
     def config(self) -> RunConfig:
@@ -96,7 +96,7 @@ class Run:
             raise ConfigError(f"{self.path / 'config.json'}: {error}") from None
 
     def config_dict(self) -> dict[str, Any]:
-        """Returns config.json; empty if it cannot be read. A mismatch with the run's id is noted."""
+        """Returns config.json; empty if it cannot be read. Notes a mismatch with the run's id."""
         values = read_json(self.path / "config.json") or {}
         self.fits(values)
         return values
@@ -108,7 +108,7 @@ class Run:
         return found[1] if found else None
 
     def fits(self, values: dict[str, Any]) -> bool:
-        """Returns whether a configuration has the digest in the run's id. A mismatch is recorded."""
+        """Returns whether a configuration has the digest in the run's id. Notes a mismatch."""
         named = self.digest_in_id
         if not named or not values or digest_of(values) == named:
             return True
@@ -131,61 +131,66 @@ class Run:
         return read_sealed(self.path / "summary.json")
 
     def status(self) -> dict[str, Any]:
-        """Returns status.json with the effective `status`: completed with a summary, running while a process lives."""
+        """Returns status.json with the effective `status`, which depends on the summary and on living processes."""
         return self.effective_status(read_json(self.path / "status.json") or {}, self.summary() is not None)
 
     def effective_status(self, status: dict[str, Any], complete: bool) -> dict[str, Any]:
         """Returns the effective status for a status.json that was read. `complete` is whether a summary exists."""
         if complete:
             return {**status, "status": COMPLETED}
-        said = status.get("status")
-        if said not in STATUSES:  # half made, or edited by hand
+        recorded = status.get("status")
+        if recorded not in STATUSES:  # incomplete, or edited by hand
             return {**status, "status": PENDING}
-        if said == COMPLETED:
+        if recorded == COMPLETED:
             reason = f"summary.json cannot be read. Make it again: moe train --resume {self.id}"
             return {**status, "status": INTERRUPTED, "reason": reason}
-        if said == RUNNING and not self._alive(status):
+        if recorded == RUNNING and not self._alive(status):
             return {**status, "status": INTERRUPTED}
         return status
 
     def _alive(self, status: Mapping[str, Any]) -> bool:
         if status.get("host") == socket.gethostname():
             return is_locked(self.path)
-        # Either way: a clock that was wrong may have left a heartbeat in the future.
+        # abs: the heartbeat is in the future if a clock was wrong.
         return abs(time.time() - (time_in(status.get("heartbeat")) or 0.0)) < HEARTBEAT_TIMEOUT
 
     def checkpoints(self) -> list[Path]:
-        """Folders of whole checkpoints, newest first."""
+        """Returns the folders of complete checkpoints, newest first."""
         return sorted((self.path / "checkpoints").glob("step_" + 8 * "[0-9]"), reverse=True)
+
+    def checkpoint_step(self) -> int | None:
+        """Returns the step of the newest checkpoint, from which a stopped run continues; None if it has none."""
+        folders = self.checkpoints()
+        return int(folders[0].name.removeprefix("step_")) if folders else None
 
     def kept(self) -> str:
         """Returns the checkpoint that a stopped run continues from, as part of a sentence."""
-        folders = self.checkpoints()
-        if not folders:
+        step = self.checkpoint_step()
+        if step is None:
             return "no checkpoint was written yet: it will start again"
-        return f"the checkpoint of step {int(folders[0].name.removeprefix('step_')):,} is kept"
+        return f"the checkpoint of step {step:,} is kept"
 
     def metrics(self) -> list[dict[str, Any]]:
         return list(self.read_metrics())
 
     def read_metrics(self) -> Iterator[dict[str, Any]]:
-        """Yields the records; there may be millions."""
+        """Yields the records of metrics.jsonl, possibly millions."""
         return read_lines(self.path / "metrics.jsonl")
 
     def latest_metrics(self) -> list[dict[str, Any]]:
-        """Returns the newest records, from the end of the file alone: for displays that look often."""
+        """Returns the newest records, read from the end of the file, for displays that poll."""
         return list(read_lines(self.path / "metrics.jsonl", last_bytes=LATEST_BYTES))
 
     def routing(self) -> list[dict[str, Any]]:
         return list(self.read_routing())
 
     def read_routing(self) -> Iterator[dict[str, Any]]:
-        """Yields the records one after the other."""
+        """Yields the records of routing.jsonl."""
         return read_lines(self.path / "routing.jsonl")
 
 
 def create_run(outputs: Path, sweep: str, config: RunConfig) -> Run:
-    """Returns a new folder with the configuration in it; a taken name gets -2, -3, ..."""
+    """Creates a run folder. If its name exists, it gets the suffix -2, -3, ..."""
     folder = make_sweep_folder(outputs, sweep)
     delete_abandoned(folder, f"{MAKING}*")
     number = 1
@@ -195,9 +200,9 @@ def create_run(outputs: Path, sweep: str, config: RunConfig) -> Run:
 
 
 def _make_run(path: Path, config: RunConfig) -> Run | None:
-    """Makes a run folder that has its files from the first moment; None when something of that name is there.
+    """Creates a run folder together with its files; returns None if the path exists.
 
-    An empty folder gives way: a process that was killed between making and filling one had left it.
+    An empty folder is replaced, because a killed process may have left it.
     """
     with new_folder(path.parent, MAKING) as making:
         _init_folder(making, config)
@@ -211,9 +216,9 @@ def _make_run(path: Path, config: RunConfig) -> Run | None:
 
 
 def open_or_create_run(outputs: Path, sweep: str, config: RunConfig) -> Run:
-    """Returns the one folder of this configuration in a sweep; made if it is not there, mended if it is half made.
+    """Returns the run folder of a configuration in a sweep. Creates it, or completes it, if necessary.
 
-    A run that is not complete takes over how it is to be carried out now: device, threads, how often it writes.
+    A run that is not complete takes over the execution settings: device, threads, checkpoint interval.
     """
     path = make_sweep_folder(outputs, sweep) / config.run_id
     if not path.is_dir() and (made := _make_run(path, config)):
@@ -227,13 +232,13 @@ def open_or_create_run(outputs: Path, sweep: str, config: RunConfig) -> Run:
 
 
 def rewrite_config(run: Run, config: RunConfig) -> None:
-    """Gives a run another way to be carried out. Raises RunBusy while it is at work."""
+    """Replaces the execution settings of a run. Raises RunBusy while a process executes it."""
     with lock(run.path):
         _write_config(run.path, config)
 
 
 def make_sweep_folder(outputs: Path, sweep: str) -> Path:
-    """Returns the folder of a sweep, or of `runs`, marked as outputs as the folder around it is. Raises MoeError."""
+    """Creates the folder of a sweep, or `runs`, and marks it and the outputs folder as outputs. Raises MoeError."""
     for folder in (outputs, outputs / sweep):
         mark_outputs(make_folder(folder))
     return outputs / sweep

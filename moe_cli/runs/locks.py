@@ -1,4 +1,4 @@
-"""Locks: a process that writes a run folder, and the processes that carry out a sweep."""
+"""Locks of run folders, for one writing process, and of sweeps, for all their processes."""
 
 import fcntl
 import time
@@ -7,18 +7,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from moe_cli.errors import RunBusy
-from moe_cli.files.writing import (
-    TEMPORARY,
-    delete_abandoned,
-    hold,
-    is_held,
-    write_text,
-)
+from moe_cli.files.writing import TEMPORARY, delete_abandoned, hold, is_held, write_text
 
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Holds the run folder for writing.
+    """Locks a run folder for writing.
 
     Raises:
         RunBusy: another process holds it.
@@ -31,7 +25,7 @@ def lock(path: Path) -> Iterator[None]:
             except BlockingIOError:
                 if attempt == 19:
                     raise RunBusy(f"{path.name} is being written by another process: wait for it or stop it.") from None
-                time.sleep(0.05)  # a reader asking `is_locked` holds it for an instant
+                time.sleep(0.05)  # `is_locked` of another process holds it for an instant
         delete_abandoned(path, f".*{TEMPORARY}")
         yield
 
@@ -42,10 +36,7 @@ def is_locked(path: Path) -> bool:
 
 
 def break_lock(path: Path) -> None:
-    """Lets the folder be written although a machine that is gone still holds it, as network file systems may have it.
-
-    The lock is on the file that was there; another takes its name.
-    """
+    """Replaces the lock file of a folder, which a dead machine may still hold on a network file system."""
     write_text(path / ".lock", "")
 
 

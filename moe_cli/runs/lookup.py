@@ -1,4 +1,4 @@
-"""Finds runs and sweeps: every run of a folder, and the runs that a name on the command line means."""
+"""Finds the runs of a folder, and the runs and sweeps that a name on the command line denotes."""
 
 import os
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from moe_cli.runs.status import modified_ns
 
 
 def list_runs_by_age(path: Path) -> list[Run]:
-    """Returns every run at or below a folder: a run folder, a sweep's folder or the outputs folder. Oldest first."""
+    """Returns the runs of a folder, oldest first: a run folder, a sweep's folder or the outputs folder."""
     return sorted(list_runs(path), key=_age)
 
 
 def list_runs(path: Path) -> list[Run]:
-    """Returns the runs in no order, without opening a file. Folders whose names begin with a dot are left out."""
+    """Returns the runs of a folder in no order, without opening files. Skips folders whose names begin with a dot."""
     if is_run(path):
         return [Run(path)]
-    runs, groups = _runs_in(path)
-    return runs + [run for group in groups for run in _runs_in(group)[0]]
+    runs, folders = _runs_in(path)
+    return runs + [run for folder in folders for run in _runs_in(folder)[0]]
 
 
 def _runs_in(path: Path) -> tuple[list[Run], list[Path]]:
@@ -50,7 +50,7 @@ def _runs_in(path: Path) -> tuple[list[Run], list[Path]]:
 
 
 def is_run(folder: Path | str) -> bool:
-    """Returns whether the folder is a run: it has a config.json, of any kind and state."""
+    """Returns whether a folder is a run folder: whether it has a config.json."""
     try:
         os.lstat(os.path.join(folder, "config.json"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -73,7 +73,7 @@ def sweep_folder(name: str) -> str:
 
 
 def spellings(name: str) -> list[str]:
-    """Returns the possible folders of a name: as typed, as a sweep, as a run in one: paper/x, paper-x, paper-x/RUN."""
+    """Returns the possible folders of a name: paper/x as typed, paper-x as a sweep, paper-x/RUN as a run of a sweep."""
     sweep, slash, last = name.rpartition("/")
     return list(dict.fromkeys((name, sweep_folder(name), f"{sweep_folder(sweep)}{slash}{last}")))
 
@@ -105,7 +105,7 @@ def find_runs(outputs: Path, name: str | None, runs: Sequence[Run] | None = None
         found = found or [
             run
             for run in runs
-            if any(fits(text, each) for text in (run.id, f"{run.sweep}/{run.id}") for each in spellings(name))
+            if any(fits(text, spelling) for text in (run.id, f"{run.sweep}/{run.id}") for spelling in spellings(name))
         ]
     if not found:
         hint = did_you_mean(name, [*dict.fromkeys(run.sweep for run in runs), *(run.id for run in runs)])
@@ -114,7 +114,7 @@ def find_runs(outputs: Path, name: str | None, runs: Sequence[Run] | None = None
 
 
 def find_run(outputs: Path, name: str) -> Run:
-    """Returns the one run that a name means, see `find_runs`. Raises RunNotFound: none, or more than one."""
+    """Returns the run that a name denotes; see `find_runs`. Raises RunNotFound for no run, or several."""
     found = find_runs(outputs, name)
     if len(found) > 1:
         listed = ", ".join(f"{run.sweep}/{run.id}" for run in sorted(found, key=lambda run: (run.sweep, run.id))[:4])
@@ -124,14 +124,14 @@ def find_run(outputs: Path, name: str) -> Run:
 
 
 def find_folder(outputs: Path, name: str) -> Path | None:
-    """Returns the folder with runs, or of a run, that a name means: one of the outputs folder, or any other."""
-    places = [*(outputs / each for each in spellings(name)), Path(name).expanduser().absolute()]
-    return next((folder for folder in places if is_run(folder) or (folder.is_dir() and list_runs(folder))), None)
+    """Returns the run folder or the folder of runs that a name denotes, in the outputs folder or elsewhere."""
+    folders = [*(outputs / spelling for spelling in spellings(name)), Path(name).expanduser().absolute()]
+    return next((folder for folder in folders if is_run(folder) or (folder.is_dir() and list_runs(folder))), None)
 
 
 def find_sweep(outputs: Path, name: str) -> Path:
     """Returns the folder of a sweep, `runs` included. Raises RunNotFound if no sweep has this name."""
-    for folder in (outputs / each for each in spellings(name)):
+    for folder in (outputs / spelling for spelling in spellings(name)):
         if folder.is_dir() and not is_run(folder) and list_runs(folder):
             return folder
     sweeps = sorted({run.sweep for run in list_runs(outputs)})
@@ -140,13 +140,13 @@ def find_sweep(outputs: Path, name: str) -> Path:
 
 
 def newest_sweep(outputs: Path) -> str:
-    """Returns the sweep that was started or changed last. `runs` counts only if it is the only one.
+    """Returns the sweep that changed last. The folder `runs` counts only if there is no sweep.
 
     Raises:
         RunNotFound: the outputs folder has no runs.
     """
-    groups: dict[str, float] = {}
+    changed: dict[str, float] = {}
     for run in find_runs(outputs, None):
-        groups[run.sweep] = max(groups.get(run.sweep, 0.0), modified_ns(str(run.path / "status.json")) / 1e9)
-    sweeps = {name: seen for name, seen in groups.items() if name != "runs"} or groups
+        changed[run.sweep] = max(changed.get(run.sweep, 0.0), modified_ns(str(run.path / "status.json")) / 1e9)
+    sweeps = {name: time for name, time in changed.items() if name != "runs"} or changed
     return max(sweeps, key=lambda name: sweeps[name])

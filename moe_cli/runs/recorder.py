@@ -1,4 +1,4 @@
-"""Writes the files of a run while it trains. Use it while holding the run's lock."""
+"""Writes the files of a run while it trains."""
 
 import json
 import os
@@ -9,21 +9,16 @@ from typing import Any
 
 from moe_cli.files.checksums import Mark, damage, mark, write_sealed
 from moe_cli.files.reading import read_json, read_lines
-from moe_cli.files.writing import (
-    append,
-    json_safe,
-    write_json,
-    write_text,
-)
+from moe_cli.files.writing import append, json_safe, write_json, write_text
 from moe_cli.formatting import print_line
 from moe_cli.runs.folder import COMPLETED, Run
 
-# What a run adds to as it goes.
+# Files to which a run appends records.
 RECORD_FILES = ("metrics.jsonl", "routing.jsonl")
 
 
 class Recorder:
-    """Writes a run's files. Use it while holding `lock`."""
+    """Writes the files of a run, whose lock the caller holds."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -31,7 +26,7 @@ class Recorder:
         self._status = {**(read_json(run.path / "status.json") or {}), "pid": os.getpid(), "host": socket.gethostname()}
 
     def status(self, status: str, **fields: Any) -> None:
-        """Sets the status; also the heartbeat that tells other machines that this one lives."""
+        """Writes status.json. Its heartbeat tells other machines that this process is alive."""
         self._status.update(status=status, heartbeat=time.time(), **fields)
         write_json(self.run.path / "status.json", self._status)
 
@@ -46,32 +41,34 @@ class Recorder:
             file.write(json.dumps(json_safe(record)).encode() + b"\n")
 
     def mark(self) -> dict[str, Mark]:
-        """Flushes the records and returns their lengths and checksums, for the checkpoint that relies on them."""
+        """Flushes the record files and returns their lengths and checksums, which a checkpoint stores."""
         self._marks = {name: mark(self.run.path / name, self._marks.get(name, Mark())) for name in RECORD_FILES}
         return self._marks
 
     def check(self, marks: Any, step: int) -> None:
-        """Holds the records against the marks of the checkpoint of a step. What is gone is said, here and with the results."""
+        """Compares the record files with the marks of a checkpoint. Damage is printed and recorded with the results."""
         known = marks if isinstance(marks, dict) else {}
         found = [damage(self.run.path / name, known.get(name), step) for name in RECORD_FILES]
         if any(found):
             self._status["damage"] = "; ".join(filter(None, found))
-            print_line(f"note: {self.run.id} goes on, but {self._status['damage']}.")
+            print_line(f"note: {self.run.id} continues, but {self._status['damage']}.")
 
     def rewind(self, step: int) -> None:
-        """Deletes the records after `step` and those of the final evaluation, because these steps are repeated."""
+        """Deletes the records after `step` and those of the final evaluation, because the run repeats these steps."""
         self._marks = {}
         for name in RECORD_FILES:
             path = self.run.path / name
             if path.exists():
-                kept = (each for each in read_lines(path) if not each.get("whole_split") and _step(each) <= step)
+                kept = (
+                    record for record in read_lines(path) if not record.get("whole_split") and _step(record) <= step
+                )
                 write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def meta(self, content: Mapping[str, Any]) -> None:
         write_json(self.run.path / "meta.json", content)
 
     def complete(self, summary: Mapping[str, Any]) -> None:
-        """Writes the results last of all: their presence means that the run is complete."""
+        """Writes summary.json after all other files, because its presence means that the run is complete."""
         self.status(COMPLETED, reason=self._status.get("damage"))
         write_sealed(self.run.path / "summary.json", summary)
 
@@ -83,7 +80,7 @@ def _step(record: Mapping[str, Any]) -> float:
 
 
 class NullRecorder(Recorder):
-    """A recorder that writes nothing. Of the processes of one training only rank 0 writes."""
+    """A recorder that writes nothing, for the ranks of a training other than 0."""
 
     def status(self, status: str, **fields: Any) -> None: ...
 

@@ -1,4 +1,4 @@
-"""The status of a run as lists and live tables show it, read from as few and as small files as possible."""
+"""Reads the status of a run for lists and live tables, from few and small files."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -12,10 +12,10 @@ from moe_cli.runs.curves import number
 from moe_cli.runs.folder import COMPLETED, RUNNING, Run
 from moe_cli.runs.tags import read_tags
 
-# Of metrics.jsonl: room for the newest evaluation of a model with many layers.
+# The end of metrics.jsonl that is read. The newest evaluation of a model with many layers fits in it.
 NEWEST_BYTES = 65_536
 WATCHED_FILES = ("status.json", "summary.json", "metrics.jsonl")
-# Results that are estimated while a run trains.
+# Results with an estimate while a run trains.
 MEASURED = ("val_loss", "val_bpb", "train_loss", "tokens_per_second", "max_violation", "dead_experts")
 
 
@@ -25,9 +25,8 @@ class RunStatus:
 
     Attributes:
         reason: the reason of a failure or a stop.
-        created, started, written: seconds since 1970; `written` is the time of the last heartbeat.
-        val_bpb: on the whole split after completion, before that the newest estimate. The same holds for the other
-            metrics.
+        created, started, last_heartbeat: seconds since 1970.
+        val_loss, val_bpb, ...: the results of a complete run, else the newest estimates.
         max_violation, dead_experts: fractions; None for a dense model.
         results: summary.json; empty before the run is complete.
     """
@@ -58,7 +57,7 @@ class RunStatus:
 
 
 def read_status(run: Run) -> RunStatus:
-    """Reads a run folder. Whatever is absent, torn or of another type counts as unknown."""
+    """Reads the status of a run. Values that are absent, damaged or of another type count as unknown."""
     results = run.summary()
     status = run.effective_status(read_json(run.path / "status.json") or {}, results is not None)
     newest = _newest(run) if results is None and status["status"] == RUNNING else {}
@@ -82,14 +81,11 @@ def read_status(run: Run) -> RunStatus:
 
 def read_statuses(runs: Iterable[Run]) -> list[RunStatus]:
     """Returns one status for each run, oldest first."""
-    return sorted(map(read_status, runs), key=lambda each: (each.created, each.run.id))
+    return sorted(map(read_status, runs), key=lambda status: (status.created, status.run.id))
 
 
 def _newest(run: Run) -> dict[str, Any]:
-    """Returns the newest value of every measure.
-
-    A value that was not finite is null in the file, and not among these.
-    """
+    """Returns the newest finite value of each metric. Values that are not finite are null in the file."""
     newest: dict[str, Any] = {}
     for record in read_lines(run.path / "metrics.jsonl", last_bytes=NEWEST_BYTES):
         newest.update({key: value for key, value in record.items() if value is not None})
@@ -101,19 +97,19 @@ def _whole(value: Any) -> int:
 
 
 class StatusCache:
-    """Glances at the same folders again and again; a file is read only when it has changed since."""
+    """Statuses of runs that are polled. A run is read again only if its files have changed."""
 
     def __init__(self) -> None:
-        self._kept: dict[Path, tuple[tuple[int, ...], RunStatus]] = {}
+        self._cached: dict[Path, tuple[tuple[int, ...], RunStatus]] = {}
 
     def get(self, run: Run) -> RunStatus:
         stamp = tuple(modified_ns(os.path.join(run.path, name)) for name in WATCHED_FILES)
-        kept = self._kept.get(run.path)
-        if kept and kept[0] == stamp and (kept[1].status != RUNNING or run.status()["status"] == RUNNING):
-            return kept[1]
-        seen = read_status(run)
-        self._kept[run.path] = (stamp, seen)
-        return seen
+        cached = self._cached.get(run.path)
+        if cached and cached[0] == stamp and (cached[1].status != RUNNING or run.status()["status"] == RUNNING):
+            return cached[1]
+        status = read_status(run)
+        self._cached[run.path] = (stamp, status)
+        return status
 
 
 def modified_ns(path: str) -> int:

@@ -23,7 +23,7 @@ def parse_tags(content: dict[str, Any] | None) -> tuple[str, ...]:
 
 
 def check_tag(text: str) -> str:
-    """Returns the tag in `text`, in which a leading + says nothing. Raises ConfigError when it is not one word."""
+    """Returns the tag without a leading +. Raises ConfigError if it is not one word."""
     tag = text.removeprefix("+")
     if not tag.isprintable() or not tag or tag[0] in "+-" or any(mark.isspace() or mark in ",'\"" for mark in tag):
         raise ConfigError(f"{text!r} is no tag: give one word without spaces, commas or quotes, such as baseline.")
@@ -33,7 +33,7 @@ def check_tag(text: str) -> str:
 
 
 def set_tags(run: Run, tags: Sequence[str]) -> None:
-    """Replaces the tags of a run, all at once. A run at work may be tagged. Raises MoeError: they cannot be written."""
+    """Replaces the tags of a run, which may be running. Raises MoeError if they cannot be written."""
     try:
         write_json(run.path / "tags.json", {"tags": list(tags)})
     except OSError as error:

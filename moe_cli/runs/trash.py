@@ -1,6 +1,6 @@
 """Removed runs, which can be restored.
 
-outputs/.trash/<time>-<group>-<id>/    a run folder that was removed; trashed.json says from where and when
+outputs/.trash/<time>-<sweep>-<id>/    a removed run folder; its trashed.json has the origin and the time
 """
 
 import os
@@ -19,7 +19,7 @@ from moe_cli.runs.locks import is_locked, is_sweep_running, lock
 from moe_cli.runs.lookup import spellings
 
 TRASH = ".trash"
-# What a run folder holds before its run begins.
+# The files of a run folder before the run starts.
 INITIAL_FILES = {"config.json", "config.yaml", "status.json", "log.txt", ".lock"}
 LONGEST_NAME = 255
 
@@ -29,7 +29,7 @@ class TrashedRun:
     """A run in the trash.
 
     Attributes:
-        origin: where it lay, below the outputs folder; "" when unknown.
+        origin: its former path in the outputs folder; "" if unknown.
         removed: seconds since 1970.
     """
 
@@ -59,7 +59,7 @@ def remove(run: Run, outputs: Path) -> TrashedRun:
         raise MoeError(f"{source} does not lie in {outputs}. Choose its outputs folder: --outputs DIR")
     origin = source.relative_to(outputs)
     if origin.parts[0] == TRASH:
-        raise MoeError(f"{run.id} is in the trash already. Free it: moe runs clean --older-than 0d --yes")
+        raise MoeError(f"{run.id} is already in the trash. Delete it: moe runs clean --older-than 0d --yes")
     check_idle(run)
     folder, moment = make_folder(outputs / TRASH), time.time()
     try:
@@ -76,7 +76,7 @@ def remove(run: Run, outputs: Path) -> TrashedRun:
 
 
 def check_idle(run: Run) -> None:
-    """Raises RunBusy when a process is at work on the run or on its sweep, which counts its runs at the end."""
+    """Raises RunBusy if a process executes the run or its sweep, which counts its runs at the end."""
     if run.status()["status"] == RUNNING or is_locked(run.path):
         raise RunBusy(f"{run.id} is running: wait for it or stop it.")
     if is_sweep_running(run.path.parent):
@@ -91,12 +91,12 @@ def _free_name(folder: Path, name: str) -> Path:
 
 
 def trashed_runs(outputs: Path) -> list[TrashedRun]:
-    """Returns the runs of the trash, the last one removed last."""
+    """Returns the runs in the trash, in the order of their removal."""
     try:
         folders = [Path(entry) for entry in os.scandir(outputs / TRASH) if entry.is_dir() or entry.is_symlink()]
     except OSError:
         return []
-    return sorted(map(_read_trashed, folders), key=lambda each: (each.removed, each.path.name))
+    return sorted(map(_read_trashed, folders), key=lambda run: (run.removed, run.path.name))
 
 
 def _read_trashed(path: Path) -> TrashedRun:
@@ -106,18 +106,18 @@ def _read_trashed(path: Path) -> TrashedRun:
 
 
 def restore(removed: TrashedRun, outputs: Path) -> Run:
-    """Puts a run of the trash back to where it lay; a run there that was never begun is deleted.
+    """Moves a run from the trash back to its origin. A run there that never started is deleted.
 
     Raises:
         RunBusy: the sweep that it belonged to is running.
-        MoeError: another run has taken its place, its place is not known, or it cannot be moved.
+        MoeError: another run has its path, its origin is unknown, or it cannot be moved.
     """
     target = Path(os.path.normpath(outputs / _sanitise_name(removed.origin)))
     parts = target.relative_to(outputs).parts if target.is_relative_to(outputs) else ()
     if not 1 <= len(parts) <= 2 or not all(map(_is_name, parts)):
-        raise MoeError(f"{removed.path / 'trashed.json'} does not say where in {outputs} the run lay. Move it by hand.")
+        raise MoeError(f"{removed.path / 'trashed.json'} has no valid origin of the run in {outputs}. Move it by hand.")
     if target.exists() or target.is_symlink():
-        if not _never_begun(Run(target)):
+        if not _never_started(Run(target)):
             raise MoeError(f"{removed.origin} is taken by another run. Remove that first: moe runs rm {removed.origin}")
         check_idle(Run(target))
     make_folder(target.parent)
@@ -127,47 +127,47 @@ def restore(removed: TrashedRun, outputs: Path) -> Run:
         rename(removed.path, target)
     except OSError as error:
         raise MoeError(f"cannot move {removed.path} to {target}: {error.strerror}. Move it by hand.") from None
-    with suppress(OSError):  # says only where the run lay
+    with suppress(OSError):  # the file is not needed any more
         delete(target / "trashed.json")
     return Run(target)
 
 
 def _is_name(part: str) -> bool:
-    """Returns whether commands see a folder of this name."""
+    """Returns whether a folder of this name is visible to commands."""
     return not part.startswith(".") and len(os.fsencode(part)) <= LONGEST_NAME
 
 
 def _sanitise_name(name: str) -> str:
-    """Returns the name with an underscore for every character that moves a cursor or turns writing around."""
-    return "".join("_" if unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp") else each for each in name)
+    """Replaces characters that move the cursor or reverse the writing direction by underscores."""
+    return "".join("_" if unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp") else char for char in name)
 
 
-def _never_begun(run: Run) -> bool:
-    """Returns whether a run has nothing but its settings, as a sweep leaves it that was stopped immediately."""
+def _never_started(run: Run) -> bool:
+    """Returns whether a run folder has only its initial files, as after a sweep that was stopped at once."""
     names = {path.name for path in run.path.iterdir()} if run.path.is_dir() else set()
     return "config.json" in names and names <= INITIAL_FILES and run.status()["status"] == PENDING
 
 
 def find_trashed(name: str, trash: Sequence[TrashedRun]) -> list[TrashedRun]:
-    """Returns the runs that a name means: an id or its beginning, a name in the trash, `latest`, or a sweep.
+    """Returns the runs in the trash that a name denotes: an id or its beginning, a folder name, `latest` or a sweep.
 
     Raises:
-        RunNotFound: none, or more than one, answers to the name.
+        RunNotFound: the name denotes no run, or several.
     """
     if not trash:
         raise RunNotFound(f"no run '{name}' in the trash: it is empty.")
     if name == "latest":
         return [trash[-1]]
     known = spellings(name)
-    found = [each for each in trash if {each.path.name, each.id, each.origin}.intersection(known)]
-    if not found and (group := [each for each in trash if each.sweep in known]):
-        # Of a run that was removed, made again and removed again, the newer one.
-        return list({each.origin: each for each in group}.values())
-    found = found or [each for each in trash if each.id.startswith(name) or each.path.name.startswith(name)]
+    found = [run for run in trash if {run.path.name, run.id, run.origin}.intersection(known)]
+    if not found and (of_sweep := [run for run in trash if run.sweep in known]):
+        # A run that was removed several times counts once, with its newest folder.
+        return list({run.origin: run for run in of_sweep}.values())
+    found = found or [run for run in trash if run.id.startswith(name) or run.path.name.startswith(name)]
     if len(found) > 1:
-        listed = ", ".join(each.path.name for each in found[:4]) + (", ..." if len(found) > 4 else "")
-        raise RunNotFound(f"'{name}' could be {len(found)} runs of the trash: {listed}. Give more of the name.")
+        listed = ", ".join(run.path.name for run in found[:4]) + (", ..." if len(found) > 4 else "")
+        raise RunNotFound(f"'{name}' could be {len(found)} runs in the trash: {listed}. Give more of the name.")
     if not found:
         newest = trash[-1].path.name
-        raise RunNotFound(f"no run '{name}' in the trash. The last one removed is {newest}; 'latest' means it.")
+        raise RunNotFound(f"no run '{name}' in the trash. The last removed run is {newest}, also called 'latest'.")
     return found

@@ -1,4 +1,4 @@
-"""plan_sweep(words): the runs of a sweep, all composed and validated before the first one starts. Knows no torch."""
+"""Plans a sweep: composes and checks the configurations of all runs before the first run starts, without torch."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ from moe_cli.runs.folder import Run, open_or_create_run
 from moe_cli.runs.lookup import sweep_folder
 
 AD_HOC = "sweep"
-# The longest folder name of a sweep: file systems take 255 bytes, and files near it are named after it.
+# The longest folder name of a sweep. File systems allow 255 bytes, and other files have this name with a suffix.
 MAX_NAME_BYTES = 200
 
 
@@ -44,7 +44,7 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class SkippedPoint:
-    """A point that cannot be, and why."""
+    """An impossible point and the reason."""
 
     label: str
     reason: str
@@ -55,11 +55,11 @@ class SweepPlan:
     """The runs of a sweep.
 
     Attributes:
-        notes: settings the user gave that have no effect in some points.
+        notes: given settings that have no effect in some points.
         name: the folder under outputs/.
-        question: the question that a named sweep answers; "" for a sweep typed by hand.
-        num_repeats: points with the same configuration as another, such as dense with each router.
-        num_excluded: configurations that do not fulfil a condition of `where`.
+        question: the question that a sweep file answers; "" for a sweep typed by hand.
+        num_repeats: points with the same configuration as an earlier one, such as dense with each router.
+        num_excluded: points that a condition of `where` excludes.
         words: the overrides that were typed.
         where: the conditions that were typed.
         baseline: the partial configuration of the report's baseline; None means that the report chooses it.
@@ -82,9 +82,9 @@ class SweepPlan:
         return len(self.points) // self.num_seeds
 
     def with_upcycle_source(self, outputs: Path) -> "SweepPlan":
-        """Returns the plan with the source run of upcycling resolved in `outputs`.
+        """Returns the plan with the full name of the run that train.upcycle_from denotes.
 
-        Raises MoeError if that run does not fit.
+        Raises MoeError if the weights of that run do not fit.
         """
         points = (replace(point, config=resolve_upcycle_source(point.config, outputs)) for point in self.points)
         return replace(self, points=tuple(points))
@@ -105,7 +105,7 @@ class SweepPlan:
         return runs
 
     def run_dirs(self, outputs: Path) -> list[Run]:
-        """Returns the run folders the points have or would have; nothing is made."""
+        """Returns the run folders of the points, which may not exist yet."""
         return [Run(outputs / self.name / point.config.run_id) for point in self.points]
 
 
@@ -118,10 +118,10 @@ def plan_sweep(
     baseline: str | None = None,
     config_dir: Path | None = None,
 ) -> SweepPlan:
-    """Returns the plan of `moe sweep WORDS`. The first word may name a file of conf/sweep, the others are settings.
+    """Returns the plan of `moe sweep WORDS`. The first word may name a sweep file; the others are settings.
 
     Args:
-        seeds: the number of seeds per configuration, from 0; None means that of the file, else 1.
+        seeds: the number of seeds of each configuration; None means that of the file, else 1.
         name: the folder under outputs/; None means the file's name, or "sweep".
         where: conditions that every point must fulfil, such as "k <= expert".
         baseline: settings of the report's baseline, such as "balance=none"; None means that of the file.
@@ -132,16 +132,17 @@ def plan_sweep(
     composer = Composer(config_dir)
     axes = {axis.key: axis for axis in parse_overrides(words[1:] if is_named(words) else words)}
     sweep = source_of(composer, words, axes.pop("preset", None))
-    assert sweep.search is None, "planned by plan_search"
+    assert sweep.search is None, "plan_search plans searches"
     if baseline is not None:
         sweep = replace(sweep, baseline=parse_baseline(baseline))
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
     chosen = seeds_of(axes.pop("seed", None), seeds, sweep)
     conditions = parse_conditions(where)
     if not is_named(words) and not seeds and len(chosen) == 1 and all(len(axis.values) == 1 for axis in axes.values()):
-        composer.point({key: axis.values[0] for key, axis in axes.items()})  # an unknown name is the greater fault
+        composer.point({key: axis.values[0] for key, axis in axes.items()})  # reports unknown names first
         raise ConfigError(
-            "nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. Or name a sweep: moe config --groups"
+            "nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. "
+            "Or name a sweep: moe config --groups"
         )
     blocks = [_apply_overrides(block, axes.values(), conditions) for block in sweep.blocks]
     _check_size(blocks, len(chosen))
@@ -172,28 +173,28 @@ def plan_sweep(
 
 
 def _check_size(blocks: Sequence[Block], seeds: int) -> None:
-    """Raises ConfigError for more points than can be planned, before one is made."""
+    """Raises ConfigError for too many points, before they are composed."""
     number = sum(block.num_points for block in blocks)
     if number > CONFIGURATIONS or number * seeds > RUNS:
         raise ConfigError(
-            f"{shortened(number)} configurations x {seeds} seeds are too many: the most are {CONFIGURATIONS:,} and "
+            f"{shortened(number)} configurations x {seeds} seeds are too many: at most {CONFIGURATIONS:,} and "
             f"{RUNS:,} runs.\nGive fewer values or seeds, or draw some of them: --sampler random --trials 100"
         )
 
 
 def check_folder(folder: str) -> str:
-    """Returns the folder of a sweep under outputs/. Raises ConfigError when it would be somewhere else."""
+    """Returns the folder name of a sweep. Raises ConfigError if it is no plain name."""
     if Path(folder).name != folder or folder.startswith(".") or not folder.isprintable() or not folder.strip():
         raise ConfigError(f"--name {sanitise(shortened(folder))} must be a plain folder name.")
     if len(os.fsencode(folder)) > MAX_NAME_BYTES:
-        raise ConfigError(f"--name {shortened(folder)} is too long: the most is {MAX_NAME_BYTES} bytes.")
+        raise ConfigError(f"--name {shortened(folder)} is too long: at most {MAX_NAME_BYTES} bytes.")
     if folder == "latest":
-        raise ConfigError("--name latest means the newest run to other commands. Choose another name.")
+        raise ConfigError("--name latest is the name of the newest run in other commands. Choose another name.")
     return folder
 
 
 def is_named(words: Sequence[str]) -> bool:
-    """Returns whether the first word is the name of a sweep."""
+    """Returns whether the first word names a sweep file."""
     return bool(words) and "=" not in words[0] and explain_word(words[0]) is None
 
 
@@ -205,7 +206,7 @@ def declared_by(words: Sequence[str], question: str, baseline: Partial | None) -
 
 
 def source_of(composer: Composer, words: Sequence[str], preset: Axis | None) -> SweepFile:
-    """Returns the named sweep in the size of its preset; for one typed by hand, an empty one."""
+    """Returns the named sweep file with its preset; for a sweep typed by hand, an empty one."""
     if is_named(words):
         if preset is not None and len(preset.values) > 1:
             raise ConfigError(f"'{preset}' names several presets: a sweep has one.")
@@ -216,7 +217,7 @@ def source_of(composer: Composer, words: Sequence[str], preset: Axis | None) -> 
 
 
 def seeds_of(axis: Axis | None, count: int | None, sweep: SweepFile) -> list[int]:
-    """Returns the seeds of the sweep, checked as any setting. Raises ConfigError when they are chosen twice."""
+    """Returns the seeds of the sweep. Raises ConfigError for invalid seeds, or if two options choose them."""
     if count is not None and not 1 <= count <= SEEDS:
         raise ConfigError(f"--seeds {shortened(count)} is not a whole number of at least 1 and at most {SEEDS}.")
     if axis is None:
@@ -235,11 +236,11 @@ def _apply_overrides(block: Block, axes: Iterable[Axis], conditions: tuple[Expre
 
 @dataclass
 class _Found:
-    """The configurations of a sweep at its first seed, and those that were left out.
+    """The configurations of a sweep at its first seed, and the points that were left out.
 
     Attributes:
-        no_baseline: why none of its baselines can be run.
-        wrong_baseline: whether one of them has a value that no configuration takes.
+        no_baseline: the reason why none of the baselines can be run.
+        wrong_baseline: whether a baseline has a value that is invalid in every configuration.
     """
 
     configs: dict[RunConfig, str] = field(default_factory=dict)
@@ -253,7 +254,7 @@ class _Found:
 
 
 def _reasons(found: _Found) -> str:
-    """Returns why no point can be run: the common reason, or the first ones."""
+    """Returns why no point can be run: the common reason, or the first two."""
     reasons = {point.reason for point in found.left_out.values()}
     if len(reasons) == 1 and not found.excluded:
         return reasons.pop()
@@ -272,14 +273,14 @@ def parse_conditions(texts: Sequence[str]) -> tuple[Expression, ...]:
 
 
 def check_condition(condition: Expression) -> None:
-    """Raises ConfigError when it is about something else than the settings of a configuration."""
+    """Raises ConfigError if a condition uses other names than settings, or the seed."""
     condition.check({*names_of(RunConfig), *GROUPS}, "setting")
     if "seed" in condition.names:
         raise ConfigError(f"'{condition.text}': every configuration has all seeds. Choose them: seed=0,1")
 
 
 def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None, seed: int) -> _Found:
-    """Composes every configuration once; before those that can be, the baselines of them that are not among them."""
+    """Composes each configuration once, and adds the baselines that are not among them."""
     points = [(values, block.where) for block in blocks for values in block.settings()]
     for condition in dict.fromkeys(condition for block in blocks for condition in block.where):
         check_condition(condition)
@@ -309,7 +310,7 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
 def _add_baselines(
     composer: Composer, found: _Found, bases: Iterable[Partial], write: Callable[[Partial], str], seed: int
 ) -> None:
-    """Puts the baselines first, but for those that are among the configurations; says why none can be run."""
+    """Inserts the missing baselines before the configurations, or records why none can be run."""
     first: dict[RunConfig, str] = {}
     reasons: dict[str, None] = {}
     for base in bases:
@@ -327,22 +328,21 @@ def _add_baselines(
 
 
 def compose(composer: Composer, values: Partial, where: Sequence[Expression]) -> Resolved | str | None:
-    """Returns the configuration, or the reason why it is impossible, or None if a condition does not hold.
+    """Returns the configuration; the reason if it is impossible; None if a condition does not hold.
 
-    Raises BadValue for a value that is invalid in every configuration. Impossible combinations are left out, but
-    invalid values are errors.
+    A condition refers to settings as given, so that `k <= expert` can exclude impossible points. A setting that is null
+    has its derived value.
 
-    A condition refers to settings as given, so that `k <= expert` can exclude impossible points. A setting left open
-    (null) has its derived value.
+    Raises BadValue for a value that is invalid in every configuration.
     """
-    asked = {name for condition in where for name in condition.names}
+    names = {name for condition in where for name in condition.names}
     try:
-        tree = composer.tree(values) if asked else {}
+        tree = composer.tree(values) if names else {}
     except BadValue:
         raise
     except ConfigError as error:
         return str(error)
-    given = {name: _given(tree, values, name) for name in asked}
+    given = {name: _setting_value(tree, values, name) for name in names}
     decided = [condition for condition in where if all(given[name] is not None for name in condition.names)]
     if not all(condition.holds(given) for condition in decided):
         return None
@@ -357,9 +357,10 @@ def compose(composer: Composer, values: Partial, where: Sequence[Expression]) ->
 
 
 def _run(composer: Composer, values: Partial) -> Resolved:
-    """Returns one run of a sweep, with one thread unless train.threads is set.
+    """Composes a run of a sweep, with one thread unless train.threads is set.
 
-    A second parallel run gains more than a second thread. The digits do not depend on the number of parallel runs.
+    A second parallel run gains more than a second thread. With a fixed number of threads, the last digits of results do
+    not depend on the number of parallel runs.
     """
     resolved = composer.point(values)
     train = resolved.config.train
@@ -367,8 +368,8 @@ def _run(composer: Composer, values: Partial) -> Resolved:
     return replace(resolved, config=replace_unchecked(resolved.config, train=one))
 
 
-def _given(tree: Mapping[str, Any], values: Partial, name: str) -> Any:
-    """Returns a setting of the tree, or the choice of a group by its name."""
+def _setting_value(tree: Mapping[str, Any], values: Partial, name: str) -> Any:
+    """Returns the value of a setting, or the name of a group's choice."""
     if name in values:
         return values[name]
     value: Any = tree
@@ -385,17 +386,19 @@ def _derived(config: RunConfig, name: str) -> Any:
 
 
 def _with_baseline(values: Partial, baseline: Partial) -> dict[str, Any]:
-    """Returns a configuration's baseline: its settings under the baseline's, without those that have no effect."""
-    idle = [key for key in baseline if key in GROUPS]
+    """Returns the baseline of a configuration: its settings, replaced by those of the baseline where they conflict."""
+    replaced = [key for key in baseline if key in GROUPS]
     if baseline.get("expert") == 1:
-        idle += SPARSE_ONLY
-    return {**{key: value for key, value in values.items() if not concerns(key, idle)}, **baseline}
+        replaced += SPARSE_ONLY
+    return {**{key: value for key, value in values.items() if not concerns(key, replaced)}, **baseline}
 
 
 def _labels(points: Sequence[Partial], baseline: Partial | None) -> Callable[[Partial], str]:
-    """Writes a configuration by the settings that vary, in the order in which they were named."""
-    is_named: dict[str, set[str]] = {}
+    """Returns a function that labels a configuration by the settings that vary, in the order of the command."""
+    shown_values: dict[str, set[str]] = {}
     for key, value in (item for values in (*points, baseline or {}) for item in values.items()):
-        is_named.setdefault(key, set()).add(show(value))
-    varying = [key for key, shown in is_named.items() if len(shown) > 1 or not all(key in values for values in points)]
+        shown_values.setdefault(key, set()).add(show(value))
+    varying = [
+        key for key, shown in shown_values.items() if len(shown) > 1 or not all(key in values for values in points)
+    ]
     return lambda values: " ".join(f"{key}={show(values[key])}" for key in varying if key in values)

@@ -1,7 +1,7 @@
-"""Prunes running runs of a search: Optuna's pruners, fed with the runs' records.
+"""Prunes the runs of a search: Optuna's pruners receive the evaluations of the running runs.
 
-A trial's steps are its evaluations, 1, 2, ...: ten times a run unless train.eval_every says otherwise, so that an equal
-step is an equal share of the budget, however long a run is.
+The steps of a trial are its evaluations 1, 2, ..., not its training steps. A run has ten evaluations unless
+train.eval_every is set, so that equal steps are equal fractions of the budget.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 # One in four runs that reach a rung continues. The rungs are at 1, 4, 16, ... evaluations.
 REDUCTION = 4
-# The last of the ten is made when the run is complete.
+# Evaluations before the last one, which a run makes when it is complete.
 EVALUATIONS = 9
 
 
 def make_pruner(name: str | None, evaluations: int) -> "BasePruner":
-    """Returns the pruner for runs of this many evaluations; without a name one that prunes nothing."""
+    """Returns the pruner for runs with this number of evaluations; without a name, one that prunes nothing."""
     from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 
     if name == "asha":
@@ -37,10 +37,10 @@ def make_pruner(name: str | None, evaluations: int) -> "BasePruner":
 
 
 def count_evaluations(config: RunConfig, steps: int | None) -> int:
-    """Returns how often a run evaluates before it is complete.
+    """Returns the number of evaluations during a run.
 
     Raises:
-        ConfigError: never, so that nothing could be pruned.
+        ConfigError: there are none, so that no run could be pruned.
     """
     every = config.train.eval_every
     if steps is None:
@@ -49,13 +49,14 @@ def count_evaluations(config: RunConfig, steps: int | None) -> int:
     if count < 1:
         given = f"train.eval_every={every} of {steps} steps" if every else f"train.steps={steps}"
         raise ConfigError(
-            f"--prune looks at evaluations during training, and with {given} there are none. Leave out --prune, or change that."
+            f"--prune needs evaluations during training, and with {given} there are none. "
+            "Leave out --prune, or change that setting."
         )
     return count
 
 
 class PruningMonitor:
-    """Follows one run's evaluations: reports each one once to the trial, and checks whether to prune the run."""
+    """Reports each evaluation of a run once to its trial, and decides whether to prune the run."""
 
     def __init__(self, run: "Run", trial: "Trial", objective: str) -> None:
         self.run = run
@@ -66,7 +67,7 @@ class PruningMonitor:
         self._size = -1
 
     def check(self) -> str | None:
-        """Returns the value at which the run is pruned, else None."""
+        """Returns the value for which the run is pruned; None means that it goes on."""
         try:
             size = (self.run.path / "metrics.jsonl").stat().st_size
         except OSError:
@@ -84,7 +85,7 @@ class PruningMonitor:
         return None
 
     def _new(self, records: Iterable[Mapping[str, Any]]) -> Iterator[float]:
-        """Yields new evaluations. A run resumed from a checkpoint repeats some evaluations with equal values."""
+        """Yields the new evaluations. A resumed run repeats earlier ones with equal values."""
         for record in records:
             step, value = record.get("step"), record.get(ESTIMATES[self.objective])
             if isinstance(step, int) and isinstance(value, float) and step > (self._steps or [0])[-1]:

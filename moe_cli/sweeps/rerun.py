@@ -1,4 +1,4 @@
-"""Finds the runs of a sweep that start again: all, or those of another version of the code."""
+"""Runs of a sweep that start again: all of them, or those of another code version."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,30 +11,30 @@ from moe_cli.runs.trash import TrashedRun, check_idle, remove, restore
 
 
 def outdated(runs: Sequence[Run], *, force: bool, code: bool) -> list[Run]:
-    """Returns the started runs, with `force`; with `code`, those of another code version.
+    """Returns all started runs with `force`, those of another code version with `code`, else none.
 
-    The code version is in meta.json: version of the package, commit, uncommitted changes in the package.
+    The code version in meta.json is the package's version, its commit and its uncommitted changes.
     """
-    begun = [run for run in runs if run.path.is_dir() and run.status()["status"] != PENDING]
+    started = [run for run in runs if run.path.is_dir() and run.status()["status"] != PENDING]
     if force:
-        return begun
+        return started
     now = code_version() if code else None
-    return [run for run in begun if code and run.meta() and code_version(run.meta()) != now]
+    return [run for run in started if code and run.meta() and code_version(run.meta()) != now]
 
 
 def discard(runs: Sequence[Run], outputs: Path) -> list[TrashedRun]:
     """Moves runs to the trash.
 
     Raises:
-        RunBusy: one of them is at work; all are where they were.
-        MoeError: one cannot be moved; all are where they were.
+        RunBusy: a process executes one of them; no run was moved.
+        MoeError: one cannot be moved; the others were moved back.
     """
     removed: list[TrashedRun] = []
     for run in runs:
         check_idle(run)
     try:
         for run in runs:
-            removed.append(remove(run, outputs))  # noqa: PERF401  (the moved runs must be known when one fails)
+            removed.append(remove(run, outputs))  # noqa: PERF401  (put_back needs the moved runs when one fails)
     except BaseException:
         put_back(removed, outputs)
         raise
@@ -43,6 +43,6 @@ def discard(runs: Sequence[Run], outputs: Path) -> list[TrashedRun]:
 
 def put_back(removed: Sequence[TrashedRun], outputs: Path) -> None:
     """Undoes `discard`. Runs that cannot be restored stay in the trash."""
-    for each in removed:
+    for run in removed:
         with suppress(MoeError):
-            restore(each, outputs)
+            restore(run, outputs)

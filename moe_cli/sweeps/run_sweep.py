@@ -1,7 +1,7 @@
-"""run_sweep(prepared): carries a sweep or a search out. The command and Python share this one order of steps.
+"""Executes a sweep or a search, for the command line and for Python.
 
-`prepare` does everything that can fail and changes nothing: devices, data, loggers, runs at work. Then `run_sweep` connects
-the executor. Only then are the runs that start again moved to the trash, and run folders made.
+`prepare` checks devices, data, loggers and running runs, and changes nothing. `run_sweep` then connects to the
+executor. Only after that does it move the runs that start again to the trash and create run folders.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run, make_sweep_folde
 from moe_cli.runs.locks import sweep_lock
 from moe_cli.runs.trash import check_idle
 from moe_cli.sweeps.executors.make import make_pool, max_parallel
-from moe_cli.sweeps.plan import SweepPlan
+from moe_cli.sweeps.plan import SweepPlan, SweepPoint
 from moe_cli.sweeps.rerun import discard, outdated, put_back
 from moe_cli.sweeps.scheduler import FailurePolicy, Observer, RunList, RunSource, pending_runs, run_all
 from moe_cli.sweeps.search_space import SearchPlan
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Execution:
-    """Options of a sweep's or a search's execution.
+    """Options of the execution of a sweep or a search.
 
     Attributes:
         jobs: the number of parallel runs; None means as many as this machine or the cluster can hold.
-        retry_failed: runs that failed are run again, from their last checkpoint.
-        force, rerun_stale: all runs start again, or those of another code version. Their old folders go to the trash.
-        force_memory: runs that need far more memory than this machine has are started nevertheless.
+        retry_failed: start failed runs again from their last checkpoint.
+        force, rerun_stale: start all runs again, or those of another code version. Their old folders go to the trash.
+        force_memory: also start runs that need far more memory than this machine has.
     """
 
     executor: Executor
@@ -61,7 +61,7 @@ class Execution:
         other = "--rerun-stale" if self.rerun_stale else "--retry-failed"
         if is_search and (self.force or self.rerun_stale):
             option = "--force" if self.force else other
-            raise ConfigError(f"{option} is for sweeps; a search keeps what it has found. Start another: --name NAME")
+            raise ConfigError(f"{option} is for sweeps; a search keeps its trials. Start another search: --name NAME")
         if self.force and (self.rerun_stale or self.retry_failed):
             raise ConfigError(f"--force starts every run again: {other} has no effect. Leave it out.")
 
@@ -71,13 +71,14 @@ NEW = "new"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a sweep before it starts.
+    """A run of a sweep before it starts.
 
     Attributes:
         label: the settings that vary: expert=16 k=2 seed=1.
         run: its folder, which may not exist yet.
         status: the status of its folder; `new` if there is no folder, or if the run starts again.
         restarts: whether the old folder goes to the trash and the run starts again.
+        checkpoint_step: the step from which the run continues; 0 for a run without a checkpoint.
     """
 
     label: str
@@ -86,6 +87,13 @@ class PlannedRun:
     run: Run
     status: str
     restarts: bool = False
+    checkpoint_step: int = 0
+
+    @property
+    def seconds_left(self) -> float:
+        """Returns the expected time of the steps after the checkpoint."""
+        steps = self.estimate.steps
+        return self.estimate.seconds * (max(0.0, 1 - self.checkpoint_step / steps) if steps else 1.0)
 
     def is_pending(self, retry_failed: bool) -> bool:
         """Returns whether the run is to be executed now."""
@@ -103,17 +111,17 @@ class PreparedSweep:
 
     @property
     def estimates(self) -> list[RunEstimate]:
-        return [each.estimate for each in self.runs]
+        return [run.estimate for run in self.runs]
 
     @property
     def pending(self) -> list[PlannedRun]:
-        """Returns the runs that are to be carried out now."""
-        return [each for each in self.runs if each.is_pending(self.execution.retry_failed)]
+        """Returns the runs that are to be executed now."""
+        return [run for run in self.runs if run.is_pending(self.execution.retry_failed)]
 
     @property
     def restarted(self) -> list[Run]:
-        """Returns the runs that start again."""
-        return [each.run for each in self.runs if each.restarts]
+        """Returns the folders of the runs that start again."""
+        return [planned.run for planned in self.runs if planned.restarts]
 
     @property
     def max_parallel(self) -> int | None:
@@ -131,7 +139,7 @@ class PreparedSweep:
 
     @contextmanager
     def begin(self, pool: Any) -> Iterator[RunList]:
-        """Moves the outdated runs to the trash and makes the folders; if that fails, all lies where it lay."""
+        """Moves the outdated runs to the trash and creates the run folders; on an error, moves the runs back."""
         removed = discard(self.restarted, self.outputs)
         try:
             if pool:
@@ -148,7 +156,7 @@ class PreparedSweep:
 
 @dataclass(frozen=True)
 class PreparedSearch:
-    """A search that can start; `preview` holds some of its draws."""
+    """A search that can start; `preview` is the estimate from some draws."""
 
     plan: SearchPlan
     outputs: Path
@@ -164,8 +172,8 @@ class PreparedSearch:
         return self.execution.jobs
 
     @property
-    def most(self) -> int:
-        """Returns the largest number of its runs."""
+    def max_runs(self) -> int:
+        """Returns the largest number of runs."""
         return self.plan.trials * len(self.plan.seeds)
 
     def has_work(self) -> bool:
@@ -182,14 +190,14 @@ class PreparedSearch:
 
     @contextmanager
     def begin(self, pool: Any) -> "Iterator[SearchFeed]":
-        """Opens the study, or begins it."""
+        """Opens the study, or creates it."""
         from moe_cli.sweeps.search import SearchFeed, open_study
 
         study = open_study(self.plan, self.outputs, self.preview.evaluations)
         _record_data(self.outputs / self.plan.name, self.estimates)
 
-        def at_a_time() -> int:
-            return min(pool.workers, self.most) if pool else 1
+        def max_open_runs() -> int:
+            return min(pool.workers, self.max_runs) if pool else 1
 
         vocab_size = vocab_size_reader(self.outputs)
 
@@ -197,7 +205,7 @@ class PreparedSearch:
             if self.execution.checks_memory:
                 check_config_memory(config, vocab_size(config))
 
-        feed = SearchFeed(self.plan, study, self.outputs, at_a_time, self.execution.retry_failed, check)
+        feed = SearchFeed(self.plan, study, self.outputs, max_open_runs, self.execution.retry_failed, check)
         with feed.at_work():
             yield feed
 
@@ -206,17 +214,17 @@ Prepared = PreparedSweep | PreparedSearch
 
 
 class View:
-    """Shows how a sweep goes. This one shows nothing."""
+    """Receives the events of a sweep. This class ignores them."""
 
     def begin(self, prepared: Any, feed: Any, pool: Any) -> None:
         """Handles the start of the sweep, before its first run. `pool` is None if no run is to be executed."""
 
     def watch(self, prepared: Any, feed: Any) -> AbstractContextManager[Observer]:
-        """Gives the observer of `drive`, for as long as runs are at work."""
+        """Returns a context with the observer for `run_all`."""
         return nullcontext(lambda progress: None)
 
     def stop(self) -> None:
-        """Handles a stop, after the runs were asked to save and stop."""
+        """Handles a stop; the runs have been asked to save."""
 
     def end(self, prepared: Any, feed: Any) -> None:
         """Handles the end of the sweep."""
@@ -226,13 +234,13 @@ SILENT = View()
 
 
 def prepare(plan: SweepPlan | SearchPlan, outputs: Path, execution: Execution, *, build: bool = True) -> Prepared:
-    """Checks everything that can fail before an executor is started. Changes no run.
+    """Checks everything that can fail before the executor starts. Changes no run.
 
     Args:
-        build: False means that nothing will be trained, so that no tokenizer is trained either.
+        build: False, for a dry run, trains no tokenizer.
 
     Raises:
-        MoeError: a device, a library or the data are missing, or a run that is to start again is being executed.
+        MoeError: a device, a library or data are missing, or a process executes a run that is to start again.
     """
     execution.check(isinstance(plan, SearchPlan))
     check = check_devices if execution.executor.name == "local" else _check_nothing
@@ -241,7 +249,7 @@ def prepare(plan: SweepPlan | SearchPlan, outputs: Path, execution: Execution, *
 
         checks_memory = build and execution.checks_memory
         search = PreparedSearch(plan, outputs, execution, estimate_search(plan, outputs, checks_memory))
-        check([each.config for each in search.estimates])
+        check([estimate.config for estimate in search.estimates])
         return search
     plan = plan.with_upcycle_source(outputs)
     configs, runs = [point.config for point in plan.points], plan.run_dirs(outputs)
@@ -252,31 +260,32 @@ def prepare(plan: SweepPlan | SearchPlan, outputs: Path, execution: Execution, *
     again = set(outdated(runs, force=execution.force, code=execution.rerun_stale))
     for run in again if build else ():
         check_idle(run)
-    planned = [
-        PlannedRun(point.label, point.config, estimate, run, _status(run, run in again), run in again)
-        for point, estimate, run in zip(plan.points, estimates, runs, strict=True)
-    ]
+    points = zip(plan.points, estimates, runs, strict=True)
+    planned = [_planned_run(point, estimate, run, run in again) for point, estimate, run in points]
     return PreparedSweep(plan, outputs, execution, planned)
 
 
-def _status(run: Run, restarts: bool) -> str:
-    return NEW if restarts or not run.path.exists() else str(run.status()["status"])
+def _planned_run(point: SweepPoint, estimate: RunEstimate, run: Run, restarts: bool) -> PlannedRun:
+    if restarts or not run.path.exists():
+        return PlannedRun(point.label, point.config, estimate, run, NEW, restarts)
+    status = str(run.status()["status"])
+    return PlannedRun(point.label, point.config, estimate, run, status, False, run.checkpoint_step() or 0)
 
 
 def _record_data(folder: Path, estimates: Sequence[RunEstimate], replace: bool = False) -> None:
-    """Records in a sweep's folder the data that its runs learn from. Raises DataError: other data than before."""
-    record_corpora(folder, [(each.config.data, each.corpus.meta) for each in estimates], replace)
+    """Records the data of the runs in the sweep's folder. Raises DataError if they differ from those recorded."""
+    record_corpora(folder, [(estimate.config.data, estimate.corpus.meta) for estimate in estimates], replace)
 
 
 def _check_nothing(configs: object) -> None:
-    """Does nothing, because the devices of a cluster are not known here."""
+    """Accepts all devices, because those of a cluster are unknown here."""
 
 
 def run_sweep(prepared: Prepared, view: View = SILENT) -> None:
-    """Carries it out.
+    """Executes a prepared sweep or search.
 
     Raises:
-        MoeError: the executor cannot be reached, and nothing has changed; or the disk is full.
+        MoeError: the executor cannot be reached, so that nothing has changed; or the disk is full.
     """
     execution, pool = prepared.execution, None
     if prepared.has_work():

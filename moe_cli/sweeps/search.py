@@ -1,8 +1,8 @@
-"""The feed of a search: Optuna chooses the next configuration and receives its result.
+"""Feed of a search: Optuna chooses each configuration and receives its result.
 
-A trial is a configuration. Its runs, one per seed, are ordinary run folders. The journal in the same folder holds the
-trials and their results. Every process may be killed at any time. A trial of a dead process is continued with the same
-settings. Searches that share a folder share the trials.
+A trial is a configuration. Its runs, one per seed, are ordinary run folders. A journal in the same folder holds the
+trials and their results. A process may be killed at any time; another one then continues its trials with the same
+settings. Searches in one folder share the trials.
 """
 
 import json
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial, Trial
 
-# The search stops after this many impossible draws in a row.
+# A search stops after this many impossible draws in a row.
 MAX_FAILED_DRAWS = 100
 # Keys of a trial's attributes.
 OWNER, REASON, EXCLUDED, UNPROMISING, RETRY_OF = "owner", "reason", "set_aside", "unpromising", "again"
@@ -61,7 +61,7 @@ def _distribution(key: str, domain: Domain) -> "BaseDistribution":
 
 
 def make_sampler(name: str, search_seed: int, index: int) -> "BaseSampler":
-    """Returns the sampler of one draw: the n-th is the same whether a search was interrupted before or not."""
+    """Returns the sampler of draw number `index`, which does not depend on interruptions of the search."""
     from optuna.samplers import RandomSampler, TPESampler
 
     seed = random.Random(f"{search_seed} {index}").getrandbits(32)
@@ -88,7 +88,7 @@ def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
         if "asked" not in study.user_attrs:
             study.set_user_attr("asked", json.loads(json.dumps(plan.identity)))
     check_identity(plan, study, folder)
-    where = [each.text for each in plan.where]
+    where = [condition.text for condition in plan.where]
     record_command(folder, plan.typed, plan.declared, seeds=plan.seeds, where=where, version=__version__)
     return study
 
@@ -106,7 +106,7 @@ def check_identity(plan: SearchPlan, study: "Study", folder: Path) -> None:
 
 @dataclass
 class _OpenTrial:
-    """A trial in this process's hands."""
+    """A trial that this process executes."""
 
     trial: "Trial"
     configs: list[RunConfig]
@@ -117,9 +117,9 @@ class SearchFeed:
     """Gives the runs of a search's trials; see `scheduler.RunSource`.
 
     Args:
-        at_a_time: the number of runs that are given before the first of them has ended. The sampler draws from the
-            results it has, so with 1 the trials are the same every time.
-        check: raises MoeError for a configuration that is not to be run; the trial is set aside.
+        max_open_runs: returns the number of parallel runs. The sampler draws from the results that are known, so that
+            only with 1 are the trials reproducible.
+        check: raises MoeError for a configuration that must not be run; the trial is then not counted.
     """
 
     def __init__(
@@ -127,91 +127,91 @@ class SearchFeed:
         plan: SearchPlan,
         study: "Study",
         outputs: Path,
-        at_a_time: Callable[[], int] = lambda: 1,
+        max_open_runs: Callable[[], int] = lambda: 1,
         retry_failed: bool = False,
         check: Callable[[RunConfig], None] = lambda config: None,
     ) -> None:
         self.plan = plan
         self.study = study
         self.outputs = outputs
-        self.at_a_time = at_a_time
+        self.max_open_runs = max_open_runs
         self.retry_failed = retry_failed
         self.check = check
         self.stop_reason: str | None = None
         self.labels: dict[Path, str] = {}
         self._distributions = distributions(plan)
         self._open: dict[int, _OpenTrial] = {}
-        self._wanted: deque[Run] = deque()
+        self._waiting: deque[Run] = deque()
         self._busy: deque[Run] = deque()
-        self._taken: set[Run] = set()
-        self._seen_to_end: set[Run] = set()
-        self._watched: dict[Run, PruningMonitor] = {}
-        self._impossible = 0
+        self._active: set[Run] = set()
+        self._ended: set[Run] = set()
+        self._monitors: dict[Run, PruningMonitor] = {}
+        self._failed_draws = 0
         self._owner = f"{os.getpid()}-{os.urandom(4).hex()}"
 
     @contextmanager
     def at_work(self) -> Iterator["SearchFeed"]:
-        """Marks this search as alive, so that others leave its trials alone."""
-        place = make_folder(self.outputs / self.plan.name / SEARCHERS / self._owner)
-        delete_abandoned(place.parent, "*", lambda folder: not is_locked(folder))
+        """Locks a folder of this process, so that other searches do not continue its trials."""
+        owner_folder = make_folder(self.outputs / self.plan.name / SEARCHERS / self._owner)
+        delete_abandoned(owner_folder.parent, "*", lambda folder: not is_locked(folder))
         try:
-            with lock(place), sweep_lock(self.outputs / self.plan.name):
+            with lock(owner_folder), sweep_lock(self.outputs / self.plan.name):
                 if self.retry_failed:
-                    self._ask_again()
+                    self._retry_failed_trials()
                 yield self
         finally:
             with suppress(OSError):
-                delete(place)
-                delete_empty(place.parent)
+                delete(owner_folder)
+                delete_empty(owner_folder.parent)
 
     def trials(self) -> "list[FrozenTrial]":
-        """Returns the trials that were requested and started, by this process or another."""
+        """Returns the counted trials of all processes; see `counted_trials`."""
         return counted_trials(self.study.get_trials(deepcopy=False))
 
     def best(self) -> "list[FrozenTrial]":
-        """Returns the best trial, or with several objectives the front, in order of the first; empty without results.
+        """Returns the best trial; with several objectives, the Pareto front sorted by the first objective.
 
-        Trials with the same settings count as one.
+        Trials with the same settings count as one. The list is empty without results.
         """
         completed = [trial for trial in self.trials() if trial.state.name == "COMPLETE"]
         unique = {self.plan.label(trial.params): trial for trial in reversed(completed)}
         return pareto_front(list(unique.values()), self.plan.objectives)
 
     def next_run(self) -> Run | None:
-        if len(self._taken) >= self.at_a_time():
+        if len(self._active) >= self.max_open_runs():
             return None
         run = self._next()
         if run is not None:
-            self._taken.add(run)
+            self._active.add(run)
         return run
 
     def _next(self) -> Run | None:
-        """Returns a run that was put back before a new trial, unless another process works on it."""
-        while not self._wanted:
+        """Returns a requeued run if no other process executes it, else a run of a new trial."""
+        while not self._waiting:
             for run in self._busy:
                 if not is_locked(run.path):
                     self._busy.remove(run)
                     return run
             if not self._next_trial():
                 return self._busy.popleft() if self._busy else None
-        return self._wanted.popleft()
+        return self._waiting.popleft()
 
     def requeue(self, run: Run) -> None:
-        self._taken.discard(run)
+        self._active.discard(run)
         self._busy.append(run)
 
     def ended(self, run: Run) -> None:
-        self._taken.discard(run)
-        self._seen_to_end.add(run)
-        self._watched.pop(run, None)
-        for number in [number for number, each in self._open.items() if run in each.runs]:
+        self._active.discard(run)
+        self._ended.add(run)
+        self._monitors.pop(run, None)
+        for number in [number for number, opened in self._open.items() if run in opened.runs]:
             self._settle(number)
 
     def waiting(self) -> int:
-        """Trials of other searches count: if those are gone before they are done, they are taken up here."""
+        """Counts the trials of other processes too, because this process continues them if those processes die."""
         trials = self.study.get_trials(deepcopy=False)
-        elsewhere = sum(_is_running(trial) and trial.number not in self._open for trial in trials)
-        return len(self._wanted) + len(self._busy) + elsewhere + self._to_ask(trials)
+        in_other_processes = sum(_is_running(trial) and trial.number not in self._open for trial in trials)
+        return len(self._waiting) + len(self._busy) + in_other_processes + self._num_left(trials)
 
     def to_prune(self, running: Sequence[Run]) -> list[Run]:
         if self.plan.prune is None:
@@ -219,28 +219,28 @@ class SearchFeed:
         return [run for run in running if self._is_unpromising(run)]
 
     def _is_unpromising(self, run: Run) -> bool:
-        """Returns whether a run, the first of its trial, has just been found unpromising."""
-        mine = [each for each in self._open.values() if each.runs[:1] == [run]]
+        """Returns whether the first run of a trial is now to be pruned."""
+        mine = [opened for opened in self._open.values() if opened.runs[:1] == [run]]
         if not mine:
             return False
-        if run not in self._watched:
-            self._watched[run] = PruningMonitor(run, mine[0].trial, self.plan.objectives[0])
-        found = self._watched[run].check()
+        if run not in self._monitors:
+            self._monitors[run] = PruningMonitor(run, mine[0].trial, self.plan.objectives[0])
+        found = self._monitors[run].check()
         if found is not None:
-            for each in mine:
-                each.trial.set_user_attr(UNPROMISING, f"by {self.plan.prune}: {found}")
+            for opened in mine:
+                opened.trial.set_user_attr(UNPROMISING, f"by {self.plan.prune}: {found}")
         return found is not None
 
-    def _to_ask(self, trials: "Sequence[FrozenTrial]") -> int:
+    def _num_left(self, trials: "Sequence[FrozenTrial]") -> int:
         if self.stop_reason:
             return 0
         return max(0, self.plan.trials - len(counted_trials(trials)))
 
     def _next_trial(self) -> bool:
-        """Starts a trial, or continues an orphaned one; returns False if none is available now."""
+        """Continues an orphaned trial or starts a new one; returns False if there is none."""
         with hold(self.outputs / self.plan.name / ".search.lock"):
             trials = self.study.get_trials(deepcopy=False)
-            trial = self._orphaned_trial(trials) or (self._ask(trials) if self._to_ask(trials) else None)
+            trial = self._orphaned_trial(trials) or (self._ask(trials) if self._num_left(trials) else None)
             if trial is None:
                 return False
             trial.set_user_attr(OWNER, self._owner)
@@ -253,7 +253,7 @@ class SearchFeed:
         return self.study.ask(self._distributions)
 
     def _orphaned_trial(self, trials: "Sequence[FrozenTrial]") -> "Trial | None":
-        """Returns a trial whose process has died. A trial that was killed while it was drawn is drawn again."""
+        """Returns a trial whose process has died. A trial without all its settings is ended and drawn again."""
         from optuna.trial import Trial
 
         for frozen in trials:
@@ -266,12 +266,12 @@ class SearchFeed:
             trial = Trial(self.study, frozen._trial_id)
             if set(frozen.params) == set(self._distributions):
                 return trial
-            self._set_aside(trial, ORPHANED, "the search was killed while it was drawn")
+            self._exclude(trial, ORPHANED, "the search was killed while it was drawn")
         return None
 
     def _owner_is_alive(self, owner: Any) -> bool:
-        place = self.outputs / self.plan.name / SEARCHERS / str(owner)
-        return owner == self._owner or (owner is not None and is_locked(place))
+        folder = self.outputs / self.plan.name / SEARCHERS / str(owner)
+        return owner == self._owner or (owner is not None and is_locked(folder))
 
     def _begin(self, trial: "Trial") -> None:
         try:
@@ -279,89 +279,89 @@ class SearchFeed:
             self.check(configs[0])
         except MoeError as error:
             reason = str(error).splitlines()[0]
-            self._set_aside(trial, IMPOSSIBLE, reason)
-            self._impossible += 1
-            if self._impossible >= MAX_FAILED_DRAWS:
-                self.stop_reason = f"{MAX_FAILED_DRAWS} draws in a row cannot be, the last: {reason}"
+            self._exclude(trial, IMPOSSIBLE, reason)
+            self._failed_draws += 1
+            if self._failed_draws >= MAX_FAILED_DRAWS:
+                self.stop_reason = f"{MAX_FAILED_DRAWS} draws in a row are impossible, the last: {reason}"
             return
-        self._impossible = 0
+        self._failed_draws = 0
         self._open[trial.number] = _OpenTrial(trial, configs)
-        # Only a trial that is not pruned at its first seed is repeated with the others.
-        self._want(trial.number, 1 if self.plan.prune else len(configs))
+        # With pruning, the other seeds start only if the first one is not pruned.
+        self._open_runs(trial.number, 1 if self.plan.prune else len(configs))
         self._settle(trial.number)
 
-    def _set_aside(self, trial: "Trial", why: str, reason: str) -> None:
-        """Ends a trial that is not counted."""
+    def _exclude(self, trial: "Trial", why: str, reason: str) -> None:
+        """Ends a trial that does not count."""
         trial.set_user_attr(REASON, reason)
         trial.set_user_attr(EXCLUDED, why)
         self._tell(trial.number, FAILED)
 
-    def _want(self, number: int, seeds: int) -> None:
-        """Opens the first runs of a trial; one that another trial has too is given once."""
-        each = self._open[number]
-        for config in each.configs[len(each.runs) : seeds]:
+    def _open_runs(self, number: int, seeds: int) -> None:
+        """Creates the runs of the first `seeds` seeds of a trial. A run that several trials share is given once."""
+        opened = self._open[number]
+        for config in opened.configs[len(opened.runs) : seeds]:
             run = open_or_create_run(self.outputs, self.plan.name, config)
-            label = self.plan.label(each.trial.params)
-            self.labels[run.path] = label + (f" seed={config.seed}" if len(each.configs) > 1 else "")
-            each.runs.append(run)
-            known = run in self._taken or run in self._wanted or run in self._busy
+            label = self.plan.label(opened.trial.params)
+            self.labels[run.path] = label + (f" seed={config.seed}" if len(opened.configs) > 1 else "")
+            opened.runs.append(run)
+            known = run in self._active or run in self._waiting or run in self._busy
             if self._final_status(run) is None and not known:
-                self._wanted.append(run)
+                self._waiting.append(run)
 
     def _final_status(self, run: Run) -> str | None:
-        """Returns completed, pruned or failed; None means that the run is not finished."""
+        """Returns completed, pruned or failed; None means that the run has not ended."""
         status = str(run.status()["status"])
-        if status == FAILED and run in self._busy:  # it will be tried again
+        if status == FAILED and run in self._busy:  # the run will be retried
             return None
-        if status == FAILED and self.retry_failed and run not in self._seen_to_end:
+        if status == FAILED and self.retry_failed and run not in self._ended:
             return None
         return status if status in (COMPLETED, FAILED, PRUNED) else None
 
     def _settle(self, number: int) -> None:
-        """Reports the result of a trial to Optuna, if it is known."""
-        each = self._open[number]
-        if UNPROMISING in each.trial.user_attrs:
-            self._prune(each)
-        standing = [self._final_status(run) for run in each.runs]
+        """Reports the result of a trial to Optuna if all its runs have ended, else opens the runs of further seeds."""
+        opened = self._open[number]
+        if UNPROMISING in opened.trial.user_attrs:
+            self._prune(opened)
+        statuses = [self._final_status(run) for run in opened.runs]
         for state in (FAILED, PRUNED):
-            if state in standing:
-                self._end(number, state, each.runs[standing.index(state)])
+            if state in statuses:
+                self._end(number, state, opened.runs[statuses.index(state)])
                 return
-        if None in standing:
+        if None in statuses:
             return
-        if len(each.runs) < len(each.configs):
-            self._want(number, len(each.configs))
+        if len(opened.runs) < len(opened.configs):
+            self._open_runs(number, len(opened.configs))
             self._settle(number)
             return
-        self._end(number, COMPLETED, each.runs[0])
+        self._end(number, COMPLETED, opened.runs[0])
 
-    def _prune(self, each: _OpenTrial) -> None:
-        """Says in the run's folder why it was pruned, unless it was complete before it could be stopped."""
-        reason = f"pruned {each.trial.user_attrs[UNPROMISING]}"
-        run = each.runs[0]
+    def _prune(self, opened: _OpenTrial) -> None:
+        """Records why a run was pruned, unless it was complete before it could be stopped."""
+        reason = f"pruned {opened.trial.user_attrs[UNPROMISING]}"
+        run = opened.runs[0]
         if run.summary() is None and not is_locked(run.path) and run.status().get("reason") != reason:
-            with suppress(RunBusy), lock(run.path):  # the process that holds it now is looked at later
+            with suppress(RunBusy), lock(run.path):  # another process holds it
                 Recorder(run).status(PRUNED, reason=reason)
-        if run in self._wanted:
-            self._wanted.remove(run)
+        if run in self._waiting:
+            self._waiting.remove(run)
 
     def _end(self, number: int, state: str, run: Run) -> None:
-        each = self._open.pop(number)
+        opened = self._open.pop(number)
         others = {run for other in self._open.values() for run in other.runs}
-        for mine in set(each.runs) - others:
-            for queue in (self._wanted, self._busy):
+        for mine in set(opened.runs) - others:
+            for queue in (self._waiting, self._busy):
                 if mine in queue:
                     queue.remove(mine)
         if state == COMPLETED:
-            values = [self._mean(name, each.runs) for name in self.plan.objectives]
+            values = [self._mean(name, opened.runs) for name in self.plan.objectives]
             missing = [name for name, value in zip(self.plan.objectives, values, strict=True) if value is None]
             if not missing:
                 self._tell(number, COMPLETED, [value for value in values if value is not None])
                 return
-            each.trial.set_user_attr(REASON, f"{missing[0]} has no value")
+            opened.trial.set_user_attr(REASON, f"{missing[0]} has no value")
             state = FAILED
         elif reason := run.status().get("reason"):
-            each.trial.set_user_attr(REASON, str(reason))
+            opened.trial.set_user_attr(REASON, str(reason))
         self._tell(number, state)
 
     @staticmethod
@@ -376,20 +376,20 @@ class SearchFeed:
         states = {COMPLETED: TrialState.COMPLETE, FAILED: TrialState.FAIL, PRUNED: TrialState.PRUNED}
         self.study.tell(number, values, states[state], skip_if_finished=True)
 
-    def _ask_again(self) -> None:
-        """Repeats failed trials once, with the same settings."""
+    def _retry_failed_trials(self) -> None:
+        """Queues each failed trial once more, with the same settings."""
         for trial in counted_trials(self.study.get_trials(deepcopy=False)):
             if trial.state.name == "FAIL":
                 self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
 
 
 def pareto_front(trials: "Sequence[FrozenTrial]", objectives: Sequence[str]) -> "list[FrozenTrial]":
-    """Returns the trials on the Pareto front, sorted by the first objective; with one objective the best alone."""
+    """Returns the trials on the Pareto front, sorted by the first objective; with one objective, the best trial."""
     from moe_cli.report.pareto import as_cost, on_front, tolerance
 
     sides = [BY_KEY[name].direction for name in objectives]
     points = [tuple(map(as_cost, trial.values, sides)) for trial in trials]
-    # A single objective has one best value, not all values within the tolerance of it.
+    # With one objective only the best value counts, not all values within the tolerance.
     factors = [tolerance(name) if len(objectives) > 1 else 1.0 for name in objectives]
     kept = [
         (point, trial) for point, trial, mark in zip(points, trials, on_front(points, factors), strict=True) if mark
@@ -398,12 +398,12 @@ def pareto_front(trials: "Sequence[FrozenTrial]", objectives: Sequence[str]) -> 
 
 
 def counted_trials(trials: "Sequence[FrozenTrial]") -> "list[FrozenTrial]":
-    """Returns the trials that were requested and started, without impossible ones and those that were retried."""
-    again = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+    """Returns the started trials, without impossible ones and those that were retried."""
+    retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
     return [
         trial
         for trial in trials
-        if EXCLUDED not in trial.user_attrs and trial.state.name != "WAITING" and trial.number not in again
+        if EXCLUDED not in trial.user_attrs and trial.state.name != "WAITING" and trial.number not in retried
     ]
 
 

@@ -1,4 +1,4 @@
-"""Estimates a search before it starts: random draws, composed and priced."""
+"""Estimates the cost of a search from random draws before it starts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class SearchEstimate:
     """The estimate of a search.
 
     Attributes:
-        estimates: estimates of some possible draws, at the first seed.
-        seconds: the expected time of a run, averaged over them.
-        evaluations: the least number of evaluations of a complete run.
+        estimates: the estimates of some possible draws, with the first seed.
+        seconds: the expected time of a run, averaged over these draws.
+        evaluations: the smallest number of evaluations of a run.
         possible: the fraction of the draws that are possible.
-        notes: settings that have no effect in some of them.
+        notes: settings that have no effect in some draws.
     """
 
     estimates: tuple[RunEstimate, ...]
@@ -37,13 +37,13 @@ class SearchEstimate:
 
 
 def estimate_search(plan: SearchPlan, outputs: Path, checks_memory: bool = False) -> SearchEstimate:
-    """Draws NUM_SAMPLES configurations, or up to MAX_FAILED_DRAWS until one is possible, and estimates their cost.
+    """Draws NUM_SAMPLES configurations, or more until one is possible, and estimates their cost.
 
     Args:
-        checks_memory: count draws that need far more memory than is available as impossible.
+        checks_memory: whether draws that need far more memory than this machine has are impossible.
 
     Raises:
-        ConfigError: no draw is possible, or a run has too few evaluations for pruning.
+        ConfigError: no draw is possible, or a run has no evaluations for pruning.
         MoeError: the data cannot be used, or Optuna is not installed.
     """
     optuna = import_optuna()
@@ -73,19 +73,19 @@ def estimate_search(plan: SearchPlan, outputs: Path, checks_memory: bool = False
         reasons += refused
         if not estimates:
             raise ConfigError(refused[0])
-    if "val_bpb" in plan.objectives and any(_bytes_unknown(each) for each in estimates):
+    if "val_bpb" in plan.objectives and any(map(_bytes_unknown, estimates)):
         raise ConfigError("the bytes of these tokens are unknown, so there is no val_bpb. Add: --objective val_loss")
     return SearchEstimate(
         tuple(estimates),
-        sum(each.seconds for each in estimates) / len(estimates),
-        min(count_evaluations(each.config, each.steps) for each in estimates) if plan.prune else 0,
+        sum(estimate.seconds for estimate in estimates) / len(estimates),
+        min(count_evaluations(estimate.config, estimate.steps) for estimate in estimates) if plan.prune else 0,
         len(estimates) / (len(estimates) + len(reasons)),
         (*plan.composer.notes, *notes),
     )
 
 
 def _split_by_memory(estimates: Sequence[RunEstimate]) -> tuple[list[RunEstimate], list[str]]:
-    """Returns the estimates that fit into this machine's memory, and the reasons why the others are refused."""
+    """Returns the estimates that this machine has the memory for, and why the others are refused."""
     kept, refused = [], []
     for estimate in estimates:
         try:
@@ -96,5 +96,5 @@ def _split_by_memory(estimates: Sequence[RunEstimate]) -> tuple[list[RunEstimate
     return kept, refused
 
 
-def _bytes_unknown(plan: RunEstimate) -> bool:
-    return plan.corpus.meta["num_bytes"] is None or not plan.corpus.meta.get("lossless", True)
+def _bytes_unknown(estimate: RunEstimate) -> bool:
+    return estimate.corpus.meta["num_bytes"] is None or not estimate.corpus.meta.get("lossless", True)

@@ -1,4 +1,4 @@
-"""The plan of a search: the space of its settings, the fixed ones, its objectives. Knows no Optuna."""
+"""Plans a search: its search space, fixed settings and objectives. Does not import Optuna."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,14 +36,14 @@ from moe_cli.sweeps.plan import (
 
 AD_HOC_SEARCH = "search"
 DEFAULT_TRIALS = 20
-# Results with a better side, and those of sparse models among them.
+# Metrics with a better direction.
 OBJECTIVES = tuple(key for key in keys_of(SIZE, LOSS, SPEED, ROUTING) if BY_KEY[key].direction)
 DIGITS = 4
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Search options of the command line; None means the value of the sweep file, else the default."""
+    """Search options of the command line; None means the sweep file's value, else the default."""
 
     sampler: str | None = None
     trials: int | None = None
@@ -51,8 +51,8 @@ class SearchOptions:
     prune: str | None = None
     seed: int | None = None
 
-    def given(self) -> str | None:
-        """Returns the first option that only a search has, as it was typed."""
+    def first_option(self) -> str | None:
+        """Returns the first given option that only a search has, as it was typed."""
         for name, value in (
             ("trials", self.trials),
             ("objective", self.objective),
@@ -66,17 +66,17 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """The settings of a search.
+    """A planned search.
 
     Attributes:
         name: the folder under outputs/.
         space: the domain of each setting that varies.
         fixed: the other settings.
-        seeds: the seeds of every configuration; a trial's result is the mean over them.
-        trials: the number of configurations to try, including those of earlier calls.
-        objectives: keys of metrics, see OBJECTIVES.
+        seeds: the seeds of each configuration; the result of a trial is the mean over them.
+        trials: the number of trials, including those of earlier commands.
+        objectives: keys of the metrics in OBJECTIVES.
         typed: the words of the command.
-        declared: the question and the baseline, if the command declares them.
+        declared: the question and the baseline that the command declares.
     """
 
     name: str
@@ -103,7 +103,7 @@ class SearchPlan:
             "settings": fixed,
             "objectives": list(self.objectives),
             "seeds": list(self.seeds),
-            "where": [each.text for each in self.where],
+            "where": [condition.text for condition in self.where],
         }
 
     @property
@@ -118,20 +118,20 @@ class SearchPlan:
         return size
 
     def words(self, drawn: Mapping[str, Any]) -> list[str]:
-        """Returns the settings of a trial as `moe train` takes them."""
+        """Returns the settings of a trial as overrides of `moe train`."""
         return [f"{key}={show(value)}" for key, value in (*self.fixed.items(), *self.settings(drawn).items())]
 
     def label(self, drawn: Mapping[str, Any]) -> str:
         return " ".join(f"{key}={show(value)}" for key, value in self.settings(drawn).items())
 
     def settings(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the drawn settings in the order of the space, with fractions rounded to four digits."""
+        """Returns the drawn settings in the order of the space; fractions are rounded to four digits."""
         return {key: _rounded(domain, drawn[key]) for key, domain in self.space.items() if key in drawn}
 
     def resolved(self, drawn: Mapping[str, Any]) -> list[Resolved]:
-        """Returns a configuration per seed.
+        """Returns the configuration of a trial for each seed.
 
-        Raises ConfigError when it cannot be, or a condition does not hold of it.
+        Raises ConfigError if it is impossible or does not meet a condition.
         """
         values, found = {**self.fixed, **self.settings(drawn)}, []
         for seed in self.seeds:
@@ -142,14 +142,14 @@ class SearchPlan:
         return found
 
     def configs(self, drawn: Mapping[str, Any]) -> list[RunConfig]:
-        """Returns the configurations of `resolved`."""
+        """Returns the configurations of a trial; see `resolved`."""
         return [resolved.config for resolved in self.resolved(drawn)]
 
 
 def plan_if_search(
     words: Sequence[str], options: SearchOptions, config_dir: Path | None = None, **given: Any
 ) -> SearchPlan | None:
-    """Returns `plan_search` if --sampler or the file that the first word names requests a search, else None.
+    """Returns the planned search if --sampler or the sweep file requests one, else None.
 
     Raises:
         ConfigError: a word or an option is wrong, or a search option is given without a search.
@@ -157,7 +157,7 @@ def plan_if_search(
     composer = Composer(config_dir)
     if options.sampler is not None or (is_named(words) and load_sweep_file(composer, words[0]).search is not None):
         return plan_search(words, options, composer=composer, **given)
-    if typed := options.given():
+    if typed := options.first_option():
         raise ConfigError(f"{typed} is for a search. Add: --sampler tpe")
     return None
 
@@ -165,13 +165,13 @@ def plan_if_search(
 def plan_words(
     words: Sequence[str], options: SearchOptions, *, baseline: str | None = None, **given: Any
 ) -> SweepPlan | SearchPlan:
-    """Returns the search or the sweep that the words ask for.
+    """Returns the planned search or sweep of the words.
 
     Args:
         given: seeds, name, where and config_dir, as `plan_sweep` takes them.
 
     Raises:
-        ConfigError: a word is wrong, no point can be run, or a search is given a baseline.
+        ConfigError: a word is wrong, no point can be run, or a search has a baseline.
     """
     search = plan_if_search(words, options, **given)
     if search is None:
@@ -181,10 +181,11 @@ def plan_words(
 
 
 def check_no_baseline(baseline: str | None) -> None:
-    """Raises ConfigError: a search draws its points, so it cannot run a baseline with each."""
+    """Raises ConfigError for a baseline, because a search draws its points."""
     if baseline is not None:
         raise ConfigError(
-            f"--baseline {baseline} is for sweeps; a search draws its points. Give it to the report: moe report --baseline"
+            f"--baseline {baseline} is for sweeps; a search draws its points. "
+            "Give it to the report: moe report --baseline"
         )
 
 
@@ -197,10 +198,10 @@ def plan_search(
     where: Sequence[str] = (),
     composer: Composer,
 ) -> SearchPlan:
-    """Returns the search of `moe sweep WORDS --sampler ...`: settings with one value are fixed, the others are drawn.
+    """Plans the search of `moe sweep WORDS --sampler ...`. It draws the settings that have several values.
 
     Raises:
-        ConfigError: a word or an option is wrong, or nothing is left to draw.
+        ConfigError: a word or an option is wrong, or no setting has several values.
     """
     axes = {axis.key: axis for axis in parse_overrides(words[1:] if is_named(words) else words)}
     sweep = source_of(composer, words, axes.pop("preset", None))
@@ -215,7 +216,8 @@ def plan_search(
     if not space:
         composer.point({key: domain[0] for key, domain in domains.items()})  # type: ignore[index]
         raise ConfigError(
-            "nothing to search: every setting has one value. Give an interval or several: optim.lr='interval(0.001,0.1)'"
+            "nothing to search: every setting has one value. "
+            "Give an interval or several values: optim.lr='interval(0.001,0.1)'"
         )
     for condition in sweep.blocks[0].where:
         check_condition(condition)
@@ -244,7 +246,7 @@ def plan_search(
 def _check_values(composer: Composer, domains: Mapping[str, Domain]) -> None:
     """Raises BadValue for a value that is invalid in every configuration.
 
-    Impossible combinations are found at the draw.
+    Impossible combinations are found when they are drawn.
     """
     first = {key: domain.high if isinstance(domain, Interval) else domain[0] for key, domain in domains.items()}
     for key, domain in domains.items():
@@ -266,10 +268,10 @@ def _search_seed(given: int | None) -> int:
 
 
 def _domains(composer: Composer, sweep: SweepFile, block: SearchBlock, axes: Any) -> dict[str, Domain]:
-    """Returns the domain of each setting: the file's, then its part `search`, then the command line's."""
+    """Returns the domain of each setting, from the command line, else the file's part `search`, else the file."""
     if len(sweep.blocks) > 1 or any(len(dimension.keys) > 1 for dimension in sweep.blocks[0].dimensions):
         raise ConfigError(
-            f"the sweep {sweep.name} names whole configurations (zip, points or union), and a search draws single "
+            f"the sweep {sweep.name} lists whole configurations (zip, points or union), and a search draws single "
             "settings. Run it without --sampler."
         )
     domains: dict[str, Domain] = {}
@@ -300,24 +302,26 @@ def _check_interval(key: str, interval: Interval) -> None:
     if not kinds and key not in known:
         raise ConfigError(unknown_setting(key, known))
     if not kinds & {int, float}:
-        raise ConfigError(f"{key}={interval} is an interval of numbers, and {key} takes none. Write: {key}=A,B")
+        raise ConfigError(f"{key}={interval} is an interval of numbers, and {key} is no number. Write: {key}=A,B")
     if is_whole(key) and any(bound != int(bound) for bound in (interval.low, interval.high, interval.step or 1)):
-        raise ConfigError(f"{key}={interval}: {key} takes whole numbers, and so do the bounds of its interval.")
+        raise ConfigError(
+            f"{key}={interval}: {key} is a whole number, so the bounds of its interval must be whole numbers."
+        )
 
 
 def is_whole(key: str) -> bool:
-    """Returns whether a setting takes integers only."""
+    """Returns whether a setting must be a whole number."""
     return float not in _kinds(key)
 
 
 def _kinds(key: str) -> set[type]:
-    """Returns the types of a setting. balance.switch.weight, with several methods, has the types of balance.weight."""
+    """Returns the types of a setting; balance.switch.weight has the types of balance.weight."""
     group, _, name = key.partition(".")
     return kinds_of(RunConfig, key) or kinds_of(RunConfig, f"{group}.{name.rpartition('.')[2]}")
 
 
 def num_values(key: str, domain: Domain) -> int | None:
-    """Returns the number of values that a setting can be drawn from; None means infinite."""
+    """Returns the number of values in a domain; None means infinite."""
     if not isinstance(domain, Interval):
         return len(domain)
     step = domain.step or (1 if is_whole(key) else None)
@@ -337,15 +341,17 @@ def parse_objectives(text: str) -> tuple[str, ...]:
 
 
 def check_has_value(objectives: Sequence[str], config: RunConfig) -> None:
-    """Raises ConfigError for a result that a run of this configuration will not have."""
+    """Raises ConfigError for an objective without a value in this configuration."""
     for name in objectives:
         if config.dense and BY_KEY[name].kind == ROUTING:
             raise ConfigError(
-                f"--objective {name}: a dense model (expert=1) has none, and the search draws it. Leave out expert=1."
+                f"--objective {name}: a dense model has no such value, and the search draws expert=1. "
+                "Leave out expert=1."
             )
         if config.capacity is None and name == "capacity_val_loss":
             raise ConfigError(
-                f"--objective {name}: without a capacity there is none, and the search draws that. Give one: capacity=1.25"
+                f"--objective {name}: a dropless model has no such value, and the search draws one. "
+                "Give a capacity: capacity=1.25"
             )
 
 
@@ -354,11 +360,13 @@ def _check_prune(prune: str | None, objectives: tuple[str, ...]) -> None:
         return
     if len(objectives) > 1:
         raise ConfigError(
-            f"--prune {prune} compares runs by one result, not by {' and '.join(objectives)}. Leave out --prune, or give one."
+            f"--prune {prune} compares runs by one metric, not by {' and '.join(objectives)}. "
+            "Leave out --prune, or give one metric."
         )
     if objectives[0] not in ESTIMATES:
         raise ConfigError(
-            f"--prune {prune}: {objectives[0]} is known at the end of a run only. What can be pruned by: {', '.join(ESTIMATES)}."
+            f"--prune {prune}: {objectives[0]} is known only at the end of a run. "
+            f"Prune by one of: {', '.join(ESTIMATES)}."
         )
 
 
@@ -369,5 +377,5 @@ def _rounded(domain: Domain, value: Any) -> Any:
 
 
 def format_domain(domain: Domain) -> str:
-    """Returns the domain as it may be typed."""
+    """Returns the domain as an override."""
     return str(domain) if isinstance(domain, Interval) else ",".join(map(show, domain))

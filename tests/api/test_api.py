@@ -59,8 +59,8 @@ def test_a_killed_process_is_explained_with_the_log_that_there_is(run: Run, logg
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"words": "expert=1,2 k=1"}, "words='expert=1,2 k=1' is one text. Give a list: words=['expert=1,2', 'k=1']"),
-        ({"words": ["expert=1,2"], "where": "k == 1"}, "where='k == 1' is one text. Give a list: "),
+        ({"words": "expert=1,2 k=1"}, "words='expert=1,2 k=1' is a string. Give a list: words=['expert=1,2', 'k=1']"),
+        ({"words": ["expert=1,2"], "where": "k == 1"}, "where='k == 1' is a string. Give a list: "),
         ({"words": ["expert=1,2"], "jobs": 0}, "jobs=0 must be between 1 and "),
         ({"words": ["expert=1,2"], "retries": -1}, "retries=-1 must be between 0 and "),
         ({"words": ["expert=1,2"], "timeout": 0}, "timeout=0 must be greater than 0."),
@@ -79,7 +79,7 @@ def test_a_text_is_no_list_of_settings(tmp_path: Path) -> None:
     """One word without its list is read as what it is, not letter by letter."""
     with pytest.raises(ConfigError) as error:
         train("expert=2", outputs=tmp_path)
-    assert "overrides='expert=2' is one text. Give a list: overrides=['expert=2']" == str(error.value)
+    assert "overrides='expert=2' is a string. Give a list: overrides=['expert=2']" == str(error.value)
 
 
 def test_explain_is_that_of_the_command(finished: Run) -> None:

@@ -374,7 +374,7 @@ def test_ctrl_c_on_a_terminal_saves_and_says_how_to_go_on(moe: Moe, settings: li
     panel = [line for line in re.split(r"[\r\n]+", text) if line.startswith(("step", "  train", "  load"))]
     assert panel
     assert max(map(len, panel)) <= 80
-    ending = f"stopped; {run.kept()}. Go on with: moe train --resume {run.id}"
+    ending = f"stopped; {run.kept()}. Continue it: moe train --resume {run.id}"
     assert " ".join(text.split()).endswith(ending)
     assert run.status()["status"] == "interrupted"
     result = moe("train", "--resume", run.id)
@@ -382,7 +382,7 @@ def test_ctrl_c_on_a_terminal_saves_and_says_how_to_go_on(moe: Moe, settings: li
     assert run.status()["status"] == "completed"
     again = moe("train", "--resume", run.id).stderr
     assert again.startswith(f"error: {run.id} is complete")
-    assert "A longer training is a run of its own, from the start: moe train train.steps=..." in again
+    assert "A longer training is a new run: moe train train.steps=..." in again
 
 
 def test_a_dense_run_becomes_experts(moe: Moe, settings: list[str], tmp_path: Path) -> None:

@@ -113,6 +113,17 @@ def test_bash_gets_what_follows_its_word_breaks(folder: Path) -> None:
     assert "expert=" in bash_lines("moe train  ", " =:")
 
 
+def test_hostile_names_are_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file whose name moves the cursor is no completion."""
+    (folder / "notes\x1b[2J.txt").write_text("text")
+    for shell in shell_completion.SHELLS:
+        typed = ["moe train data.path=not"] if shell == "bash" else ["train", "data.path=not"]
+        shell_completion.print_completions(shell, typed)
+        printed = capsys.readouterr().out
+        assert "notes.txt" in printed
+        assert "\x1b" not in printed
+
+
 def test_a_tab_is_quick_and_light(folder: Path) -> None:
     """A completion takes at most 150 ms of CPU, and imports neither Typer, Hydra, torch nor yaml."""
     code = (

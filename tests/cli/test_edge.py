@@ -228,7 +228,7 @@ def test_two_signals_after_the_plan_end_with_the_way_on(
     monkeypatch.setattr("moe_cli.cli.views.print_head", send)
     result = moe(*words, *settings)
     assert 130 == result.exit_code
-    assert re.search(r"Go on with: moe train --resume gpt|The same command continues", result.stdout.splitlines()[-1])
+    assert re.search(r"Continue it: moe train --resume gpt|The same command continues", result.stdout.splitlines()[-1])
     assert before == signal.getsignal(signal.SIGTERM)
 
 
@@ -238,5 +238,5 @@ def test_outputs_in_a_file_are_refused(words: str, path: str, tmp_path: Path, mo
     """The message says what is wrong and what to do, for every command."""
     (tmp_path / "afile").write_text("text")
     result = moe(*words.split(), "--outputs", str(tmp_path / path))
-    expected = f"error: {tmp_path / 'afile'} is not a folder, and runs are kept in one. Choose another: --outputs DIR\n"
+    expected = f"error: {tmp_path / 'afile'} is not a folder. Choose a folder for the runs: --outputs DIR\n"
     assert (2, expected) == (result.exit_code, result.stderr)

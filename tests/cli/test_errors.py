@@ -34,14 +34,14 @@ WRONG = {
     "train train.steps=0": "error: train.steps=0 is too small: the least is 1.",
     "train train.steps=5 train.minutes=1": "error: train.steps=5 and train.minutes=1.0 are 2 budgets: give one, and null to the others.",
     "train data=text": "error: data=text needs a file or folder. Add: data.path=FILE_OR_FOLDER",
-    "train train.device=cuda": "error: train.device=cuda: torch sees no GPU here. Use train.device=cpu",
+    "train train.device=cuda": "error: train.device=cuda: torch sees no GPU. Use train.device=cpu",
     "train --resume latest": "error: no runs in OUTPUTS. Make one: moe train",
     "eval gpt": "error: no runs in OUTPUTS. Make one: moe train",
     "sample latest": "error: no runs in OUTPUTS. Make one: moe train",
     "sample latest --temperature inf": "error: --temperature inf is not a number. Use 0 to 2.",
     "sample latest --prompt \udcff": "error: --prompt is not UTF-8 text.",
     "train --resume latest expert=8": "error: --resume takes expert from the run itself: leave it out.\nWhat may change is how it is carried out: launch.num_processes and its like, train.threads, train.device, log.",
-    "train --resume latest --config-dir .": "error: --resume takes the settings from the run itself. Leave --config-dir out.",
+    "train --resume latest --config-dir .": "error: --resume takes the settings from the run. Leave out --config-dir.",
     "config --groups expert=8": "error: --groups lists every choice. Leave settings and --diff out.",
     "sample latest --prompt=": "error: --prompt is empty: give at least one character.",
     "report": "error: no runs in OUTPUTS. Make one: moe train",
@@ -53,7 +53,7 @@ WRONG = {
     + ". "
     "Or give values: moe sweep k=1,2",
     "sweep seed=1,2 --seeds 2": "error: seed=1,2 and --seeds 2 both choose seeds: give one.",
-    "sweep k=1,2 --timeout 5": "error: --timeout 5 is not a time. Give a number with a unit: 30s, 10m, 2h or 1h30m.",
+    "sweep k=1,2 --timeout 5": "error: --timeout 5 is not a duration. Give a number with a unit: 30s, 10m, 2h or 1h30m.",
     "sweep k=1,2 --force --retry-failed": "error: --force starts every run again: --retry-failed has no effect. "
     "Leave it out.",
     "sweep k=1,2 --force --rerun-stale": "error: --force starts every run again: --rerun-stale has no effect. "

@@ -216,9 +216,9 @@ def test_a_sweep_counts_what_was_done_before(tmp_path: Path) -> None:
     set_status(runs[1], FAILED, reason="x")
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
     with SweepDisplay(console, labelled(plan, runs), []) as display:
-        before = display._standing(Progress())
+        before = display._sweep_progress(Progress())
     with SweepDisplay(console, labelled(plan, runs), [runs[1]]) as display:
-        again = display._standing(Progress(1))
+        again = display._sweep_progress(Progress(1))
     assert (len(before.done), len(before.failed), before.waiting) == (1, 1, 0)
     assert (len(again.done), len(again.failed), again.waiting) == (1, 0, 1)
 
@@ -295,7 +295,7 @@ def test_watching_ends_when_no_run_is_at_work(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=80)
     assert watch_sweep(console, run.path.parent, Story()) == 3
     assert isinstance(console.file, io.StringIO)
-    assert "1 to go and not running: the same sweep command continues" in console.file.getvalue()
+    assert "1 not running: the same sweep command continues" in console.file.getvalue()
 
 
 def test_watching_a_run(tmp_path: Path) -> None:

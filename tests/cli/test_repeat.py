@@ -26,7 +26,7 @@ def test_a_complete_run_is_not_trained_again(moe: Moe, settings: list[str], tmp_
     run = only_run(tmp_path / "outputs")
     before = (run.path / "summary.json").stat().st_mtime_ns
     again = moe("train", *settings)
-    assert (0, f"note: {run.id} is complete, and is not trained again. To do that: --force. Another seed: seed=1") == (
+    assert (0, f"note: {run.id} is already complete. To train it again: --force. Another seed: seed=1") == (
         again.exit_code,
         again.stderr.splitlines()[0],
     )
@@ -69,7 +69,7 @@ def test_a_stopped_run_goes_on(command: str, moe: Moe, settings: list[str], tmp_
         train(settings, outputs=outputs)
     else:
         result = moe("train", *settings)
-        assert f"note: {run.id} was stopped and goes on after step 3, as with --resume." in result.stderr
+        assert f"note: {run.id} continues after step 3." in result.stderr
     assert (2, "completed") == (run.status()["starts"], only_run(outputs).status()["status"])
 
 

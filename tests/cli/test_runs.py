@@ -41,12 +41,22 @@ def test_runs_alone_prints_its_help(moe: Moe) -> None:
 def test_ls_has_a_line_a_run(moe: Moe, outputs: Path) -> None:
     """Newest last, piped with all columns."""
     header, *lines = moe("runs", "ls").stdout.splitlines()
-    assert header.split()[:5] == ["run", "sweep", "status", "done", "bits/byte"]
+    assert header.split()[:6] == ["run", "sweep", "status", "expert", "done", "bits/byte"]
     assert [line.split()[:3] for line in lines] == [
         [run.id, run.sweep, run.status()["status"]] for run in list_runs_by_age(outputs)
     ]
-    assert lines[0].split()[3:7] == ["100", "%", "1.750", "2h"]
+    assert lines[0].split()[3:8] == ["8", "100", "%", "1.750", "2h"]
     assert lines[1].endswith("out of memory.")
+
+
+def test_ls_shows_the_settings_in_which_runs_differ(moe: Moe, tmp_path: Path) -> None:
+    """A column for each of them, at any width, with - where a setting has no effect; no column without a difference."""
+    for router in ("switch", "sigmoid"):
+        complete(tmp_path / "outputs", 1.75, "routers", expert=8, k=1, router=router)
+    complete(tmp_path / "outputs", 1.75, "routers", expert=1)
+    header, *lines = moe("runs", "ls", "routers").stdout.splitlines()
+    assert header.split()[3:6] == ["expert", "router", "done"]
+    assert [line.split()[3:5] for line in lines] == [["8", "switch"], ["8", "sigmoid"], ["1", "-"]]
 
 
 def test_ls_chooses(moe: Moe, outputs: Path) -> None:
@@ -139,7 +149,7 @@ def test_gc_says_and_frees_only_on_request(moe: Moe, outputs: Path) -> None:
     assert freed[1]["bytes"] == 5_000
     assert [path.name for path in done.checkpoints()] == ["step_00000020"]
     assert moe("runs", "restore").stdout == "the trash is empty.\n"
-    assert moe("runs", "clean").stdout == "nothing can be freed.\n"
+    assert moe("runs", "clean").stdout == "nothing can be deleted.\n"
 
 
 def test_ages() -> None:
@@ -253,7 +263,7 @@ def test_watch_of_what_has_ended(moe: Moe, outputs: Path) -> None:
     done, failed, stopped_run = list_runs_by_age(outputs)
     codes = [moe("runs", "watch", run.id).exit_code for run in (done, failed, stopped_run)]
     assert codes == [0, 1, 1]
-    assert "not running. Go on with: moe train --resume" in moe("runs", "watch", stopped_run.id).stdout
+    assert "not running. Continue it: moe train --resume" in moe("runs", "watch", stopped_run.id).stdout
 
 
 def test_watch_of_a_complete_sweep(moe: Moe, tmp_path: Path) -> None:

@@ -26,16 +26,16 @@ def test_a_dry_run_says_what_would_be_searched(moe: Moe, settings: list[str], tm
         "k=1,2",
         "size       4 configurations",
         "val_bpb (lower is better)",
-        "asha, looking at 5 evaluations of a run",
+        "asha, with 5 evaluations per run",
         "at most about",
-        "without --sampler each is run once",
+        "without --sampler, each runs once",
         "train.steps=6",
     ):
         assert part in text
     assert not (tmp_path / "outputs" / "search").exists()
     several = moe(*words, "--objective", "val_loss,tokens_per_second", LR).output
     assert "val_loss (lower is better), tokens_per_second (higher is better)" in several
-    assert "size       endless" in several
+    assert "size       infinite" in several
 
 
 def test_the_end_says_what_was_found(moe: Moe, settings: list[str], tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ WRONG = [
         "--prune ashha is not one of: asha, hyperband, median. Did you mean 'asha'?",
     ),
     ([LR, "--sampler", "tpe", "--prune", "asha", "--objective", "val_bpb,params"], "not by val_bpb and params"),
-    ([LR, "--sampler", "tpe", "--prune", "asha", "--objective", "params"], "params is known at the end of a run only"),
+    ([LR, "--sampler", "tpe", "--prune", "asha", "--objective", "params"], "params is known only at the end of a run"),
     (
         [LR, "--sampler", "tpe", "--prune", "asha", "train.eval_every=6"],
         "with train.eval_every=6 of 6 steps there are none.",
@@ -87,16 +87,16 @@ WRONG = [
     (["exprt=2", "--sampler", "tpe"], "no setting 'exprt'. Did you mean 'expert'?"),
     (["optim.lrr=interval(0.1,1)", "--sampler", "tpe"], "no setting 'optim.lrr'. Did you mean 'optim.lr'?"),
     (["optim.lrr=0.1,1", "--sampler", "tpe"], "no setting 'optim.lrr'. Did you mean 'optim.lr'?"),
-    (["router=interval(1,2)", "--sampler", "tpe"], "router takes none. Write: router=A,B"),
-    (["data.tokenizer=interval(1,2)", "--sampler", "tpe"], "data.tokenizer takes none"),
-    (["expert=interval(1.5,8)", "--sampler", "tpe"], "expert takes whole numbers"),
+    (["router=interval(1,2)", "--sampler", "tpe"], "router is no number. Write: router=A,B"),
+    (["data.tokenizer=interval(1,2)", "--sampler", "tpe"], "data.tokenizer is no number"),
+    (["expert=interval(1.5,8)", "--sampler", "tpe"], "expert is a whole number"),
     (["seed=interval(1,8)", "--sampler", "tpe"], "Give: --seeds 3"),
     (["optim.lr=interval(0.1,0.01)", "--sampler", "tpe"], "low below high"),
     (["optim.lr=tag(log,interval(0,1))", "--sampler", "tpe"], "above 0 with tag(log"),
     (["expert=2,4", "k=8,9", "--sampler", "tpe"], "none of 100 draws can be run."),
     (["k=1,2", "--sampler", "tpe", "--where", "kk > 1"], "no setting 'kk'"),
     (["k=1,2", "--sampler", "tpe", "--where", "seed > 1"], "every configuration has all seeds"),
-    (["isoflop", "--sampler", "tpe"], "names whole configurations"),
+    (["isoflop", "--sampler", "tpe"], "lists whole configurations"),
     ([LR, "--sampler", "tpe", "--name", "../x"], "must be a plain folder name"),
     (["k=1,2", "preset=laptop", "--sampler", "tpe"], "Name one first"),
 ]

@@ -85,8 +85,8 @@ def test_failed_points_are_run_again_on_request(moe: Moe, settings: list[str], p
     result = moe(*GRID, *settings)
     assert 3 == result.exit_code
     assert "1 of 3 runs complete" in result.stdout
-    assert "1 failed, the first because: it was to be failed" in result.stdout
-    assert "1 not done; the same command continues." in result.stdout
+    assert "1 failed. Reason of the first: it was to be failed" in result.stdout
+    assert "1 not complete; the same command continues." in result.stdout
     pretended.fates = {}
     assert 3 == moe(*GRID, *settings).exit_code
     assert [1] == [run.config().seed for run in pretended.seen]
@@ -110,11 +110,9 @@ def test_force_begins_again(moe: Moe, settings: list[str], pretended: Pretended,
     """--force moves what there is to the trash and runs every point; with --dry-run it only says how many."""
     moe(*GRID, *settings)
     said = moe(*GRID, *settings, "--force", "--dry-run").stdout
-    assert all(
-        part in said for part in ("0 done before, 3 to go", "3 from the start; what there was goes to the trash")
-    )
+    assert all(part in said for part in ("0 done before, 3 to go", "3 from the start; the old folders go to the trash"))
     assert not (tmp_path / "outputs" / ".trash").exists()
-    assert "3 from the start; what there was goes to the trash" in moe(*GRID, *settings, "--force").stdout
+    assert "3 from the start; the old folders go to the trash" in moe(*GRID, *settings, "--force").stdout
     assert 3 == len(pretended.seen)
     assert 3 == len(list((tmp_path / "outputs" / ".trash").glob("*/summary.json")))
     assert 3 == len(list_runs_by_age(tmp_path / "outputs"))

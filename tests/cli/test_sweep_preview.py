@@ -61,6 +61,18 @@ def test_head(prepared: PreparedSweep) -> None:
     assert again[0].endswith("1 done before, 5 to go")
 
 
+def test_runs_with_a_checkpoint_are_counted_and_shorten_the_time(prepared: PreparedSweep) -> None:
+    """Two of four pending runs have done half of their steps: three quarters of the time are left."""
+    halfway = {run.run: run.estimate.steps // 2 for run in prepared.pending[:2] if run.estimate.steps}
+    runs = [
+        replace(run, checkpoint_step=halfway.get(run.run, 0), estimate=replace(run.estimate, seconds=80.0))
+        for run in prepared.runs
+    ]
+    lines = [line for _, line in summary_lines(replace(prepared, runs=runs))]
+    assert "1 done before, 4 to go (2 from a checkpoint), 1 failed before" in lines[0]
+    assert lines[-1].startswith("about 2m 0s on 2 workers")
+
+
 def test_what_was_pruned_is_counted(prepared: PreparedSweep) -> None:
     """It is neither done nor to go."""
     runs = [replace(prepared.runs[0], status="pruned"), *prepared.runs[1:]]

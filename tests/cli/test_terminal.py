@@ -18,7 +18,7 @@ from rich.text import Text
 from moe_cli.cli import terminal
 from moe_cli.cli.app import app
 from moe_cli.cli.console import Terminal, print_lines, text_width
-from moe_cli.cli.terminal import echo, echo_data, is_screen, shown
+from moe_cli.cli.terminal import echo, echo_data, is_screen, screen_lines, shown
 from tests.report.folders import complete
 from tests.runner import CliRunner
 
@@ -47,11 +47,11 @@ def hostile(tmp_path: Path) -> Path:
 
 def test_one_place_prints() -> None:
     """Commands print through `echo` and `Terminal`; what lies below them prints a line that is made harmless, or nothing."""
-    own = {PACKAGE / "cli" / name for name in ("terminal.py", "console.py")}
+    own = {PACKAGE / "cli" / name for name in ("terminal.py", "console.py", "shell_completion.py")}
     found = [
         f"{path.relative_to(PACKAGE)}: {line.strip()}"
         for path in PACKAGE.rglob("*.py")
-        if path not in (*own, PACKAGE / "formatting.py")
+        if path not in (*own, PACKAGE / "formatting.py", PACKAGE / "report/render/notebook.py")
         for line in path.read_text(encoding="utf-8").splitlines()
         if re.search(
             r"typer\.s?echo\(|(?<![\w\"])Console\(|(?<!def )(?<![\w.])print\(|stdout\.write\((?!line\))",
@@ -251,3 +251,12 @@ def test_a_training_without_a_reader_is_interrupted(monkeypatch: pytest.MonkeyPa
         with pytest.raises(SystemExit) as end:
             console.print("a line")
         assert unread == end.value.code
+
+
+def test_a_screen_breaks_a_line_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A note longer than the screen is broken at a space, and further lines are indented; a pipe gets it whole."""
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setenv("TERM", "xterm")
+    note = "note: results differ in the last digit/s of a --long-option"
+    assert [note] == screen_lines(note, io.StringIO())
+    assert ["note: results differ in the", "  last digit/s of a", "  --long-option"] == screen_lines(note, Screen())

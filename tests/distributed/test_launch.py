@@ -194,7 +194,7 @@ def test_a_run_of_several_processes_is_launched(
     monkeypatch.setattr("moe_cli.execution.run.launch", lose)
     with pytest.raises(
         LostProcess,
-        match=rf"no checkpoint was written yet: it will start again.\nGo on with: moe train --resume {run.id}",
+        match=rf"no checkpoint was written yet: it will start again.\nContinue it: moe train --resume {run.id}",
     ):
         run_one(run, tmp_path)
     assert 1 == main(str(run.path), str(tmp_path))
@@ -226,7 +226,7 @@ def test_a_process_that_dies_ends_the_training(command: Any, tmp_path: Path, tex
     _, err = process.communicate(timeout=60)
     assert 1 == process.returncode
     assert f"process {killed} of 2 was killed (SIGKILL)" in err
-    assert err.endswith(f"Go on with: moe train --resume {run.id}\n")
+    assert err.endswith(f"Continue it: moe train --resume {run.id}\n")
     assert "Traceback" not in err
     assert "interrupted" == run.status()["status"]
     resume = [sys.executable, "-m", "moe_cli", "train", "--resume", run.id, "--outputs", str(tmp_path)]
@@ -266,7 +266,7 @@ def test_a_signal_to_the_launcher_saves_and_stops(command: Any, tmp_path: Path, 
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (130, "") == (process.returncode, err)
-    assert out.endswith(f"stopped; {run.kept()}. Go on with: moe train --resume {run.id}\n")
+    assert out.endswith(f"stopped; {run.kept()}. Continue it: moe train --resume {run.id}\n")
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     status = run.status()
     assert "interrupted" == status["status"]

@@ -226,7 +226,9 @@ def test_another_split_of_the_same_text_is_refused(text_file: Path, tmp_path: Pa
     run = finish(tiny_config(text_file, train={"steps": 1}), tmp_path)
     meta = run.meta()
     write_json(run.path / "meta.json", {**meta, "corpus": {**meta["corpus"], **change}})
-    with pytest.raises(CheckpointError, match=r"another split of .*: it may have learned from what is held out now"):
+    with pytest.raises(
+        CheckpointError, match=r"another split of .*: it may have learned from the documents that are held out now"
+    ):
         load_trained(run, tmp_path)
     old = {key: value for key, value in meta["corpus"].items() if key not in ("by_name", *SIZES)}
     write_json(run.path / "meta.json", {**meta, "corpus": old})
@@ -374,7 +376,7 @@ def test_a_run_that_another_process_completes_meanwhile_is_not_begun_again(
             yield
 
     monkeypatch.setattr("moe_cli.execution.run.lock", waited)
-    with pytest.raises(RunBusy, match=f"{run.id} has just been completed"):
+    with pytest.raises(RunBusy, match=f"another process has just completed {run.id}"):
         run_one(run, tmp_path)
     assert "starts" not in run.status()
     assert {"val_bpb": 1.0} == run.summary()
@@ -596,7 +598,7 @@ def test_a_run_does_not_go_on_with_other_settings(text_file: Path, tmp_path: Pat
     run = finish(tiny_config(text_file, train=train), tmp_path, lambda view: signal.raise_signal(signal.SIGTERM))
     values = run.config_dict()
     write_json(run.path / "config.json", {**values, "optim": {**values["optim"], "lr": 0.5}})
-    with pytest.raises(CheckpointError, match=r"was begun with other settings .*: .*config.json has changed since"):
+    with pytest.raises(CheckpointError, match=r"was started with other settings .*: .*config.json has changed, "):
         run_one(run, tmp_path)
     write_json(run.path / "config.json", {**values, "train": {**values["train"], "log_every": 3}})
     assert run_one(run, tmp_path).summary()

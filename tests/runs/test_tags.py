@@ -68,7 +68,7 @@ def test_notes_that_cannot_be_read_are_not_written_over(tmp_path: Path, content:
     """A damaged corpora.json is an error and stays; a damaged sweep.json is set aside and begun again."""
     (tmp_path / "corpora.json").write_bytes(content)
     found = [(PackagedCorpusConfig(name="python"), {"sha256": "ab", "source": "data=python"})]
-    with pytest.raises(DataError, match="the runs of the sweep learn from the data that it names"):
+    with pytest.raises(DataError, match="so that the data of the sweep cannot be checked"):
         record_corpora(tmp_path, found)
     assert content == (tmp_path / "corpora.json").read_bytes()
     record_corpora(tmp_path, found, replace=True)

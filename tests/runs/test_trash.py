@@ -69,7 +69,7 @@ def test_the_same_run_twice_in_the_trash(tmp_path: Path) -> None:
         remove(complete(tmp_path, val_bpb), tmp_path)
     first, second = trashed_runs(tmp_path)
     assert first.id == second.id
-    with pytest.raises(RunNotFound, match="could be 2 runs of the trash"):
+    with pytest.raises(RunNotFound, match="could be 2 runs in the trash"):
         bring_back(first.id, tmp_path)
     assert (bring_back("latest", tmp_path).summary() or {})["val_bpb"] == 1.8
 
@@ -93,7 +93,7 @@ def test_only_runs_of_the_outputs_folder_are_removed(tmp_path: Path) -> None:
     with pytest.raises(MoeError, match="does not lie in"):
         remove(run, tmp_path / "outputs")
     removed = remove(run, tmp_path / "other")
-    with pytest.raises(MoeError, match="in the trash already"):
+    with pytest.raises(MoeError, match="already in the trash"):
         remove(Run(removed.path), tmp_path / "other")
 
 
@@ -103,7 +103,7 @@ def test_a_foreign_note_moves_nothing_elsewhere(tmp_path: Path, origin: object) 
     outputs = tmp_path / "outputs"
     removed = remove(complete(outputs, 1.7), outputs)
     write_json(removed.path / "trashed.json", {"from": origin, "time": 1.0})
-    with pytest.raises(MoeError, match="does not say where"):
+    with pytest.raises(MoeError, match="has no valid origin"):
         bring_back("latest", outputs)
     assert removed.path.is_dir()
 
@@ -124,7 +124,7 @@ def test_an_empty_trash_says_so(tmp_path: Path) -> None:
     with pytest.raises(RunNotFound, match="it is empty"):
         bring_back("latest", tmp_path)
     removed = remove(complete(tmp_path, 1.7), tmp_path)
-    with pytest.raises(RunNotFound, match=f"The last one removed is {removed.path.name}"):
+    with pytest.raises(RunNotFound, match=f"The last removed run is {removed.path.name}"):
         bring_back("nosuch", tmp_path)
 
 

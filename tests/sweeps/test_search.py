@@ -212,7 +212,7 @@ def test_a_search_of_nothing_possible_gives_up(tmp_path: Path) -> None:
     asked = plan("expert=2,4", "k=1,2", where=("k > expert",))
     feed, pool = search(asked, tmp_path)
     assert (100, []) == (len(feed.study.trials), pool.started)
-    assert "100 draws in a row cannot be, the last: a condition of 'where' does not hold." == feed.stop_reason
+    assert "100 draws in a row are impossible, the last: a condition of 'where' does not hold." == feed.stop_reason
     with pytest.raises(ConfigError, match="a condition of 'where' does not hold"):
         estimate_search(asked, tmp_path)
 
@@ -281,7 +281,7 @@ def test_room_that_a_cluster_gains_is_used(tmp_path: Path) -> None:
     ("words", "objective", "said"),
     [
         (["expert=1,8"], "val_bpb,max_violation", "max_violation: a dense model .* Leave out expert=1"),
-        (["expert=8", "k=1,2"], "capacity_val_loss", "capacity_val_loss: without a capacity .* capacity=1.25"),
+        (["expert=8", "k=1,2"], "capacity_val_loss", "capacity_val_loss: a dropless model .* capacity=1.25"),
     ],
 )
 def test_a_result_that_some_draws_have_not_is_refused(

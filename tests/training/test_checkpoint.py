@@ -179,7 +179,9 @@ def test_a_run_without_a_checkpoint_is_refused(run: Run, tmp_path: Path) -> None
     assert f"{run.id} is complete, but its checkpoints are gone: put {run.path / 'checkpoints'} back." == what
     assert then.endswith(f"delete its summary.json, then: moe train --resume {run.id}")
     (run.path / "summary.json").unlink()
-    with pytest.raises(CheckpointError, match=f"stopped before its first one. Go on with: moe train --resume {run.id}"):
+    with pytest.raises(
+        CheckpointError, match=f"stopped before its first one. Continue it: moe train --resume {run.id}"
+    ):
         load_trained(run, tmp_path)
     again = run_one(run, tmp_path)
     assert (6, 6) == (latest_checkpoint(again).state["step"], (again.summary() or {})["steps"])

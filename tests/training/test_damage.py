@@ -100,7 +100,7 @@ def test_records_that_are_gone_are_said_with_the_results(
     status = run.status()
     assert "completed" == status["status"]
     assert f"{name} was damaged: of " in status["reason"]
-    assert f"note: {run.id} goes on, but {status['reason']}." in capsys.readouterr().err.splitlines()
+    assert f"note: {run.id} continues, but {status['reason']}." in capsys.readouterr().err.splitlines()
 
 
 def test_records_of_other_types_end_no_run(run: Run, tmp_path: Path) -> None:
@@ -164,5 +164,5 @@ def test_an_interrupted_command_says_what_is_there(
     monkeypatch.setattr("moe_cli.execution.run.run_one", stop)
     result = CliRunner().invoke(app, ["train", "--resume", str(run.path), "--outputs", str(tmp_path)])
     assert 130 == result.exit_code
-    assert f"stopped; {run.kept()}. Go on with: moe train --resume {run.id}" in result.output
+    assert f"stopped; {run.kept()}. Continue it: moe train --resume {run.id}" in result.output
     assert begun == ("is kept" in result.output)

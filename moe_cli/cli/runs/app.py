@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,6 @@ from moe_cli.cli.terminal import echo
 
 if TYPE_CHECKING:
     from moe_cli.runs.folder import Run
-    from moe_cli.runs.status import RunStatus
 
 HELP = """List, compare, tag and remove runs.
 
@@ -44,17 +43,18 @@ def ls(
         moe runs ls
         moe runs ls sparsity --status failed
     """
+    from moe_cli.cli.runs.ls import print_list, status_record
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.runs.lookup import find_runs
     from moe_cli.runs.status import read_statuses
 
     wanted = _statuses(status)
     found = read_statuses(find_runs(outputs_folder(outputs), name))
-    shown = [each for each in found if each.status in wanted and (tag is None or tag in each.tags)]
+    shown = [status for status in found if status.status in wanted and (tag is None or tag in status.tags)]
     if as_json:
-        print_json([_record(each) for each in shown])
+        print_json([status_record(status) for status in shown])
     elif shown:
-        _print_list(shown)
+        print_list(shown)
     else:
         echo(f"no matching runs ({len(found)} checked).", err=True)
 
@@ -72,80 +72,6 @@ def _statuses(text: str | None) -> tuple[str, ...]:
     if not names:
         raise ConfigError(f"--status is empty: give some of {', '.join(STATUSES)}.")
     return names
-
-
-def _record(each: "RunStatus") -> dict[str, Any]:
-    return {
-        "run": each.run.id,
-        "sweep": each.run.sweep,
-        "status": each.status,
-        "reason": each.reason,
-        "step": each.step,
-        "steps": each.steps or None,
-        "val_bpb": each.val_bpb,
-        "val_loss": each.val_loss,
-        "tokens_per_second": each.tokens_per_second,
-        "max_violation": each.max_violation,
-        "dead_experts": each.dead_experts,
-        "created": each.created or None,
-        "tags": list(each.tags),
-        "path": str(each.run.path),
-    }
-
-
-def _print_list(shown: "list[RunStatus]") -> None:
-    import time
-
-    from moe_cli.cli.console import Terminal, print_lines
-    from moe_cli.formatting import age, count, percent
-    from moe_cli.report.render.terminal import TextColumn, table_lines
-
-    styles = {"failed": "red", "interrupted": "yellow", "pending": "dim"}
-    now, console = time.time(), Terminal()
-    several = len({each.run.sweep for each in shown}) > 1
-
-    def written(value: float | None, form: str) -> str:
-        return "-" if value is None else f"{value:{form}}"
-
-    columns = [
-        TextColumn("run", [each.run.id for each in shown], align_left=True, min_width=16),
-        TextColumn(
-            "sweep", [each.run.sweep for each in shown], drop_order=0 if several else 4, align_left=True, min_width=8
-        ),
-        TextColumn(
-            "status",
-            [each.status for each in shown],
-            align_left=True,
-            styles=[styles.get(each.status, "") for each in shown],
-        ),
-        TextColumn("done", [f"{100 * each.progress:.0f} %" if each.steps else "-" for each in shown]),
-        TextColumn("bits/byte", [written(each.val_bpb, ".3f") for each in shown]),
-        TextColumn("age", [age(now - each.created) if each.created else "-" for each in shown]),
-        TextColumn("tags", [",".join(each.tags) for each in shown], align_left=True, min_width=12),
-        TextColumn("val loss", [written(each.val_loss, ".3f") for each in shown], drop_order=6),
-        TextColumn(
-            "tok/s",
-            ["-" if each.tokens_per_second is None else count(each.tokens_per_second) for each in shown],
-            drop_order=7,
-        ),
-        TextColumn(
-            "MaxVio",
-            ["-" if each.max_violation is None else percent(each.max_violation, signed=True) for each in shown],
-            drop_order=8,
-        ),
-        TextColumn(
-            "dead", ["-" if each.dead_experts is None else percent(each.dead_experts) for each in shown], drop_order=9
-        ),
-        TextColumn("steps", [f"{each.step:,}" if each.steps or each.step else "-" for each in shown], drop_order=10),
-        TextColumn(
-            "reason",
-            [(each.reason or "").split("\n")[0] for each in shown],
-            align_left=True,
-            drop_order=5,
-            min_width=16,
-        ),
-    ]
-    print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
 
 
 @runs.command(cls=HelpCommand)
@@ -308,7 +234,7 @@ def _matching(outputs: Path, status: str | None, sweep: str | None) -> "list[Run
 
     wanted = _statuses(status)
     runs = list_runs(find_sweep(outputs, sweep)) if sweep else find_runs(outputs, None)
-    return [each.run for each in read_statuses(runs) if each.status in wanted]
+    return [status.run for status in read_statuses(runs) if status.status in wanted]
 
 
 def _confirm(question: str, names: list[str]) -> None:
@@ -355,7 +281,7 @@ def restore(
     folder = outputs_folder(outputs)
     trash = trashed_runs(folder)
     if names:
-        chosen = {each.path: each for name in names for each in find_trashed(name, trash)}
+        chosen = {run.path: run for name in names for run in find_trashed(name, trash)}
         back = []
         for removed in chosen.values():
             back.append(bring_back(removed, folder))
@@ -394,19 +320,19 @@ def clean(
 
     waste = list(find_reclaimable(outputs_folder(outputs), parse_age(older_than)))
     options = {"trash": True, "unfinished": True, "checkpoints": checkpoints, "cache": cache}
-    chosen = [each for each in waste if options[each.kind]]
+    chosen = [item for item in waste if options[item.kind]]
     freed = delete_all(chosen) if yes else []
     if as_json:
         records = [
             {
-                "kind": each.kind,
-                "path": str(each.path),
-                "bytes": each.num_bytes,
-                "why": each.why,
-                "chosen": options[each.kind],
-                "freed": each in freed,
+                "kind": item.kind,
+                "path": str(item.path),
+                "bytes": item.num_bytes,
+                "why": item.why,
+                "chosen": options[item.kind],
+                "freed": item in freed,
             }
-            for each in waste
+            for item in waste
         ]
         print_json(records)
     else:

@@ -20,9 +20,11 @@ def print_comparison(comparison: RunComparison) -> None:
     console = Terminal()
     width = console.width if console.is_terminal else PIPED_WIDTH
     lines = []
-    for letter, each in (("A", comparison.a), ("B", comparison.b)):
+    for letter, status in (("A", comparison.a), ("B", comparison.b)):
         lines.append(
-            Text.assemble((letter, "bold"), f"  {sanitise(each.run.sweep)}/{sanitise(each.run.id)}   {each.status}")
+            Text.assemble(
+                (letter, "bold"), f"  {sanitise(status.run.sweep)}/{sanitise(status.run.id)}   {status.status}"
+            )
         )
     lines += [Text(f"   not comparable: {caveat}", "yellow") for caveat in comparison.caveats]
     lines += _settings(comparison, width) + _measures(comparison, width)
@@ -54,18 +56,16 @@ def _measures(comparison: RunComparison, width: int) -> list[Text]:
         Text(),
         *table_lines(
             [
-                TextColumn("results", [each.name for each in shown], align_left=True),
-                TextColumn("A", [_written(each.name, each.a) for each in shown]),
-                TextColumn("B", [_written(each.name, each.b) for each in shown]),
-                TextColumn("B - A", [_written(each.name, each.difference, signed=True) for each in shown]),
-                TextColumn(
-                    "", ["" if each.relative is None else percent(each.relative, signed=True) for each in shown]
-                ),
+                TextColumn("results", [row.name for row in shown], align_left=True),
+                TextColumn("A", [_written(row.name, row.a) for row in shown]),
+                TextColumn("B", [_written(row.name, row.b) for row in shown]),
+                TextColumn("B - A", [_written(row.name, row.difference, signed=True) for row in shown]),
+                TextColumn("", ["" if row.relative is None else percent(row.relative, signed=True) for row in shown]),
                 TextColumn(
                     "",
-                    [each.verdict and f"B {each.verdict}" for each in shown],
+                    [row.verdict and f"B {row.verdict}" for row in shown],
                     align_left=True,
-                    styles=[styles[each.verdict] for each in shown],
+                    styles=[styles[row.verdict] for row in shown],
                 ),
             ],
             width,
@@ -89,7 +89,7 @@ def _curves(comparison: RunComparison, width: int) -> list[Text]:
     curves = {name: curve for name, curve in curves_over_tokens(comparison).items() if curve.points}
     if not curves:
         return []
-    series = tuple(Series(name, tuple(Point(*point, None) for point in each.points)) for name, each in curves.items())
+    series = tuple(Series(name, tuple(Point(*point, None) for point in curve.points)) for name, curve in curves.items())
     units = ", ".join(dict.fromkeys(curve.unit for curve in curves.values()))
     chart = Chart(f"validation, {units},", "training tokens", series, 0)
     return [Text(), *chart_lines(chart, "curves", min(width, 100), PLOT_HEIGHT, ascii_only())]

@@ -37,19 +37,19 @@ def changed_settings(run: Run) -> dict[str, Any]:
 
 def run_record(run: Run) -> dict[str, Any]:
     """Returns the content of `moe runs show` as a JSON object."""
-    each, curve = read_status(run), validation_curve(run)
+    status, curve = read_status(run), validation_curve(run)
     return {
         "run": run.id,
         "sweep": run.sweep,
         "path": str(run.path),
-        "status": each.status,
-        "reason": each.reason,
-        "created": each.created or None,
-        "step": each.step,
-        "steps": each.steps or None,
-        "tags": list(each.tags),
+        "status": status.status,
+        "reason": status.reason,
+        "created": status.created or None,
+        "step": status.step,
+        "steps": status.steps or None,
+        "tags": list(status.tags),
         "settings": changed_settings(run),
-        "results": each.results or None,
+        "results": status.results or None,
         "curve": [{"step": int(step), curve.result: value} for step, value in curve.points],
         "tokens_per_expert": {str(layer): load for layer, load in expert_load(run).items()},
         "meta": run.meta() or None,
@@ -61,15 +61,15 @@ def run_record(run: Run) -> dict[str, Any]:
 def print_run(run: Run) -> None:
     """Prints a title, then labelled lines; long lines are continued under their label."""
     console = Terminal()
-    each = read_status(run)
+    status = read_status(run)
     ended = {COMPLETED: "green", "failed": "red", "interrupted": "yellow"}
     title = Text.assemble(
-        (sanitise(run.id), "bold"), f"   {sanitise(run.sweep)}   ", (each.status, ended.get(each.status, ""))
+        (sanitise(run.id), "bold"), f"   {sanitise(run.sweep)}   ", (status.status, ended.get(status.status, ""))
     )
-    title.append(f"   {age(time.time() - each.created)} old" if each.created else "")
-    title.append(f"   tags {sanitise(', '.join(each.tags))}" if each.tags else "")
-    rows = [("reason", [each.reason.strip().split("\n")[0]])] if each.reason else []
-    rows += [("settings", _settings(run)), *_results(each)]
+    title.append(f"   {age(time.time() - status.created)} old" if status.created else "")
+    title.append(f"   tags {sanitise(', '.join(status.tags))}" if status.tags else "")
+    rows = [("reason", [status.reason.strip().split("\n")[0]])] if status.reason else []
+    rows += [("settings", _settings(run)), *_results(status)]
     rows += [*_curve(run), *_load(run), *_origin(run.meta()), *_files(run)]
     width = console.width if console.is_terminal else PIPED_WIDTH
     print_lines(console, [title])
@@ -92,9 +92,9 @@ def _settings(run: Run) -> list[str]:
     return [f"{key}={show(value)}" for key, value in changed_settings(run).items()] or ["the defaults"]
 
 
-def _results(each: RunStatus) -> list[tuple[str, list[str]]]:
+def _results(status: RunStatus) -> list[tuple[str, list[str]]]:
     """Returns the results by label; values that are absent or of another type are left out."""
-    found = {key: number(value) for key, value in each.results.items()}
+    found = {key: number(value) for key, value in status.results.items()}
 
     def pieces(**forms: str) -> list[str]:
         return [form.format(found[key]) for key, form in forms.items() if found.get(key) is not None]
@@ -104,13 +104,17 @@ def _results(each: RunStatus) -> list[tuple[str, list[str]]]:
 
     def labelled(*keys: str) -> list[str]:
         metrics = [BY_KEY[key] for key in keys]
-        return [f"{each.label} {each.write(value)}" for each in metrics if (value := found.get(each.key)) is not None]
+        return [
+            f"{metric.label} {metric.write(value)}"
+            for metric in metrics
+            if (value := found.get(metric.key)) is not None
+        ]
 
     if not found:
-        progress = f"step {each.step:,}" + (f" of {each.steps:,}" if each.steps else "")
-        estimate = [] if each.val_bpb is None else [f"validation about {each.val_bpb:z.3f} bits/byte"]
+        progress = f"step {status.step:,}" + (f" of {status.steps:,}" if status.steps else "")
+        estimate = [] if status.val_bpb is None else [f"validation about {status.val_bpb:z.3f} bits/byte"]
         return [("progress", [progress, *estimate])]
-    unit = loss_unit(each.run.config_dict())
+    unit = loss_unit(status.run.config_dict())
     seconds = found.get("seconds")
     time_taken = [] if seconds is None else [duration(seconds)]
     measured = format_task_metrics(found, "val_")

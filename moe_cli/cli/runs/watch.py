@@ -1,4 +1,4 @@
-"""moe runs watch: a sweep or a run seen from another terminal, by its folders alone."""
+"""Output of moe runs watch: follows a sweep or a run of another process through its folders."""
 
 import os
 import time
@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from moe_cli.cli.progress import LivePanel, SweepProgress, bar_line, failure_reason, finished_line
+from moe_cli.cli.runs.settings import run_labels
 from moe_cli.formatting import count, duration, percent, plural, sanitise, sparkline
 from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, PENDING, PRUNED, RUNNING, Run
@@ -18,7 +19,7 @@ from moe_cli.runs.lookup import find_folder, find_run, is_run, list_runs, list_r
 from moe_cli.runs.status import RunStatus, StatusCache
 
 POLL_SECONDS = 1.0
-# A sweep without a process on this machine, whose folders did not change for this long, was stopped.
+# A sweep counts as stopped if it has no process on this machine and no heartbeat for this long.
 STALE_SECONDS = 60.0
 RESCAN_SECONDS = 10.0
 CURVE_WIDTH = 40
@@ -39,7 +40,7 @@ def resolve_target(outputs: Path, name: str | None) -> Path | Run:
 
 
 class SweepFolder:
-    """The runs of a sweep's folder, looked at again and again."""
+    """The runs of a sweep's folder, which is polled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,7 +49,7 @@ class SweepFolder:
         self._scanned = (0, 0.0)
 
     def rescan(self) -> bool:
-        """Looks for runs that were added or removed. True when there were any."""
+        """Lists the runs again. Returns whether runs were added or removed."""
         changed, before = os.stat(self.folder).st_mtime_ns, self._scanned
         if before[0] == changed and time.monotonic() - before[1] < RESCAN_SECONDS:
             return False
@@ -57,14 +58,16 @@ class SweepFolder:
         found, self.runs, old = found, found, self.runs
         return found != old
 
-    def standing(self) -> tuple[SweepProgress, float]:
-        """Returns their states, and the time of the last heartbeat."""
+    def read_progress(self) -> tuple[SweepProgress, float]:
+        """Returns the statuses of the runs, and the time of the last heartbeat."""
         seen = [self._watcher.get(run) for run in self.runs]
         by = {
-            status: [each for each in seen if each.status == status] for status in (COMPLETED, RUNNING, FAILED, PRUNED)
+            name: [status for status in seen if status.status == name] for name in (COMPLETED, RUNNING, FAILED, PRUNED)
         }
         waiting = len(seen) - sum(map(len, by.values()))
-        last_heartbeat = max((max(each.created, each.started, each.last_heartbeat) for each in seen), default=0.0)
+        last_heartbeat = max(
+            (max(status.created, status.started, status.last_heartbeat) for status in seen), default=0.0
+        )
         return SweepProgress(by[COMPLETED], by[RUNNING], by[FAILED], waiting, len(by[PRUNED])), last_heartbeat
 
 
@@ -76,55 +79,38 @@ def watch_sweep(console: Console, folder: Path, sleep: Sleep = time.sleep) -> in
         while True:
             if sweep.rescan():
                 board.labels = run_labels(sweep.runs)
-            standing, last_heartbeat = sweep.standing()
-            changed = _changed(standing, reported or {})
-            for each in changed if not console.is_terminal or reported is not None else []:
-                if not (console.is_terminal and each.status == RUNNING):
-                    board.print(_change(each, board.label(each.run)))
-            reported = {**(reported or {}), **{each.run.path: each.status for each in changed}}
-            board.show(standing)
-            waits = standing.waiting and (is_sweep_running(folder) or time.time() - last_heartbeat < STALE_SECONDS)
-            if not standing.running and not waits:
+            progress, last_heartbeat = sweep.read_progress()
+            changed = _changed(progress, reported or {})
+            for status in changed if not console.is_terminal or reported is not None else []:
+                if not (console.is_terminal and status.status == RUNNING):
+                    board.print(_change(status, board.label(status.run)))
+            reported = {**(reported or {}), **{status.run.path: status.status for status in changed}}
+            board.show(progress)
+            waits = progress.waiting and (is_sweep_running(folder) or time.time() - last_heartbeat < STALE_SECONDS)
+            if not progress.running and not waits:
                 break
             sleep(POLL_SECONDS)
-    return _end(console, folder.name, standing)
+    return _end(console, folder.name, progress)
 
 
-def _changed(standing: SweepProgress, reported: Mapping[Path, str]) -> list[RunStatus]:
-    """Returns the runs that began or ended since `reported`, in that order."""
-    seen = (*standing.done, *standing.failed, *standing.running)
-    changed = [each for each in seen if reported.get(each.run.path) != each.status]
-    return sorted(changed, key=lambda each: each.started if each.status == RUNNING else each.last_heartbeat)
+def _changed(progress: SweepProgress, reported: Mapping[Path, str]) -> list[RunStatus]:
+    """Returns the runs that started or ended since `reported`, by time."""
+    seen = (*progress.done, *progress.failed, *progress.running)
+    changed = [status for status in seen if reported.get(status.run.path) != status.status]
+    return sorted(changed, key=lambda status: status.started if status.status == RUNNING else status.last_heartbeat)
 
 
-def _change(each: RunStatus, label: str) -> Text:
-    return Text(f"running {sanitise(label)}") if each.status == RUNNING else finished_line(each, label)
+def _change(status: RunStatus, label: str) -> Text:
+    return Text(f"running {sanitise(label)}") if status.status == RUNNING else finished_line(status, label)
 
 
-def _end(console: Console, name: str, standing: SweepProgress) -> int:
-    text = f"{len(standing.done)} of {plural(standing.total, 'run')} complete"
-    text += f", {len(standing.failed)} failed" if standing.failed else ""
-    text += f", {standing.pruned} pruned" if standing.pruned else ""
-    text += f", {standing.waiting} to go and not running: the same sweep command continues" if standing.waiting else ""
+def _end(console: Console, name: str, progress: SweepProgress) -> int:
+    text = f"{len(progress.done)} of {plural(progress.total, 'run')} complete"
+    text += f", {len(progress.failed)} failed" if progress.failed else ""
+    text += f", {progress.pruned} pruned" if progress.pruned else ""
+    text += f", {progress.waiting} not running: the same sweep command continues" if progress.waiting else ""
     console.print(Text(f"{text}. See: moe report {sanitise(name)}"), soft_wrap=True, highlight=False)
-    return 3 if standing.failed or standing.waiting else 0
-
-
-def run_labels(runs: Sequence[Run]) -> dict[Path, str]:
-    """Returns labels of the settings that vary, such as expert=8 k=2 seed=0; the id if settings are unreadable."""
-    from moe_cli.config.ranges import show
-    from moe_cli.report.load import flat_settings
-    from moe_cli.report.run_row import setting_applies, settings_of, varying_settings
-
-    rows = {run: flat_settings(values) for run in runs if (values := run.config_dict())}
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    rows = {run: {**dict.fromkeys(names), **row} for run, row in rows.items()}
-    chosen = varying_settings(list(rows.values()), settings_of(names))
-    labels = {run.path: run.id for run in runs}
-    for run, row in rows.items():
-        words = [f"{name}={show(row[name])}" for name in chosen if setting_applies(name, row)] or [run.id]
-        labels[run.path] = " ".join([*words, f"seed={show(row.get('seed'))}"])
-    return labels
+    return 3 if progress.failed or progress.waiting else 0
 
 
 def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
@@ -133,62 +119,62 @@ def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
     last, curve = None, list[float]()
     with LivePanel(console, {}) as board:
         while True:
-            each = watcher.get(run)
-            if each is not last:
-                last, curve = each, validation_curve(run).values
-            news = each.val_loss if each.status == RUNNING else None
+            status = watcher.get(run)
+            if status is not last:
+                last, curve = status, validation_curve(run).values
+            news = status.val_loss if status.status == RUNNING else None
             if not console.is_terminal and news is not None and news != reported:
                 reported = news
-                board.print(Text("  ".join([_step(each), *_facts(each)])))
-            board.draw(run_panel(each, curve, console.width, time.time()))
-            if each.status != RUNNING and not _waits(each):
+                board.print(Text("  ".join([_step(status), *_facts(status)])))
+            board.draw(run_panel(status, curve, console.width, time.time()))
+            if status.status != RUNNING and not _waits(status):
                 break
             sleep(POLL_SECONDS)
-    if each.status in (COMPLETED, FAILED, PRUNED):
-        board.print(finished_line(each, run.id))
+    if status.status in (COMPLETED, FAILED, PRUNED):
+        board.print(finished_line(status, run.id))
     else:
-        hint = f"Go on with: moe train --resume {sanitise(run.id)}"
-        board.print(Text(f"{sanitise(run.id)} is {each.status} and not running. {hint}"))
-    return 0 if each.status == COMPLETED else 1
+        hint = f"Continue it: moe train --resume {sanitise(run.id)}"
+        board.print(Text(f"{sanitise(run.id)} is {status.status} and not running. {hint}"))
+    return 0 if status.status == COMPLETED else 1
 
 
-def _waits(each: RunStatus) -> bool:
+def _waits(status: RunStatus) -> bool:
     """Returns whether a run is expected to start or continue: its sweep is running, or it was created recently."""
-    young = each.status == PENDING and time.time() - each.created < STALE_SECONDS
-    return each.status in (PENDING, INTERRUPTED) and (young or is_sweep_running(each.run.path.parent))
+    young = status.status == PENDING and time.time() - status.created < STALE_SECONDS
+    return status.status in (PENDING, INTERRUPTED) and (young or is_sweep_running(status.run.path.parent))
 
 
-def _step(each: RunStatus) -> str:
-    return f"step {each.step:,}" + (f"/{each.steps:,}" if each.steps else "")
+def _step(status: RunStatus) -> str:
+    return f"step {status.step:,}" + (f"/{status.steps:,}" if status.steps else "")
 
 
-def run_panel(each: RunStatus, curve: Sequence[float], width: int, now: float) -> Group:
+def run_panel(status: RunStatus, curve: Sequence[float], width: int, now: float) -> Group:
     """Returns the progress of one run: step and time left, losses and load, the curve so far."""
-    texts = {"share": Text(f"{100 * each.progress:z.0f} %")}
-    if each.tokens_per_second is not None:
-        texts["speed"] = Text(f"{count(each.tokens_per_second)} tok/s")
-    if each.started and 0 < each.progress < 1:
-        texts["left"] = Text(duration((now - each.started) / each.progress * (1 - each.progress)) + " left")
-    head = bar_line(_step(each), each.progress, texts, ("speed", "share"), width)
+    texts = {"share": Text(f"{100 * status.progress:z.0f} %")}
+    if status.tokens_per_second is not None:
+        texts["speed"] = Text(f"{count(status.tokens_per_second)} tok/s")
+    if status.started and 0 < status.progress < 1:
+        texts["left"] = Text(duration((now - status.started) / status.progress * (1 - status.progress)) + " left")
+    head = bar_line(_step(status), status.progress, texts, ("speed", "share"), width)
     rows: list[Any] = [
-        Text(f"{sanitise(each.run.id)}   {each.status}", "bold", no_wrap=True, overflow="ellipsis"),
+        Text(f"{sanitise(status.run.id)}   {status.status}", "bold", no_wrap=True, overflow="ellipsis"),
         head,
     ]
-    rows.append(Text("  " + "   ".join(_facts(each)), no_wrap=True, overflow="ellipsis"))
+    rows.append(Text("  " + "   ".join(_facts(status)), no_wrap=True, overflow="ellipsis"))
     if len(curve) > 1:
         rows.append(Text(f"  curve {curve[0]:z.3f} {sparkline(curve, CURVE_WIDTH)} {curve[-1]:z.3f}", no_wrap=True))
-    if each.status == FAILED:
-        rows.append(Text(failure_reason(each), "red", no_wrap=True, overflow="ellipsis"))
+    if status.status == FAILED:
+        rows.append(Text(failure_reason(status), "red", no_wrap=True, overflow="ellipsis"))
     return Group(*rows)
 
 
-def _facts(each: RunStatus) -> list[str]:
-    facts = [] if each.train_loss is None else [f"train {each.train_loss:z.3f}"]
-    if each.val_loss is not None:
-        bits = "" if each.val_bpb is None else f" ({each.val_bpb:z.3f} bits/byte)"
-        facts.append(f"val {each.val_loss:z.3f}{bits}")
-    if each.max_violation is not None:
-        facts.append(f"MaxVio {percent(each.max_violation, signed=True)}")
-    if each.dead_experts is not None:
-        facts.append(f"dead {percent(each.dead_experts)}")
+def _facts(status: RunStatus) -> list[str]:
+    facts = [] if status.train_loss is None else [f"train {status.train_loss:z.3f}"]
+    if status.val_loss is not None:
+        bits = "" if status.val_bpb is None else f" ({status.val_bpb:z.3f} bits/byte)"
+        facts.append(f"val {status.val_loss:z.3f}{bits}")
+    if status.max_violation is not None:
+        facts.append(f"MaxVio {percent(status.max_violation, signed=True)}")
+    if status.dead_experts is not None:
+        facts.append(f"dead {percent(status.dead_experts)}")
     return facts or ["starting"]

@@ -7,8 +7,8 @@ of JSON. The server receives {"run": folder, "outputs": folder} to start a run, 
 to send a signal to its process. It sends {"ready": true} when torch is imported, {"run": folder, "pid": number} when a
 run has started, and {"run": folder, "code": number} when a run has ended, with an exit code of the worker.
 
-Each run has its own process, so that no state is left for the next run, and no run waits for the import. Forking is safe
-because this process computes nothing: it has one thread, holds no lock and uses no GPU.
+Each run has its own process, so that no state is left for the next run, and no run waits for the import. Forking is
+safe because this process computes nothing: it has one thread, holds no lock and uses no GPU.
 """
 
 import gc
