@@ -65,8 +65,8 @@ curves = load_curves("outputs/tour")
 curves[curves["metric"] == "val/bpb"].pivot(index="tokens", columns="run", values="value")
 
 # %% [markdown]
-# `load_routing` has the share of assignments of every expert. Over the whole validation split, this is the share of each expert (columns) in each
-# sparse layer (rows) of the first model; 1 / 8 is even:
+# `load_routing` has the share of assignments of every expert. Over the whole validation split, this is the share of each expert
+# (columns) in each sparse layer (rows) of the first model; 1 / 8 is even:
 
 # %%
 routing = load_routing(run)

@@ -34,7 +34,8 @@ def check_across(names: Collection[str]) -> frozenset[str]:
     for name in names:
         if name not in ASPECTS:
             raise ConfigError(
-                f"no aspect '{name}' to compare across.{did_you_mean(name, ASPECTS) or ''} There are: {', '.join(ASPECTS)}"
+                f"no aspect '{name}' to compare across.{did_you_mean(name, ASPECTS) or ''} There are: "
+                f"{', '.join(ASPECTS)}"
             )
     return frozenset(names)
 

@@ -1,4 +1,4 @@
-"""Runs -> configurations: means over seeds with intervals, differences to the baseline, verdicts and the Pareto front."""
+"""Runs -> configurations: means over seeds with intervals, differences to the baseline, verdicts, Pareto front."""
 
 import math
 from collections import Counter

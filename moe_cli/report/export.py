@@ -54,7 +54,7 @@ def _content(ending: str, table: ReportTable, source: Source, law: "Analysis | N
         sections = recommendation_section(*_shown_runs(table, source), table.baseline)
         return page_text(table, source, sections + (fit_sections(law, source.title) if law else []))
     if ending in (".png", ".svg"):
-        from moe_cli.report.render.figures import figure_bytes
+        from moe_cli.report.render.matplotlib_figure import figure_bytes
 
         return figure_bytes(table, ending, source.title)
     if ending == ".json":

@@ -59,8 +59,8 @@ def load_routing(source: Source) -> pd.DataFrame:
     """Returns one row per run, evaluation, sparse layer and expert of routing.jsonl.
 
     Columns: run, sweep, step, tokens (training tokens up to the step), whole_split (False: an estimate on part of the
-    validation split), layer and expert (from 0); share (of the layer's assignments that the expert gets; even
-    is 1 / E), assignments and kept_assignments (before and after drops). The metrics of the whole layer are repeated in the
+    validation split), layer and expert (from 0); share (of the layer's assignments that the expert gets; even is 1 /
+    E), assignments and kept_assignments (before and after drops). The metrics of the whole layer are repeated in the
     rows of all its experts: max_violation, load_cv, routing_entropy, mean_routing_entropy, dropped_fraction,
     dead_experts, token_specialisation, domain_specialisation, null_fraction, and saturation, which is known when the
     run is complete.

@@ -10,8 +10,8 @@ from typing import cast
 from moe_cli.metrics import EQUAL
 from moe_cli.report.run_row import Record, comparison_key
 
-# Clock and allocator differ by 10 % between equal runs, and FLOPs are matched to EQUAL: within these factors values count
-# as equal. Everything else is compared exactly.
+# Times and peak memory differ by 10 % between equal runs, and FLOPs are matched to EQUAL. Values within these factors
+# count as equal. Everything else is compared exactly.
 TOLERANCES = {
     "flops_per_token": EQUAL,
     "forward_flops_per_token": EQUAL,

@@ -1,4 +1,4 @@
-"""Verdicts on differences measured on a few seeds: better, worse or inconclusive, by paired t-tests with Holm's correction."""
+"""Verdicts on differences over a few seeds: better, worse or inconclusive; paired t-tests with Holm's correction."""
 
 import math
 from collections.abc import Mapping, Sequence

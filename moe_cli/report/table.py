@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_cli.config.expressions import Expression, parse_expression
+from moe_cli.config.ranges import show
 from moe_cli.errors import ConfigError
+from moe_cli.formatting import sanitise
 from moe_cli.report.baseline import sweep_baseline
 from moe_cli.report.columns import CURVE, Column, column_named, heading_of, make_columns, result_columns
 from moe_cli.report.configuration import (
@@ -29,6 +31,7 @@ from moe_cli.report.run_row import (
     column_names,
     comparison_key,
     matches,
+    setting_applies,
     settings_of,
     varying_settings,
 )
@@ -90,11 +93,25 @@ class ReportTable:
         """Returns the value of a column, the validation curve included."""
         return validation_curve(Run(Path(row.path))).values if name == CURVE else row.get(name)
 
+    def label(self, row: Configuration) -> str:
+        """Returns the settings that tell the row apart, or the run if no setting does."""
+        words = [_word(name, row) for name in self.varying if setting_applies(name, row.settings)]
+        if self.by_run or not words:
+            words = [row.run if len(row.runs) <= 1 else f"expert={show(row.expert)} k={show(row.k)}"]
+        if row.is_dense:
+            words.append("(dense)")
+        return sanitise(" ".join(words))
+
     def _repr_html_(self) -> str:
         """Returns the table of `moe report` for a notebook."""
         from moe_cli.report.render.notebook import table_html
 
         return table_html(self)
+
+
+def _word(name: str, row: Configuration) -> str:
+    value = row.get(name)
+    return "dropless" if name == "capacity" and value is None else f"{name.removesuffix('.name')}={show(value)}"
 
 
 def build_table(

@@ -74,7 +74,7 @@ def test_report_in_a_narrow_terminal(moe: Moe, tokens: list[str], monkeypatch: p
     assert moe("train", "expert=4", *tokens).exit_code == 0
     monkeypatch.setenv("COLUMNS", "30")
     text = moe("report").stdout
-    assert "val loss" in text.split("no room for")[0]
+    assert "val loss" in text.split("hidden columns")[0]
     assert "data.vocab_size=50" in text
 
 

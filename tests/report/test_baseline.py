@@ -272,7 +272,7 @@ def test_without_a_baseline_each_is_compared_with_the_lowest(tmp_path: Path) -> 
     assert "differences are to the lowest" in text
     assert "vs lowest" in text
     assert (
-        "2 configurations compared: 1 worse, 1 inconclusive; verdicts allow for all 3 pairs (Holm), for the lowest was chosen by its result"
+        "2 configurations compared: 1 worse, 1 inconclusive; verdicts allow for all 3 pairs (Holm), because the lowest was chosen by its result"
         in text
     )
     memo = " ".join(recommendation(tmp_path, "mine").stdout.split())

@@ -71,7 +71,7 @@ def test_an_interval_without_zero_can_be_inconclusive(tmp_path: Path) -> None:
         complete(tmp_path, value, expert=32, seed=seed)
     row = next(row for row in view(tmp_path).rows if row["expert"] == 32)
     assert ("inconclusive", True) == (row["verdict"], abs(row["vs_baseline"]) > row["vs_baseline_interval"])
-    sentence = "it can leave out 0 where the verdict is 'inconclusive'"
+    sentence = "one can exclude 0 where the verdict is 'inconclusive'"
     assert sentence in " ".join(lines(tmp_path, 400))
     assert sentence not in " ".join(lines(tmp_path, 400, condition="expert < 32"))
 

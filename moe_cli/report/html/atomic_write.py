@@ -23,7 +23,8 @@ def check_overwrite(path: Path, command: str = GENERATOR) -> None:
         raise ConfigError(f"cannot read {sanitise(str(path))}: {error.strerror}. Name another file.") from None
     if head and f'<meta name="generator" content="{command}'.encode() not in head:
         raise ConfigError(
-            f"{sanitise(str(path))} is there and was not made by {command}: it is left as it is. Name another file, or remove it."
+            f"{sanitise(str(path))} is there and was not made by {command}: it is left as it is. Name another "
+            "file, or remove it."
         )
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
-from moe_cli.config.ranges import show
 from moe_cli.formatting import sanitise
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.columns import Column, required_columns, truncate_left
@@ -111,7 +110,7 @@ def _rows(
     content = []
     for index, (row, members) in enumerate(zip(table.rows, runs, strict=True)):
         cells = [sanitise(column.write(row)) for column in table.columns]
-        label = label_of(row, table)
+        label = table.label(row)[:MAX_TEXT_LENGTH]
         mark = mark_of(row, table)
         words = [label, *cells, *(f"{run.run} {' '.join(run.tags)}" for run in members), row.status]
         content.append(
@@ -141,21 +140,6 @@ def _run(run: Configuration, table: ReportTable) -> dict[str, Any]:
         "tags": [sanitise(tag) for tag in run.tags],
         "cells": [sanitise(column.write(run)) for column in table.columns],
     }
-
-
-def label_of(row: Configuration, table: ReportTable) -> str:
-    """Returns the settings that tell the row apart, or the run where none does."""
-    words = [_word(name, row) for name in table.varying if setting_applies(name, row.settings)]
-    if table.by_run or not words:
-        words = [row.run if len(row.runs) <= 1 else f"expert={show(row.expert)} k={show(row.k)}"]
-    if row.is_dense:
-        words.append("(dense)")
-    return sanitise(" ".join(words))[:MAX_TEXT_LENGTH]
-
-
-def _word(name: str, row: Configuration) -> str:
-    value = row.get(name)
-    return "dropless" if name == "capacity" and value is None else f"{name.removesuffix('.name')}={show(value)}"
 
 
 def _sort_key(row: Configuration, column: Column) -> Value:

@@ -38,12 +38,12 @@ def fit_sections(found: "Analysis", title: str) -> list[Section]:
     """Returns the sections of the law: its fit, its constants and results, and loss against size at equal FLOPs."""
     first, *others = (line.plain for line in analysis_lines(found, title, LINE_WIDTH))
     text = (first.removeprefix(sanitise(title)).lstrip(), *others)  # the page has its title
-    note = f"Points were measured; lines are what the {found.fit.law.name} law says of them, each through runs of equal tokens."
+    note = f"Points are measurements. Each line is the prediction of the {found.fit.law.name} law at equal tokens."
     sections = [Section("scaling", "Scaling law", text, chart=_fitted(found.fit), preformatted=True, note=note)]
     if found.iso_flop:
         lines = tuple(line for style, each in enumerate(found.iso_flop) for line in _iso_lines(style, each))
         chart = Chart("active parameters", "loss, nats per token", lines, log_x=True)
-        note = "A line is one budget; a ring its best size, by a parabola of log loss over log size."
+        note = "Each line is one budget. A ring marks its best size, from a parabola of log loss over log size."
         sections.append(Section("isoflop", "Loss against size at equal training FLOPs", chart=chart, note=note))
     return sections
 

@@ -265,8 +265,8 @@ def comparison_with_baseline(row: Configuration, name: str) -> Comparison | None
 def compare(best: Configuration, other: Configuration, known: Known, names: Collection[str] = ()) -> Comparison | None:
     """Returns the other configuration against the best, paired by seed.
 
-    Where the best is the other's baseline, the comparison of the table, which allows for all of them. Without a baseline
-    the verdict allows for all pairs; else it is on this pair alone.
+    If the best is the baseline of the other, this is the comparison of the table, whose verdict is corrected for all
+    comparisons. Without a baseline the verdict is corrected for all pairs. Otherwise it is on this pair alone.
     """
     if other.baseline_path in best.paths:
         return comparison_with_baseline(other, label(other, names))

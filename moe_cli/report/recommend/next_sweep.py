@@ -1,4 +1,4 @@
-"""The command that makes a recommendation surer: the question of the sweep with more seeds, and more experts at the edge."""
+"""The command of the next sweep: the same question with more seeds, and with more experts at the edge of the range."""
 
 import shlex
 from collections.abc import Collection, Mapping, Sequence

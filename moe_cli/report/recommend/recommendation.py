@@ -323,7 +323,7 @@ def _ratio(best: Configuration, base: Configuration | None, name: str) -> float 
 
 
 def _equal_time(best: Configuration, base: Configuration | None) -> EqualTime | None:
-    """Estimates on the same part of the validation split at the seconds of the baseline's last estimate, paired by seed."""
+    """Returns the difference of the estimates at the time of the baseline's last estimate, paired by seed."""
     if base is None or base is best:
         return None
     own, others = ({run.seed: run for run in row.runs if run.seed is not None} for row in (best, base))

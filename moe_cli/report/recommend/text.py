@@ -21,11 +21,13 @@ def format_recommendation(found: Recommendation) -> list[str]:
     if found.num_without_baseline and found.comparisons:
         base = "dense model" if found.baseline == DENSE else f"run with {baseline_name(found.baseline)}"
         lines.append(
-            f"Not compared: {plural(found.num_without_baseline, 'configuration')}. No {base} has the same settings and seeds."
+            f"Not compared: {plural(found.num_without_baseline, 'configuration')}. No {base} has the same settings "
+            "and seeds."
         )
     if found.undefined:
         lines.append(
-            f"Not compared: {plural(found.undefined, 'configuration')}. The loss of the baseline, {baseline_name(found.baseline)}, "
+            f"Not compared: {plural(found.undefined, 'configuration')}. The loss of the baseline, "
+            f"{baseline_name(found.baseline)}, "
             "is 0, and differences relative to it are undefined."
         )
     lines += [found.scaling] if found.scaling else []
@@ -53,15 +55,19 @@ def _statistics(found: Recommendation) -> list[str]:
     lines = []
     if (found.pairs or 0) > 1:
         lines.append(
-            f"Verdicts are on differences to the lowest, which was chosen by its result, and allow for all {found.pairs} pairs "
-            "(Holm, 5 % for all together); an interval is 95 % for its own comparison. The lowest of several looks better than it is: run it again "
+            "Verdicts are on differences to the lowest, which was chosen by its result, and allow for all "
+            f"{found.pairs} pairs "
+            "(Holm, 5 % for all together); an interval is 95 % for its own comparison. The lowest of several "
+            "looks better than it is: run it again "
             "with other seeds."
         )
     elif found.comparisons > 1 and found.reason != "one seed":
         base = "dense" if found.baseline == DENSE else baseline_name(found.baseline)
         lines.append(
-            f"{found.comparisons} configurations were compared with {base}; verdicts allow for that (Holm, 5 % for all together), "
-            "an interval is 95 % for its own comparison. The best of several looks better than it is: run it again with other seeds."
+            f"{found.comparisons} configurations were compared with {base}; verdicts allow for that (Holm, 5 % for "
+            "all together), "
+            "an interval is 95 % for its own comparison. The best of several looks better than it is: run it "
+            "again with other seeds."
         )
     if found.look.number:
         lines.append(looks_sentence(found.look))
@@ -72,13 +78,20 @@ def _health(found: Recommendation) -> list[str]:
     """Returns sentences on why the lowest is not recommended, or on collapsed routing of the recommended one."""
     lines, other = [], found.passed_over
     if other is not None:
-        what = f"The lowest, {other.name}, is {_amount(other)} {'ahead' if other.difference < 0 else 'behind'}, which {plural(other.seeds, 'seed')} cannot tell"
+        what = (
+            f"The lowest, {other.name}, is {_amount(other)} {'ahead' if other.difference < 0 else 'behind'}, not "
+            f"significant with {plural(other.seeds, 'seed')}"
+        )
         if found.because == "health":
-            lines.append(f"{what}, and its routing has collapsed ({found.passed_over_health}): it is passed over.")
+            lines.append(
+                f"{what}. It is not recommended, because its routing has collapsed ({found.passed_over_health})."
+            )
         else:
-            lines.append(f"{what}, and costs more: it is passed over.")
+            lines.append(f"{what}. It is not recommended, because it costs more.")
     if found.health:
-        lines.append(f"Its routing has collapsed ({found.health}), and nothing that ties with it is better balanced.")
+        lines.append(
+            f"Its routing has collapsed ({found.health}). No configuration that ties with it is better balanced."
+        )
     return lines
 
 
@@ -103,22 +116,26 @@ def _headline(found: Recommendation) -> list[str]:
         return [f"{on}nothing to recommend yet, only {name} was run ({at})."]
     if found.reason == "better" and found.vs_baseline:
         equal = " of equal active parameters" if found.equal_params and dense else ""
-        first = f"It beats {'the dense model' if dense else base}{equal} by {_amount(found.vs_baseline)} of its {found.unit} ({plural(found.vs_baseline.seeds, 'seed')}, paired)"
+        first = (
+            f"It beats {'the dense model' if dense else base}{equal} by {_amount(found.vs_baseline)} of its "
+            f"{found.unit} ({plural(found.vs_baseline.seeds, 'seed')}, paired)"
+        )
         return [f"{on}use {name}.", first + _second(found)]
     if found.reason == "one seed":
         against = f", {_amount(found.vs_baseline, signed=True)} against {base}" if found.vs_baseline else ""
         lowest = "Lowest of what was run" if found.passed_over is None else "Lowest but one that has collapsed"
         unknown = "" if found.comparisons else _unknown(found)
-        return [f"{on}one seed tells nothing for sure. {lowest}: {name} ({at}{against}).{unknown}"]
+        return [f"{on}one seed does not decide. {lowest}: {name} ({at}{against}).{unknown}"]
     if found.reason == "worse" and found.vs_baseline:
         use = "the dense model (expert=1)" if dense else f"{base}, the baseline"
         return [
-            f"{on}use {use}. The best of the others is {name} ({at}): it is worse by {_amount(found.vs_baseline)} of the "
+            f"{on}use {use}. The best of the others is {name} ({at}): it is worse by {_amount(found.vs_baseline)} "
+            "of the "
             f"baseline's {found.unit} ({plural(found.vs_baseline.seeds, 'seed')}, paired)."
         ]
     if found.reason == "baseline":
         what = name if dense else f"{name}, the baseline"
-        return [f"{on}use {what}: no other configuration is better beyond doubt ({at})." + _nearest(found.runner_up)]
+        return [f"{on}use {what}: no other configuration is significantly better ({at})." + _nearest(found.runner_up)]
     if found.reason == "tie":
         return [f"{on}use {name}: it is not distinguishable from {base} ({at})."]
     lead = f"{on}use {name} ({at})" if found.passed_over else f"{on}lowest of what was run is {name} ({at})"
@@ -136,7 +153,10 @@ def _unknown(found: Recommendation) -> str:
     if found.is_baseline:
         return "" if found.pairs is not None else " No other configuration was run with its settings and seeds."
     if found.baseline != DENSE:
-        return f" How it compares with {baseline_name(found.baseline)} is not known: that was not run with its settings and seeds."
+        return (
+            f" How it compares with {baseline_name(found.baseline)} is not known: that was not run with its "
+            "settings and seeds."
+        )
     return " Whether experts pay is not known: no dense model was run with its settings and seeds."
 
 
@@ -144,18 +164,15 @@ def _second(found: Recommendation) -> str:
     other = found.runner_up
     if other is None or found.passed_over is not None:
         return "."
-    text = f"; the runner-up, {other.name}, is {_amount(other)} {'behind' if other.difference > 0 else 'ahead'} on the seeds both have"
+    text = (
+        f"; the runner-up, {other.name}, is {_amount(other)} {'behind' if other.difference > 0 else 'ahead'} on "
+        "the seeds both have"
+    )
     if other.verdict == BETTER and not other.better_than_baseline:
         return text + f", but is not shown to be better than {_its_baseline(found)}."
     if other.verdict != INCONCLUSIVE:
         return text + "."
-    return (
-        text
-        + ", which "
-        + (f"{other.seeds} seeds cannot tell" if other.seeds > 1 else "one seed cannot tell")
-        + _decide(other, " between the two")
-        + "."
-    )
+    return text + f", not significant with {plural(other.seeds, 'seed')}" + _decide(other, " between the two") + "."
 
 
 def _its_baseline(found: Recommendation) -> str:
@@ -170,7 +187,7 @@ def _nearest(other: Comparison | None) -> str:
         return (
             f"{text}: {other.verdict}."
             if other.verdict == WORSE
-            else f"{text}, not beyond doubt, as the verdict allows for all comparisons."
+            else f"{text}, but this is not significant after the correction for all comparisons."
         )
     return f"{text}: inconclusive with {plural(other.seeds, 'seed')}{_decide(other)}."
 
@@ -205,8 +222,10 @@ def _cost(found: Recommendation) -> list[str]:
     equal = found.equal_time
     if equal is not None:
         spread = "" if equal.interval is None else f" +- {100 * equal.interval:.1f}"
+        base = "dense model" if found.baseline == DENSE else "baseline"
         lines.append(
-            f"In the time of the {'dense model' if found.baseline == DENSE else 'baseline'}'s last estimate, {100 * equal.at:.0f} % of its training, it is {percent(abs(equal.difference))}{spread} "
-            f"{'ahead' if equal.difference < 0 else 'behind'} ({plural(equal.seeds, 'seed')}, paired), its learning rate not yet at the end."
+            f"At equal training time, when the {base} has done {100 * equal.at:.0f} % of its training, it is "
+            f"{percent(abs(equal.difference))}{spread} {'ahead' if equal.difference < 0 else 'behind'} "
+            f"({plural(equal.seeds, 'seed')}, paired). Its learning rate has not fallen to the end by then."
         )
     return lines

@@ -66,7 +66,8 @@ def _baseline(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
         also = ", or with a dense model:" if dense and others else ""
         missing = _pairs_for(rows, table, name)
         lines = wrap(
-            f"baseline   none: {missing}differences are to the lowest. Compare with another: --baseline SETTING=VALUE{also}",
+            f"baseline   none: {missing}differences are to the lowest. Compare with another: --baseline "
+            f"SETTING=VALUE{also}",
             width,
             "",
         )
@@ -115,7 +116,7 @@ def footer_lines(table: ReportTable, width: int) -> list[Text]:
             else []
         )
     elif rows and not table.by_run:
-        lines += wrap("one seed says little: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
+        lines += wrap("only one seed: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
     if len({(row.corpus_sha256, row.settings.get("task.name")) for row in rows}) == 1 and (
         known := format_references(rows[0].others)
     ):
@@ -146,7 +147,8 @@ def _verdict_summary(rows: Sequence[Configuration], table: ReportTable) -> str:
     comparisons, allowing = table.aggregate.comparisons, ""
     if table.pairs:
         allowing = (
-            f"; verdicts allow for all {plural(table.pairs, 'pair')} (Holm), for the lowest was chosen by its result"
+            f"; verdicts allow for all {plural(table.pairs, 'pair')} (Holm), because the lowest was chosen by its "
+            "result"
         )
     elif comparisons > 1:
         allowing = f"; verdicts allow for {comparisons} comparisons (Holm)"
@@ -157,7 +159,7 @@ def _verdict_summary(rows: Sequence[Configuration], table: ReportTable) -> str:
         and abs(row.vs_baseline) > row.vs_baseline_interval
         for row in rows
     ):
-        allowing += ", an interval for its own alone: it can leave out 0 where the verdict is 'inconclusive'"
+        allowing += ", intervals do not: one can exclude 0 where the verdict is 'inconclusive'"
     text = f"{plural(len(found), 'configuration')} compared: {counted}{allowing}"
     if any(row.more_seeds for row in rows) or table.look.number > 1:
         text += f". {looks_sentence(table.look)}"
@@ -197,21 +199,22 @@ def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
     targets = sorted({loss_unit_of_task(row.settings.get("task.name")) for row in rows})
     if len(targets) > 1:
         lines += wrap(
-            f"different tasks: nats per {', '.join(targets)} do not compare. Ranked within one task only.",
+            f"different tasks: nats per {', '.join(targets)} do not compare. They are ranked within one task only.",
             width,
             "yellow",
         )
     if len(data) > 1:
         names = sorted(f"{sanitise(str(name))} {sanitise(str(digest))[:6]}" for digest, name in data.items())
         named = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        lines += wrap(f"different data: {named}. Ranked within one corpus only.", width, "yellow")
+        lines += wrap(f"different data: {named}. They are ranked within one corpus only.", width, "yellow")
     else:
         lines += _unlike(table, [row for row in rows if row.primary_loss is not None], width)
     paths = [path for row in rows for path in row.paths]
     versions = count_code_versions(paths) if 1 < len(paths) <= MAX_RUNS_FOR_CODE_VERSIONS else 1
     if versions > 1:
         lines += wrap(
-            f"made by {versions} states of the code: compare with care, or filter. moe recommend keeps to one",
+            f"runs come from {versions} versions of the code: the comparison may be unfair. moe recommend compares "
+            "runs of one version only",
             width,
             "yellow",
         )
@@ -242,11 +245,12 @@ def _unlike(table: ReportTable, rows: Sequence[Configuration], width: int) -> li
     if len({comparison_key(row)[1:] for row in rows}) > 1:
         steps = ""
         if "model.context_length" in table.varying:
-            steps = ". A step of another model.context_length has other tokens: give train.tokens, not train.steps"
-        lines += wrap(f"different budgets: best and recommended are said among equal ones only{steps}", width, "yellow")
+            steps = ". At several values of model.context_length, equal steps are not equal tokens: set train.tokens"
+        lines += wrap(f"different budgets: rows are ranked within one budget only{steps}", width, "yellow")
     if len({eval_windows(row.settings) for row in rows}) > 1:
         lines += wrap(
-            "different evaluation contexts: ranked within one only. To compare, give all the same eval.context_length "
+            "different evaluation contexts: rows are ranked within one only. To compare them, set the same "
+            "eval.context_length "
             "and eval.stride",
             width,
             "yellow",
@@ -264,7 +268,8 @@ def _limited(rows: Sequence[Configuration], width: int) -> list[Text]:
     lines = []
     if rules == {"causal"}:
         lines += wrap(
-            "loss @ capacity: at the capacity of training, counted over each sequence; no later token takes the place of an "
+            "loss @ capacity: at the capacity of training, counted over each sequence; no later token takes the "
+            "place of an "
             "earlier one (drop=causal)",
             width,
             "dim",
@@ -299,10 +304,10 @@ def importance(found: Mapping[str, Mapping[str, Mapping[str, float]]], width: in
 
 
 def hidden_columns_note(headings: Sequence[str], width: int) -> list[Text]:
-    """Says which columns a narrow terminal has no room for."""
+    """Returns the line that names the columns for which a terminal is too narrow."""
     if not headings:
         return []
-    return wrap(f"no room for: {', '.join(headings)}; shown by --columns or a wider window", width, "dim")
+    return wrap(f"hidden columns: {', '.join(headings)} (use --columns or a wider terminal)", width, "dim")
 
 
 def _span(values: Iterable[float | None], write: Callable[[float], str]) -> str:

@@ -79,7 +79,8 @@ def heat_map(
             else f", E1 to E{size} from left to right"
         )
         lines += wrap(
-            f"'{shades[0]}{shades[1]}{shades[2]}{shades[3]}{shades[4]}' is 0 to {form.format(factor * most)} and more{left}",
+            f"'{shades[0]}{shades[1]}{shades[2]}{shades[3]}{shades[4]}' is 0 to {form.format(factor * most)} and "
+            f"more{left}",
             width,
             "dim",
         )
@@ -185,7 +186,8 @@ def _details(shown: LayerUsage, found: ExpertUsage, chosen: bool, width: int, sh
         lines += [
             Text(),
             *wrap(
-                f"{name} {'patches (row:column)' if found.images else 'tokens'} that choose each expert more than chance, "
+                f"{name} {'patches (row:column)' if found.images else 'tokens'} that choose each expert more than "
+                "chance, "
                 f"with the share of their choices{_ceiling(shown, found.k)}",
                 width,
                 "dim",

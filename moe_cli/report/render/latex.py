@@ -22,7 +22,7 @@ SCORES = ("val_bpb", "val_loss", "vs_baseline")
 
 
 def latex_text(table: ReportTable) -> str:
-    """A table environment as wide as a page: the columns of the report, or as many as fit; needs \\usepackage{booktabs} alone."""
+    """Returns a table environment as wide as a page, with as many columns as fit. It needs \\usepackage{booktabs}."""
     columns = table.columns if table.names else _chosen(table)
     missing = [sanitise(column.heading) for column in table.columns if column not in columns]
     lines = ["% made by moe report; needs \\usepackage{booktabs}"]

@@ -1,4 +1,4 @@
-"""Results as HTML for a notebook: the table of a report, a recommendation, and lines of a terminal. All text is escaped."""
+"""Results as HTML for a notebook: the table of a report, a recommendation, lines of a terminal. Text is escaped."""
 
 import io
 from collections.abc import Sequence

@@ -32,7 +32,7 @@ def table_lines(table: ReportTable, title: str, width: int, curves: bool = True)
         return [
             *header_lines(table, title, width),
             Text(),
-            Text("no row matches the filter", "yellow"),
+            Text("no row matches --where", "yellow"),
             *footer_lines(table, width),
         ]
     cells = {column.name: _aligned([column.write(row) for row in table.rows]) for column in table.columns}

@@ -1,4 +1,4 @@
-"""Text for a terminal of any width: tables whose least important columns are dropped first, wrapped sentences, packed pieces."""
+"""Text for a terminal of any width: tables that drop the least important columns first, and wrapped sentences."""
 
 import textwrap
 from collections.abc import Sequence

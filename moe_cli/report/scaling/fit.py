@@ -45,7 +45,7 @@ COLUMN_DESCRIPTION = {
 
 
 class NotIdentifiable(ConfigError):
-    """The points cannot tell the constants of this law."""
+    """The points do not determine the constants of this law."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,8 @@ def check_support(law: Law, points: Points) -> None:
         if levels(values) > 1:
             span = f"{min(values):.3g} to {max(values):.3g}"
             raise NotIdentifiable(
-                f"{law.name} has no term for {COLUMN_DESCRIPTION[column].split()[-1]}, and these runs have {levels(values)} levels of it ({span}).\n"
+                f"{law.name} has no term for {COLUMN_DESCRIPTION[column].split()[-1]}, and these runs have "
+                f"{levels(values)} levels of it ({span}).\n"
                 f"Give runs of one level with --where, or fit another law: --law ludziejewski"
             )
     for column, least in law.distinct.items():
@@ -223,7 +224,8 @@ def check_support(law: Law, points: Points) -> None:
     size = points.num_configurations
     if size < len(law.names) + 2:
         raise NotIdentifiable(
-            f"{law.name} has {len(law.names)} constants and needs at least {len(law.names) + 2} configurations; there are "
+            f"{law.name} has {len(law.names)} constants and needs at least {len(law.names) + 2} configurations; "
+            "there are "
             f"{size}.\nMake more: moe sweep scaling"
         )
 
@@ -267,7 +269,7 @@ def make_noise(residuals: Array, num_free: int) -> Noise:
 
 
 def _check_identified(law: Law, slopes: Array, scale: float) -> None:
-    """Raises NotIdentifiable when some direction of the constants changes no prediction, or one of them may be anything."""
+    """Raises NotIdentifiable if the predictions do not depend on some direction of the constants, or on one of them."""
     sizes = np.linalg.norm(slopes, axis=0)
     worst = law.names[int(np.argmin(sizes))]
     if sizes.min() > DEGENERATE * sizes.max():
@@ -279,7 +281,7 @@ def _check_identified(law: Law, slopes: Array, scale: float) -> None:
             if errors.max() < UNKNOWN:
                 return
     raise NotIdentifiable(
-        f"these runs cannot tell the constant {worst} of {law.name}: any value fits as well.\n"
+        f"these runs do not determine the constant {worst} of {law.name}: any value fits as well.\n"
         f"They span too little, or scatter too much. Make more: moe sweep scaling --seeds 3"
     )
 

@@ -197,7 +197,8 @@ CLARK = "log10 L = a log10 N + b log10 E^ + c log10 N log10 E^ + d,  N active pa
 JOINT = "L = a E^^delta N^(alpha + gamma ln E^) + b E^^omega D^(beta + zeta ln E^) + c,  N active parameters"
 CLARK_SOURCE = "Clark et al. 2022, arXiv:2202.01169"
 JOINT_SOURCE = "Ludziejewski et al. 2025, arXiv:2502.05172"
-# Fewer expansions than this cannot tell how experts saturate: then E^ = E, the same form at E_start = 1, E_max = infinity.
+# Fewer expansions than this do not determine how experts saturate. Then E^ = E, the same form at E_start = 1 and
+# E_max = infinity.
 TO_SATURATE = 6
 
 _CLARK_NAMES, _CLARK_LOW, _CLARK_HIGH = ("a", "b", "c", "d"), (-0.4, -0.3, -0.05, -1.0), (0.0, 0.1, 0.05, 2.0)

@@ -80,7 +80,7 @@ class Points:
 
 @dataclass(frozen=True)
 class LabelledObservations:
-    """Points, the settings by which people know their configurations (one label a point), and runs that were left out."""
+    """Points, a label of settings for each, and the number of runs that were left out."""
 
     points: Points
     labels: tuple[str, ...]
@@ -104,7 +104,8 @@ def make_points(runs: Sequence[RunRow]) -> LabelledObservations:
     kinds = ("data.tokenizer", "data.bpe_vocab", *HELD_OUT)
     if len({(*(run.settings.get(name) for name in kinds), eval_windows(run.settings)) for run in usable}) > 1:
         raise ConfigError(
-            "the runs differ in tokenizer, validation split or evaluation context, and a law is of nats per token: no one law holds for them.\n"
+            "the runs differ in tokenizer, validation split or evaluation context, and a law is of nats per "
+            "token: no one law holds for them.\n"
             "Give runs of one kind, such as: --where 'data.tokenizer == \"bytes\"'"
         )
     settings = settings_of(column_names(runs))

@@ -67,9 +67,10 @@ class DenseEquivalent:
     """A sparse configuration and the dense model that reaches its loss on the same tokens.
 
     Attributes:
-        compute_ratio: the model FLOPs that model takes in training over those of a dense one with the active parameters of this one, with
-            its 95 % interval; infinite where no dense model of up to 10,000 times the size gets there.
-        throughput: tokens per second over those of the dense run of equal active parameters and tokens; None without one.
+        compute_ratio: the ratio of training FLOPs of that dense model to a dense model with the active parameters of
+            the sparse one, with its 95 % interval; infinite if no dense model of up to 10,000 times the size has this
+            loss.
+        throughput: ratio of tokens per second to the dense run of equal active parameters and tokens; None without one.
     """
 
     label: str

@@ -28,6 +28,8 @@ def scaling_sentence(runs: Sequence[RunRow], paths: Collection[str]) -> str | No
     if equal is None or not math.isfinite(equal.high):
         return None
     return (
-        f"By the scaling law {found.law.name} ({points.num_configurations} configurations, {percent(found.held_out)} off on those "
-        f"held out) it equals a dense model of {equal.compute_ratio:.2f}x the model FLOPs ({equal.low:.2f} to {equal.high:.2f})."
+        f"By the scaling law {found.law.name} ({points.num_configurations} configurations, "
+        f"{percent(found.held_out)} off on those "
+        f"held out) it equals a dense model of {equal.compute_ratio:.2f}x the model FLOPs ({equal.low:.2f} to "
+        f"{equal.high:.2f})."
     )

@@ -41,8 +41,10 @@ def _size(result: Analysis) -> str:
     points = result.fit.points
     tried = f"; {result.left_out} not complete and left out" if result.left_out else ""
     return (
-        f"{len(points)} runs of {points.num_configurations} configurations{tried}. Runs lie {percent(result.fit.scale)} from the "
-        f"law (robust), configurations held out {percent(result.fit.held_out)}. Intervals: 95 %, wild bootstrap by configuration."
+        f"{len(points)} runs of {points.num_configurations} configurations{tried}. Runs lie "
+        f"{percent(result.fit.scale)} from the "
+        f"law (robust), configurations held out {percent(result.fit.held_out)}. Intervals: 95 %, wild bootstrap by "
+        "configuration."
     )
 
 
@@ -51,11 +53,13 @@ def _seeds(found: Fit) -> str:
     seeds = found.seeds
     if seeds.deviation is None:
         return (
-            "One seed was run. How far another seed shifts all losses together is not known, and the intervals leave it out: "
-            "fewer than 95 % of runs with other seeds lie inside. Run more: --seeds 3"
+            "One seed was run, so the intervals do not include the variation between seeds: fewer than 95 % of "
+            "runs with "
+            "other seeds lie inside. Run more: --seeds 3"
         )
     return (
-        f"A seed shifts all losses together by {percent(seeds.deviation)} (standard deviation over {len(seeds.seeds)} seeds); "
+        f"A seed shifts all losses together by {percent(seeds.deviation)} (standard deviation over "
+        f"{len(seeds.seeds)} seeds); "
         "the intervals allow for it."
     )
 
@@ -139,7 +143,10 @@ def _predictions(predictions: Sequence[Prediction], width: int) -> list[Text]:
     lines = plain_table(("predicted, not run", "nats/token", "95 % interval of a run"), rows, width)
     for each in predictions:
         if each.extrapolation_factor > EXTRAPOLATION_WARNING:
-            far = f"{sanitise(each.label)} lies {each.extrapolation_factor:.1f} times beyond what was run: a guess."
+            far = (
+                f"{sanitise(each.label)} lies {each.extrapolation_factor:.1f} times beyond what was run: the "
+                "prediction is unreliable."
+            )
             lines += wrap(far, width, "yellow")
     return lines
 

@@ -52,7 +52,7 @@ def test_health_decides_between_ties(tmp_path: Path) -> None:
     text = " ".join(format_recommendation(answer))
     assert ("switch", "health") == (answer.settings["balance"], answer.because)
     assert "use expert=8 k=2 balance=switch" in text
-    assert "its routing has collapsed (25 % dead experts, MaxVio 2.93 of at most 3): it is passed over." in text
+    assert "because its routing has collapsed (25 % dead experts, MaxVio 2.93 of at most 3)." in text
     assert ("expert=8 k=2 balance=none", "expert=8 k=2 balance=z") == answer.ties
     assert {"none": "lowest", "switch": "recommended", "z": "pareto"} == marks(tmp_path) | {"z": "pareto"}
     runs = rows_below(tmp_path)
@@ -98,7 +98,7 @@ def test_cost_decides_between_close_ties(tmp_path: Path) -> None:
     make(tmp_path, "switch", 1.702, {"flops_per_token": 3e6})
     answer = recommend(load_runs(tmp_path))
     assert ("switch", "cost") == (answer.settings["balance"], answer.because)
-    assert "and costs more: it is passed over." in " ".join(format_recommendation(answer))
+    assert "It is not recommended, because it costs more." in " ".join(format_recommendation(answer))
     make(tmp_path, "z", 1.750, {"flops_per_token": 1e6})
     assert "switch" == recommend(load_runs(tmp_path)).settings["balance"]
 
@@ -239,7 +239,7 @@ def test_one_seed_is_said_where_nothing_could_be_compared(tmp_path: Path) -> Non
     complete(tmp_path, 1.9, "mine", balance="switch", seed=1)
     answer = recommend(load_runs(tmp_path))
     assert "one seed" == answer.reason
-    assert "one seed tells nothing for sure" in format_recommendation(answer)[0]
+    assert "one seed does not decide" in format_recommendation(answer)[0]
 
 
 def test_the_baseline_is_recommended_where_the_others_are_worse(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_dense_where_nothing_is_better(tmp_path: Path) -> None:
         None,
         None,
     )
-    assert text.startswith(f"{ON}use the dense model (expert=1): no other configuration is better beyond doubt")
+    assert text.startswith(f"{ON}use the dense model (expert=1): no other configuration is significantly better")
     assert "inconclusive with 3 seeds; about " in text
 
 
@@ -143,7 +143,7 @@ def test_one_seed_tells_nothing(tmp_path: Path) -> None:
     make(tmp_path, 1.60, EIGHT, seeds=1)
     answer, text = found(tmp_path)
     assert (answer.reason, answer.settings["expert"]) == ("one seed", 8)
-    assert text.startswith(f"{ON}one seed tells nothing for sure.")
+    assert text.startswith(f"{ON}one seed does not decide.")
     assert "--seeds 3" in answer.next
 
 

@@ -1,4 +1,4 @@
-"""A report as a figure for a paper or a slide: loss against sparsity, against FLOPs, and over training. Asks for matplotlib."""
+"""A report as a figure: loss against sparsity, against FLOPs, and over training. Needs matplotlib."""
 
 import io
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ from moe_cli.metrics import BY_KEY, ESTIMATES, curve_title
 from moe_cli.report.columns import required_columns, truncate_left
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.curves import thinned_curves
-from moe_cli.report.html.page_data import label_of
 from moe_cli.report.pareto import pareto_front
 from moe_cli.report.render.terminal_chart import number_of
 from moe_cli.report.run_row import comparison_key
@@ -74,7 +73,7 @@ def _points(axes: "Axes", table: ReportTable, rows: Sequence[Configuration], sco
             yerr=None if not at or half is None else [half],
             capsize=3,
             linestyle="none",
-            label=truncate_left(label_of(row, table)),
+            label=truncate_left(table.label(row)),
             **_look(index),
         )
     axes.set_ylabel(BY_KEY[score].title)
