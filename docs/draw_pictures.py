@@ -32,7 +32,7 @@ def report(*words: str) -> str:
 
 def draw_terminal(sweep: str, outputs: str) -> None:
     """Writes the table as a terminal shows it."""
-    console = Console(record=True, width=COLUMNS, file=io.StringIO())
+    console = Console(record=True, width=COLUMNS + 2, file=io.StringIO())
     console.print(f"[bold]$ moe report {sweep}")
     console.print(Text.from_ansi(report(sweep, "--outputs", outputs).rstrip()))
     console.save_svg(str(ASSETS / "report.svg"), title=f"moe report {sweep}")

@@ -24,7 +24,7 @@ def config(
     config_dir: ConfigDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the resolved configuration and the id of its run, or explain a setting.
+    """Print a resolved configuration, or explain a setting.
 
     Examples:
         moe config expert=8

@@ -65,9 +65,9 @@ def train(  # noqa: PLR0913  (an argument for each option)
     folder = outputs_folder(outputs)
     if rank():
         return _run_nonzero_rank(folder)
-    run = _restarted_run(folder) if resume is None else _resumed_run(resume, overrides or [], config_dir, folder, force)
     if like is not None and resume is not None:
         raise ConfigError("--resume goes on with a run, and --like starts a new one: give one.")
+    run = _restarted_run(folder) if resume is None else _resumed_run(resume, overrides or [], config_dir, folder, force)
     config = run.config() if run else _new_config(overrides or [], config_dir, folder, like)
 
     from moe_cli.cli.console import Terminal

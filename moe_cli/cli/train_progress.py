@@ -164,7 +164,8 @@ def print_summary(console: Console, run: Run) -> None:
     ]
     if any(number for number, _ in events):
         rows.append(("events", "   ".join(f"{number} {name}" for number, name in events if number)))
-    samples = [] if summary["val_bytes"] is None else ['moe sample latest --prompt "def "']
+    prompt = ' --prompt "def "' if run.config().data.name in ("python", "torch_sources", "corpora_mix") else ""
+    samples = [] if summary["val_bytes"] is None else [f"moe sample latest{prompt}"]
     commands = [*samples, dense_baseline_command(run.config()), "moe report"]
     rows += [("" if number else "next", line) for number, line in enumerate(commands)]
     print_rows(console, rows)

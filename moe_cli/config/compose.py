@@ -162,9 +162,7 @@ class Composer:
         for folder in self.folders:
             file = folder / group / f"{choice}.yaml"
             if file.is_file():
-                lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-                comments = [line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line]
-                return comments[0] if comments else ""
+                return first_comment(file)
         return ""
 
     def _compose(self, *choices: str) -> dict[str, Any]:
@@ -382,6 +380,12 @@ class Composer:
             raise ConfigError(f"'{key}' says who carries out a sweep, and is no part of a run. Use it with: moe sweep")
         kind = ConfigError if key in names_of(RunConfig) else BadValue  # another choice of its group has it
         raise kind(unknown_setting(key, [*known, *GROUPS]))
+
+
+def first_comment(file: Path) -> str:
+    """Returns the first comment of a file, which describes it; "" if there is none."""
+    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    return next((line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line), "")
 
 
 def _choice_words(groups: Mapping[str, Any]) -> list[str]:

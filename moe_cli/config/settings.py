@@ -12,8 +12,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import yaml
-
 from moe_cli.config.bounds import MOST_NUMBER, MOST_WHOLE, check_most
 from moe_cli.config.ranges import above, at_least, between, share
 from moe_cli.errors import ConfigError
@@ -201,8 +199,14 @@ def read_choice(group: str, name: str) -> dict[str, Any]:
 
 def read_conf(name: str) -> dict[str, Any]:
     """Returns the content of a file of the packaged conf/."""
-    content: dict[str, Any] = _LOADER((packaged_conf() / f"{name}.yaml").read_bytes()).get_single_data()
+    content: dict[str, Any] = _loader()((packaged_conf() / f"{name}.yaml").read_bytes()).get_single_data()
     return content
 
 
-_LOADER: Callable[..., Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+@cache
+def _loader() -> Callable[..., Any]:
+    """Returns the quickest safe loader of YAML, imported at the first file: `moe --help` reads none."""
+    import yaml
+
+    loader: Callable[..., Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return loader

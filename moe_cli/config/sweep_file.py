@@ -21,7 +21,7 @@ from yaml import YAMLError
 from moe_cli.config.axes import Axis, Interval
 from moe_cli.config.bounds import SEEDS
 from moe_cli.config.build import did_you_mean, takes_text
-from moe_cli.config.compose import Composer, three_lines
+from moe_cli.config.compose import Composer, first_comment, three_lines
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import is_text
 from moe_cli.config.ranges import show
@@ -124,24 +124,28 @@ def list_sweeps(composer: Composer) -> list[str]:
 
 
 def load_sweep_file(composer: Composer, name: str, preset: str = SMALLEST) -> SweepFile:
-    """Loads conf/sweep/NAME.yaml, with the changes of its preset.
+    """Loads conf/sweep/NAME.yaml, or the file of a path that ends in .yaml, with the changes of its preset.
 
     Raises:
-        ConfigError: no such sweep or preset exists, or the file has an invalid structure.
+        ConfigError: no such sweep, file or preset exists, or the file has an invalid structure.
     """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else None
+    if path and not path.is_file():
+        raise ConfigError(f"there is no file {path}. Give a path, or the name of a sweep: moe config --groups")
     names = list_sweeps(composer)
-    if name not in names:
+    if path is None and name not in names:
         raise ConfigError(
             f"no sweep '{name}'.{did_you_mean(name, names)} There are: {', '.join(names)}. "
             f"Or give values: moe sweep k=1,2{composer.misnamed('sweep', name)}"
         )
-    file, content = _read(composer, name)
+    file = path or _file_of(composer, name)
+    content = _read(file)
     try:
         content = _with_bases(composer, content)
         parts = _with_preset(_known_parts(content, PARTS, "a sweep"), name, preset)
         return SweepFile(
-            name,
-            composer.describe("sweep", name),
+            path.stem if path else name,
+            first_comment(file),
             _blocks(composer, parts),
             _seeds(parts),
             _baseline(parts),
@@ -162,17 +166,19 @@ def _known_parts(content: Any, known: Sequence[str], what: str) -> dict[str, Any
     return content
 
 
-def _read(composer: Composer, name: str) -> tuple[Path, Any]:
-    """Returns the file conf/sweep/NAME.yaml that is used, and its content.
-
-    Raises ConfigError where it cannot be read.
-    """
+def _file_of(composer: Composer, name: str) -> Path:
+    """Returns the file conf/sweep/NAME.yaml that is used. Raises ConfigError where there is none."""
     file = next((path for folder in composer.folders if (path := folder / "sweep" / f"{name}.yaml").is_file()), None)
     if file is None:
         raise ConfigError(f"defaults: there is no conf/sweep/{name}.yaml.")
     composer.remember(f"sweep/{name}.yaml")
+    return file
+
+
+def _read(file: Path) -> Any:
+    """Returns the content of a sweep file. Raises ConfigError where it cannot be read."""
     try:
-        return file, OmegaConf.to_container(OmegaConf.load(io.StringIO(read_yaml_text(file, is_text))), resolve=True)
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(read_yaml_text(file, is_text))), resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise ConfigError(f"{file}: {three_lines(error)}") from None
 
@@ -188,7 +194,7 @@ def _with_bases(composer: Composer, content: Any) -> Any:
     shared: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
         if base != "_self_":
-            shared |= _mapping(_read(composer, str(base))[1], "presets")
+            shared |= _mapping(_read(_file_of(composer, str(base))), "presets")
     presets = {name: _changed(shared.get(name, {}), own.get(name, {})) for name in (*shared, *own)}
     return {**content, "presets": presets}
 

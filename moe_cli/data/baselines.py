@@ -1,4 +1,4 @@
-"""Baselines of a language model: how frequent tokens are, a bigram model, and gzip, on the same text, a block at a time."""
+"""Baselines of a language model on the same text: token frequencies, a bigram model, and gzip."""
 
 import zlib
 from typing import Any
@@ -14,29 +14,30 @@ MAX_TABLE = 2**20
 
 
 def bigram_bits_per_byte(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any], tokenizer: Tokenizer) -> float:
-    """Bits per byte on `val` of a bigram model counted on `train`: (count(a, b) + p(b)) / (count(a) + 1).
+    """Returns the bits per byte on `val` of a bigram model counted on `train`.
 
-    p is the unigram distribution with one added to every count. The reference line every language model must beat.
-    Counted are the pairs that `val` has, so that memory grows with those and not with the text.
+    The probability of b after a is (count(a, b) + p(b)) / (count(a) + 1). p is the unigram distribution with one added
+    to every count. Only pairs that occur in `val` are counted, so that memory grows with their number and not with the
+    text.
     """
     size = tokenizer.vocab_size
-    val_pairs, times = np.empty(0, np.int64), np.empty(0, np.int64)
+    val_pairs, occurrences = np.empty(0, np.int64), np.empty(0, np.int64)
     for block in blocks(val, overlap=1):
-        val_pairs, times = _merged(val_pairs, times, *_pairs(block, size))
+        val_pairs, occurrences = _merged(val_pairs, occurrences, *_pairs(block, size))
     seen, single = np.zeros(len(val_pairs), np.int64), np.zeros(size, np.int64)
     for block in blocks(train, overlap=1):
         pairs, counts = _pairs(block, size)
-        place = np.searchsorted(val_pairs, pairs).clip(max=len(val_pairs) - 1)
-        known = val_pairs[place] == pairs
-        seen[place[known]] += counts[known]
+        index = np.searchsorted(val_pairs, pairs).clip(max=len(val_pairs) - 1)
+        known = val_pairs[index] == pairs
+        seen[index[known]] += counts[known]
         single += np.bincount(block[:-1], minlength=size)
     starts = single.copy()
-    single[train[-1:]] += 1  # the last begins no pair
+    single[train[-1:]] += 1  # the last token begins no pair
     before, after = np.divmod(val_pairs, size)
     unigram = (single + 1) / (len(train) + size)
-    bits = -(times * np.log2((seen + unigram[after]) / (starts[before] + 1))).sum()
+    bits = -(occurrences * np.log2((seen + unigram[after]) / (starts[before] + 1))).sum()
     # The negated sum of zeros is -0. Adding 0.0 gives 0 for a text that is predicted without loss.
-    return 0.0 + float(bits / (times * tokenizer.bytes_per_token()[after]).sum())
+    return 0.0 + float(bits / (occurrences * tokenizer.bytes_per_token()[after]).sum())
 
 
 def unigram_baselines(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any], vocab_size: int) -> dict[str, float]:
@@ -54,7 +55,7 @@ def unigram_baselines(train: Tokens | NDArray[Any], val: Tokens | NDArray[Any], 
 
 
 def _pairs(block: NDArray[Any], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Neighbours as first * size + second, in rising order, and how often each occurs."""
+    """Returns the pairs of neighbours as first * size + second, in ascending order, and the count of each."""
     codes = block[:-1].astype(np.int64) * size + block[1:]
     if size**2 > MAX_TABLE:
         return np.unique(codes, return_counts=True)
@@ -64,11 +65,11 @@ def _pairs(block: NDArray[Any], size: int) -> tuple[NDArray[np.int64], NDArray[n
 
 
 def _merged(
-    val_pairs: NDArray[np.int64], times: NDArray[np.int64], pairs: NDArray[np.int64], counts: NDArray[np.int64]
+    val_pairs: NDArray[np.int64], occurrences: NDArray[np.int64], pairs: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    both, place = np.unique(np.concatenate((val_pairs, pairs)), return_inverse=True)
+    both, index = np.unique(np.concatenate((val_pairs, pairs)), return_inverse=True)
     total = np.zeros(len(both), np.int64)
-    np.add.at(total, place, np.concatenate((times, counts)))
+    np.add.at(total, index, np.concatenate((occurrences, counts)))
     return both, total
 
 

@@ -1,6 +1,6 @@
-"""Parts of words as tokens: byte-level BPE trained on a corpus, or any tokenizer.json. It is data: nothing in it is executed.
+"""Subword tokenizers: byte-level BPE trained on a corpus, or any tokenizer.json.
 
-Read with the library `tokenizers` (pip install 'moe-cli[bpe]').
+A tokenizer.json is data: nothing in it is executed. The library `tokenizers` reads it (pip install 'moe-cli[bpe]').
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from moe_cli.data.tokenizer_probe import probe
 from moe_cli.errors import DataError
 from moe_cli.files.reading import Unreadable, parse_json
 
-# Stands between documents. No text holds it: a file with this byte counts as binary.
+# The separator of documents. It occurs in no text: a file with this byte counts as binary.
 SEPARATOR = "\0"
 # Names of the end-of-text token in published vocabularies. It is used as the separator between documents.
 END_OF_TEXT_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
@@ -59,7 +59,7 @@ class SubwordTokenizer:
 
     @cached_property
     def separator(self) -> int:
-        """Returns the token between documents, which counts as one byte as in every other tokenizer.
+        """Returns the token between documents. It counts as one byte, as in every other tokenizer.
 
         Raises:
             DataError: the vocabulary has none.
@@ -73,7 +73,8 @@ class SubwordTokenizer:
         if len(ids) == 1 and self._library.id_to_token(ids[0]) != content["model"].get("unk_token"):
             return int(ids[0])
         raise DataError(
-            f"data.tokenizer={self.name} has no token to stand between documents: none of {', '.join(END_OF_TEXT_TOKENS)}, nor a zero byte."
+            f"data.tokenizer={self.name} has no token that can separate documents: none of "
+            f"{', '.join(END_OF_TEXT_TOKENS)}, and none for a zero byte. Use another tokenizer, or bytes."
         )
 
     def encode(self, text: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
@@ -82,13 +83,13 @@ class SubwordTokenizer:
         return np.array(encoding.ids, np.min_scalar_type(self.vocab_size - 1))
 
     def _encode(self, encode_batch: Callable[..., Any], text: str) -> Any:
-        """Encodes one text. Every text that is encoded passes here.
+        """Encodes one text. All encoding is done here.
 
         Args:
-            encode_batch: a method of the library's tokenizer that takes a batch: it releases the GIL, as `encode` does not.
+            encode_batch: a method of the library's tokenizer that takes a batch, because these release the GIL.
 
         Raises:
-            DataError: the tokenizer does not know a character and has no token for that, or takes too long.
+            DataError: a character has no token, and there is none for unknown ones; or the tokenizer takes too long.
         """
         label = f"data.tokenizer={self.name}"
         try:
@@ -106,7 +107,7 @@ class SubwordTokenizer:
         return encoding
 
     def token_ends(self, text: str) -> list[int]:
-        """Returns the place in the text behind each token's characters, whatever the tokenizer makes of them."""
+        """Returns the position in the text after the characters of each token."""
         return [end for _, end in self._encode(self._library.encode_batch, text).offsets]
 
     def to_bytes(self, ids: Iterable[int]) -> bytes:
@@ -132,7 +133,7 @@ class SubwordTokenizer:
 
 
 def slice_utf8(text: str, start: int, stop: int | None) -> str:
-    """Returns the characters that lie whole in the bytes from `start` to `stop`."""
+    """Returns the characters whose bytes all lie between `start` and `stop`."""
     if start == 0 and stop is None:
         return text
     return text.encode()[start:stop].decode(errors="ignore")
@@ -177,7 +178,9 @@ def read_tokenizer(path: str) -> SubwordTokenizer:
     known = library.get_vocab(with_added_tokens=True)
     size = max(known.values(), default=-1) + 1
     if not 2 <= size <= MAX_IDS_PER_TOKEN * len(known) + 1024:
-        raise DataError(f"data.tokenizer={path} has {len(known):,} tokens and ids up to {size - 1:,}: no use here.")
+        raise DataError(
+            f"data.tokenizer={path} has {len(known):,} tokens, and ids up to {size - 1:,} are too large. Use another."
+        )
     return SubwordTokenizer(path, text, size)
 
 
@@ -204,7 +207,7 @@ def _content(path: str) -> str:
 
 
 def _parsed(name: str, text: str) -> Any:
-    """Returns the library's own object; text that looks like a special token is text to it."""
+    """Returns the tokenizer of the library. It treats text that looks like a special token as text."""
     library = tokenizers_library()
     if reason := hazard(json.loads(text)):
         raise DataError(f"data.tokenizer={name} is not used: {reason}.")
@@ -223,7 +226,7 @@ def _parsed(name: str, text: str) -> Any:
 
 
 def _token_bytes(library: Any, content: dict[str, Any], vocab_size: int, separator: int) -> list[bytes]:
-    """Returns the bytes of each token, by the byte alphabet of byte-level tokenizers, else by the signs for spaces."""
+    """Returns the bytes of each token, by the alphabet of byte-level tokenizers, else by the characters for spaces."""
     table = [b""] * vocab_size
     added = {each["id"]: each["content"] for each in content.get("added_tokens") or []}
     alphabet = _byte_alphabet() if '"ByteLevel"' in json.dumps(content.get("decoder")) else {}
@@ -245,8 +248,8 @@ def _token_bytes(library: Any, content: dict[str, Any], vocab_size: int, separat
 
 
 def _byte_alphabet() -> dict[str, bytes]:
-    """Returns the sign that GPT-2 writes for each byte: itself where it is printable, else the next from 256 on."""
+    """Returns the byte of each character of GPT-2's alphabet: printable bytes stay, others follow from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     signs = {chr(byte): bytes([byte]) for byte in printable}
     rest = (byte for byte in range(256) if byte not in printable)
-    return signs | {chr(256 + place): bytes([byte]) for place, byte in enumerate(rest)}
+    return signs | {chr(256 + index): bytes([byte]) for index, byte in enumerate(rest)}

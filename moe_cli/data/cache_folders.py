@@ -1,4 +1,4 @@
-"""Folders of the cache: built next to their place, whole or absent, also when other processes build them at the same time."""
+"""Folders of the cache: complete or absent, even if several processes build one at the same time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ from moe_cli.files.writing import delete_abandoned, ensure_folder, new_folder, r
 
 @contextmanager
 def atomic_folder(folder: Path, what: str) -> Iterator[Path]:
-    """Yields a temporary folder to write in, META last, which is then renamed to `folder`.
+    """Yields a temporary folder, which is renamed to `folder` at the end. META must be written last.
 
-    It is deleted after an error.
+    After an error the folder is deleted.
 
     Raises:
         Unwritable: `what` cannot be written there.
@@ -26,7 +26,7 @@ def atomic_folder(folder: Path, what: str) -> Iterator[Path]:
             write_checksums(temporary)
             rename(temporary, folder)
     except OSError as error:
-        if not (folder / META).is_file():  # not that another job was first
+        if not (folder / META).is_file():  # else another process has built it first
             raise Unwritable(
                 f"cannot write the {what} to {folder}: {error.strerror}. {write_failure_hint(error)}"
             ) from None

@@ -1,8 +1,8 @@
-"""Checks folders of the cache against the checksums that were taken when they were built.
+"""Checks folders of the cache against checksums that were computed when they were built.
 
-A file is compared whole at every use. Of a large token file each block is compared when it is first read, by the reader
-itself (`BlockChecksums`). That takes about 10 us a training window, and no byte is read from the disk that was not read
-anyway, since the system reads whole pages. A damaged folder is set aside, to be built again.
+Every use of a file checks all of it. A large token file is the exception: `BlockChecksums` checks each block when it is
+first read. That takes about 10 us per training window and causes no further reads, because the system reads whole
+pages. A damaged folder is removed, and built again.
 """
 
 import mmap
@@ -36,19 +36,19 @@ OF_ALL_DATA: Mapping[str, Types] = {
     "domains": list,
 }
 CHECKSUMS, BLOCKS = "checksums.json", "checksums.bin"
-# How the names of folders begin that are being built, or taken apart.
+# The prefix of the names of folders that are being built or removed.
 BUILDING = ".building-"
-# Bytes of a block, the page of an operating system. A token file of more than WHOLE_BYTES is checked while it is read.
+# The size of a block, which is a page of the operating system. Token files above WHOLE_BYTES are checked by block.
 BLOCK_BYTES, WHOLE_BYTES = 2**12, 2**25
 _TOKEN_FILE = re.compile(r"(train|val|test)_\d+\.bin")
-# The checksums of 4 TB.
+# The checksums of 4 TB of tokens.
 MAX_CHECKSUM_BYTES = 2**32
 # meta.json holds the tokenizer, which may be large.
 MAX_META_BYTES = 2**29
 
 
 def write_checksums(folder: Path) -> None:
-    """Takes the checksums of all files of a folder that has just been built."""
+    """Writes the checksums of all files of a folder that has just been built."""
     files, checksums = {}, array("I")
     for path in sorted(folder.iterdir()):
         files[path.name] = {"bytes": path.stat().st_size, "first_block": len(checksums)}
@@ -65,7 +65,7 @@ def _checksums(path: Path) -> Iterator[int]:
 
 
 def _read_checksums(folder: Path) -> dict[str, tuple[int, NDArray[np.uint32]]]:
-    """Returns the size of each file and the checksums of its blocks. Raises OSError, Unreadable: they are damaged."""
+    """Returns the size of each file and the checksums of its blocks. Raises OSError or Unreadable after damage."""
     content = read_sealed(folder / CHECKSUMS)
     files = content.get("files") if content else None
     if content is None or not isinstance(files, dict) or META not in files:
@@ -90,7 +90,7 @@ def _is_checked_by_reader(name: str, size: int) -> bool:
 
 
 class BlockChecksums:
-    """Compares the blocks of large token files with their checksums, each once, when it is first read."""
+    """Checks each block of large token files once, when it is first read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -108,7 +108,7 @@ class BlockChecksums:
         """Checks the blocks that hold the bytes from `start` to `stop` of a file.
 
         Raises:
-            DataError: one is not as it was built. The folder is marked, so that its next use builds it again.
+            DataError: a block has changed since it was built. The next use of the folder builds it again.
         """
         if name not in self._blocks:
             return
@@ -122,22 +122,21 @@ class BlockChecksums:
                 with suppress(OSError, UnsafePath):
                     delete(self.folder / CHECKSUMS)
                 raise DataError(
-                    f"{self.folder / name} is damaged: its bytes from {begin:,} to {begin + BLOCK_BYTES:,} are not as they "
-                    "were built. It is built again at its next use: start again, or go on with moe train --resume"
+                    f"{self.folder / name} is damaged: its bytes from {begin:,} to {begin + BLOCK_BYTES:,} have "
+                    "changed since it was built. The next use builds it again: start again, or use moe train --resume"
                 )
             is_checked[number] = True
 
 
 def find_built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str, Any] | None:
-    """Returns the contents of meta.json if the data are complete.
-
-    None means that the data are missing or damaged. Damaged data are reported.
+    """Returns the content of meta.json; None means that the data are missing or damaged. Damage is reported.
 
     Args:
+        what: the name of the data in messages, a plural.
         types: the required keys of meta.json, with the types of their values.
 
     Raises:
-        DataError: `what` is damaged, and cannot be set aside.
+        DataError: the data are damaged, and cannot be removed.
     """
     if not os.path.lexists(folder):
         return None
@@ -147,7 +146,7 @@ def find_built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str,
         meta = parse_object(read_bytes(folder / META, MAX_META_BYTES))
         for name, kind in types.items():
             if name not in meta or not isinstance(meta[name], kind):
-                raise Unreadable(f"{META} does not say {name}")
+                raise Unreadable(f"{META} has no valid {name}")
         return meta
     except (OSError, Unreadable) as problem:
         reason = (
@@ -155,12 +154,12 @@ def find_built(folder: Path, what: str, types: Mapping[str, Types]) -> dict[str,
             if isinstance(problem, FileNotFoundError)
             else str(problem)
         )
-        _set_aside(folder, what, reason, before)
+        _remove_damaged(folder, what, reason, before)
     return None
 
 
 def _check_files(folder: Path) -> None:
-    """Raises OSError, Unreadable: a file is not as it was built."""
+    """Raises OSError or Unreadable if a file has changed since it was built."""
     for name, (size, checksums) in _read_checksums(folder).items():
         if os.stat(folder / name).st_size != size:
             raise Unreadable(f"{name} has another size")
@@ -171,17 +170,17 @@ def _check_files(folder: Path) -> None:
             raise Unreadable(f"{name} {problem}") from None
 
 
-def _set_aside(folder: Path, what: str, reason: str, before: os.stat_result) -> None:
-    """Frees the folder's place, unless another process has put another one there meanwhile."""
+def _remove_damaged(folder: Path, what: str, reason: str, before: os.stat_result) -> None:
+    """Removes a damaged folder, unless another process has replaced it."""
     try:
         if os.stat(folder, follow_symlinks=False).st_ino != before.st_ino:
             return
-        print_line(f"note: the {what} in {folder} are damaged ({reason}): they are made again.")
+        print_line(f"note: the {what} in {folder} are damaged ({reason}): they are built again.")
         with new_folder(folder.parent, BUILDING) as aside:
             rename(folder, aside / folder.name)
     except FileNotFoundError:
         return
     except OSError as error:
         raise DataError(
-            f"the {what} in {folder} are damaged ({reason}), and cannot be made again there: {error.strerror}."
+            f"the {what} in {folder} are damaged ({reason}), and cannot be built again: {error.strerror}."
         ) from None

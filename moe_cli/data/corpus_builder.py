@@ -1,7 +1,7 @@
-"""Texts -> token files, in memory that does not grow with the texts: built once, whole or absent.
+"""Builds the token files of a corpus from texts, in memory that does not grow with the texts.
 
-The files are read twice: to learn sizes, characters and the hash, then to write the tokens where they belong. BPE is
-trained in between, which reads them once more.
+The files are read twice: the first pass collects sizes, characters and the hash, the second writes the tokens. Training
+of BPE reads them once more in between.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from moe_cli.data.splits import MAX_DOMAINS, SPLIT_LABELS, SPLITS, TEST, TRAIN, 
 from moe_cli.data.tokenizers import CharTokenizer, Tokenizer, make_tokenizer
 from moe_cli.errors import DataError
 
-# The largest number of files that are named as not text.
+# At most this many files are named as not text.
 MAX_NAMED = 3
 
 
@@ -63,7 +63,7 @@ class CorpusScan:
 
 @dataclass
 class EncodedCorpus:
-    """Tokens as they were written.
+    """The token files that were written.
 
     Attributes:
         shards: the token files of each of SPLITS.
@@ -87,7 +87,7 @@ def build(data: BuiltCorpusConfig, texts: CorpusSource, folder: Path) -> None:
     Raises:
         DataError: a file is not text or changes while it is read; too little text; a full disk.
     """
-    # A wrong path is said before the texts are read.
+    # A wrong path is reported before the texts are read.
     loaded_tokenizer = None if data.tokenizer in TOKENIZERS else read_tokenizer(data.tokenizer)
     scan = _scan(data, texts.files)
     has_many_documents = len(scan.lengths) > 1
@@ -186,7 +186,7 @@ def _scan(data: BuiltCorpusConfig, files: Sequence[CorpusFile]) -> CorpusScan:
     if not scan.lengths:
         readable = any(digest is not None for digest in scan.hashes)
         what = "no record has any" if readable else f"its {len(files)} files are empty or not UTF-8"
-        raise DataError(f"{source(data)} holds no text: {what}.")
+        raise DataError(f"{source(data)} has no text: {what}.")
     names = _domain_names(files, scan)
     scan.domains.extend(names.index(files[owner].domain) for owner in owners)
     scan.splits.extend(split for owner in owners if (split := files[owner].split) is not None)
@@ -245,9 +245,9 @@ class Piece:
     """A part of the text of a document, or the separator after it.
 
     Attributes:
-        split: the split it begins in; in a gap, the next one.
-        parts: the range for each split, in units.
-        changed: the error to raise if the text differs from the first pass.
+        split: the split in which it begins; in a gap, the next one.
+        parts: the range for each split, in units of `CorpusScan.lengths`.
+        changed_error: the error to raise if the text differs from the first pass.
     """
 
     document: int
@@ -259,7 +259,7 @@ class Piece:
 
 def _pieces(files: Sequence[CorpusFile], scan: CorpusScan, split: Split, chars: bool) -> Iterator[Piece]:
     """Yields all pieces to write, in order. Raises DataError if a file has changed since it was first read."""
-    place = 0
+    position = 0
     for document, text, changed_error in _reread(files, scan):
         part = int(split.parts[document])
         if split.cut is None or part != TRAIN:
@@ -267,12 +267,12 @@ def _pieces(files: Sequence[CorpusFile], scan: CorpusScan, split: Split, chars: 
             continue
         size = len(text) if chars else len(text.encode())
         parts = {
-            part: (max(0, begin - place), None if place + size <= end else end - place)
+            part: (max(0, begin - position), None if position + size <= end else end - position)
             for part, (begin, end) in enumerate(split.cut)
-            if place < end and place + size > begin
+            if position < end and position + size > begin
         }
-        yield Piece(document, text, sum(place >= end for _, end in split.cut[:-1]), parts, changed_error)
-        place += size
+        yield Piece(document, text, sum(position >= end for _, end in split.cut[:-1]), parts, changed_error)
+        position += size
 
 
 def _training_texts(files: Sequence[CorpusFile], scan: CorpusScan, split: Split) -> Iterator[str]:
@@ -283,7 +283,7 @@ def _training_texts(files: Sequence[CorpusFile], scan: CorpusScan, split: Split)
 
 
 def _reread(files: Sequence[CorpusFile], scan: CorpusScan) -> Iterator[tuple[int, str, DataError]]:
-    """Yields the index of a document with each piece of its text; the last of several documents' pieces is a separator.
+    """Yields each piece of text with the index of its document. If there are several, a separator ends each.
 
     Raises:
         DataError: a file has changed since it was first read.
@@ -292,9 +292,7 @@ def _reread(files: Sequence[CorpusFile], scan: CorpusScan) -> Iterator[tuple[int
     for file, digest in zip(files, scan.hashes, strict=True):
         if digest is None:
             continue
-        changed_error = DataError(
-            f"{file.path} has changed while it was read. Start again when no program writes to it."
-        )
+        changed_error = DataError(f"{file.path} changed while it was read. Start again when no program writes to it.")
         try:
             for document in file.documents():
                 if document is None:
@@ -320,6 +318,6 @@ def _encoded(tokenizer: Tokenizer, piece: Piece, start: int, stop: int | None) -
     try:
         return tokenizer.encode(piece.text, start, stop)
     except DataError:
-        if isinstance(tokenizer, CharTokenizer):  # a character that was not there at first
+        if isinstance(tokenizer, CharTokenizer):  # a character that the first pass did not find
             raise piece.changed_error from None
         raise

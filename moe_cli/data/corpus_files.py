@@ -1,4 +1,4 @@
-"""The files of a user's corpus, in which order they are read, and the domain of each."""
+"""Lists the files of a user's corpus: their order, domains and splits."""
 
 import hashlib
 import os
@@ -17,10 +17,11 @@ from moe_cli.errors import DataError
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """Documents of one domain, which can be read repeatedly. `path` is their name in messages.
+    """Documents of one domain, which can be read repeatedly.
 
     Attributes:
-        split: TRAIN, VAL or TEST if the name gives it; None means that the held-out part is chosen.
+        path: their name in messages.
+        split: TRAIN, VAL or TEST if the name gives it; None means that `split_documents` chooses.
     """
 
     path: Path
@@ -66,7 +67,7 @@ def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> CorpusSour
     splits = splits_by_name(names)
     if splits:
         check_shares(data, {TEST, *splits}, source(data))
-    given: Sequence[int | None] = splits or [None] * len(names)
+    split_of_each: Sequence[int | None] = splits or [None] * len(names)
     files = [
         CorpusFile(
             root / name,
@@ -74,7 +75,7 @@ def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> CorpusSour
             partial(read_documents, root / name, data.field),
             split,
         )
-        for name, split in zip(names, given, strict=True)
+        for name, split in zip(names, split_of_each, strict=True)
     ]
     return CorpusSource(
         files,
@@ -85,15 +86,15 @@ def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> CorpusSour
 
 
 def _inside(name: Path) -> Path:
-    """Returns the name of a file in the folder of its split."""
+    """Returns the name of a file without the folder of its split."""
     return Path(*name.parts[1:]) if len(name.parts) > 1 else name
 
 
 def hash_shuffled(names: Iterable[Path]) -> list[Path]:
-    """Returns the names in a fixed order that mixes the folders: by a hash of each name."""
+    """Returns the names in order of their hashes, which mixes the folders and is always the same."""
     return sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name.as_posix())).digest())
 
 
 def domain_of(name: Path, top: str) -> str:
-    """Returns the first folder a file lies in; `top` if in none."""
+    """Returns the first folder of a file's name; `top` if it has none."""
     return name.parts[0] if len(name.parts) > 1 else top

@@ -89,6 +89,12 @@ class Dataset(ABC, Generic[SplitT]):
         """Returns the split for evaluation."""
         return self.read_split(self.eval_split)
 
+    @property
+    def name(self) -> str:
+        """Returns the name of the data in reports: that of the user's file or folder, else the choice of `data`."""
+        path = self.meta["source"].partition("data.path=")[2]
+        return Path(path).name if path else self.meta["name"]
+
     @abstractmethod
     def read_split(self, name: str) -> SplitT:
         """Returns the split `train`, `val` or `test`."""
@@ -106,7 +112,8 @@ class Dataset(ABC, Generic[SplitT]):
         """Returns the same data with the test split for evaluation. Raises DataError if no test split exists."""
         if not self.meta[f"test_{self.unit}"]:
             raise DataError(
-                f"{self.meta['source']} has no test split here. Train a model on data that have one: {self.test_setting}"
+                f"{self.meta['source']} has no test split here. "
+                f"Train a model on data that have one: {self.test_setting}"
             )
         return dataclasses.replace(self, eval_split="test")
 

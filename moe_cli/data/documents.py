@@ -1,4 +1,4 @@
-"""A file -> the documents in it, a piece at a time: plain text, JSON lines, a JSON list, Parquet, compressed or not."""
+"""Reads the documents of a file in pieces: plain text, JSON lines, a JSON list, or Parquet; compressed or not."""
 
 import bz2
 import codecs
@@ -29,7 +29,7 @@ _ENCODINGS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-# As many of them are enough to tell.
+# The number of first bytes that identify an encoding or a format.
 HEAD_BYTES = 16
 _PACKED = {
     b"\x1f\x8b": ".gz",
@@ -39,12 +39,12 @@ _PACKED = {
     b"PK\x03\x04": ".zip",
     b"PAR1": ".parquet",
 }
-# The longest word of JSON that may be cut in two: two \uXXXX of one character.
+# The longest token of JSON that may be cut in two: two \uXXXX of one character.
 MAX_ESCAPE_LENGTH = 12
 _BETWEEN = re.compile(r"[\s,]*")
 _NO_RECORDS = (
-    "{} is neither a list of records nor a record a line; other JSON is not learned.\n"
-    "Leave it out: 'data.exclude=[*.json]'. To learn it as it is, name it .txt."
+    "{} is neither a list of records nor one record per line; other JSON is not read.\n"
+    "Leave it out: 'data.exclude=[*.json]'. To train on it as text, name it .txt."
 )
 # One document: its text in pieces, which must be read before the next document; None means a record without text.
 Document = Iterator[str] | None
@@ -55,7 +55,7 @@ class NotText(Exception):
 
 
 def has_records(path: Path) -> bool:
-    """Returns whether the file is a table of documents, with the text in one field."""
+    """Returns whether a file holds records, with the text of each in one field."""
     return _ending(path) in RECORDS
 
 
@@ -63,7 +63,7 @@ def read_documents(path: Path, field: str | None) -> Iterator[Document]:
     """Yields the documents of a file: its text, or the `field` of each record.
 
     Raises:
-        NotText: the file is empty or not UTF-8; found while its pieces are taken.
+        NotText: the file is empty or not UTF-8. It is raised while the pieces are read.
         DataError: it cannot be read, is damaged, or a record has no such field.
     """
     kind = _ending(path)
@@ -78,7 +78,7 @@ def read_documents(path: Path, field: str | None) -> Iterator[Document]:
 
 
 def _ending(path: Path) -> str:
-    """Returns the last part of the name, that of the compression left out."""
+    """Returns the ending of a name, without that of the compression."""
     return (path.with_suffix("") if path.suffix.lower() in _OPENERS else path).suffix.lower()
 
 
@@ -124,14 +124,14 @@ def other_format(path: Path, head: bytes) -> str | None:
     if packed is None:
         return None
     if path.suffix.lower() in _OPENERS:
-        return f"holds a {packed} file within {path.suffix}: it is packed twice. Unpack it once."
+        return f"holds a {packed} file within {path.suffix}: it is compressed twice. Unpack it once."
     return f"is a {packed} file by its first bytes, not text. " + (
         "Unpack it." if packed == ".zip" else f"Give it a name that ends in {packed}."
     )
 
 
 def _decoded(decoder: codecs.IncrementalDecoder, chunk: bytes, position: int) -> str:
-    """Returns the next piece; b"" ends the text. `position` is that of the chunk in the file."""
+    """Decodes a chunk at a position of the file; b"" ends the text."""
     begin = position - len(decoder.getstate()[0])
     try:
         return decoder.decode(chunk, final=not chunk)
@@ -150,29 +150,29 @@ def _json(path: Path, field: str) -> Iterator[str]:
 
 
 def _json_list(path: Path, field: str, pieces: Iterator[str]) -> Iterator[str]:
-    """Yields the records of a list that has been opened; no more than one of them and a piece are in memory."""
-    decode, text, place, number, enough = json.JSONDecoder().raw_decode, "", 0, 0, 0
+    """Yields the records of a list after its bracket. At most one record and one piece are in memory."""
+    decode, text, position, number, enough = json.JSONDecoder().raw_decode, "", 0, 0, 0
     for piece in chain(pieces, [None]):
-        text, place = text[place:] + (piece or ""), 0
+        text, position = text[position:] + (piece or ""), 0
         if piece is not None and len(text) < enough:
             continue
-        while (place := _end_of(_BETWEEN, text, place)) < len(text) and text[place] != "]":
+        while (position := _end_of(_BETWEEN, text, position)) < len(text) and text[position] != "]":
             try:
-                record, place = decode(text, place)
+                record, position = decode(text, position)
             except (ValueError, RecursionError) as error:
                 if piece is not None and _is_cut(error, text):
                     break
                 raise DataError(f"{path}, record {number + 1:,} of the list is not JSON{_reason(error)}.") from None
             number += 1
             yield _field(record, field, f"{path}, record {number:,}")
-        enough = 2 * (len(text) - place)  # a long record is not tried again at every piece
-    if text[place:].strip() != "]":
-        raise DataError(f"{path} is no whole JSON list: it goes on or breaks off after record {number:,}.")
+        enough = 2 * (len(text) - position)  # a long record is not tried again at every piece
+    if text[position:].strip() != "]":
+        raise DataError(f"{path} is not one complete JSON list: it ends, or goes on, after record {number:,}.")
 
 
-def _end_of(pattern: re.Pattern[str], text: str, place: int) -> int:
-    match = pattern.match(text, place)
-    return match.end() if match else place
+def _end_of(pattern: re.Pattern[str], text: str, position: int) -> int:
+    match = pattern.match(text, position)
+    return match.end() if match else position
 
 
 def _is_cut(error: Exception, text: str) -> bool:
@@ -197,7 +197,7 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
                     raise DataError(f"{path} {problem}") from None
                 wrong = f"byte {error.start} of the line is 0x{line[error.start]:02x}"
                 raise DataError(f"{where} is not UTF-8 text: {wrong}.") from None
-            except (ValueError, RecursionError) as error:  # of numbers too long a ValueError
+            except (ValueError, RecursionError) as error:  # a number that is too long is a ValueError
                 if not begun and _ending(path) == ".json":
                     raise DataError(_NO_RECORDS.format(path)) from None
                 raise DataError(f"{where} is not JSON{_reason(error)}. Each line is one record.") from None
@@ -211,8 +211,8 @@ def _reason(error: Exception) -> str:
 
 def _field(record: Any, field: str, where: str) -> str:
     if not isinstance(record, dict) or field not in record:
-        there = f"it has {', '.join(map(repr, record))}" if isinstance(record, dict) else "it is no record"
-        raise DataError(f"{where} has no field {field!r}: {there[:200]}. Choose one: data.field=NAME")
+        known = f"it has {', '.join(map(repr, record))}" if isinstance(record, dict) else "it is no record"
+        raise DataError(f"{where} has no field {field!r}: {known[:200]}. Choose one: data.field=NAME")
     value = record[field]
     if value is not None and not isinstance(value, str):
         raise DataError(
@@ -228,7 +228,7 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
     except ImportError:
         raise DataError(f"{path}: Parquet is read with pyarrow, which is not installed. pip install pyarrow") from None
     if path.suffix.lower() in _OPENERS:
-        raise DataError(f"{path} is packed Parquet, which is not read. Unpack it: Parquet is packed within.")
+        raise DataError(f"{path} is compressed Parquet, which is not read. Unpack it: Parquet is compressed inside.")
     text_types = {
         getattr(pyarrow, name)() for name in ("string", "large_string", "string_view") if hasattr(pyarrow, name)
     }
@@ -236,8 +236,8 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
         with open_file(path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
             names, kinds = file.schema_arrow.names, file.schema_arrow.types
             if field not in names:
-                there = ", ".join(map(repr, names))[:200]
-                raise DataError(f"{path} has no column {field!r}: it has {there}. Choose one: data.field=NAME")
+                known = ", ".join(map(repr, names))[:200]
+                raise DataError(f"{path} has no column {field!r}: it has {known}. Choose one: data.field=NAME")
             kind = kinds[names.index(field)]
             plain = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
             if plain not in text_types:
@@ -276,7 +276,7 @@ def _decompression_errors() -> tuple[type[Exception], ...]:
 
 
 class _ZstdFile(io.RawIOBase):
-    """One frame or several. The package's own reader takes a file that is cut short for a whole one."""
+    """Reads one frame or several. The reader of the package does not notice a truncated file."""
 
     def __init__(self, raw: IO[bytes], decompressor: Any) -> None:
         self._raw, self._decompressor = raw, decompressor
@@ -298,13 +298,13 @@ class _ZstdFile(io.RawIOBase):
         return size
 
     def _feed(self) -> bool:
-        """Unpacks a little more; False at the end."""
+        """Unpacks the next bytes. Returns False at the end."""
         packed = self._frame.unused_data if self._frame.eof else b""
         if self._frame.eof:
             self._frame, self._begun = self._decompressor.decompressobj(), False
         packed = packed or self._raw.read(2**16)
         if not packed and self._begun:
-            raise EOFError("the file ends before its end was marked")
+            raise EOFError("the file is truncated")
         self._begun = self._begun or bool(packed)
         self._ready = self._frame.decompress(packed) if packed else b""
         return bool(packed)

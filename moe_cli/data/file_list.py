@@ -1,14 +1,13 @@
-"""The files of a data path: their selection and opening. All data of users are listed and opened here.
+"""Lists and opens the files of a data path: text, images, tokens, ratings and tokenizers.
 
-The rule, for text, images, tokens, ratings and tokenizers alike:
+The rules:
 
 - A data path is a file, a folder with all files below it, or a pattern such as logs/*.txt, in which ** matches any
   folders. Names that begin with a dot are left out, unless the path itself or a part of the pattern begins with one.
 - A link is followed. Its own name determines the kind of the file, and the bytes are those of its target.
-- A folder is entered once and a file is counted once, by device and inode, even if several links lead to it. Of several
-  names of a folder, one without links is used. Of several names of a file, the first in order is used, one with an
-  ending
-  before one without. A link to a folder around the data path is not entered.
+- A folder is entered once and a file is counted once, by device and inode, even if several links lead to it. If a
+  folder has several names, one without links is used. If a file has several names, the first in order is used, where
+  names with an ending come first. A link to a folder around the data path is not entered.
 - Outputs of moe are not data: the outputs folder of this run, and every folder that `moe_cli.files.marker` recognises.
 - `data.exclude` leaves out matches of its patterns: a name at any depth, or with a slash a path below the data path.
 - Only regular files are read, of any size. A pipe, socket or device is refused before it is opened.
@@ -35,10 +34,11 @@ from moe_cli.formatting import sanitise
 # Why something is left out.
 EXCLUDED = "by data.exclude"
 OUTPUTS = "as outputs of moe"
-TWICE = "as there under another name"
-NOWHERE = "as a link that leads nowhere"
+TWICE = "as already read under another name"
+NOWHERE = "as a broken link"
 AROUND = "as a link to a folder around the data"
-SHOWN = 3
+# At most this many names are printed in a note.
+MAX_SHOWN = 3
 # Device and inode.
 _Identity = tuple[int, int]
 
@@ -49,9 +49,9 @@ class DataFiles:
 
     Attributes:
         root: the folder of the files; for a single file, that file.
-        paths: in order of their names; below `root`, links not resolved.
+        paths: the files in order of their names; links are not resolved.
         left_out: names below `root` that are not data, by the reason.
-        idle: patterns of data.exclude without an effect of their own.
+        idle: patterns of data.exclude that leave nothing out.
     """
 
     root: Path
@@ -138,7 +138,7 @@ def check_readable(path: Path, label: str) -> os.stat_result:
     except (OSError, ValueError) as error:
         raise DataError(f"{label} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     if kind := kind_of(status.st_mode):
-        raise DataError(f"{label} is a {kind}, and only files are read. Write what it gives to a file first.")
+        raise DataError(f"{label} is a {kind}, and only files are read. Write its content to a file first.")
     return status
 
 
@@ -208,7 +208,7 @@ class _Walk:
         self.entered: set[_Identity] = set()
         self.found: list[tuple[Path, _Identity]] = []
         self.left_out: dict[str, list[str]] = {}
-        self.excluded: list[set[str]] = []  # for each name left out, the patterns that match it
+        self.excluded: list[set[str]] = []  # the patterns that match each name that is left out
 
     def files(self) -> DataFiles:
         folders: list[tuple[Path, _Identity]] = [(Path(), (0, 0))]
@@ -233,19 +233,19 @@ class _Walk:
                 self._leave_out(TWICE, name)
             else:
                 kept[identity] = name
-        # A pattern that is one of several for all that it matches leaves nothing out either.
+        # A pattern has no effect if other patterns match every name that it matches.
         idle = [pattern for pattern in self.exclude if {pattern} not in self.excluded]
         left_out = {reason: sorted(names) for reason, names in self.left_out.items()}
         return DataFiles(self.root, [self.root / name for name in sorted(kept.values())], left_out, idle)
 
     def _folders_in(self, folder: Path) -> Iterator[tuple[Path, _Identity, bool]]:
-        """Notes the files of a folder, and gives the folders in it: name, identity, whether it is a link."""
+        """Collects the files of a folder. Yields the folders in it: name, identity, whether it is a link."""
         path = self.root / folder
         try:
             entries = [(entry, _status(entry)) for entry in os.scandir(path)]
         except OSError as error:
             raise DataError(
-                f"{path} cannot be read: {error.strerror}. Mend that, or leave it out: data.exclude"
+                f"{path} cannot be read: {error.strerror}. Make it readable, or leave it out: data.exclude"
             ) from None
         for entry, status in entries:
             name = folder / entry.name
@@ -302,10 +302,12 @@ def _check_no_outputs(root: Path, given: str, outputs: Path | None) -> None:
     real = root.resolve()
     run = next((folder for folder in (real, *real.parents) if is_run_folder(folder)), None)
     if run is not None:
-        raise DataError(f"data.path={given} lies in the run folder {run}, and outputs are no data. Copy it elsewhere.")
+        raise DataError(
+            f"data.path={given} is in the run folder {run}, and outputs of moe are not data. Copy it elsewhere."
+        )
     if root.is_dir() and (is_outputs(root) or (outputs is not None and _identity(root) == _identity(outputs))):
         raise DataError(
-            f"data.path={given} is looked for in the outputs folder {real}, and outputs are no data.\n"
+            f"data.path={given} is the outputs folder {real}, and outputs of moe are not data.\n"
             f"Give another folder, or keep runs elsewhere: --outputs DIR (where no runs are, remove {real / MARKER})"
         )
 
@@ -329,5 +331,5 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return sanitise(", ".join(names[:SHOWN])) + more
+    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return sanitise(", ".join(names[:MAX_SHOWN])) + more

@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face `datasets`: saved to disk, files in a folder, or a name on the hub. No code of theirs is run."""
+"""Data sets of Hugging Face `datasets`: saved to disk, files, or a name on the hub. Their code is not run."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -12,7 +12,7 @@ from moe_cli.data.documents import Document, document
 from moe_cli.data.file_list import DataFiles, find_files, fingerprints
 from moe_cli.errors import DataError
 
-# What the library reads files of a folder with, by how their names end.
+# The reader of the library for each ending of a name.
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text", ".arrow": "arrow"}
 
 
@@ -35,27 +35,28 @@ def list_hub(data: HubConfig, outputs: Path | None = None) -> CorpusSource:
 
 
 def _check_local(data: HubConfig, found: DataFiles) -> None:
-    """Raises DataError: something is chosen that a folder or file here does not have, or the library would read more."""
+    """Raises DataError for settings that a local folder or file does not have, and for a folder with other files."""
     path = Path(data.path or "")
-    whole = path.is_file() or (path / "state.json").is_file()
-    saved = whole or (path / "dataset_dict.json").is_file()
+    is_single_table = path.is_file() or (path / "state.json").is_file()
+    saved = is_single_table or (path / "dataset_dict.json").is_file()
     if found.left_out and not saved:
         raise DataError(
-            f"{source(data)} holds what is no data, and the library datasets would read it.\n{found.notes[0]}. "
+            f"{source(data)} holds files that are not data, and the library datasets would read them.\n"
+            f"{found.notes[0]}. "
             "Give a folder of its own, or use data=text."
         )
-    given = {
+    settings = {
         "revision": data.revision,
         "subset": data.subset if saved else None,
-        "split": data.split if whole and data.split != "train" else None,
+        "split": data.split if is_single_table and data.split != "train" else None,
     }
-    for name, value in given.items():
+    for name, value in settings.items():
         if value is not None:
             raise DataError(f"data.{name}={value} has no effect: {source(data)} has no {name}s. Leave it out.")
 
 
 def _documents(data: HubConfig) -> Iterator[Document]:
-    """Texts in the order of the data set, up to the bounds."""
+    """Yields the documents in the order of the data set, up to data.max_documents and data.max_bytes."""
     num_bytes = 0
     for number, text in enumerate(_texts(data)):
         num_bytes += len(text.encode(errors="surrogatepass"))
@@ -68,16 +69,17 @@ def _texts(data: HubConfig) -> Iterator[str]:
     try:
         rows = _open_split(data)
         columns = rows.column_names
-        if columns is None:  # streamed: known when the first row is there
+        if columns is None:  # of streamed data: known after the first row
             columns = list(next(iter(rows), {}))
         if data.field not in columns:
-            there = ", ".join(map(repr, columns))[:200]
-            raise DataError(f"{source(data)} has no column {data.field!r}: it has {there}. Choose one: data.field=NAME")
+            known = ", ".join(map(repr, columns))[:200]
+            raise DataError(f"{source(data)} has no column {data.field!r}: it has {known}. Choose one: data.field=NAME")
         for row in rows.select_columns([data.field]):
             text = row[data.field]
             if text is not None and not isinstance(text, str):
                 raise DataError(
-                    f"{source(data)}: column {data.field!r} is {type(text).__name__}, not text. Choose another: data.field=NAME"
+                    f"{source(data)}: column {data.field!r} is {type(text).__name__}, not text. "
+                    "Choose another: data.field=NAME"
                 )
             yield text or ""
     except DataError:
@@ -88,7 +90,7 @@ def _texts(data: HubConfig) -> Iterator[str]:
 
 
 def _open_split(data: HubConfig) -> Any:
-    """Opens one split, as rows."""
+    """Returns the rows of one split."""
     datasets = _library()
     path = data.path or ""
     if is_local(path) and any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json")):
@@ -107,13 +109,15 @@ def _open_split(data: HubConfig) -> Any:
 
 
 def _reader(data: HubConfig) -> tuple[str, dict[str, Any]]:
-    """Returns a name on the hub or a folder as they are; a single file by the reader of its kind."""
+    """Returns what to load: a name on the hub or a folder, or the reader of a single file with that file."""
     path = data.path or ""
     if not is_local(path) or Path(path).is_dir():
         return path, {}
     kind = _READERS.get(Path(path).suffix.lower())
     if kind is None:
-        raise DataError(f"{source(data)} is no data set: its name ends in none of {', '.join(_READERS)}. Try data=text")
+        raise DataError(
+            f"{source(data)} is not a data set: its name ends in none of {', '.join(_READERS)}. Try data=text"
+        )
     return kind, {"data_files": {data.split: path}}
 
 

@@ -127,10 +127,12 @@ def split_images(images: LabelledImages, val_fraction: float, test_fraction: flo
     order = np.random.default_rng(0).permutation(len(images))
     parts = np.full(len(order), TRAIN)
     for label in np.unique(images.labels):
-        own = order[images.labels[order] == label]
-        tested, held_out = (round(fraction * len(own)) for fraction in (test_fraction, test_fraction + val_fraction))
-        parts[own[:held_out]] = VAL
-        parts[own[:tested]] = TEST
+        of_class = order[images.labels[order] == label]
+        tested, held_out = (
+            round(fraction * len(of_class)) for fraction in (test_fraction, test_fraction + val_fraction)
+        )
+        parts[of_class[:held_out]] = VAL
+        parts[of_class[:tested]] = TEST
     return {name: images.select(order[parts[order] == part]) for part, name in enumerate(SPLITS)}
 
 
@@ -158,7 +160,7 @@ def _files(data: "ImageFolderConfig | FashionMnistConfig", outputs: Path | None)
         )
     found = find_files(str(root), data.exclude, outputs, ENDINGS, hint="Images lie in a sub-folder for each class.")
     if not root.is_dir():
-        raise DataError(f"data.path={data.path} is no folder: give one with a sub-folder of images for each class.")
+        raise DataError(f"data.path={data.path} is not a folder. Give one with a sub-folder of images for each class.")
     return found
 
 
@@ -166,7 +168,7 @@ def _idx_file(root: Path, name: str) -> Path:
     path = find_named(str(root), [f"{name}.gz", name])
     if path is None:
         raise DataError(
-            f"data.path={root} has no {name}.gz. It should hold the four files of Fashion-MNIST (or MNIST)."
+            f"data.path={root} has no {name}.gz. Give the folder of the four files of Fashion-MNIST (or MNIST)."
         )
     return path
 
@@ -194,9 +196,9 @@ def _idx_array(path: Path, magic: int) -> NDArray[np.uint8]:
         found, *sizes = struct.unpack(f">{1 + dimensions}I", content[: 4 + 4 * dimensions])
         array = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(sizes)
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
-        raise DataError(f"{path} is no idx file of images or labels: {error}") from None
+        raise DataError(f"{path} is not an idx file of images or labels: {error}") from None
     if found != magic:
-        raise DataError(f"{path} is no idx file of {'images' if magic == IMAGES_MAGIC else 'labels'}.")
+        raise DataError(f"{path} is not an idx file of {'images' if magic == IMAGES_MAGIC else 'labels'}.")
     return array
 
 
@@ -218,25 +220,31 @@ def _folder(data: ImageFolderConfig, found: DataFiles) -> tuple[dict[str, Labell
     within = [name.parts[1:] if parts else name.parts for name in names]
     for path, below in zip(files, within, strict=True):
         if len(below) < 2:
-            raise DataError(f"{path} lies in no sub-folder, whose name would be its class. Move it into one, or away.")
+            raise DataError(
+                f"{path} is in no sub-folder, whose name is the class. Move it into one, or leave it out: data.exclude"
+            )
     classes = sorted({below[0] for below in within})
     if len(classes) < 2:
-        raise DataError(f"data.path={data.path} has one class, {classes[0]}: there is nothing to tell apart.")
+        raise DataError(
+            f"data.path={data.path} has only the class {classes[0]}. Give a sub-folder for each of several classes."
+        )
     size, mode = data.image_size, "L" if data.channels == 1 else "RGB"
     pixels = np.empty((len(files), size, size, data.channels), np.uint8)
-    for place, path in enumerate(files):
+    for index, path in enumerate(files):
         try:
             with open_file(path) as file, Image.open(file) as image:
                 small = _eight_bits(image).convert(mode).resize((size, size), Image.Resampling.BILINEAR)
-                pixels[place] = np.asarray(small, np.uint8).reshape(size, size, data.channels)
+                pixels[index] = np.asarray(small, np.uint8).reshape(size, size, data.channels)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path} cannot be read as an image: {error}. Mend it, or move it away.") from None
+            raise DataError(
+                f"{path} cannot be read as an image: {error}. Repair it, or leave it out: data.exclude"
+            ) from None
     images = LabelledImages(pixels, np.array([classes.index(below[0]) for below in within]))
     if not parts:
         return split_images(images, data.val_fraction, data.test_fraction), classes
-    given = {name: images.select(np.flatnonzero(np.array(parts) == part)) for part, name in enumerate(SPLITS)}
+    by_name = {name: images.select(np.flatnonzero(np.array(parts) == part)) for part, name in enumerate(SPLITS)}
     return (
-        given if VAL in parts else {**split_images(given["train"], data.val_fraction), "test": given["test"]}
+        by_name if VAL in parts else {**split_images(by_name["train"], data.val_fraction), "test": by_name["test"]}
     ), classes
 
 
@@ -248,7 +256,7 @@ def _ignored_split_names(data: ImageData, found: DataFiles | None) -> str | None
 
 
 def _eight_bits(image: Any) -> Any:
-    """Returns the image with values up to 255, which those of 16 bits are brought to."""
+    """Returns the image with 8 bits per value; values of 16 bits are divided by 257."""
     from PIL import Image
 
     if not image.mode.startswith("I"):

@@ -1,4 +1,4 @@
-"""The data of a configuration, whatever they are: texts, images or ratings. Knows no torch."""
+"""Loads the data of a configuration: texts, images or ratings. Imports no torch."""
 
 from pathlib import Path
 from typing import Any
@@ -52,5 +52,7 @@ def data_notes(data: Data, config: RunConfig) -> list[str]:
     if padded and isinstance(data, Corpus) and data.meta["tokenizer_sha256"] != UNTRAINED:
         length = config.model.context_length
         sizes = document_windows(data.document_starts(data.train), len(data.train), length).sizes
-        lines.append(f"{percent(1 - sizes.mean() / length)} of what is trained on is padding, which counts as tokens")
+        lines.append(
+            f"{percent(1 - sizes.mean() / length)} of the training tokens are padding, which counts towards the budget"
+        )
     return lines

@@ -1,4 +1,4 @@
-"""MovieLens as GroupLens gives it away, or ratings in its shapes -> Interactions.
+"""Reads MovieLens as GroupLens publishes it, or ratings in one of its formats.
 
 u.data (user, item, rating and time between tabs), ratings.dat (the same between ::) or ratings.csv (userId, movieId,
 rating, timestamp).
@@ -24,7 +24,7 @@ DELIMITERS = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}
 # The files that hold the names of items, and their delimiters.
 TITLES = {"u.item": "|", "movies.dat": "::"}
 HEADER = "userid,movieid,rating"
-# No rating is larger.
+# A larger value is not a rating.
 MAX_RATING = 1e6
 
 
@@ -36,7 +36,9 @@ def find_ratings(data: MovieLensConfig) -> Path:
     if path is None:
         raise DataError(f"data.path={given} has no {', '.join(DELIMITERS)}. Unpack MovieLens there.")
     if path.name not in DELIMITERS:
-        raise DataError(f"data.path={given} is not called {', '.join(DELIMITERS)}, by which its shape is known.")
+        raise DataError(
+            f"data.path={given} has an unknown format: its name is none of {', '.join(DELIMITERS)}. Rename it."
+        )
     return path
 
 
@@ -56,9 +58,7 @@ def read_movielens(data: MovieLensConfig) -> Interactions:
         columns[2].append(rating)
     for kind, found in (("user", users), ("item", items)):
         if len(found) < 2:
-            raise DataError(
-                f"{path} has {len(found) or 'no'} {kind}: there is nothing to choose by. Give more ratings."
-            )
+            raise DataError(f"{path} has {len(found) or 'no'} {kind}, and at least 2 are needed. Give more ratings.")
     ratings = np.array(columns[2])
     names = _titles(path.parent)
     return Interactions(
@@ -105,11 +105,11 @@ def _shown(delimiter: str) -> str:
 
 
 def _titles(folder: Path) -> dict[str, str]:
-    """Returns names of items, where the folder of the ratings has MovieLens's file of them."""
+    """Returns the names of items, if MovieLens's file of them is in the folder of the ratings."""
     path = find_named(str(folder), list(TITLES))
     if path is None:
         return {}
     delimiter = TITLES[path.name]
     with io.TextIOWrapper(open_file(path), encoding="latin-1") as file:
         fields = (line.split(delimiter) for line in file.read().splitlines() if delimiter in line)
-        return {each[0]: each[1] for each in fields}
+        return {item: title for item, title, *_ in fields}

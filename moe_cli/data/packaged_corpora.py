@@ -1,6 +1,6 @@
-"""Corpora of the interpreter and of installed packages: which of their files, and the domain of each.
+"""Lists the files of corpora that come with the interpreter and with installed packages, and their domains.
 
-No package is imported for it.
+No package is imported.
 """
 
 import importlib.metadata
@@ -23,11 +23,11 @@ from moe_cli.data.documents import Document, document, read_documents
 from moe_cli.data.file_list import fingerprints
 from moe_cli.errors import DataError
 
-# Besides tests and installed packages: encodings, whose generated tables repeat each other from file to file, so that
-# having learned one would pass for having understood the next.
+# Folders that are left out: tests, installed packages, and encodings, whose generated tables repeat each other, so that
+# a model that has memorised one predicts the next.
 _NOT_CORPUS = {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}
 _HEADERS = (".h", ".hpp", ".cuh")
-# Of torch's headers those that people wrote, the others being generated for the most part: folders in its `include`.
+# The folders of torch's `include` with hand-written headers. Most others are generated.
 _HAND_WRITTEN = ("torch", "c10")
 # Tiny Shakespeare's plays in its order.
 _PLAYS = (
@@ -44,19 +44,19 @@ _PLAYS = (
 
 
 class NotInstalled(DataError):
-    """The package that brings a corpus is not there."""
+    """The package that contains a corpus is not installed."""
 
 
 def list_installed(data: PackagedCorpusConfig) -> CorpusSource:
-    """Files and their domains, in an order that is fixed but mixes the folders.
+    """Lists the files of a corpus and their domains, in a fixed order that mixes the folders.
 
     Raises:
-        NotInstalled: the package is not there.
+        NotInstalled: the package is not installed.
         DataError: it has no such files.
     """
     found = _SOURCES[data.name]()
     if not found.files:
-        raise DataError(f"data={data.name}: {found.version} has no such files where it is installed.")
+        raise DataError(f"data={data.name}: the installed {found.version} has no files of this corpus.")
     return found
 
 
@@ -100,11 +100,11 @@ def _tiny_shakespeare() -> CorpusSource:
 def _speeches(plays: Sequence[Path]) -> Iterator[Document]:
     """Yields one document: the speaker, a colon, the speech, a blank line; without headings and stage directions."""
     yield (
-        f"{name.capitalize()}:\n{said}\n\n"
+        f"{name.capitalize()}:\n{speech_text}\n\n"
         for path in plays
         for document in read_documents(path, None)
         if document is not None
-        for name, said in _speeches_of("".join(document))
+        for name, speech_text in _speeches_of("".join(document))
     )
 
 
@@ -113,8 +113,8 @@ def _speeches_of(play: str) -> Iterator[tuple[str, str]]:
         speech = re.fullmatch(r"\*\*(.+?)\*\*\s*\n(.+)", block.strip(), flags=re.S)
         if speech:
             lines = (re.sub(r"_[^_]*_", "", line).strip() for line in speech[2].splitlines())
-            if said := "\n".join(line for line in lines if line):
-                yield speech[1], said
+            if speech_text := "\n".join(line for line in lines if line):
+                yield speech[1], speech_text
 
 
 def _bible(name: str) -> CorpusSource:
@@ -125,7 +125,7 @@ def _bible(name: str) -> CorpusSource:
 def _books(path: Path) -> Iterator[Document]:
     """Yields a document for each book: a line for each verse, a blank line between chapters."""
     try:
-        # immutable: nothing is written next to it either, where another program might.
+        # immutable: SQLite writes no files next to the database.
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
             books = database.execute("SELECT id FROM books ORDER BY sort_order").fetchall()
             for (book,) in books:

@@ -1,4 +1,4 @@
-"""Ratings and clicks of users on items -> Ratings: splits of pairs, with metadata.
+"""Loads ratings and clicks of users on items: splits of pairs, with metadata.
 
 N pairs; users have the rows from 0, items the rows after them.
 """
@@ -24,7 +24,8 @@ from moe_cli.errors import DataError
 FORMAT = 2
 _META = {**OF_ALL_DATA, "users": int, "items": int, "mean": float, "std": float}
 DOMAINS = ["rating", "click"]
-# How many ratings of the mean an item's and a user's own are mixed with (Koren, TKDD 2010, section 2.1).
+# Shrinkage of biases: the number of ratings of zero bias that are added to those of an item or a user
+# (Koren, TKDD 2010, section 2.1).
 ITEM_PRIOR, USER_PRIOR = 25, 10
 
 
@@ -101,7 +102,7 @@ def _build(data: RatingData, folder: Path) -> None:
 
 
 def held_out_fold(number: int, fold: int, num_folds: int) -> NDArray[np.bool_]:
-    """Returns which of `number` pairs a fold holds out: at random, the same every time, each pair in one fold."""
+    """Returns a mask of the pairs that a fold holds out. Folds are random, always the same, and disjoint."""
     held_out = np.zeros(number, bool)
     held_out[np.random.default_rng(0).permutation(number)[fold::num_folds]] = True
     return held_out
@@ -112,13 +113,12 @@ def _check_split(pairs: Pairs, split: str, where: str) -> None:
     if len(pairs) < 2:
         raise DataError(f"{where} leaves {len(pairs)} ratings for {SPLIT_LABELS[split]}. Give more ratings.")
     if split == "train" and pairs.ratings.std() == 0:
-        raise DataError(f"{where}: all ratings are {pairs.ratings[0]:g}. There is nothing to learn from them.")
+        raise DataError(f"{where}: all ratings are {pairs.ratings[0]:g}. Give ratings that differ.")
     if pairs.clicks.all() or not pairs.clicks.any():
-        which = "all" if pairs.clicks.all() else "none"
-        raise DataError(
-            f"{where}: {which} of the pairs for {SPLIT_LABELS[split]} {'are clicks' if which == 'all' else 'is a click'}. "
-            "Set data.click_threshold to another rating."
-        )
+        label = SPLIT_LABELS[split]
+        all_clicks, no_click = f"all of the pairs for {label} are clicks", f"none of the pairs for {label} is a click"
+        found = all_clicks if pairs.clicks.all() else no_click
+        raise DataError(f"{where}: {found}. Set data.click_threshold to another rating.")
 
 
 def rating_baselines(
@@ -151,15 +151,15 @@ def biases(train: Pairs, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     rest, guess = train.ratings - mean, np.full(len(rows), mean)
     for column, prior in ((1, ITEM_PRIOR), (0, USER_PRIOR)):
         size = 1 + max(train.rows[:, column].max(), rows[:, column].max())
-        own = np.bincount(train.rows[:, column], rest, size) / (np.bincount(train.rows[:, column], None, size) + prior)
-        rest, guess = rest - own[train.rows[:, column]], guess + own[rows[:, column]]
+        bias = np.bincount(train.rows[:, column], rest, size) / (np.bincount(train.rows[:, column], None, size) + prior)
+        rest, guess = rest - bias[train.rows[:, column]], guess + bias[rows[:, column]]
     return guess
 
 
 def auc(scores: NDArray[np.float64], clicks: NDArray[np.bool_]) -> float:
-    """Computes the probability that a click's score exceeds that of no click; ties count half (Mann and Whitney)."""
-    _, place, number = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(number) - (number - 1) / 2)[place]
+    """Computes the probability that a pair with a click has a higher score than one without; ties count half."""
+    _, index, number = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(number) - (number - 1) / 2)[index]
     positives = int(clicks.sum())
     above = ranks[clicks].sum() - positives * (positives + 1) / 2
     return float(above / (positives * (len(clicks) - positives)))

@@ -19,11 +19,11 @@ from moe_cli.data.cached import BlockChecksums
 from moe_cli.data.file_list import open_file
 from moe_cli.errors import DataError
 
-# The most files of a split that are open at a time: a process may have a thousand, and published corpora have more shards.
+# At most this many files of a split are open at a time: a process may open a thousand, and corpora have more shards.
 MAX_OPEN = 128
-# Tokens that a pass over a whole split looks at together.
+# Tokens per step of a pass over a whole split.
 BLOCK_TOKENS = 2**20
-# Splits of this many tokens may not stay in memory: single windows of them are read.
+# Splits of at least this many tokens are read in single windows, because they may not fit into memory.
 LARGE_SPLIT_TOKENS = 2**28
 # Tokens per file of a built corpus.
 SHARD_TOKENS = 2**28
@@ -31,7 +31,7 @@ SHARD_TOKENS = 2**28
 
 @dataclass(frozen=True)
 class Shard:
-    """Tokens side by side in a file: little-endian integers from `first_byte` on."""
+    """A sequence of tokens in a file: little-endian integers from `first_byte` on."""
 
     path: Path
     first_byte: int
@@ -46,7 +46,7 @@ class _Mapped:
 
 
 class Tokens:
-    """Tokens of several shards as one read-only sequence, taken in slices; those within a shard are no copies.
+    """Tokens of several shards as one read-only sequence of slices. A slice within one shard is not a copy.
 
     With `random_access`, the system reads only the requested pages, without readahead.
     """
@@ -69,9 +69,9 @@ class Tokens:
     def __len__(self) -> int:
         return int(self._ends[-1]) if self.shards else 0
 
-    def __getitem__(self, place: slice) -> NDArray[Any]:
-        """Raises DataError when a file has become shorter, is gone or is damaged."""
-        start, stop, step = place.indices(len(self))
+    def __getitem__(self, key: slice) -> NDArray[Any]:
+        """Returns a slice with step 1. Raises DataError if a file is shorter than before, missing or damaged."""
+        start, stop, step = key.indices(len(self))
         assert step == 1
         pieces = [self._piece(*piece) for piece in self._slices_in(start, max(start, stop))]
         if len(pieces) == 1:
@@ -96,26 +96,26 @@ class Tokens:
     def tolist(self) -> list[int]:
         return list(self)
 
-    def locate(self, place: int) -> tuple[Path, int]:
-        """Returns the file that holds the token at `place`, and the byte where it begins there."""
-        ((number, first, _),) = self._slices_in(place, place + 1)
+    def locate(self, position: int) -> tuple[Path, int]:
+        """Returns the file that holds the token at `position`, and the byte where it begins there."""
+        ((number, first, _),) = self._slices_in(position, position + 1)
         shard = self.shards[number]
         return shard.path, shard.first_byte + first * self.dtype.itemsize
 
     def prefetch(self, start: int, stop: int) -> None:
-        """Makes the system read these tokens from disk in the background."""
+        """Asks the system to read these tokens from the disk in the background."""
         for number, first, last in self._slices_in(start, stop):
             mapped, first_byte = self._checked_map(number), self.shards[number].first_byte
             begin = (first_byte + first * self.dtype.itemsize) // mmap.PAGESIZE * mmap.PAGESIZE
             mapped.file.madvise(mmap.MADV_WILLNEED, begin, first_byte + last * self.dtype.itemsize - begin)
 
     def release(self) -> None:
-        """Lets go of the memory through which the files were read. They stay open, and may be read again."""
+        """Releases the memory of the mapped files. They stay open and can be read again."""
         for mapped in self._open.values():
             mapped.file.madvise(mmap.MADV_DONTNEED)
 
     def _slices_in(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Yields the shards that tokens lie in, each with the part of it."""
+        """Yields the index of each shard that has some of these tokens, with their range in it."""
         number = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
             end, size = int(self._ends[number]), self.shards[number].num_tokens
@@ -124,7 +124,7 @@ class Tokens:
             start, number = last, number + 1
 
     def _checked_map(self, number: int) -> _Mapped:
-        """Returns a mapped shard. Its size is looked at each time: to read behind the end of a file kills a process."""
+        """Returns a mapped shard. Checks its size, because a read beyond the end of a file kills the process."""
         mapped = self._mapped(number)
         if mapped.file.size() < mapped.num_bytes:
             raise _truncated_error(self.shards[number].path, mapped.file.size(), mapped.num_bytes)
@@ -154,11 +154,11 @@ def blocks(tokens: Tokens | NDArray[Any], overlap: int = 0) -> Iterator[NDArray[
 
 
 def _truncated_error(path: Path, num_bytes: int, wanted: int) -> DataError:
-    return DataError(f"{path} has become shorter: {num_bytes:,} bytes, where there were {wanted:,}.")
+    return DataError(f"{path} has become shorter: it has {num_bytes:,} bytes, and had {wanted:,}.")
 
 
 def slice_shards(shards: Sequence[Shard], start: int, stop: int, itemsize: int) -> list[Shard]:
-    """Returns the tokens from `start` to `stop` of shards that follow each other."""
+    """Returns shards of the tokens from `start` to `stop` of a sequence of shards."""
     parts, passed = [], 0
     for shard in shards:
         first, last = max(start - passed, 0), min(stop - passed, shard.num_tokens)

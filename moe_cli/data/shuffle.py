@@ -6,8 +6,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-# Up to this many windows (at a context of 128, half a thousand million tokens) a shuffled list of all of them is held in
-# memory, 8 bytes each; beyond, places are computed when they are asked for.
+# Up to this many windows (5e8 tokens with a context of 128) the shuffled order is held in memory, with 8 bytes each.
+# For more windows, each entry of the order is computed when it is needed.
 MAX_IN_MEMORY = 2**22
 ROUNDS = 8
 
@@ -16,25 +16,25 @@ ROUNDS = 8
 class FeistelPermutation:
     """A permutation of 0 ... size - 1 in constant memory.
 
-    An unbalanced Feistel network on pairs (left, right) with left < rows, right < columns, rows x columns little more
-    than `size`: in turn one half is moved, modulo its range, by a hash of the other, which can be undone. What falls
-    outside goes around again, which keeps it a permutation (Black and Rogaway, Ciphers with arbitrary finite domains,
-    2002).
+    It is an unbalanced Feistel network on pairs (left, right) with left < rows and right < columns, where rows x
+    columns is slightly more than `size`. Each round adds a hash of one half to the other, modulo its range, which is
+    invertible. Results outside the range are mapped again until they are inside (Black and Rogaway, Ciphers with
+    arbitrary finite domains, 2002).
     """
 
     size: int
     keys: NDArray[np.uint64]
 
-    def __getitem__(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        result = self._once(places.astype(np.uint64))
+    def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        result = self._once(indices.astype(np.uint64))
         while len(outside := np.flatnonzero(result >= self.size)):
             result[outside] = self._once(result[outside])
         return result.astype(np.int64)
 
-    def _once(self, places: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    def _once(self, indices: NDArray[np.uint64]) -> NDArray[np.uint64]:
         columns = int(np.ceil(np.sqrt(self.size)))
         rows = -(-self.size // columns)
-        left, right = places // np.uint64(columns), places % np.uint64(columns)
+        left, right = indices // np.uint64(columns), indices % np.uint64(columns)
         for number, key in enumerate(self.keys):
             if number % 2:
                 right = (right + _mix(left, key) % np.uint64(columns)) % np.uint64(columns)
@@ -44,7 +44,7 @@ class FeistelPermutation:
 
 
 def _mix(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
-    """Returns the finaliser of splitmix64 (Steele, Lea and Flood, 2014), on values set apart by a key."""
+    """Hashes values with a key by the finaliser of splitmix64 (Steele, Lea and Flood, 2014)."""
     values = values * np.uint64(0x9E3779B97F4A7C15) + key
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -69,7 +69,7 @@ def epoch_order(seed: int, epoch: int, num_windows: int, max_offset: int) -> Epo
 
 
 class ExampleOrder:
-    """Examples that do not follow one another, in an order that the seed decides: each epoch has every one once."""
+    """The order of separate examples, determined by the seed. Each epoch has every example once."""
 
     def __init__(self, seed: int, num_examples: int) -> None:
         self.num_examples = num_examples
@@ -77,10 +77,10 @@ class ExampleOrder:
 
     def batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> NDArray[np.int64]:
         """Returns the examples of the `part`-th of `parts` equal parts of the `index`-th batch of `size`."""
-        share = size // parts
-        first = index * size + part * share
-        epochs, places = np.divmod(np.arange(first, first + share), self.num_examples)
-        return np.concatenate([self._order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
+        part_size = size // parts
+        first = index * size + part * part_size
+        epochs, indices = np.divmod(np.arange(first, first + part_size), self.num_examples)
+        return np.concatenate([self._order(int(epoch))[indices[epochs == epoch]] for epoch in np.unique(epochs)])
 
 
 def evenly_spaced(total: int, wanted: int | None) -> NDArray[np.int64]:

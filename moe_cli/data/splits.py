@@ -31,7 +31,7 @@ _NAMES = [
 
 @dataclass(frozen=True)
 class Split:
-    """The held-out documents of a corpus, or the cuts of its text if whole documents do not come near the fraction.
+    """The held-out documents of a corpus; or the cuts of its text, if whole documents do not give the fraction.
 
     Attributes:
         parts: TRAIN, VAL or TEST for each document.
@@ -64,13 +64,14 @@ def splits_by_name(names: Sequence[Path]) -> list[int] | None:
 
 def ignored_split_names(names: Sequence[Path]) -> str | None:
     """Returns a warning if some names look like held-out splits but `splits_by_name` finds no splits; else None."""
-    said = {name.parts[0]: split_from_name(name.parts[0]) for name in names}
-    held_out = sorted(name for name, part in said.items() if part in (VAL, TEST))
+    split_of = {name.parts[0]: split_from_name(name.parts[0]) for name in names}
+    held_out = sorted(name for name, part in split_of.items() if part in (VAL, TEST))
     if not held_out or splits_by_name(names):
         return None
-    others = sorted(name for name, part in said.items() if part is None)
-    reason = f"{others[0]} is named as none" if TRAIN in said.values() else "nothing is named train"
-    return f"{', '.join(held_out[:3])}{', ...' if len(held_out) > 3 else ''} may be learned from: no splits by name, for {reason}"
+    others = sorted(name for name, part in split_of.items() if part is None)
+    reason = f"{others[0]} is named as no split" if TRAIN in split_of.values() else "nothing is named train"
+    named = ", ".join([*held_out[:3], *(["..."] if len(held_out) > 3 else [])])
+    return f"{named} may be trained on: names give no splits, because {reason}"
 
 
 def check_shares(data: DataConfig, parts: Collection[int], where: str) -> None:
@@ -84,11 +85,10 @@ def check_shares(data: DataConfig, parts: Collection[int], where: str) -> None:
         DataError: the fraction of one of these parts is not the default.
     """
     for part, key in ((VAL, "val_fraction"), (TEST, "test_fraction")):
-        share = getattr(data, key)
-        if part in parts and share != default_of(data, key):
+        fraction = getattr(data, key)
+        if part in parts and fraction != default_of(data, key):
             raise DataError(
-                f"data.{key}={share} has no effect: the names in {where} say what is for training and what is held out. "
-                "Leave it out."
+                f"data.{key}={fraction} has no effect: file names in {where} give the held-out splits. Leave it out."
             )
 
 
@@ -97,7 +97,7 @@ def split_documents(
     val_fraction: float,
     domains: Sequence[int] = (),
     test_fraction: float = 0.0,
-    given: Sequence[int] | None = None,
+    known_splits: Sequence[int] | None = None,
 ) -> Split:
     """Holds out whole documents if they come near the fractions; else cuts the text at the fractions, with gaps.
 
@@ -106,10 +106,10 @@ def split_documents(
     Args:
         domains: the domain of each document, if domains are few: the fractions are then applied to each domain that has
             enough documents.
-        given: the split of each document; if none is for validation, that fraction of the training documents is held
-            out.
+        known_splits: the split of each document. If none is for validation, that fraction of the training documents is
+            held out.
     """
-    parts = np.full(len(sizes), TRAIN) if given is None else np.array(given)
+    parts = np.full(len(sizes), TRAIN) if known_splits is None else np.array(known_splits)
     val_fraction /= 1 - test_fraction
     cut = None
     for part, fraction in ((TEST, test_fraction), (VAL, 0.0 if VAL in parts else val_fraction)):
@@ -121,19 +121,21 @@ def split_documents(
         if not chosen:
             cut = _cut_text(sum(left), val_fraction, test_fraction if part == TEST else 0.0)
             break
-        parts[[rest[place] for place in chosen]] = part
-    whole = np.bincount(parts, np.asarray(sizes), len(SPLITS)).astype(np.int64).tolist()
+        parts[[rest[index] for index in chosen]] = part
+    split_sizes = np.bincount(parts, np.asarray(sizes), len(SPLITS)).astype(np.int64).tolist()
     if cut is None:
-        return Split(parts, None, tuple(whole))
+        return Split(parts, None, tuple(split_sizes))
     cut_lengths = [end - begin for begin, end in cut]
-    return Split(parts, cut, (cut_lengths[TRAIN], cut_lengths[VAL] + whole[VAL], cut_lengths[TEST] + whole[TEST]))
+    return Split(
+        parts, cut, (cut_lengths[TRAIN], cut_lengths[VAL] + split_sizes[VAL], cut_lengths[TEST] + split_sizes[TEST])
+    )
 
 
 def _choose(sizes: Sequence[int], domains: Sequence[int], fraction: float) -> set[int]:
     chosen: set[int] = set()
     for domain in set(domains):
         inside = [number for number, label in enumerate(domains) if label == domain]
-        chosen |= {inside[place] for place in choose_held_out([sizes[number] for number in inside], fraction)}
+        chosen |= {inside[index] for index in choose_held_out([sizes[number] for number in inside], fraction)}
     return chosen or choose_held_out(sizes, fraction)
 
 

@@ -1,4 +1,4 @@
-"""Ratings and clicks made by a known rule, so that it is known how well they can be guessed.
+"""Generates ratings and clicks by a known rule, so that the best possible error is known.
 
 N pairs, U users, I items, C clusters.
 """
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import SyntheticRatingsConfig
 
-# Standard deviations: of what a user adds to a rating, of what an item does, of what the meeting of two clusters does; of
-# the last in the logit of a click, which is CLICK_MEAN on average.
+# Standard deviations of the effects of a user, an item and a pair of clusters on a rating, and of a pair of clusters on
+# the logit of a click. MEAN and CLICK_MEAN are the means.
 USER_STD, ITEM_STD, CLUSTER_STD = 0.3, 0.4, 0.7
 MEAN, CLICK_MEAN, CLICK_STD = 3.5, -0.5, 2.0
 
@@ -40,8 +40,7 @@ class Interactions:
 def generate_interactions(data: SyntheticRatingsConfig) -> Interactions:
     """Generates ratings and clicks of users and items with hidden clusters.
 
-    A is a table of C x C standard normal numbers. B is another; each entry has correlation `task_correlation`
-    with A's:
+    A and B are tables of C x C standard normal numbers. Their entries are correlated by `task_correlation`:
 
     - rating = MEAN + user + item + CLUSTER_STD A[cluster of user, cluster of item] + `noise` N(0, 1)
     - click with probability sigmoid(CLICK_MEAN + CLICK_STD B[cluster of user, cluster of item])

@@ -1,4 +1,4 @@
-"""Ready-made token files: little-endian integers, as nanoGPT writes them, with the header of llm.c, or of numpy.save."""
+"""Reads token files: little-endian integers without a header (nanoGPT), or with that of llm.c or numpy.save."""
 
 import hashlib
 import os
@@ -26,8 +26,8 @@ from moe_cli.data.splits import (
 )
 from moe_cli.errors import DataError
 
-# 256 int32: a magic number of the token format, the version, the number of tokens. GPT-2's tokens are uint16, Llama 3's
-# uint32.
+# The header of llm.c has 256 int32: a magic number, the version, the number of tokens. GPT-2's tokens are uint16, those
+# of Llama 3 uint32.
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 MAGIC = {20240520: "uint16", 20240801: "uint32"}
@@ -35,10 +35,10 @@ VERSION = 1
 NPY_MAGIC = b"\x93NUMPY"
 # Names of headers in the description of a corpus.
 LLM_C, NPY = "llm.c header", "numpy header"
-# What a folder is searched for, and files that hold tokens, but not in place.
+# The endings of token files in a folder; and those of compressed files, which cannot be mapped.
 ENDINGS = (".bin", ".npy")
 PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip", ".npz")
-# The most blocks of a split that are hashed.
+# At most this many blocks of a split are hashed.
 MAX_HASH_BLOCKS, BLOCK_BYTES = 1024, 2**16
 
 
@@ -89,9 +89,9 @@ def describe_ready(data: TokenFilesConfig, outputs: Path | None = None) -> dict[
 
 
 def _split_files(files: Sequence[Path], names: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
-    """Files for training, validation and a test, by their names, else by those of the folders they lie in.
+    """Returns the files for training, validation and test, by their names, else by the names of their folders.
 
-    If none is held out so, or none is left to learn from, all are for training.
+    If no file is held out, or none is left for training, all are for training.
     """
     named: dict[int | None, list[Path]] = {}
     for path, name in zip(files, names, strict=True):
@@ -115,19 +115,19 @@ class _Content:
 def _content(data: TokenFilesConfig, path: Path) -> _Content:
     """Returns the tokens of a file, by its header if it has one. Raises DataError."""
     if path.suffix.lower() in PACKED:
-        raise DataError(f"{path} is packed, and token files are read in place. Unpack it.")
+        raise DataError(f"{path} is compressed, and token files are memory-mapped. Unpack it.")
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         header = np.frombuffer(file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0"), "<i4")
         if header.tobytes().startswith(NPY_MAGIC):
             return _npy_content(data, path, file, size)
     if path.suffix.lower() == ".npy":
-        raise DataError(f"{path} does not begin as a .npy file does. Was it copied whole?")
+        raise DataError(f"{path} does not begin like a .npy file. Copy it again.")
     if int(header[0]) not in MAGIC or size < HEADER_BYTES:
         return _Content(_shard(data, path, 0, size, None), None)
     magic, version, num_tokens = map(int, header[:3])
     if version != VERSION:
-        raise DataError(f"{path} has a header of version {version}; known is version {VERSION}.")
+        raise DataError(f"{path} has a header of version {version}; only version {VERSION} can be read.")
     _check_dtype(data, path, MAGIC[magic], str(magic))
     return _Content(_shard(data, path, HEADER_BYTES, size, num_tokens), LLM_C)
 
@@ -142,8 +142,8 @@ def _npy_content(data: TokenFilesConfig, path: Path, file: IO[bytes], size: int)
     except ValueError as error:
         raise DataError(f"{path} cannot be read as .npy: {str(error).splitlines()[0][:200]}") from None
     if len(shape) != 1:
-        raise DataError(f"{path} is an array of shape {shape}. Give its tokens in one row: array.reshape(-1)")
-    # A whole number below 0 is read as one far beyond every vocabulary, and so refused where it is found.
+        raise DataError(f"{path} is an array of shape {shape}. Save one row of tokens: array.reshape(-1)")
+    # A negative number is read as one far beyond every vocabulary, and refused for that.
     name = {"i4": "uint32", "u4": "uint32", "i8": "uint64", "u8": "uint64", "u2": "uint16", "u1": "uint8"}.get(
         dtype.str[1:]
     )
@@ -155,7 +155,7 @@ def _npy_content(data: TokenFilesConfig, path: Path, file: IO[bytes], size: int)
 
 
 def _check_dtype(data: TokenFilesConfig, path: Path, dtype: str, header: str) -> None:
-    """Raises DataError when a header says another type than data.dtype."""
+    """Raises DataError if a header gives another type than data.dtype."""
     if data.dtype != dtype:
         raise DataError(f"{path} holds {dtype}, by its header ({header}). Use data.dtype={dtype}")
 
@@ -164,21 +164,19 @@ def _shard(data: TokenFilesConfig, path: Path, first_byte: int, size: int, num_t
     """Returns the tokens after a header, which gives `num_tokens`; None means no header."""
     width = np.dtype(data.dtype).itemsize
     if num_tokens is None and size % width:
-        raise DataError(
-            f"{path} is {size:,} bytes long, which is no multiple of the {width} of data.dtype={data.dtype}."
-        )
+        raise DataError(f"{path} is {size:,} bytes long, not a multiple of the {width} of data.dtype={data.dtype}.")
     if num_tokens is not None and size != first_byte + num_tokens * width:
         raise DataError(
-            f"{path} is {size:,} bytes long; {num_tokens:,} tokens, as its header says, would make it "
-            f"{first_byte + num_tokens * width:,}. Was it copied whole?"
+            f"{path} is {size:,} bytes long, and the {num_tokens:,} tokens of its header take "
+            f"{first_byte + num_tokens * width:,}. Copy it again."
         )
     if size == first_byte:
-        raise DataError(f"{path} holds no tokens.")
+        raise DataError(f"{path} has no tokens. Leave it out: data.exclude")
     return Shard(path, first_byte, (size - first_byte) // width)
 
 
 def _split(data: TokenFilesConfig, train: list[Shard], val: list[Shard], test: list[Shard]) -> tuple[list[Shard], ...]:
-    """Returns the splits: held-out files, at most data.val_tokens of each, else a fraction of the training tokens' end.
+    """Returns the splits: held-out files, at most data.val_tokens of each; else the end of the training tokens.
 
     Raises:
         DataError: a fraction to hold out has no effect.
@@ -198,7 +196,7 @@ def _split(data: TokenFilesConfig, train: list[Shard], val: list[Shard], test: l
 
 
 def _hash_sample(data: TokenFilesConfig, shards: Sequence[Shard], digest: Any) -> None:
-    """Hashes blocks of a split, and looks whether the vocabulary has their tokens."""
+    """Hashes blocks of a split. Raises DataError for a token outside the vocabulary."""
     tokens = Tokens(shards, data.dtype)
     length = BLOCK_BYTES // tokens.dtype.itemsize
     digest.update(f"|{len(tokens)}".encode())
@@ -211,11 +209,11 @@ def _hash_sample(data: TokenFilesConfig, shards: Sequence[Shard], digest: Any) -
 
 
 def check_tokens(tokens: Tokens, block: Any, first: int, vocab_size: int) -> None:
-    """Raises DataError when the block, which begins at `first`, has a token beyond the vocabulary."""
+    """Raises DataError if the block, which begins at `first`, has a token outside the vocabulary."""
     if block.max(initial=0) >= vocab_size:
-        place = int(np.argmax(block >= vocab_size))
-        path, byte = tokens.locate(first + place)
+        index = int(np.argmax(block >= vocab_size))
+        path, byte = tokens.locate(first + index)
         raise DataError(
-            f"{path}, byte {byte:,}: token {int(block[place])} is beyond data.vocab_size={vocab_size}. "
-            "Is data.dtype what the file holds?"
+            f"{path}, byte {byte:,}: token {int(block[index])} is beyond data.vocab_size={vocab_size}. "
+            "Check data.dtype and data.vocab_size."
         )

@@ -1,4 +1,4 @@
-"""Protection against an untrusted tokenizer.json whose patterns or replacements hang or exhaust the memory.
+"""Protection against an untrusted tokenizer.json whose patterns never end, or whose replacements exhaust the memory.
 
 Three checks complement each other: `hazard` reads the file, `tokenizer_probe` encodes short texts that are hard for its
 patterns, and `EncodingTime` bounds the time of all texts that are encoded.
@@ -20,12 +20,12 @@ from moe_cli.errors import DataError
 MAX_PATTERN, MAX_GROWTH = 10_000, 64.0
 # A group with an open repetition inside that is repeated itself, such as (a+)+ or (?:x|y*){2,}.
 _NESTED = re.compile(r"\((?:[^()\\]|\\.)*(?:[*+]|\{\d*,\d*\})(?:[^()\\]|\\.)*\)(?:[*+]|\{\d*,\d*\})")
-# The time that texts may take to encode: at the start, and for each character a hundred times that of published tokenizers.
+# The time that texts may take to encode: a constant, and for each character 100 times that of published tokenizers.
 START_SECONDS, MIN_CHARACTERS_PER_SECOND = 60.0, 20_000
-# Characters of a text that is encoded without a limit of its own: the library gives up a match after 10 million steps, or
-# 0.4 s, and begins one at each character at most.
+# Texts of up to this many characters are encoded without a time limit: the library starts at most one match at each
+# character, and gives up a match after 10 million steps, or 0.4 s.
 MAX_DIRECT = 1_000
-# What is taken out before: escapes of one character, and sets of characters.
+# Escapes of one character and sets of characters, which are replaced before _NESTED is searched.
 _ATOMS = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])+\]")
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def hazard(content: dict[str, Any]) -> str | None:
         if len(pattern) > MAX_PATTERN:
             return f"it has a pattern of {len(pattern):,} characters"
         if has_nested_repetition(pattern):
-            return f"its pattern {pattern[:40]!r} can take time without end: a repeated group that holds a repetition"
+            return f"its pattern {pattern[:40]!r} may never end: it repeats a group that contains a repetition"
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         if (growth := _growth(content.get(part))) > MAX_GROWTH:
             return f"its {part} makes text up to {growth:.3g} times as long"
@@ -55,7 +55,7 @@ def hazard(content: dict[str, Any]) -> str | None:
 
 
 def has_nested_repetition(pattern: str) -> bool:
-    """Returns whether a repeated group contains an unbounded repetition: such patterns never end on some texts."""
+    """Returns whether a repeated group contains an unbounded repetition. On some texts, such patterns do not end."""
     bare, before = _ATOMS.sub("x", pattern), ""
     while bare != before:
         if _NESTED.search(bare):
@@ -103,7 +103,7 @@ def _growth(value: Any) -> float:
 
 
 class _Caller(Thread):
-    """A daemon thread that makes one call after the other; a call without end does not keep the process from ending."""
+    """A daemon thread that makes calls, one at a time. A call that never ends does not keep the process alive."""
 
     def __init__(self) -> None:
         super().__init__(name="tokenizer", daemon=True)
@@ -130,7 +130,7 @@ def call_with_limit(function: Callable[[], T], seconds: float) -> T:
     Raises:
         TimeoutError: it takes longer. Its thread is abandoned.
     """
-    if not _caller().is_alive():  # in a forked process, which has the threads of its parent by name only
+    if not _caller().is_alive():  # in a forked process, where threads do not run
         _caller.cache_clear()
     answer: SimpleQueue[tuple[T, BaseException | None]] = SimpleQueue()
     _caller().calls.put((function, answer))
@@ -145,7 +145,7 @@ def call_with_limit(function: Callable[[], T], seconds: float) -> T:
 
 
 class EncodingTime:
-    """The time that a tokenizer has taken for all its texts together, which is bounded by their length."""
+    """The total time that a tokenizer has taken. It is bounded by the length of its texts."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -165,7 +165,7 @@ class EncodingTime:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppresses standard error, where the library prints pages when it panics."""
+    """Suppresses standard error, because a panic of the library prints many lines."""
     sys.stderr.flush()
     try:
         kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)

@@ -14,18 +14,18 @@ from moe_cli.data.tokenizer_check import MAX_PATTERN, patterns_in, tokenizers_li
 
 # Seconds of processor time. Published tokenizers take 0.3.
 PROBE_SECONDS = 2
-# Seconds after which a probe that gets no processor time is given up, and says nothing.
+# Seconds after which a probe without processor time is abandoned without a result.
 WAIT_SECONDS = 120.0
 # A text repeats a character or a word of a pattern up to this length.
 TEXT_LENGTH, MAX_TEXTS = 2_000, 200
 # A character of each class that patterns name.
 SAMPLES = "aA0_ -.\n\r\u00e9\u4e2d"
-# How the library's regular expressions say that one match has taken too many steps; and the exit code for it.
+# Part of the library's error after a match with too many steps; and the exit code for it.
 RETRY_LIMIT, TOO_MANY_STEPS = "retry-limit", 3
 
 
 def probe(text: str) -> str | None:
-    """Returns why a tokenizer may not be used, None where its patterns come to an end on all texts that are tried."""
+    """Returns why a tokenizer may not be used; None if its patterns end on all texts that are tried."""
     if not any(patterns_in(json.loads(text))):
         return None
     command = [sys.executable, "-m", __name__]
@@ -43,9 +43,9 @@ def hard_texts(patterns: list[str]) -> list[str]:
 
     The parts come last because the library skips a text that lacks a character which every match needs.
     """
-    words = dict.fromkeys(part for pattern in patterns for part in re.findall(r"\w+|[^\w\s]", pattern))
-    characters = dict.fromkeys(character for word in words for character in word)
-    units, end = [*dict.fromkeys([*SAMPLES, *words, *characters])], "".join(characters)[:MAX_PATTERN]
+    parts = dict.fromkeys(part for pattern in patterns for part in re.findall(r"\w+|[^\w\s]", pattern))
+    characters = dict.fromkeys(character for word in parts for character in word)
+    units, end = [*dict.fromkeys([*SAMPLES, *parts, *characters])], "".join(characters)[:MAX_PATTERN]
     return [unit * (TEXT_LENGTH // len(unit) + 1) + "\x01" + end for unit in units[:MAX_TEXTS]]
 
 

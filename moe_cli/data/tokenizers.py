@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, the characters of a corpus, or parts of words (see `subwords`)."""
+"""Converts text to token ids and back: bytes, the characters of a corpus, or subwords (see `bpe`)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -65,10 +65,10 @@ class CharTokenizer:
         """
         points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)[start:stop]
         ids = self._ids[np.minimum(points, len(self._ids) - 1)]
-        strange = np.flatnonzero(ids < 0)
-        if len(strange):
+        unknown = np.flatnonzero(ids < 0)
+        if len(unknown):
             raise DataError(
-                f"{text[start:][strange[0]]!r} is not among the {len(self.alphabet)} characters of the corpus."
+                f"{text[start:][unknown[0]]!r} is not among the {len(self.alphabet)} characters of the corpus."
             )
         return ids.astype(np.min_scalar_type(len(self.alphabet) - 1))
 
@@ -84,7 +84,7 @@ class CharTokenizer:
 
     @cached_property
     def _ids(self) -> NDArray[np.int32]:
-        """Returns the id of each code point up to the largest known one, and of one more; -1 means no id."""
+        """Returns the id of each code point up to one above the largest known one; -1 means no id."""
         ids = np.full(int(self._points.max(initial=0)) + 2, -1, np.int32)
         ids[self._points] = np.arange(len(self.alphabet))
         return ids

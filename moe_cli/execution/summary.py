@@ -79,7 +79,7 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
         "peak_memory_bytes": int(collectives.all_reduce_max(peak_memory_bytes())),
         "bigram_bpb": corpus.meta["bigram_bpb"],
         "gzip_bpb": corpus.meta["gzip_bpb"],
-        "corpus": corpus.meta["name"],
+        "corpus": corpus.name,
         "corpus_sha256": corpus.meta["sha256"],
         **task.meta.get("references", {}),
     }

@@ -1,8 +1,8 @@
-"""Checksums of a run's files: computed when they are written, compared when they are read.
+"""Checksums of files: computed when the files are written, checked when they are read.
 
-A sealed file (summary.json and state.json of a run, checksums.json of a cache) has the checksum of its own content; the
-latter two also have those of the other files of their folder. A checkpoint marks the length of the records. A missing
-checksum always means damage, like a wrong one.
+A sealed file (summary.json and state.json of a run, checksums.json of a cache) has a checksum of its own content. The
+latter two also have checksums of the other files of their folder. A checkpoint marks the length of the records. A
+missing checksum means damage, like a wrong one.
 """
 
 import hashlib
@@ -43,17 +43,17 @@ def mark(path: Path, before: Mark) -> Mark:
 
 
 def _extended(file: Any, before: Mark, stop: int | None) -> Mark:
-    place, lines, crc = before
-    file.seek(place)
-    while chunk := file.read(_CHUNK_BYTES if stop is None else min(_CHUNK_BYTES, stop - place)):
-        place, lines, crc = place + len(chunk), lines + chunk.count(b"\n"), zlib.crc32(chunk, crc)
-    return Mark(place, lines, crc)
+    position, lines, crc = before
+    file.seek(position)
+    while chunk := file.read(_CHUNK_BYTES if stop is None else min(_CHUNK_BYTES, stop - position)):
+        position, lines, crc = position + len(chunk), lines + chunk.count(b"\n"), zlib.crc32(chunk, crc)
+    return Mark(position, lines, crc)
 
 
 def damage(path: Path, marked: Any, step: int) -> str | None:
     """Returns how a file differs from its mark at a step; None means that it begins with the marked content."""
-    if not isinstance(marked, list | tuple) or len(marked) != 3 or any(type(each) is not int for each in marked):
-        return f"{path.name} may be damaged: the checkpoint does not say how far it had come"
+    if not isinstance(marked, list | tuple) or len(marked) != 3 or any(type(number) is not int for number in marked):
+        return f"{path.name} may be damaged: the checkpoint does not mark its length"
     known = Mark(*marked)
     try:
         with open_regular(path) as file:
@@ -64,7 +64,7 @@ def damage(path: Path, marked: Any, step: int) -> str | None:
             return None
     left = sum(1 for record in read_lines(path) if _belongs(record, step))
     number = known.num_lines
-    rest = f"{left:,} are left" if left < number else "some are not as they were"
+    rest = f"{left:,} are left" if left < number else "some have changed"
     return f"{path.name} was damaged: of {number:,} records up to step {step:,} {rest}"
 
 

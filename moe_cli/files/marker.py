@@ -1,16 +1,16 @@
-"""Recognition of an outputs folder, for the code that writes it and for the code that reads data."""
+"""Recognises outputs folders, for the code that writes them and the code that reads data."""
 
 import os
 from pathlib import Path
 
-# Lies in an outputs folder, in `runs` and in the folder of each sweep.
+# The name of a file in each outputs folder, in `runs` and in the folder of each sweep.
 MARKER = ".moe-outputs"
-# Lie in every run folder, also where it was copied to without the folder around it.
+# Files of every run folder. They identify one that was copied without its outputs folder.
 RUN_FILES = ("config.json", "config.yaml", "status.json")
 
 
 def is_run_folder(folder: str | Path) -> bool:
-    """Returns whether a folder has the files that every run begins with."""
+    """Returns whether a folder has the first files of a run."""
     return all(os.path.isfile(os.path.join(folder, name)) for name in RUN_FILES)
 
 

@@ -1,7 +1,7 @@
-"""Reading of all files of a run, sweep, outputs or cache folder: regular files only, bounded, and checked.
+"""Reads files of run, sweep, outputs and cache folders: regular files only, with bounds and checks.
 
-Such folders may be copied, edited, damaged or untrusted. A file that cannot be used raises `Unreadable` with the
-reason, and is noted with it. The command then continues with the others and reports this file at its end.
+Such folders may be copied, edited, damaged or untrusted. An unusable file raises `Unreadable` with the reason, or is
+noted with it. The command then continues with the other files and reports this one at its end.
 """
 
 import errno
@@ -21,7 +21,7 @@ MAX_BYTES = 2**24
 MAX_DEPTH, MAX_NUMBER = 64, sys.float_info.max
 # The year 10000, in seconds since 1970.
 MAX_TIME = 253_402_300_800
-# The most files with problems that are remembered.
+# At most this many files with problems are recorded.
 MAX_NOTES = 10_000
 _KINDS = {
     stat.S_IFIFO: "pipe",
@@ -36,7 +36,7 @@ _notes: dict[str, tuple[str, str]] = {}
 
 
 class Unreadable(Exception):
-    """A file that is there and cannot be used; its text says why."""
+    """An existing file cannot be used. The message is the reason, to be printed after the file's name."""
 
 
 def kind_of(mode: int) -> str | None:
@@ -59,14 +59,14 @@ def open_regular(path: Name, max_bytes: int | None = None) -> BufferedReader:
 def _open_descriptor(path: Name, max_bytes: int | None) -> tuple[int, int]:
     """Returns the descriptor of the file that `open_regular` opens, and the size of the file in bytes."""
     try:
-        _check_kind(os.stat(path))  # before it is opened, which a device may notice
+        _check_kind(os.stat(path))  # first, because opening a device may have effects
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except FileNotFoundError:
         if os.path.islink(path):
-            raise Unreadable("is a link that leads nowhere") from None
+            raise Unreadable("is a broken link") from None
         raise
     except (OSError, ValueError) as error:
-        if getattr(error, "errno", None) in (errno.ENOTDIR, errno.ENAMETOOLONG):  # nothing can be there
+        if getattr(error, "errno", None) in (errno.ENOTDIR, errno.ENAMETOOLONG):  # the file cannot exist
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path)) from None
         raise Unreadable(f"cannot be opened: {getattr(error, 'strerror', None) or error}") from None
     try:
@@ -181,7 +181,7 @@ def read_parsed(path: Name, parse: Callable[[bytes], T], max_bytes: int = MAX_BY
 def read_lines(path: Name, last_bytes: int | None = None) -> Iterator[dict[str, Any]]:
     """Yields the records of a .jsonl file, or of its last bytes. Unusable records are skipped.
 
-    They are noted, except one that is cut off at either end, as by a process that was killed while it wrote.
+    They are noted, except one that is cut off at either end, for example because its writer was killed.
     """
     try:
         file = open_regular(path)
@@ -205,7 +205,7 @@ def _records(path: Name, file: IO[bytes], last_bytes: int | None) -> Iterator[di
     try:
         while line := file.readline(MAX_BYTES):
             number += 1
-            if len(line) == MAX_BYTES:  # nothing that follows is ours
+            if len(line) == MAX_BYTES:  # the rest cannot be records of this program
                 left_out, first = left_out + 1, first or f"line {number} is longer than {MAX_BYTES:,} bytes"
                 break
             try:
@@ -223,7 +223,7 @@ def _records(path: Name, file: IO[bytes], last_bytes: int | None) -> Iterator[di
 
 
 def time_in(value: Any) -> float | None:
-    """Returns the value if it is a time that a clock may have said, in seconds since 1970."""
+    """Returns the value if it is a possible time, in seconds since 1970; else None."""
     known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MAX_TIME
     return float(value) if known else None
 
@@ -244,7 +244,7 @@ def note_unreadable(path: Name, why: str, label: str = "unreadable") -> None:
 
 
 def noted() -> list[str]:
-    """Returns a line for each that was noted since the last `forget_notes`, such as unreadable: FILE is empty."""
+    """Returns a line for each note since the last `forget_notes`, such as `unreadable: FILE is empty`."""
     return [f"{label}: {path} {why}" for path, (label, why) in _notes.items()]
 
 

@@ -29,10 +29,10 @@ from moe_cli.files.marker import MARKER
 
 # The deepest folder that is written in, counted from the outputs folder: SWEEP/RUN/checkpoints/step_00000001.
 DEPTH = 4
-# A folder of files lies so deep in a run folder.
+# The deepest folder of files, counted from the run folder.
 RUN_DEPTH = 2
 TEMPORARY = ".tmp"
-# Seconds in which a new file or folder may not be held yet.
+# Seconds after its creation in which a file or folder may not be locked yet.
 GRACE_SECONDS = 5
 _GUARDED: set[str] = set()
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -40,13 +40,13 @@ _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def guard(outputs: Path) -> Path:
-    """Passes through no link below this folder from now on, also where no marker says that it is an outputs folder."""
+    """Follows no link below this folder from now on, even if it has no marker of an outputs folder."""
     _GUARDED.add(str(outputs.absolute()))
     return outputs
 
 
 def mark_outputs(folder: Path) -> None:
-    """Marks an existing folder as outputs. A folder that cannot be written to stays as it is."""
+    """Marks an existing folder as an outputs folder, if it is writable."""
     text = b"Made by moe, which keeps runs here and never reads anything below this folder as data.\n"
     with suppress(OSError), open(folder / MARKER, "xb") as file:
         file.write(text)
@@ -58,12 +58,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes the whole file or leaves the old one."""
+    """Replaces the file atomically."""
     write_text(path, json.dumps(json_safe(content), indent=1) + "\n")
 
 
 def json_safe(value: Any) -> Any:
-    """Returns the value with every NaN and infinity, which JSON does not have, as null."""
+    """Returns the value with None for every NaN and infinity, which JSON lacks."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -74,17 +74,14 @@ def json_safe(value: Any) -> Any:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces the file atomically: a temporary neighbour, flushed to disk, then renamed.
-
-    A link in its place is replaced.
-    """
+    """Replaces the file, or a link, atomically: writes a temporary file, flushes it to disk and renames it."""
     name = f".{path.name[:100]}.{secrets.token_hex(4)}{TEMPORARY}"
     with _at(path) as folder:
         try:
             with os.fdopen(
                 os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, 0o666, dir_fd=folder), "wb"
             ) as file:
-                with suppress(OSError):  # held, so that it is seen that its writer lives
+                with suppress(OSError):  # the lock shows that its writer is alive
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file.write(content)
                 file.flush()
@@ -109,7 +106,7 @@ def append(path: Path) -> BinaryIO:
 
 
 def edit(path: Path) -> BinaryIO:
-    """Opens a file that is there to change it in place. Raises UnsafePath, as `append` does."""
+    """Opens an existing file to change it in place. Raises UnsafePath, as `append` does."""
     with _at(path) as folder:
         _check_regular(path, folder)
         _unshare(path, folder)
@@ -117,7 +114,7 @@ def edit(path: Path) -> BinaryIO:
 
 
 def check_file(path: Path) -> None:
-    """Raises UnsafePath when a library that opens the file by its name would pass through a link."""
+    """Raises UnsafePath if a library that opens the file by name would follow a link."""
     with _at(path) as folder:
         _check_regular(path, folder)
 
@@ -157,16 +154,16 @@ def is_held(path: Path, operation: int) -> bool:
 
 
 def make_folder(path: Path) -> Path:
-    """Makes the folder with its parents, or finds it there. Raises MoeError when it cannot be made."""
+    """Creates the folder and its parents if they do not exist. Raises MoeError if it cannot."""
     try:
         ensure_folder(path)
     except OSError as error:
-        raise MoeError(f"cannot make the folder {path}: {error.strerror}. {write_failure_hint(error)}") from None
+        raise MoeError(f"cannot create the folder {path}: {error.strerror}. {write_failure_hint(error)}") from None
     return path
 
 
 def ensure_folder(path: Path) -> None:
-    """Creates the folder, for callers that have their own message for an OSError."""
+    """Creates the folder, for callers with their own message for an OSError."""
     os.close(_open_folder(path, make=True))
 
 
@@ -188,17 +185,17 @@ def write_failure_hint(error: BaseException) -> str:
 
 @contextmanager
 def new_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """Makes a folder with a name of its own, held as long as this process lives; gone on leaving, unless renamed."""
+    """Creates a folder with a unique name and locks it. At the end it is deleted, unless it was renamed."""
     path = parent / f"{prefix}{secrets.token_hex(4)}"
     try:
         with _at(path) as folder:
             os.mkdir(path.name, dir_fd=folder)
             handle = os.open(path.name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
     except OSError as error:
-        error.filename = str(parent)  # where it cannot be made; its own name says nothing
+        error.filename = str(parent)  # the generated name would not help
         raise
     try:
-        with suppress(OSError):  # some network file systems know no locks
+        with suppress(OSError):  # some network file systems have no locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield path
     finally:
@@ -209,7 +206,7 @@ def new_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 @cache
 def scratch_folder() -> Path:
-    """Makes a folder, the same at every call, that goes when this process ends."""
+    """Returns a temporary folder, the same at every call, which is deleted when this process ends."""
     folder, owner = Path(tempfile.mkdtemp(prefix="moe-")), os.getpid()
 
     def remove() -> None:
@@ -221,7 +218,7 @@ def scratch_folder() -> Path:
 
 
 def adopt(path: Path) -> None:
-    """Flushes a file to disk that a library wrote in a new folder; its permissions become those that the umask leaves."""
+    """Flushes a file that a library has written to disk, and sets the permissions of the umask."""
     with _at(path) as folder:
         handle = os.open(path.name, os.O_RDONLY | _FILE, dir_fd=folder)
         try:
@@ -232,7 +229,7 @@ def adopt(path: Path) -> None:
 
 
 def flush_folder(path: Path) -> None:
-    """Flushes to disk which names a folder holds."""
+    """Flushes the names in a folder to disk."""
     handle = _open_folder(path)
     try:
         os.fsync(handle)
@@ -241,13 +238,13 @@ def flush_folder(path: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Moves a file or folder; an empty folder in its place gives way. Raises UnsafePath, OSError."""
-    with _at(target) as there, _at(source) as here:
-        os.rename(source.name, target.name, src_dir_fd=here, dst_dir_fd=there)
+    """Moves a file or folder; an empty folder at the target is replaced. Raises UnsafePath, OSError."""
+    with _at(target) as target_folder, _at(source) as source_folder:
+        os.rename(source.name, target.name, src_dir_fd=source_folder, dst_dir_fd=target_folder)
 
 
 def delete(path: Path, missing_ok: bool = False) -> None:
-    """Deletes a file, a link itself, or a folder with all that is in it. Raises UnsafePath, OSError."""
+    """Deletes a file, a link itself, or a folder with its content. Raises UnsafePath, OSError."""
     with _at(path) as folder, suppress(*[FileNotFoundError] if missing_ok else []):
         if stat.S_ISDIR(os.lstat(path.name, dir_fd=folder).st_mode):
             shutil.rmtree(path.name, dir_fd=folder)
@@ -256,7 +253,7 @@ def delete(path: Path, missing_ok: bool = False) -> None:
 
 
 def delete_empty(path: Path) -> None:
-    """Deletes a folder in which nothing is. Raises UnsafePath, OSError."""
+    """Deletes an empty folder. Raises UnsafePath, OSError."""
     with _at(path) as folder:
         os.rmdir(path.name, dir_fd=folder)
 
@@ -269,7 +266,7 @@ def delete_abandoned(parent: Path, pattern: str, is_free: Callable[[Path], bool]
 
 
 def abandoned(parent: Path, pattern: str = f".*{TEMPORARY}") -> list[Path]:
-    """Returns the temporary files and folders in a folder that no living process holds."""
+    """Returns the temporary files and folders in a folder that no living process has locked."""
     return [path for path in sorted(parent.glob(pattern)) if _is_abandoned(path)]
 
 
@@ -299,14 +296,14 @@ def _is_abandoned(path: Path) -> bool:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         finally:
             os.close(handle)
-    except OSError:  # gone, or held by a living process, or the file system knows no locks
+    except OSError:  # deleted, locked by a living process, or on a file system without locks
         return False
     return True
 
 
 @contextmanager
 def _at(path: Path) -> Iterator[int]:
-    """Opens the folder of `path`. Errors name the whole path, where the system knows only the last part of it."""
+    """Opens the folder of `path`. Errors name the whole path, not only its last part."""
     try:
         folder = _open_folder(path.parent)
         try:
@@ -319,12 +316,12 @@ def _at(path: Path) -> Iterator[int]:
 
 
 def _open_folder(folder: Path, make: bool = False) -> int:
-    whole = str(folder.absolute())  # strings: paths would take most of the time of a record
-    path = _root(whole)
+    absolute = str(folder.absolute())  # strings: paths would take most of the time of a record
+    path = _root(absolute)
     if make:
         os.makedirs(path, exist_ok=True)
     handle = os.open(path, _FOLDER)
-    for part in filter(None, whole[len(path) :].split("/")):
+    for part in filter(None, absolute[len(path) :].split("/")):
         path = os.path.join(path, part)
         try:
             if make:
@@ -346,8 +343,8 @@ def _root(folder: str) -> str:
     near = [folder]
     while len(near) <= DEPTH:
         near.append(os.path.dirname(near[-1]))
-    marked = [each for each in near if _is_marked(each)]
-    runs = [] if marked else [each for each in near[: RUN_DEPTH + 1] if os.path.lexists(f"{each}/config.json")]
+    marked = [path for path in near if _is_marked(path)]
+    runs = [] if marked else [path for path in near[: RUN_DEPTH + 1] if os.path.lexists(f"{path}/config.json")]
     return [folder, *runs, *marked][-1]
 
 
@@ -378,7 +375,7 @@ def _open(path: Path, flags: int, folder: int) -> int:
 
 
 def _unshare(path: Path, folder: int) -> None:
-    """Gives a file with other names, such as in a copy made by `cp -al`, content of its own."""
+    """Copies the content of a file that has other hard links, such as those of `cp -al`."""
     with suppress(FileNotFoundError):
         if os.lstat(path.name, dir_fd=folder).st_nlink > 1:
             with os.fdopen(os.open(path.name, os.O_RDONLY | _FILE, dir_fd=folder), "rb") as file:
@@ -387,5 +384,6 @@ def _unshare(path: Path, folder: int) -> None:
 
 def _unsafe(path: Path | str, what: str) -> UnsafePath:
     return UnsafePath(
-        f"{path} is {what}, and nothing is written or deleted through it. Remove it, or choose another folder: --outputs DIR"
+        f"{path} is {what}, and nothing is written or deleted through it. Remove it, or choose another folder: "
+        "--outputs DIR"
     )

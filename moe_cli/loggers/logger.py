@@ -51,16 +51,16 @@ class ResumeState:
 
 
 class Logger(Protocol):
-    """One way to show a run elsewhere. What fails in it is an exception, which the caller bears."""
+    """Sends the records of a run to another program. The caller handles its exceptions."""
 
     def start(self, past: ResumeState) -> None:
         """Starts, or resumes from `past`; called again if a run returns to a checkpoint."""
 
     def metrics(self, record: Mapping[str, Any]) -> None:
-        """Takes a record of metrics.jsonl."""
+        """Logs a record of metrics.jsonl."""
 
     def finish(self, status: str, step: int, summary: Mapping[str, Any] | None) -> None:
-        """Ends with the run's status, and its results if it has them; everything is then on its way or written."""
+        """Logs the status and the results of the run, if it has any, and ends. All points are then written or sent."""
 
 
 def numbers(record: Mapping[str, Any]) -> dict[str, float]:
@@ -77,13 +77,13 @@ def numbers(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 class StepDeduplicator:
-    """Filter for loggers that cannot delete a point: every point passes once, the first time."""
+    """Passes each point once, for loggers that cannot delete points."""
 
     def __init__(self, last_logged_steps: Mapping[str, int]) -> None:
         self.last_logged_steps = dict(last_logged_steps)
 
     def new(self, record: Mapping[str, Any]) -> dict[str, float]:
-        """Returns the numbers of a record at steps that were not logged yet under their names."""
+        """Returns the numbers of a record that were not logged at this step yet."""
         step = step_of(record)
         found = {key: value for key, value in numbers(record).items() if step > self.last_logged_steps.get(key, -1)}
         self.last_logged_steps.update(dict.fromkeys(found, step))
@@ -105,12 +105,12 @@ def last_steps(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def results(summary: Mapping[str, Any] | None) -> dict[str, float]:
-    """Returns the numbers of a summary, under names that no curve has."""
+    """Returns the numbers of a summary, under names that differ from those of curves."""
     return {f"summary/{key}": value for key, value in numbers(summary or {}).items()}
 
 
 def load_external_id(run: Run, name: str) -> str | None:
-    """Returns the id that a logger gave this run before, from loggers.json."""
+    """Returns the id that a logger has given to this run, from loggers.json; None means none."""
     found = (read_json(run.path / "loggers.json") or {}).get(name)
     return found if isinstance(found, str) else None
 
@@ -120,7 +120,7 @@ def save_external_id(run: Run, name: str, called: str) -> None:
 
 
 class DeduplicatingLogger:
-    """Base of loggers that accept no step twice and have an id of their own for a run."""
+    """Base of loggers that accept each step once and have their own id for a run."""
 
     name: ClassVar[str]
 
@@ -130,7 +130,7 @@ class DeduplicatingLogger:
         self.once = StepDeduplicator({})
 
     def open(self, known: str | None) -> str:
-        """Sets `run`, as it was or new; its name there. `known` is the name it had before, if it had one."""
+        """Sets `run`, new or resumed, and returns its id in the logger; `known` is its earlier id, if it has one."""
         raise NotImplementedError
 
     def start(self, past: ResumeState) -> None:

@@ -17,15 +17,15 @@ from moe_cli.loggers.logger import Logger, ResumeState, RunContext, last_steps, 
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, Run
 from moe_cli.runs.recorder import Recorder
 
-# Each in the module of its name, which needs the library of that name.
+# The class of each logger. Its module has the name of the logger and imports the library of that name.
 CLASSES = {
     "tensorboard": "TensorBoardLogger",
     "mlflow": "MLflowLogger",
     "wandb": "WandbLogger",
     "trackio": "TrackioLogger",
 }
-REASON_LENGTH = 200  # some libraries tell everything at once
-LOCAL_MLFLOW = ("sqlalchemy", "alembic")  # what MLflow's own file of runs takes
+REASON_LENGTH = 200  # errors of some libraries are long
+LOCAL_MLFLOW = ("sqlalchemy", "alembic")  # packages for MLflow's local database
 
 
 def check_loggers(log: str | None) -> None:
@@ -78,12 +78,12 @@ class LoggedRecorder(Recorder):
             self.begun = True
             for name in loggers_of(self.context.config.log):
                 self._try(name, partial(self._add, name))
-        self._tell(lambda logger: logger.start(past))
+        self._call_all(lambda logger: logger.start(past))
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         super().metrics(record)
         self.step = step_of(record)
-        self._tell(lambda logger: logger.metrics(record))
+        self._call_all(lambda logger: logger.metrics(record))
 
     def status(self, status: str, **fields: Any) -> None:
         super().status(status, **fields)
@@ -95,13 +95,13 @@ class LoggedRecorder(Recorder):
         self._finish(COMPLETED, summary)
 
     def _finish(self, status: str, summary: Mapping[str, Any] | None) -> None:
-        self._tell(lambda logger: logger.finish(status, self.step, summary))
+        self._call_all(lambda logger: logger.finish(status, self.step, summary))
         self.loggers.clear()
 
     def _add(self, name: str) -> None:
         self.loggers[name] = _make(name, self.context)
 
-    def _tell(self, call: Callable[[Logger], None]) -> None:
+    def _call_all(self, call: Callable[[Logger], None]) -> None:
         for name, logger in list(self.loggers.items()):
             self._try(name, partial(call, logger))
 
@@ -117,5 +117,5 @@ class LoggedRecorder(Recorder):
         except Exception as error:
             self.loggers.pop(name, None)
             reason = (str(error).strip() or type(error).__name__).split("\n")[0][:REASON_LENGTH]
-            text = f"warning: log={name} failed and gets nothing more of this run, which goes on: {reason}"
+            text = f"warning: log={name} failed and is switched off for this run; training continues: {reason}"
             print_line(text)

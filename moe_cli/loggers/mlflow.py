@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-# Read at import. Nothing is sent to anybody unasked, and a server that does not answer must not hold up training.
+# MLflow reads these at import: no telemetry, and a server that does not answer must not delay training.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -34,8 +34,8 @@ from moe_cli.loggers.logger import (
 from moe_cli.runs.folder import COMPLETED, FAILED
 
 SECONDS = 1.0  # between two messages: each takes some milliseconds
-MOST_POINTS, MOST_PARAMS = 1000, 100  # in a message
-# What SQLite writes, by their names.
+MAX_POINTS, MAX_PARAMS = 1000, 100  # in a message
+# The files that SQLite writes.
 DATABASE = tuple(f"mlflow.db{ending}" for ending in ("", "-journal", "-wal", "-shm"))
 ENDS = {COMPLETED: "FINISHED", FAILED: "FAILED"}
 
@@ -44,12 +44,12 @@ class MLflowLogger:
     """Metrics under the names of metrics.jsonl; settings as params; results as metrics `summary/...`; tags `moe.*`."""
 
     def __init__(self, about: RunContext) -> None:
-        for name in ("mlflow", "alembic"):  # they tell of every table they make
+        for name in ("mlflow", "alembic"):  # they log every table that they create
             logging.getLogger(name).setLevel(logging.ERROR)
         self.context = about
-        own = f"sqlite:///{about.outputs / 'mlflow.db'}"
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or own
-        self.local = self.uri == own
+        local_uri = f"sqlite:///{about.outputs / 'mlflow.db'}"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri
+        self.local = self.uri == local_uri
         self.client: MlflowClient | None = None
         self.run_id = ""
         self.once = StepDeduplicator({})
@@ -57,9 +57,9 @@ class MLflowLogger:
         self.sent = 0.0
 
     def start(self, past: ResumeState) -> None:
-        if self.client is not None:  # it goes back within a run
+        if self.client is not None:  # the run returns to a checkpoint
             return
-        with self._first():
+        with self._creation_lock():
             self.client = MlflowClient(tracking_uri=self.uri)
             experiment = self._experiment(self.context.project(os.environ.get("MLFLOW_EXPERIMENT_NAME")))
         found = self._found()
@@ -80,8 +80,8 @@ class MLflowLogger:
             return
         self._add({"step": step, **results(summary)})
         self._send()
-        words = {key: value for key, value in (summary or {}).items() if isinstance(value, str)}
-        tags = [RunTag(f"moe.{key}", value) for key, value in words.items()]
+        texts = {key: value for key, value in (summary or {}).items() if isinstance(value, str)}
+        tags = [RunTag(f"moe.{key}", value) for key, value in texts.items()]
         self.client.log_batch(self.run_id, tags=[*tags, RunTag("moe.tags", ", ".join(self.context.tags()))])
         self.client.set_terminated(self.run_id, ENDS.get(status, "KILLED"))
 
@@ -93,13 +93,13 @@ class MLflowLogger:
     def _send(self) -> None:
         assert self.client is not None
         while self.waiting:
-            self.client.log_batch(self.run_id, metrics=self.waiting[:MOST_POINTS])
-            del self.waiting[:MOST_POINTS]
+            self.client.log_batch(self.run_id, metrics=self.waiting[:MAX_POINTS])
+            del self.waiting[:MAX_POINTS]
         self.sent = time.monotonic()
 
     @contextmanager
-    def _first(self) -> Iterator[None]:
-        """Lets only one of the runs that start at the same time create the tables and the experiment."""
+    def _creation_lock(self) -> Iterator[None]:
+        """Lets only one of several runs create the tables and the experiment."""
         if not self.local:
             yield
             return
@@ -111,17 +111,19 @@ class MLflowLogger:
 
     def _experiment(self, name: str) -> str:
         assert self.client is not None
-        place = (self.context.outputs / ".mlflow").as_uri() if self.local else None
+        location = (self.context.outputs / ".mlflow").as_uri() if self.local else None
         found = self.client.get_experiment_by_name(name)
         try:
-            return str(found.experiment_id if found else self.client.create_experiment(name, artifact_location=place))
+            return str(
+                found.experiment_id if found else self.client.create_experiment(name, artifact_location=location)
+            )
         except MlflowException:
-            if found := self.client.get_experiment_by_name(name):  # another has just made it
+            if found := self.client.get_experiment_by_name(name):  # another run has just created it
                 return str(found.experiment_id)
             raise
 
     def _found(self) -> str | None:
-        """Returns the run that is there from before, unless it was deleted or is in another place."""
+        """Returns the id of the run if it exists at this URI and was not deleted; else None."""
         assert self.client is not None
         run_id = load_external_id(self.context.run, "mlflow")
         try:
@@ -137,8 +139,8 @@ class MLflowLogger:
         run_id = str(self.client.create_run(experiment, run_name=run.id, tags=tags).info.run_id)
         save_external_id(run, "mlflow", run_id)
         params = [Param(key, show(value)) for key, value in self.context.settings().items()]
-        for first in range(0, len(params), MOST_PARAMS):
-            self.client.log_batch(run_id, params=params[first : first + MOST_PARAMS])
+        for first in range(0, len(params), MAX_PARAMS):
+            self.client.log_batch(run_id, params=params[first : first + MAX_PARAMS])
         return run_id
 
     def _last_step(self, key: str) -> int:

@@ -38,11 +38,11 @@ class TensorBoardLogger:
             self._write(Event(step=past.step + 1, session_log=SessionLog(status=SessionLog.START)))
         start = plugin_data_pb2.SessionStartInfo(group_name=self.context.run.id, start_time_secs=time.time())
         for key, value in self.context.settings().items():
-            if value is not None:  # the dashboard would take a column of numbers and nulls for words
+            if value is not None:  # the dashboard treats a column of numbers and nulls as text
                 _set(start.hparams[key], value)
         self._hparams(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
         for record in past.kept:
-            if last is None or step_of(record) > last:  # from when nothing was logged here
+            if last is None or step_of(record) > last:  # records that were not logged here
                 self.metrics(record)
 
     def metrics(self, record: Mapping[str, Any]) -> None:
@@ -50,7 +50,7 @@ class TensorBoardLogger:
 
     def finish(self, status: str, step: int, summary: Mapping[str, Any] | None) -> None:
         self._scalars(results(summary), step)
-        if status == COMPLETED:  # readers keep the first end they see: other runs may go on
+        if status == COMPLETED:  # readers keep the first end; a failed run may be resumed
             end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
             self._hparams(metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=end))
         if self.writer is not None:
@@ -80,7 +80,7 @@ def _last_step(files: list[Path]) -> int | None:
 
 
 def _wait_for_a_later_name(files: list[Path]) -> None:
-    """Readers take files in the order of their names, which begin with the second of their making."""
+    """Waits until a new file would be the last by name: names hold the second of creation, and readers sort by name."""
     seconds = [int(part) for file in files if (part := file.name.split(".")[3]).isdigit()]
     if 0 <= max(seconds, default=0) - int(time.time()) <= 1:
         time.sleep(max(0.0, max(seconds) + 1 - time.time()))

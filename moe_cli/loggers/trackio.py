@@ -1,6 +1,6 @@
 """log=trackio: Trackio, on this machine, where `trackio show --project moe` finds it.
 
-A step that is done again after a kill keeps the values it had.
+A step that is repeated after a kill keeps its first values.
 """
 
 import io
@@ -20,7 +20,7 @@ class TrackioLogger(DeduplicatingLogger):
 
     def open(self, known: str | None) -> str:
         run = self.context.run
-        with redirect_stdout(io.StringIO()):  # it prints how to look at it
+        with redirect_stdout(io.StringIO()):  # it prints instructions
             self.run = trackio.init(
                 project=self.context.project(),
                 name=run.id,
@@ -36,4 +36,4 @@ class TrackioLogger(DeduplicatingLogger):
             with redirect_stdout(io.StringIO()):
                 if summary:
                     self.run.log(results(summary), step=step)
-                trackio.finish()  # the run's own finish() would be called once more at exit
+                trackio.finish()  # Trackio would call the run's own finish() again at exit

@@ -1,6 +1,6 @@
 """log=wandb: Weights & Biases, offline in RUN/wandb unless WANDB_MODE says otherwise; `wandb sync` sends it later.
 
-W&B takes no step twice: one that is done again after a kill keeps the values it had.
+W&B accepts no step twice: a step that is repeated after a kill keeps its first values.
 """
 
 import os
@@ -16,7 +16,7 @@ from moe_cli.runs.folder import COMPLETED
 
 
 class WandbLogger(DeduplicatingLogger):
-    """History under the names of metrics.jsonl, several records of one step as one; settings as config; results in the summary."""
+    """History under the names of metrics.jsonl, merged by step; settings as config; results in the summary."""
 
     name = "wandb"
 

@@ -58,7 +58,8 @@ class TextBatch(Batch):
     def forward(self, model: nn.Module) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
         """Returns the model's logits, and the routings of its sparse layers."""
         model_kwargs = {"mask": self.mask, "documents": self.documents}
-        return model(self.inputs, **{key: value for key, value in model_kwargs.items() if value is not None})  # type: ignore[no-any-return]
+        present = {key: value for key, value in model_kwargs.items() if value is not None}
+        return model(self.inputs, **present)  # type: ignore[no-any-return]
 
 
 class TextTask(Task):
@@ -110,14 +111,14 @@ class TextTask(Task):
         Args:
             part: the index of the part to read, of `parts` equal parts of the batch.
         """
-        share = size // parts
-        first = index * size + part * share
-        batch = self._batch(self.dataset.train, self._starts(first, share), self.context_length)
+        part_size = size // parts
+        first = index * size + part * part_size
+        batch = self._batch(self.dataset.train, self._starts(first, part_size), self.context_length)
         if len(self.dataset.train) >= LARGE_SPLIT_TOKENS:
             if index % RELEASE_EVERY == 0:
                 self.dataset.train.release()
-            # The next batch is read from the disk while this one is learned from.
-            for start in self._starts(first + size, share):
+            # The next batch is read from the disk during this step.
+            for start in self._starts(first + size, part_size):
                 self.dataset.train.prefetch(max(0, start), start + self.context_length + 1)
         return batch
 
@@ -136,16 +137,19 @@ class TextTask(Task):
         first, end = self._val_inputs()
         length, stride = self.eval_length, self.stride
         starts: Sequence[int] = range(first, end - length + 1, stride)
-        follows = first + len(starts) * stride  # where the next window, which is cut short by the end, begins
+        follows = first + len(starts) * stride  # the start of the last window, which the end cuts short
         read = len(starts) * length + end - follows
         is_subset = max_tokens is not None and max_tokens < read and len(starts) > 1
         if is_subset:
             keep = max(1, max_tokens // length)  # type: ignore[operator]
             starts = [starts[int(i)] for i in np.linspace(0, len(starts) - 1, min(keep, len(starts)))]
-        for place in range(0, len(starts), size):
-            own = starts[place : place + size]
+        for index in range(0, len(starts), size):
+            batch_starts = starts[index : index + size]
             yield self._batch(
-                self.dataset.val, own, length, [0 if start == first else length - stride for start in own]
+                self.dataset.val,
+                batch_starts,
+                length,
+                [0 if start == first else length - stride for start in batch_starts],
             )
         skipped = length - stride if len(starts) else 0
         if end - follows > skipped and not is_subset:
@@ -163,8 +167,10 @@ class TextTask(Task):
             keep = min(keep, max(1, int(max_tokens / windows.sizes.mean())))
         chosen = np.linspace(0, len(windows.starts) - 1, keep).astype(np.int64)
         for first in range(0, keep, size):
-            own = chosen[first : first + size]
-            yield self._padded(val, windows.starts[own] - 1, windows.sizes[own], length, windows.skipped[own])
+            indices = chosen[first : first + size]
+            yield self._padded(
+                val, windows.starts[indices] - 1, windows.sizes[indices], length, windows.skipped[indices]
+            )
 
     def loss(self, model: nn.Module, batch: TextBatch) -> tuple[Float[Tensor, ""], list[Routing]]:
         """Computes the mean cross-entropy in nats per token, without padding, and the routings of the sparse layers."""
@@ -185,11 +191,11 @@ class TextTask(Task):
 
     def _domains(self, starts: Int[Tensor, " B"], length: int) -> Int[Tensor, " T"]:
         """Returns the domain of each validation token of some windows."""
-        places = (starts.cpu()[:, None] + torch.arange(length)).clamp(max=len(self.dataset.val) - 1)
-        return torch.from_numpy(self.dataset.domain_ids_at(places.flatten().numpy()))
+        positions = (starts.cpu()[:, None] + torch.arange(length)).clamp(max=len(self.dataset.val) - 1)
+        return torch.from_numpy(self.dataset.domain_ids_at(positions.flatten().numpy()))
 
     def routed_ids_and_domains(self, batch: TextBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
-        """Returns the id of every token that is read, and the domain of its document; of validation batches."""
+        """Returns the id of every input of a validation batch, and the domain of its document."""
         starts = batch.starts if self.packing == "concat" else batch.starts + 1
         ids, domains = batch.inputs.flatten(), self._domains(starts, batch.inputs.shape[1])
         if batch.mask is None:
@@ -197,9 +203,9 @@ class TextTask(Task):
         return [(ids[batch.mask.flatten()], domains[batch.mask.flatten().cpu()])]
 
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
-        """Returns the text of each token id; nothing where the tokens came without a tokenizer."""
+        """Returns the text of each token id; nothing if the tokens have no tokenizer."""
         tokenizer = self.dataset.tokenizer
-        return {} if tokenizer is None else {each: tokenizer.decode([each]) for each in ids}
+        return {} if tokenizer is None else {token: tokenizer.decode([token]) for token in ids}
 
     def prompt(self, text: str) -> list[int]:
         """Returns the tokens of a text, after the prefix of a document."""
@@ -219,16 +225,16 @@ class TextTask(Task):
         return max(1, (len(self.dataset.train) - self.context_length) // self.context_length)
 
     def _starts_of(self, first: int, size: int) -> tuple[int, ...]:
-        """Returns where `size` training windows begin, counted from the first of the first epoch."""
-        epochs, places = np.divmod(np.arange(first, first + size), self._windows_per_epoch)
+        """Returns the starts of `size` training windows; `first` counts windows from the start of the first epoch."""
+        epochs, positions = np.divmod(np.arange(first, first + size), self._windows_per_epoch)
         starts = np.empty(size, np.int64)
         for epoch in np.unique(epochs).tolist():
-            order, here = self._order(epoch), epochs == epoch
-            chosen = order.windows[places[here]]
+            order, in_epoch = self._order(epoch), epochs == epoch
+            chosen = order.windows[positions[in_epoch]]
             if self.packing == "pad":
-                starts[here] = self._windows(self.dataset.train).starts[chosen] - 1
+                starts[in_epoch] = self._windows(self.dataset.train).starts[chosen] - 1
             else:
-                starts[here] = chosen * self.context_length + order.offset
+                starts[in_epoch] = chosen * self.context_length + order.offset
         return tuple(starts.tolist())
 
     def _order_of(self, epoch: int) -> EpochOrder:
@@ -245,8 +251,8 @@ class TextTask(Task):
             skipped: the number of targets at the beginning of each window that are not scored; default 0.
         """
         if self.packing == "pad":
-            places = np.array(starts)
-            return self._padded(tokens, places, self._windows(tokens).sizes_at(places + 1), length)
+            positions = np.array(starts)
+            return self._padded(tokens, positions, self._windows(tokens).sizes_at(positions + 1), length)
         windows = self._read_windows(tokens, starts, length + self.ahead)
         targets = windows[:, self.ahead :].copy()
         if any(skipped):
@@ -277,8 +283,8 @@ class TextTask(Task):
         """Returns the index of each input's document if documents are kept apart: that of the token after it."""
         if self.packing != "isolate":
             return None
-        places = np.array(starts)[:, None] + np.arange(1, length + 1)
-        return torch.from_numpy(np.searchsorted(self._begins(tokens), places, side="right"))
+        positions = np.array(starts)[:, None] + np.arange(1, length + 1)
+        return torch.from_numpy(np.searchsorted(self._begins(tokens), positions, side="right"))
 
     def _bytes_of(self, targets: NDArray[np.int64]) -> int | None:
         """Returns the bytes of text of the scored targets; None means unknown."""
@@ -298,8 +304,8 @@ class TextTask(Task):
         for row, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
             window = self._window(tokens, start, start + size + 1)
             shown[row, :size], targets[row, :size] = window[:-1], window[1:]
-        places, mask = np.arange(length), np.arange(length) < sizes[:, None]
-        targets = np.where(mask & (places >= np.reshape(skipped, (-1, 1))), targets, IGNORE_INDEX)
+        positions, mask = np.arange(length), np.arange(length) < sizes[:, None]
+        targets = np.where(mask & (positions >= np.reshape(skipped, (-1, 1))), targets, IGNORE_INDEX)
         batch = TextBatch(
             torch.from_numpy(shown),
             torch.from_numpy(targets),
@@ -326,8 +332,8 @@ def context_of(inputs: Int[Tensor, "B L"], documents: Int[Tensor, "B L"] | None)
 
     With model.sliding_window, one layer of attention may see fewer.
     """
-    places = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+    positions = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
     if documents is None:
-        return places + 1
+        return positions + 1
     begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
-    return places + 1 - torch.where(begins, places, 0).cummax(1).values
+    return positions + 1 - torch.where(begins, positions, 0).cummax(1).values

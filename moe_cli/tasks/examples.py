@@ -1,4 +1,4 @@
-"""Tasks on separate examples, images or pairs: each epoch has every example once, in an order determined by the seed."""
+"""Tasks on separate examples, images or pairs, in an order that the seed determines. Each epoch has each once."""
 
 from abc import abstractmethod
 from collections.abc import Iterator

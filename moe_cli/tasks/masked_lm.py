@@ -1,4 +1,4 @@
-"""Masked language modelling: some tokens of a window are hidden, and guessed from both sides. B windows, L positions."""
+"""Masked language modelling: predicts masked tokens from both sides. B windows, L positions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -47,13 +47,13 @@ class MaskedTask(TextTask):
         losses = F.cross_entropy(logits[is_target].float(), batch.targets[is_target], reduction="none")
         starts = batch.starts if self.packing == "concat" else batch.starts + 1
         domains = self._domains(starts, batch.inputs.shape[1])[is_target.flatten().cpu()]
-        right = (logits.argmax(-1) == batch.targets).sum()
-        sums = {"right": right, BY_DOMAIN: sum_by_domain(losses, domains, len(self.domains))}
+        correct = (logits.argmax(-1) == batch.targets).sum()
+        sums = {"correct": correct, BY_DOMAIN: sum_by_domain(losses, domains, len(self.domains))}
         return EvalBatchResult(losses.mean(), routings, sums)
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
         """Computes the metrics. accuracy: the fraction of correctly predicted masked tokens."""
-        return {"accuracy": float(sums["right"]) / num_targets}
+        return {"accuracy": float(sums["correct"]) / num_targets}
 
     @property
     def meta(self) -> Mapping[str, Any]:
@@ -61,11 +61,11 @@ class MaskedTask(TextTask):
         return {**self.dataset.meta, "references": self.dataset.meta.get("unigram", {})}
 
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
-        shown = super().id_texts([each for each in ids if each != self.mask_token])
-        return {**shown, **({self.mask_token: "[MASK]"} if self.mask_token in ids else {})}
+        texts = super().id_texts([token for token in ids if token != self.mask_token])
+        return {**texts, **({self.mask_token: "[MASK]"} if self.mask_token in ids else {})}
 
     def pseudo_perplexity_task(self) -> "PseudoPerplexityTask | None":
-        """Tokens hidden one at a time, for the pseudo-perplexity; None where the settings ask for none."""
+        """Returns the task that masks one token at a time; None if task.pseudo_perplexity_tokens is 0."""
         return (
             PseudoPerplexityTask(
                 self.dataset, self.context_length, self.seed, self.task, self.packing, self.eval_length
@@ -86,13 +86,13 @@ class MaskedTask(TextTask):
     def _mask_window(self, row: "np.ndarray", draw: np.random.Generator) -> tuple["np.ndarray", "np.ndarray"]:
         """Returns the masked window and its targets."""
         task = self.task
-        places = draw.permutation(len(row))[: max(1, round(task.mask_prob * len(row)))]
+        positions = draw.permutation(len(row))[: max(1, round(task.mask_prob * len(row)))]
         targets = np.full_like(row, IGNORE_INDEX)
-        targets[places] = row[places]
-        action = draw.random(len(places))
+        targets[positions] = row[positions]
+        action = draw.random(len(positions))
         shown = row.copy()
-        shown[places[action < task.mask_token_prob]] = self.mask_token
-        random = places[(action >= task.mask_token_prob) & (action < task.mask_token_prob + task.random_token_prob)]
+        shown[positions[action < task.mask_token_prob]] = self.mask_token
+        random = positions[(action >= task.mask_token_prob) & (action < task.mask_token_prob + task.random_token_prob)]
         shown[random] = draw.integers(self.mask_token, size=len(random))
         return shown, targets
 
@@ -104,7 +104,7 @@ class PseudoPerplexityTask(MaskedTask):
     """
 
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[TextBatch]:
-        """Yields a batch for each window: L copies, each with another token hidden; `max_tokens` are hidden in all."""
+        """Yields copies of each window, each with another token masked; about `max_tokens` are masked in all."""
         for batch in super().val_batches(1, max_tokens or self.task.pseudo_perplexity_tokens):
             row = batch.inputs[0]
             shown = len(row) if batch.mask is None else int(batch.mask.sum())
@@ -113,14 +113,14 @@ class PseudoPerplexityTask(MaskedTask):
             targets = torch.where(diagonal, copies, IGNORE_INDEX)
             inputs = torch.where(diagonal, self.mask_token, copies)
             for first in range(0, shown, size):
-                here = slice(first, first + size)
-                number = len(inputs[here])
+                rows = slice(first, first + size)
+                number = len(inputs[rows])
                 yield TextBatch(
-                    inputs[here],
-                    targets[here],
+                    inputs[rows],
+                    targets[rows],
                     None,
                     batch.starts.expand(number),
-                    *(each if each is None else each.expand(number, -1) for each in (batch.mask, batch.documents)),
+                    *(part if part is None else part.expand(number, -1) for part in (batch.mask, batch.documents)),
                 )
 
     def _make_targets(self, tokens: Tokens, batch: TextBatch) -> TextBatch:

@@ -16,7 +16,7 @@ from moe_cli.moe.routing import Routing
 from moe_cli.tasks.base import BY_DOMAIN, EvalBatchResult, sum_by_domain
 from moe_cli.tasks.examples import ExampleBatch, ExampleTask
 
-# Logits of clicks are counted in AUC_BINS bins of equal width from -MAX_LOGIT to MAX_LOGIT; those of a bin count as equal.
+# Logits of clicks are counted in AUC_BINS bins of equal width from -MAX_LOGIT to MAX_LOGIT. Those of a bin are ties.
 AUC_BINS, MAX_LOGIT = 2**14, 16.0
 
 
@@ -57,7 +57,7 @@ class RatingsTask(ExampleTask):
         return self._losses(outputs, batch).sum(1).mean() + l2_penalty, routings
 
     def score(self, model: nn.Module, batch: PairBatch) -> EvalBatchResult:
-        """Returns the loss without these squares, and the sums of the metrics.
+        """Returns the loss without the weighted squares, and the sums of the metrics.
 
         These are the sum of squared errors in units of the ratings, and the number of pairs with each score, by click.
         """

@@ -1,4 +1,4 @@
-"""Span corruption: spans of a window are taken out, and written after one another. B windows, L tokens read, M written."""
+"""Span corruption: the decoder predicts spans that are removed from a window. B windows, L inputs, M targets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -65,15 +65,16 @@ class SpanTask(TextTask):
         """Returns the loss, in total and for each domain, and the number of correctly predicted tokens of the spans."""
         logits, routings = model(batch.inputs, self._shift_right(batch.targets))
         losses = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
-        taken = batch.targets < self.num_data_tokens
-        right = ((logits.argmax(-1) == batch.targets) & taken).sum()
+        is_span_token = batch.targets < self.num_data_tokens
+        correct = ((logits.argmax(-1) == batch.targets) & is_span_token).sum()
         domains = self._domains_at(batch.target_positions)
-        sums = {"right": right, "taken": taken.sum(), BY_DOMAIN: sum_by_domain(losses, domains, len(self.domains))}
+        by_domain = sum_by_domain(losses, domains, len(self.domains))
+        sums = {"correct": correct, "span_tokens": is_span_token.sum(), BY_DOMAIN: by_domain}
         return EvalBatchResult(losses.mean(), routings, sums)
 
     def metrics(self, sums: Mapping[str, Tensor], num_targets: int) -> dict[str, float]:
         """Computes the metrics. accuracy: the fraction of correctly predicted tokens of spans, without sentinels."""
-        return {"accuracy": float(sums["right"]) / float(sums["taken"])}
+        return {"accuracy": float(sums["correct"]) / float(sums["span_tokens"])}
 
     @property
     def meta(self) -> Mapping[str, Any]:
@@ -84,33 +85,35 @@ class SpanTask(TextTask):
             "references": {name: known[name] for name in ("commonest_accuracy",) if name in known},
         }
 
-    def routed_ids_and_domains(self, batch: SpanBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:  # type: ignore[override]
+    def routed_ids_and_domains(  # type: ignore[override]
+        self, batch: SpanBatch
+    ) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
         """Returns the input tokens of encoder and decoder with their domains.
 
         The decoder's domains are those of its targets.
         """
         return [
-            (tokens.flatten(), self._domains_at(places))
-            for tokens, places in (
+            (tokens.flatten(), self._domains_at(positions))
+            for tokens, positions in (
                 (batch.inputs, batch.input_positions),
                 (self._shift_right(batch.targets), batch.target_positions),
             )
         ]
 
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
-        shown = super().id_texts([each for each in ids if each < self.num_data_tokens])
-        sentinels = {each: f"[{each - self.num_data_tokens + 1}]" for each in ids if each >= self.num_data_tokens}
-        return {**shown, **sentinels, **({self.start_token: "[START]"} if self.start_token in ids else {})}
+        texts = super().id_texts([token for token in ids if token < self.num_data_tokens])
+        sentinels = {token: f"[{token - self.num_data_tokens + 1}]" for token in ids if token >= self.num_data_tokens}
+        return {**texts, **sentinels, **({self.start_token: "[START]"} if self.start_token in ids else {})}
 
     def _shift_right(self, targets: Int[Tensor, "B M"]) -> Int[Tensor, "B M"]:
         """Returns the inputs of the decoder: the start token, then all targets but the last."""
         return F.pad(targets[:, :-1], (1, 0), value=self.start_token)
 
-    def _domains_at(self, places: Int[Tensor, "B N"]) -> Int[Tensor, " T"]:
-        return torch.from_numpy(self.dataset.domain_ids_at(places.flatten().numpy()))
+    def _domains_at(self, positions: Int[Tensor, "B N"]) -> Int[Tensor, " T"]:
+        return torch.from_numpy(self.dataset.domain_ids_at(positions.flatten().numpy()))
 
     def _make_targets(self, tokens: Tokens, batch: TextBatch) -> TextBatch:
-        """Spans taken out, which are the targets."""
+        """Removes spans, which become the targets."""
         parts = [
             self._corrupt_window(row, start, self._draw(tokens, start))
             for row, start in zip(batch.inputs.numpy(), batch.starts.tolist(), strict=True)
@@ -136,8 +139,8 @@ class SpanTask(TextTask):
         inputs, targets = [], []
         for span, (first, middle, last) in enumerate(zip(begins[::2], ends[::2], ends[1::2], strict=True)):
             sentinel = [(self.num_data_tokens + span, middle)]
-            inputs += [*((row[place], place) for place in range(first, middle)), *sentinel]
-            targets += [*sentinel, *((row[place], place) for place in range(middle, last))]
+            inputs += [*((row[index], index) for index in range(first, middle)), *sentinel]
+            targets += [*sentinel, *((row[index], index) for index in range(middle, last))]
         targets.append((self.num_data_tokens + number, len(row) - 1))
         read, written = np.array(inputs, np.int64), np.array(targets, np.int64)
         return CorruptedWindow(read[:, 0], written[:, 0], read[:, 1] + start, written[:, 1] + start)
@@ -154,7 +157,7 @@ class CorruptedWindow:
 
 
 def _random_segments(total: int, parts: int, draw: np.random.Generator) -> NDArray[np.int64]:
-    """Lengths that sum to `total`, each at least 1 if that can be; every way to cut is as likely."""
+    """Draws `parts` lengths that sum to `total`, each at least 1 if possible. All divisions are equally likely."""
     cuts = np.sort(draw.permutation(max(0, total - 1))[: parts - 1]) + 1
     edges = np.concatenate([[0], cuts, [total]]).astype(np.int64)
     return edges[1:] - edges[:-1]

@@ -73,7 +73,7 @@ def test_train_prints_a_plan_lines_and_a_summary(moe: Moe, settings: list[str], 
         "bigram",
         "gzip -9",
         "MaxVio",
-        'next         moe sample latest --prompt "def "\n',
+        "next         moe sample latest\n",
         "  moe report\n",
         f"  moe train expert=1 {settings[0]} {settings[1]} model.num_layers=2 ",
     ):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_cli.config.compose import Composer
+from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.schema import TrainConfig
 from moe_cli.config.sweep_file import list_sweeps, load_sweep_file
 from moe_cli.sweeps.plan import plan_sweep
@@ -66,3 +66,22 @@ def test_every_budget_file_offers_every_setting(name: str, moe: Moe) -> None:
     """`moe config train=NAME` shows every setting of TrainConfig for every file of conf/train."""
     shown = yaml.safe_load(moe("config", f"train={name}").stdout)
     assert set(shown["train"]) == {field.name for field in dataclasses.fields(TrainConfig)}
+
+
+def test_like_starts_from_the_configuration_of_a_run(moe: Moe, settings: list[str], tmp_path: Path) -> None:
+    """`--like RUN` and changes are the configuration of the run's own words with these changes."""
+    outputs = ("--outputs", tmp_path / "mine")
+    assert moe("train", *settings, *outputs).exit_code == 0
+    config = load_config([*settings, "model.context_length=16"]).config
+    result = moe("train", "--like", "latest", "model.context_length=16", *outputs)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "mine" / "runs" / config.run_id / "summary.json").is_file()
+
+
+def test_like_and_resume_are_two_commands(moe: Moe) -> None:
+    """Both options at once are an error of one line."""
+    result = moe("train", "--like", "latest", "--resume", "latest")
+    assert (2, "error: --resume goes on with a run, and --like starts a new one: give one.\n") == (
+        result.exit_code,
+        result.stderr,
+    )

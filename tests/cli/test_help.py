@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from moe_cli.cli.app import app
 from moe_cli.cli.help import parse_help
 from moe_cli.config.axes import single_values
+from moe_cli.config.build import names_of
 from moe_cli.config.compose import Composer
+from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweep_file import list_sweeps
 from moe_cli.config.words import parse_overrides
 
@@ -60,6 +62,9 @@ def test_every_command_has_two_examples_that_parse() -> None:
 def check_settings(composer: Composer, name: str, given: dict[str, Any]) -> None:
     """Composes the settings of an example, and finds the sweep that it names."""
     words = given.get("overrides") or given.get("words") or []
+    explained = [word for word in words if name == "moe config" and "=" not in word]
+    assert set(explained) <= set(names_of(RunConfig))
+    words = [word for word in words if word not in explained]
     if name in ("moe train", "moe config", "moe plan") and not given.get("resume"):
         composer.point(single_values(parse_overrides(words), name))
     elif name == "moe sweep":

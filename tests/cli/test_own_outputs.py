@@ -65,7 +65,7 @@ def test_outputs_around_the_data_are_refused(folder: Path, moe: Moe, path: str) 
     result = moe("train", *HERE, f"data.path={path}", "--outputs", ".")
     assert 2 == result.exit_code
     assert f"data.path={folder / path if path != '.' else folder}" in result.stderr
-    assert "outputs are no data" in result.stderr
+    assert "outputs of moe are not data" in result.stderr
     result = moe("train", *HERE, "data.path=a.txt", "--outputs", ".")
     assert result.exit_code == 0, result.output
 

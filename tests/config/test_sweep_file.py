@@ -314,3 +314,13 @@ def test_an_unknown_sweep_is_refused_with_those_there_are(composer: Composer) ->
     assert f"no sweep 'ruoter'. Did you mean 'router'? There are: {names}. Or give values: moe sweep k=1,2" == str(
         error.value
     )
+
+
+def test_a_path_names_a_sweep_file(tmp_path: Path) -> None:
+    """A file outside conf/ is a sweep of its own, named like the file; a missing file is an error of one line."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("# Which k is best?\ngrid:\n  k: [1, 2]\n", encoding="utf-8")
+    sweep = load_sweep_file(Composer(), str(file))
+    assert ("mine", "Which k is best?", 2) == (sweep.name, sweep.question, sweep.blocks[0].num_points)
+    with pytest.raises(ConfigError, match=r"^there is no file other\.yaml\. Give a path, or the name of a sweep"):
+        load_sweep_file(Composer(), "other.yaml")

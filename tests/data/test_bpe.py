@@ -155,10 +155,13 @@ def test_a_tokenizer_that_changes_text_has_no_bytes(tmp_path: Path, kind: str) -
             b'{"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 4000000000}, "unk_token": "a"}}',
             "ids up to 4,000,000,000",
         ),
-        (b'{"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}', "no token to stand between"),
+        (
+            b'{"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}',
+            "no token that can separate documents",
+        ),
         (
             b'{"model": {"type": "WordLevel", "vocab": {"<0xZZ>": 0, "b": 1}, "unk_token": "b"}}',
-            "no token to stand between",
+            "no token that can separate documents",
         ),
     ],
 )

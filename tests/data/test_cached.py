@@ -109,9 +109,7 @@ def test_a_large_token_file_is_checked_where_it_is_read(tmp_path: Path, monkeypa
     flip(path)
     damaged = path.stat().st_size // 2 // 4096 * 4096
     assert expected[0][:damaged] == found.train[:damaged].tobytes()
-    with pytest.raises(
-        DataError, match=rf"is damaged: its bytes from {damaged:,} to {damaged + 4096:,} are not as they"
-    ):
+    with pytest.raises(DataError, match=rf"is damaged: its bytes from {damaged:,} to {damaged + 4096:,} have changed"):
         found.train[damaged - 5 : damaged + 5]
     assert expected == _corpus(tmp_path / "cache")[1]
 

@@ -134,21 +134,22 @@ def test_files_split_by_their_names(tmp_path: Path, tokenizer: Any, cut: bool) -
 
 
 @pytest.mark.parametrize(
-    ("sizes", "reason"), [([900], "it has one only"), ([900, 900], "nothing is said of it. Raise data.val_fraction")]
+    ("sizes", "reason"),
+    [([900], "there is only one"), ([900, 900], "it has no validation loss. Raise data.val_fraction")],
 )
 def test_a_domain_without_validation_is_said(tmp_path: Path, sizes: list[int], reason: str) -> None:
     """And whether another share would help."""
     texts = {f"large/{number}.txt": words(size, number) for number, size in enumerate(sizes)}
     folder = write(tmp_path / "text", texts | {f"small/{number}.txt": words(50, number) for number in range(40)})
     data_notes = load(folder, tmp_path / "cache").notes()
-    assert f"no document of large is held out: {reason}" in data_notes
+    assert f"no document of large is held out for validation: {reason}" in data_notes
 
 
 def test_a_file_outside_the_splits_is_noted(tmp_path: Path) -> None:
     """With a file that is named as no split, all is one text, and that is said."""
     texts = {"train.txt": words(900), "test.txt": words(900, 1), "README.md": words(90, 2)}
     data_notes = load(write(tmp_path / "text", texts), tmp_path / "cache").notes()
-    assert "test.txt may be learned from: no splits by name, for README.md is named as none" in data_notes
+    assert "test.txt may be trained on: names give no splits, because README.md is named as no split" in data_notes
 
 
 def test_a_test_of_one_character_is_refused(tmp_path: Path) -> None:
@@ -168,7 +169,7 @@ def test_a_test_of_one_character_is_refused(tmp_path: Path) -> None:
 def test_a_share_to_hold_out_that_names_hold_out(tmp_path: Path, key: str) -> None:
     """A share is refused where folders say what is held out."""
     folder = write(tmp_path, {"train/a.txt": words(500), "val/b.txt": words(500)})
-    with pytest.raises(DataError, match=rf"data.{key}=0.3 has no effect: the names in data.path"):
+    with pytest.raises(DataError, match=rf"data.{key}=0.3 has no effect: file names in data.path"):
         load(folder, tmp_path / "cache", **{key: 0.3})
 
 
@@ -230,7 +231,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes, messa
         (None, "does not exist"),
         ({}, "folder without files"),
         ({".hidden/a.txt": b"abc", ".b": b"abc"}, "folder without files"),
-        ({"a": b"", "b": b"\0"}, "holds no text: its 2 files"),
+        ({"a": b"", "b": b"\0"}, "has no text: its 2 files"),
     ],
 )
 def test_a_folder_without_text_is_refused(tmp_path: Path, files: dict[str, bytes] | None, message: str) -> None:
@@ -379,7 +380,7 @@ def test_files_that_are_no_text_are_named_as_what_they_are(tmp_path: Path) -> No
     (folder / "b.txt.gz").write_bytes(gzip.compress(gzip.compress(b"text")))
     (folder / "c.txt").write_text(words(20), encoding="utf-16")
     lines = load(folder, tmp_path / "cache").notes()
-    assert "b.txt.gz holds a .gz file within .gz: it is packed twice. Unpack it once." in lines
+    assert "b.txt.gz holds a .gz file within .gz: it is compressed twice. Unpack it once." in lines
     assert any(line.startswith("c.txt is UTF-16 text, not UTF-8.") for line in lines)
     (folder / "a.txt").unlink()
     (folder / "c.txt").unlink()

@@ -191,7 +191,7 @@ def test_a_file_that_changes_while_it_is_read(
         return write(*arguments)
 
     monkeypatch.setattr(corpus_builder, "_write", changing)
-    message = "does not exist" if change == "gone" else "has changed while it was read"
+    message = "does not exist" if change == "gone" else "changed while it was read"
     with pytest.raises(DataError, match=rf"d02.txt {message}"):
         load(folder, tmp_path / "cache", tokenizer=tokenizer)
     assert [] == list((tmp_path / "cache").iterdir())
@@ -208,7 +208,7 @@ def test_a_table_that_grows_while_it_is_read(tmp_path: Path, monkeypatch: pytest
         return write(*arguments)
 
     monkeypatch.setattr(corpus_builder, "_write", growing)
-    with pytest.raises(DataError, match=r"a.jsonl has changed while it was read"):
+    with pytest.raises(DataError, match=r"a.jsonl changed while it was read"):
         load(path, tmp_path / "cache")
 
 

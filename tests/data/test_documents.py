@@ -175,15 +175,15 @@ def test_a_json_list_is_a_corpus(tmp_path: Path, suffix: str) -> None:
     [
         (
             '{\n "name": "x",\n "on": true\n}',
-            "is neither a list of records nor a record a line; other JSON is not learned.",
+            "is neither a list of records nor one record per line; other JSON is not read.",
         ),
         ('"text"', ", line 1 has no field 'text': it is no record. Choose one: data.field=NAME"),
         ('["a", "b"]', ", record 1 has no field 'text': it is no record. Choose one: data.field=NAME"),
         ('[{"text": "a"}, {"id": 1}]', ", record 2 has no field 'text': it has 'id'. Choose one: data.field=NAME"),
         ('[{"text": "a"}, {"text": nul}]', ", record 2 of the list is not JSON: Expecting value, column 26."),
         ('[{"text": "a"}, {"text": "b', ", record 2 of the list is not JSON: Unterminated string"),
-        ('[{"text": "a"}', " is no whole JSON list: it goes on or breaks off after record 1."),
-        ('[{"text": "a"}]\n[{"text": "b"}]', " is no whole JSON list: it goes on or breaks off after record 1."),
+        ('[{"text": "a"}', " is not one complete JSON list: it ends, or goes on, after record 1."),
+        ('[{"text": "a"}]\n[{"text": "b"}]', " is not one complete JSON list: it ends, or goes on, after record 1."),
         ("[" * 100_000, ", record 1 of the list is not JSON"),
     ],
 )
@@ -243,7 +243,9 @@ def test_what_is_packed_twice_is_named(tmp_path: Path, name: str, inner: str, ou
     """It is no text after it was unpacked once, and the error says what it is then."""
     path = tmp_path / f"{name}{outer}"
     path.write_bytes(PACKERS[outer](PACKERS[inner](b'[{"text": "a"}]\n')))
-    with pytest.raises(DataError, match=f"holds a {inner} file within {outer}: it is packed twice. Unpack it once."):
+    with pytest.raises(
+        DataError, match=f"holds a {inner} file within {outer}: it is compressed twice. Unpack it once."
+    ):
         load(path, tmp_path / "cache")
 
 
@@ -280,7 +282,7 @@ def test_a_wrong_record_is_named(tmp_path: Path, line: bytes, message: str) -> N
 
 def test_records_without_any_text_are_refused(tmp_path: Path) -> None:
     """A table in which every field is empty holds no text."""
-    with pytest.raises(DataError, match="holds no text: no record has any"):
+    with pytest.raises(DataError, match="has no text: no record has any"):
         load(lines(tmp_path / "a.jsonl", {"text": ""}, {"text": " "}), tmp_path / "cache")
 
 
@@ -332,7 +334,7 @@ def test_packed_parquet_is_named(tmp_path: Path) -> None:
     """It is packed within, and not read when it is packed around."""
     pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
-    with pytest.raises(DataError, match=r"a.parquet.gz is packed Parquet, which is not read. Unpack it"):
+    with pytest.raises(DataError, match=r"a.parquet.gz is compressed Parquet, which is not read. Unpack it"):
         load(tmp_path / "a.parquet.gz", tmp_path / "cache")
 
 

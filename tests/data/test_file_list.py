@@ -130,7 +130,7 @@ def test_every_file_counts_once(tmp_path: Path, kind: Kind) -> None:
     found = read(kind.data(path=str(root)), tmp_path / "outputs")
     assert (kind.count(plain), plain.meta["sha256"]) == (kind.count(found), found.meta["sha256"])
     said = "\n".join(notes(found))
-    assert f"left out as there under another name: a/9{kind.ending}, b/8{kind.ending}, b/other" in said
+    assert f"left out as already read under another name: a/9{kind.ending}, b/8{kind.ending}, b/other" in said
     assert "left out as a link to a folder around the data: a/loop" in said
 
 
@@ -184,7 +184,7 @@ def test_outputs_are_refused_as_a_data_path(tmp_path: Path, kind: Kind, place: s
     run = create_run(tmp_path / "results", "runs", tiny_config(tmp_path / "a.txt"))
     path = {"": tmp_path / "results", "runs": run.path.parent, "run": run.path}[place]
     kind.make(path / f"made{kind.ending}", 7)
-    with pytest.raises(DataError, match=f"data.path={path} .*outputs are no data"):
+    with pytest.raises(DataError, match=f"data.path={path} .*outputs of moe are not data"):
         read(kind.data(path=str(path)), tmp_path / "outputs")
 
 

@@ -119,7 +119,7 @@ def test_damaged_files_are_said(tmp_path: Path, damage: bytes) -> None:
     """Empty or torn."""
     (tmp_path / "set").mkdir()
     (tmp_path / "set/train.parquet").write_bytes(damage)
-    with pytest.raises(DataError, match=r"data.path=\S+ (cannot be read|holds no text)"):
+    with pytest.raises(DataError, match=r"data.path=\S+ (cannot be read|has no text)"):
         load(tmp_path / "set", tmp_path)
 
 
@@ -139,7 +139,7 @@ def test_a_run_learns_from_a_stream(tmp_path: Path) -> None:
     """From beginning to end."""
     data = HubConfig(path=str(saved(tmp_path / "set", "jsonl")), streaming=True, val_fraction=0.1)
     summary = finish(tiny_config(tmp_path, data=data, train={"steps": 2}), tmp_path).summary()
-    assert (summary or {})["corpus"] == "hf"
+    assert (summary or {})["corpus"] == "set"
 
 
 def test_a_folder_with_outputs_is_refused(tmp_path: Path) -> None:
@@ -150,5 +150,5 @@ def test_a_folder_with_outputs_is_refused(tmp_path: Path) -> None:
     assert 9 == load(tmp_path / "mine", tmp_path / "cache").meta["num_documents"]
     run = create_run(tmp_path / "mine" / "results", "runs", tiny_config(tmp_path / "a.txt"))
     (run.path / "metrics.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(DataError, match=r"holds what is no data.*\nleft out as outputs of moe: results"):
+    with pytest.raises(DataError, match=r"holds files that are not data.*\nleft out as outputs of moe: results"):
         load(tmp_path / "mine", tmp_path / "cache")

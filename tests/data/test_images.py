@@ -137,7 +137,7 @@ def test_folders_of_splits(tmp_path: Path, given: tuple[str, ...]) -> None:
     for split in splits:
         assert np.array_equal(40 * split.labels, split.pixels[:, 3, 3, 0])
     for key in ("test_fraction", *(["val_fraction"] if "val" in given else [])):
-        with pytest.raises(DataError, match=rf"data.{key}=0.3 has no effect: the names in data.path"):
+        with pytest.raises(DataError, match=rf"data.{key}=0.3 has no effect: file names in data.path"):
             load_images(ImageFolderConfig(path=str(tmp_path / "mine"), **{key: 0.3}), tmp_path / "cache")
 
 
@@ -147,7 +147,9 @@ def test_splits_among_classes_are_noted(tmp_path: Path) -> None:
     images = load_images(folder, tmp_path / "cache")
     assert ["other", "test", "train"] == images.meta["domains"]
     config = load_config(["model=vit", "data=image_folder", f"data.path={tmp_path / 'mine'}"]).config
-    assert ["test may be learned from: no splits by name, for other is named as none"] == data_notes(images, config)
+    assert ["test may be trained on: names give no splits, because other is named as no split"] == data_notes(
+        images, config
+    )
 
 
 def test_a_folder_has_a_class_for_each_sub_folder(tmp_path: Path) -> None:
@@ -204,7 +206,7 @@ def put_outside(root: Path) -> None:
     [
         (spoil_text, "000.png cannot be read as an image"),
         (spoil_torn, "000.png cannot be read as an image"),
-        (put_outside, "lost.png lies in no sub-folder"),
+        (put_outside, "lost.png is in no sub-folder"),
     ],
 )
 def test_folders_that_are_refused(tmp_path: Path, spoil: Any, message: str) -> None:
@@ -219,7 +221,7 @@ def test_folders_that_are_refused(tmp_path: Path, spoil: Any, message: str) -> N
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ({"a": 6}, "has one class, a: there is nothing to tell apart"),
+        ({"a": 6}, "has only the class a."),
         ({"a": 1, "b": 1}, "leaves 0 images for validation"),
     ],
 )
@@ -238,15 +240,15 @@ def test_files_that_are_no_idx(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="t10k holds 12 images"):
         load_images(data, tmp_path / "cache")
     idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.zeros((3, 28, 28)))
-    with pytest.raises(DataError, match="is no idx file of"):
+    with pytest.raises(DataError, match="is not an idx file of"):
         load_images(data, tmp_path / "cache")
     packed = bytearray(gzip.compress(bytes(range(256)) * 9))
     packed[12:30] = b"\xff" * 18
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(packed)
-    with pytest.raises(DataError, match="is no idx file of"):
+    with pytest.raises(DataError, match="is not an idx file of"):
         load_images(data, tmp_path / "cache")
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"\x1f\x8b\x08 torn")
-    with pytest.raises(DataError, match="is no idx file of"):
+    with pytest.raises(DataError, match="is not an idx file of"):
         load_images(data, tmp_path / "cache")
 
 

@@ -185,7 +185,7 @@ def test_a_package_without_its_files(site: Path, tmp_path: Path, data: PackagedC
     """Another version may have put them elsewhere: the error says what was looked at."""
     for path in [*site.rglob("*.sqlite"), *site.rglob("*.md"), *(site / "lib").rglob("*.py")]:
         path.unlink()
-    with pytest.raises(DataError, match=rf"data={data.name}: \S+ \S+ has no such files"):
+    with pytest.raises(DataError, match=rf"data={data.name}: the installed \S+ \S+ has no files of this corpus"):
         load(data, tmp_path)
 
 

@@ -170,9 +170,9 @@ def test_titles_are_read_where_they_are(tmp_path: Path, name: str, titles: str) 
         ("1\t10\tnan\t1\n", "u.data, line 1: '1\\t10\\tnan\\t1' is not user<tab>item<tab>rating."),
         ("\t10\t3\t1\n", "u.data, line 1: '10\\t3\\t1' is not user<tab>item<tab>rating."),
         ("1,10,3\n", "u.data, line 1: '1,10,3' is not user<tab>item<tab>rating."),
-        ("", "u.data has no user: there is nothing to choose by. Give more ratings."),
-        ("1\t10\t3\t1\n1\t11\t4\t1\n", "u.data has 1 user: there is nothing to choose by. Give more ratings."),
-        ("1\t10\t3\t1\n2\t10\t4\t1\n", "u.data has 1 item: there is nothing to choose by. Give more ratings."),
+        ("", "u.data has no user, and at least 2 are needed. Give more ratings."),
+        ("1\t10\t3\t1\n1\t11\t4\t1\n", "u.data has 1 user, and at least 2 are needed. Give more ratings."),
+        ("1\t10\t3\t1\n2\t10\t4\t1\n", "u.data has 1 item, and at least 2 are needed. Give more ratings."),
     ],
 )
 def test_a_line_that_is_no_rating_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -189,7 +189,7 @@ def test_a_line_that_is_no_rating_is_named(tmp_path: Path, text: str, message: s
         (
             "".join(f"{i}\t{i % 3}\t3\n" for i in range(40)),
             {},
-            ": all ratings are 3. There is nothing to learn from them.",
+            ": all ratings are 3. Give ratings that differ.",
         ),
         (
             SHAPES["u.data"],
@@ -218,7 +218,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     for path, message in [
         (tmp_path / "nowhere", "does not exist"),
         (tmp_path, "has no u.data, ratings.dat, ratings.csv. Unpack MovieLens there."),
-        (tmp_path / "other.txt", "is not called u.data, ratings.dat, ratings.csv"),
+        (tmp_path / "other.txt", "has an unknown format: its name is none of u.data, ratings.dat, ratings.csv"),
     ]:
         with pytest.raises(DataError, match=message):
             load_ratings(MovieLensConfig(path=str(path)), tmp_path / "cache")

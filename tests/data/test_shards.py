@@ -125,7 +125,7 @@ def test_a_file_that_becomes_shorter_is_an_error_of_ours(tmp_path: Path) -> None
     assert 7 == tokens[7:8][0]
     os.truncate(shard.path, 6000)
     for reader in (tokens, Tokens([shard], "uint16")):
-        with pytest.raises(DataError, match=r"a has become shorter: 6,000 bytes, where there were 10,000"):
+        with pytest.raises(DataError, match=r"a has become shorter: it has 6,000 bytes, and had 10,000"):
             reader[4000:4001]
     shard.path.unlink()
     with pytest.raises(DataError, match="a does not exist"):

@@ -167,7 +167,7 @@ def test_validation_is_taken_from_training_where_only_a_test_is_given(
     for first in (True, False):
         sizes, given = ([*test, *train], [TEST, TRAIN]) if first else ([*train, *test], [TRAIN, TEST])
         counts = (len(test), len(train)) if first else (len(train), len(test))
-        split = split_documents(sizes, fraction, given=[given[0]] * counts[0] + [given[1]] * counts[1])
+        split = split_documents(sizes, fraction, known_splits=[given[0]] * counts[0] + [given[1]] * counts[1])
         assert sum(test) == split.lengths[TEST]
         if chosen:
             offset = len(test) if first else 0
@@ -185,9 +185,12 @@ def test_validation_is_taken_from_training_where_only_a_test_is_given(
         (["a.txt", "b.txt"], None),
         (
             ["train.txt", "test.txt", "README.md"],
-            "test.txt may be learned from: no splits by name, for README.md is named as none",
+            "test.txt may be trained on: names give no splits, because README.md is named as no split",
         ),
-        (["val/a.png", "test/b.png"], "test, val may be learned from: no splits by name, for nothing is named train"),
+        (
+            ["val/a.png", "test/b.png"],
+            "test, val may be trained on: names give no splits, because nothing is named train",
+        ),
     ],
 )
 def test_split_names_that_are_ignored_are_noted(names: list[str], expected: str | None) -> None:

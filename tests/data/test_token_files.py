@@ -82,7 +82,7 @@ def test_names_tell_training_from_validation(
         assert [token for place in train for token in contents[names[int(place)]]] == corpus.train.tolist()
         assert contents[names[int(val)]] == corpus.val.tolist()
     assert left_out == corpus.meta["num_skipped"]
-    assert bool(left_out) == any("named neither train, val nor test" in remark for remark in corpus.notes())
+    assert bool(left_out) == any("they are named neither train, val nor test" in remark for remark in corpus.notes())
 
 
 @pytest.mark.parametrize(
@@ -132,16 +132,14 @@ def test_token_files_that_are_only_held_out_are_noted(tmp_path: Path) -> None:
     """With nothing to learn from, all are learned from, and that is said."""
     for name in ("val", "test"):
         raw(tmp_path / "tokens" / f"{name}.bin", ids(1000))
-    assert any(
-        remark.startswith("test.bin, val.bin may be learned from") for remark in load(tmp_path / "tokens").notes()
-    )
+    assert any(remark.startswith("test.bin, val.bin may be trained on") for remark in load(tmp_path / "tokens").notes())
 
 
 def test_a_test_of_one_token_is_refused(tmp_path: Path) -> None:
     """There is nothing to predict."""
     for name, size in (("train", 500), ("val", 100), ("test", 1)):
         raw(tmp_path / "tokens" / f"{name}.bin", ids(size))
-    with pytest.raises(DataError, match=r"holds 1 token for a test. Give more text."):
+    with pytest.raises(DataError, match=r"has 1 token for the test split. Give more text."):
         load(tmp_path / "tokens")
 
 
@@ -150,7 +148,7 @@ def test_a_share_to_hold_out_that_files_hold_out(tmp_path: Path, part: str) -> N
     """A share for validation, or for a test, is refused where a file is named for it."""
     for name in ("train", part):
         raw(tmp_path / "tokens" / f"{name}.bin", ids(1000))
-    with pytest.raises(DataError, match=rf"data.{part}_fraction=0.2 has no effect: the names in data.path=.* say"):
+    with pytest.raises(DataError, match=rf"data.{part}_fraction=0.2 has no effect: file names in data.path=.* give"):
         load(tmp_path / "tokens", **{f"{part}_fraction": 0.2})
 
 
@@ -192,7 +190,7 @@ def test_arrays_of_numpy_are_token_files(tmp_path: Path, dtype: str, name: str) 
         (
             np.arange(512).reshape(2, 256),
             {},
-            "is an array of shape (2, 256). Give its tokens in one row: array.reshape(-1)",
+            "is an array of shape (2, 256). Save one row of tokens: array.reshape(-1)",
         ),
         (np.ones(99), {}, "holds float64, not uint16 or uint32, little-endian: array.astype('<u4')"),
         (np.ones(99, ">u2"), {}, "holds >uint16, not uint16 or uint32, little-endian: array.astype('<u4')"),
@@ -205,7 +203,7 @@ def test_arrays_of_numpy_are_token_files(tmp_path: Path, dtype: str, name: str) 
             {"dtype": "uint64"},
             "token 18446744073709551613 is beyond data.vocab_size=1000",
         ),
-        (np.zeros(0, "u2"), {}, "holds no tokens."),
+        (np.zeros(0, "u2"), {}, "has no tokens."),
     ],
 )
 def test_arrays_that_are_no_tokens_are_refused(tmp_path: Path, array: Any, options: Any, message: str) -> None:
@@ -220,9 +218,9 @@ def test_arrays_that_are_no_tokens_are_refused(tmp_path: Path, array: Any, optio
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda raw: raw[:-2], "700 tokens, as its header says, would make it 1,528. Was it copied whole?"),
+        (lambda raw: raw[:-2], "700 tokens of its header take 1,528. Copy it again."),
         (lambda raw: raw[:40], "cannot be read as .npy"),
-        (lambda raw: b"x" + raw, "does not begin as a .npy file does. Was it copied whole?"),
+        (lambda raw: b"x" + raw, "does not begin like a .npy file. Copy it again."),
     ],
 )
 def test_damaged_arrays_are_refused(tmp_path: Path, damage: Any, message: str) -> None:
@@ -238,7 +236,7 @@ def test_damaged_arrays_are_refused(tmp_path: Path, damage: Any, message: str) -
 def test_packed_token_files_are_refused(tmp_path: Path, suffix: str) -> None:
     """They cannot be read in place."""
     path = raw(tmp_path / f"a.bin{suffix}", ids(700))
-    with pytest.raises(DataError, match=r"is packed, and token files are read in place\. Unpack it\."):
+    with pytest.raises(DataError, match=r"is compressed, and token files are memory-mapped\. Unpack it\."):
         load(path)
 
 
@@ -306,19 +304,22 @@ def test_a_token_beyond_the_vocabulary_is_found_in_its_window(tmp_path: Path, mo
     [
         (
             lambda path: path.write_bytes(b"x" * 777),
-            "a.bin is 777 bytes long, which is no multiple of the 2 of data.dtype=uint16",
+            "a.bin is 777 bytes long, not a multiple of the 2 of data.dtype=uint16",
         ),
-        (lambda path: path.write_bytes(b""), "a.bin holds no tokens."),
-        (lambda path: with_header(path, []), "a.bin holds no tokens."),
-        (lambda path: with_header(path, ids(50), version=2), "a.bin has a header of version 2; known is version 1."),
+        (lambda path: path.write_bytes(b""), "a.bin has no tokens."),
+        (lambda path: with_header(path, []), "a.bin has no tokens."),
+        (
+            lambda path: with_header(path, ids(50), version=2),
+            "a.bin has a header of version 2; only version 1 can be read.",
+        ),
         (lambda path: with_header(path, ids(50), magic=20240801), "by its header (20240801). Use data.dtype=uint32"),
         (
             lambda path: with_header(path, ids(50), claimed=51),
-            "a.bin is 1,124 bytes long; 51 tokens, as its header says",
+            "a.bin is 1,124 bytes long, and the 51 tokens of its header",
         ),
         (
             lambda path: with_header(path, ids(50), claimed=-1),
-            "a.bin is 1,124 bytes long; -1 tokens, as its header says",
+            "a.bin is 1,124 bytes long, and the -1 tokens of its header",
         ),
         (lambda path: raw(path, ids(10)), "leaves 9 tokens for training and 1 for validation; one context takes 17."),
         (lambda path: path.mkdir(), "is a folder without .bin, .npy files. For text: data=text"),

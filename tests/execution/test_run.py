@@ -101,7 +101,7 @@ def test_the_summary_has_the_promised_keys(finished: Run) -> None:
         "tokens": 6 * 64,
         "dropped_fraction": 0.0,
         "capacity_val_loss": None,
-        "corpus": "text",
+        "corpus": "words.txt",
     }
     assert expected == {key: content[key] for key in expected}
     assert content["val_bpb"] == pytest.approx(content["val_loss"] / math.log(2))

@@ -55,7 +55,7 @@ def test_a_logger_that_fails_is_left_out(
     monkeypatch.setattr(recorders, "_make", lambda name, about: made[name])
     run = finish(logged_config(text_file, "mlflow+tensorboard"), tmp_path)
     assert run.summary() is not None
-    line = "warning: log=mlflow failed and gets nothing more of this run, which goes on: no such server\n"
+    line = "warning: log=mlflow failed and is switched off for this run; training continues: no such server\n"
     assert line == capsys.readouterr().err
     assert 1 == made["mlflow"].asked.count(where)
     assert where == made["mlflow"].asked[-1]

@@ -283,7 +283,9 @@ def test_what_is_refused(given: list[str], message: str) -> None:
 
 def test_one_document_cannot_be_separated(text_file: Path, tmp_path: Path) -> None:
     """A single file with data.packing=pad is refused."""
-    with pytest.raises(DataError, match=r"is one document, and data.packing=pad tells documents apart. Use concat"):
+    with pytest.raises(
+        DataError, match=r"is one document, and data.packing=pad needs several. Use data.packing=concat"
+    ):
         load_corpus(TextFilesConfig(path=str(text_file), packing="pad"), L, tmp_path)
 
 
@@ -293,7 +295,9 @@ def test_how_much_is_padding_is_said(folder: Path, tmp_path: Path) -> None:
     corpus = load_run_data(config, tmp_path)
     sizes = [len(text.encode()) + 1 for text in split_texts(corpus.train)]
     share = 1 - sum(sizes) / (L * sum(-(-size // L) for size in sizes))
-    assert f"{100 * share:.0f} % of what is trained on is padding, which counts as tokens" in data_notes(corpus, config)
+    assert f"{100 * share:.0f} % of the training tokens are padding, which counts towards the budget" in data_notes(
+        corpus, config
+    )
 
 
 @pytest.mark.parametrize("packing", ["concat", "isolate", "pad"])
