@@ -107,7 +107,7 @@ def _finished(process: "subprocess.Popen[Any]") -> int:
 
 
 def _failure(run: Run, code: int) -> MoeError:
-    """Returns why a run is not complete, from its folder, because `moe train` and a worker have different exit codes."""
+    """Returns why a run is not complete, from its folder: `moe train` and a worker have different exit codes."""
     if is_locked(run.path):
         return RunBusy(f"{run.id} is being written by another process: wait for it or stop it.")
     if code == EXIT_INTERRUPTED:

@@ -1,6 +1,7 @@
 """The `moe` command: its sub-commands, and errors turned into one to three lines and an exit code.
 
-Exit codes: 0 done, 1 the work failed, 2 wrong request, 3 some runs of a sweep failed or a search has no result, 130 interrupted.
+Exit codes: 0 done, 1 the work failed, 2 wrong request, 3 some runs of a sweep failed or a search has no result,
+130 interrupted.
 """
 
 import errno

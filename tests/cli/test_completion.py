@@ -102,7 +102,7 @@ def test_words_that_are_found(folder: Path) -> None:
 
 
 def test_bash_gets_what_follows_its_word_breaks(folder: Path) -> None:
-    """Bash replaces the text after the last = or :, a space ends a complete word, and signs of a file name are quoted."""
+    """Bash replaces the text after the last = or :, a space ends a complete word, and signs in names are quoted."""
     (folder / "my notes.txt").write_text("text")
     assert ["switch "] == bash_lines("moe train router=sw", " =:")
     assert ["router=switch "] == bash_lines("moe train router=sw", " ")

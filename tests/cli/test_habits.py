@@ -28,7 +28,8 @@ HABITS = {
     "--multirun": f"--multirun {SWEEP}",
     "--cfg job": f"--cfg {CONFIG}",
     "-c job": f"-c {CONFIG}",
-    "--info": "--info is Hydra's: choices and settings are listed by a command. Type: moe config --groups, or moe config",
+    "--info": "--info is Hydra's: choices and settings are listed by a command. "
+    "Type: moe config --groups, or moe config",
     "--resolve": "--resolve is Hydra's: moe config prints every setting resolved. Type: moe config SETTING=VALUE",
     "--config-name mine": "--config-name is Hydra's: there is one config.yaml. "
     "Choose a file of conf/experiment: experiment=NAME",

@@ -50,7 +50,7 @@ def test_ls_has_a_line_a_run(moe: Moe, outputs: Path) -> None:
 
 
 def test_ls_shows_the_settings_in_which_runs_differ(moe: Moe, tmp_path: Path) -> None:
-    """A column for each of them, at any width, with - where a setting has no effect; no column without a difference."""
+    """A column for each of them, with - for the router of a dense run; no column without a difference."""
     for router in ("switch", "sigmoid"):
         complete(tmp_path / "outputs", 1.75, "routers", expert=8, k=1, router=router)
     complete(tmp_path / "outputs", 1.75, "routers", expert=1)

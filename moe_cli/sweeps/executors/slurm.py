@@ -1,9 +1,9 @@
 """Pool of runs on a Slurm cluster: each run is a job of an array, whose shell script starts the run's worker.
 
 The scripts are plain files for `sbatch`, which a user can read. No library is needed. A job goes on after the sweep
-that submitted it has ended. It loads no serialised code, and its worker receives Slurm's signals. A job that has to leave its
-node saves and is queued again, by Slurm or, if Slurm does not requeue, by the end of its script. The outputs folder
-must be on a file system that all nodes share, and Python at the same path on all nodes.
+that submitted it has ended. It loads no serialised code, and its worker receives Slurm's signals. A job that has to
+leave its node saves and is queued again, by Slurm or, if Slurm does not requeue, by the end of its script. The outputs
+folder must be on a file system that all nodes share, and Python at the same path on all nodes.
 
 `slurm.json` in a run's folder names its job, so that a later sweep finds the job and does not submit it again.
 """
