@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,16 @@ install_import_hook(
     ["moe_cli.moe", "moe_cli.models", "moe_cli.tasks", "moe_cli.training"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+MEMORY = "/dev/shm"
 CHECKED = ("moe", "models", "tasks", "training")
 torch.set_num_threads(1)
 # Workers of pytest-xdist are given a width, which a test that writes to no terminal has not.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
+# Every file of a run is written through to the disk, which need not be a real one here. Others than Linux have no such folder,
+# and containers a small one.
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
 settings.register_profile("quick", deadline=None, max_examples=25, database=None)
 settings.load_profile("quick")
 
@@ -41,18 +47,24 @@ def unchecked_shapes(checked_shapes: None) -> None:
     jaxtyping.config.update("jaxtyping_disable", True)
 
 
+def pytest_collection() -> None:
+    """Collecting makes objects that stay until the end: the collector need not look through them each time."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """Thousands of tests and large libraries stay until the end: the collector need not look through them each time."""
+    """Thousands of tests and large libraries stay too."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
-LONGEST = ("test_every_command_of_the_readme_runs", "test_two_processes_", "test_four_processes_")
+LONGEST = ("test_two_processes_", "test_four_processes_", "test_page")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs the longest tests first, so that no worker waits for them at the end."""
-    items.sort(key=lambda item: not item.name.startswith(LONGEST))
+    """Runs the longest tests first, so that no worker waits for them at the end; then those that import the same peers."""
+    items.sort(key=lambda item: (not item.name.startswith(LONGEST), item.get_closest_marker("peers") is None))
 
 
 @pytest.fixture(scope="session")

@@ -29,10 +29,10 @@ from typing import Any
 import pytest
 import torch
 from typer.main import get_command
-from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.config.compose import GROUPS, Composer
+from tests.runner import CliRunner
 
 ROOT = Path(__file__).parents[1]
 PAGES = {

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from moe_cli.bench import step as bench_step
 from moe_cli.bench.step import (
@@ -28,7 +27,9 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
 from tests.cli.conftest import TINY
+from tests.runner import CliRunner
 
+pytestmark = pytest.mark.peers
 # A width that torch's grouped product, transformers' own choice, can take.
 SIZES = [word for word in TINY if word.startswith(("model.", "train.batch_size", "train.threads"))]
 SIZES += ["match=none", "model.d_expert=8"]

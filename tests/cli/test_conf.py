@@ -35,7 +35,7 @@ def test_experiment_trains(name: str, moe: Moe, settings: list[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sparsity", "capacity", "balance", "router", "isoflop", "paper/shazeer_table6"])
+@pytest.mark.parametrize("name", ["router", "paper/shazeer_table6"])
 def test_sweep_runs(name: str, moe: Moe, settings: list[str]) -> None:
     """Two steps of every point of the sweep on a tiny model."""
     words = [word for word in without_steps(settings) if not word.startswith("model.num_heads")]  # an LSTM has none

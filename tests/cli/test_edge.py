@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.data.baselines import bigram_bits_per_byte
@@ -20,6 +19,7 @@ from moe_cli.report.render.terminal_chart import Chart, Point, Series, chart_lin
 from moe_cli.runs.lookup import list_runs_by_age
 from moe_cli.sweeps.plan import check_folder
 from tests.cli.conftest import Moe
+from tests.runner import CliRunner
 
 LONG = "x" * 300
 USAGE = [

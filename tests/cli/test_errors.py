@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.errors import RunBusy, TrainingError
 from moe_cli.runs.lookup import list_runs_by_age
+from tests.runner import CliRunner
 
 PAPERS = ", ".join(
     f"paper/{name}"

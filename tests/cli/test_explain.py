@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from moe_cli.cli.app import app
 from moe_cli.cli.explain_output import (
@@ -31,6 +31,7 @@ from moe_cli.config.schema import EvalConfig, RunConfig
 from moe_cli.metrics import BY_KEY, LOAD_DESCRIPTION, LOAD_RANGE
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.training.explain import Assignment, Explanation, LayerAssignments, TextToken
+from tests.runner import CliRunner
 from tests.tiny import TINY, finish, tiny_config
 
 ROOT = Path(__file__).parents[2]

@@ -79,13 +79,13 @@ def test_the_data_of_a_sweep_are_fixed(folder: Path, moe: Moe) -> None:
     assert result.exit_code == 0, result.output
     result = moe("sweep", *HERE, "k=1,2,4", "-j", 1)
     assert 2 == result.exit_code
-    assert f"data.path={folder} has changed since the sweep 'sweep' began" in result.stderr
+    assert f"data.path={folder} has changed since the sweep 'sweep' started" in result.stderr
     assert "--force" in result.stderr
     assert len(result.stderr.splitlines()) <= 3
     assert 2 == len(list_runs_by_age(outputs))
     run = open_or_create_run(outputs, "sweep", find_run(outputs, "latest").config())
     run = open_or_create_run(outputs, "sweep", run.config().__class__(**{**vars(run.config()), "seed": 5}))
-    with pytest.raises(DataError, match="has changed since the sweep 'sweep' began"):
+    with pytest.raises(DataError, match="has changed since the sweep 'sweep' started"):
         run_one(run, outputs)
     assert "failed" == run.status()["status"]
     result = moe("sweep", *HERE, "k=1,2,4", "-j", 1, "--force")
@@ -113,7 +113,7 @@ def test_a_search_fixes_its_data(folder: Path, moe: Moe) -> None:
     (folder / "c.txt").write_text(words(4000, 7))
     result = moe(*search, 3)
     assert 2 == result.exit_code
-    assert "has changed since the sweep 'search' began" in result.stderr
+    assert "has changed since the sweep 'search' started" in result.stderr
 
 
 def test_excluded_data_stay_so_in_the_commands_that_are_offered(folder: Path, moe: Moe) -> None:

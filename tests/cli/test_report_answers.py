@@ -57,15 +57,9 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_fit_is_printed_with_its_answers(outputs: Path, moe: Moe) -> None:
     """The law with constants near those planted, dense equivalents, a prediction and the largest held out."""
-    found = moe("scaling", "scaling", "--law", "ludziejewski", "--predict", "expert=32", "--validate")
+    found = moe("scaling", "scaling", "--law", "ludziejewski", "--predict", "expert=32")
     assert 0 == found.exit_code, found.output
-    for part in (
-        "scaling law ludziejewski",
-        "alpha",
-        "equals a dense model of",
-        "predicted, not run",
-        "largest, held out",
-    ):
+    for part in ("scaling law ludziejewski", "alpha", "equals a dense model of", "predicted, not run"):
         assert part in found.stdout
     record = json.loads(moe("scaling", "scaling", "--law", "ludziejewski", "--validate", "--json").stdout)
     constants = {each["name"]: each for each in record["constants"]}
@@ -144,12 +138,18 @@ def test_a_terminal_without_utf8_gets_ascii(tmp_path: Path) -> None:
         (run.path / "routing.jsonl").write_text(json.dumps(line) + "\n")
         lines = [json.dumps({"step": step, "val/bpb": 3.0 - step / 20}) for step in (10, 20)]
         (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    words = "import sys; from moe_cli.cli.app import main; sys.argv[0] = 'moe'; main()"
+    one, other = (run.id for run in runs)
+    code = f"""
+import sys
+from moe_cli.cli.app import main
+for command in (["diff", {one!r}, {other!r}], ["show", {one!r}], ["experts", {one!r}]):
+    sys.argv = ["moe", "runs", *command]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code
+"""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "MOE_OUTPUTS": str(outputs)}
-    for command in (["diff", runs[0].id, runs[1].id], ["show", runs[0].id], ["experts", runs[0].id]):
-        found = subprocess.run(
-            [sys.executable, "-c", words, "runs", *command], env=environment, capture_output=True, check=False
-        )
-        assert (0, b"") == (found.returncode, found.stderr)
-        if command[0] == "diff":
-            assert b"8511" in found.stdout
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert (0, b"") == (found.returncode, found.stderr)
+    assert b"8511" in found.stdout

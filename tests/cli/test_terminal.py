@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-from typer.testing import CliRunner
 
 from moe_cli.cli import terminal
 from moe_cli.cli.app import app
 from moe_cli.cli.console import Terminal, print_lines, text_width
 from moe_cli.cli.terminal import echo, echo_data, is_screen, screen_lines, shown
 from tests.report.folders import complete
+from tests.runner import CliRunner
 
 PACKAGE = Path(terminal.__file__).parents[1]
 # A title, a cleared screen, a colour in one byte (C1), and writing turned around.

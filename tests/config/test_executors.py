@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.config.compose import Composer
@@ -12,6 +11,7 @@ from moe_cli.config.executors import LocalExecutor, RayExecutor, SlurmExecutor, 
 from moe_cli.config.settings import packaged_conf
 from moe_cli.errors import ConfigError
 from moe_cli.sweeps.plan import plan_sweep
+from tests.runner import CliRunner
 
 
 def test_words_and_option_name_it() -> None:

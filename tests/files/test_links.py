@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.errors import MoeError
@@ -17,6 +16,7 @@ from moe_cli.files.writing import write_json
 from moe_cli.runs.folder import create_run
 from moe_cli.runs.lookup import list_runs_by_age
 from tests.cli.conftest import TINY as WORDS
+from tests.runner import CliRunner
 from tests.tiny import TINY, tiny_config, words
 
 KINDS = ("file", "folder", "dangling", "hard")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.errors import MoeError, UnsafePath
@@ -43,6 +42,7 @@ from moe_cli.runs.lookup import list_runs_by_age
 from moe_cli.runs.trash import remove, restore, trashed_runs
 from moe_cli.sweeps.scheduler import RunList, run_all
 from tests.report.folders import complete, configure
+from tests.runner import CliRunner
 from tests.sweeps.fake import FakePool
 from tests.tiny import TINY, finish, tiny_config
 

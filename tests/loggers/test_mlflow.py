@@ -2,8 +2,8 @@
 
 import subprocess
 import sys
-import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,12 +15,6 @@ from moe_cli.runs.folder import FAILED, INTERRUPTED, Run
 from moe_cli.runs.lookup import list_runs_by_age
 from tests.loggers.runs import Points, begin, go_on, logged_config, points, tell
 from tests.tiny import finish
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from mlflow.tracking import MlflowClient
-
-    import moe_cli.loggers.mlflow  # noqa: F401  (sets what MLflow reads at import)
 
 # What MLflow's own code causes in its libraries.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("nothing_set")]
@@ -44,7 +38,12 @@ def trained(text_file: Path, outputs: Path) -> Run:
     return run
 
 
-def client(outputs: Path) -> MlflowClient:
+def client(outputs: Path) -> Any:
+    """MLflow's own client. The library is imported here, as it takes seconds."""
+    import moe_cli.loggers.mlflow  # noqa: F401  (sets what MLflow reads at import)
+
+    from mlflow.tracking import MlflowClient  # isort: skip
+
     return MlflowClient(tracking_uri=f"sqlite:///{outputs / 'mlflow.db'}")
 
 

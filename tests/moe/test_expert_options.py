@@ -3,8 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from transformers import Qwen2MoeConfig
-from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
 from moe_cli.config.routers import TopKConfig
 from moe_cli.errors import ConfigError
@@ -62,8 +60,12 @@ def test_first_weights_are_scaled() -> None:
         assert torch.allclose(expected, sizes[0.1][name]), name
 
 
+@pytest.mark.peers
 def test_a_shared_expert_behind_a_gate_is_qwen2s() -> None:
     """Output and all gradients equal transformers' Qwen2-MoE block on the same weights."""
+    from transformers import Qwen2MoeConfig
+    from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
+
     torch.manual_seed(0)
     layer = MoELayer(16, 8, 2, 24, router=TopKConfig(renormalise=True), shared_experts=1, shared_gate=True)
     for gate in (layer.router.gate, layer.shared_gate):

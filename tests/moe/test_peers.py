@@ -10,14 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from soft_moe_pytorch import SoftMoE
 from torch import Tensor, nn
-from transformers import DeepseekV3Config, MixtralConfig, OlmoeConfig, Qwen3MoeConfig, SwitchTransformersConfig
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
-from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock, load_balancing_loss_func
-from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
-from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
-from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
 
 from moe_cli.config.routers import RouterConfig, SigmoidConfig, SwitchConfig, TopKConfig
 from moe_cli.moe.balance import load_balancing_loss
@@ -26,6 +19,8 @@ from moe_cli.moe.routers.router import top_indices
 from moe_cli.moe.routing import routing_from_top_k
 from moe_cli.moe.soft import SoftMoELayer
 
+# The peers are imported where they are used: most worker processes of the suite need none of them.
+pytestmark = pytest.mark.peers
 D, F = 16, 24
 SIZES = [(8, 2), (4, 4), (6, 3), (16, 5)]
 
@@ -78,6 +73,9 @@ def assert_equal(both: Pair, x: Tensor) -> None:
 
 
 def mixtral(num_experts: int, top_k: int) -> Pair:
+    from transformers import MixtralConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
     config = MixtralConfig(hidden_size=D, intermediate_size=F, num_local_experts=num_experts, num_experts_per_tok=top_k)
     peer = MixtralSparseMoeBlock(config)
     return pair(make_layer(num_experts, top_k, TopKConfig()), peer, stacked(peer))
@@ -85,6 +83,9 @@ def mixtral(num_experts: int, top_k: int) -> Pair:
 
 def olmoe(num_experts: int, top_k: int) -> Pair:
     """Weights that are not renormalised."""
+    from transformers import OlmoeConfig
+    from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
+
     config = OlmoeConfig(
         hidden_size=D, intermediate_size=F, num_experts=num_experts, num_experts_per_tok=top_k, norm_topk_prob=False
     )
@@ -93,6 +94,9 @@ def olmoe(num_experts: int, top_k: int) -> Pair:
 
 
 def qwen3(num_experts: int, top_k: int) -> Pair:
+    from transformers import Qwen3MoeConfig
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
+
     config = Qwen3MoeConfig(
         hidden_size=D, moe_intermediate_size=F, num_experts=num_experts, num_experts_per_tok=top_k, norm_topk_prob=True
     )
@@ -110,6 +114,9 @@ def test_equals_softmax_blocks(make: Callable[..., Pair], num_experts: int, top_
 @pytest.mark.parametrize(("groups", "top_groups"), [(1, 1), (4, 2), (2, 1)])
 def test_equals_deepseek_v3(groups: int, top_groups: int) -> None:
     """Sigmoid scores, bias on the choice, group-limited choice, scale, and a shared expert of twice the width."""
+    from transformers import DeepseekV3Config
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+
     config = DeepseekV3Config(
         hidden_size=D,
         moe_intermediate_size=F,
@@ -142,6 +149,9 @@ def test_equals_deepseek_v3(groups: int, top_groups: int) -> None:
 @pytest.mark.parametrize("room", [None, 1.0, 0.5])
 def test_equals_switch(room: float | None) -> None:
     """One expert per token, weighted by its probability, the first to come kept: on one sequence."""
+    from transformers import SwitchTransformersConfig
+    from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
+
     capacity = 10**6 if room is None else math.ceil(20 * room / 4)
     config = SwitchTransformersConfig(
         d_model=D,
@@ -176,6 +186,8 @@ def test_equals_switch(room: float | None) -> None:
 @pytest.mark.parametrize(("num_experts", "top_k"), [(8, 1), (8, 2), (6, 3), (4, 4)])
 def test_a_coefficient_of_transformers_is_worth_k_times_as_much(num_experts: int, top_k: int) -> None:
     """Their load-balancing loss is K times ours, for one layer."""
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
     logits = 2 * torch.randn(30, num_experts, generator=torch.Generator().manual_seed(0))
     theirs = load_balancing_loss_func((logits,), num_experts, top_k)
     probs = logits.softmax(-1)
@@ -189,6 +201,8 @@ def test_equals_soft_moe_pytorch(slots: int) -> None:
     """The mixture of soft-moe-pytorch. It mixes normalised tokens where the paper and this layer normalise for the scores
     alone, so both are shown tokens of norm 1; its gains are set to what makes its norms plain.
     """
+    from soft_moe_pytorch import SoftMoE
+
     torch.manual_seed(0)
     layer = SoftMoELayer(D, 4, F, slots, ffn_type="mlp", activation="gelu")
     layer.router.scale.data.fill_(3.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from moe_cli.cli.app import app
 from moe_cli.config.baselines import parse_baseline
@@ -20,6 +20,7 @@ from moe_cli.report.run_row import DENSE
 from moe_cli.report.significance import INCONCLUSIVE, compare_with_first
 from moe_cli.report.table import ReportQuery, ReportTable, build_table
 from tests.report.folders import complete
+from tests.runner import CliRunner
 
 RANDOM = {"router": "random"}
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from moe_cli import load_curves, load_runs
 from moe_cli.cli.app import app
@@ -14,6 +13,7 @@ from moe_cli.formatting import as_utf8, is_utf8
 from moe_cli.runs.folder import FAILED
 from moe_cli.runs.recorder import Recorder
 from tests.report.folders import complete, stopped
+from tests.runner import CliRunner
 
 BYTES = os.fsdecode(b"s\xff\xfe")
 

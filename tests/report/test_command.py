@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from moe_cli.cli.app import app
 from tests.report.folders import complete, sweep_of_three_seeds
+from tests.runner import CliRunner
 
 
 def report(outputs: Path, *words: str, columns: str | None = None) -> Result:

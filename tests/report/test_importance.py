@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.errors import ConfigError
@@ -20,6 +19,7 @@ from moe_cli.report.importance import (
     open_journal,
 )
 from tests.report.folders import complete, stopped
+from tests.runner import CliRunner
 
 
 def make_search(folder: Path, trials: int, directions: tuple[str, ...] = ("minimize",)) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from moe_cli import sweep
 from moe_cli.cli.app import app
@@ -23,6 +22,7 @@ from moe_cli.runs.lookup import list_runs_by_age
 from moe_cli.runs.trash import find_trashed, restore, trashed_runs
 from moe_cli.sweeps import plan, run_sweep
 from moe_cli.sweeps.executors import slurm
+from tests.runner import CliRunner
 from tests.sweeps.fake import FakePool
 
 TINY = (

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.config.compose import load_config
@@ -31,6 +30,7 @@ from moe_cli.tasks.registry import make_task
 from moe_cli.training.checkpoint import find_checkpoint
 from moe_cli.training.evaluate import evaluate
 from tests.data.test_corpora import write
+from tests.runner import CliRunner
 from tests.tiny import TINY, finish, randomise, tiny_config, words
 
 L = 16

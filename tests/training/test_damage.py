@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.errors import CheckpointError, TrainingError
@@ -14,6 +13,7 @@ from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import Run
 from moe_cli.training.checkpoint import newest_valid_checkpoint
 from moe_cli.training.trainer import NotFiniteError, Trainer
+from tests.runner import CliRunner
 from tests.tiny import finish, tiny_config
 from tests.training.test_resume import assert_equal_runs
 

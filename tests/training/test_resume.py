@@ -261,7 +261,7 @@ def worker(run: Run, outputs: Path) -> subprocess.Popen[bytes]:
 
 
 def slow_config(text_file: Path) -> RunConfig:
-    train = {"steps": 50, "checkpoint_every": 5, "eval_every": 20, "log_every": 1}
+    train = {"steps": 200, "checkpoint_every": 5, "eval_every": 20, "log_every": 1}
     return tiny_config(text_file, model={"dropout": 0.1}, train=train)
 
 
@@ -280,32 +280,32 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(text_file: Path, tmp_pa
     assert -signal.SIGKILL == process.wait()
     assert ("interrupted", None) == (run.status()["status"], run.summary())
     # The process was killed wherever it happened to be, behind its last checkpoint: the last line may be torn.
-    assert 12 <= len([line for line in run.metrics() if "train/loss" in line]) < 50
+    assert 12 <= len([line for line in run.metrics() if "train/loss" in line]) < 200
     assert run.status()["pid"] == process.pid != os.getpid()
     assert_equal_runs(finish(config, tmp_path), run_one(run, tmp_path))
 
 
 @pytest.mark.slow
-def test_killed_fifty_times_a_run_ends_as_if_undisturbed(text_file: Path, tmp_path: Path) -> None:
-    """kill -9 after a random time, fifty times in a row: weights, records and results are those of a run left alone.
+def test_killed_a_dozen_times_a_run_ends_as_if_undisturbed(text_file: Path, tmp_path: Path) -> None:
+    """kill -9 after a random time, twelve times in a row: weights, records and results are those of a run left alone.
 
     A worker lives until its run has gone on for a random part of a second: kills hit steps, evaluations and saves.
     """
     draw, kills = random.Random(0), 0
-    train = {"steps": 6000, "checkpoint_every": 3, "eval_every": 5, "log_every": 1, "keep_best": True}
+    train = {"steps": 1800, "checkpoint_every": 3, "eval_every": 5, "log_every": 1, "keep_best": True}
     config = tiny_config(
         text_file, model={"dropout": 0.1}, optim=MuonConfig(lr=0.03, adam_lr=0.01, ema_decay=0.9), train=train
     )
     run = create_run(tmp_path, "runs", config)
     status = run.path / "status.json"
-    while kills < 50:
+    while kills < 12:
         process, begun = worker(run, tmp_path), time.monotonic()
         while (json.loads(status.read_text()).get("pid") != process.pid) or is_pending(run):
             assert process.poll() is None
             assert time.monotonic() - begun < 60
             time.sleep(0.002)
         time.sleep(draw.random() * 0.4)
-        assert process.poll() is None, "the run is too short for fifty kills"
+        assert process.poll() is None, "the run is too short for twelve kills"
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1

@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from moe_cli.cli.app import app
 from moe_cli.runs.folder import Run
 from tests.report.folders import complete
 from tests.report.test_long_format import layer_record, write_lines
+from tests.runner import CliRunner
 
 HOSTILE = "</script><script>window.stolen = 1</script><img src=x onerror='window.stolen=1'>\x1b[2J\"&'`${1}"
 

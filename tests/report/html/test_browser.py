@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from tests.report.folders import complete
 from tests.report.html.pages import HOSTILE, page_of, sweep
 from tests.report.scaling.test_command import planted
+from tests.runner import CliRunner
 
 pytestmark = pytest.mark.slow
 playwright = pytest.importorskip("playwright.sync_api")

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.report.html.explain_page import packed
 from moe_cli.runs.folder import Run
 from tests.report.html.pages import HOSTILE, content_of
+from tests.runner import CliRunner
 
 TEXT = f"ba né\n{HOSTILE} \u202edone"
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from moe_cli import load_runs, recommend
 from moe_cli.cli.app import app
@@ -22,6 +21,7 @@ from moe_cli.report.run_row import Results, RunRow
 from moe_cli.report.table import ReportQuery, build_table
 from moe_cli.runs.folder import COMPLETED
 from tests.report.folders import complete
+from tests.runner import CliRunner
 
 COLLAPSED = {"dead_experts": 0.25, "max_violation": 2.93}
 # Of three seeds, with a spread that cannot tell 0.1 % from nothing.
@@ -179,10 +179,8 @@ def test_the_declared_baseline_is_that_of_the_recommendation(tmp_path: Path) -> 
     "axes",
     [
         {"router": ("topk", "sigmoid"), "balance": ("none", "switch")},
-        {"optim__lr": (0.01, 0.02, 0.04)},
-        {"expert": (4, 8), "balance": ("z", "none")},
-        {"optim": ("muon", "adamw"), "k": (1, 2)},
-        {"capacity": (None, 1.25), "expert": (1, 4)},
+        {"optim": ("muon", "adamw"), "capacity": (None, 1.25)},
+        {"optim__lr": (0.01, 0.02), "expert": (1, 4)},
     ],
 )
 def test_the_next_sweep_keeps_the_question(tmp_path: Path, axes: dict[str, tuple[Any, ...]]) -> None:

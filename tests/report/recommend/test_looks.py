@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.files.reading import read_json
@@ -18,6 +17,7 @@ from moe_cli.report.recommend.looks import FALSE_BETTER, FIRST_SEEDS, MAX_ADDED_
 from moe_cli.report.significance import ERROR_RATE, PairedSample, additional_seeds_needed
 from moe_cli.report.table import ReportQuery, build_table
 from tests.report.folders import complete
+from tests.runner import CliRunner
 
 
 def add_seeds(outputs: Path, seeds: range, group: str = "mine", **settings: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from moe_cli import load_runs, recommend
 from moe_cli.cli.app import app
@@ -20,6 +20,7 @@ from moe_cli.report.recommend.text import format_recommendation
 from moe_cli.runs.folder import FAILED, Run
 from tests.report.folders import complete, edit_summary, stopped
 from tests.report.test_long_format import write_lines
+from tests.runner import CliRunner
 
 ON = "On python (ababab), 1.02M tokens, gpt of 4 layers x 96: "
 DENSE: dict[str, Any] = {"expert": 1}
@@ -241,7 +242,6 @@ def test_gain_at_equal_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        EIGHT,
         {"expert": 8, "k": 1, "router": "switch", "balance": "z", "capacity": 1.25},
         {**EIGHT, "model__d_model": 64, "optim": "adamw", "match": "total"},
     ],

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from moe_cli.cli.app import app
 from moe_cli.report.scaling.observations import Points
 from tests.report.folders import complete
 from tests.report.html.pages import content_of
 from tests.report.scaling.planted import JOINT, joint
+from tests.runner import CliRunner
 
 WIDTHS, STEPS, EXPERTS = (32, 64, 96, 128), (100, 400, 1600), (1, 2, 4, 8)
 

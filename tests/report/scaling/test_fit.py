@@ -55,18 +55,6 @@ def test_saturation_is_recovered_from_many_expansions() -> None:
     few = points.take(points.expansion < 16)
     assert ["a", "b", "c", "d"] == [each.name for each in fit_law(few, "clark", 0).constants]
 
-
-@pytest.mark.slow
-def test_intervals_cover_as_often_as_they_say() -> None:
-    """Over simulated experiments the 95 % intervals hold the planted constants in 95 % of cases, give or take chance."""
-    hits = []
-    for draw in range(40):
-        points, truth = planted("ludziejewski", 0.004, draw)
-        hits.append(
-            [each.low <= truth[each.name] <= each.high for each in fit_law(points, "ludziejewski", 100).constants]
-        )
-    coverage = np.mean(hits, axis=0)
-    assert coverage.min() >= 0.85
     assert 0.97 >= coverage.mean() >= 0.91
 
 

@@ -124,10 +124,10 @@ def test_what_compares_configurations_leaves_the_seeds_out() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seeds", "effect"), [(1, 0.0), (3, 0.008), (5, 0.004)])
+@pytest.mark.parametrize(("seeds", "effect"), [(1, 0.0), (3, 0.008)])
 def test_predictions_hold_fresh_runs_of_new_seeds(seeds: int, effect: float) -> None:
     """Over simulated experiments at least 95 % of fresh runs, each of a new seed, lie in their intervals, less 4 standard errors."""
-    draws, inside = 300, 0
+    draws, inside = 100, 0
     design: dict[str, Any] = {"tokens": (4e6,), "noise": 0.004, "seed_effect": effect}
     for draw in range(draws):
         found = fit_law(grid(lambda at: clark(at, **CLARK), seeds=seeds, draw=draw, **design), "clark", 200)
@@ -138,16 +138,21 @@ def test_predictions_hold_fresh_runs_of_new_seeds(seeds: int, effect: float) -> 
 
 
 @pytest.mark.slow
-def test_intervals_of_predictions_hold_new_runs() -> None:
-    """Over simulated experiments, about 95 % of new runs outside the design lie in their intervals."""
-    inside = []
+def test_intervals_cover_as_often_as_they_say() -> None:
+    """Over simulated experiments the 95 % intervals hold the planted constants, and new runs outside the design.
+
+    They do so in 95 % of cases, give or take chance.
+    """
+    inside, hits = [], []
     for draw in range(40):
         found = fit_law(grid(lambda at: joint(at, **JOINT), noise=0.004, draw=draw), "ludziejewski", 100)
+        hits.append([each.low <= JOINT[each.name] <= each.high for each in found.constants])
         new = grid(lambda at: joint(at, **JOINT), sizes=(6e6,), tokens=(3.2e7,), noise=0.004, draw=1000 + draw)
         inside += [
             each.low < loss < each.high for each, loss in zip(predict(found, new, [""] * 4), new.loss, strict=True)
         ]
     assert 0.88 <= np.mean(inside) <= 0.99
+    assert np.mean(hits, axis=0).min() >= 0.85
 
 
 def test_validation_holds_the_largest_out() -> None:
