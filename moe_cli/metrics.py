@@ -3,7 +3,8 @@
 Tables, exports, charts, the page, `moe runs show` and `diff`, search objectives and docs/reference/metrics.md take these facts from here.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,13 +230,9 @@ def curve_title(curve_key: str) -> str:
     return BY_CURVE_KEY[curve_key].title + part
 
 
-def max_violation(tokens_per_expert: Sequence[float]) -> float:
-    """Computes MaxVio from the counts of one layer: (largest - mean) / mean, arXiv:2408.15664; 0 without counts.
-
-    0 is an even load, E / K - 1 the largest possible value.
-    """
-    mean = sum(tokens_per_expert) / len(tokens_per_expert)
-    return (max(tokens_per_expert) - mean) / mean if mean else 0.0
+def bits_per_byte(nats: float, num_bytes: float) -> float:
+    """Computes the bits per byte of a text: its summed loss in nats, in bits, over the bytes of the text."""
+    return nats / math.log(2) / num_bytes
 
 
 def loss_unit(config: Mapping[str, Any]) -> str:
