@@ -15,7 +15,7 @@ from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import GROUPS
 from moe_cli.config.habits import explain_word
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import SPARSE_ONLY, Resolved, concerns
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import replace_unchecked
@@ -210,7 +210,7 @@ def source_of(composer: Composer, words: Sequence[str], preset: Axis | None) -> 
     if is_named(words):
         if preset is not None and len(preset.values) > 1:
             raise ConfigError(f"'{preset}' names several presets: a sweep has one.")
-        return load_sweep_file(composer, words[0], SMALLEST if preset is None else show(preset.values[0]))
+        return load_sweep_file(composer, words[0], SMALLEST if preset is None else format_setting(preset.values[0]))
     if preset is not None:
         raise ConfigError(f"'{preset}' chooses the size of a named sweep. Name one first: moe config --groups")
     return SweepFile(AD_HOC, "", (Block(),), 1, None)
@@ -397,8 +397,8 @@ def _labels(points: Sequence[Partial], baseline: Partial | None) -> Callable[[Pa
     """Returns a function that labels a configuration by the settings that vary, in the order of the command."""
     shown_values: dict[str, set[str]] = {}
     for key, value in (item for values in (*points, baseline or {}) for item in values.items()):
-        shown_values.setdefault(key, set()).add(show(value))
+        shown_values.setdefault(key, set()).add(format_setting(value))
     varying = [
         key for key, shown in shown_values.items() if len(shown) > 1 or not all(key in values for values in points)
     ]
-    return lambda values: " ".join(f"{key}={show(values[key])}" for key in varying if key in values)
+    return lambda values: " ".join(f"{key}={format_setting(values[key])}" for key in varying if key in values)
