@@ -24,7 +24,7 @@ from moe_cli.config.words import parse_overrides
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.files.writing import make_folder
-from moe_cli.formatting import sanitise
+from moe_cli.formatting import plural, sanitise
 from moe_cli.report.sweep_record import record_command
 from moe_cli.runs.folder import Run, open_or_create_run
 from moe_cli.runs.lookup import sweep_folder
@@ -254,14 +254,14 @@ class _Found:
 
 
 def _reasons(found: _Found) -> str:
-    """Returns why no point can be run: the common reason, or the first two."""
+    """Returns why no point can be run, with the effect of `where`, in at most three lines."""
     reasons = {point.reason for point in found.left_out.values()}
     if len(reasons) == 1 and not found.excluded:
         return reasons.pop()
-    lines = [f"{point.label}: {point.reason}" for point in found.left_out.values()][:2]
+    lines = [f"{point.label}: {point.reason}" for point in found.left_out.values()][: 1 if found.excluded else 2]
     if found.excluded:
-        lines.append(f"'where' holds for none of {found.excluded}.")
-    return "\n".join(["no point of this sweep can be run.", *lines[:2]])
+        lines.append(f"'where' leaves out {plural(found.excluded, 'point')}.")
+    return "\n".join(["no point of this sweep can be run.", *lines])
 
 
 def parse_conditions(texts: Sequence[str]) -> tuple[Expression, ...]:
