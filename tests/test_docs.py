@@ -129,7 +129,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if what not in folders:
             folders[what] = tmp_path_factory.mktemp(what)
             (folders[what] / "notes.txt").write_text(TEXT * 60)
-            command = {"run": "moe train expert=8", "sweep": "moe sweep sparsity expert=1,8 k=2 --seeds 2"}.get(what)
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folders[what])
                 for command in COMMANDS.get(what, ()):

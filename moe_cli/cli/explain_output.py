@@ -159,7 +159,8 @@ def _layers(result: ExplainResult) -> list[str]:
     if dense:
         names = ", ".join(f"L{each.layer + 1} is layer {each.block + 1}" for each in result.layers)
         lines.append(
-            f"{names} of {model.num_layers}; {dense} of these {'is' if dense == 1 else 'are'} dense: one network for all tokens."
+            f"{names} of {model.num_layers}; {dense} of these "
+            f"{'is' if dense == 1 else 'are'} dense: one network for all tokens."
         )
     if model.shared_experts:
         several = model.shared_experts > 1
