@@ -74,8 +74,8 @@ def _routing_line(plan: RunEstimate) -> str:
     balance = config.balance.name if config.balance else "none"
     dropping = "dropless"
     if config.capacity is not None:
+        from moe_cli.config.capacity import expert_capacity
         from moe_cli.config.layer_costs import capacity_tokens
-        from moe_cli.moe.routing import expert_capacity
 
         within = capacity_tokens(config, config.model.context_length)
         room = expert_capacity(within, config.expert, config.k or 1, config.capacity)

@@ -14,7 +14,7 @@ from rich.text import Text
 from moe_cli.cli.train_preview import print_rows
 from moe_cli.formatting import bars, count, duration, or_dash, percent, plural
 from moe_cli.metrics import format_references, format_task_metrics, loss_unit
-from moe_cli.moe.routing_metrics import max_violation
+from moe_cli.moe.max_violation import max_violation
 from moe_cli.runs.folder import Run
 from moe_cli.training.evaluate import Evaluation
 from moe_cli.training.state import StepReport
@@ -61,7 +61,7 @@ class TrainProgress:
         return duration((now - began) * (1 - view.progress) / done) + " left" if done > 0 else ""
 
     def _line(self, view: StepReport, now: float) -> str:
-        worst = max((max_violation(load) for load in view.load), default=None)
+        worst = max((max_violation(load.tolist()) for load in view.load), default=None)
         total = f"/{view.total_steps}" if view.total_steps else ""
         parts = [f"step {view.state.step}{total}", f"train {view.loss:z.3f}", _val(view.val)]
         parts += [f"{count(view.state.tokens / view.state.seconds)} tok/s"]
@@ -87,7 +87,7 @@ class TrainProgress:
         return Group(*rows)
 
     def _load(self, view: StepReport) -> Text:
-        worst = max(max_violation(load) for load in view.load)
+        worst = max(max_violation(load.tolist()) for load in view.load)
         shown = view.load[:MAX_LAYER_BARS]
         room = max(4, (self.console.width - 24) // len(shown) - 5)
         layers = "  ".join(f"L{i + 1} {bars(load.tolist(), min(room, 32))}" for i, load in enumerate(shown))

@@ -90,7 +90,8 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     hints, required = _type_hints(cls), _required(cls)
     for key in values:
         if key not in hints:
-            raise ConfigError(f"no setting '{prefix}{key}'.{did_you_mean(str(key), hints)}")
+            chosen = f" with {prefix[:-1]}={show(values['name'])}" if prefix and "name" in values else ""
+            raise ConfigError(f"no setting '{prefix}{key}'{chosen}.{did_you_mean(str(key), hints)}")
     for name in required:
         if name not in values:
             raise ConfigError(f"setting '{prefix}{name}' is missing.")
@@ -99,7 +100,11 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     return cls.of_checked(checked) if issubclass(cls, Settings) else cls(**checked)
 
 
-_type_hints = cache(get_type_hints)
+@cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    """Returns the types of the fields of a dataclass; constants of the class are no settings."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 @cache

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from moe_cli.config.axes import Axis, Glob, repeated_keys, single_values
-from moe_cli.config.balances import combine
+from moe_cli.config.balances import METHODS, combine
 from moe_cli.config.build import build, did_you_mean, flatten_dict, names_of
 from moe_cli.config.folders import GROUPS, find_user_conf, is_text
 from moe_cli.config.habits import unknown_setting
@@ -251,11 +251,11 @@ class Composer:
 
     def _laid(self, values: Mapping[str, Any]) -> tuple[_Base, dict[str, Any]]:
         groups = {key: value for key, value in values.items() if key in GROUPS}
-        if "data.path" in values and "data" not in groups:
-            groups |= self._own_data(groups)
         for group, choice in groups.items():
             for part in _parts(group, choice):
                 self._check_choice(group, part)
+        if "data.path" in values and "data" not in groups:
+            groups |= self._own_data(groups)
         base = self.base(*_choice_words(groups))
         tree = dict(base.tree)
         for key, value in values.items():
@@ -371,6 +371,10 @@ class Composer:
         group, _, setting = key.partition(".")
         name = tree[group].get("name") if isinstance(tree.get(group), dict) else None
         several = [leaf for leaf in known if leaf.startswith(f"{group}.") and leaf.endswith(f".{setting}")]
+        method = setting.partition(".")[0]
+        if group == "balance" and name and method in METHODS and method not in name.split("+"):
+            other = "z" if method == "switch" else "switch"
+            raise ConfigError(f"no setting '{key}' with balance={name}. Combine the methods: balance={other}+{method}")
         if name and "+" in name and several:
             raise ConfigError(f"no setting '{key}' with {group}={name}. Each method has its own: {', '.join(several)}")
         choices = self._default_first(group) if name else []

@@ -1,12 +1,13 @@
 """Costs of feed-forward layers, dense or with experts: the formulas that `match=` and `moe_cli.costs.model` share.
 
-A multiply-add counts as 2 FLOPs. T tokens of a forward pass, L of an example, E experts, N null experts, K chosen per token,
-C capacity, S slots, D width.
+A multiply-add counts as 2 FLOPs. T tokens of a forward pass, L of an example, E experts, N null experts, K chosen per
+token, C capacity, S slots, D width.
 """
 
 import math
 from collections import Counter
 
+from moe_cli.config.capacity import expert_capacity
 from moe_cli.config.routers import ExpertChoiceConfig, SoftConfig, gate_flops, gate_params, null_experts
 from moe_cli.config.schema import MuonConfig, RunConfig
 from moe_cli.config.tasks import SpanCorruption
@@ -66,8 +67,7 @@ def _room_per_token(config: RunConfig, factor: float, limited: bool = False) -> 
     room, tokens = 0.0, 0
     for length in stack_input_lengths(config):
         counted = capacity_tokens(config, length)
-        # As `moe_cli.moe.routing.expert_capacity`, which lives above torch.
-        capacity = max(1, math.ceil(round(factor * counted * (config.k or 1) / config.expert, 9)))
+        capacity = expert_capacity(counted, config.expert, config.k or 1, factor)
         room += config.expert * (min(capacity, counted) if limited else capacity) * length / counted
         tokens += length
     return room / tokens

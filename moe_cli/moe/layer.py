@@ -9,6 +9,7 @@ from typing import Unpack
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from moe_cli.config.capacity import expert_capacity
 from moe_cli.config.ranges import above, between, whole
 from moe_cli.config.routers import HashConfig, RouterConfig, SoftConfig, check_router
 from moe_cli.distributed.collectives import world_size
@@ -24,7 +25,6 @@ from moe_cli.moe.routing import (
     Sequences,
     drop_overflow,
     drop_overflow_in_order,
-    expert_capacity,
     renormalise_kept,
 )
 from moe_cli.moe.soft import SoftMoELayer

@@ -4,7 +4,6 @@ Routers write the record; back ends, losses and metrics read it.
 T tokens, E experts, K chosen per token, A assignments (a token sent to an expert), C capacity of an expert.
 """
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moe_cli.config.ranges import above, at_least
+from moe_cli.config.ranges import above
 
 
 @dataclass(frozen=True)
@@ -157,22 +156,6 @@ def renormalise_kept(routing: Routing) -> Routing:
     has_kept = sums[1] > 0
     factor = torch.where(has_kept, sums[0] / sums[1].where(has_kept, torch.ones_like(sums[1])), 1)
     return replace(routing, weights=routing.weights * factor[routing.token_ids])
-
-
-def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_factor: float) -> int:
-    """Computes C = ceil(capacity_factor * T * K / E), at least 1: the most assignments of an expert in a forward pass.
-
-    Source: GShard, arXiv:2006.16668, section 2.2. Other libraries round differently.
-
-    Raises:
-        ConfigError: the factor is not finite or not above 0, a count is negative, or E or K is 0.
-    """
-    at_least("num_tokens", num_tokens, 0)
-    at_least("num_experts", num_experts, 1)
-    at_least("top_k", top_k, 1)
-    above("capacity_factor", capacity_factor, 0)
-    # Rounded first: in floating point 1.1 * 100 / 10 is slightly above 11, and ceil would return 12.
-    return max(1, math.ceil(round(capacity_factor * num_tokens * top_k / num_experts, 9)))
 
 
 def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Routing:

@@ -10,16 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moe_cli import metrics
+from moe_cli.metrics import DEAD_BELOW
 from moe_cli.moe.routing import Routing, without_null_experts
-
-
-def max_violation(tokens_per_expert: Tensor) -> float:
-    """Computes MaxVio (arXiv:2408.15664): (largest load - mean load) / mean load.
-
-    0 means an even load; the maximum is E / K - 1. Without assignments it is 0.
-    """
-    return metrics.max_violation(tokens_per_expert.tolist())
 
 
 def load_cv(tokens_per_expert: Tensor) -> float:
@@ -111,4 +103,4 @@ def dead_experts(tokens_per_expert: Tensor) -> float:
     Counts of a whole evaluation make it meaningful. Without assignments it is 1.
     """
     load = tokens_per_expert.double()
-    return (load < metrics.DEAD_BELOW * load.mean()).double().mean().item() if load.sum() else 1.0
+    return (load < DEAD_BELOW * load.mean()).double().mean().item() if load.sum() else 1.0

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from moe_cli.metrics import DEAD_BELOW, max_violation
+from moe_cli.metrics import DEAD_BELOW
+from moe_cli.moe.max_violation import max_violation
 from moe_cli.runs.curves import number
 from moe_cli.runs.folder import Run
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from moe_cli.config.schema import EvalConfig
 from moe_cli.distributed import collectives
-from moe_cli.metrics import layer_key
+from moe_cli.metrics import bits_per_byte, layer_key
+from moe_cli.moe.max_violation import max_violation
 from moe_cli.moe.routing import Routing, RoutingPolicy, without_null_experts
 from moe_cli.moe.routing_metrics import (
     assignments_by_group,
@@ -24,7 +25,6 @@ from moe_cli.moe.routing_metrics import (
     co_activation,
     dead_experts,
     load_cv,
-    max_violation,
     router_saturation,
     routing_entropy,
     specialisation,
@@ -102,7 +102,7 @@ class LayerRoutingStats:
         has_several_domains = int(self.by_domain.any(1).sum()) > 1
         tokens_per_expert = self.tokens_per_expert.sum().item()
         return {
-            "max_violation": max_violation(self.tokens_per_expert),
+            "max_violation": max_violation(self.tokens_per_expert.tolist()),
             "load_cv": load_cv(self.tokens_per_expert),
             "routing_entropy": self.entropy / self.num_tokens,
             "mean_routing_entropy": routing_entropy(mean_probs.unsqueeze(0)),
@@ -248,7 +248,7 @@ def evaluate(
         layer.all_reduce()
     return Evaluation(
         nats / num_targets,
-        nats / math.log(2) / num_bytes if num_bytes else None,
+        bits_per_byte(nats, num_bytes) if num_bytes else None,
         num_targets,
         num_bytes or None,
         task.domains,

@@ -16,8 +16,9 @@ from moe_cli.distributed import collectives
 from moe_cli.errors import TrainingError
 from moe_cli.metrics import ESTIMATES, validation_key
 from moe_cli.moe.balance import auxiliary_losses, bias_method, update_bias
+from moe_cli.moe.max_violation import max_violation
 from moe_cli.moe.routing import Routing
-from moe_cli.moe.routing_metrics import kept_fraction, max_violation
+from moe_cli.moe.routing_metrics import kept_fraction
 from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.runs.folder import RUNNING
 from moe_cli.runs.recorder import Recorder
@@ -329,7 +330,7 @@ class Trainer:
         if result.dropped_fraction is not None:
             values["moe/dropped_fraction"] = result.dropped_fraction
         if load:
-            values["moe/max_violation"] = sum(max_violation(counts) for counts in load) / len(load)
+            values["moe/max_violation"] = sum(max_violation(counts.tolist()) for counts in load) / len(load)
         for key, value in values.items():
             self._accumulate(key, value)
         self._accumulate("steps", 1)

@@ -98,7 +98,7 @@ def test_values_become_what_is_declared(values: dict[str, Any], expected: Sampli
         ({"count": 1, "only": {"_target_": "os.system"}}, "no setting 'only._target_'."),
         ({"count": 1, "shape": {"name": "sqare"}}, "shape=sqare is not one of: circle, square. Did you mean 'square'?"),
         ({"count": 1, "shape": {}}, "shape=null is not one of: circle, square."),
-        ({"count": 1, "shape": {"name": "circle", "side": 1}}, "no setting 'shape.side'."),
+        ({"count": 1, "shape": {"name": "circle", "side": 1}}, "no setting 'shape.side' with shape=circle."),
     ],
 )
 def test_what_does_not_fit_is_refused(values: dict[str, Any], message: str) -> None:

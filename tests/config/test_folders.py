@@ -76,7 +76,7 @@ def test_what_is_wrong_in_a_file_names_the_file(here: Path, folder: str) -> None
     config_dir = None if folder == "conf" else here / folder
     with pytest.raises(ConfigError) as error:
         load_config(["expert=4"], config_dir=config_dir)
-    assert f"no setting 'model.unknown'.\nUsed from {shown}: model/gpt.yaml" == str(error.value)
+    assert f"no setting 'model.unknown' with model=gpt.\nUsed from {shown}: model/gpt.yaml" == str(error.value)
     write(here / folder, model__gpt=TINY)
     with pytest.raises(ConfigError) as error:
         load_config(["expert=4", "k=9"], config_dir=config_dir)

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_cli.config.balances import NoBalance
+from moe_cli.config.capacity import expert_capacity
 from moe_cli.config.compose import load_config
 from moe_cli.config.data import TextFilesConfig
 from moe_cli.config.layer_costs import stack_input_lengths
@@ -30,7 +31,6 @@ from moe_cli.costs.model import all_to_all_bytes_per_step, estimate_cost, traini
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
-from moe_cli.moe.routing import expert_capacity
 from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.training.optimizers import make_optimizers
 from tests.tiny import TINY, tiny_config

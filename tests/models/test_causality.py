@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from moe_cli.config.capacity import expert_capacity
 from moe_cli.config.routers import (
     HashConfig,
     NoisyTopKConfig,
@@ -24,7 +25,7 @@ from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import MoELayer, make_layer
 from moe_cli.moe.routers.registry import ROUTERS as ALL
-from moe_cli.moe.routing import Routing, RoutingPolicy, Sequences, drop_overflow_in_order, expert_capacity
+from moe_cli.moe.routing import Routing, RoutingPolicy, Sequences, drop_overflow_in_order
 from moe_cli.moe.sparse_layer import moe_layers
 from tests.tiny import TINY, randomise, tiny_config
 

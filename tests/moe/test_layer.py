@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 import moe_cli
+from moe_cli.config.capacity import expert_capacity
 from moe_cli.config.routers import RandomConfig, RouterConfig, SwitchConfig, TopKConfig
 from moe_cli.errors import ConfigError
 from moe_cli.moe.backends.dispatch import BACKENDS
 from moe_cli.moe.experts import FeedForward
 from moe_cli.moe.layer import MoELayer, SparseExpertModel
-from moe_cli.moe.routing import RoutingPolicy, expert_capacity
+from moe_cli.moe.routing import RoutingPolicy
 from moe_cli.moe.routing_metrics import dropped_fraction
 from moe_cli.moe.sparse_layer import moe_layers
 from tests.moe.formulas import FFN_TYPES, network, top_k_weights

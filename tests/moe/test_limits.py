@@ -18,6 +18,7 @@ from moe_cli.moe.backends.dispatch import BACKENDS
 from moe_cli.moe.balance import auxiliary_losses, quantile_bias, update_expert_bias
 from moe_cli.moe.gates import LinearGate, PerTaskGate
 from moe_cli.moe.layer import MoELayer, SparseExpertModel, make_layer
+from moe_cli.moe.max_violation import max_violation
 from moe_cli.moe.routers.registry import ROUTER_CONFIGS
 from moe_cli.moe.routers.token_choice import ReluRouter
 from moe_cli.moe.routing import Routing, RoutingPolicy
@@ -49,7 +50,7 @@ def make_mask(name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
 def check_measures(layer: SparseLayer, routing: Routing) -> None:
     asked = routing.tokens_per_expert
     measures = [
-        routing_metrics.max_violation(asked),
+        max_violation(asked.tolist()),
         routing_metrics.load_cv(asked),
         routing_metrics.dead_experts(asked),
         routing_metrics.dropped_fraction(routing),

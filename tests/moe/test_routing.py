@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_cli.config.capacity import expert_capacity
 from moe_cli.errors import ConfigError
 from moe_cli.moe.permutation import permutation_of
-from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity, renormalise_kept, routing_from_top_k
+from moe_cli.moe.routing import Routing, drop_overflow, renormalise_kept, routing_from_top_k
 from tests.moe.formulas import dense, routings
 
 

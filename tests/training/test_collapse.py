@@ -21,7 +21,7 @@ from moe_cli.config.balances import (
 )
 from moe_cli.config.routers import NoisyTopKConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig
-from moe_cli.moe.routing_metrics import max_violation
+from moe_cli.moe.max_violation import max_violation
 from moe_cli.training.state import StepReport
 from moe_cli.training.trainer import Trainer
 from tests.tiny import tiny_config
@@ -75,7 +75,7 @@ def collapsed_training(balance: BalanceConfig, outputs: Path) -> Trainer:
 
 
 def violation(view: StepReport) -> float:
-    return sum(max_violation(load) for load in view.load) / len(view.load)
+    return sum(max_violation(load.tolist()) for load in view.load) / len(view.load)
 
 
 @pytest.mark.slow

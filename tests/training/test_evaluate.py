@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moe_cli.config.capacity import expert_capacity
 from moe_cli.config.routers import RandomConfig, SwitchConfig, TopKConfig
 from moe_cli.metrics import LAYER_METRICS
 from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
-from moe_cli.moe.routing import Routing, RoutingPolicy, expert_capacity
+from moe_cli.moe.routing import Routing, RoutingPolicy
 from moe_cli.moe.routing_metrics import specialisation
 from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.tasks.causal_lm import TextTask

@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from moe_cli.config.capacity import expert_capacity
 from moe_cli.config.routers import ReluConfig
 from moe_cli.config.schema import EvalConfig, RunConfig
 from moe_cli.data.tokenizers import ByteTokenizer, CharTokenizer
 from moe_cli.models.registry import make_model
-from moe_cli.moe.routing import Routing, RoutingPolicy, expert_capacity
-from moe_cli.moe.routing_metrics import dropped_fraction, max_violation, routing_entropy
+from moe_cli.moe.max_violation import max_violation
+from moe_cli.moe.routing import Routing, RoutingPolicy
+from moe_cli.moe.routing_metrics import dropped_fraction, routing_entropy
 from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.training.explain import Explanation, LayerAssignments, TextToken, explain, text_tokens, token_choices
 from tests.tiny import TINY, randomise, tiny_config
@@ -96,7 +98,7 @@ def test_measures_are_those_of_the_text(text_file: Path, capacity: float | None)
         load = routing.tokens_per_expert
         assert (load / load.double().mean()).tolist() == pytest.approx(list(layer.load))
         assert 4 == pytest.approx(sum(layer.load))
-        expected = max_violation(load), routing_entropy(routing.probs), dropped_fraction(routing)
+        expected = max_violation(load.tolist()), routing_entropy(routing.probs), dropped_fraction(routing)
         names = ("max_violation", "routing_entropy", "dropped_fraction")
         assert expected == pytest.approx(tuple(layer.measures[name] for name in names))
         assert (capacity is not None) == (layer.measures["dropped_fraction"] > 0)

@@ -6,7 +6,8 @@ from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
 from moe_cli.cli.terminal import ascii_only
 from moe_cli.config.ranges import show
 from moe_cli.formatting import BARS, DIGITS, bars, count, percent, sanitise
-from moe_cli.metrics import BY_KEY, max_violation
+from moe_cli.metrics import BY_KEY
+from moe_cli.moe.max_violation import max_violation
 from moe_cli.report.expert_usage import expert_load
 from moe_cli.report.render.terminal import TextColumn, table_lines
 from moe_cli.report.render.terminal_chart import Chart, Point, Series, chart_lines

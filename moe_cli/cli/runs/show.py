@@ -10,7 +10,8 @@ from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
 from moe_cli.config.build import flatten_dict
 from moe_cli.config.ranges import show
 from moe_cli.formatting import age, bars, count, duration, percent, plural, sanitise, sparkline
-from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, loss_unit, max_violation
+from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, loss_unit
+from moe_cli.moe.max_violation import max_violation
 from moe_cli.report.expert_usage import expert_load
 from moe_cli.report.render.terminal import pack
 from moe_cli.runs.cleanup import size_of

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from moe_cli.config.capacity import expert_capacity
 from moe_cli.distributed.collectives import all_gather_rows, rank, world_size
 from moe_cli.moe.routers.router import GatedRouter, top_indices
-from moe_cli.moe.routing import Routing, RoutingPolicy, expert_capacity
+from moe_cli.moe.routing import Routing, RoutingPolicy
 
 
 class ExpertChoiceRouter(GatedRouter):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from moe_cli.config.capacity import expert_capacity
 from moe_cli.errors import ConfigError
 from moe_cli.moe import permutation
 from moe_cli.moe.backends import dispatch
@@ -26,7 +27,7 @@ from moe_cli.moe.backends.loop import loop
 from moe_cli.moe.backends.one_hot import einsum
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.routers.registry import make_router
-from moe_cli.moe.routing import Routing, drop_overflow, expert_capacity
+from moe_cli.moe.routing import Routing, drop_overflow
 from tests.moe.formulas import ACTIVATIONS, FFN_TYPES, ROUTERS, dense, network, routings
 
 Backend = Callable[..., Tensor]
