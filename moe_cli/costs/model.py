@@ -192,10 +192,11 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
 
 
 def all_to_all_bytes_per_step(config: RunConfig, ranks: int) -> float:
-    """Estimates the bytes that one of W ranks sends in an optimizer step if each has E / W experts per sparse layer.
+    """Estimates the bytes that all ranks together send in an optimizer step if each of W ranks has E / W experts.
 
-    4 * layers * T * K' * D * bytes * (W - 1) / W. Each assignment of the T tokens is sent to its expert and its output
-    back, and the gradients of both; at even load a fraction 1 / W stays on the rank (GShard, arXiv:2006.16668).
+    4 * layers * T * K' * D * bytes * (W - 1) / W, with the T tokens of all ranks. Each assignment is sent to its expert
+    and its output back, and the gradients of both. At even load a fraction 1 / W stays on its rank (GShard,
+    arXiv:2006.16668).
     """
     sparse = len(config.sparse_layers)
     rows = (

@@ -86,10 +86,10 @@ def load_loss(
 
     The load of expert i is sum_t Phi((clean_ti - threshold_ti) / std_ti): its expected number of tokens if only its own
     noise were sampled again. threshold_ti is the K-th largest noisy logit among the other experts. The variance is that
-    of the population. The loss is 0 for K = E.
+    of the population. The loss is 0 for K = E, where the calls of collectives are the same as for smaller K.
     """
     if top_k == clean_logits.shape[-1]:
-        return clean_logits.new_zeros(())
+        return squared_cv(clean_logits.new_zeros(top_k))
     top = noisy_logits.topk(top_k + 1, dim=-1).values
     chosen = noisy_logits > top[:, top_k:]
     threshold = torch.where(chosen, top[:, top_k:], top[:, top_k - 1 : top_k])

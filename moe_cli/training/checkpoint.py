@@ -295,7 +295,7 @@ def latest_checkpoint(run: Run) -> Checkpoint:
                 f"{run.id} is complete, but its checkpoints are gone: put {run.path / 'checkpoints'} back.\n"
                 f"To train it again from the start, delete its summary.json, then: {again}"
             )
-        raise CheckpointError(f"{run.id} has no checkpoint: it was stopped before its first one. Go on with: {again}")
+        raise CheckpointError(f"{run.id} has no checkpoint: it was stopped before its first one. Continue it: {again}")
     return _verify(folders[0])
 
 
@@ -397,9 +397,11 @@ def _invalid_value(state: dict[str, Any], step: int) -> str | None:
         return f"seconds={state.get('seconds')!r}"
     metric_sums = state.get("metric_sums", {})
     if not isinstance(metric_sums, dict) or any(type(value) not in (int, float) for value in metric_sums.values()):
-        return "an interval that is no record of numbers"
-    names = ("digest", "corpus_sha256")
-    return next((f"no {name}" for name in names if not isinstance(state.get(name, ""), str)), None)
+        return "metric_sums that are not numbers by name"
+    for name in ("digest", "corpus_sha256"):
+        if not isinstance(state.get(name, ""), str):
+            return f"{name}={state[name]!r:.40}"
+    return None
 
 
 def _damaged(folder: Path, problem: str) -> DamagedCheckpoint:

@@ -290,11 +290,12 @@ def evaluation_mode(
     was_training = model.training
     model.eval()
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(0)
-        with autocast(precision, device):
+    try:
+        with torch.random.fork_rng(devices=cuda), autocast(precision, device):
+            torch.manual_seed(0)
             yield PolicyModel(model, policy), device
-    model.train(was_training)
+    finally:
+        model.train(was_training)
 
 
 class PolicyModel(nn.Module):

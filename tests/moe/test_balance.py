@@ -269,6 +269,25 @@ def test_load_of_all_experts_is_even() -> None:
     assert 0 == load_loss(*noisy(), E).item()
 
 
+@pytest.mark.parametrize("name", LOSSES)
+@every_k
+def test_a_process_with_an_empty_batch_calls_the_same_collectives(
+    monkeypatch: pytest.MonkeyPatch, name: str, top_k: int
+) -> None:
+    """Each loss calls all_reduce_mean equally often, with equal sizes, with 12 tokens and with none."""
+    sizes: list[list[torch.Size]] = []
+    for num_tokens in (12, 0):
+        calls: list[torch.Size] = []
+        monkeypatch.setattr(
+            "moe_cli.moe.balance.all_reduce_mean", lambda values, calls=calls: calls.append(values.shape) or values
+        )
+        clean, noisy_logits, std = noisy(num_tokens)
+        routing = routing_of(noisy_logits, top_indices(noisy_logits, top_k))
+        only_loss(BalanceLoss(name=name), [replace(routing, clean_logits=clean, noise_std=std)])  # type: ignore[arg-type]
+        sizes.append(calls)
+    assert sizes[0] == sizes[1]
+
+
 def test_load_teaches_gate_and_noise() -> None:
     """The loss has a gradient to clean logits and to the noise's deviation, finite everywhere."""
     clean, _, std = (each.detach().requires_grad_() for each in noisy())

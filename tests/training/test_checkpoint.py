@@ -221,6 +221,24 @@ def test_a_pickle_is_refused_unopened(run: Run, tmp_path: Path, text_file: Path,
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({"digest": 3}, "digest=3"),
+        ({"metric_sums": {"train/loss": "low"}}, "metric_sums that are not numbers by name"),
+        ({"seconds": -1}, "seconds=-1"),
+    ],
+)
+def test_a_state_with_a_wrong_value_is_damaged(run: Run, value: dict[str, Any], problem: str) -> None:
+    """The error names the value, even if the checksum of state.json is valid."""
+    path = newest(run) / "state.json"
+    content = unsealed(json.loads(path.read_text()))
+    content["state"].update(value)
+    write_sealed(path, content)
+    with pytest.raises(CheckpointError, match=f"is damaged: state.json has {problem}"):
+        latest_checkpoint(run)
+
+
 @pytest.mark.parametrize("where", ["tensors", "state", "rename"])
 def test_a_save_that_fails_keeps_the_old(run: Run, parts: Any, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """On a full disk the error says so, the older checkpoints stay whole, and no scrap is left."""

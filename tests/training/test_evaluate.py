@@ -23,7 +23,14 @@ from moe_cli.moe.routing_metrics import specialisation
 from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import token_use
-from moe_cli.training.evaluate import LayerRoutingStats, evaluate, expert_lists, probe_routing, saturations
+from moe_cli.training.evaluate import (
+    LayerRoutingStats,
+    evaluate,
+    evaluation_mode,
+    expert_lists,
+    probe_routing,
+    saturations,
+)
 from moe_cli.training.token_use import TokenExpertCounts
 from tests.tiny import randomise, tiny_config, tiny_task
 
@@ -90,6 +97,16 @@ def test_an_evaluation_leaves_no_trace(make: Any, training: bool) -> None:
         torch.manual_seed(8)
         results.append(evaluate(evaluated, task, 8, policy=RoutingPolicy(1, 0.5)))
         assert results[0].loss == results[1].loss == results[2].loss
+
+
+def test_a_failed_evaluation_restores_mode_and_random_state(make: Any) -> None:
+    """An error inside `evaluation_mode` leaves the model in training mode."""
+    model = make()[0].train()
+    random = torch.get_rng_state()
+    with pytest.raises(ValueError, match="cannot convert"), evaluation_mode(model, RoutingPolicy(), "auto"):
+        int(torch.rand(1) * math.nan)
+    assert model.training
+    assert torch.equal(random, torch.get_rng_state())
 
 
 def test_part_of_the_text_is_part_of_the_cost(make: Any) -> None:

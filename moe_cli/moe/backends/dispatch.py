@@ -115,7 +115,7 @@ def grouped_mm_supported(query: BackendQuery) -> bool:
 
 
 def choose_backend(query: BackendQuery) -> str:
-    """Returns the fastest exact back end, `grouped_mm` or `loop`.
+    """Returns the back end that `auto` uses, `grouped_mm` or `loop`.
 
     GPU: the grouped product, if it is supported (not measured).
 
