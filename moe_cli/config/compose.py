@@ -28,7 +28,7 @@ from moe_cli.config.balances import METHODS, combine
 from moe_cli.config.build import build, did_you_mean, flatten_dict, names_of
 from moe_cli.config.folders import GROUPS, find_user_conf, is_text
 from moe_cli.config.habits import unknown_setting
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.saved import changed_settings, read_saved, split_path
 from moe_cli.config.schema import RunConfig, from_dict, is_execution
@@ -176,7 +176,7 @@ class Composer:
             # Of files of the user's own Hydra may raise anything.
             if self.user.folder is None and not isinstance(error, COMPOSITION_ERRORS):
                 raise
-            text, folder = three_lines(error), self.user.folder
+            text, folder = shorten_error(error), self.user.folder
             raise ConfigError(f"{folder}: {text}" if folder and str(folder) not in text else text) from None
         self._check_whole(tree)
         OmegaConf.set_struct(tree, False)
@@ -336,8 +336,8 @@ class Composer:
         if choice not in choices:
             listed = ", ".join(choices) if choices else "none"
             raise BadValue(
-                f"{group}={show(choice)}: no such choice.{did_you_mean(show(choice), choices)} There are: {listed}."
-                f"{self.misnamed(group, show(choice))}"
+                f"{group}={format_setting(choice)}: no such choice.{did_you_mean(format_setting(choice), choices)} There are: {listed}."
+                f"{self.misnamed(group, format_setting(choice))}"
             )
 
     def misnamed(self, group: str, name: str) -> str:
@@ -350,7 +350,7 @@ class Composer:
         """Gives a setting its value; the groups on the way are copied, for `tree` shares them with the base."""
         group, _, setting = key.partition(".")
         if group in GROUPS and setting == "name":
-            raise ConfigError(f"'{key}' follows from the choice of the group. Write: {group}={show(value)}")
+            raise ConfigError(f"'{key}' follows from the choice of the group. Write: {group}={format_setting(value)}")
         if key not in base.known:
             known = [leaf for leaf in flatten_dict(base.tree) if leaf in base.known]
             within = [leaf for leaf in known if leaf.startswith(key + ".")]
@@ -417,10 +417,10 @@ def _interpolated(tree: dict[str, Any]) -> dict[str, Any]:
             OmegaConf.create(tree), resolve=True, throw_on_missing=True
         )
     except OmegaConfBaseException as error:
-        raise ConfigError(three_lines(error)) from None
+        raise ConfigError(shorten_error(error)) from None
 
 
-def three_lines(error: BaseException) -> str:
+def shorten_error(error: BaseException) -> str:
     """Returns the message of Hydra or OmegaConf, in at most three lines and without their hints."""
     cause = error.__cause__ or error
     text = _ADDED.sub("", str(error) or str(cause))

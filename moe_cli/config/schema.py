@@ -19,7 +19,7 @@ from moe_cli.config.data import CorpusConfig, DataConfig
 from moe_cli.config.launch import LaunchConfig, check_launch
 from moe_cli.config.loggers import LOG_KEYS, check_log
 from moe_cli.config.model import ModelConfig
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
     HashConfig,
@@ -84,7 +84,7 @@ class OptimConfig(Settings):
     def check(self) -> None:
         if self.warmup_fraction + (self.decay_fraction or 0) > 1:
             raise ConfigError(
-                f"optim.warmup_fraction={show(self.warmup_fraction)} and optim.decay_fraction={show(self.decay_fraction)} are shares of the budget: "
+                f"optim.warmup_fraction={format_setting(self.warmup_fraction)} and optim.decay_fraction={format_setting(self.decay_fraction)} are shares of the budget: "
                 "together at most 1."
             )
 
@@ -155,7 +155,7 @@ class TrainConfig(Settings):
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(
-                f"{' and '.join(f'train.{name}={show(getattr(self, name))}' for name in given)} are "
+                f"{' and '.join(f'train.{name}={format_setting(getattr(self, name))}' for name in given)} are "
                 f"{len(given)} budgets: give one, and null to the others."
             )
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

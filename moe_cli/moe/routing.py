@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moe_cli.config.ranges import above
+from moe_cli.config.ranges import check_above
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class RoutingPolicy:
     drop: str | None = None
 
     def __post_init__(self) -> None:
-        above("capacity_factor", self.capacity_factor, 0)
+        check_above("capacity_factor", self.capacity_factor, 0)
 
 
 @dataclass(frozen=True)

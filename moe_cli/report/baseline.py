@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from moe_cli.config.baselines import parse_baseline
 from moe_cli.config.build import did_you_mean
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import sanitise
@@ -50,7 +50,9 @@ def sweep_baseline(runs: Sequence[RunRow]) -> Settings:
 def baseline_name(baseline: Settings) -> str:
     """Returns the baseline's name: dense, or balance=none."""
     return (
-        "dense" if baseline == DENSE else sanitise(" ".join(f"{key}={show(value)}" for key, value in baseline.items()))
+        "dense"
+        if baseline == DENSE
+        else sanitise(" ".join(f"{key}={format_setting(value)}" for key, value in baseline.items()))
     )
 
 
@@ -132,7 +134,9 @@ def chosen_baseline(text: str, runs: Sequence[RunRow], extra_baselines: Sequence
 def ambiguity(fitting: Sequence[RunRow]) -> str:
     """Names the configurations among which a baseline cannot be chosen."""
     names = varying_settings([run.settings for run in fitting], settings_of(column_names(fitting)))
-    found = list(dict.fromkeys(" ".join(f"{name}={show(run.get(name))}" for name in names) for run in fitting))
+    found = list(
+        dict.fromkeys(" ".join(f"{name}={format_setting(run.get(name))}" for name in names) for run in fitting)
+    )
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
     return sanitise(
         f"fits several configurations where one is needed: {'; '.join(found[:4])}{more}. Add what tells them apart."
@@ -142,7 +146,7 @@ def ambiguity(fitting: Sequence[RunRow]) -> str:
 def _values(runs: Collection[RunRow], name: str) -> list[str]:
     """Returns the values of a setting in complete runs; a choice of a group goes by its name."""
     found = [value for run in runs if run.status == COMPLETED for value in (run.get(name), run.get(f"{name}.name"))]
-    return list(dict.fromkeys(sanitise(show(value)) for value in found if value is not None))[:8]
+    return list(dict.fromkeys(sanitise(format_setting(value)) for value in found if value is not None))[:8]
 
 
 def dense_baseline_command(config: RunConfig) -> str:
@@ -211,7 +215,7 @@ def _overrides(words: dict[str, Value], wanted: Settings) -> dict[str, Value]:
 
 
 def _written(words: Settings) -> str:
-    return " ".join(shlex.quote(f"{key}={show(value)}") for key, value in words.items())
+    return " ".join(shlex.quote(f"{key}={format_setting(value)}") for key, value in words.items())
 
 
 def resolved_settings(composer: "Composer", words: dict[str, Value]) -> dict[str, Value]:

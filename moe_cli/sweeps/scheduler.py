@@ -3,6 +3,13 @@
 A *feed* gives the next run. A *pool* executes runs, each by the worker `python -m moe_cli.execution.worker RUN_FOLDER
 OUTPUTS` or an equivalent process. The worker reads and writes only the folder of its run, so that a failure affects no
 other run.
+
+A sweep executes each run exactly once, also if several processes execute the same sweep. Four steps ensure this:
+
+    sweeps/plan.py        equal points of a sweep become one configuration
+    runs/folder.py        one configuration has one folder in a sweep, named after the digest of its settings
+    this module           a run starts if it has not ended and no process holds its lock
+    execution/run.py      the worker locks the folder and stops if there is a summary (`claim_run` of runs/locks.py)
 """
 
 import signal
@@ -45,6 +52,10 @@ class Job(Protocol):
 
 class Pool(Protocol):
     """Executes runs on this machine or on a cluster."""
+
+    @property
+    def workers(self) -> int:
+        """Returns the maximum number of parallel runs."""
 
     def room(self) -> int:
         """Returns the number of further runs that may start now."""

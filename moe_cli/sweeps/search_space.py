@@ -12,7 +12,7 @@ from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression
 from moe_cli.config.folders import GROUPS
 from moe_cli.config.habits import unknown_setting
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import RunConfig, is_execution
 from moe_cli.config.search_block import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
@@ -95,6 +95,11 @@ class SearchPlan:
     declared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def conf_notes(self) -> tuple[str, ...]:
+        """Returns a note where ./conf is used although no option names it."""
+        return self.composer.notes
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Returns the settings that all trials of one search share."""
         fixed = {key: value for key, value in self.fixed.items() if not is_execution(key)}
@@ -119,10 +124,10 @@ class SearchPlan:
 
     def words(self, drawn: Mapping[str, Any]) -> list[str]:
         """Returns the settings of a trial as overrides of `moe train`."""
-        return [f"{key}={show(value)}" for key, value in (*self.fixed.items(), *self.settings(drawn).items())]
+        return [f"{key}={format_setting(value)}" for key, value in (*self.fixed.items(), *self.settings(drawn).items())]
 
     def label(self, drawn: Mapping[str, Any]) -> str:
-        return " ".join(f"{key}={show(value)}" for key, value in self.settings(drawn).items())
+        return " ".join(f"{key}={format_setting(value)}" for key, value in self.settings(drawn).items())
 
     def settings(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the drawn settings in the order of the space; fractions are rounded to four digits."""
@@ -378,4 +383,4 @@ def _rounded(domain: Domain, value: Any) -> Any:
 
 def format_domain(domain: Domain) -> str:
     """Returns the domain as an override."""
-    return str(domain) if isinstance(domain, Interval) else ",".join(map(show, domain))
+    return str(domain) if isinstance(domain, Interval) else ",".join(map(format_setting, domain))

@@ -9,7 +9,7 @@ from hypothesis import given
 
 from moe_cli.config.bounds import shortened
 from moe_cli.config.build import build, did_you_mean
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import RunConfig, TrainConfig, from_dict
 from moe_cli.errors import ConfigError
@@ -138,7 +138,7 @@ def test_did_you_mean_prefers_the_first_of_equal_last_parts() -> None:
 )
 def test_show_is_what_a_user_types(value: Any, expected: str) -> None:
     """A value is shown in the notation of the command line."""
-    assert expected == show(value)
+    assert expected == format_setting(value)
 
 
 @given(configs())

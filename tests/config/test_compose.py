@@ -18,7 +18,7 @@ from moe_cli.config.compose import (
     Composer,
     load_config,
     packaged_conf,
-    three_lines,
+    shorten_error,
 )
 from moe_cli.config.executors import load_executor
 from moe_cli.config.resolve import resolve
@@ -303,7 +303,7 @@ def test_a_users_words_survive_in_what_hydra_says(words: str) -> None:
         f"\n    full_key: {words}\n    reference_type=Any\n    object_type=dict",
         "",
     ):
-        assert said == three_lines(HydraException(said + added))
+        assert said == shorten_error(HydraException(said + added))
 
 
 @pytest.mark.parametrize(

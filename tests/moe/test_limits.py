@@ -11,7 +11,7 @@ from moe_cli.config.balances import (
     BalanceLoss,
     SwitchBalance,
 )
-from moe_cli.config.ranges import above, at_least, between, share, whole
+from moe_cli.config.ranges import check_between, check_fraction, check_whole
 from moe_cli.errors import ConfigError
 from moe_cli.moe import routing_metrics
 from moe_cli.moe.backends.dispatch import BACKENDS
@@ -162,16 +162,16 @@ def test_evaluation_takes_as_many_experts_as_there_are(top_k: int) -> None:
 def test_counts_of_another_type_are_refused(value: Any) -> None:
     """Callers without a type checker get the same error."""
     with pytest.raises(ConfigError, match="d_model="):
-        whole("d_model", value)
+        check_whole("d_model", value)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "4", [4]], ids=str)
 def test_fractions_of_another_type_are_refused(value: Any) -> None:
     """The same of every range."""
-    for check in (at_least, above):
+    for check in (check_at_least, check_above):
         with pytest.raises(ConfigError, match="x="):
             check("x", value, 0)
     with pytest.raises(ConfigError, match="x="):
-        share("x", value)
+        check_fraction("x", value)
     with pytest.raises(ConfigError, match="x="):
-        between("x", value, 0, 1)
+        check_between("x", value, 0, 1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.errors import MoeError
 from moe_cli.report.baseline import changed_settings, resolved_settings
 from moe_cli.report.configuration import Configuration
@@ -59,7 +59,9 @@ def next_sweep(
         ks = [1, *ks]
     done = max((len(row.seeds) for row in rows), default=1)
     seeds = min(MAX_SEEDS, max(MIN_SEEDS, done + (more or (2 if done >= MIN_SEEDS else 0))))
-    written = {name.removesuffix(".name"): ",".join(map(show, values)) for name, values in {**axes, "k": ks}.items()}
+    written = {
+        name.removesuffix(".name"): ",".join(map(format_setting, values)) for name, values in {**axes, "k": ks}.items()
+    }
     words = {**settings, **written}
     name = best.sweep if best.sweep not in ("runs", "sweep") and best.sweep.isprintable() else ""
     options = [*(["--name", name] if name else []), *options]
@@ -158,4 +160,6 @@ def _settings(row: Configuration) -> dict[str, Value] | None:
 
 
 def _written(words: Mapping[str, Any], axes: Collection[str]) -> str:
-    return " ".join(shlex.quote(f"{key}={value if key in axes else show(value)}") for key, value in words.items())
+    return " ".join(
+        shlex.quote(f"{key}={value if key in axes else format_setting(value)}") for key, value in words.items()
+    )

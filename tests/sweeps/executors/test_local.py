@@ -151,6 +151,18 @@ def test_which_runs_are_forked(
 
 
 @pytest.mark.usefixtures("idle")
+def test_the_pool_decides_on_compilation_with_the_vocabulary_of_the_worker(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The characters of the text are fewer than 256 bytes."""
+    sizes: list[int] = []
+    monkeypatch.setattr(local, "should_compile", lambda config, vocab_size, device: bool(sizes.append(vocab_size)))
+    (run,) = make(tmp_path, text_file, {"data": {"tokenizer": "chars"}})
+    LocalPool(tmp_path, 1).start(run)
+    assert [len(set(text_file.read_text()))] == sizes
+
+
+@pytest.mark.usefixtures("idle")
 def test_a_run_fits_when_there_is_memory_for_all(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
