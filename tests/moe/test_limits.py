@@ -11,7 +11,7 @@ from moe_cli.config.balances import (
     BalanceLoss,
     SwitchBalance,
 )
-from moe_cli.config.ranges import check_between, check_fraction, check_whole
+from moe_cli.config.ranges import check_above, check_at_least, check_between, check_fraction, check_whole
 from moe_cli.errors import ConfigError
 from moe_cli.moe import routing_metrics
 from moe_cli.moe.backends.dispatch import BACKENDS
