@@ -219,7 +219,7 @@ def docstring_lines(text: str) -> Iterator[str]:
 # What completes an argument, or the value of an option: by its name, then by what its help calls the value.
 OPTION_KINDS = {"--name": "sweep", "--sweep": "sweep", "--baseline": "setting", "--tag": "tag", "--resume": "run"}
 METAVAR_KINDS = {
-    "SETTING=VALUE": "setting",
+    "SETTING=VALUE": "setting or file",
     "NAME|SETTING=VALUE,VALUE": "sweep or setting",
     "RUN": "run",
     "A": "run",

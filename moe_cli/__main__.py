@@ -1,4 +1,7 @@
-"""The command `moe`, and python -m moe_cli. Completion is answered before the commands are imported, which takes longer."""
+"""The command `moe`, and python -m moe_cli.
+
+Completion is answered before the commands are imported, which takes longer.
+"""
 
 import os
 import sys

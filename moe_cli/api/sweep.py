@@ -86,5 +86,5 @@ class Notes(View):
             notes = search_lines.notes(prepared.plan, prepared.preview)
         else:
             notes = [" ".join(line.split()) for _, line in data_notes(prepared)]
-        for note in notes:
+        for note in (*prepared.plan.conf_notes, *notes):
             LOGGER.warning(note)

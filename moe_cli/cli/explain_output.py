@@ -15,26 +15,13 @@ from moe_cli.config.routers import null_experts
 from moe_cli.formatting import percent, plural, sanitise
 from moe_cli.metrics import BY_KEY, LOAD_DESCRIPTION, LOAD_RANGE
 from moe_cli.report.render.expert_usage import ASCII_SHADES, SHADES, heat_map
-from moe_cli.report.render.terminal import plain_table, wrap
+from moe_cli.report.render.terminal import PALETTE, plain_table, wrap
 
 if TYPE_CHECKING:
     from moe_cli.config.schema import EvalConfig, RunConfig
     from moe_cli.report.html.explain_page import PageContent
     from moe_cli.training.explain import Assignment, Explanation, LayerAssignments, TextToken
 
-# White is readable on all of them, and they on a light ground: c0 to c9 of report/html/assets/page.css.
-PALETTE = (
-    "#0b62b5",
-    "#b54708",
-    "#1a7f4b",
-    "#8a3ffc",
-    "#b3261e",
-    "#00757d",
-    "#a2296b",
-    "#6b6200",
-    "#3f51b5",
-    "#5b6570",
-)
 # The number of a token's strongest experts to show: with all layers side by side, and with one layer alone.
 EXPERTS_PER_TOKEN_ALL, EXPERTS_PER_TOKEN_ONE_LAYER = 2, 8
 GAP = " "

@@ -101,7 +101,8 @@ def _print(content: dict[str, Any]) -> None:
         (
             "compute",
             f"{count(content['forward_flops_per_token'])}FLOP/token forward   "
-            f"{count(content['flops_per_token'])}FLOP/token in training: {count(content['model_flops_per_token'])} model + {optimizer} optimizer",
+            f"{count(content['flops_per_token'])}FLOP/token in training: "
+            f"{count(content['model_flops_per_token'])} model + {optimizer} optimizer",
         ),
         ("training", f"{budget}   {count(content['tokens_per_step'])} tokens a step"),
         ("time", _time(content)),
@@ -110,7 +111,7 @@ def _print(content: dict[str, Any]) -> None:
         console.print(f"  [dim]{label:<12}[/] {text}", highlight=False, soft_wrap=True)
     print_lines(console, [Text("  ") + line for line in _table(content)])
     console.print(
-        "  Of each GPU, in float32, at even load. gathered: of a sharded block, whole; all-to-all: leaves it in a step.",
+        "  For each GPU, in float32, at even load. gathered: a sharded block, whole; all-to-all: sent in a step.",
         style="dim",
         soft_wrap=True,
     )

@@ -101,7 +101,8 @@ def _check(prompt: str, temperature: float, top_k: int | None, top_p: float | No
     given = [name for name, value in (("--top-k", top_k), ("--top-p", top_p)) if value is not None]
     if temperature == 0 and given:
         raise ConfigError(
-            f"--temperature 0 takes the likeliest token: {' and '.join(given)} would change nothing. Leave out one or the other."
+            f"--temperature 0 takes the likeliest token: {' and '.join(given)} would change nothing. "
+            "Leave out one or the other."
         )
 
 

@@ -17,7 +17,7 @@ MIN_LABEL_WIDTH = 20
 
 
 def print_head(console: "Console", prepared: "PreparedSweep") -> None:
-    """Prints the question, the number of runs, and warnings."""
+    """Prints a note on ./conf, the question, the number of runs, and warnings."""
     from rich.markup import escape
 
     for style, text in summary_lines(prepared):
@@ -33,7 +33,8 @@ def summary_lines(prepared: "PreparedSweep") -> list[tuple[str, str]]:
 
     plan, pending, runs = prepared.plan, prepared.pending, len(prepared.runs)
     counted = Counter(planned.status for planned in prepared.runs)
-    lines = [("bold", f"{plan.name}: {plan.question}")] if plan.question else []
+    lines = [("yellow", f"note: {note}") for note in plan.conf_notes]
+    lines += [("bold", f"{plan.name}: {plan.question}")] if plan.question else []
     seeds = f" x {plan.num_seeds} seeds = {plural(runs, 'run')}" if plan.num_seeds > 1 else ""
     failed = 0 if prepared.execution.retry_failed else counted[FAILED]
     lost = f", {failed} failed before (--retry-failed runs them again)" if failed else ""

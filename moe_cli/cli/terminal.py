@@ -17,7 +17,7 @@ from moe_cli.formatting import BARS
 
 # Lines are not broken for less than this.
 MIN_WIDTH = 20
-_SUBSTITUTES = {**dict(zip(BARS, "_.-:=+*#", strict=True)), **dict(zip("…─│┤┼┬┴├•", ".-||+--|*", strict=True))}
+_SUBSTITUTES = dict(zip(f"{BARS}…─│┤┼┬┴├•", "_.-:=+*#.-||+--|*", strict=True))
 
 
 def shown(text: str) -> str:
@@ -95,7 +95,7 @@ def ascii_only() -> bool:
 
 
 def end_unread(code: int) -> NoReturn:
-    """Ends the command when its reader, such as `head`, has gone: without a word, and without a second error at the end."""
+    """Ends the command when its reader, such as `head`, has gone: without a word or a second error at the end."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -56,6 +56,7 @@ class SweepPlan:
 
     Attributes:
         notes: given settings that have no effect in some points.
+        conf_notes: whether ./conf is used although no option names it.
         name: the folder under outputs/.
         question: the question that a sweep file answers; "" for a sweep typed by hand.
         num_repeats: points with the same configuration as an earlier one, such as dense with each router.
@@ -76,6 +77,7 @@ class SweepPlan:
     words: tuple[str, ...] = ()
     baseline: Partial | None = None
     where: tuple[str, ...] = ()
+    conf_notes: tuple[str, ...] = ()
 
     @property
     def num_configurations(self) -> int:
@@ -164,11 +166,12 @@ def plan_sweep(
         tuple(found.left_out.values()),
         found.repeats * len(chosen),
         len(chosen),
-        (*composer.notes, *found.notes),
+        tuple(found.notes),
         found.excluded,
         tuple(words),
         sweep.baseline,
         tuple(where),
+        composer.notes,
     )
 
 

@@ -95,6 +95,11 @@ class SearchPlan:
     declared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def conf_notes(self) -> tuple[str, ...]:
+        """Returns a note where ./conf is used although no option names it."""
+        return self.composer.notes
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Returns the settings that all trials of one search share."""
         fixed = {key: value for key, value in self.fixed.items() if not is_execution(key)}

@@ -26,8 +26,8 @@ def test_a_conf_folder_that_is_used_is_named(here: Path) -> None:
     assert (USED,) == load_config([]).notes
     assert not any("./conf" in note for note in load_config(["model=lstm"]).notes)
     assert () == load_config([], config_dir=here / "conf").notes
-    assert USED in plan_sweep(["k=1,2"]).notes
-    assert any("sweep/mine.yaml" in note for note in plan_sweep(["mine", "model=lstm"]).notes)
+    assert (USED,) == plan_sweep(["k=1,2"]).conf_notes
+    assert any("sweep/mine.yaml" in note for note in plan_sweep(["mine", "model=lstm"]).conf_notes)
 
 
 def test_files_that_others_build_on_count(here: Path) -> None:

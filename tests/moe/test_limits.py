@@ -11,7 +11,7 @@ from moe_cli.config.balances import (
     BalanceLoss,
     SwitchBalance,
 )
-from moe_cli.config.ranges import check_between, check_fraction, check_whole
+from moe_cli.config.ranges import check_above, check_at_least, check_between, check_fraction, check_whole
 from moe_cli.errors import ConfigError
 from moe_cli.moe import routing_metrics
 from moe_cli.moe.backends.dispatch import BACKENDS
@@ -168,7 +168,7 @@ def test_counts_of_another_type_are_refused(value: Any) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, "4", [4]], ids=str)
 def test_fractions_of_another_type_are_refused(value: Any) -> None:
     """The same of every range."""
-    for check in (at_least, above):
+    for check in (check_at_least, check_above):
         with pytest.raises(ConfigError, match="x="):
             check("x", value, 0)
     with pytest.raises(ConfigError, match="x="):

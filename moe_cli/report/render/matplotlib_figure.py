@@ -12,6 +12,7 @@ from moe_cli.report.columns import required_columns, truncate_left
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.curves import thinned_curves
 from moe_cli.report.pareto import pareto_front
+from moe_cli.report.render.terminal import PALETTE
 from moe_cli.report.render.terminal_chart import number_of
 from moe_cli.report.run_row import comparison_key
 from moe_cli.report.table import ReportTable
@@ -60,7 +61,7 @@ def figure_bytes(table: ReportTable, ending: str, title: str) -> bytes:
 
 
 def _look(index: int) -> dict[str, Any]:
-    return {"color": f"C{index % 10}", "marker": MARKERS[index % len(MARKERS)]}
+    return {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def _points(axes: "Axes", table: ReportTable, rows: Sequence[Configuration], score: str, name: str) -> None:

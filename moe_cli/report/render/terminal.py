@@ -11,6 +11,19 @@ from moe_cli.formatting import sanitise
 
 GAP = "  "
 MIN_LABEL_WIDTH, MIN_PROSE_WIDTH = 8, 20
+# The colours c0 to c9 of page.css on a light background. White text is readable on all of them.
+PALETTE = (
+    "#0b62b5",
+    "#b54708",
+    "#1a7f4b",
+    "#8a3ffc",
+    "#b3261e",
+    "#00757d",
+    "#a2296b",
+    "#6b6200",
+    "#3f51b5",
+    "#5b6570",
+)
 
 
 @dataclass(frozen=True)

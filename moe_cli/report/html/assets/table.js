@@ -131,6 +131,6 @@ function table_section() {
     count.textContent = `${rows.length} of ${page.rows.length} ${what}s${none}`;
   };
   subscribers.push(refresh);
-  const hint = "Words that must match: text, or a column or setting with =, !=, >=, <=, >, <";
+  const hint = "Show rows that match all words: a text, or a column or setting with =, !=, >=, <=, >, <";
   return section("table", "Table", el("div", { class: "controls" }, labelled(hint, words), all, none), count, host);
 }
