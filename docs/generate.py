@@ -104,7 +104,8 @@ def settings_table(prefix: str, by_choice: dict[str, list[SettingLine]], classes
             found.setdefault(each.key, {})[choice] = each
     rows = []
     for key, of_choices in found.items():
-        some = f" ({', '.join(of_choices)})" if len(of_choices) < len(by_choice) else ""
+        alike = len({each.comment for each in of_choices.values()}) == 1
+        some = f" ({', '.join(of_choices)})" if alike and len(of_choices) < len(by_choice) else ""
         rows.append(
             (code(prefix + key), defaults_text(of_choices), type_text(classes, key, code), meaning(of_choices) + some)
         )
@@ -118,7 +119,8 @@ def meaning(of_choices: dict[str, SettingLine]) -> str:
         choices.setdefault(each.comment.replace("<", "\\<"), []).append(choice)
     if len(choices) == 1:
         return next(iter(choices))
-    return "; ".join(f"{comment} ({', '.join(names)})" for comment, names in choices.items() if comment)
+    listed = sorted(choices.items(), key=lambda each: "text" not in each[1])
+    return "<br>".join(f"{', '.join(map(code, names))}: {comment}" for comment, names in listed if comment)
 
 
 def defaults_text(of_choices: dict[str, SettingLine]) -> str:

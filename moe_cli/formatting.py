@@ -9,6 +9,7 @@ from itertools import pairwise
 BARS = "▁▂▃▄▅▆▇█"
 # The same heights where the terminal has no blocks.
 DIGITS = "12345678"
+YEAR = 31_557_600  # seconds
 
 
 def count(value: float) -> str:
@@ -38,8 +39,10 @@ def format_loss(bits_per_byte: float | None, nats: float, target: str = "token")
 
 
 def duration(seconds: float) -> str:
-    """Formats a duration: 8s, 1m 32s, 2h 5m."""
+    """Formats a duration: 8s, 1m 32s, 2h 5m, 12 years."""
     seconds = round(seconds)
+    if seconds >= 2 * YEAR:
+        return f"{seconds // YEAR:,} years"
     if seconds < 60:
         return f"{seconds}s"
     if seconds < 3600:

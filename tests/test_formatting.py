@@ -28,7 +28,9 @@ def test_count(value: float, text: str) -> None:
     assert count(value) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0s"), (59.6, "1m 0s"), (92, "1m 32s"), (7500, "2h 5m")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0s"), (59.6, "1m 0s"), (92, "1m 32s"), (7500, "2h 5m"), (4e9, "126 years")]
+)
 def test_duration(seconds: float, text: str) -> None:
     """Two units at most, and never 60 of one."""
     assert duration(seconds) == text

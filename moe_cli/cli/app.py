@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the work failed, 2 wrong request, 3 some runs of a sweep f
 
 import errno
 import os
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -108,6 +109,14 @@ def _print_system(error: OSError) -> int:
     return 2 if error.errno in ERRORS_OF_PATHS else 1
 
 
+# Messages of the parser of options, and what is printed instead.
+PARSER_WORDS = (
+    (r"^Invalid value for '([^']+)': Value error, ", r"\1: "),
+    (r"^Invalid value for '([^']+)': Input should be a valid integer.*", r"\1 takes a whole number."),
+    (r"^Invalid value for '([^']+)': Input should be a valid number.*", r"\1 takes a number."),
+)
+
+
 def _print_usage(error: Any, words: Sequence[str]) -> None:
     """Prints the error of an option or an argument; for a command without arguments, its help."""
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -116,6 +125,8 @@ def _print_usage(error: Any, words: Sequence[str]) -> None:
     if hint := _option_hint(error, words):
         return echo_error("error", hint)
     message = " ".join(error.format_message().split())
+    for pattern, replacement in PARSER_WORDS:
+        message = re.sub(pattern, replacement, message)
     echo_error("error", shortened(message, 400))
     command = "moe" if error.ctx is None else error.ctx.command_path.replace("python -m moe_cli", "moe")
     echo(f"See: {command} -h", err=True)
@@ -132,6 +143,8 @@ def _option_hint(error: Any, words: Sequence[str]) -> str | None:
     index, typed = next(((i, word) for i, word in enumerate(words) if word.startswith(option)), (len(words), option))
     name, equals, value = typed.partition("=")
     following = words[index + 1] if index + 1 < len(words) and not words[index + 1].startswith("-") else "VALUE"
+    if name in ("-m", "--multirun"):
+        following = " ".join(word for word in words[1:] if not word.startswith("-")) or "expert=1,8"
     return explain_option(name, value if equals else following) or explain_option(option)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, print_json, print_notes
-from moe_cli.cli.terminal import echo
+from moe_cli.cli.terminal import echo, echo_definitions
 
 if TYPE_CHECKING:
     from moe_cli.config.compose import Composer
@@ -90,10 +90,13 @@ def _print_groups(config_dir: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(listed)
         return
-    for group, choices in listed.items():
-        for name, line in choices.items():
-            usage = f"moe sweep {name}" if group == "sweep" else f"{group}={name}"
-            echo(f"{usage:<24} {line}")
+    for number, (group, choices) in enumerate(listed.items()):
+        if number:
+            echo()
+        echo(group)
+        echo_definitions(
+            {(f"moe sweep {name}" if group == "sweep" else f"{group}={name}"): line for name, line in choices.items()}
+        )
 
 
 def _split_keys(words: list[str]) -> tuple[list[str], list[str]]:
@@ -134,8 +137,7 @@ def _print_choices(composer: "Composer", group: str, values: dict[str, Any]) -> 
     tree = composer.tree(values)
     chosen = tree[group].get("name") if isinstance(tree.get(group), dict) else values.get(group)
     echo(f"{group}={chosen}" if chosen else group)
-    for name in composer.choices(group):
-        echo(f"  {group + '=' + name:<24} {composer.describe(group, name)}")
+    echo_definitions({f"{group}={name}": composer.describe(group, name) for name in composer.choices(group)})
 
 
 def _print_explanation(explained: "Explanation") -> None:
@@ -149,4 +151,5 @@ def _print_explanation(explained: "Explanation") -> None:
         ("default", ", ".join(defaults)),
         ("source", explained.source),
     ):
-        echo(f"  {title:<8} {text}")
+        for number, line in enumerate(text.split("\n")):
+            echo(f"  {'' if number else title:<8} {line}")

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
+from rich.theme import Theme
 
-from moe_cli.cli.terminal import end_unread, is_harmless, is_screen, shown
+from moe_cli.cli.terminal import READABLE_YELLOW, end_unread, is_harmless, is_screen, shown
 
 # Narrower than this nothing can be read; wider, lines are only padded.
 MIN_WIDTH, MAX_WIDTH = 20, 1000
@@ -28,6 +29,7 @@ class Terminal(Console):
         self._unread = unread
         if os.environ.get("FORCE_COLOR") and not is_screen(sys.stderr if options.get("stderr") else sys.stdout):
             options.setdefault("color_system", "standard")
+        options.setdefault("theme", Theme({"yellow": f"color({READABLE_YELLOW})"}))
         super().__init__(**{"_environ": _environment(), **options})
 
     @property

@@ -26,7 +26,7 @@ DEFAULT_MFU = 0.4
 
 def plan(
     overrides: Overrides = None,
-    gpus: Gpus = 8,
+    gpus: Gpus = 1,
     gpu: Gpu = "h100",
     mfu: Mfu = DEFAULT_MFU,
     outputs: Outputs = None,
@@ -110,11 +110,14 @@ def _print(content: dict[str, Any]) -> None:
     for label, text in rows:
         console.print(f"  [dim]{label:<12}[/] {text}", highlight=False, soft_wrap=True)
     print_lines(console, [Text("  ") + line for line in _table(content)])
-    console.print(
-        "  For each GPU, in float32, at even load. gathered: a sharded block, whole; all-to-all: sent in a step.",
-        style="dim",
-        soft_wrap=True,
-    )
+    explained = ["dp: the whole model on each GPU. Bytes of each GPU, in float32, at even load."]
+    if len(content["shares"]) > 1:
+        explained += [
+            "fsdp: weights, gradients and optimizer state sharded. gathered: a sharded block, whole.",
+            "ep N: the experts divided among N GPUs. all-to-all: sent in a step.",
+        ]
+    for line in explained:
+        console.print(f"  {line}", style="dim", soft_wrap=True)
 
 
 def _time(content: dict[str, Any]) -> str:
@@ -129,6 +132,8 @@ def _time(content: dict[str, Any]) -> str:
 
 def _days(seconds: float, duration: Any) -> str:
     days = seconds / 86_400
+    if days >= 1000:
+        return str(duration(seconds))
     return f"{days:,.0f} days" if days >= 10 else f"{days:.1f} days" if days >= 2 else duration(seconds)
 
 
@@ -147,5 +152,5 @@ def _table(content: dict[str, Any]) -> "list[Text]":
     for share in content["shares"]:
         launch = share["shard"] + (f" ep {share['members']}" if share["members"] > 1 else "")
         numbers = [f"{count(share[name])}B" if share[name] else "-" for name in parts.values()]
-        rows.append([launch, *numbers, "fits" if share["fits"] else "no"])
-    return plain_table(["launch", *parts, f"{count(content['gpu']['memory_bytes'])}B"], rows, None)
+        rows.append([launch, *numbers, "yes" if share["fits"] else "no"])
+    return plain_table(["launch", *parts, f"fits in {content['gpu']['memory_bytes'] / 1e9:g} GB"], rows, None)

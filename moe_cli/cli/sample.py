@@ -26,12 +26,18 @@ def sample(  # noqa: PLR0913  (an option each)
     top_k: Annotated[
         int | None,
         typer.Option(
-            min=1, max=TOP_K, help="Sample from the K likeliest tokens.", show_default="all", rich_help_panel="Sampling"
+            min=1,
+            max=TOP_K,
+            metavar="K",
+            help="Sample from the K likeliest tokens.",
+            show_default="all",
+            rich_help_panel="Sampling",
         ),
     ] = None,
     top_p: Annotated[
         float | None,
         typer.Option(
+            metavar="P",
             help="Nucleus sampling: from the smallest set of tokens with cumulative probability P.",
             show_default="all",
             rich_help_panel="Sampling",

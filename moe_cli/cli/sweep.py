@@ -43,7 +43,7 @@ Where = Annotated[
 Name = Annotated[
     str | None,
     typer.Option(
-        help="Folder under outputs/ [default: NAME, 'sweep' or 'search'].",
+        help="Folder under outputs/.  [default: NAME, 'sweep' or 'search']",
         show_default=False,
         rich_help_panel="Folders",
     ),
@@ -90,7 +90,7 @@ ExecutorName = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Executor: local, ray or slurm [default: local].",
+        help="Executor: local, ray or slurm.  [default: local]",
         show_default=False,
         rich_help_panel="Execution",
     ),

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Mapping
 from typing import Any, NoReturn, TextIO
 
 import typer
@@ -17,6 +18,8 @@ from moe_cli.formatting import BARS
 
 # Lines are not broken for less than this.
 MIN_WIDTH = 20
+# A dark orange of the 256 colours, which is readable on black and on white.
+READABLE_YELLOW = 130
 _SUBSTITUTES = dict(zip(f"{BARS}…─│┤┼┬┴├•", "_.-:=+*#.-||+--|*", strict=True))
 
 
@@ -34,6 +37,8 @@ def is_harmless(text: str) -> bool:
 def echo(text: str = "", *, nl: bool = True, err: bool = False, **style: Any) -> None:
     """Prints a text, whatever it holds, in a style of `typer.style` where a terminal shows it."""
     text = shown(text)
+    if style.get("fg") == "yellow":
+        style["fg"] = READABLE_YELLOW
     _write(typer.style(text, **style) if style else text, sys.stderr if err else sys.stdout, nl)
 
 
@@ -82,6 +87,23 @@ def screen_lines(text: str, stream: TextIO | None) -> list[str]:
         return [text]
     width = max(MIN_WIDTH, shutil.get_terminal_size().columns)
     return textwrap.wrap(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def echo_definitions(texts: Mapping[str, str]) -> None:
+    """Prints a text beside each name, in two columns; a terminal gets the texts broken between words."""
+    longest = max((len(name) for name in texts), default=0) + 4
+    for name, text in texts.items():
+        if not is_screen(sys.stdout):
+            echo(f"  {name:<{longest - 2}}{text}")
+            continue
+        columns = shutil.get_terminal_size().columns
+        indent = min(longest, columns // 2)
+        lines = textwrap.wrap(text, max(MIN_WIDTH, columns - indent), break_long_words=False, break_on_hyphens=False)
+        if len(name) + 4 > indent:
+            echo(f"  {name}")
+            name = ""
+        for number, line in enumerate(lines or [""]):
+            echo(f"  {'' if number else name:<{indent - 2}}{line}".rstrip())
 
 
 def ascii_only() -> bool:

@@ -126,7 +126,8 @@ def explain_word(word: str) -> str | None:
         known = [*names_of(RunConfig), *GROUPS]
         if plain not in known:
             return f"'{shortened(word)}': no setting can be added with +, and there is {unknown_setting(plain, known)}"
-        return f"'{shortened(word)}': every setting exists already, so none is added with +. Write: {plain}={value}"
+        meant = _near_choice(plain, value) if plain in GROUPS else value
+        return f"'{shortened(word)}': every setting exists already, so none is added with +. Write: {plain}={meant}"
     if "@" in key and equals:
         return f"'{shortened(word)}': a group has one place in the configuration. Write: {plain}={value}"
     if key == "sweep" and equals:
@@ -134,6 +135,15 @@ def explain_word(word: str) -> str | None:
     if key in GROUPS and value.startswith("[") and value.endswith("]"):
         return f"'{shortened(word)}': {key} takes one choice. {_instead_of_list(key, value[1:-1])}"
     return None
+
+
+def _near_choice(group: str, value: str) -> str:
+    """Returns the only choice of a group whose name contains the value, else the value."""
+    from moe_cli.config.compose import Composer
+
+    choices = Composer().choices(group)
+    near = [name for name in choices if value in name]
+    return near[0] if value not in choices and len(near) == 1 else value
 
 
 def _instead_of_removal(key: str) -> str:
@@ -153,7 +163,10 @@ def _instead_of_list(key: str, values: str) -> str:
 def explain_option(option: str, value: str = "VALUE") -> str | None:
     """Returns what to type instead of an option that no command has: one of Hydra, or a setting with dashes."""
     if option in HYDRA_OPTIONS:
-        return f"{option} is Hydra's: {HYDRA_OPTIONS[option]}"
+        reason = HYDRA_OPTIONS[option]
+        if option in ("-m", "--multirun") and "=" in value:
+            reason = reason.replace("expert=1,8", value)
+        return f"{option} is Hydra's: {reason}"
     name = option.lstrip("-").partition("=")[0].replace("-", "_")
     known = [*names_of(RunConfig), *GROUPS]
     last_parts = {key.rpartition(".")[2]: key for key in reversed(known)}

@@ -138,16 +138,20 @@ def explain_setting(composer: Composer, key: str, values: Mapping[str, Any]) -> 
     """
     tree = composer.tree(values)
     composer.tree({**values, key: None})  # raises for an unknown setting
-    given, config = flatten_dict(tree), composer.point(values).config
+    needs_path = tree["data"].get("path", "") is None  # a data set without its path cannot be resolved
+    given = flatten_dict(tree)
+    config = composer.point({**values, "data.path": "."} if needs_path else values).config
     *groups, name = key.split(".")
     group = groups[0] if groups else ""
     resolved = flatten_dict(config.to_dict())
+    if needs_path:
+        resolved["data.path"] = None
     classes = classes_of(get_type_hints(RunConfig)[group]) if group else (RunConfig,)
     lines = {choice: found[name] for choice, found in settings_by_choice(group).items() if name in found}
     choice = ""
     if group in GROUPS:  # a combination has the settings of each method below the method's name
         choice = groups[1] if len(groups) > 1 else str(values.get(group) or tree[group].get("name", "default"))
-    line = lines.get(choice) or next(iter(lines.values()), SettingLine(name, "", ""))
+    line = lines.get(choice) or _line_of_choices(lines) or next(iter(lines.values()), SettingLine(name, "", ""))
     defaults = {choice: line.default for choice, line in lines.items()}
     if len(set(defaults.values())) == 1:
         defaults = {"": line.default}
@@ -156,6 +160,15 @@ def explain_setting(composer: Composer, key: str, values: Mapping[str, Any]) -> 
     if key not in resolved or value != given.get(key):
         source = "derived from other settings" if key in resolved else "without effect in this configuration"
     return Explanation(key, value, line.comment, type_text(classes, name), defaults, source)
+
+
+def _line_of_choices(lines: Mapping[str, SettingLine]) -> SettingLine | None:
+    """Returns a setting whose comment has a line for each choice, text first; None if all have one comment."""
+    if len({line.comment for line in lines.values()}) < 2:
+        return None
+    names = sorted(lines, key=lambda name: name != "text")
+    comment = "\n".join(f"{name}: {lines[name].comment}" for name in names)
+    return dataclasses.replace(lines[names[0]], comment=comment)
 
 
 def _source(key: str, values: Mapping[str, Any], group: str, choice: str) -> str:

@@ -25,6 +25,8 @@ HABITS = {
     "~experiment": "'~experiment': no setting can be removed. Leave experiment=NAME out.",
     "~model.dropout": "'~model.dropout': no setting can be removed. Give it another value: model.dropout=VALUE",
     "-m expert=1,8": f"-m {SWEEP}",
+    "-m expert=1,2 k=1": f"-m {SWEEP.replace('expert=1,8', 'expert=1,2 k=1')}",
+    "+experiment=mixtral": f"'+experiment=mixtral': {ADDED} experiment=published/mixtral_8x7b",
     "--multirun": f"--multirun {SWEEP}",
     "--cfg job": f"--cfg {CONFIG}",
     "-c job": f"-c {CONFIG}",

@@ -146,6 +146,15 @@ def test_a_setting_is_explained_with_its_source(key: str, values: dict[str, Any]
     assert (value, source) == (explained.value, explained.source)
 
 
+def test_a_path_is_explained_for_each_data_set() -> None:
+    """Without a data set with a path, each has a line, text first; with one, its own, though the path is missing."""
+    lines = explain_setting(COMPOSER, "data.path", {}).meaning.splitlines()
+    assert lines[0].startswith("text: a file, a folder, or a pattern")
+    assert any(line.startswith("fashion_mnist: ") for line in lines)
+    explained = explain_setting(COMPOSER, "data.path", {"data": "text"})
+    assert (None, lines[0].removeprefix("text: ")) == (explained.value, explained.meaning)
+
+
 def test_an_explanation_has_meaning_values_and_defaults() -> None:
     """The comment of conf/, the range, and the default of each choice of the group."""
     explained = explain_setting(COMPOSER, "optim.momentum", {})

@@ -8,12 +8,12 @@ from moe_cli.cli.console import Terminal, print_lines
 from moe_cli.cli.runs.settings import DifferingSettings
 from moe_cli.formatting import age, count, percent
 from moe_cli.report.columns import heading_of
-from moe_cli.report.render.terminal import TextColumn, table_lines
+from moe_cli.report.render.terminal import TextColumn, hidden_headings, table_lines, wrap
 from moe_cli.runs.status import RunStatus
 
 STYLES = {"failed": "red", "interrupted": "yellow", "pending": "dim"}
 # The order in which columns leave a narrow terminal, highest first. Settings leave last, from the right.
-SETTINGS_ORDER, OTHER_ORDER = 1, 100
+SETTINGS_ORDER, AGE_ORDER, OTHER_ORDER = 1, 90, 100
 
 
 def status_record(status: RunStatus) -> dict[str, Any]:
@@ -51,15 +51,16 @@ def print_list(statuses: Sequence[RunStatus]) -> None:
     styles = [STYLES.get(status.status, "") for status in statuses]
     sweeps = texts(lambda status: status.run.sweep)
     reasons = texts(lambda status: (status.reason or "").split("\n")[0])
+    tags = texts(lambda status: ",".join(status.tags))
     columns = [
-        TextColumn("run", texts(lambda status: status.run.id), align_left=True, min_width=16),
+        TextColumn("run", texts(lambda status: status.run.id), align_left=True),
         TextColumn("sweep", sweeps, 0 if several_sweeps else OTHER_ORDER, align_left=True, min_width=8),
         TextColumn("status", texts(lambda status: status.status), align_left=True, styles=styles),
         *_settings_columns(statuses),
         TextColumn("done", texts(lambda status: f"{100 * status.progress:.0f} %" if status.steps else "-")),
         TextColumn("bits/byte", numbers("val_bpb", "{:.3f}".format)),
-        TextColumn("age", texts(lambda status: age(now - status.created) if status.created else "-")),
-        TextColumn("tags", texts(lambda status: ",".join(status.tags)), align_left=True, min_width=12),
+        TextColumn("age", texts(lambda status: age(now - status.created) if status.created else "-"), AGE_ORDER),
+        *([TextColumn("tags", tags, AGE_ORDER + 1, align_left=True, min_width=12)] if any(tags) else []),
         TextColumn("val loss", numbers("val_loss", "{:.3f}".format), OTHER_ORDER + 2),
         TextColumn("tok/s", numbers("tokens_per_second", count), OTHER_ORDER + 3),
         TextColumn("MaxVio", numbers("max_violation", lambda value: percent(value, signed=True)), OTHER_ORDER + 4),
@@ -69,7 +70,10 @@ def print_list(statuses: Sequence[RunStatus]) -> None:
         ),
         TextColumn("reason", reasons, OTHER_ORDER + 1, align_left=True, min_width=16),
     ]
-    print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
+    width = console.width if console.is_terminal else None
+    print_lines(console, table_lines(columns, width))
+    if width is not None and (hidden := hidden_headings(columns, width)):
+        print_lines(console, wrap(f"hidden columns: {', '.join(hidden)} (a wider terminal shows them)", width, "dim"))
 
 
 def _settings_columns(statuses: Sequence[RunStatus]) -> list[TextColumn]:

@@ -66,6 +66,13 @@ def table_lines(columns: Sequence[TextColumn], width: int | None, header: bool =
     return lines
 
 
+def hidden_headings(columns: Sequence[TextColumn], width: int) -> list[str]:
+    """Returns the headings of the columns that `table_lines` leaves out at a width."""
+    widths = [max(map(cell_len, map(sanitise, (column.heading, *column.cells)))) for column in columns]
+    kept, _ = _fit(columns, list(range(len(columns))), widths, width)
+    return [column.heading for index, column in enumerate(columns) if index not in kept and any(column.cells)]
+
+
 def _style(column: TextColumn, row: int) -> str:
     return column.styles[row] if column.styles else ""
 
