@@ -160,8 +160,11 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     - router: E probabilities, 2 D with jitter, and about 7 K' for the routing record;
     - router=soft instead: four mixtures of E S, the record (7 E), the normalised input (2 D), slot outputs (K' D).
 
-    Added by backward, whichever is more: 3 V per token at the loss; or, in the last sparse layer, 2 K' D per token, a
-    second copy of its experts' gradients, and for the rows of one expert at even load 7 F if gated, else 4 F.
+    Added by backward, the largest of:
+    - at the loss: 3 V per token;
+    - in the last sparse layer: 2 K' D per token, a second copy of its experts' gradients, and 7 F (4 F if not gated)
+      per row of one expert at even load;
+    - in a dense last layer: F per token (2 F with relu).
     """
     model, tokens = config.model, _tokens_per_pass(config)
     width, gated = model.d_model, model.ffn_type == "glu"

@@ -62,7 +62,7 @@ def is_single_machine() -> bool:
 
 
 def launched_by_moe() -> bool:
-    """Returns True if `launch` started this process. It then reports its death."""
+    """Returns True if `launch` started this process. The launcher then reports if this process dies."""
     return "MOE_LAUNCH" in os.environ
 
 

@@ -17,6 +17,13 @@ from moe_cli.moe.routing import Routing, RoutingPolicy
 from moe_cli.moe.soft import SoftMoELayer
 from moe_cli.moe.sparse_layer import SparseLayer
 
+# Factor of the initial last matrix of every residual branch. With 0, and a head of zeros, the first prediction is uniform.
+OUT_SCALE = 0.0
+# Standard deviation of an initial embedding with a head of its own.
+EMBEDDING_STD = 1.0
+# The same for an embedding that is also the head, and for positions.
+TIED_STD = 0.02
+
 # True where the query (row) may attend to the key (column); P cached positions come first.
 AttentionMask = Bool[Tensor, "#B 1 L PL"] | None
 
@@ -30,7 +37,7 @@ def attention_mask(
     device: torch.device,
     past: int = 0,
 ) -> AttentionMask:
-    """Returns the attention mask; None if no mask or only a causal mask is needed, which the attention kernel applies.
+    """Returns the attention mask; None if the causal flag of the attention kernel, or no mask, is enough.
 
     A position always attends to itself, so that the softmax of padding stays finite.
 
@@ -241,6 +248,12 @@ def init_gpt2(model: nn.Module, std: float, expert_scale: float, num_layers: int
             scale = (2 * num_layers) ** -0.5 if is_branch_output else 1.0
             scale *= expert_scale**0.5 if ".experts." in name else 1.0
             nn.init.normal_(param, std=std * scale, generator=generator)
+
+
+def init_embedding(embedding: nn.Module, head: nn.Linear | None, generator: torch.Generator) -> None:
+    """Initialises an embedding; with a small standard deviation if it is also the head (`head` is None)."""
+    std = TIED_STD if head is None else EMBEDDING_STD
+    nn.init.normal_(embedding.get_parameter("weight"), std=std, generator=generator)
 
 
 def output_logits(x: Float[Tensor, "B L D"], embedding: nn.Embedding, head: nn.Linear | None) -> Float[Tensor, "B L V"]:

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 
 from moe_cli.config.model import LSTMConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.blocks import make_dense_layer, make_moe_layer, output_logits, run_ffn
+from moe_cli.models.blocks import init_embedding, make_dense_layer, make_moe_layer, output_logits, run_ffn
 from moe_cli.models.kv_cache import KVCache, LayerCache
 from moe_cli.moe.routing import Routing, RoutingPolicy
-
-EMBEDDING_STD = 1.0
 
 
 class LSTMBlock(nn.Module):
@@ -76,8 +74,7 @@ class LSTMModel(nn.Module):
         An untied head starts at zero, so that the first prediction is uniform.
         """
         generator = torch.Generator().manual_seed(seed)
-        std = EMBEDDING_STD if self.head is not None else 0.02
-        nn.init.normal_(self.embedding.weight, std=std, generator=generator)
+        init_embedding(self.embedding, self.head, generator)
         for block in self.blocks:
             block.reset_parameters(generator)  # type: ignore[operator]
         reset_lstm(self.lstm, generator)

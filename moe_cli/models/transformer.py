@@ -9,13 +9,18 @@ from torch import Tensor, nn
 
 from moe_cli.config.model import TransformerConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.blocks import Block, attention_mask, init_gpt2, make_norm, output_logits
+from moe_cli.models.blocks import (
+    OUT_SCALE,
+    TIED_STD,
+    Block,
+    attention_mask,
+    init_embedding,
+    init_gpt2,
+    make_norm,
+    output_logits,
+)
 from moe_cli.models.kv_cache import KVCache
 from moe_cli.moe.routing import Routing, RoutingPolicy
-
-# The last matrix of every residual branch and the head start at zero, so that the model starts as the uniform guess.
-OUT_SCALE = 0.0
-EMBEDDING_STD = 1.0
 
 
 class Transformer(nn.Module):
@@ -48,8 +53,7 @@ class Transformer(nn.Module):
         return nn.Embedding(vocab_size, config.model.d_model)
 
     def reset_embedding(self, generator: torch.Generator) -> None:
-        std = 0.02 if self.head is None else EMBEDDING_STD
-        nn.init.normal_(self.embedding.get_parameter("weight"), std=std, generator=generator)
+        init_embedding(self.embedding, self.head, generator)
 
     def reset_parameters(self, seed: int) -> None:
         """Initialises the weights, which depend on the seed only.
@@ -64,7 +68,7 @@ class Transformer(nn.Module):
         if self.head is not None:
             nn.init.zeros_(self.head.weight)
         if self.positions is not None:
-            nn.init.normal_(self.positions.weight, std=0.02, generator=generator)
+            nn.init.normal_(self.positions.weight, std=TIED_STD, generator=generator)
         if self.init_std is not None:
             init_gpt2(self, self.init_std, self.expert_init_scale, len(self.blocks), generator)
 

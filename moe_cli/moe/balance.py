@@ -37,8 +37,9 @@ def load_balancing_loss(
     Args:
         num_sequences: number of consecutive sequences of equal length; f and P are computed per sequence, and the
             losses are averaged (DeepSeek-V3, arXiv:2412.19437, eq. 17-20). 1 means over the whole batch.
-        assigned_counts: counts for f instead of those of `routing`. With the counts of all micro-batches of a step so
-            far, this is the global-batch loss of Qwen (arXiv:2501.11873), exact for the last micro-batch.
+        assigned_counts: counts for f instead of those of `routing`. Give the counts summed over the step's
+            micro-batches so far for the global-batch loss of Qwen (arXiv:2501.11873). Only the last micro-batch then
+            uses all counts of the step.
     """
     num_sequences = max(1, num_sequences)
     length = routing.num_tokens // num_sequences

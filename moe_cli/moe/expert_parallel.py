@@ -11,7 +11,7 @@ from torch import Tensor
 from moe_cli.distributed import collectives
 from moe_cli.moe.backends.dispatch import Backend
 from moe_cli.moe.experts import Experts
-from moe_cli.moe.permutation import permutation_of
+from moe_cli.moe.permutation import add_to_tokens, permutation_of
 from moe_cli.moe.routing import Routing, drop_overflow, position_in_queue, to_null
 
 
@@ -65,9 +65,7 @@ def expert_parallel_forward(
         experts, recv_rows, identity_routing(expert_ids, local), experts.sample_dropout_mask(len(expert_ids))
     )
     outputs = collectives.all_to_all(outputs, recv_splits, send_splits, group)
-    weights = routing.weights.index_select(0, permutation.assignments).to(outputs.dtype)
-    zeros = outputs.new_zeros(1, outputs.shape[1]).expand(len(x), -1)
-    return zeros.index_add(0, permutation.token_ids, outputs * weights.unsqueeze(1))
+    return add_to_tokens(permutation, outputs, routing.weights, len(x))
 
 
 def identity_routing(expert_ids: Int[Tensor, " A"], num_experts: int) -> Routing:

@@ -411,7 +411,7 @@ def _damaged(folder: Path, problem: str) -> DamagedCheckpoint:
     hint = (
         f"Use another: --checkpoint {others[0]}; moe train --resume goes on from the newest whole one."
         if others
-        else "There is no other: train the run from the start, with --force."
+        else "There is no other. To train it again from the start, repeat its command with --force."
     )
     return DamagedCheckpoint(f"checkpoint {folder} is damaged: {problem}.\n{hint}")
 

@@ -395,7 +395,10 @@ class Trainer:
         return True
 
     def _evaluate(self) -> Evaluation:
-        """Evaluates and records train.eval_tokens validation tokens; the summary is of the whole split."""
+        """Estimates the validation loss from train.eval_tokens tokens and records it.
+
+        The loss in summary.json is computed after training, from the whole split.
+        """
         with self.averaged():
             return self._evaluate_model()
 

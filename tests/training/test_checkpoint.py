@@ -159,7 +159,10 @@ def test_the_only_checkpoint_damaged_sends_to_no_other(run: Run) -> None:
     (only / "state.json").write_text("{")
     with pytest.raises(CheckpointError) as caught:
         latest_checkpoint(run)
-    assert "There is no other: train the run from the start, with --force." == str(caught.value).splitlines()[-1]
+    assert (
+        "There is no other. To train it again from the start, repeat its command with --force."
+        == str(caught.value).splitlines()[-1]
+    )
 
 
 def test_another_format_is_refused(run: Run) -> None:

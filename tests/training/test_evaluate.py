@@ -354,7 +354,8 @@ def test_use_by_tokens_is_that_of_the_whole_table(direct: int, table: list[list[
         patch.setattr(token_use, "BUFFER_SIZE", buffered)
         use = counted(by_token)
         assert by_token.sum(1).tolist() == use.per_token().tolist()
-        assert int((by_token > 0).sum()) == use.num_pairs
+        use.count()
+        assert int((by_token > 0).sum()) == len(use.keys)
         assert specialisation(by_token) == pytest.approx(use.specialisation())
         share = by_token.sum(0) / by_token.sum().clamp(min=1).double()
         above = by_token - by_token.sum(1, keepdim=True) * share
@@ -395,8 +396,9 @@ def test_use_by_tokens_is_as_large_as_what_was_seen() -> None:
         ),
         ids,
     )
-    assert 1000 >= use.num_pairs > 990
-    assert 8 * use.num_pairs == use.keys.nbytes + use.counts.nbytes
+    use.count()
+    assert 1000 >= len(use.keys) > 990
+    assert 8 * len(use.keys) == use.keys.nbytes + use.counts.nbytes
 
 
 def test_top_tokens_are_those_most_above_chance() -> None:
