@@ -15,7 +15,7 @@ from moe_cli.config.ranges import check_above, check_at_least, check_between, ch
 from moe_cli.errors import ConfigError
 from moe_cli.moe import routing_metrics
 from moe_cli.moe.backends.dispatch import BACKENDS
-from moe_cli.moe.balance import auxiliary_losses, quantile_bias, update_expert_bias
+from moe_cli.moe.balance import auxiliary_losses, loss_free_bias, quantile_bias
 from moe_cli.moe.gates import LinearGate, PerTaskGate
 from moe_cli.moe.layer import MoELayer, SparseExpertModel, make_layer
 from moe_cli.moe.max_violation import max_violation
@@ -58,7 +58,7 @@ def check_measures(layer: SparseLayer, routing: Routing) -> None:
     ]
     assert all(map(math.isfinite, measures)), measures
     still = torch.zeros(routing.num_experts)
-    for bias in (quantile_bias(still, routing.probs, layer.top_k, 3), update_expert_bias(still, asked, 0.1)):
+    for bias in (quantile_bias(still, routing.probs, layer.top_k, 3), loss_free_bias(still, asked, 0.1)):
         assert bias.isfinite().all()
     if isinstance(layer.router, ReluRouter):
         layer.router.after_step(asked, routing.num_tokens)
