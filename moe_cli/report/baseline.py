@@ -17,6 +17,7 @@ from moe_cli.report.configuration import Configuration
 from moe_cli.report.load import flat_settings, read_rows
 from moe_cli.report.run_row import (
     DENSE,
+    TOP_LEVEL,
     RunRow,
     Settings,
     Value,
@@ -32,6 +33,9 @@ from moe_cli.runs.lookup import list_runs
 
 if TYPE_CHECKING:
     from moe_cli.config.compose import Composer
+
+# The settings that a command gives first, because the defaults of others depend on them.
+CHOICES = ("expert", "k", "router", "balance")
 
 
 def declared_baselines(runs: Sequence[RunRow]) -> list[Settings]:
@@ -161,11 +165,13 @@ def baseline_command(configuration: Configuration, choice: Settings = DENSE) -> 
 
 
 def _command(settings: Settings, seeds: Sequence[int], choice: Settings) -> str:
+    from moe_cli.config.compose import Composer
+
     shared = shared_with_dense([name for name in settings if "." in name])
     # A dense model starts from its initial weights, because upcycling applies only to experts.
     wanted = {name: settings[name] for name in shared if name != "train.upcycle_from"}
     try:
-        words = _overrides({**choice}, wanted)
+        words = words_for(Composer(), {**choice}, wanted)
     except MoeError:
         words = {**choice}
     seeds = seeds or [0]
@@ -182,35 +188,37 @@ def overrides_of(run: RunRow, without: Collection[str]) -> dict[str, Value]:
     Raises:
         MoeError: its settings are invalid.
     """
-    settings = {**run.settings, **run.execution}
-    wanted = {
-        name: value
-        for name, value in settings.items()
-        if ("." in name or name in ("capacity", "drop", "match"))
-        and setting_applies(name, settings)
-        and name not in without
-    }
-    choices = {
-        name: settings[name]
-        for name in ("expert", "k", "router", "balance")
-        if settings.get(name) is not None and setting_applies(name, settings) and name not in without
-    }
-    return _overrides(choices, wanted)
-
-
-def _overrides(words: dict[str, Value], wanted: Settings) -> dict[str, Value]:
-    """Returns these words with all that is still wanted otherwise than they resolve to."""
     from moe_cli.config.compose import Composer
 
-    composer = Composer()
+    settings = {**run.settings, **run.execution}
+    wanted = {name: value for name, value in settings_beside_choices(settings).items() if name not in without}
+    choices = {
+        name: settings[name]
+        for name in CHOICES
+        if settings.get(name) is not None and setting_applies(name, settings) and name not in without
+    }
+    return words_for(Composer(), choices, wanted)
+
+
+def settings_beside_choices(settings: Settings) -> dict[str, Value]:
+    """Returns the settings that have an effect, without the seed and `CHOICES`."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if ("." in name or (name in TOP_LEVEL and name not in CHOICES)) and setting_applies(name, settings)
+    }
+
+
+def words_for(composer: "Composer", words: dict[str, Value], wanted: Settings) -> dict[str, Value]:
+    """Returns these words, and those for the wanted settings that they do not resolve to. Raises MoeError."""
     default = resolved_settings(composer, words)
     for group in ("model", "data", "optim"):
         if wanted.get(f"{group}.name") not in (None, default.get(f"{group}.name")):
             words[group] = wanted[f"{group}.name"]
     # The configuration cannot be resolved without these.
     words.update((name, wanted[name]) for name in ("data.path", "data.vocab_size") if wanted.get(name))
-    words.update(changed_settings(resolved_settings(composer, words), wanted, with_null=False))
-    words.update(changed_settings(resolved_settings(composer, words), wanted, with_null=True))
+    words.update(settings_still_differing(resolved_settings(composer, words), wanted, with_null=False))
+    words.update(settings_still_differing(resolved_settings(composer, words), wanted, with_null=True))
     return words
 
 
@@ -222,7 +230,7 @@ def resolved_settings(composer: "Composer", words: dict[str, Value]) -> dict[str
     return flat_settings(composer.point(words).config.to_dict())
 
 
-def changed_settings(default: Settings, wanted: Settings, with_null: bool) -> dict[str, Value]:
+def settings_still_differing(default: Settings, wanted: Settings, with_null: bool) -> dict[str, Value]:
     """Returns the settings that still differ. Null values come last: most follow from a setting that has a value."""
     return {
         name: value

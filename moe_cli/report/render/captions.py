@@ -240,13 +240,24 @@ def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
 
 
 def _unlike(table: ReportTable, rows: Sequence[Configuration], width: int) -> list[Text]:
-    """Returns the reasons why rows of the same data are not ranked together: budgets, and validation context."""
+    """Returns the reasons why rows of the same data are not ranked together: budgets, units, validation context."""
     lines = []
     if len({comparison_key(row)[1:] for row in rows}) > 1:
         steps = ""
         if "model.context_length" in table.varying:
             steps = ". At several values of model.context_length, equal steps are not equal tokens: set train.tokens"
         lines += wrap(f"different budgets: rows are ranked within one budget only{steps}", width, "yellow")
+    units: dict[object, set[object]] = {}
+    for row in rows:
+        (data, unit, *_), _ = comparison_key(row)
+        units.setdefault(data, set()).add(unit)
+    if any(len(found) > 1 for found in units.values()):
+        lines += wrap(
+            "different units of the loss: bits per byte, or nats per token of a tokenizer. Rows are ranked within one "
+            "unit only",
+            width,
+            "yellow",
+        )
     if len({eval_windows(row.settings) for row in rows}) > 1:
         lines += wrap(
             "different evaluation contexts: rows are ranked within one only. To compare them, set the same "
