@@ -75,10 +75,19 @@ def settings_page() -> str:
     from moe_cli.config.schema import RunConfig
 
     composer, hints = Composer(), get_type_hints(RunConfig)
-    lines = ["# Settings", "", NOTE, "", "This page answers: which settings are there, what do they mean, and which "
-             "values do they take?", "",
-             "`moe config` prints the value of each for a configuration. Where choices of a group differ, the default of "
-             "each is shown.", "", "## Top level", ""]  # fmt: skip
+    lines = [
+        "# Settings",
+        "",
+        NOTE,
+        "",
+        "This page answers: which settings are there, what do they mean, and which values do they take?",
+        "",
+        "`moe config` prints the value of each for a configuration. Where choices of a group differ, the default of "
+        "each is shown.",
+        "",
+        "## Top level",
+        "",
+    ]
     top = read_settings(CONF / "config.yaml")
     plain = [each for each in top if "." not in each.key]
     lines += settings_table("", {"": plain}, (RunConfig,))

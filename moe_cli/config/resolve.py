@@ -222,12 +222,14 @@ def _with_patches(config: RunConfig, model: ViTConfig, given: Collection[str]) -
     size = config.data.image_size
     if size % model.patch_size:
         raise ConfigError(
-            f"model.patch_size={model.patch_size} cannot cut images of {size} x {size} pixels evenly: choose a divisor of {size}."
+            f"model.patch_size={model.patch_size} cannot cut images of {size} x {size} pixels evenly: choose a "
+            f"divisor of {size}."
         )
     num_patches = (size // model.patch_size) ** 2
     if "model.context_length" in given and model.context_length != num_patches:
         raise ConfigError(
-            f"model.context_length={model.context_length}: images of {size} x {size} pixels have {num_patches} patches. Set model.patch_size."
+            f"model.context_length={model.context_length}: images of {size} x {size} pixels have {num_patches} "
+            "patches. Set model.patch_size."
         )
     return replace_unchecked(model, context_length=num_patches)
 
@@ -293,7 +295,8 @@ def _with_copies(config: RunConfig, given: Collection[str], notes: list[str]) ->
     if not sums_to_one(config.router, config.k or 1):
         name = config.router.name if config.router else ""
         notes.append(
-            f"train.upcycle_from with router={name} k={config.k}: the weights of a token's experts do not sum to 1, so the "
+            f"train.upcycle_from with router={name} k={config.k}: the weights of a token's experts do not sum to 1, "
+            "so the "
             "model does not start as the dense run's function."
         )
     return replace_unchecked(config, model=replace_unchecked(config.model, expert_init_scale=1.0))
@@ -417,7 +420,8 @@ def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -
             )
         if router and router not in BIASED.get(type(method), (router,)):
             raise ConfigError(
-                f"balance={balance.name}: {method.name} moves the choice by a bias, which router={router} does not read. "
+                f"balance={balance.name}: {method.name} moves the choice by a bias, which router={router} does not "
+                "read. "
                 f"Use one of router={','.join(BIASED[type(method)])}."
             )
         key = setting_key(balance, method)
@@ -453,7 +457,8 @@ def _d_expert(config: RunConfig) -> int:
     matched = matched_d_expert(config)
     if model.d_expert not in (None, matched):
         raise ConfigError(
-            f"model.d_expert={model.d_expert} is set by match={config.match} to {matched}. To choose it yourself: match=none"
+            f"model.d_expert={model.d_expert} is set by match={config.match} to {matched}. To choose it yourself: "
+            "match=none"
         )
     return matched
 

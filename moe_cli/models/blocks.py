@@ -17,7 +17,7 @@ from moe_cli.moe.routing import Routing, RoutingPolicy
 from moe_cli.moe.soft import SoftMoELayer
 from moe_cli.moe.sparse_layer import SparseLayer
 
-# Factor of the initial last matrix of every residual branch. With 0, and a head of zeros, the first prediction is uniform.
+# Factor of the initial last matrix of every residual branch. With 0, and a zero head, the first prediction is uniform.
 OUT_SCALE = 0.0
 # Standard deviation of an initial embedding with a head of its own.
 EMBEDDING_STD = 1.0
