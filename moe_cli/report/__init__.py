@@ -1,1 +1,1 @@
-"""Comparison of many runs: reads run folders into rows, seeds into intervals, and rows into tables. Imports no torch."""
+"""Comparison of many runs: reads run folders into rows, groups seeds, and builds tables. Imports no torch."""
