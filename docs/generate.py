@@ -308,7 +308,7 @@ def option_kind(param: Any) -> Any:
 def option_choices() -> dict[str, Any]:
     """The values of the options whose help lists none; `values,` may be several."""
     from moe_cli.cli.report import Format
-    from moe_cli.costs.multi_gpu import DEVICES
+    from moe_cli.costs.multi_gpu import GPU_MODELS
     from moe_cli.metrics import METRICS
     from moe_cli.report.comparability import ASPECTS
     from moe_cli.runs.folder import STATUSES
@@ -317,7 +317,7 @@ def option_choices() -> dict[str, Any]:
     return {
         "--checkpoint": ["latest", "best"],
         "--format": [str(each.value) for each in Format],
-        "--gpu": list(DEVICES),
+        "--gpu": list(GPU_MODELS),
         "--executor": ["local", "ray", "slurm"],
         "--law": ["auto", "clark", "krajewski", "abnar", "ludziejewski"],
         "--device": ["auto", "cpu", "cuda"],
