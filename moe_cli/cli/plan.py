@@ -111,7 +111,8 @@ def _print(content: dict[str, Any]) -> None:
         console.print(f"  [dim]{label:<12}[/] {text}", highlight=False, soft_wrap=True)
     print_lines(console, [Text("  ") + line for line in _table(content)])
     console.print(
-        "  For each GPU, in float32, at even load. gathered: a sharded block, whole; all-to-all: sent in a step.",
+        "  Bytes per GPU, in float32, at even load. gathered: one sharded block while it is held whole; "
+        "all-to-all: sent to other GPUs in a step.",
         style="dim",
         soft_wrap=True,
     )

@@ -235,7 +235,7 @@ class Composer:
             raise type(error)(f"{error}\nUsed from {folder}: {', '.join(self.used)}") from None
 
     def _point(self, values: Mapping[str, Any]) -> Resolved:
-        base, tree = self._laid(values)
+        base, tree = self._tree_with_values(values)
         if not base.plain or any(isinstance(value, str) and _refers(value) for value in values.values()):
             return resolve(build(RunConfig, _interpolated(tree)), given=frozenset(values))
         untouched = {name for name, value in tree.items() if isinstance(value, dict) and value is base.tree[name]}
@@ -248,9 +248,9 @@ class Composer:
 
     def tree(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the settings that `point` starts from: as given, nothing derived. Raises ConfigError as it does."""
-        return self._laid(values)[1]
+        return self._tree_with_values(values)[1]
 
-    def _laid(self, values: Mapping[str, Any]) -> tuple[_Base, dict[str, Any]]:
+    def _tree_with_values(self, values: Mapping[str, Any]) -> tuple[_Base, dict[str, Any]]:
         groups = {key: value for key, value in values.items() if key in GROUPS}
         for group, choice in groups.items():
             for part in _parts(group, choice):

@@ -344,8 +344,10 @@ def _with_capacity(config: RunConfig, given: Collection[str], notes: list[str]) 
     assert config.k is not None
     chooses = isinstance(config.router, ExpertChoiceConfig)
     policy = config.eval
-    capacity = _useful(config.capacity, config.expert / config.k, chooses, "capacity", given, notes)
-    evaluated = _useful(policy.capacity, config.expert / (policy.k or config.k), chooses, "eval.capacity", given, notes)
+    capacity = _equivalent_capacity(config.capacity, config.expert / config.k, chooses, "capacity", given, notes)
+    evaluated = _equivalent_capacity(
+        policy.capacity, config.expert / (policy.k or config.k), chooses, "eval.capacity", given, notes
+    )
     if chooses:  # null is 1 in training, and at evaluation the training value
         capacity = None if capacity == 1 else capacity
         own = min(capacity or 1.0, config.expert / (policy.k or config.k))
@@ -353,7 +355,7 @@ def _with_capacity(config: RunConfig, given: Collection[str], notes: list[str]) 
     return replace_unchecked(config, capacity=capacity, eval=replace_unchecked(policy, capacity=evaluated))
 
 
-def _useful(
+def _equivalent_capacity(
     factor: float | None, most: float, chooses: bool, key: str, given: Collection[str], notes: list[str]
 ) -> float | None:
     """Returns the equivalent capacity factor: None if nothing can be dropped; with expert choice, at most E / K."""
@@ -375,7 +377,7 @@ def _with_evaluation(config: RunConfig, given: Collection[str], notes: list[str]
     if config.capacity is None and policy.capacity is None and not isinstance(config.router, ExpertChoiceConfig):
         notes += _set_aside(given, "evaluation drops nothing without a capacity", "eval.drop")
         drop = None
-    # Of an encoder and decoder, null is another rule in each.
+    # In T5, null means a different drop rule in encoder and decoder, so an explicit value is kept.
     elif drop == replace_unchecked(config, eval=replace_unchecked(policy, drop=None)).eval_drop and not isinstance(
         config.model, T5Config
     ):
@@ -407,7 +409,7 @@ def _takes_all_experts(config: RunConfig) -> bool:
 
 
 def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
-    """Replaces equivalent scopes by the simplest one."""
+    """Replaces equivalent scopes by the simplest one. Raises ConfigError for a balance that the router cannot have."""
     balance = config.balance or NoBalance()
     router: str = config.router.name if config.router else ""
     for method in methods_of(balance):

@@ -209,7 +209,7 @@ def sums_to_one(router: RouterConfig | None, top_k: int) -> bool:
 
 
 def check_task_router(router: RouterConfig | None) -> None:
-    """Raises ConfigError when the router has no gate that each task could have one of its own of."""
+    """Raises ConfigError for a router that cannot have a separate gate for each task."""
     if isinstance(router, HashConfig):
         raise ConfigError(
             "router=hash knows tokens by their number, and a pair of user and item has none. Use router=topk"

@@ -430,7 +430,7 @@ def _identity_text(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> st
     )  # results do not depend on them; match acts through the width of the experts
     values = {key: value for key, value in values.items() if key not in left_out}
     values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
-    # What acts through other settings alone: which layers have experts, and the width of the dense ones without any.
+    # Left out, because `sparse_layers` says it: moe_layer_freq and first_k_dense; and d_ff if no layer is dense.
     model = values["model"] | {"sparse_layers": sparse_layers}
     through = ("moe_layer_freq", "first_k_dense", *(["d_ff"] if len(sparse_layers) == model["num_layers"] else []))
     values["model"] = {key: value for key, value in model.items() if key not in through}
