@@ -193,7 +193,8 @@ def page_content(result: ExplainResult, made: str) -> "PageContent":
     from moe_cli.report.html.explain_page import PageContent, PageLayer
 
     reading = (
-        "Under each token its strongest expert in the selected layer. The pointer or the arrow keys show the experts of "
+        "Under each token its strongest expert in the selected layer. The pointer or the arrow keys show the experts "
+        "of "
         "all layers."
     )
     headings, rows = metric_rows(replace(result, shown=None))

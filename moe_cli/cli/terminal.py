@@ -1,4 +1,4 @@
-"""The only module that writes to standard output and standard error: sanitised text, and behaviour without a reader.
+"""Output to standard output and standard error: sanitised text, and behaviour without a reader.
 
 Text may come from untrusted files, so it must not move a cursor, set a title or reverse the writing direction.
 """

@@ -215,7 +215,8 @@ def _choice(value: Any, choices: list[str], key: str) -> str:
     if isinstance(value, str) and value in choices:
         return value
     raise BadValue(
-        f"{key}={format_setting(value)} is not one of: {', '.join(choices)}.{did_you_mean(format_setting(value), choices)}"
+        f"{key}={format_setting(value)} is not one of: "
+        f"{', '.join(choices)}.{did_you_mean(format_setting(value), choices)}"
     )
 
 
