@@ -8,15 +8,14 @@ import io
 import os
 import shutil
 import sys
-import textwrap
 from typing import Any, NoReturn, TextIO
 
 import typer
 
 from moe_cli.formatting import BARS
+from moe_cli.report.render.line_wrap import wrap_lines
 
 # Lines are not broken for less than this.
-MIN_WIDTH = 20
 _SUBSTITUTES = dict(zip(f"{BARS}…─│┤┼┬┴├•", "_.-:=+*#.-||+--|*", strict=True))
 
 
@@ -80,8 +79,7 @@ def screen_lines(text: str, stream: TextIO | None) -> list[str]:
     """Returns a line of text, broken between words where a terminal would break it within one."""
     if not is_screen(stream):
         return [text]
-    width = max(MIN_WIDTH, shutil.get_terminal_size().columns)
-    return textwrap.wrap(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return wrap_lines(text, shutil.get_terminal_size().columns, break_long_words=False)
 
 
 def ascii_only() -> bool:

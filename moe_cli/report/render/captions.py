@@ -12,7 +12,8 @@ from moe_cli.report.columns import truncate_left
 from moe_cli.report.comparability import count_code_versions
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.recommend.looks import looks_sentence
-from moe_cli.report.render.terminal import pack, wrap
+from moe_cli.report.render.line_wrap import pack
+from moe_cli.report.render.terminal import wrap
 from moe_cli.report.run_row import DENSE, comparison_key, is_baseline
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 from moe_cli.report.table import ReportTable
