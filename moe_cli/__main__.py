@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    if shell := os.environ.get("_MOE_COMPLETE"):
+    if shell := os.environ.get("_MOE_COMPLETE"):  # set by the script of the shell
         from moe_cli.cli.shell_completion import print_completions
 
         return print_completions(shell, sys.argv[1:])

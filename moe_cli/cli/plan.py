@@ -43,8 +43,8 @@ def plan(
     """
     from moe_cli.config.build import did_you_mean
     from moe_cli.config.compose import load_config
-    from moe_cli.costs.multi_gpu import DEVICES
-    from moe_cli.costs.price import price
+    from moe_cli.costs.multi_gpu import GPU_MODELS
+    from moe_cli.costs.training_cost import training_cost
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
 
@@ -52,13 +52,13 @@ def plan(
         raise ConfigError(f"--gpus={shortened(gpus)} must be at least 1{f' and at most {GPUS}' if gpus > 1 else ''}.")
     if not 0 < mfu <= 1:
         raise ConfigError(f"--mfu={mfu:g} must be above 0 and at most 1.")
-    if gpu not in DEVICES:
-        raise ConfigError(f"--gpu={gpu}:{did_you_mean(gpu, DEVICES)} Available: {', '.join(DEVICES)}.")
+    if gpu not in GPU_MODELS:
+        raise ConfigError(f"--gpu={gpu}:{did_you_mean(gpu, GPU_MODELS)} Available: {', '.join(GPU_MODELS)}.")
     resolved = load_config(overrides or [], "plan", config_dir)
     print_notes(resolved.notes)
     config = resolved.config
     vocab_size = _vocab_size(config, outputs_folder(outputs))
-    content = price(config, vocab_size, gpus, DEVICES[gpu], mfu)
+    content = training_cost(config, vocab_size, gpus, GPU_MODELS[gpu], mfu)
     if as_json:
         print_json(content)
     else:

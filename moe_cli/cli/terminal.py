@@ -1,4 +1,4 @@
-"""The only module that writes to standard output and standard error: sanitised text, and behaviour without a reader.
+"""Output to standard output and standard error: sanitised text, and behaviour without a reader.
 
 Text may come from untrusted files, so it must not move a cursor, set a title or reverse the writing direction.
 """
@@ -15,9 +15,8 @@ from typing import Any, NoReturn, TextIO
 import typer
 
 from moe_cli.formatting import BARS
+from moe_cli.report.render.line_wrap import wrap_lines
 
-# Lines are not broken for less than this.
-MIN_WIDTH = 20
 # A dark orange of the 256 colours, which is readable on black and on white.
 READABLE_YELLOW = 130
 _SUBSTITUTES = dict(zip(f"{BARS}…─│┤┼┬┴├•", "_.-:=+*#.-||+--|*", strict=True))
@@ -85,8 +84,7 @@ def screen_lines(text: str, stream: TextIO | None) -> list[str]:
     """Returns a line of text, broken between words where a terminal would break it within one."""
     if not is_screen(stream):
         return [text]
-    width = max(MIN_WIDTH, shutil.get_terminal_size().columns)
-    return textwrap.wrap(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return wrap_lines(text, shutil.get_terminal_size().columns, break_long_words=False)
 
 
 def echo_definitions(texts: Mapping[str, str]) -> None:
@@ -98,7 +96,7 @@ def echo_definitions(texts: Mapping[str, str]) -> None:
             continue
         columns = shutil.get_terminal_size().columns
         indent = min(longest, columns // 2)
-        lines = textwrap.wrap(text, max(MIN_WIDTH, columns - indent), break_long_words=False, break_on_hyphens=False)
+        lines = textwrap.wrap(text, max(20, columns - indent), break_long_words=False, break_on_hyphens=False)
         if len(name) + 4 > indent:
             echo(f"  {name}")
             name = ""

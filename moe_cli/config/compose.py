@@ -96,7 +96,7 @@ def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
             return ConfigResult(self.provider, f"{self.scheme()}://{self.path}", tree, header)
 
         def list(self, config_path: str, results_filter: Any) -> list[str]:
-            """Names of files that end in .yaml, and of folders; Hydra also names those in .yml, and cannot load them."""
+            """Returns the names of .yaml files and of folders. Hydra also names .yml files, which it cannot load."""
             with warnings.catch_warnings(action="ignore"):
                 names = super().list(config_path, results_filter)
             place = Path(self.path) / config_path
@@ -194,7 +194,8 @@ class Composer:
         missing = [name for name in names if name not in tree or (name in groups and not OmegaConf.is_dict(tree[name]))]
         if missing:
             raise ConfigError(
-                f"{self.folders[0] / 'config.yaml'} lacks {', '.join(missing[:4])}{', ...' if missing[4:] else ''}: it stands "
+                f"{self.folders[0] / 'config.yaml'} lacks {', '.join(missing[:4])}{', ...' if missing[4:] else ''}: "
+                "it stands "
                 f"in place of {packaged_conf() / 'config.yaml'}.\nBegin with a copy of that, or rename it to "
                 "experiment/NAME.yaml, with '# @package _global_' as its first line, and add experiment=NAME."
             )
@@ -234,7 +235,7 @@ class Composer:
             raise type(error)(f"{error}\nUsed from {folder}: {', '.join(self.used)}") from None
 
     def _point(self, values: Mapping[str, Any]) -> Resolved:
-        base, tree = self._laid(values)
+        base, tree = self._tree_with_values(values)
         if not base.plain or any(isinstance(value, str) and _refers(value) for value in values.values()):
             return resolve(build(RunConfig, _interpolated(tree)), given=frozenset(values))
         untouched = {name for name, value in tree.items() if isinstance(value, dict) and value is base.tree[name]}
@@ -247,9 +248,9 @@ class Composer:
 
     def tree(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the settings that `point` starts from: as given, nothing derived. Raises ConfigError as it does."""
-        return self._laid(values)[1]
+        return self._tree_with_values(values)[1]
 
-    def _laid(self, values: Mapping[str, Any]) -> tuple[_Base, dict[str, Any]]:
+    def _tree_with_values(self, values: Mapping[str, Any]) -> tuple[_Base, dict[str, Any]]:
         groups = {key: value for key, value in values.items() if key in GROUPS}
         for group, choice in groups.items():
             for part in _parts(group, choice):
@@ -336,7 +337,8 @@ class Composer:
         if choice not in choices:
             listed = ", ".join(choices) if choices else "none"
             raise BadValue(
-                f"{group}={format_setting(choice)}: no such choice.{did_you_mean(format_setting(choice), choices)} There are: {listed}."
+                f"{group}={format_setting(choice)}: no such choice.{did_you_mean(format_setting(choice), choices)} "
+                f"There are: {listed}."
                 f"{self.misnamed(group, format_setting(choice))}"
             )
 

@@ -60,7 +60,8 @@ class CorpusConfig(_SplitByFraction):
             raise ConfigError("data.tokenizer=bpe needs a number of tokens. Add, for example: data.bpe_vocab=4096")
         if self.tokenizer not in TOKENIZERS and not ("/" in self.tokenizer or self.tokenizer.endswith(".json")):
             raise ConfigError(
-                f"data.tokenizer={self.tokenizer} is not one of: {', '.join(TOKENIZERS)}, nor the path of a tokenizer.json."
+                f"data.tokenizer={self.tokenizer} is not one of: {', '.join(TOKENIZERS)}, nor the path of a "
+                "tokenizer.json."
                 f"{did_you_mean(self.tokenizer, TOKENIZERS)}"
             )
 

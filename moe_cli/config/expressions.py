@@ -168,11 +168,6 @@ def equalities(condition: Expression, is_text: Callable[[str], bool]) -> dict[st
     return found
 
 
-def all_hold(conditions: Collection[Expression], values: Mapping[str, Any]) -> bool:
-    """Returns whether every condition is true of the values."""
-    return all(each.holds(values) for each in conditions)
-
-
 def parse_expression(text: str) -> Expression:
     """Returns the condition written in `text`.
 

@@ -72,7 +72,8 @@ def one_of(name: str, given: Any, choices: tuple[str, ...]) -> str | None:
     """Returns the choice, or None if none is made. Raises ConfigError when it is not one of them."""
     if given is not None and given not in choices:
         raise ConfigError(
-            f"{name} {format_setting(given)} is not one of: {', '.join(choices)}.{did_you_mean(format_setting(given), choices)}"
+            f"{name} {format_setting(given)} is not one of: "
+            f"{', '.join(choices)}.{did_you_mean(format_setting(given), choices)}"
         )
     return given  # type: ignore[no-any-return]
 

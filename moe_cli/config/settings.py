@@ -1,7 +1,8 @@
-"""The base of the config dataclasses. conf/ is the only source of defaults; a range is given with its field.
+"""The base of the config dataclasses. conf/ has the defaults; a range is given with its field.
 
 A field is declared as `d_ff: int = setting(at_least=1)`. If it is not given, its value is that of the file of conf/
-that belongs to the class: conf/GROUP/NAME.yaml, or a part of conf/config.yaml.
+that belongs to the class: conf/GROUP/NAME.yaml, or a part of conf/config.yaml. Where that value is null, `resolve`
+computes the value from the other settings.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ class Limits:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """Returns an open interval of values that are in range; a value outside may be in range too."""
+        """Returns an open interval inside the range, for a quick test. `check` decides on values outside it."""
         low, high = self.between or (self.at_least, self.at_most or MAX_NUMBER)
         low = 0 if self.fraction else -MAX_NUMBER if low is None else low
         low = self.above if self.above is not None else math.nextafter(low, -math.inf)

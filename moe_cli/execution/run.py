@@ -82,10 +82,10 @@ def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Reco
     from moe_cli.models.registry import make_model
     from moe_cli.tasks.registry import make_task
     from moe_cli.training.checkpoint import newest_valid_checkpoint
+    from moe_cli.training.distributed_model import DistributedModel
     from moe_cli.training.optimizers import make_optimizers
     from moe_cli.training.trainer import Trainer
     from moe_cli.training.upcycle import upcycle
-    from moe_cli.training.wrap import DistributedModel
 
     starts = run.status().get("starts")
     recorder.status(

@@ -49,7 +49,8 @@ def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
         raise ConfigError(f"{option} reads other tokens: its data are {dense.data.name}, {dense.data.tokenizer}.")
     for key, ours, theirs in _differing_settings(config, dense):
         raise ConfigError(
-            f"{option} has {key}={format_setting(theirs)}, and this model {format_setting(ours)}. Add: {key}={format_setting(theirs)}"
+            f"{option} has {key}={format_setting(theirs)}, and this model {format_setting(ours)}. Add: "
+            f"{key}={format_setting(theirs)}"
         )
     if not config.dense and model.d_expert != model.d_ff:
         raise ConfigError(

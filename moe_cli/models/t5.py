@@ -18,9 +18,9 @@ from moe_cli.models.blocks import (
     TIED_STD,
     init_embedding,
     make_dense_layer,
-    make_moe_layer,
     output_logits,
     run_ffn,
+    sparse_layer_from_config,
 )
 from moe_cli.moe.experts import init_matrix
 from moe_cli.moe.routing import Routing, RoutingPolicy
@@ -120,7 +120,7 @@ class T5Block(nn.Module):
         self.cross_norm = nn.RMSNorm(model.d_model) if decoder else None
         self.cross_attention = T5Attention(model) if decoder else None
         self.ffn_norm = nn.RMSNorm(model.d_model)
-        self.ffn = make_moe_layer(config, vocab_size, causal=decoder) if sparse else make_dense_layer(model)
+        self.ffn = sparse_layer_from_config(config, vocab_size, causal=decoder) if sparse else make_dense_layer(model)
         self.dropout = nn.Dropout(model.dropout)
 
     def reset_parameters(self, generator: torch.Generator | None) -> None:

@@ -19,7 +19,7 @@ from moe_cli.models.blocks import (
     make_norm,
     output_logits,
 )
-from moe_cli.models.kv_cache import KVCache
+from moe_cli.models.decoding_cache import DecodingCache
 from moe_cli.moe.routing import Routing, RoutingPolicy
 
 
@@ -77,7 +77,7 @@ class Transformer(nn.Module):
         tokens: Int[Tensor, "B L"],
         mask: Bool[Tensor, "B L"] | None = None,
         documents: Int[Tensor, "B L"] | None = None,
-        cache: KVCache | None = None,
+        cache: DecodingCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
         """Returns the logits at every position, and the routing of every sparse block, first block first.
@@ -101,15 +101,15 @@ class Transformer(nn.Module):
         token_ids: Int[Tensor, "B L"] | None = None,
         mask: Bool[Tensor, "B L"] | None = None,
         documents: Int[Tensor, "B L"] | None = None,
-        cache: KVCache | None = None,
+        cache: DecodingCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L D"], list[Routing]]:
         """Runs all blocks and the last norm on embedded tokens, to which learned positions are added first."""
-        length, past = x.shape[1], cache.length if cache else 0
+        length, num_cached = x.shape[1], cache.length if cache else 0
         if self.positions is not None:
-            x = x + self.positions.weight[past : past + length]
+            x = x + self.positions.weight[num_cached : num_cached + length]
         x = self.embedding_dropout(x)
-        attn_mask = attention_mask(length, self.causal, self.window, mask, documents, x.device, past)
+        attn_mask = attention_mask(length, self.causal, self.window, mask, documents, x.device, num_cached)
         routings: list[Routing] = []
         for layer, block in enumerate(self.blocks):
             x, new = block(x, token_ids, mask, attn_mask, cache.layers[layer] if cache else None, policy)

@@ -123,9 +123,7 @@ def _entropy(probs: Float[Tensor, "*rows E"]) -> Float[Tensor, "*rows"]:
     return -(probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()).sum(-1)
 
 
-def update_expert_bias(
-    bias: Float[Tensor, " E"], tokens_per_expert: Int[Tensor, " E"], rate: float
-) -> Float[Tensor, " E"]:
+def loss_free_bias(bias: Float[Tensor, " E"], tokens_per_expert: Int[Tensor, " E"], rate: float) -> Float[Tensor, " E"]:
     """Returns the bias after a step of loss-free balancing: b_i + rate * sign(mean load - load_i).
 
     Source: arXiv:2408.15664, algorithm 1.
@@ -157,7 +155,7 @@ def quantile_bias(
     return bias - bias.mean()
 
 
-def update_bias(
+def next_bias(
     balance: BiasBalance,
     bias: Float[Tensor, " E"],
     tokens_per_expert: Int[Tensor, " E"],
@@ -171,7 +169,7 @@ def update_bias(
         probs: routing probabilities of each batch of the step; used by quantile.
     """
     if isinstance(balance, LossFreeBalance):
-        return update_expert_bias(bias, tokens_per_expert, balance.bias_update_rate)
+        return loss_free_bias(bias, tokens_per_expert, balance.bias_update_rate)
     return quantile_bias(bias, torch.cat(list(probs)), top_k, balance.iterations)
 
 

@@ -173,7 +173,7 @@ class MoELayer(SparseLayer):
         return (drop_overflow_global if self.training else drop_overflow)(routing, capacity, drop)
 
 
-def make_layer(  # noqa: PLR0913  (the arguments of MoELayer)
+def make_sparse_layer(  # noqa: PLR0913  (the arguments of MoELayer)
     d_model: int,
     num_experts: int,
     top_k: int,

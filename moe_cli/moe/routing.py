@@ -88,7 +88,7 @@ class Routing:
         return count_ids(self.expert_ids[self.kept], self.num_experts)
 
     def keep_only(self, mask: Bool[Tensor, " A"]) -> "Routing":
-        """Returns the routing with `kept` False wherever the mask is False. No assignment is removed from the record."""
+        """Returns the routing with `kept` False wherever the mask is False. No assignment is removed."""
         return replace(self, kept=self.kept & mask, is_dropless=False)
 
 

@@ -87,7 +87,7 @@ def budget_aspect(settings: Mapping[str, Any], tokens: float | None) -> tuple[st
 
 
 def select_comparable(rows: Collection["RunRow"], across: Collection[str] = ()) -> ComparableRuns:
-    """Returns the complete runs of the largest comparable group, see `_largest_group`. Aspects in `across` may differ."""
+    """Returns the complete runs of the largest comparable group (`_largest_group`). Aspects in `across` may differ."""
     kept = list(rows)
     left_out: dict[str, int] = {}
     for aspect in ASPECTS:

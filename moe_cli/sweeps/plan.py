@@ -133,7 +133,7 @@ def plan_sweep(
     """
     composer = Composer(config_dir)
     axes = {axis.key: axis for axis in parse_overrides(words[1:] if is_named(words) else words)}
-    sweep = source_of(composer, words, axes.pop("preset", None))
+    sweep = sweep_file_of_words(composer, words, axes.pop("preset", None))
     assert sweep.search is None, "plan_search plans searches"
     if baseline is not None:
         sweep = replace(sweep, baseline=parse_baseline(baseline))
@@ -208,7 +208,7 @@ def declared_by(words: Sequence[str], question: str, baseline: Partial | None) -
     return {} if baseline is None else {"baseline": baseline}
 
 
-def source_of(composer: Composer, words: Sequence[str], preset: Axis | None) -> SweepFile:
+def sweep_file_of_words(composer: Composer, words: Sequence[str], preset: Axis | None) -> SweepFile:
     """Returns the named sweep file with its preset; for a sweep typed by hand, an empty one."""
     if is_named(words):
         if preset is not None and len(preset.values) > 1:

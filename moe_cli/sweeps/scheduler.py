@@ -91,7 +91,7 @@ class SupportsQueueState(Protocol):
         """Returns whether the job is waiting."""
 
 
-class RunSource(Protocol):
+class RunFeed(Protocol):
     """The feed of the scheduler: gives one run after the other."""
 
     def next_run(self) -> Run | None:
@@ -110,7 +110,7 @@ class RunSource(Protocol):
         """Returns those of the running runs that are to be pruned."""
 
 
-class RunList:
+class ListFeed:
     """Feed of a fixed list of runs."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
@@ -169,7 +169,7 @@ def _ignore(*progress: Progress) -> None: ...
 
 
 def run_all(
-    feed: RunSource,
+    feed: RunFeed,
     pool: Pool,
     observer: Observer = _ignore,
     rules: FailurePolicy = FailurePolicy(),
@@ -210,7 +210,7 @@ def run_all(
 class _Scheduler:
     """Starts, observes and stops the runs of a sweep."""
 
-    def __init__(self, feed: RunSource, pool: Pool, rules: FailurePolicy) -> None:
+    def __init__(self, feed: RunFeed, pool: Pool, rules: FailurePolicy) -> None:
         self.feed = feed
         self.pool = pool
         self.rules = rules

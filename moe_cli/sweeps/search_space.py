@@ -31,7 +31,7 @@ from moe_cli.sweeps.plan import (
     parse_conditions,
     plan_sweep,
     seeds_of,
-    source_of,
+    sweep_file_of_words,
 )
 
 AD_HOC_SEARCH = "search"
@@ -209,7 +209,7 @@ def plan_search(
         ConfigError: a word or an option is wrong, or no setting has several values.
     """
     axes = {axis.key: axis for axis in parse_overrides(words[1:] if is_named(words) else words)}
-    sweep = source_of(composer, words, axes.pop("preset", None))
+    sweep = sweep_file_of_words(composer, words, axes.pop("preset", None))
     block = sweep.search or SearchBlock({})
     seed = axes.pop("seed", None)
     if seed is not None and isinstance(seed.values[0], Interval):

@@ -32,10 +32,10 @@ from moe_cli.moe.routing import RoutingPolicy
 from moe_cli.runs.folder import Run
 from moe_cli.runs.recorder import NullRecorder
 from moe_cli.tasks.registry import make_task
+from moe_cli.training.distributed_model import DistributedModel
 from moe_cli.training.evaluate import eval_policy, evaluate
 from moe_cli.training.optimizers import make_optimizers
 from moe_cli.training.trainer import Trainer
-from moe_cli.training.wrap import DistributedModel
 from tests.tiny import words
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")

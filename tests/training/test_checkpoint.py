@@ -30,8 +30,8 @@ from moe_cli.training.checkpoint import (
     save_checkpoint,
     take_snapshot,
 )
+from moe_cli.training.distributed_model import DistributedModel
 from moe_cli.training.optimizers import Optimizers, make_optimizers
-from moe_cli.training.wrap import DistributedModel
 from tests.tiny import finish, tiny_config
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json"]

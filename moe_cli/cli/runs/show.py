@@ -13,7 +13,7 @@ from moe_cli.formatting import age, bars, count, duration, percent, plural, sani
 from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, loss_unit
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.report.expert_usage import expert_load
-from moe_cli.report.render.terminal import pack
+from moe_cli.report.render.line_wrap import pack
 from moe_cli.runs.cleanup import size_of
 from moe_cli.runs.curves import number, validation_curve
 from moe_cli.runs.folder import COMPLETED, Run

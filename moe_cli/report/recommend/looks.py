@@ -17,9 +17,9 @@ from typing import Any
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.sweep_record import change_record, entries, read_record
 
-# How often a configuration that is no better than its baseline is called better after 1, 2, ... looks, when FIRST_SEEDS
-# are run first, and after each look that cannot tell as many more as it advises, at most MAX_ADDED_SEEDS. Simulated for
-# one comparison at the two-sided 5 %; tests/report/recommend/test_looks.py simulates it again.
+# Rate of false 'better' verdicts after 1, 2, ... looks. Simulated for one comparison at the two-sided 5 %: start with
+# FIRST_SEEDS; while the verdict is inconclusive, add the advised number of seeds, at most MAX_ADDED_SEEDS.
+# tests/report/recommend/test_looks.py simulates it again.
 FALSE_BETTER = (0.025, 0.057, 0.074, 0.086, 0.095)
 FIRST_SEEDS, MAX_ADDED_SEEDS = 3, 20
 
@@ -78,9 +78,8 @@ def looks_sentence(look: Look) -> str:
     """Returns the sentence on how repeated looks raise the rate of false verdicts."""
     last = len(FALSE_BETTER)
     text = (
-        f"Looking again after adding seeds makes a false 'better' likelier: {100 * FALSE_BETTER[-1]:.1f} % after "
-        f"{last} looks, "
-        f"{100 * FALSE_BETTER[0]:.1f} % at one (one comparison, two-sided 5 %)."
+        f"Each look after adding seeds makes a false 'better' likelier: {100 * FALSE_BETTER[0]:.1f} % at the first "
+        f"look, {100 * FALSE_BETTER[-1]:.1f} % after {last} (for one comparison)."
     )
     return text + (f" This is look {look.number}." if look.number > 1 else "")
 

@@ -12,7 +12,8 @@ from moe_cli.report.columns import truncate_left
 from moe_cli.report.comparability import count_code_versions
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.recommend.looks import looks_sentence
-from moe_cli.report.render.terminal import pack, wrap
+from moe_cli.report.render.line_wrap import pack
+from moe_cli.report.render.terminal import wrap
 from moe_cli.report.run_row import DENSE, comparison_key, is_baseline
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 from moe_cli.report.table import ReportTable
@@ -91,7 +92,11 @@ def _baseline(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
         if not dense:
             missing = f"baseline   none{which}: {sanitise(name)} {NOT_RUN}"
             return lines + wrap(missing, width, "yellow")
-        lines += wrap(f"baseline   none{which}. Make it with the same settings, without experts:", width, "yellow")
+        how_many = plural(len(without), "sparse configuration")
+        if len(without) < len(others):
+            how_many = f"{len(without)} of {plural(len(others), 'sparse configuration')}"
+        has = "has" if len(without) == 1 else "have"
+        lines += wrap(f"baseline   {how_many} {has} no dense model to compare with. Train it:", width, "yellow")
         lines.append(Text("  " + sanitise(baseline_command(without[0])), "yellow"))
     return lines
 

@@ -50,7 +50,7 @@ def figure_bytes(table: ReportTable, ending: str, title: str) -> bytes:
         first, second, third = figure.subplots(1, 3)
         _points(first, table, rows, score, "sparsity")
         _points(second, table, rows, score, "flops_per_token")
-        _curves(third, table, rows, score)
+        _curves(third, rows, score)
         figure.suptitle(sanitise(title))
         handles, names = first.get_legend_handles_labels()
         if 1 < len(names) <= MAX_NAMES:
@@ -110,7 +110,7 @@ def _fronts(rows: Sequence[Configuration], name: str, score: str) -> list[list[t
     return [sorted(front) for front in fronts.values() if len(set(front)) > 1]
 
 
-def _curves(axes: "Axes", table: ReportTable, rows: Sequence[Configuration], score: str) -> None:
+def _curves(axes: "Axes", rows: Sequence[Configuration], score: str) -> None:
     """Draws the curve of the first run of every row, over tokens."""
     key = ESTIMATES[score]
     for index, row in enumerate(rows):

@@ -161,7 +161,7 @@ def fit(points: Points, law: str = AUTO, samples: int = SAMPLES) -> Fit:
         else:
             found.append(each)
     if not found:
-        raise NotIdentifiable(_none(rejected))
+        raise NotIdentifiable(_why_no_law(rejected))
     best = min(found, key=lambda each: each.held_out)
     rejected += [RejectedLaw(each.law.name, each.held_out, None) for each in found if each is not best]
     order = list(LAWS)
@@ -170,7 +170,7 @@ def fit(points: Points, law: str = AUTO, samples: int = SAMPLES) -> Fit:
     )
 
 
-def _none(rejected: list[RejectedLaw]) -> str:
+def _why_no_law(rejected: list[RejectedLaw]) -> str:
     """Returns the reason why the law with the fewest requirements cannot be fitted, in at most three lines."""
     wanted = next((each for each in rejected if each.law == "ludziejewski"), rejected[0])
     return f"these runs support none of the laws {', '.join(each.law for each in rejected)}.\n{wanted.reason}"

@@ -5,10 +5,10 @@ from typing import Any
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import estimate_cost, training_steps
-from moe_cli.costs.multi_gpu import Device, per_gpu_costs, seconds_on
+from moe_cli.costs.multi_gpu import Gpu, per_gpu_costs, seconds_on
 
 
-def price(config: RunConfig, vocab_size: int, gpus: int, gpu: Device, mfu: float) -> dict[str, Any]:
+def training_cost(config: RunConfig, vocab_size: int, gpus: int, gpu: Gpu, mfu: float) -> dict[str, Any]:
     """Returns the cost of a training as a record of plain values; times are in seconds, sizes in bytes.
 
     Args:
