@@ -168,7 +168,7 @@ def test_a_rewind_repeats_what_it_undid_and_nothing_else(
             return original(self)
 
         monkeypatch.setattr(Trainer, name, noted)
-    train = {"steps": 50, "on_nan": "rewind", "checkpoint_every": checkpoint_every}
+    train = {"steps": 50, "on_nan": "rewind", "eval_every": None, "checkpoint_every": checkpoint_every}
     run = finish(tiny_config(text_file, train=train), tmp_path)
     due = list(range(5, 50, 5))
     assert due == [record["step"] for record in run.metrics() if "val/loss" in record]
