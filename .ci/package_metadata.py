@@ -1,7 +1,7 @@
 """Adds the addresses of the project, and a README with absolute links, to the metadata of the package.
 
-The environment variable REPOSITORY_URL says where the repository is; the release workflow sets it. Without it the package
-has no addresses, and its README has neither pictures nor links to files.
+The environment variable REPOSITORY_URL says where the repository is; the release workflow sets it. Without it the
+package has no addresses, and its README has neither pictures nor links to files.
 """
 
 import os

@@ -75,10 +75,19 @@ def settings_page() -> str:
     from moe_cli.config.schema import RunConfig
 
     composer, hints = Composer(), get_type_hints(RunConfig)
-    lines = ["# Settings", "", NOTE, "", "This page answers: which settings are there, what do they mean, and which "
-             "values do they take?", "",
-             "`moe config` prints the value of each for a configuration. Where choices of a group differ, the default of "
-             "each is shown.", "", "## Top level", ""]  # fmt: skip
+    lines = [
+        "# Settings",
+        "",
+        NOTE,
+        "",
+        "This page answers: which settings are there, what do they mean, and which values do they take?",
+        "",
+        "`moe config` prints the value of each for a configuration. Where choices of a group differ, the default of "
+        "each is shown.",
+        "",
+        "## Top level",
+        "",
+    ]
     top = read_settings(CONF / "config.yaml")
     plain = [each for each in top if "." not in each.key]
     lines += settings_table("", {"": plain}, (RunConfig,))
@@ -219,7 +228,7 @@ def docstring_lines(text: str) -> Iterator[str]:
 # What completes an argument, or the value of an option: by its name, then by what its help calls the value.
 OPTION_KINDS = {"--name": "sweep", "--sweep": "sweep", "--baseline": "setting", "--tag": "tag", "--resume": "run"}
 METAVAR_KINDS = {
-    "SETTING=VALUE": "setting",
+    "SETTING=VALUE": "setting or file",
     "NAME|SETTING=VALUE,VALUE": "sweep or setting",
     "RUN": "run",
     "A": "run",
@@ -299,7 +308,7 @@ def option_kind(param: Any) -> Any:
 def option_choices() -> dict[str, Any]:
     """The values of the options whose help lists none; `values,` may be several."""
     from moe_cli.cli.report import Format
-    from moe_cli.costs.multi_gpu import DEVICES
+    from moe_cli.costs.multi_gpu import GPU_MODELS
     from moe_cli.metrics import METRICS
     from moe_cli.report.comparability import ASPECTS
     from moe_cli.runs.folder import STATUSES
@@ -308,7 +317,7 @@ def option_choices() -> dict[str, Any]:
     return {
         "--checkpoint": ["latest", "best"],
         "--format": [str(each.value) for each in Format],
-        "--gpu": list(DEVICES),
+        "--gpu": list(GPU_MODELS),
         "--executor": ["local", "ray", "slurm"],
         "--law": ["auto", "clark", "krajewski", "abnar", "ludziejewski"],
         "--device": ["auto", "cpu", "cuda"],

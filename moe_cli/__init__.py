@@ -1,4 +1,7 @@
-"""moe: experiments with sparse mixtures of experts. Importing the package imports no torch; the names below are lazy."""
+"""moe: experiments with sparse mixtures of experts. Importing the package imports no torch.
+
+The names below are imported when they are used.
+"""
 
 from typing import TYPE_CHECKING, Any
 

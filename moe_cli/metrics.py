@@ -1,6 +1,7 @@
-"""The registry of metrics: each measured quantity once, with its heading, unit, better direction, format and definition.
+"""The registry of metrics: heading, unit, better direction, format and definition of each measured quantity.
 
-Tables, exports, charts, the page, `moe runs show` and `diff`, search objectives and docs/reference/metrics.md take these facts from here.
+Tables, exports, charts, the page, `moe runs show` and `diff`, search objectives and docs/reference/metrics.md use
+these facts.
 """
 
 import math
@@ -10,8 +11,8 @@ from typing import Any
 
 from moe_cli.formatting import count, percent
 
-# Kinds of metrics. Runs have those of the first six in summary.json, those of the seventh in metrics.jsonl alone;
-# the report computes those of the last two.
+# Kinds of metrics. summary.json has those of the first six kinds, metrics.jsonl alone those of the seventh. The report
+# computes those of the last two.
 SIZE, LOSS, SPEED, ROUTING, TEXT_REFERENCE, TASK = "size", "loss", "speed", "routing", "text reference", "task"
 TRAINING, COMPARISON, DERIVED = "training", "comparison", "derived"
 # An expert with less than this share of a fair load over an evaluation counts as dead.
@@ -64,19 +65,19 @@ _ENTROPY, _ASSIGNMENTS, _CHOICES = "share of the largest possible", "share of as
 
 METRICS = (
     Metric("params", "params", "parameters", _PARAMETERS, SIZE, -1, "count", log_scale=True, whole=True,
-           range="count", description="every trained number"),
+           range="count", description="all trained parameters"),
     Metric("active_params", "active params", "active parameters", _PARAMETERS, SIZE, -1, "count", log_scale=True,
-           whole=True, range="count", description="those that one token uses, embedding and head included"),
+           whole=True, range="count", description="parameters that one token uses, with embedding and head"),
     Metric("flops_per_token", "FLOP/token", "training FLOP per token, model and optimizer",
            "FLOP per training token, of model and optimizer", SIZE, -1, "count", log_scale=True, range=_FLOPS,
-           description="of training, for one token: `model_flops_per_token` and the token's share of "
+           description="training FLOPs of one token: `model_flops_per_token` plus its share of "
            "`optimizer_flops_per_step`"),
     Metric("val_loss", "val loss", "validation, nats", _NATS, LOSS, -1, curve_key="val/loss",
            range="nats per token (image, ...)",
            description="mean cross-entropy over the whole validation split; dropless unless `eval.capacity` is set"),
     Metric("val_bpb", "bits/byte", "validation, bits per byte", "bits per byte", LOSS, -1, curve_key="val/bpb",
            range="bits per byte",
-           description="the same in bits, per byte of text; lower is better; null with `data=tokens`"),
+           description="the same loss in bits per byte of text; lower is better; null with `data=tokens`"),
     Metric("tokens_per_second", "tok/s", "tokens per second", "tokens per second", SPEED, 1, "count",
            curve_key="tokens_per_second", range="tokens/s",
            description="training steps only, without evaluation and saving"),
@@ -86,7 +87,7 @@ METRICS = (
            "most, every token chooses the same K"),
     Metric("dropped_fraction", "dropped", "dropped, share of assignments", _ASSIGNMENTS, ROUTING, -1, "percent",
            curve_key="val/dropped_fraction", range="0 to 1",
-           description="share of assignments without room: 0 is best and what dropless means, 1 is all of them"),
+           description="share of assignments that exceed an expert's capacity: 0 is best, and always 0 if dropless"),
     Metric("dead_experts", "dead", "dead experts, share", "share of experts", ROUTING, -1, "percent",
            curve_key="val/dead_experts", range="0 to 1",
            description="share of experts with less than 1 % of a fair load over the evaluation"),
@@ -107,12 +108,13 @@ METRICS = (
            description="`val_loss` with the training capacity; null when that is dropless. `dropped_fraction` is "
            "of the same pass; `capacity_val_drop` is its drop policy: `causal` for a causal model"),
     Metric("eval_context", "context", "mean context of a validation token", "tokens", SIZE, 0, digits=1, range="tokens",
-           description="from how many earlier tokens a validation token of `causal_lm` is predicted, on average; null "
-           "for other tasks. A separator before a document counts"),
+           description="mean number of earlier tokens from which `causal_lm` predicts a validation token; a separator "
+           "before a document counts; null for other tasks"),
     Metric("train_loss", "train loss", "training loss, nats", _NATS, LOSS, -1, curve_key="train/loss"),
     Metric("routing_entropy", "entropy", "routing entropy, share of the largest possible", _ENTROPY, ROUTING,
            curve_key="val/routing_entropy", range="0 to 1",
-           description="mean entropy of a token's routing probabilities / ln E: 0 is sure, 1 is undecided"),
+           description="mean entropy of a token's routing probabilities / ln E: 0 if one expert has probability 1, 1 "
+           "if all are equally likely"),
     Metric("mean_routing_entropy", "mean entropy", "entropy of the mean routing probabilities", _ENTROPY, ROUTING,
            curve_key="val/mean_routing_entropy", range="0 to 1",
            description="entropy of the mean probabilities / ln E: 1 when all experts are equally likely"),
@@ -122,18 +124,19 @@ METRICS = (
            "where MaxVio is that of the busiest"),
     Metric("token_specialisation", "token spec.", "specialisation by token", _ENTROPY, ROUTING,
            curve_key="val/token_specialisation", range="0 to 1",
-           description="mutual information between the token that is read and the expert chosen, over its upper bound "
-           "(the smaller of both entropies): 0, the token says nothing; 1, it decides"),
+           description="mutual information between the input token and the chosen expert, divided by its upper bound "
+           "(the smaller of both entropies): 0 if they are independent, 1 if the token determines the expert"),
     Metric("domain_specialisation", "domain spec.", "specialisation by domain", _ENTROPY, ROUTING,
            curve_key="val/domain_specialisation", range="0 to 1",
-           description="the same for the domain (top-level folder) a token comes from; null when the text is one domain"),
+           description="the same for the domain (top-level folder) of the token; null when the text is one domain"),
     Metric("null_fraction", "null", "assignments to null experts, share", _ASSIGNMENTS, ROUTING,
            curve_key="val/null_fraction", range="0 to 1",
            description="share of assignments to null experts; null without `router.null_experts`"),
     Metric("router_saturation", "saturation", "router saturation", _CHOICES, ROUTING, range="0 to 1",
-           description="share of the final router's choices on 256 fixed validation tokens that it made halfway too (at "
-           "the evaluation nearest to half the steps), averaged over layers (OLMoE, arXiv:2409.02060); about K / E is "
-           "chance, 1 is settled. Random routers draw alike in every evaluation: 1"),
+           description="share of the final router's choices on 256 fixed validation tokens that the router also made "
+           "at the evaluation nearest to half the steps, averaged over layers (OLMoE, arXiv:2409.02060): K / E is the "
+           "expected value of random choices, 1 means that no choice changed. A random router draws the same experts "
+           "at every evaluation, so its value is 1"),
     Metric("steps", "steps", "training steps", "steps", SIZE, 0, "count", whole=True, curve_key="step"),
     Metric("tokens", "tokens", "training tokens", "tokens", SIZE, -1, "count", log_scale=True, whole=True,
            curve_key="tokens"),
@@ -157,7 +160,8 @@ METRICS = (
            "percent", curve_key="moe/dropped_fraction"),
     Metric("train/loss_before", "loss before", "training loss before a spike, nats", _NATS, TRAINING,
            curve_key="train/loss_before"),
-    Metric("train/loss_spike", "spike", "training loss of a spike, nats", _NATS, TRAINING, curve_key="train/loss_spike"),
+    Metric("train/loss_spike", "spike", "training loss of a spike, nats", _NATS, TRAINING,
+           curve_key="train/loss_spike"),
     Metric("train/skipped", "skipped", "skipped steps", "steps", TRAINING, whole=True, curve_key="train/skipped"),
     Metric("lr", "learning rate", "learning rate", "learning rate", TRAINING, curve_key="lr"),
     Metric("vs_baseline", "vs baseline", "difference to the baseline", "share of the baseline's bits per byte",
@@ -175,17 +179,18 @@ METRICS = (
 )  # fmt: skip
 BY_KEY = {metric.key: metric for metric in METRICS}
 BY_CURVE_KEY = {metric.curve_key: metric for metric in METRICS if metric.curve_key}
-# Measured of every layer at every evaluation.
+# The metrics that are measured for every layer at every evaluation.
 LAYER_METRICS = tuple(each.key for each in METRICS if each.kind == ROUTING and each.curve_key)
-# Those of the tasks, by their names without `val_`.
+# The metrics of the tasks, by their names without `val_`.
 TASK_METRICS = {each.key.removeprefix("val_"): each for each in METRICS if each.kind == TASK}
-# The curves that every display draws: the result that each estimates, and its key in metrics.jsonl. Runs without bytes
-# (images, ratings, tokens) have no bits per byte.
+# The curves that every display draws: the result that each estimates, and its key in metrics.jsonl. Runs on images,
+# ratings or ready-made tokens have no bits per byte.
 ESTIMATES = {key: BY_KEY[key].curve_key or "" for key in ("val_bpb", "val_loss")}
 # The normalised load of an expert is a result of each expert, not of a run.
 LOAD_RANGE = "0 to E / K"
 LOAD_DESCRIPTION = (
-    "an expert's assignments over a fair share of them: 1 is fair, 0 is never chosen, E / K is chosen by every token"
+    "an expert's assignments divided by the mean over experts: 1 is the fair share, 0 means that no token chose it, "
+    "E / K that every token did"
 )
 
 # The unit of a task's loss: nats per ...
@@ -196,8 +201,8 @@ TARGETS = {
     "images": "image",
     "ratings": "pair",
 }
-# Results of trivial models on the same data, by their keys in summary.json, see `moe_cli.data.ratings.rating_baselines`:
-# label and format.
+# The label and the format of results of trivial models on the same data, by their keys in summary.json. See
+# `moe_cli.data.ratings.rating_baselines`.
 TASK_REFERENCES = {
     "majority_accuracy": ("accuracy of the commonest class", "percent"),
     "commonest_accuracy": ("accuracy of the commonest token", "percent"),
@@ -220,7 +225,7 @@ def validation_key(name: str) -> str:
 
 
 def layer_key(layer: int, name: str) -> str:
-    """Returns a layer metric's key in metrics.jsonl: moe/layer_03/max_violation is of the fourth sparse layer."""
+    """Returns a layer metric's key in metrics.jsonl: moe/layer_03/max_violation for the fourth sparse layer."""
     return f"moe/layer_{layer:02d}/{name}"
 
 
@@ -261,8 +266,8 @@ def eval_windows(settings: Mapping[str, Any]) -> tuple[Any, ...] | None:
 def sees_later_tokens(drop: str) -> str:
     """Returns the warning on the capacity-limited loss of a causal model where `drop` is not `causal`."""
     return (
-        f"drop={drop} sees later tokens: experts have room for the whole batch, so a token may lose its place to one after "
-        "it. drop=causal does not"
+        f"drop={drop} sees later tokens: experts have room for the whole batch, so a token may lose its place to one "
+        "after it. drop=causal does not"
     )
 
 
@@ -283,7 +288,7 @@ def format_references(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
-# Sizes and FLOPs that differ by less count as equal: widths of experts are rounded.
+# Sizes and FLOPs within this factor count as equal, because widths of experts are rounded.
 EQUAL = 1.02
 
 

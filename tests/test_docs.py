@@ -30,8 +30,11 @@ import pytest
 import torch
 from typer.main import get_command
 
+from moe_cli.bench.step import StepBenchmark, StepBenchResult, step_to_dicts
+from moe_cli.bench.timing import Spread
 from moe_cli.cli.app import app
-from moe_cli.config.compose import GROUPS, Composer
+from moe_cli.config.compose import GROUPS, Composer, load_config
+from tests.report.scaling.test_command import planted, scaling
 from tests.runner import CliRunner
 
 ROOT = Path(__file__).parents[1]
@@ -129,7 +132,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if what not in folders:
             folders[what] = tmp_path_factory.mktemp(what)
             (folders[what] / "notes.txt").write_text(TEXT * 60)
-            command = {"run": "moe train expert=8", "sweep": "moe sweep sparsity expert=1,8 k=2 --seeds 2"}.get(what)
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folders[what])
                 for command in COMMANDS.get(what, ()):
@@ -172,7 +174,8 @@ def test_page(
             torch.set_default_dtype(torch.float32)
 
 
-JSON_BLOCK = re.compile(r"<!-- test: json -->\n```console\n\$ (moe .*)\n```\n\n(?:[^|#<].*\n+)*?((?:\|.*\n)+)")
+JSON_BLOCK = re.compile(r"<!-- test: json -->\n```console\n((?:\$ moe .*\n)+)```\n\n(?:[^|#<].*\n+)*?((?:\|.*\n)+)")
+JSON_TABLE = re.compile(r"<!-- test: keys (\w+) -->\n\n(?:[^|#<].*\n+)*?((?:\|.*\n)+)")
 
 
 def json_keys(value: Any, path: str = "") -> set[str]:
@@ -194,17 +197,40 @@ def test_json_is_documented(
     monkeypatch.delenv("MOE_OUTPUTS", raising=False)
     blocks = JSON_BLOCK.findall(PAGES["docs/reference/json"])
     assert PAGES["docs/reference/json"].count("test: json") == len(blocks)
-    for command, rows in blocks:
-        documented = {key for row in rows.splitlines()[2:] for key in re.findall(r"`([^`]+)`", row.split("|")[1])}
-        result = CliRunner().invoke(app, tiny_command(command, ()))
-        assert result.exit_code == 0, f"{command}\n{result.output}"
-        printed = json_keys(json.loads(result.stdout))
-        whole = {
-            key for key in documented if not any(re.match(rf"{re.escape(key)}[.[]", other) for other in documented)
-        }
-        below = {key for key in printed if any(re.match(rf"{re.escape(parent)}[.[]", key) for parent in whole)}
-        above = {key for key in printed if any(re.match(rf"{re.escape(key)}[.[]", other) for other in documented)}
-        assert (command, sorted(documented)) == (command, sorted(printed - below - above))
+    for commands, rows in blocks:
+        for command in commands.splitlines():
+            result = CliRunner().invoke(app, tiny_command(command[2:], ()))
+            assert result.exit_code == 0, f"{command}\n{result.output}"
+        check_documented(commands, rows, json.loads(result.stdout))
+
+
+def check_documented(name: str, rows: str, value: Any) -> None:
+    """Compares the keys of a table with those of a value; what is below a documented key needs no row."""
+    documented = {key for row in rows.splitlines()[2:] for key in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    printed = json_keys(value)
+    whole = {key for key in documented if not any(re.match(rf"{re.escape(key)}[.[]", other) for other in documented)}
+    below = {key for key in printed if any(re.match(rf"{re.escape(parent)}[.[]", key) for parent in whole)}
+    above = {key for key in printed if any(re.match(rf"{re.escape(key)}[.[]", other) for other in documented)}
+    assert (name, sorted(documented)) == (name, sorted(printed - below - above))
+
+
+def test_json_of_bench_step_is_documented() -> None:
+    """The keys of a result of `moe bench step --json` are those of its table."""
+    result = StepBenchResult("moe", 1, Spread(2.0, 1.0, 3.0), Spread(1.0, 1.0, 1.0))
+    benchmark = StepBenchmark(load_config([]).config, "cpu", 1, 3, "moe", [result], {})
+    rows = dict(JSON_TABLE.findall(PAGES["docs/reference/json"]))
+    check_documented("step", rows["step"], step_to_dicts(benchmark))
+
+
+@pytest.mark.slow
+def test_json_of_scaling_is_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of `moe scaling --json` are those of its table, here with runs of one budget."""
+    monkeypatch.setattr("tests.report.scaling.test_command.STEPS", (400,))
+    planted(tmp_path)
+    result = scaling(tmp_path, "--law", "clark", "--json")
+    assert result.exit_code == 0, result.output
+    rows = dict(JSON_TABLE.findall(PAGES["docs/reference/json"]))
+    check_documented("scaling", rows["scaling"], json.loads(result.stdout))
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
 #
 # This page answers: how do I train, compare and inspect models in a notebook?
 #
-# Each `# %%` begins a cell: editors such as VS Code, PyCharm and Spyder run it cell by cell, `jupytext --to notebook tour.py` makes a
-# notebook of it, and `python tour.py` runs it whole. Runs are kept in `./outputs`, as those of the command `moe` are.
+# Each `# %%` begins a cell: editors such as VS Code, PyCharm and Spyder run it cell by cell, `jupytext --to notebook
+# tour.py` makes a notebook of it, and `python tour.py` runs it whole. Runs are kept in `./outputs`, as those of the
+# command `moe` are.
 
 # %%
 from moe_cli import explain, load_curves, load_routing, load_runs, recommend, report_table, sweep, train
@@ -32,8 +33,8 @@ runs = sweep(["expert=1,8", *SETTINGS], seeds=2, name="tour")
 runs[["expert", "seed", "val_bpb", "max_violation", "tokens_per_second"]]
 
 # %% [markdown]
-# `report_table` is the table of `moe report`: a row per configuration, averaged over seeds and compared with the dense model
-# (`expert=1`). A notebook shows the value as a table.
+# `report_table` is the table of `moe report`: a row per configuration, averaged over seeds and compared with the
+# dense model (`expert=1`). A notebook shows the value as a table.
 
 # %%
 table = report_table(["tour"])
@@ -49,8 +50,8 @@ for row in table.rows:
 # %% [markdown]
 # ## Ask what to use
 #
-# A recommendation accounts for the noise of seeds and the number of comparisons. With two seeds it is rarely sure; its last
-# line is the sweep that would make it surer.
+# A recommendation accounts for the noise of seeds and the number of comparisons. With two seeds it is rarely sure;
+# its last line is the sweep that would make it surer.
 
 # %%
 print(recommend(load_runs("outputs/tour")))
@@ -65,8 +66,8 @@ curves = load_curves("outputs/tour")
 curves[curves["metric"] == "val/bpb"].pivot(index="tokens", columns="run", values="value")
 
 # %% [markdown]
-# `load_routing` has the share of assignments of every expert. Over the whole validation split, this is the share of each expert
-# (columns) in each sparse layer (rows) of the first model; 1 / 8 is even:
+# `load_routing` has the share of assignments of every expert. Over the whole validation split, this is the share of
+# each expert (columns) in each sparse layer (rows) of the first model; 1 / 8 is even:
 
 # %%
 routing = load_routing(run)

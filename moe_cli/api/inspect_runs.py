@@ -1,4 +1,7 @@
-"""report_table() and explain() for Python, equivalent to `moe report` and `moe explain`; a notebook shows their results."""
+"""report_table() and explain() for Python, equivalent to `moe report` and `moe explain`.
+
+A notebook shows their results.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

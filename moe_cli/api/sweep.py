@@ -11,7 +11,7 @@ from moe_cli.cli.sweep_preview import data_notes
 from moe_cli.cli.views import SearchView, SweepView
 from moe_cli.config.bounds import JOBS, RETRIES
 from moe_cli.config.executors import split_executor
-from moe_cli.config.ranges import above, between
+from moe_cli.config.ranges import check_above, check_between
 from moe_cli.runs.folder import outputs_folder
 from moe_cli.sweeps.run_sweep import Execution, PreparedSearch, PreparedSweep, View, prepare, run_sweep
 from moe_cli.sweeps.scheduler import FailurePolicy
@@ -64,9 +64,9 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
 
     check_list("words", words)
     check_list("where", where)
-    between("jobs", 1 if jobs is None else jobs, 1, JOBS)
-    between("retries", retries, 0, RETRIES)
-    above("timeout", timeout, 0)
+    check_between("jobs", 1 if jobs is None else jobs, 1, JOBS)
+    check_between("retries", retries, 0, RETRIES)
+    check_above("timeout", timeout, 0)
     folder = outputs_folder(outputs)
     chosen, words = split_executor(words, executor)
     rules = FailurePolicy(timeout, retries, fail_fast)
@@ -86,5 +86,5 @@ class Notes(View):
             notes = search_lines.notes(prepared.plan, prepared.preview)
         else:
             notes = [" ".join(line.split()) for _, line in data_notes(prepared)]
-        for note in notes:
+        for note in (*prepared.plan.conf_notes, *notes):
             LOGGER.warning(note)

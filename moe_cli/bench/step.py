@@ -75,7 +75,7 @@ class StepBenchmark:
     skipped: dict[str, str]
 
 
-def check_comparable(config: RunConfig) -> None:
+def check_mixtral_has_settings(config: RunConfig) -> None:
     """Raises ConfigError for a setting that Mixtral does not have."""
     model = config.model
     if not isinstance(model, GPTConfig):
@@ -228,7 +228,7 @@ def run_step_benchmark(
     Raises:
         ConfigError: Mixtral does not have a setting, or no candidate is left.
     """
-    check_comparable(config)
+    check_mixtral_has_settings(config)
     with torch_threads(threads):
 
         def warm_up(name: str, candidate: StepCandidate) -> None:

@@ -144,7 +144,8 @@ def _whole_numbers(name: str, text: str) -> list[int]:
     if not numbers or not all(0 < number <= most for number in numbers):
         option = name.replace("_", "-")
         raise ConfigError(
-            f"--{option} {shortened(text)}: give whole numbers from 1 to {most}, such as --{option} 8 or --{option} 8,64"
+            f"--{option} {shortened(text)}: give whole numbers from 1 to {most}, "
+            f"such as --{option} 8 or --{option} 8,64"
         )
     return numbers
 

@@ -315,8 +315,9 @@ def _nothing(line: Line, current: str) -> list[Candidate]:
 
 
 def _overrides_or_file(line: Line, current: str) -> list[Candidate]:
-    """Returns settings, and files where the word is the beginning of a path."""
-    return _overrides(line, current) + (_files(line, current) if current and "=" not in current else [])
+    """Returns settings, and files where the word is the beginning of a path and the command takes one."""
+    takes_file = current and "=" not in current and "settings" not in line.command and "--resume" not in line.given
+    return _overrides(line, current) + (_files(line, current) if takes_file else [])
 
 
 def _sweep_words(line: Line, current: str) -> list[Candidate]:

@@ -139,10 +139,10 @@ def _print_choices(composer: "Composer", group: str, values: dict[str, Any]) -> 
 
 
 def _print_explanation(explained: "Explanation") -> None:
-    from moe_cli.config.ranges import show
+    from moe_cli.config.ranges import format_setting
 
     defaults = [f"{value} ({choice})" if choice else value for choice, value in explained.defaults.items()]
-    echo(f"{explained.key}={show(explained.value)}")
+    echo(f"{explained.key}={format_setting(explained.value)}")
     for title, text in (
         ("meaning", explained.meaning),
         ("values", explained.values),

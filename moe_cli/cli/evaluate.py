@@ -120,7 +120,8 @@ def eval_overrides(
             hint = f" Did you mean 'eval.{meant}'?" if meant in names else ""
             *others, last = (f"eval.{each}" for each in names)
             raise ConfigError(
-                f"'{axis.key}' is fixed once a model is trained.{hint} This command takes {', '.join(others)} and {last}."
+                f"'{axis.key}' is fixed once a model is trained.{hint} "
+                f"This command takes {', '.join(others)} and {last}."
             )
         if config.dense and name in EVAL_OVERRIDES:
             raise ConfigError(f"'{axis.key}' has no effect on a dense model (expert=1).")

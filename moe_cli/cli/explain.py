@@ -124,7 +124,8 @@ def _check(run: str, config: "RunConfig", layer: int | None) -> None:
 
     if config.model.name not in EXPLAINABLE_MODELS:
         raise ConfigError(
-            f"{run} is a {config.model.name}, which reads no plain text: {COMMAND} takes runs of {', '.join(EXPLAINABLE_MODELS)}."
+            f"{run} is a {config.model.name}, which reads no plain text: {COMMAND} takes runs of "
+            f"{', '.join(EXPLAINABLE_MODELS)}."
         )
     if config.dense:
         raise ConfigError(f"{run} is a dense model (expert=1): every token goes through the same network.")

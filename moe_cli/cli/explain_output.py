@@ -15,25 +15,13 @@ from moe_cli.config.routers import null_experts
 from moe_cli.formatting import percent, plural, sanitise
 from moe_cli.metrics import BY_KEY, LOAD_DESCRIPTION, LOAD_RANGE
 from moe_cli.report.render.expert_usage import ASCII_SHADES, SHADES, heat_map
-from moe_cli.report.render.terminal import plain_table, wrap
+from moe_cli.report.render.terminal import PALETTE, plain_table, wrap
 
 if TYPE_CHECKING:
     from moe_cli.config.schema import EvalConfig, RunConfig
+    from moe_cli.report.html.explain_page import PageContent
     from moe_cli.training.explain import Assignment, Explanation, LayerAssignments, TextToken
 
-# White is readable on all of them, and they on a light ground: c0 to c9 of report/html/assets/page.css.
-PALETTE = (
-    "#0b62b5",
-    "#b54708",
-    "#1a7f4b",
-    "#8a3ffc",
-    "#b3261e",
-    "#00757d",
-    "#a2296b",
-    "#6b6200",
-    "#3f51b5",
-    "#5b6570",
-)
 # The number of a token's strongest experts to show: with all layers side by side, and with one layer alone.
 EXPERTS_PER_TOKEN_ALL, EXPERTS_PER_TOKEN_ONE_LAYER = 2, 8
 GAP = " "
@@ -159,7 +147,8 @@ def _layers(result: ExplainResult) -> list[str]:
     if dense:
         names = ", ".join(f"L{each.layer + 1} is layer {each.block + 1}" for each in result.layers)
         lines.append(
-            f"{names} of {model.num_layers}; {dense} of these {'is' if dense == 1 else 'are'} dense: one network for all tokens."
+            f"{names} of {model.num_layers}; {dense} of these {'is' if dense == 1 else 'are'} dense: one network for "
+            "all tokens."
         )
     if model.shared_experts:
         several = model.shared_experts > 1
@@ -196,38 +185,36 @@ def legend(result: ExplainResult) -> list[str]:
     return [*lines, f"{here}. Few tokens are uneven by chance alone; the whole split: moe eval {sanitise(result.run)}"]
 
 
-def page_content(result: ExplainResult, made: str) -> dict[str, object]:
-    """Returns the JSON object that the script of `moe_cli.report.html.explain_page` reads."""
-    from moe_cli.report.html.explain_page import packed
+def page_content(result: ExplainResult, made: str) -> "PageContent":
+    """Returns the content of the page; `made` is the line on the program and the time."""
+    from moe_cli.report.html.explain_page import PageContent, PageLayer
 
-    reading = "Under each token its strongest expert in the layer chosen here; pointing at it, or arrow keys, tell all."
-    tokens, (headings, rows) = result.found.tokens, metric_rows(replace(result, shown=None))
-    weights = [
-        [
-            [(choice.expert, round(100 * round(choice.weight, 2)), choice.kept) for choice in choices]
-            for choices in layer.choices
-        ]
+    reading = (
+        "Under each token its strongest expert in the selected layer. The pointer or the arrow keys show the experts "
+        "of "
+        "all layers."
+    )
+    headings, rows = metric_rows(replace(result, shown=None))
+    layers = tuple(
+        PageLayer(
+            f"L{layer.layer + 1}",
+            layer.load,
+            [[(choice.expert, choice.weight, choice.kept) for choice in choices] for choices in layer.choices],
+        )
         for layer in result.found.layers
-    ]
-    stride = 1 + max((weight for layer in weights for choices in layer for _, weight, _ in choices), default=0)
-    return {
-        "title": "Where the tokens of a text go",
-        "above": [title(result), *sentences(result), reading],
-        "generated": made,
-        "window": result.found.window,
-        "chosen": result.shown or 0,
-        "tokens": [format_token(token) for token in tokens],
-        "breaks": [place for place, token in enumerate(tokens) if token.text.endswith("\n")],
-        "spaces": [place for place, token in enumerate(tokens) if token.text.endswith(" ")],
-        "layers": [
-            {"name": f"L{layer.layer + 1}", "load": layer.load, "choices": packed(choices, stride)}
-            for layer, choices in zip(result.found.layers, weights, strict=True)
-        ],
-        "stride": stride,
-        "headings": headings,
-        "rows": rows,
-        "legend": legend(result),
-    }
+    )
+    return PageContent(
+        above=[title(result), *sentences(result), reading],
+        generated=made,
+        window=result.found.window,
+        layer=result.shown or 0,
+        texts=[token.text for token in result.found.tokens],
+        shown_texts=[format_token(token) for token in result.found.tokens],
+        layers=layers,
+        headings=headings,
+        rows=rows,
+        legend=legend(result),
+    )
 
 
 def format_token(token: "TextToken", ascii_only: bool = False) -> str:

@@ -43,8 +43,8 @@ def plan(
     """
     from moe_cli.config.build import did_you_mean
     from moe_cli.config.compose import load_config
-    from moe_cli.costs.multi_gpu import DEVICES
-    from moe_cli.costs.price import price
+    from moe_cli.costs.multi_gpu import GPU_MODELS
+    from moe_cli.costs.training_cost import training_cost
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
 
@@ -52,13 +52,13 @@ def plan(
         raise ConfigError(f"--gpus={shortened(gpus)} must be at least 1{f' and at most {GPUS}' if gpus > 1 else ''}.")
     if not 0 < mfu <= 1:
         raise ConfigError(f"--mfu={mfu:g} must be above 0 and at most 1.")
-    if gpu not in DEVICES:
-        raise ConfigError(f"--gpu={gpu}:{did_you_mean(gpu, DEVICES)} Available: {', '.join(DEVICES)}.")
+    if gpu not in GPU_MODELS:
+        raise ConfigError(f"--gpu={gpu}:{did_you_mean(gpu, GPU_MODELS)} Available: {', '.join(GPU_MODELS)}.")
     resolved = load_config(overrides or [], "plan", config_dir)
     print_notes(resolved.notes)
     config = resolved.config
     vocab_size = _vocab_size(config, outputs_folder(outputs))
-    content = price(config, vocab_size, gpus, DEVICES[gpu], mfu)
+    content = training_cost(config, vocab_size, gpus, GPU_MODELS[gpu], mfu)
     if as_json:
         print_json(content)
     else:
@@ -101,7 +101,8 @@ def _print(content: dict[str, Any]) -> None:
         (
             "compute",
             f"{count(content['forward_flops_per_token'])}FLOP/token forward   "
-            f"{count(content['flops_per_token'])}FLOP/token in training: {count(content['model_flops_per_token'])} model + {optimizer} optimizer",
+            f"{count(content['flops_per_token'])}FLOP/token in training: "
+            f"{count(content['model_flops_per_token'])} model + {optimizer} optimizer",
         ),
         ("training", f"{budget}   {count(content['tokens_per_step'])} tokens a step"),
         ("time", _time(content)),
@@ -110,7 +111,8 @@ def _print(content: dict[str, Any]) -> None:
         console.print(f"  [dim]{label:<12}[/] {text}", highlight=False, soft_wrap=True)
     print_lines(console, [Text("  ") + line for line in _table(content)])
     console.print(
-        "  Of each GPU, in float32, at even load. gathered: of a sharded block, whole; all-to-all: leaves it in a step.",
+        "  Bytes per GPU, in float32, at even load. gathered: one sharded block while it is held whole; "
+        "all-to-all: sent to other GPUs in a step.",
         style="dim",
         soft_wrap=True,
     )

@@ -68,9 +68,9 @@ def sample(  # noqa: PLR0913  (an option each)
     if tokenizer is None:
         raise ConfigError(f"{found.id} learned from ready-made tokens (data=tokens), whose text is unknown.")
     torch.manual_seed(seed)  # for router=random, which draws too
-    drawing = SamplingParams(temperature, top_k, 1.0 if top_p is None else top_p)
+    sampling = SamplingParams(temperature, top_k, 1.0 if top_p is None else top_p)
     read, length = trained.task.prompt(prompt), trained.config.model.context_length
-    ids = draw(trained.model, read, tokens, length, drawing, seed, tokenizer.vocab_size)
+    ids = draw(trained.model, read, tokens, length, sampling, seed, tokenizer.vocab_size)
     echo(prompt, nl=False)
     started = time.perf_counter()
     with autocast(trained.config.train.precision, next(trained.model.parameters()).device):
@@ -101,7 +101,8 @@ def _check(prompt: str, temperature: float, top_k: int | None, top_p: float | No
     given = [name for name, value in (("--top-k", top_k), ("--top-p", top_p)) if value is not None]
     if temperature == 0 and given:
         raise ConfigError(
-            f"--temperature 0 takes the likeliest token: {' and '.join(given)} would change nothing. Leave out one or the other."
+            f"--temperature 0 takes the likeliest token: {' and '.join(given)} would change nothing. "
+            "Leave out one or the other."
         )
 
 

@@ -41,7 +41,8 @@ def summary_lines(plan: SearchPlan, estimate: SearchEstimate, folder: Path, jobs
         check_identity(plan, study, folder / plan.name)
     trials = counted_trials(study.get_trials(deepcopy=False)) if study else []
     done = sum(trial.state.is_finished() for trial in trials)
-    lines = [("bold", f"{plan.name}: {plan.question}")] if plan.question else []
+    lines = [("yellow", f"note: {note}") for note in plan.conf_notes]
+    lines += [("bold", f"{plan.name}: {plan.question}")] if plan.question else []
     seeds = f" x {len(plan.seeds)} seeds" if len(plan.seeds) > 1 else ""
     to_go = max(0, plan.trials - done)
     lines.append(

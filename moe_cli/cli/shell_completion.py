@@ -11,8 +11,6 @@ from pathlib import Path
 
 from moe_cli.cli.completion import Candidate, complete
 
-# The variable in which a shell's script gives the name of the shell.
-VARIABLE = "_MOE_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
 SCRIPTS = Path(__file__).with_name("shells")
 # Characters that bash reads as more than themselves.

@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 HEADINGS = ("params", "active", "tokens", "FLOPs", "time", "status")
 CONTINUATION_INDENT = " " * 12
-# The minimum width of a point's label in a terminal.
-MIN_LABEL_WIDTH = 20
 
 
 def print_head(console: "Console", prepared: "PreparedSweep") -> None:
-    """Prints the question, the number of runs, and warnings."""
+    """Prints a note on ./conf, the question, the number of runs, and warnings."""
     from rich.markup import escape
 
+    from moe_cli.report.render.line_wrap import wrap_lines
+
     for style, text in summary_lines(prepared):
-        lines = _wrap(text, console.width, CONTINUATION_INDENT) if console.is_terminal else [text]
+        lines = wrap_lines(text, console.width, continued=CONTINUATION_INDENT) if console.is_terminal else [text]
         for line in lines:
             console.print(f"[{style}]{escape(line)}[/]" if style else escape(line), highlight=False, soft_wrap=True)
 
@@ -33,7 +33,8 @@ def summary_lines(prepared: "PreparedSweep") -> list[tuple[str, str]]:
 
     plan, pending, runs = prepared.plan, prepared.pending, len(prepared.runs)
     counted = Counter(planned.status for planned in prepared.runs)
-    lines = [("bold", f"{plan.name}: {plan.question}")] if plan.question else []
+    lines = [("yellow", f"note: {note}") for note in plan.conf_notes]
+    lines += [("bold", f"{plan.name}: {plan.question}")] if plan.question else []
     seeds = f" x {plan.num_seeds} seeds = {plural(runs, 'run')}" if plan.num_seeds > 1 else ""
     failed = 0 if prepared.execution.retry_failed else counted[FAILED]
     lost = f", {failed} failed before (--retry-failed runs them again)" if failed else ""
@@ -136,6 +137,7 @@ def print_points(console: "Console", prepared: "PreparedSweep") -> None:
 def point_lines(prepared: "PreparedSweep", width: int | None) -> list[str]:
     """Returns the lines of an aligned table; with a width, long labels are wrapped."""
     from moe_cli.formatting import plural
+    from moe_cli.report.render.line_wrap import wrap_lines
     from moe_cli.report.render.terminal import GAP, plain_table
 
     sums = {"total": prepared.estimates}
@@ -147,17 +149,9 @@ def point_lines(prepared: "PreparedSweep", width: int | None) -> list[str]:
     numbers_width = sum(len(GAP) + max(map(len, column)) for column in columns)
     table: list[tuple[str, ...]] = []
     for label, cells in rows:
-        lines = [label] if width is None else _wrap(label, max(MIN_LABEL_WIDTH, width - numbers_width))
+        lines = [label] if width is None else wrap_lines(label, width - numbers_width, continued=" ")
         table += [(lines[0], *cells), *((line, *[""] * len(cells)) for line in lines[1:])]
     return [line.plain for line in plain_table(["point", *HEADINGS], table, None)]
-
-
-def _wrap(text: str, room: int, indent: str = " ") -> list[str]:
-    if len(text) <= room:
-        return [text]
-    from textwrap import wrap
-
-    return wrap(text, room, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _cells(planned: "PlannedRun") -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The only module that writes to standard output and standard error: sanitised text, and behaviour without a reader.
+"""Output to standard output and standard error: sanitised text, and behaviour without a reader.
 
 Text may come from untrusted files, so it must not move a cursor, set a title or reverse the writing direction.
 """
@@ -8,16 +8,15 @@ import io
 import os
 import shutil
 import sys
-import textwrap
 from typing import Any, NoReturn, TextIO
 
 import typer
 
 from moe_cli.formatting import BARS
+from moe_cli.report.render.line_wrap import wrap_lines
 
 # Lines are not broken for less than this.
-MIN_WIDTH = 20
-_SUBSTITUTES = {**dict(zip(BARS, "_.-:=+*#", strict=True)), **dict(zip("…─│┤┼┬┴├•", ".-||+--|*", strict=True))}
+_SUBSTITUTES = dict(zip(f"{BARS}…─│┤┼┬┴├•", "_.-:=+*#.-||+--|*", strict=True))
 
 
 def shown(text: str) -> str:
@@ -80,8 +79,7 @@ def screen_lines(text: str, stream: TextIO | None) -> list[str]:
     """Returns a line of text, broken between words where a terminal would break it within one."""
     if not is_screen(stream):
         return [text]
-    width = max(MIN_WIDTH, shutil.get_terminal_size().columns)
-    return textwrap.wrap(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return wrap_lines(text, shutil.get_terminal_size().columns, break_long_words=False)
 
 
 def ascii_only() -> bool:
@@ -95,7 +93,7 @@ def ascii_only() -> bool:
 
 
 def end_unread(code: int) -> NoReturn:
-    """Ends the command when its reader, such as `head`, has gone: without a word, and without a second error at the end."""
+    """Ends the command when its reader, such as `head`, has gone: without a word or a second error at the end."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

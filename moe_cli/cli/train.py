@@ -65,6 +65,8 @@ def train(  # noqa: PLR0913  (an argument for each option)
     folder = outputs_folder(outputs)
     if rank():
         return _run_nonzero_rank(folder)
+    if dry_run and as_json:
+        raise ConfigError("--dry-run prints the plan for people. For programs: moe plan SETTINGS --json")
     if like is not None and resume is not None:
         raise ConfigError("--resume goes on with a run, and --like starts a new one: give one.")
     run = _restarted_run(folder) if resume is None else _resumed_run(resume, overrides or [], config_dir, folder, force)

@@ -15,7 +15,7 @@ from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
 from moe_cli.runs.status import read_status
 from moe_cli.sweeps.executors.make import max_parallel
 from moe_cli.sweeps.run_sweep import PreparedSearch, PreparedSweep, View
-from moe_cli.sweeps.scheduler import Observer, RunList, pending_runs
+from moe_cli.sweeps.scheduler import ListFeed, Observer, Pool, pending_runs
 
 if TYPE_CHECKING:
     from moe_cli.sweeps.search import SearchFeed
@@ -46,17 +46,17 @@ class SweepView(TerminalView):
         print_head(self.console, prepared)
         print_points(self.console, prepared)
 
-    def begin(self, prepared: PreparedSweep, feed: RunList, pool: Any) -> None:
+    def begin(self, prepared: PreparedSweep, feed: ListFeed, pool: Pool | None) -> None:
         # The capacity of a Ray cluster is known only after the connection.
         if pool is not None and prepared.execution.executor.name == "ray" and pool.workers:
             prepared = replace(prepared, execution=replace(prepared.execution, jobs=pool.workers))
         print_head(self.console, prepared)
 
-    def watch(self, prepared: PreparedSweep, feed: RunList) -> AbstractContextManager[Observer]:
+    def watch(self, prepared: PreparedSweep, feed: ListFeed) -> AbstractContextManager[Observer]:
         labels = {planned.run: planned.label for planned in prepared.runs}
         return SweepDisplay(self.console, labels, pending_runs([*labels], prepared.execution.retry_failed))
 
-    def end(self, prepared: PreparedSweep, feed: RunList) -> None:
+    def end(self, prepared: PreparedSweep, feed: ListFeed) -> None:
         def say(text: str) -> None:
             self.console.print(text, highlight=False, soft_wrap=True)
 
@@ -82,7 +82,7 @@ class SearchView(TerminalView):
         jobs = max_parallel(prepared.execution.executor, prepared.execution.jobs, prepared.estimates)
         self._head(prepared, min(jobs, prepared.max_runs) if jobs else None)
 
-    def begin(self, prepared: PreparedSearch, feed: "SearchFeed", pool: Any) -> None:
+    def begin(self, prepared: PreparedSearch, feed: "SearchFeed", pool: Pool | None) -> None:
         self._head(prepared, feed.max_open_runs())
 
     def _head(self, prepared: PreparedSearch, jobs: int | None) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
 
 
@@ -52,7 +52,7 @@ class Axis:
     values: tuple[Any, ...]
 
     def __str__(self) -> str:
-        return f"{self.key}={','.join(show(value) for value in self.values)}"
+        return f"{self.key}={','.join(format_setting(value) for value in self.values)}"
 
 
 def repeated_keys(words: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The settings that name a baseline, as they are typed: `balance=none router=topk`, or `balance == "none" and k == 2`."""
+"""The settings that name a baseline, as typed: `balance=none router=topk`, or `balance == "none" and k == 2`."""
 
 import shlex
 from typing import Any

@@ -5,8 +5,8 @@ The range of a single setting is given with its field (see `moe_cli.config.setti
 
 from moe_cli.errors import BadValue
 
-# Whole numbers up to here are exact as floats; of numbers up to here float32 holds the square.
-MOST_WHOLE, MOST_NUMBER = 2**53, 1e15
+# MAX_WHOLE: integers up to it are exact as floats. MAX_NUMBER: float32 can still hold its square.
+MAX_WHOLE, MAX_NUMBER = 2**53, 1e15
 THREADS, PROCESSES = 1024, 1024
 # Of a sweep: the values of one setting, the configurations, and the runs.
 VALUES, CONFIGURATIONS, RUNS = 10_000, 20_000, 100_000

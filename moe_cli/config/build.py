@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from moe_cli.config.bounds import shortened
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.settings import Limits, Settings, limits_of
 from moe_cli.errors import BadValue, ConfigError
 
@@ -90,7 +90,8 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     hints, required = _type_hints(cls), _required(cls)
     for key in values:
         if key not in hints:
-            raise ConfigError(f"no setting '{prefix}{key}'.{did_you_mean(str(key), hints)}")
+            chosen = f" with {prefix[:-1]}={format_setting(values['name'])}" if prefix and "name" in values else ""
+            raise ConfigError(f"no setting '{prefix}{key}'{chosen}.{did_you_mean(str(key), hints)}")
     for name in required:
         if name not in values:
             raise ConfigError(f"setting '{prefix}{name}' is missing.")
@@ -99,7 +100,11 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     return cls.of_checked(checked) if issubclass(cls, Settings) else cls(**checked)
 
 
-_type_hints = cache(get_type_hints)
+@cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    """Returns the types of the fields of a dataclass; constants of the class are no settings."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 @cache
@@ -180,7 +185,7 @@ def _convert_group(value: Any, variants: list[Any], key: str) -> Any:
     if isinstance(value, tuple(variants)):  # built before
         return value
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}={show(value)} is one value, but '{key}' is a group of settings.")
+        raise ConfigError(f"{key}={format_setting(value)} is one value, but '{key}' is a group of settings.")
     if len(variants) == 1:
         named = {"name": key.rpartition(".")[2]} if "name" in _required(variants[0]) else {}  # of a combined balance
         return build(variants[0], named | dict(value), key + ".")
@@ -191,7 +196,7 @@ def _convert_group(value: Any, variants: list[Any], key: str) -> Any:
         return build(combining, value, key + ".")
     if name not in by_name:
         hint = did_you_mean(str(name), by_name)
-        raise ConfigError(f"{key}={show(name)} is not one of: {', '.join(sorted(by_name))}.{hint}")
+        raise ConfigError(f"{key}={format_setting(name)} is not one of: {', '.join(sorted(by_name))}.{hint}")
     return build(by_name[name], value, key + ".")
 
 
@@ -200,7 +205,7 @@ def _convert_lines(value: Any, key: str) -> tuple[str, ...]:
         return (value,)
     if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
         return tuple(value)
-    raise BadValue(f'{key}={show(value)} is not a list of text. Write: \'{key}=["first","second"]\'')
+    raise BadValue(f'{key}={format_setting(value)} is not a list of text. Write: \'{key}=["first","second"]\'')
 
 
 def _choice(value: Any, choices: list[str], key: str) -> str:
@@ -208,14 +213,19 @@ def _choice(value: Any, choices: list[str], key: str) -> str:
         value = "on" if value else "off"
     if isinstance(value, str) and value in choices:
         return value
-    raise BadValue(f"{key}={show(value)} is not one of: {', '.join(choices)}.{did_you_mean(show(value), choices)}")
+    raise BadValue(
+        f"{key}={format_setting(value)} is not one of: "
+        f"{', '.join(choices)}.{did_you_mean(format_setting(value), choices)}"
+    )
 
 
 def _convert_scalar(value: Any, hint: Any, key: str, optional: bool, limits: Limits) -> Any:
     or_null = " or null" if optional else ""
     if isinstance(value, list):
-        listed = ",".join(show(item) for item in value)
-        raise BadValue(f"{key}={show(value)} is a list; one run takes one value. Use: moe sweep {key}={listed}")
+        listed = ",".join(format_setting(item) for item in value)
+        raise BadValue(
+            f"{key}={format_setting(value)} is a list; one run takes one value. Use: moe sweep {key}={listed}"
+        )
     if get_origin(hint) is Literal:
         return _choice(value, [str(choice) for choice in get_args(hint)], key)
     if hint is bool and isinstance(value, bool):
@@ -223,7 +233,7 @@ def _convert_scalar(value: Any, hint: Any, key: str, optional: bool, limits: Lim
     if hint is str and isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
     if hint is str and isinstance(value, float):  # 2024.10 has become 2024.1
-        raise BadValue(f"{key}={show(value)} was read as a number. Put quotes around it: '{key}=\"...\"'")
+        raise BadValue(f"{key}={format_setting(value)} was read as a number. Put quotes around it: '{key}=\"...\"'")
     if type(value) is hint and hint in (int, float) and limits.is_inside(value):
         return value
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
@@ -232,4 +242,4 @@ def _convert_scalar(value: Any, hint: Any, key: str, optional: bool, limits: Lim
         limits.check(key, hint(value))
         return hint(value)
     kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
-    raise BadValue(f"{key}={shortened(show(value))} is not {kind}{or_null}.")
+    raise BadValue(f"{key}={shortened(format_setting(value))} is not {kind}{or_null}.")

@@ -2,7 +2,7 @@
 
 import math
 
-from moe_cli.config.ranges import above, at_least
+from moe_cli.config.ranges import check_above, check_at_least
 
 
 def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_factor: float) -> int:
@@ -13,9 +13,9 @@ def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_fact
     Raises:
         ConfigError: the factor is not finite or not above 0, a count is negative, or E or K is 0.
     """
-    at_least("num_tokens", num_tokens, 0)
-    at_least("num_experts", num_experts, 1)
-    at_least("top_k", top_k, 1)
-    above("capacity_factor", capacity_factor, 0)
+    check_at_least("num_tokens", num_tokens, 0)
+    check_at_least("num_experts", num_experts, 1)
+    check_at_least("top_k", top_k, 1)
+    check_above("capacity_factor", capacity_factor, 0)
     # Rounded first: in floating point 1.1 * 100 / 10 is slightly above 11, and ceil would return 12.
     return max(1, math.ceil(round(capacity_factor * num_tokens * top_k / num_experts, 9)))

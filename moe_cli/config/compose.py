@@ -24,11 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from moe_cli.config.axes import Axis, Glob, repeated_keys, single_values
-from moe_cli.config.balances import combine
+from moe_cli.config.balances import METHODS, combine
 from moe_cli.config.build import build, did_you_mean, flatten_dict, names_of
 from moe_cli.config.folders import GROUPS, find_user_conf, is_text
 from moe_cli.config.habits import unknown_setting
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.saved import changed_settings, read_saved, split_path
 from moe_cli.config.schema import RunConfig, from_dict, is_execution
@@ -96,7 +96,7 @@ def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
             return ConfigResult(self.provider, f"{self.scheme()}://{self.path}", tree, header)
 
         def list(self, config_path: str, results_filter: Any) -> list[str]:
-            """Names of files that end in .yaml, and of folders; Hydra also names those in .yml, and cannot load them."""
+            """Returns the names of .yaml files and of folders. Hydra also names .yml files, which it cannot load."""
             with warnings.catch_warnings(action="ignore"):
                 names = super().list(config_path, results_filter)
             place = Path(self.path) / config_path
@@ -176,7 +176,7 @@ class Composer:
             # Of files of the user's own Hydra may raise anything.
             if self.user.folder is None and not isinstance(error, COMPOSITION_ERRORS):
                 raise
-            text, folder = three_lines(error), self.user.folder
+            text, folder = shorten_error(error), self.user.folder
             raise ConfigError(f"{folder}: {text}" if folder and str(folder) not in text else text) from None
         self._check_whole(tree)
         OmegaConf.set_struct(tree, False)
@@ -194,7 +194,8 @@ class Composer:
         missing = [name for name in names if name not in tree or (name in groups and not OmegaConf.is_dict(tree[name]))]
         if missing:
             raise ConfigError(
-                f"{self.folders[0] / 'config.yaml'} lacks {', '.join(missing[:4])}{', ...' if missing[4:] else ''}: it stands "
+                f"{self.folders[0] / 'config.yaml'} lacks {', '.join(missing[:4])}{', ...' if missing[4:] else ''}: "
+                "it stands "
                 f"in place of {packaged_conf() / 'config.yaml'}.\nBegin with a copy of that, or rename it to "
                 "experiment/NAME.yaml, with '# @package _global_' as its first line, and add experiment=NAME."
             )
@@ -234,7 +235,7 @@ class Composer:
             raise type(error)(f"{error}\nUsed from {folder}: {', '.join(self.used)}") from None
 
     def _point(self, values: Mapping[str, Any]) -> Resolved:
-        base, tree = self._laid(values)
+        base, tree = self._tree_with_values(values)
         if not base.plain or any(isinstance(value, str) and _refers(value) for value in values.values()):
             return resolve(build(RunConfig, _interpolated(tree)), given=frozenset(values))
         untouched = {name for name, value in tree.items() if isinstance(value, dict) and value is base.tree[name]}
@@ -247,15 +248,15 @@ class Composer:
 
     def tree(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the settings that `point` starts from: as given, nothing derived. Raises ConfigError as it does."""
-        return self._laid(values)[1]
+        return self._tree_with_values(values)[1]
 
-    def _laid(self, values: Mapping[str, Any]) -> tuple[_Base, dict[str, Any]]:
+    def _tree_with_values(self, values: Mapping[str, Any]) -> tuple[_Base, dict[str, Any]]:
         groups = {key: value for key, value in values.items() if key in GROUPS}
-        if "data.path" in values and "data" not in groups:
-            groups |= self._own_data(groups)
         for group, choice in groups.items():
             for part in _parts(group, choice):
                 self._check_choice(group, part)
+        if "data.path" in values and "data" not in groups:
+            groups |= self._own_data(groups)
         base = self.base(*_choice_words(groups))
         tree = dict(base.tree)
         for key, value in values.items():
@@ -336,8 +337,9 @@ class Composer:
         if choice not in choices:
             listed = ", ".join(choices) if choices else "none"
             raise BadValue(
-                f"{group}={show(choice)}: no such choice.{did_you_mean(show(choice), choices)} There are: {listed}."
-                f"{self.misnamed(group, show(choice))}"
+                f"{group}={format_setting(choice)}: no such choice.{did_you_mean(format_setting(choice), choices)} "
+                f"There are: {listed}."
+                f"{self.misnamed(group, format_setting(choice))}"
             )
 
     def misnamed(self, group: str, name: str) -> str:
@@ -350,7 +352,7 @@ class Composer:
         """Gives a setting its value; the groups on the way are copied, for `tree` shares them with the base."""
         group, _, setting = key.partition(".")
         if group in GROUPS and setting == "name":
-            raise ConfigError(f"'{key}' follows from the choice of the group. Write: {group}={show(value)}")
+            raise ConfigError(f"'{key}' follows from the choice of the group. Write: {group}={format_setting(value)}")
         if key not in base.known:
             known = [leaf for leaf in flatten_dict(base.tree) if leaf in base.known]
             within = [leaf for leaf in known if leaf.startswith(key + ".")]
@@ -371,6 +373,10 @@ class Composer:
         group, _, setting = key.partition(".")
         name = tree[group].get("name") if isinstance(tree.get(group), dict) else None
         several = [leaf for leaf in known if leaf.startswith(f"{group}.") and leaf.endswith(f".{setting}")]
+        method = setting.partition(".")[0]
+        if group == "balance" and name and method in METHODS and method not in name.split("+"):
+            other = "z" if method == "switch" else "switch"
+            raise ConfigError(f"no setting '{key}' with balance={name}. Combine the methods: balance={other}+{method}")
         if name and "+" in name and several:
             raise ConfigError(f"no setting '{key}' with {group}={name}. Each method has its own: {', '.join(several)}")
         choices = self._default_first(group) if name else []
@@ -413,10 +419,10 @@ def _interpolated(tree: dict[str, Any]) -> dict[str, Any]:
             OmegaConf.create(tree), resolve=True, throw_on_missing=True
         )
     except OmegaConfBaseException as error:
-        raise ConfigError(three_lines(error)) from None
+        raise ConfigError(shorten_error(error)) from None
 
 
-def three_lines(error: BaseException) -> str:
+def shorten_error(error: BaseException) -> str:
     """Returns the message of Hydra or OmegaConf, in at most three lines and without their hints."""
     cause = error.__cause__ or error
     text = _ADDED.sub("", str(error) or str(cause))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from moe_cli.config.build import did_you_mean
-from moe_cli.config.ranges import between
+from moe_cli.config.ranges import check_between
 from moe_cli.config.settings import Settings, setting
 from moe_cli.errors import ConfigError
 
@@ -36,9 +36,9 @@ class _SplitByFraction(_Data):
 
 def check_split_fractions(val_fraction: float, test_fraction: float, minimum: float = 0.001) -> None:
     """Raises ConfigError where a split is empty, more than half of the data, or both are too much together."""
-    between("data.val_fraction", val_fraction, minimum, 0.5)
+    check_between("data.val_fraction", val_fraction, minimum, 0.5)
     if test_fraction:
-        between("data.test_fraction", test_fraction, minimum, 0.5)
+        check_between("data.test_fraction", test_fraction, minimum, 0.5)
     if val_fraction + test_fraction > MAX_HELD_OUT_FRACTION:
         raise ConfigError(
             f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} hold out more than "
@@ -60,7 +60,8 @@ class CorpusConfig(_SplitByFraction):
             raise ConfigError("data.tokenizer=bpe needs a number of tokens. Add, for example: data.bpe_vocab=4096")
         if self.tokenizer not in TOKENIZERS and not ("/" in self.tokenizer or self.tokenizer.endswith(".json")):
             raise ConfigError(
-                f"data.tokenizer={self.tokenizer} is not one of: {', '.join(TOKENIZERS)}, nor the path of a tokenizer.json."
+                f"data.tokenizer={self.tokenizer} is not one of: {', '.join(TOKENIZERS)}, nor the path of a "
+                "tokenizer.json."
                 f"{did_you_mean(self.tokenizer, TOKENIZERS)}"
             )
 
@@ -225,8 +226,8 @@ class SyntheticRatingsConfig(RatingsConfig):
 
     def check(self) -> None:
         super().check()
-        between("data.clusters", self.clusters, 1, min(self.users, self.items))
-        between("data.num_pairs", self.num_pairs, 10, self.users * self.items)
+        check_between("data.clusters", self.clusters, 1, min(self.users, self.items))
+        check_between("data.num_pairs", self.num_pairs, 10, self.users * self.items)
 
 
 @dataclass(frozen=True)

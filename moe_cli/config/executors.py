@@ -11,7 +11,7 @@ import yaml
 from moe_cli.config.build import build, did_you_mean
 from moe_cli.config.compose import Composer
 from moe_cli.config.folders import is_text
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.settings import Settings, setting
 from moe_cli.config.words import parse_overrides
 from moe_cli.config.yaml_file import read_yaml_text
@@ -46,7 +46,7 @@ class RayExecutor(_Executor):
         if self.address is not None and self.address != "auto" and not re.fullmatch(r"[^\s/]+:\d+", self.address):
             raise ConfigError(f"executor.address={self.address} is not null, auto or HOST:PORT, such as 10.0.0.1:6379.")
         if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ConfigError(f"executor.gpus={show(self.gpus)}: a part of a GPU, or whole ones.")
+            raise ConfigError(f"executor.gpus={format_setting(self.gpus)}: a part of a GPU, or whole ones.")
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,12 @@ def load_executor(words: Sequence[str], name: str | None = None, config_dir: Pat
     values: dict[str, Any] = {axis.key: axis.values[0] for axis in axes}
     chosen = values.pop("executor", None)
     if name is not None and chosen is not None and name != chosen:
-        raise ConfigError(f"executor={show(chosen)} and --executor {name} both choose: give one.")
+        raise ConfigError(f"executor={format_setting(chosen)} and --executor {name} both choose: give one.")
     settings = _file(Composer(config_dir), str(name or chosen or "local"))
     for key, value in values.items():
         setting = key.removeprefix("executor.")
         if setting == "name":
-            raise ConfigError(f"'{key}' follows from the choice. Write: executor={show(value)}")
+            raise ConfigError(f"'{key}' follows from the choice. Write: executor={format_setting(value)}")
         settings[setting] = value
     _refuse_unknown(settings)
     held: _Held = build(_Held, {"executor": settings})

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from moe_cli.config.build import did_you_mean
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
 
 LONGEST = 1000
@@ -103,7 +103,9 @@ class Expression:
         try:
             return bool(COMPARISONS[type(op)](first, second))
         except TypeError:
-            raise ConfigError(f"'{self.text}' cannot compare {show(first)} with {show(second)}.") from None
+            raise ConfigError(
+                f"'{self.text}' cannot compare {format_setting(first)} with {format_setting(second)}."
+            ) from None
 
     def _value(self, node: ast.expr, values: Mapping[str, Any]) -> Any:
         if isinstance(node, ast.Constant):
@@ -133,7 +135,7 @@ class Expression:
         value = self._value(node, values)
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
             return value
-        raise ConfigError(f"'{self.text}' cannot calculate with {show(value)}.")
+        raise ConfigError(f"'{self.text}' cannot calculate with {format_setting(value)}.")
 
 
 def _as_text(node: ast.expr, value: Any) -> Any:
@@ -164,11 +166,6 @@ def equalities(condition: Expression, is_text: Callable[[str], bool]) -> dict[st
             case _:
                 return None
     return found
-
-
-def all_hold(conditions: Collection[Expression], values: Mapping[str, Any]) -> bool:
-    """Returns whether every condition is true of the values."""
-    return all(each.holds(values) for each in conditions)
 
 
 def parse_expression(text: str) -> Expression:

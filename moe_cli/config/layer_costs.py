@@ -74,7 +74,7 @@ def _room_per_token(config: RunConfig, factor: float, limited: bool = False) -> 
 
 
 def capacity_tokens(config: RunConfig, length: int) -> int:
-    """Tokens over which an expert's capacity is counted in training: a forward pass, or one sequence with drop=causal."""
+    """Returns the tokens that an expert's capacity is counted over: a forward pass, or a sequence with drop=causal."""
     return length if config.drop == "causal" else config.train.batch_size * length
 
 

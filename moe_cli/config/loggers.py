@@ -1,7 +1,7 @@
 """Additional loggers of metrics: `log=tensorboard+mlflow`. These settings do not affect the trained model."""
 
 from moe_cli.config.build import did_you_mean
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
 
 LOGGERS = ("tensorboard", "mlflow", "wandb", "trackio")
@@ -33,7 +33,7 @@ def check_log(log: str | None, project: str | None) -> None:
     names = loggers_of(log)
     if project is not None and not set(names) & set(WITH_PROJECTS):
         raise ConfigError(
-            f"log_project={project} is for {', '.join(WITH_PROJECTS)}, and log={show(log)} has none of them. "
+            f"log_project={project} is for {', '.join(WITH_PROJECTS)}, and log={format_setting(log)} has none of them. "
             f"Leave it out (log_project=null), or add: log={WITH_PROJECTS[0]}"
         )
     if project is not None and not project.strip():

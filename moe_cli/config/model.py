@@ -190,7 +190,7 @@ class ViTConfig(TransformerConfig):
 
 @dataclass(frozen=True)
 class LSTMConfig(LayersConfig):
-    """LSTM layers with feed-forward layers between them (arXiv:1701.06538, appendix C); one LSTM more than `num_layers`.
+    """`num_layers` feed-forward layers between `num_layers` + 1 LSTM layers (arXiv:1701.06538, appendix C).
 
     Attributes:
         sigmoid: whether a sigmoid is applied to the output of a feed-forward layer.
@@ -225,7 +225,8 @@ class MMoEConfig(LayersConfig):
             raise ConfigError(f"model.d_model={self.d_model} is odd: users and items have half of it each.")
         if self.context_length != self.num_tasks:
             raise ConfigError(
-                f"model.context_length={self.context_length}: a pair of user and item is routed {self.num_tasks} times, "
+                f"model.context_length={self.context_length}: a pair of user and item is routed {self.num_tasks} "
+                "times, "
                 "once for each task. Leave it out."
             )
 
@@ -258,16 +259,19 @@ class T5Config(LayersConfig):
         super().check()
         if self.relative_attention_num_buckets % 4:
             raise ConfigError(
-                f"model.relative_attention_num_buckets={self.relative_attention_num_buckets} must be a multiple of 4: half are of each side."
+                f"model.relative_attention_num_buckets={self.relative_attention_num_buckets} must be a multiple of "
+                "4: half are of each side."
             )
         if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2:
             raise ConfigError(
-                f"model.relative_attention_max_distance={self.relative_attention_max_distance} must be above half of model.relative_attention_num_buckets={self.relative_attention_num_buckets}: "
+                f"model.relative_attention_max_distance={self.relative_attention_max_distance} must be above half of "
+                f"model.relative_attention_num_buckets={self.relative_attention_num_buckets}: "
                 "each near distance has a bucket."
             )
         if self.num_heads is not None and self.d_head is None and self.d_model % self.num_heads:
             raise ConfigError(
-                f"model.d_model={self.d_model} cannot be divided among model.num_heads={self.num_heads}: choose a multiple."
+                f"model.d_model={self.d_model} cannot be divided among model.num_heads={self.num_heads}: choose a "
+                "multiple."
             )
 
 

@@ -9,7 +9,7 @@ from moe_cli.errors import BadValue
 MAX_COUNT = 2**31 - 1
 
 
-def show(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """Returns a value as a user types it: null, true, 0.5, text."""
     if value is None:
         return "null"
@@ -18,37 +18,41 @@ def show(value: Any) -> str:
     return str(value)
 
 
-def whole(key: str, value: int, minimum: int = 1) -> None:
+def check_whole(key: str, value: int, minimum: int = 1) -> None:
     """Raises BadValue unless the value is an integer of at least `minimum`.
 
     A type checker does not see every caller.
     """
     if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= MAX_COUNT:
-        raise BadValue(f"{key}={show(value)} is not a whole number of at least {minimum} (and at most {MAX_COUNT}).")
+        raise BadValue(
+            f"{key}={format_setting(value)} is not a whole number of at least {minimum} (and at most {MAX_COUNT})."
+        )
 
 
-def at_least(key: str, value: float | None, minimum: float) -> None:
+def check_at_least(key: str, value: float | None, minimum: float) -> None:
     _finite(key, value)
     if value is not None and value < minimum:
-        raise BadValue(f"{key}={show(value)} is too small: the least is {show(minimum)}.")
+        raise BadValue(f"{key}={format_setting(value)} is too small: the least is {format_setting(minimum)}.")
 
 
-def above(key: str, value: float | None, minimum: float) -> None:
+def check_above(key: str, value: float | None, minimum: float) -> None:
     _finite(key, value)
     if value is not None and value <= minimum:
-        raise BadValue(f"{key}={show(value)} must be greater than {show(minimum)}.")
+        raise BadValue(f"{key}={format_setting(value)} must be greater than {format_setting(minimum)}.")
 
 
-def between(key: str, value: float, low: float, high: float) -> None:
+def check_between(key: str, value: float, low: float, high: float) -> None:
     _finite(key, value)
     if not low <= value <= high:
-        raise BadValue(f"{key}={show(value)} must be between {show(low)} and {show(high)}.")
+        raise BadValue(
+            f"{key}={format_setting(value)} must be between {format_setting(low)} and {format_setting(high)}."
+        )
 
 
-def share(key: str, value: float) -> None:
+def check_fraction(key: str, value: float) -> None:
     _finite(key, value)
     if not 0 <= value < 1:
-        raise BadValue(f"{key}={show(value)} must be at least 0 and below 1.")
+        raise BadValue(f"{key}={format_setting(value)} must be at least 0 and below 1.")
 
 
 def _finite(key: str, value: float | None) -> None:

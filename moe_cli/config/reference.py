@@ -170,7 +170,7 @@ def _source(key: str, values: Mapping[str, Any], group: str, choice: str) -> str
 
 
 def json_schema() -> dict[str, Any]:
-    """Returns the JSON schema (draft 2020-12) of a configuration, as `moe config` prints it and config.json holds it."""
+    """Returns the JSON schema (draft 2020-12) of a configuration as `moe config` prints it."""
     hints = get_type_hints(RunConfig)
     properties = {}
     for field in dataclasses.fields(RunConfig):

@@ -222,12 +222,14 @@ def _with_patches(config: RunConfig, model: ViTConfig, given: Collection[str]) -
     size = config.data.image_size
     if size % model.patch_size:
         raise ConfigError(
-            f"model.patch_size={model.patch_size} cannot cut images of {size} x {size} pixels evenly: choose a divisor of {size}."
+            f"model.patch_size={model.patch_size} cannot cut images of {size} x {size} pixels evenly: choose a "
+            f"divisor of {size}."
         )
     num_patches = (size // model.patch_size) ** 2
     if "model.context_length" in given and model.context_length != num_patches:
         raise ConfigError(
-            f"model.context_length={model.context_length}: images of {size} x {size} pixels have {num_patches} patches. Set model.patch_size."
+            f"model.context_length={model.context_length}: images of {size} x {size} pixels have {num_patches} "
+            "patches. Set model.patch_size."
         )
     return replace_unchecked(model, context_length=num_patches)
 
@@ -293,7 +295,8 @@ def _with_copies(config: RunConfig, given: Collection[str], notes: list[str]) ->
     if not sums_to_one(config.router, config.k or 1):
         name = config.router.name if config.router else ""
         notes.append(
-            f"train.upcycle_from with router={name} k={config.k}: the weights of a token's experts do not sum to 1, so the "
+            f"train.upcycle_from with router={name} k={config.k}: the weights of a token's experts do not sum to 1, "
+            "so the "
             "model does not start as the dense run's function."
         )
     return replace_unchecked(config, model=replace_unchecked(config.model, expert_init_scale=1.0))
@@ -341,8 +344,10 @@ def _with_capacity(config: RunConfig, given: Collection[str], notes: list[str]) 
     assert config.k is not None
     chooses = isinstance(config.router, ExpertChoiceConfig)
     policy = config.eval
-    capacity = _useful(config.capacity, config.expert / config.k, chooses, "capacity", given, notes)
-    evaluated = _useful(policy.capacity, config.expert / (policy.k or config.k), chooses, "eval.capacity", given, notes)
+    capacity = _equivalent_capacity(config.capacity, config.expert / config.k, chooses, "capacity", given, notes)
+    evaluated = _equivalent_capacity(
+        policy.capacity, config.expert / (policy.k or config.k), chooses, "eval.capacity", given, notes
+    )
     if chooses:  # null is 1 in training, and at evaluation the training value
         capacity = None if capacity == 1 else capacity
         own = min(capacity or 1.0, config.expert / (policy.k or config.k))
@@ -350,7 +355,7 @@ def _with_capacity(config: RunConfig, given: Collection[str], notes: list[str]) 
     return replace_unchecked(config, capacity=capacity, eval=replace_unchecked(policy, capacity=evaluated))
 
 
-def _useful(
+def _equivalent_capacity(
     factor: float | None, most: float, chooses: bool, key: str, given: Collection[str], notes: list[str]
 ) -> float | None:
     """Returns the equivalent capacity factor: None if nothing can be dropped; with expert choice, at most E / K."""
@@ -372,7 +377,7 @@ def _with_evaluation(config: RunConfig, given: Collection[str], notes: list[str]
     if config.capacity is None and policy.capacity is None and not isinstance(config.router, ExpertChoiceConfig):
         notes += _set_aside(given, "evaluation drops nothing without a capacity", "eval.drop")
         drop = None
-    # Of an encoder and decoder, null is another rule in each.
+    # In T5, null means a different drop rule in encoder and decoder, so an explicit value is kept.
     elif drop == replace_unchecked(config, eval=replace_unchecked(policy, drop=None)).eval_drop and not isinstance(
         config.model, T5Config
     ):
@@ -404,7 +409,7 @@ def _takes_all_experts(config: RunConfig) -> bool:
 
 
 def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -> RunConfig:
-    """Replaces equivalent scopes by the simplest one."""
+    """Replaces equivalent scopes by the simplest one. Raises ConfigError for a balance that the router cannot have."""
     balance = config.balance or NoBalance()
     router: str = config.router.name if config.router else ""
     for method in methods_of(balance):
@@ -415,7 +420,8 @@ def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -
             )
         if router and router not in BIASED.get(type(method), (router,)):
             raise ConfigError(
-                f"balance={balance.name}: {method.name} moves the choice by a bias, which router={router} does not read. "
+                f"balance={balance.name}: {method.name} moves the choice by a bias, which router={router} does not "
+                "read. "
                 f"Use one of router={','.join(BIASED[type(method)])}."
             )
         key = setting_key(balance, method)
@@ -451,7 +457,8 @@ def _d_expert(config: RunConfig) -> int:
     matched = matched_d_expert(config)
     if model.d_expert not in (None, matched):
         raise ConfigError(
-            f"model.d_expert={model.d_expert} is set by match={config.match} to {matched}. To choose it yourself: match=none"
+            f"model.d_expert={model.d_expert} is set by match={config.match} to {matched}. To choose it yourself: "
+            "match=none"
         )
     return matched
 

@@ -23,7 +23,8 @@ class TokenChoiceConfig(_Router):
     def check(self) -> None:
         if self.score == "activation" and self.null_experts:
             raise ConfigError(
-                f"router.null_experts={self.null_experts} with router.score=activation: an expert that computes nothing "
+                f"router.null_experts={self.null_experts} with router.score=activation: an expert that computes "
+                "nothing "
                 "has no activation to score it by. Use another score."
             )
 
@@ -175,7 +176,8 @@ def check_router(router: RouterConfig | None, num_experts: int, top_k: int, caus
     """Raises ConfigError when the router cannot choose `top_k` of `num_experts` in such a model."""
     if isinstance(router, NOT_CAUSAL) and causal:
         raise ConfigError(
-            f"router={router.name} looks at later tokens to place earlier ones: a causal model would read what it is to "
+            f"router={router.name} looks at later tokens to place earlier ones: a causal model would read what it is "
+            "to "
             "guess. Use router=topk, or a model that is not: model=bert, model=vit."
         )
     if isinstance(router, SwitchConfig) and top_k > 1:
@@ -207,14 +209,15 @@ def sums_to_one(router: RouterConfig | None, top_k: int) -> bool:
 
 
 def check_task_router(router: RouterConfig | None) -> None:
-    """Raises ConfigError when the router has no gate that each task could have one of its own of."""
+    """Raises ConfigError for a router that cannot have a separate gate for each task."""
     if isinstance(router, HashConfig):
         raise ConfigError(
             "router=hash knows tokens by their number, and a pair of user and item has none. Use router=topk"
         )
     if isinstance(router, SoftConfig):
         raise ConfigError(
-            "router=soft mixes the tokens of an example, and those of a pair are the same pair for each task. Use router=topk"
+            "router=soft mixes the tokens of an example, and those of a pair are the same pair for each task. Use "
+            "router=topk"
         )
     if isinstance(router, TokenChoiceConfig) and router.score == "activation":
         raise ConfigError(

@@ -19,7 +19,7 @@ from moe_cli.config.data import CorpusConfig, DataConfig
 from moe_cli.config.launch import LaunchConfig, check_launch
 from moe_cli.config.loggers import LOG_KEYS, check_log
 from moe_cli.config.model import ModelConfig
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
     HashConfig,
@@ -84,7 +84,8 @@ class OptimConfig(Settings):
     def check(self) -> None:
         if self.warmup_fraction + (self.decay_fraction or 0) > 1:
             raise ConfigError(
-                f"optim.warmup_fraction={show(self.warmup_fraction)} and optim.decay_fraction={show(self.decay_fraction)} are shares of the budget: "
+                f"optim.warmup_fraction={format_setting(self.warmup_fraction)} and "
+                f"optim.decay_fraction={format_setting(self.decay_fraction)} are shares of the budget: "
                 "together at most 1."
             )
 
@@ -155,7 +156,7 @@ class TrainConfig(Settings):
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(
-                f"{' and '.join(f'train.{name}={show(getattr(self, name))}' for name in given)} are "
+                f"{' and '.join(f'train.{name}={format_setting(getattr(self, name))}' for name in given)} are "
                 f"{len(given)} budgets: give one, and null to the others."
             )
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
@@ -251,7 +252,8 @@ class RunConfig(Settings):
             raise ConfigError("train.compile=on is for one process. Use train.compile=off, or launch.num_processes=1")
         if self.launch.data_parallel == "fsdp" and self.optim.skip_idle_experts and not self.dense:
             raise ConfigError(
-                "optim.skip_idle_experts=true updates single experts, which launch.data_parallel=fsdp cuts up. Use launch.data_parallel=dp"
+                "optim.skip_idle_experts=true updates single experts, which launch.data_parallel=fsdp cuts up. Use "
+                "launch.data_parallel=dp"
             )
         if (
             self.launch.expert_parallel_size > 1
@@ -300,11 +302,13 @@ class RunConfig(Settings):
         for key, tasks in (("context_length", TEXT_TASKS), ("stride", ("causal_lm",))):
             if getattr(self.eval, key) is not None and self.task.name not in tasks:
                 raise ConfigError(
-                    f"eval.{key}={getattr(self.eval, key)} has no effect on task={self.task.name}. It is for task={', '.join(tasks)}."
+                    f"eval.{key}={getattr(self.eval, key)} has no effect on task={self.task.name}. It is for "
+                    f"task={', '.join(tasks)}."
                 )
         if self.eval_length > self.model.context_length:
             raise ConfigError(
-                f"eval.context_length={self.eval_length} is more than model.context_length={self.model.context_length}, "
+                f"eval.context_length={self.eval_length} is more than "
+                f"model.context_length={self.model.context_length}, "
                 "the most that the model can read."
             )
         if self.eval_stride > self.eval_length:
@@ -426,7 +430,7 @@ def _identity_text(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> st
     )  # results do not depend on them; match acts through the width of the experts
     values = {key: value for key, value in values.items() if key not in left_out}
     values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
-    # What acts through other settings alone: which layers have experts, and the width of the dense ones without any.
+    # Left out, because `sparse_layers` says it: moe_layer_freq and first_k_dense; and d_ff if no layer is dense.
     model = values["model"] | {"sparse_layers": sparse_layers}
     through = ("moe_layer_freq", "first_k_dense", *(["d_ff"] if len(sparse_layers) == model["num_layers"] else []))
     values["model"] = {key: value for key, value in model.items() if key not in through}

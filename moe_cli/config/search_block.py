@@ -18,7 +18,7 @@ from typing import Any
 from moe_cli.config.axes import Interval
 from moe_cli.config.bounds import TRIALS, shortened
 from moe_cli.config.build import LARGEST, did_you_mean
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
 
 SAMPLERS = ("tpe", "random")
@@ -72,7 +72,8 @@ def one_of(name: str, given: Any, choices: tuple[str, ...]) -> str | None:
     """Returns the choice, or None if none is made. Raises ConfigError when it is not one of them."""
     if given is not None and given not in choices:
         raise ConfigError(
-            f"{name} {show(given)} is not one of: {', '.join(choices)}.{did_you_mean(show(given), choices)}"
+            f"{name} {format_setting(given)} is not one of: "
+            f"{', '.join(choices)}.{did_you_mean(format_setting(given), choices)}"
         )
     return given  # type: ignore[no-any-return]
 
@@ -80,7 +81,9 @@ def one_of(name: str, given: Any, choices: tuple[str, ...]) -> str | None:
 def check_trials(name: str, given: Any) -> int | None:
     """Returns the number of trials; None means open. Raises ConfigError unless it is an integer of at least 1."""
     if given is not None and (isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= TRIALS):
-        raise ConfigError(f"{name} {shortened(show(given))} is not a whole number of at least 1 and at most {TRIALS}.")
+        raise ConfigError(
+            f"{name} {shortened(format_setting(given))} is not a whole number of at least 1 and at most {TRIALS}."
+        )
     return given
 
 
@@ -93,9 +96,9 @@ def _domain(key: str, given: Any) -> Domain:
     low, high, log, step = (parts.get(part) for part in INTERVAL_PARTS)
     for name, value in (("low", low), ("high", high), *([("step", step)] if step is not None else [])):
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
-            raise ConfigError(f"search.space.{key}: {name} {show(value)} is not a number.")
+            raise ConfigError(f"search.space.{key}: {name} {format_setting(value)} is not a number.")
     if log not in (None, True, False):
-        raise ConfigError(f"search.space.{key}: log {show(log)} is not true or false.")
+        raise ConfigError(f"search.space.{key}: log {format_setting(log)} is not true or false.")
     return checked(f"search.space.{key}", Interval(low, high, bool(log), step))  # type: ignore[arg-type]
 
 

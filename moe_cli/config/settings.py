@@ -1,7 +1,8 @@
-"""The base of the config dataclasses. conf/ is the only source of defaults; a range is given with its field.
+"""The base of the config dataclasses. conf/ has the defaults; a range is given with its field.
 
 A field is declared as `d_ff: int = setting(at_least=1)`. If it is not given, its value is that of the file of conf/
-that belongs to the class: conf/GROUP/NAME.yaml, or a part of conf/config.yaml.
+that belongs to the class: conf/GROUP/NAME.yaml, or a part of conf/config.yaml. Where that value is null, `resolve`
+computes the value from the other settings.
 """
 
 import dataclasses
@@ -12,8 +13,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from moe_cli.config.bounds import MOST_NUMBER, MOST_WHOLE, check_most
-from moe_cli.config.ranges import above, at_least, between, share
+from moe_cli.config.bounds import MAX_NUMBER, MAX_WHOLE, check_most
+from moe_cli.config.ranges import check_above, check_at_least, check_between, check_fraction
 from moe_cli.errors import ConfigError
 
 
@@ -43,9 +44,9 @@ class Limits:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """Returns an open interval of values that are in range; a value outside may be in range too."""
-        low, high = self.between or (self.at_least, self.at_most or MOST_NUMBER)
-        low = 0 if self.fraction else -MOST_NUMBER if low is None else low
+        """Returns an open interval inside the range, for a quick test. `check` decides on values outside it."""
+        low, high = self.between or (self.at_least, self.at_most or MAX_NUMBER)
+        low = 0 if self.fraction else -MAX_NUMBER if low is None else low
         low = self.above if self.above is not None else math.nextafter(low, -math.inf)
         return low, (1.0 if self.fraction else math.nextafter(high, math.inf))
 
@@ -54,13 +55,13 @@ class Limits:
         if value is None or self.is_inside(value):
             return
         if self.between is not None:
-            between(key, value, *self.between)
+            check_between(key, value, *self.between)
         if self.fraction:
-            share(key, value)
+            check_fraction(key, value)
         if self.above is not None:
-            above(key, value, self.above)
+            check_above(key, value, self.above)
         if self.at_least is not None:
-            at_least(key, value, self.at_least)
+            check_at_least(key, value, self.at_least)
         if isinstance(value, int | float) and not isinstance(value, bool):
             self.check_most(key, value)
 
@@ -71,7 +72,7 @@ class Limits:
 
     def check_most(self, key: str, value: float) -> None:
         """Raises BadValue where a number is larger than any value of the setting; every number has such a bound."""
-        check_most(key, value, self.at_most or (MOST_WHOLE if isinstance(value, int) else MOST_NUMBER))
+        check_most(key, value, self.at_most or (MAX_WHOLE if isinstance(value, int) else MAX_NUMBER))
 
 
 def setting(

@@ -21,10 +21,10 @@ from yaml import YAMLError
 from moe_cli.config.axes import Axis, Interval
 from moe_cli.config.bounds import SEEDS
 from moe_cli.config.build import did_you_mean, takes_text
-from moe_cli.config.compose import Composer, first_comment, three_lines
+from moe_cli.config.compose import Composer, first_comment, shorten_error
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import is_text
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import BUDGETS, Match, RunConfig
 from moe_cli.config.search_block import SearchBlock, parse_search
 from moe_cli.config.words import parse_word
@@ -180,7 +180,7 @@ def _read(file: Path) -> Any:
     try:
         return OmegaConf.to_container(OmegaConf.load(io.StringIO(read_yaml_text(file, is_text))), resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-        raise ConfigError(f"{file}: {three_lines(error)}") from None
+        raise ConfigError(f"{file}: {shorten_error(error)}") from None
 
 
 def _with_bases(composer: Composer, content: Any) -> Any:
@@ -281,8 +281,10 @@ def _fixed(parts: Mapping[str, Any]) -> list[Dimension]:
             raise ConfigError(f"set.{key} must be one value. Several stand in grid.")
     if "match" in parts:
         if parts["match"] not in get_args(Match):
-            hint = did_you_mean(show(parts["match"]), get_args(Match))
-            raise ConfigError(f"match: {show(parts['match'])} is not one of: {', '.join(get_args(Match))}.{hint}")
+            hint = did_you_mean(format_setting(parts["match"]), get_args(Match))
+            raise ConfigError(
+                f"match: {format_setting(parts['match'])} is not one of: {', '.join(get_args(Match))}.{hint}"
+            )
         fixed = _once(fixed, {"match": parts["match"]})
     if "budget" in parts:
         fixed = _once(fixed, _budget(parts["budget"]))
@@ -301,11 +303,11 @@ def _once(fixed: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 def _budget(budget: Any) -> dict[str, Any]:
     """Returns the one budget, with null for the others, so that it replaces the budget of the `train` choice."""
     if not isinstance(budget, dict) or len(budget) != 1 or set(budget) - set(BUDGETS):
-        given = ", ".join(map(str, budget)) if isinstance(budget, dict) else show(budget)
+        given = ", ".join(map(str, budget)) if isinstance(budget, dict) else format_setting(budget)
         raise ConfigError(f"budget must hold one of {', '.join(BUDGETS)}, not: {given or 'nothing'}.")
     name, amount = next(iter(budget.items()))
     if isinstance(amount, bool) or not isinstance(amount, int | float) or not amount > 0:
-        raise ConfigError(f"budget: {name}: {show(amount)} is not a number above 0.")
+        raise ConfigError(f"budget: {name}: {format_setting(amount)} is not a number above 0.")
     return {f"train.{each}": amount if each == name else None for each in BUDGETS}
 
 
@@ -374,7 +376,7 @@ def _conditions(parts: Mapping[str, Any]) -> tuple[Expression, ...]:
 def _seeds(parts: Mapping[str, Any]) -> int:
     seeds = parts.get("seeds", 1)
     if isinstance(seeds, bool) or not isinstance(seeds, int) or not 1 <= seeds <= SEEDS:
-        raise ConfigError(f"seeds={show(seeds)} is not a whole number of at least 1 and at most {SEEDS}.")
+        raise ConfigError(f"seeds={format_setting(seeds)} is not a whole number of at least 1 and at most {SEEDS}.")
     return seeds
 
 

@@ -43,7 +43,8 @@ class MaskedLM(_Task):
     def check(self) -> None:
         if self.mask_token_prob + self.random_token_prob > 1:
             raise ConfigError(
-                f"task.mask_token_prob={self.mask_token_prob:g} and task.random_token_prob={self.random_token_prob:g} are shares of what is masked: together at most 1."
+                f"task.mask_token_prob={self.mask_token_prob:g} and "
+                f"task.random_token_prob={self.random_token_prob:g} are shares of what is masked: together at most 1."
             )
 
 
@@ -82,7 +83,8 @@ class SpanCorruption(_Task):
         number = self.spans(window)[1]
         if number >= self.num_sentinels:
             raise ConfigError(
-                f"task.num_sentinels={self.num_sentinels} is too few: windows of model.context_length={window} have {number} spans, "
+                f"task.num_sentinels={self.num_sentinels} is too few: windows of model.context_length={window} have "
+                f"{number} spans, "
                 f"and the end needs one. Use task.num_sentinels={number + 1}"
             )
 

@@ -48,7 +48,7 @@ class _Reader:
     """One pass over the events of a text, before any value is constructed.
 
     Attributes:
-        path: the keys that lead to the current position; None means in a list, or before a key.
+        stack: the open lists and mappings, the innermost last.
         sizes: number of values of an anchor; None means that it is still open, so that an alias to it would be
             infinite.
     """

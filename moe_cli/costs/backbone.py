@@ -146,22 +146,22 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
     """
     width, layers, heads = model.d_model, model.num_layers, model.num_heads or 1
     shapes = _attention_shapes(model)
-    queries, keys, values = _attention_widths(model)
+    queries, keys, outputs = _attention_widths(model)
     norms = (2 * layers + 1) * width + layers * _latent_width(model)
     positions = model.context_length * width if model.position_encoding == "learned" else 0
     head = vocab_size * width
     products = layers * sum(rows * columns for rows, columns in shapes)
     norm = 3 * width + 1 if model.norm == "rms" else 2 * width + 2
-    attention = queries + 2 * keys + 2 * values + (queries + keys if model.position_encoding == "rope" else 0)
+    attention = queries + 2 * keys + 2 * outputs + (queries + keys if model.position_encoding == "rope" else 0)
     attention += heads * (3 if model.qk_norm else 1)
     if model.kv_lora_rank:
         attention = (
-            2 * queries + keys + 4 * values + heads + 3 * _latent_width(model) + 2 + 2 * (model.qk_rope_head_dim or 0)
+            2 * queries + keys + 4 * outputs + heads + 3 * _latent_width(model) + 2 + 2 * (model.qk_rope_head_dim or 0)
         )
     return Backbone(
         num_params=products + norms + positions + head * (1 if model.tie_embeddings else 2),
         matmul_params=products + head,
-        flops_per_token=layers * 2 * model.context_length * (queries + values),
+        flops_per_token=layers * 2 * model.context_length * (queries + outputs),
         saved_values_per_token=FLOATS_PER_INT64 + layers * (2 * norm + attention) + norm,
         logits_per_token=vocab_size,
         matrices=Counter({shape: layers * number for shape, number in Counter(shapes).items()}),
@@ -169,7 +169,7 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
 
 
 def _attention_widths(model: TransformerConfig) -> tuple[int, int, int]:
-    """Returns the widths of all queries, all keys and all values of a token."""
+    """Returns the widths of the queries, the keys and the output of a token, before the output projection."""
     num_heads, d_head = model.num_heads or 1, model.d_head or model.d_model // (model.num_heads or 1)
     rope_width = (model.qk_rope_head_dim or 0) if model.kv_lora_rank else 0
     queries = num_heads * (d_head + rope_width)
@@ -180,14 +180,14 @@ def _attention_widths(model: TransformerConfig) -> tuple[int, int, int]:
 def _attention_shapes(model: TransformerConfig) -> list[tuple[int, int]]:
     """Returns the shapes (rows, columns) of the matrices of one attention layer."""
     width = model.d_model
-    queries, keys, values = _attention_widths(model)
+    queries, keys, outputs = _attention_widths(model)
     if model.kv_lora_rank is None:
         return [(queries + 2 * keys, width), (width, queries)]
     shapes = [
         (queries, model.q_lora_rank or width),
         (model.kv_lora_rank + (model.qk_rope_head_dim or 0), width),
-        (2 * values, model.kv_lora_rank),
-        (width, values),
+        (2 * outputs, model.kv_lora_rank),
+        (width, outputs),
     ]
     return shapes if model.q_lora_rank is None else [(model.q_lora_rank, width), *shapes]
 

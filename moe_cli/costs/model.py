@@ -160,8 +160,11 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     - router: E probabilities, 2 D with jitter, and about 7 K' for the routing record;
     - router=soft instead: four mixtures of E S, the record (7 E), the normalised input (2 D), slot outputs (K' D).
 
-    Added by backward, whichever is more: 3 V per token at the loss; or, in the last sparse layer, 2 K' D per token, a
-    second copy of its experts' gradients, and for the rows of one expert at even load 7 F if gated, else 4 F.
+    Added by backward, the largest of:
+    - at the loss: 3 V per token;
+    - in the last sparse layer: 2 K' D per token, a second copy of its experts' gradients, and 7 F (4 F if not gated)
+      per row of one expert at even load;
+    - in a dense last layer: F per token (2 F with relu).
     """
     model, tokens = config.model, _tokens_per_pass(config)
     width, gated = model.d_model, model.ffn_type == "glu"
@@ -192,10 +195,11 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
 
 
 def all_to_all_bytes_per_step(config: RunConfig, ranks: int) -> float:
-    """Estimates the bytes that one of W ranks sends in an optimizer step if each has E / W experts per sparse layer.
+    """Estimates the bytes that all ranks together send in an optimizer step if each of W ranks has E / W experts.
 
-    4 * layers * T * K' * D * bytes * (W - 1) / W. Each assignment of the T tokens is sent to its expert and its output
-    back, and the gradients of both; at even load a fraction 1 / W stays on the rank (GShard, arXiv:2006.16668).
+    4 * layers * T * K' * D * bytes * (W - 1) / W, with the T tokens of all ranks. Each assignment is sent to its expert
+    and its output back, and the gradients of both. At even load a fraction 1 / W stays on its rank (GShard,
+    arXiv:2006.16668).
     """
     sparse = len(config.sparse_layers)
     rows = (

@@ -8,7 +8,7 @@ from moe_cli.costs.model import BYTES_PER_PARAM, Cost, all_to_all_bytes_per_step
 
 
 @dataclass(frozen=True)
-class Device:
+class Gpu:
     """A GPU.
 
     Attributes:
@@ -22,16 +22,16 @@ class Device:
     memory_bytes: float
 
 
-DEVICES = {
-    device.name: device
-    for device in (
-        Device("h100", 989e12, 80e9),
-        Device("h200", 989e12, 141e9),
-        Device("b200", 2250e12, 180e9),
-        Device("mi300x", 1307e12, 192e9),
-        Device("a100", 312e12, 80e9),
-        Device("l4", 121e12, 24e9),
-        Device("rtx4090", 165e12, 24e9),
+GPU_MODELS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("h100", 989e12, 80e9),
+        Gpu("h200", 989e12, 141e9),
+        Gpu("b200", 2250e12, 180e9),
+        Gpu("mi300x", 1307e12, 192e9),
+        Gpu("a100", 312e12, 80e9),
+        Gpu("l4", 121e12, 24e9),
+        Gpu("rtx4090", 165e12, 24e9),
     )
 }
 
@@ -80,6 +80,6 @@ def _per_gpu_cost(config: RunConfig, costs: Cost, gpus: int, shard: str, members
     return PerGpuCost(shard, members, state, 3 * block if shard == "fsdp" else 0.0, costs.activation_bytes / gpus, sent)
 
 
-def seconds_on(device: Device, flops: float, gpus: int, efficiency: float) -> float:
+def seconds_on(gpu: Gpu, flops: float, gpus: int, efficiency: float) -> float:
     """Computes the seconds for `flops`; the efficiency includes the time in which GPUs wait for each other."""
-    return flops / (gpus * device.flops * efficiency)
+    return flops / (gpus * gpu.flops * efficiency)

@@ -18,7 +18,7 @@ from moe_cli.data.hub import list_hub
 from moe_cli.data.packaged_corpora import list_installed
 from moe_cli.data.shards import LARGE_SPLIT_TOKENS, Shard, Tokens
 from moe_cli.data.splits import MAX_DOMAINS, SPLITS
-from moe_cli.data.token_files import describe_ready
+from moe_cli.data.token_files import describe_token_files
 from moe_cli.data.tokenizer_check import tokenizers_library
 from moe_cli.data.tokenizers import Tokenizer, load_tokenizer
 from moe_cli.errors import DataError
@@ -140,7 +140,7 @@ def load_corpus(
         DataError: a path is missing, empty, not text, or too short for one context.
     """
     if isinstance(data, TokenFilesConfig):
-        corpus = Corpus(cache, describe_ready(data, outputs))
+        corpus = Corpus(cache, describe_token_files(data, outputs))
     else:
         corpus = _built(data, cache, outputs, build)
     _check_length(corpus, data, context_length)

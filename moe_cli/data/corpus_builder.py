@@ -245,7 +245,7 @@ class Piece:
     """A part of the text of a document, or the separator after it.
 
     Attributes:
-        split: the split in which it begins; in a gap, the next one.
+        split: the split in which it begins; the next split if it begins in the gap between two.
         parts: the range for each split, in units of `CorpusScan.lengths`.
         changed_error: the error to raise if the text differs from the first pass.
     """

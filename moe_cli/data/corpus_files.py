@@ -11,7 +11,7 @@ from moe_cli.config.data import TextFilesConfig
 from moe_cli.data.dataset import source
 from moe_cli.data.documents import RECORDS, Document, has_records, read_documents
 from moe_cli.data.file_list import find_files, fingerprints
-from moe_cli.data.splits import TEST, check_shares, ignored_split_names, splits_by_name
+from moe_cli.data.splits import TEST, ignored_split_names, refuse_unused_fraction, splits_by_name
 from moe_cli.errors import DataError
 
 
@@ -66,7 +66,7 @@ def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> CorpusSour
     names = hash_shuffled(path.relative_to(root) for path in paths)
     splits = splits_by_name(names)
     if splits:
-        check_shares(data, {TEST, *splits}, source(data))
+        refuse_unused_fraction(data, {TEST, *splits}, source(data))
     split_of_each: Sequence[int | None] = splits or [None] * len(names)
     files = [
         CorpusFile(

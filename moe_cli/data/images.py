@@ -27,8 +27,8 @@ from moe_cli.data.splits import (
     TEST,
     TRAIN,
     VAL,
-    check_shares,
     ignored_split_names,
+    refuse_unused_fraction,
     splits_by_name,
 )
 from moe_cli.errors import DataError
@@ -216,7 +216,7 @@ def _folder(data: ImageFolderConfig, found: DataFiles) -> tuple[dict[str, Labell
     names = [path.relative_to(found.root) for path in files]
     parts = splits_by_name(names)
     if parts:
-        check_shares(data, {TEST, *parts}, f"data.path={data.path}")
+        refuse_unused_fraction(data, {TEST, *parts}, f"data.path={data.path}")
     within = [name.parts[1:] if parts else name.parts for name in names]
     for path, below in zip(files, within, strict=True):
         if len(below) < 2:

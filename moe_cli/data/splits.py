@@ -74,7 +74,7 @@ def ignored_split_names(names: Sequence[Path]) -> str | None:
     return f"{named} may be trained on: names give no splits, because {reason}"
 
 
-def check_shares(data: DataConfig, parts: Collection[int], where: str) -> None:
+def refuse_unused_fraction(data: DataConfig, parts: Collection[int], where: str) -> None:
     """Raises DataError for a fraction to hold out that has no effect because file names give the held-out splits.
 
     Args:

@@ -19,9 +19,9 @@ from moe_cli.data.splits import (
     TEST,
     TRAIN,
     VAL,
-    check_shares,
     cut_with_gap,
     ignored_split_names,
+    refuse_unused_fraction,
     split_from_name,
 )
 from moe_cli.errors import DataError
@@ -42,7 +42,7 @@ PACKED = (".gz", ".xz", ".bz2", ".zst", ".zip", ".npz")
 MAX_HASH_BLOCKS, BLOCK_BYTES = 1024, 2**16
 
 
-def describe_ready(data: TokenFilesConfig, outputs: Path | None = None) -> dict[str, Any]:
+def describe_token_files(data: TokenFilesConfig, outputs: Path | None = None) -> dict[str, Any]:
     """Returns the metadata of token files without reading all of them, in the format of the meta.json of built corpora.
 
     The hash covers the length of each split and blocks spread evenly over it. It does not depend on where one file ends
@@ -181,7 +181,7 @@ def _split(data: TokenFilesConfig, train: list[Shard], val: list[Shard], test: l
     Raises:
         DataError: a fraction to hold out has no effect.
     """
-    check_shares(data, {part for part, files in ((VAL, val), (TEST, test)) if files}, source(data))
+    refuse_unused_fraction(data, {part for part, files in ((VAL, val), (TEST, test)) if files}, source(data))
     width = np.dtype(data.dtype).itemsize
     held_out = {"test": test, "val": val}
     for name, fraction in (("test", data.test_fraction), ("val", data.val_fraction / (1 - data.test_fraction))):

@@ -1,6 +1,7 @@
 """How do the processes of one training exchange data? Sums, means, gathers, and all-to-all among expert groups.
 
-Every process has its own part of a batch; all parts have equal size. With one process every function is a no-op.
+Every process has its own part of a batch; all parts have equal size. With one process, reductions, gathers and
+broadcasts return their argument; expert groups and `all_to_all` need several processes.
 N processes, M of them share one set of experts; E experts, T rows of a process, R rows of all, D width.
 """
 

@@ -6,14 +6,15 @@ Imports torch only to launch.
 import logging
 import os
 import signal
-import socket
 import sys
 import uuid
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from moe_cli.config.launch import LaunchConfig
 from moe_cli.errors import LostProcess, TrainingError
+
+if TYPE_CHECKING:
+    from moe_cli.config.launch import LaunchConfig
 
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
 # Interval at which the processes are polled.
@@ -44,6 +45,8 @@ def job_id() -> str | None:
     """Returns the name that all processes of one launch share, restarted ones included; None for a single process."""
     if not is_distributed():
         return None
+    import socket
+
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return f"{socket.gethostname()}:{os.getppid()}" if name == "none" else name
 
@@ -59,7 +62,7 @@ def is_single_machine() -> bool:
 
 
 def launched_by_moe() -> bool:
-    """Returns True if `launch` started this process. It then reports its death."""
+    """Returns True if `launch` started this process. The launcher then reports if this process dies."""
     return "MOE_LAUNCH" in os.environ
 
 
@@ -78,7 +81,7 @@ def hard_exit(code: int) -> NoReturn:
     os._exit(code)
 
 
-def launch(words: Sequence[str], config: LaunchConfig) -> None:
+def launch(words: Sequence[str], config: "LaunchConfig") -> None:
     """Runs `python WORDS` in `config.num_processes` processes until all have ended, by torchrun's launcher.
 
     If one dies, the others are stopped, and all are started again, at most `config.max_restarts` times. WORDS must

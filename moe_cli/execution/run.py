@@ -12,7 +12,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import training_steps
 from moe_cli.data.load import Data
 from moe_cli.distributed.launch import is_distributed, job_id, launch, rank, world_size
-from moe_cli.errors import CheckpointError, LostProcess, RunBusy
+from moe_cli.errors import CheckpointError, LostProcess
 from moe_cli.execution.compilation import has_compiler, should_compile
 from moe_cli.execution.data import check_same_data, load_run_data, model_vocab_size
 from moe_cli.execution.failures import record_failure, resume_hint, translate_exception
@@ -24,7 +24,7 @@ from moe_cli.files.writing import delete, guard
 from moe_cli.loggers.logging_recorder import check_loggers, make_recorder
 from moe_cli.runs.corpora import check_corpus
 from moe_cli.runs.folder import INTERRUPTED, RUNNING, Run
-from moe_cli.runs.locks import lock
+from moe_cli.runs.locks import claim_run
 from moe_cli.runs.recorder import NullRecorder, Recorder
 
 
@@ -35,6 +35,7 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
         observer: called with a `training.state.StepReport` after every step.
 
     Raises:
+        RunBusy: another process executes the run.
         MoeError: the run failed for a reason that the user can change; status.json also has the reason.
     """
     guard(outputs)
@@ -44,9 +45,7 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
     if config.launch.num_processes > 1 and not is_distributed():
         return run_launched(run, ["-m", "moe_cli.execution.worker", str(run.path), str(outputs)], config)
     # Only rank 0 locks the folder and writes to it.
-    with lock(run.path) if rank() == 0 else nullcontext():
-        if rank() == 0 and run.summary() is not None:
-            raise RunBusy(f"another process has just completed {run.id}: nothing is left to do.")
+    with claim_run(run) if rank() == 0 else nullcontext():
         recorder = make_recorder(run, config, outputs) if rank() == 0 else NullRecorder(run)
         try:
             _train_and_record(run, config, outputs, recorder, observer or (lambda view: None))
@@ -83,10 +82,10 @@ def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Reco
     from moe_cli.models.registry import make_model
     from moe_cli.tasks.registry import make_task
     from moe_cli.training.checkpoint import newest_valid_checkpoint
+    from moe_cli.training.distributed_model import DistributedModel
     from moe_cli.training.optimizers import make_optimizers
     from moe_cli.training.trainer import Trainer
     from moe_cli.training.upcycle import upcycle
-    from moe_cli.training.wrap import DistributedModel
 
     starts = run.status().get("starts")
     recorder.status(

@@ -1,6 +1,5 @@
 """Settings of a process: malloc keeps freed memory, and waiting threads sleep."""
 
-import ctypes
 import os
 
 # Of glibc's malloc.h.
@@ -16,6 +15,8 @@ def configure_malloc() -> bool:
     width 144, 1.19 with 64 of them, 1.36 with 32 of width 384, at -2 to 13 % more memory. Only for programs of this
     package, because it changes the whole process.
     """
+    import ctypes
+
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):

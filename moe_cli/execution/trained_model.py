@@ -20,7 +20,8 @@ def with_decided_precision(run: Run, config: RunConfig, device: Any) -> RunConfi
     precision: Any = config.train.precision
     if precision == "auto" and run.checkpoints():
         precision = run.meta().get("precision", "auto")
-    return replace(config, train=replace(config.train, precision=pick_precision(precision, device)))
+    precision = pick_precision(precision, device)
+    return replace(config, train=replace(config.train, precision=precision))
 
 
 @dataclass(frozen=True)

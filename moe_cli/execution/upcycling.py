@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.data import HELD_OUT, TOKENIZERS, CorpusConfig, DataConfig
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import SPARSE_ONLY
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import SpanCorruption
@@ -42,13 +42,16 @@ def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
         raise ConfigError(f"{option} has no checkpoint. Finish it: moe train --resume {source.id}")
     ours, theirs = _held_out(config), _held_out(dense)
     if all(ours[name] == theirs[name] for name in ("data.name", "data.path")) and ours != theirs:
-        add = " ".join(f"{name}={show(value)}" for name, value in theirs.items() if ours[name] != value)
+        add = " ".join(f"{name}={format_setting(value)}" for name, value in theirs.items() if ours[name] != value)
         raise ConfigError(f"{option} may have learned from data that this run holds out. Add: {add}")
     recorded = source.meta().get("corpus") or {}
     if _token_identity(config.data) != _token_identity(dense.data, recorded.get("tokenizer_sha256")):
         raise ConfigError(f"{option} reads other tokens: its data are {dense.data.name}, {dense.data.tokenizer}.")
     for key, ours, theirs in _differing_settings(config, dense):
-        raise ConfigError(f"{option} has {key}={show(theirs)}, and this model {show(ours)}. Add: {key}={show(theirs)}")
+        raise ConfigError(
+            f"{option} has {key}={format_setting(theirs)}, and this model {format_setting(ours)}. Add: "
+            f"{key}={format_setting(theirs)}"
+        )
     if not config.dense and model.d_expert != model.d_ff:
         raise ConfigError(
             f"{option}: experts of width {model.d_expert} cannot be copies of a network of width {model.d_ff}. "

@@ -13,10 +13,8 @@ import fcntl
 import json
 import math
 import os
-import secrets
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -75,7 +73,7 @@ def json_safe(value: Any) -> Any:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces the file, or a link, atomically: writes a temporary file, flushes it to disk and renames it."""
-    name = f".{path.name[:100]}.{secrets.token_hex(4)}{TEMPORARY}"
+    name = f".{path.name[:100]}.{os.urandom(4).hex()}{TEMPORARY}"
     with _at(path) as folder:
         try:
             with os.fdopen(
@@ -186,7 +184,7 @@ def write_failure_hint(error: BaseException) -> str:
 @contextmanager
 def new_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """Creates a folder with a unique name and locks it. At the end it is deleted, unless it was renamed."""
-    path = parent / f"{prefix}{secrets.token_hex(4)}"
+    path = parent / f"{prefix}{os.urandom(4).hex()}"
     try:
         with _at(path) as folder:
             os.mkdir(path.name, dir_fd=folder)
@@ -207,6 +205,8 @@ def new_folder(parent: Path, prefix: str) -> Iterator[Path]:
 @cache
 def scratch_folder() -> Path:
     """Returns a temporary folder, the same at every call, which is deleted when this process ends."""
+    import tempfile
+
     folder, owner = Path(tempfile.mkdtemp(prefix="moe-")), os.getpid()
 
     def remove() -> None:

@@ -20,7 +20,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.files.writing import edit, hold
 from moe_cli.loggers.logger import (
     ResumeState,
@@ -138,7 +138,7 @@ class MLflowLogger:
         tags = {"moe.sweep": run.sweep, "moe.folder": str(run.path), "moe.tags": ", ".join(self.context.tags())}
         run_id = str(self.client.create_run(experiment, run_name=run.id, tags=tags).info.run_id)
         save_external_id(run, "mlflow", run_id)
-        params = [Param(key, show(value)) for key, value in self.context.settings().items()]
+        params = [Param(key, format_setting(value)) for key, value in self.context.settings().items()]
         for first in range(0, len(params), MAX_PARAMS):
             self.client.log_batch(run_id, params=params[first : first + MAX_PARAMS])
         return run_id

@@ -10,12 +10,19 @@ from torch import Tensor, nn
 
 from moe_cli.config.model import ModelConfig, TransformerConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.kv_cache import LayerCache
+from moe_cli.models.decoding_cache import LayerCache
 from moe_cli.moe.experts import FeedForward, init_matrix
-from moe_cli.moe.layer import MoELayer, make_layer
+from moe_cli.moe.layer import MoELayer, make_sparse_layer
 from moe_cli.moe.routing import Routing, RoutingPolicy
 from moe_cli.moe.soft import SoftMoELayer
 from moe_cli.moe.sparse_layer import SparseLayer
+
+# Factor of the initial last matrix of every residual branch. With 0, and a zero head, the first prediction is uniform.
+OUT_SCALE = 0.0
+# Standard deviation of an initial embedding with a head of its own.
+EMBEDDING_STD = 1.0
+# The same for an embedding that is also the head, and for positions.
+TIED_STD = 0.02
 
 # True where the query (row) may attend to the key (column); P cached positions come first.
 AttentionMask = Bool[Tensor, "#B 1 L PL"] | None
@@ -28,9 +35,9 @@ def attention_mask(
     mask: Bool[Tensor, "B L"] | None,
     documents: Int[Tensor, "B L"] | None,
     device: torch.device,
-    past: int = 0,
+    num_cached: int = 0,
 ) -> AttentionMask:
-    """Returns the attention mask; None if no mask or only a causal mask is needed, which the attention kernel applies.
+    """Returns the attention mask; None if the causal flag of the attention kernel, or no mask, is enough.
 
     A position always attends to itself, so that the softmax of padding stays finite.
 
@@ -38,14 +45,14 @@ def attention_mask(
         window: positions that a position attends to, itself included; on both sides in a model that is not causal.
         mask: False for padding.
         documents: document of each position; a position attends to positions of its own document only.
-        past: P, positions in a cache; only without `mask` and `documents`.
+        num_cached: P, the number of cached positions; only without `mask` and `documents`.
     """
-    total = past + length
-    is_trivial = past == 0 or length == 1  # a square causal mask, or a single new position, which attends to all
+    total = num_cached + length
+    is_trivial = num_cached == 0 or length == 1  # a square causal mask, or a single new position, which attends to all
     if mask is None and documents is None and is_trivial and (window is None or window >= total):
         return None
     positions = torch.arange(total, device=device)
-    distance = positions[past:, None] - positions[None, :]
+    distance = positions[num_cached:, None] - positions[None, :]
     attn_mask = (distance >= 0 if causal else distance == distance) & (distance.abs() < (window or total))
     attn_mask = attn_mask[None]
     if mask is not None:
@@ -102,18 +109,18 @@ class Attention(nn.Module):
         init_matrix(self.out.weight, generator, out_scale)
 
     def forward(
-        self, x: Float[Tensor, "B L D"], attn_mask: AttentionMask = None, past: LayerCache | None = None
+        self, x: Float[Tensor, "B L D"], attn_mask: AttentionMask = None, layer_cache: LayerCache | None = None
     ) -> Float[Tensor, "B L D"]:
         """Computes the attention of each position to the positions in the mask, cached positions included."""
         rows = self.qkv(x).split(self.widths, dim=-1)
         q, k, v = (row.unflatten(-1, (-1, self.d_head)).transpose(1, 2) for row in rows)
         if self.qk_norm:
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
-        offset = past.length if past else 0
+        offset = layer_cache.length if layer_cache else 0
         if self.rotary is not None:
             q, k = self.rotary(q, offset), self.rotary(k, offset)
-        if past is not None:
-            k, v = past.append(k, v)
+        if layer_cache is not None:
+            k, v = layer_cache.append(k, v)
         dropout = self.dropout if self.training else 0.0
         causal = self.causal and attn_mask is None and offset == 0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, causal, enable_gqa=self.uses_gqa)
@@ -154,17 +161,17 @@ class LatentAttention(nn.Module):
         init_matrix(self.out.weight, generator, out_scale)
 
     def forward(
-        self, x: Float[Tensor, "B L D"], attn_mask: AttentionMask = None, past: LayerCache | None = None
+        self, x: Float[Tensor, "B L D"], attn_mask: AttentionMask = None, layer_cache: LayerCache | None = None
     ) -> Float[Tensor, "B L D"]:
         """Computes the attention of each position to the positions in the mask; only latent vectors are cached."""
         queries = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
         q = self._heads(self.q_up(queries), self.d_head + self.qk_rope_head_dim)
         q_nope, q_rope = q.split([self.d_head, self.qk_rope_head_dim], dim=-1)
         latent, key = self.kv_down(x).split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
-        offset = past.length if past else 0
+        offset = layer_cache.length if layer_cache else 0
         latent, key = self.kv_norm(latent), self.rotary(key.unsqueeze(1), offset)
-        if past is not None:
-            latent, key = past.append(latent, key)
+        if layer_cache is not None:
+            latent, key = layer_cache.append(latent, key)
         k, v = self._heads(self.kv_up(latent), 2 * self.d_head).chunk(2, dim=-1)
         q = torch.cat((q_nope, self.rotary(q_rope, offset)), dim=-1)
         k = torch.cat((k, key.expand(-1, k.shape[1], -1, -1)), dim=-1)
@@ -188,7 +195,7 @@ class Block(nn.Module):
         self.attention_norm = make_norm(model)
         self.attention = Attention(model) if model.kv_lora_rank is None else LatentAttention(model)
         self.ffn_norm = make_norm(model)
-        self.ffn = make_moe_layer(config, vocab_size) if sparse else make_dense_layer(model)
+        self.ffn = sparse_layer_from_config(config, vocab_size) if sparse else make_dense_layer(model)
         self.dropout = nn.Dropout(model.dropout)
 
     def reset_parameters(self, generator: torch.Generator | None, out_scale: float) -> None:
@@ -201,7 +208,7 @@ class Block(nn.Module):
         token_ids: Int[Tensor, "B L"] | None = None,
         mask: Bool[Tensor, "B L"] | None = None,
         attn_mask: AttentionMask = None,
-        past: LayerCache | None = None,
+        layer_cache: LayerCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L D"], list[Routing]]:
         """Returns the block's output, and a list of its routing, which is empty for a dense block.
@@ -209,7 +216,7 @@ class Block(nn.Module):
         Args:
             mask: False for padding, which is not routed.
         """
-        x = x + self.dropout(self.attention(self.attention_norm(x), attn_mask, past))
+        x = x + self.dropout(self.attention(self.attention_norm(x), attn_mask, layer_cache))
         y, routings = run_ffn(self.ffn, self.ffn_norm(x), token_ids, mask, policy)
         return x + self.dropout(y), routings
 
@@ -243,6 +250,12 @@ def init_gpt2(model: nn.Module, std: float, expert_scale: float, num_layers: int
             nn.init.normal_(param, std=std * scale, generator=generator)
 
 
+def init_embedding(embedding: nn.Module, head: nn.Linear | None, generator: torch.Generator) -> None:
+    """Initialises an embedding; with a small standard deviation if it is also the head (`head` is None)."""
+    std = TIED_STD if head is None else EMBEDDING_STD
+    nn.init.normal_(embedding.get_parameter("weight"), std=std, generator=generator)
+
+
 def output_logits(x: Float[Tensor, "B L D"], embedding: nn.Embedding, head: nn.Linear | None) -> Float[Tensor, "B L V"]:
     """Computes the logits of all tokens by the head or, if that is None, by the transposed embedding (tied)."""
     return F.linear(x, embedding.weight if head is None else head.weight)
@@ -261,13 +274,13 @@ def make_dense_layer(model: ModelConfig) -> FeedForward:
     return FeedForward(model.d_model, model.d_ff, ffn_type=model.ffn_type, activation=model.activation)
 
 
-def make_moe_layer(config: RunConfig, vocab_size: int, causal: bool | None = None) -> MoELayer | SoftMoELayer:
+def sparse_layer_from_config(config: RunConfig, vocab_size: int, causal: bool | None = None) -> MoELayer | SoftMoELayer:
     """Builds the sparse layer of a resolved configuration; `causal` is that of the model by default."""
     model = config.model
     assert config.router is not None
     assert config.k is not None
     assert model.d_expert is not None
-    return make_layer(
+    return make_sparse_layer(
         model.d_model,
         config.expert,
         config.k,

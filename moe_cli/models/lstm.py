@@ -9,11 +9,9 @@ from torch import Tensor, nn
 
 from moe_cli.config.model import LSTMConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.blocks import make_dense_layer, make_moe_layer, output_logits, run_ffn
-from moe_cli.models.kv_cache import KVCache, LayerCache
+from moe_cli.models.blocks import init_embedding, make_dense_layer, output_logits, run_ffn, sparse_layer_from_config
+from moe_cli.models.decoding_cache import DecodingCache, LayerCache
 from moe_cli.moe.routing import Routing, RoutingPolicy
-
-EMBEDDING_STD = 1.0
 
 
 class LSTMBlock(nn.Module):
@@ -24,7 +22,7 @@ class LSTMBlock(nn.Module):
         model = config.model
         assert isinstance(model, LSTMConfig)
         self.lstm = make_lstm(model.d_model)
-        self.ffn = make_moe_layer(config, vocab_size) if sparse else make_dense_layer(model)
+        self.ffn = sparse_layer_from_config(config, vocab_size) if sparse else make_dense_layer(model)
         self.sigmoid = model.sigmoid
         self.dropout = nn.Dropout(model.dropout)
 
@@ -37,7 +35,7 @@ class LSTMBlock(nn.Module):
         x: Float[Tensor, "B L D"],
         token_ids: Int[Tensor, "B L"],
         mask: Bool[Tensor, "B L"] | None = None,
-        past: LayerCache | None = None,
+        layer_cache: LayerCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L D"], list[Routing]]:
         """Returns the block's output, and a list of its routing, which is empty for a dense block.
@@ -45,7 +43,7 @@ class LSTMBlock(nn.Module):
         Args:
             mask: False for padding, which is at the end of a sequence and is not routed.
         """
-        x = x + self.dropout(run_lstm(self.lstm, x, past))
+        x = x + self.dropout(run_lstm(self.lstm, x, layer_cache))
         y, routings = run_ffn(self.ffn, x, token_ids, mask, policy)
         return x + self.dropout(y.sigmoid() if self.sigmoid else y), routings
 
@@ -76,8 +74,7 @@ class LSTMModel(nn.Module):
         An untied head starts at zero, so that the first prediction is uniform.
         """
         generator = torch.Generator().manual_seed(seed)
-        std = EMBEDDING_STD if self.head is not None else 0.02
-        nn.init.normal_(self.embedding.weight, std=std, generator=generator)
+        init_embedding(self.embedding, self.head, generator)
         for block in self.blocks:
             block.reset_parameters(generator)  # type: ignore[operator]
         reset_lstm(self.lstm, generator)
@@ -88,7 +85,7 @@ class LSTMModel(nn.Module):
         self,
         tokens: Int[Tensor, "B L"],
         mask: Bool[Tensor, "B L"] | None = None,
-        cache: KVCache | None = None,
+        cache: DecodingCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
         """Returns the logits of the next token at every position, and the routing of every sparse layer.
@@ -100,8 +97,8 @@ class LSTMModel(nn.Module):
         layer_caches = [cache.layers[layer] if cache else None for layer in range(len(self.blocks) + 1)]
         x = self.dropout(self.embedding(tokens))
         routings: list[Routing] = []
-        for block, past in zip(self.blocks, layer_caches, strict=False):
-            x, new = block(x, tokens, mask, past, policy)
+        for block, layer_cache in zip(self.blocks, layer_caches, strict=False):
+            x, new = block(x, tokens, mask, layer_cache, policy)
             routings += new
         x = x + self.dropout(run_lstm(self.lstm, x, layer_caches[-1]))
         if cache:
@@ -109,11 +106,11 @@ class LSTMModel(nn.Module):
         return output_logits(x, self.embedding, self.head), routings
 
 
-def run_lstm(lstm: nn.LSTM, x: Float[Tensor, "B L D"], past: LayerCache | None) -> Float[Tensor, "B L D"]:
+def run_lstm(lstm: nn.LSTM, x: Float[Tensor, "B L D"], layer_cache: LayerCache | None) -> Float[Tensor, "B L D"]:
     """Computes the output at each position from the cached state, and replaces that state."""
-    if past is None:
+    if layer_cache is None:
         return lstm(x)[0]  # type: ignore[no-any-return]
-    y, past.tensors = lstm(x, past.tensors or None)
+    y, layer_cache.tensors = lstm(x, layer_cache.tensors or None)
     return y  # type: ignore[no-any-return]
 
 

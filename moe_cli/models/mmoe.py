@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moe_cli.config.model import MMoEConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.blocks import make_dense_layer, make_moe_layer, run_ffn
+from moe_cli.models.blocks import make_dense_layer, run_ffn, sparse_layer_from_config
 from moe_cli.moe.experts import FeedForward, init_matrix
 from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.routing import Routing, RoutingPolicy
@@ -118,7 +118,7 @@ def _make_layer(config: RunConfig, sparse: bool, vocab_size: int) -> MoELayer | 
     """Builds a sparse layer with one gate per task, or a dense layer."""
     if not sparse:
         return make_dense_layer(config.model)
-    layer = make_moe_layer(config, vocab_size)
+    layer = sparse_layer_from_config(config, vocab_size)
     assert isinstance(layer, MoELayer), "config.routers.check_task_router refuses router=soft"
     layer.router.use_task_gates(config.model.num_tasks)
     return layer

@@ -13,13 +13,17 @@ from torch import Tensor, nn
 
 from moe_cli.config.model import T5Config
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.blocks import make_dense_layer, make_moe_layer, output_logits, run_ffn
+from moe_cli.models.blocks import (
+    OUT_SCALE,
+    TIED_STD,
+    init_embedding,
+    make_dense_layer,
+    output_logits,
+    run_ffn,
+    sparse_layer_from_config,
+)
 from moe_cli.moe.experts import init_matrix
 from moe_cli.moe.routing import Routing, RoutingPolicy
-
-# The last matrix of every residual branch and an untied head start at zero, so that the first prediction is uniform.
-OUT_SCALE = 0.0
-EMBEDDING_STD, TIED_STD = 1.0, 0.02
 
 
 def relative_position_bucket(
@@ -116,7 +120,7 @@ class T5Block(nn.Module):
         self.cross_norm = nn.RMSNorm(model.d_model) if decoder else None
         self.cross_attention = T5Attention(model) if decoder else None
         self.ffn_norm = nn.RMSNorm(model.d_model)
-        self.ffn = make_moe_layer(config, vocab_size, causal=decoder) if sparse else make_dense_layer(model)
+        self.ffn = sparse_layer_from_config(config, vocab_size, causal=decoder) if sparse else make_dense_layer(model)
         self.dropout = nn.Dropout(model.dropout)
 
     def reset_parameters(self, generator: torch.Generator | None) -> None:
@@ -177,10 +181,9 @@ class T5(nn.Module):
     def reset_parameters(self, seed: int) -> None:
         """Initialises the weights, which depend on the seed only."""
         generator = torch.Generator().manual_seed(seed)
-        std = TIED_STD if self.head is None else EMBEDDING_STD
-        nn.init.normal_(self.embedding.weight, std=std, generator=generator)
+        init_embedding(self.embedding, self.head, generator)
         for bias in (self.encoder_bias, self.decoder_bias):
-            nn.init.normal_(bias.positions.weight, std=0.02, generator=generator)
+            nn.init.normal_(bias.positions.weight, std=TIED_STD, generator=generator)
         for block in self.blocks:
             block.reset_parameters(generator)  # type: ignore[operator]
         if self.head is not None:

@@ -9,13 +9,18 @@ from torch import Tensor, nn
 
 from moe_cli.config.model import TransformerConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.models.blocks import Block, attention_mask, init_gpt2, make_norm, output_logits
-from moe_cli.models.kv_cache import KVCache
+from moe_cli.models.blocks import (
+    OUT_SCALE,
+    TIED_STD,
+    Block,
+    attention_mask,
+    init_embedding,
+    init_gpt2,
+    make_norm,
+    output_logits,
+)
+from moe_cli.models.decoding_cache import DecodingCache
 from moe_cli.moe.routing import Routing, RoutingPolicy
-
-# The last matrix of every residual branch and the head start at zero, so that the model starts as the uniform guess.
-OUT_SCALE = 0.0
-EMBEDDING_STD = 1.0
 
 
 class Transformer(nn.Module):
@@ -48,8 +53,7 @@ class Transformer(nn.Module):
         return nn.Embedding(vocab_size, config.model.d_model)
 
     def reset_embedding(self, generator: torch.Generator) -> None:
-        std = 0.02 if self.head is None else EMBEDDING_STD
-        nn.init.normal_(self.embedding.get_parameter("weight"), std=std, generator=generator)
+        init_embedding(self.embedding, self.head, generator)
 
     def reset_parameters(self, seed: int) -> None:
         """Initialises the weights, which depend on the seed only.
@@ -64,7 +68,7 @@ class Transformer(nn.Module):
         if self.head is not None:
             nn.init.zeros_(self.head.weight)
         if self.positions is not None:
-            nn.init.normal_(self.positions.weight, std=0.02, generator=generator)
+            nn.init.normal_(self.positions.weight, std=TIED_STD, generator=generator)
         if self.init_std is not None:
             init_gpt2(self, self.init_std, self.expert_init_scale, len(self.blocks), generator)
 
@@ -73,7 +77,7 @@ class Transformer(nn.Module):
         tokens: Int[Tensor, "B L"],
         mask: Bool[Tensor, "B L"] | None = None,
         documents: Int[Tensor, "B L"] | None = None,
-        cache: KVCache | None = None,
+        cache: DecodingCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L V"], list[Routing]]:
         """Returns the logits at every position, and the routing of every sparse block, first block first.
@@ -97,15 +101,15 @@ class Transformer(nn.Module):
         token_ids: Int[Tensor, "B L"] | None = None,
         mask: Bool[Tensor, "B L"] | None = None,
         documents: Int[Tensor, "B L"] | None = None,
-        cache: KVCache | None = None,
+        cache: DecodingCache | None = None,
         policy: RoutingPolicy | None = None,
     ) -> tuple[Float[Tensor, "B L D"], list[Routing]]:
         """Runs all blocks and the last norm on embedded tokens, to which learned positions are added first."""
-        length, past = x.shape[1], cache.length if cache else 0
+        length, num_cached = x.shape[1], cache.length if cache else 0
         if self.positions is not None:
-            x = x + self.positions.weight[past : past + length]
+            x = x + self.positions.weight[num_cached : num_cached + length]
         x = self.embedding_dropout(x)
-        attn_mask = attention_mask(length, self.causal, self.window, mask, documents, x.device, past)
+        attn_mask = attention_mask(length, self.causal, self.window, mask, documents, x.device, num_cached)
         routings: list[Routing] = []
         for layer, block in enumerate(self.blocks):
             x, new = block(x, token_ids, mask, attn_mask, cache.layers[layer] if cache else None, policy)

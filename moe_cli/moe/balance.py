@@ -37,8 +37,9 @@ def load_balancing_loss(
     Args:
         num_sequences: number of consecutive sequences of equal length; f and P are computed per sequence, and the
             losses are averaged (DeepSeek-V3, arXiv:2412.19437, eq. 17-20). 1 means over the whole batch.
-        assigned_counts: counts for f instead of those of `routing`. With the counts of all micro-batches of a step so
-            far, this is the global-batch loss of Qwen (arXiv:2501.11873), exact for the last micro-batch.
+        assigned_counts: counts for f instead of those of `routing`. Give the counts summed over the step's
+            micro-batches so far for the global-batch loss of Qwen (arXiv:2501.11873). Only the last micro-batch then
+            uses all counts of the step.
     """
     num_sequences = max(1, num_sequences)
     length = routing.num_tokens // num_sequences
@@ -86,10 +87,10 @@ def load_loss(
 
     The load of expert i is sum_t Phi((clean_ti - threshold_ti) / std_ti): its expected number of tokens if only its own
     noise were sampled again. threshold_ti is the K-th largest noisy logit among the other experts. The variance is that
-    of the population. The loss is 0 for K = E.
+    of the population. The loss is 0 for K = E, where the calls of collectives are the same as for smaller K.
     """
     if top_k == clean_logits.shape[-1]:
-        return clean_logits.new_zeros(())
+        return squared_cv(clean_logits.new_zeros(top_k))
     top = noisy_logits.topk(top_k + 1, dim=-1).values
     chosen = noisy_logits > top[:, top_k:]
     threshold = torch.where(chosen, top[:, top_k:], top[:, top_k - 1 : top_k])
@@ -122,9 +123,7 @@ def _entropy(probs: Float[Tensor, "*rows E"]) -> Float[Tensor, "*rows"]:
     return -(probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()).sum(-1)
 
 
-def update_expert_bias(
-    bias: Float[Tensor, " E"], tokens_per_expert: Int[Tensor, " E"], rate: float
-) -> Float[Tensor, " E"]:
+def loss_free_bias(bias: Float[Tensor, " E"], tokens_per_expert: Int[Tensor, " E"], rate: float) -> Float[Tensor, " E"]:
     """Returns the bias after a step of loss-free balancing: b_i + rate * sign(mean load - load_i).
 
     Source: arXiv:2408.15664, algorithm 1.
@@ -156,7 +155,7 @@ def quantile_bias(
     return bias - bias.mean()
 
 
-def update_bias(
+def next_bias(
     balance: BiasBalance,
     bias: Float[Tensor, " E"],
     tokens_per_expert: Int[Tensor, " E"],
@@ -170,7 +169,7 @@ def update_bias(
         probs: routing probabilities of each batch of the step; used by quantile.
     """
     if isinstance(balance, LossFreeBalance):
-        return update_expert_bias(bias, tokens_per_expert, balance.bias_update_rate)
+        return loss_free_bias(bias, tokens_per_expert, balance.bias_update_rate)
     return quantile_bias(bias, torch.cat(list(probs)), top_k, balance.iterations)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from moe_cli.distributed import collectives
 from moe_cli.moe.backends.dispatch import Backend
 from moe_cli.moe.experts import Experts
-from moe_cli.moe.permutation import permutation_of
-from moe_cli.moe.routing import Routing, drop_overflow
+from moe_cli.moe.permutation import add_to_tokens, permutation_of
+from moe_cli.moe.routing import Routing, drop_overflow, position_in_queue, to_null
 
 
 def drop_overflow_global(routing: Routing, capacity: int, drop: str) -> Routing:
@@ -33,21 +33,13 @@ def drop_overflow_global(routing: Routing, capacity: int, drop: str) -> Routing:
     # The order of a single process: round by round, and within a round by rank.
     round_index = torch.cat([torch.arange(length) // max(1, length // routing.rounds) for length in lengths])
     order = torch.argsort(round_index, stable=True).to(local.device)
-    experts, scores = torch.cat(parts)[order].unbind(1)
-    global_routing = Routing(
-        logits=routing.logits,
-        probs=scores[:, None].expand(-1, routing.num_experts),
-        token_ids=torch.arange(len(order), device=local.device),
-        expert_ids=experts.long(),
-        weights=scores,
-        kept=torch.ones_like(scores, dtype=torch.bool),
-        num_null=routing.num_null,
-    )
-    dropped = drop_overflow(global_routing, capacity, "position" if drop == "position" else "probability")
-    kept = torch.empty_like(global_routing.kept)
-    kept[order[dropped.token_ids]] = dropped.kept
+    experts, priorities = torch.cat(parts).unbind(1)
+    if drop != "position":
+        order = order[torch.argsort(priorities[order], descending=True, stable=True)]
+    has_room = torch.empty_like(experts, dtype=torch.bool)
+    has_room[order] = position_in_queue(experts[order].long(), routing.num_experts) < capacity
     first = sum(lengths[: collectives.rank()])
-    return routing.keep_only(kept[first : first + len(local)])
+    return routing.keep_only(has_room[first : first + len(local)] | to_null(routing))
 
 
 def expert_parallel_forward(
@@ -73,9 +65,7 @@ def expert_parallel_forward(
         experts, recv_rows, identity_routing(expert_ids, local), experts.sample_dropout_mask(len(expert_ids))
     )
     outputs = collectives.all_to_all(outputs, recv_splits, send_splits, group)
-    weights = routing.weights.index_select(0, permutation.assignments).to(outputs.dtype)
-    zeros = outputs.new_zeros(1, outputs.shape[1]).expand(len(x), -1)
-    return zeros.index_add(0, permutation.token_ids, outputs * weights.unsqueeze(1))
+    return add_to_tokens(permutation, outputs, routing.weights, len(x))
 
 
 def identity_routing(expert_ids: Int[Tensor, " A"], num_experts: int) -> Routing:

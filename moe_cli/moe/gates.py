@@ -83,8 +83,8 @@ class MlpGate(nn.Module):
 class ActivationGate(nn.Module):
     """Scores an expert by the norm of the first values of its own first product (arXiv:2501.13074, section 3).
 
-    Has no parameters of its own. The weights in the sum give a gradient to the chosen experts only; a balancing loss,
-    which depends on all scores, gives one to the first rows of all experts.
+    Has no parameters of its own. The loss of the task reaches only the chosen experts. A balancing loss depends on all
+    scores, so it also trains the first rows of `w_in` of every expert.
     """
 
     def __init__(self, experts: Experts) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moe_cli.config.capacity import expert_capacity
-from moe_cli.config.ranges import above, between, whole
+from moe_cli.config.ranges import check_above, check_between, check_whole
 from moe_cli.config.routers import HashConfig, RouterConfig, SoftConfig, check_router
 from moe_cli.distributed.collectives import world_size
 from moe_cli.errors import ConfigError
@@ -78,7 +78,7 @@ class MoELayer(SparseLayer):
     ) -> None:
         config = _router_config(router, num_experts, top_k, vocab_size, causal)
         check_choice("drop", drop, DROP_POLICIES)
-        above("capacity_factor", capacity_factor, 0)
+        check_above("capacity_factor", capacity_factor, 0)
         super().__init__(
             d_model,
             num_experts,
@@ -139,8 +139,8 @@ class MoELayer(SparseLayer):
         if policy is None:
             policy = RoutingPolicy(None, self.capacity_factor, self.drop) if self.training else RoutingPolicy()
         elif policy.top_k is not None:
-            between("top_k", policy.top_k, 1, self.num_experts)
-            whole("top_k", policy.top_k)
+            check_between("top_k", policy.top_k, 1, self.num_experts)
+            check_whole("top_k", policy.top_k)
         if self.router.fills_capacity and policy.capacity_factor is None:
             policy = replace(policy, capacity_factor=self.capacity_factor)
         routing: Routing = self.router(tokens, token_ids, policy)
@@ -173,7 +173,7 @@ class MoELayer(SparseLayer):
         return (drop_overflow_global if self.training else drop_overflow)(routing, capacity, drop)
 
 
-def make_layer(  # noqa: PLR0913  (the arguments of MoELayer)
+def make_sparse_layer(  # noqa: PLR0913  (the arguments of MoELayer)
     d_model: int,
     num_experts: int,
     top_k: int,
@@ -213,10 +213,10 @@ def make_layer(  # noqa: PLR0913  (the arguments of MoELayer)
 def _router_config(
     router: str | RouterConfig, num_experts: int, top_k: int, vocab_size: int | None = None, causal: bool = False
 ) -> RouterConfig:
-    whole("num_experts", num_experts)
+    check_whole("num_experts", num_experts)
     if isinstance(top_k, int) and not 1 <= top_k <= num_experts:
         raise ConfigError(f"top_k={top_k} must be between 1 and num_experts={num_experts}.")
-    whole("top_k", top_k)
+    check_whole("top_k", top_k)
     if router == "soft" or isinstance(router, SoftConfig):
         raise ConfigError("router=soft is a layer of its own. Use moe_cli.moe.soft.SoftMoELayer.")
     if isinstance(router, str):
@@ -227,7 +227,7 @@ def _router_config(
             f"router={router!r} is not a router's configuration. Give a name: {', '.join(ROUTER_CONFIGS)}."
         )
     if vocab_size is not None:
-        whole("vocab_size", vocab_size)
+        check_whole("vocab_size", vocab_size)
     check_router(router, num_experts, top_k, causal)
     if isinstance(router, HashConfig) and vocab_size is None:
         raise ConfigError("router=hash needs vocab_size, the number of token ids in its table.")
@@ -252,8 +252,8 @@ class SparseExpertModel(nn.Module):
     def __init__(self, num_experts: int, input_dim: int, output_dim: int, k: int) -> None:
         super().__init__()
         config = _router_config("topk", num_experts, k)
-        whole("input_dim", input_dim)
-        whole("output_dim", output_dim)
+        check_whole("input_dim", input_dim)
+        check_whole("output_dim", output_dim)
         self.router = make_router(config, input_dim, num_experts, k)
         self.experts = Experts(num_experts, input_dim, input_dim, output_dim, ffn_type="mlp", activation="gelu")
         self.router.reset_parameters()

@@ -114,6 +114,18 @@ def sum_by_token(
     )
 
 
+def add_to_tokens(
+    permutation: Permutation, rows: Float[Tensor, "R D"], weights: Float[Tensor, " A"], num_tokens: int
+) -> Float[Tensor, "T D"]:
+    """Computes the weighted sum of each token's rows as `index_add`, for rows whose product autograd saves.
+
+    Args:
+        weights: weight of every assignment, in the order of the record.
+    """
+    weighted = rows * weights.index_select(0, permutation.assignments).to(rows.dtype).unsqueeze(1)
+    return rows.new_zeros(1, rows.shape[1]).expand(num_tokens, -1).index_add(0, permutation.token_ids, weighted)
+
+
 @dataclass(frozen=True)
 class CastOperands:
     """Input and weights in the precision of the matrix products."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moe_cli.config.ranges import above
+from moe_cli.config.ranges import check_above
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class RoutingPolicy:
     drop: str | None = None
 
     def __post_init__(self) -> None:
-        above("capacity_factor", self.capacity_factor, 0)
+        check_above("capacity_factor", self.capacity_factor, 0)
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Routing:
         noise_std: standard deviation of the noise.
         router_loss: a loss of the router itself, already weighted; None means no such loss.
         num_null: number of null experts, which compute nothing; they are the last of the E experts.
-        rounds: number of passes over the tokens in this order: K if the first choices of all tokens come before the
-            second choices, else 1.
+        rounds: K if the record lists the first choices of all tokens, then all second choices, and so on; 1 for any
+            other order.
         is_dropless: True if all assignments are known to be kept, so that `kept` need not be read from the device. It
             must be False in a record with drops: use `keep_only`.
     """
@@ -88,7 +88,7 @@ class Routing:
         return count_ids(self.expert_ids[self.kept], self.num_experts)
 
     def keep_only(self, mask: Bool[Tensor, " A"]) -> "Routing":
-        """Returns the routing without the assignments that are False in the mask."""
+        """Returns the routing with `kept` False wherever the mask is False. No assignment is removed."""
         return replace(self, kept=self.kept & mask, is_dropless=False)
 
 
@@ -144,6 +144,7 @@ def without_null_experts(routing: Routing) -> Routing:
         clean_logits=None,
         noise_std=None,
         num_null=0,
+        rounds=1,
     )
 
 
@@ -180,14 +181,15 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
             expert_ids=routing.expert_ids[order],
             weights=routing.weights[order],
             kept=routing.kept[order],
+            rounds=1,
         )
     else:
         assert drop == "position", drop
-    has_room = _position_in_queue(routing.expert_ids, routing.num_experts) < capacity
-    return routing.keep_only(has_room | _to_null(routing))
+    has_room = position_in_queue(routing.expert_ids, routing.num_experts) < capacity
+    return routing.keep_only(has_room | to_null(routing))
 
 
-def _to_null(routing: Routing) -> Bool[Tensor, " A"]:
+def to_null(routing: Routing) -> Bool[Tensor, " A"]:
     """Returns True for assignments to null experts."""
     return routing.expert_ids >= routing.num_experts - routing.num_null
 
@@ -221,11 +223,11 @@ def drop_overflow_in_order(routing: Routing, capacity: int, sequences: Sequences
     order = torch.argsort(routing.token_ids, stable=True)  # the record may have first choices before second choices
     queues = sequences.ids(order.device)[routing.token_ids] * routing.num_experts + routing.expert_ids
     has_room = torch.empty_like(routing.kept)
-    has_room[order] = _position_in_queue(queues[order], sequences.number * routing.num_experts) < capacity
-    return routing.keep_only(has_room | _to_null(routing))
+    has_room[order] = position_in_queue(queues[order], sequences.number * routing.num_experts) < capacity
+    return routing.keep_only(has_room | to_null(routing))
 
 
-def _position_in_queue(queues: Int[Tensor, " A"], number: int) -> Int[Tensor, " A"]:
+def position_in_queue(queues: Int[Tensor, " A"], number: int) -> Int[Tensor, " A"]:
     """Returns, for each assignment, the number of earlier assignments in its queue.
 
     Args:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moe_cli.config.ranges import whole
+from moe_cli.config.ranges import check_whole
 from moe_cli.moe.routers.router import gate_dtype
 from moe_cli.moe.routing import Routing, RoutingPolicy
 from moe_cli.moe.sparse_layer import ExpertOptions, SparseLayer
@@ -38,8 +38,8 @@ class SoftMoELayer(SparseLayer):
     def __init__(
         self, d_model: int, num_experts: int, d_expert: int, slots: int = 1, **options: Unpack[ExpertOptions]
     ) -> None:
-        whole("num_experts", num_experts)
-        whole("slots", slots)
+        check_whole("num_experts", num_experts)
+        check_whole("slots", slots)
         super().__init__(d_model, num_experts, d_expert, lambda _: SlotGate(d_model, num_experts, slots), **options)
         self.router: SlotGate
         self.top_k = num_experts

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moe_cli.config.ranges import above, share, whole
+from moe_cli.config.ranges import check_above, check_fraction, check_whole
 from moe_cli.distributed.collectives import ExpertGroup
 from moe_cli.errors import ConfigError
 from moe_cli.moe.backends.dispatch import BACKENDS
@@ -73,15 +73,15 @@ class SparseLayer(nn.Module):
         dispatch: str = "auto",
     ) -> None:
         super().__init__()
-        whole("d_model", d_model)
-        whole("d_expert", d_expert)
-        whole("shared_experts", shared_experts, 0)
+        check_whole("d_model", d_model)
+        check_whole("d_expert", d_expert)
+        check_whole("shared_experts", shared_experts, 0)
         check_choice("ffn_type", ffn_type, ("glu", "mlp"))
         check_choice("dispatch", dispatch, BACKENDS)
         activation = activation or ("silu" if ffn_type == "glu" else "gelu")
         check_choice("activation", activation, ACTIVATIONS)
-        above("expert_init_scale", expert_init_scale, 0)
-        share("expert_dropout", expert_dropout)
+        check_above("expert_init_scale", expert_init_scale, 0)
+        check_fraction("expert_dropout", expert_dropout)
         self.num_experts = num_experts
         self.dispatch = dispatch
         self.expert_init_scale = expert_init_scale

@@ -1,1 +1,1 @@
-"""Many runs side by side: run folders into frames, seeds into intervals, frames into tables. Knows no torch."""
+"""Comparison of many runs: reads run folders into rows, groups seeds, and builds tables. Imports no torch."""

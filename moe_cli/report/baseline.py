@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from moe_cli.config.baselines import parse_baseline
 from moe_cli.config.build import did_you_mean
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import sanitise
@@ -17,6 +17,7 @@ from moe_cli.report.configuration import Configuration
 from moe_cli.report.load import flat_settings, read_rows
 from moe_cli.report.run_row import (
     DENSE,
+    TOP_LEVEL,
     RunRow,
     Settings,
     Value,
@@ -32,6 +33,9 @@ from moe_cli.runs.lookup import list_runs
 
 if TYPE_CHECKING:
     from moe_cli.config.compose import Composer
+
+# The settings that a command gives first, because the defaults of others depend on them.
+CHOICES = ("expert", "k", "router", "balance")
 
 
 def declared_baselines(runs: Sequence[RunRow]) -> list[Settings]:
@@ -50,7 +54,9 @@ def sweep_baseline(runs: Sequence[RunRow]) -> Settings:
 def baseline_name(baseline: Settings) -> str:
     """Returns the baseline's name: dense, or balance=none."""
     return (
-        "dense" if baseline == DENSE else sanitise(" ".join(f"{key}={show(value)}" for key, value in baseline.items()))
+        "dense"
+        if baseline == DENSE
+        else sanitise(" ".join(f"{key}={format_setting(value)}" for key, value in baseline.items()))
     )
 
 
@@ -132,7 +138,9 @@ def chosen_baseline(text: str, runs: Sequence[RunRow], extra_baselines: Sequence
 def ambiguity(fitting: Sequence[RunRow]) -> str:
     """Names the configurations among which a baseline cannot be chosen."""
     names = varying_settings([run.settings for run in fitting], settings_of(column_names(fitting)))
-    found = list(dict.fromkeys(" ".join(f"{name}={show(run.get(name))}" for name in names) for run in fitting))
+    found = list(
+        dict.fromkeys(" ".join(f"{name}={format_setting(run.get(name))}" for name in names) for run in fitting)
+    )
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
     return sanitise(
         f"fits several configurations where one is needed: {'; '.join(found[:4])}{more}. Add what tells them apart."
@@ -142,7 +150,7 @@ def ambiguity(fitting: Sequence[RunRow]) -> str:
 def _values(runs: Collection[RunRow], name: str) -> list[str]:
     """Returns the values of a setting in complete runs; a choice of a group goes by its name."""
     found = [value for run in runs if run.status == COMPLETED for value in (run.get(name), run.get(f"{name}.name"))]
-    return list(dict.fromkeys(sanitise(show(value)) for value in found if value is not None))[:8]
+    return list(dict.fromkeys(sanitise(format_setting(value)) for value in found if value is not None))[:8]
 
 
 def dense_baseline_command(config: RunConfig) -> str:
@@ -157,11 +165,13 @@ def baseline_command(configuration: Configuration, choice: Settings = DENSE) -> 
 
 
 def _command(settings: Settings, seeds: Sequence[int], choice: Settings) -> str:
+    from moe_cli.config.compose import Composer
+
     shared = shared_with_dense([name for name in settings if "." in name])
     # A dense model starts from its initial weights, because upcycling applies only to experts.
     wanted = {name: settings[name] for name in shared if name != "train.upcycle_from"}
     try:
-        words = _overrides({**choice}, wanted)
+        words = words_for(Composer(), {**choice}, wanted)
     except MoeError:
         words = {**choice}
     seeds = seeds or [0]
@@ -178,47 +188,49 @@ def overrides_of(run: RunRow, without: Collection[str]) -> dict[str, Value]:
     Raises:
         MoeError: its settings are invalid.
     """
-    settings = {**run.settings, **run.execution}
-    wanted = {
-        name: value
-        for name, value in settings.items()
-        if ("." in name or name in ("capacity", "drop", "match"))
-        and setting_applies(name, settings)
-        and name not in without
-    }
-    choices = {
-        name: settings[name]
-        for name in ("expert", "k", "router", "balance")
-        if settings.get(name) is not None and setting_applies(name, settings) and name not in without
-    }
-    return _overrides(choices, wanted)
-
-
-def _overrides(words: dict[str, Value], wanted: Settings) -> dict[str, Value]:
-    """Returns these words with all that is still wanted otherwise than they resolve to."""
     from moe_cli.config.compose import Composer
 
-    composer = Composer()
+    settings = {**run.settings, **run.execution}
+    wanted = {name: value for name, value in settings_beside_choices(settings).items() if name not in without}
+    choices = {
+        name: settings[name]
+        for name in CHOICES
+        if settings.get(name) is not None and setting_applies(name, settings) and name not in without
+    }
+    return words_for(Composer(), choices, wanted)
+
+
+def settings_beside_choices(settings: Settings) -> dict[str, Value]:
+    """Returns the settings that have an effect, without the seed and `CHOICES`."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if ("." in name or (name in TOP_LEVEL and name not in CHOICES)) and setting_applies(name, settings)
+    }
+
+
+def words_for(composer: "Composer", words: dict[str, Value], wanted: Settings) -> dict[str, Value]:
+    """Returns these words, and those for the wanted settings that they do not resolve to. Raises MoeError."""
     default = resolved_settings(composer, words)
     for group in ("model", "data", "optim"):
         if wanted.get(f"{group}.name") not in (None, default.get(f"{group}.name")):
             words[group] = wanted[f"{group}.name"]
     # The configuration cannot be resolved without these.
     words.update((name, wanted[name]) for name in ("data.path", "data.vocab_size") if wanted.get(name))
-    words.update(changed_settings(resolved_settings(composer, words), wanted, with_null=False))
-    words.update(changed_settings(resolved_settings(composer, words), wanted, with_null=True))
+    words.update(settings_still_differing(resolved_settings(composer, words), wanted, with_null=False))
+    words.update(settings_still_differing(resolved_settings(composer, words), wanted, with_null=True))
     return words
 
 
 def _written(words: Settings) -> str:
-    return " ".join(shlex.quote(f"{key}={show(value)}") for key, value in words.items())
+    return " ".join(shlex.quote(f"{key}={format_setting(value)}") for key, value in words.items())
 
 
 def resolved_settings(composer: "Composer", words: dict[str, Value]) -> dict[str, Value]:
     return flat_settings(composer.point(words).config.to_dict())
 
 
-def changed_settings(default: Settings, wanted: Settings, with_null: bool) -> dict[str, Value]:
+def settings_still_differing(default: Settings, wanted: Settings, with_null: bool) -> dict[str, Value]:
     """Returns the settings that still differ. Null values come last: most follow from a setting that has a value."""
     return {
         name: value

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_cli.config.build import did_you_mean
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import plural, sanitise, sparkline
 from moe_cli.metrics import BY_KEY, METRICS, TASK, TRAINING, keys_of
@@ -173,10 +173,10 @@ def cell(value: Cell) -> str:
     if value is None or value == []:
         return "-"
     if isinstance(value, list):
-        return truncate_left(sanitise(",".join(show(item) for item in value)))
+        return truncate_left(sanitise(",".join(format_setting(item) for item in value)))
     if isinstance(value, float):
         return f"{value:.4g}"
-    return truncate_left(sanitise(show(value)))
+    return truncate_left(sanitise(format_setting(value)))
 
 
 def truncate_left(text: str) -> str:

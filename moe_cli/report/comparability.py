@@ -1,31 +1,35 @@
-"""Selection of runs that can be ranked together: same text, validation, evaluation context, budget and code.
+"""The definition of comparable losses, and the selection of runs that can be ranked together.
 
-Other runs are listed by name and not ranked.
+Losses are comparable if the runs are equal in every aspect of `ASPECTS`. `ComparableRuns.left_out` counts the runs that
+differ in an aspect.
 """
 
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.build import did_you_mean
 from moe_cli.config.data import HELD_OUT
 from moe_cli.errors import ConfigError
 from moe_cli.metrics import eval_windows
-from moe_cli.report.run_row import RunRow
 from moe_cli.runs.folder import Run
+
+if TYPE_CHECKING:
+    from moe_cli.report.run_row import Record, RunRow
 
 DATA, TOKENIZER, VALIDATION, BUDGET, CODE = "data", "tokenizer", "validation", "budget", "code"
 EVAL_CONTEXT = "eval_context"
 ASPECTS = (DATA, TOKENIZER, VALIDATION, EVAL_CONTEXT, BUDGET, CODE)
+TOKENIZER_SETTINGS = ("data.tokenizer", "data.bpe_vocab")
 
 
 @dataclass(frozen=True)
 class ComparableRuns:
     """Comparable runs, and the number of other runs for each aspect in which they differ."""
 
-    rows: tuple[RunRow, ...]
+    rows: tuple["RunRow", ...]
     left_out: Mapping[str, int]
 
 
@@ -40,20 +44,56 @@ def check_across(names: Collection[str]) -> frozenset[str]:
     return frozenset(names)
 
 
-def select_comparable(rows: Collection[RunRow], across: Collection[str] = ()) -> ComparableRuns:
-    """Returns the complete runs of the largest comparable group, see `_largest_group`. Aspects in `across` may differ.
+def comparison_key(row: "Record") -> tuple[Any, Any]:
+    """Returns what is equal for rows with comparable losses, without the code: text and units of the loss, and budget.
+
+    The key is computed once per row: see `Record.comparison_key`.
+    """
+    settings, results = row.settings, row.results
+    text = (
+        data_aspect(settings, row.corpus_sha256),
+        unit_aspect(settings, results.val_bpb),
+        validation_aspect(settings),
+        eval_windows(settings),
+    )
+    return text, budget_aspect(settings, results.tokens)
+
+
+def data_aspect(settings: Mapping[str, Any], corpus_sha256: str | None) -> tuple[Any, ...]:
+    """Returns the text and the task."""
+    data = corpus_sha256 or (settings.get("data.name"), settings.get("data.path"))
+    return (data, settings.get("task.name") or "causal_lm")
+
+
+def unit_aspect(settings: Mapping[str, Any], val_bpb: float | None) -> tuple[Any, ...]:
+    """Returns the unit of the loss: bits per byte, or nats per token of a tokenizer if the bytes are unknown.
 
     Bits per byte are comparable between tokenizers of the same text and validation bytes (docs/explanation/concepts.md,
-    9). If all runs have them, the tokenizer is no aspect. Nats per token are not comparable.
+    9). Nats per token are not.
     """
-    free = set(across) | ({TOKENIZER} if all(row.results.val_bpb is not None for row in rows) else set())
+    return ("bits",) if val_bpb is not None else ("nats", *map(settings.get, TOKENIZER_SETTINGS))
+
+
+def validation_aspect(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(map(settings.get, HELD_OUT))
+
+
+def budget_aspect(settings: Mapping[str, Any], tokens: float | None) -> tuple[str, Any]:
+    """Returns the kind of the budget and its size. Budgets of steps and of tokens are one kind."""
+    for budget in ("train.flops", "train.minutes"):
+        if settings.get(budget) is not None:
+            return (budget, settings[budget])
+    return ("tokens", tokens)
+
+
+def select_comparable(rows: Collection["RunRow"], across: Collection[str] = ()) -> ComparableRuns:
+    """Returns the complete runs of the largest comparable group (`_largest_group`). Aspects in `across` may differ."""
     kept = list(rows)
     left_out: dict[str, int] = {}
-    codes = {id(row): _code_version(row.path) for row in rows} if CODE not in free else {}
     for aspect in ASPECTS:
-        if aspect in free or not kept:
+        if aspect in across or not kept:
             continue
-        kinds = [codes[id(row)] if aspect == CODE else _aspect_value(aspect, row) for row in kept]
+        kinds = [_aspect_value(aspect, row) for row in kept]
         most = _largest_group(kept, kinds)
         if len(set(kinds)) > 1:
             left_out[aspect] = sum(kind != most for kind in kinds)
@@ -61,20 +101,9 @@ def select_comparable(rows: Collection[RunRow], across: Collection[str] = ()) ->
     return ComparableRuns(tuple(kept), left_out)
 
 
-def is_comparable(row: RunRow, other: RunRow, across: Collection[str] = ()) -> bool:
+def is_comparable(row: "RunRow", other: "RunRow", across: Collection[str] = ()) -> bool:
     """Returns whether two runs are comparable, except for the aspects that may differ."""
-    free = set(across) | (
-        {TOKENIZER} if row.results.val_bpb is not None and other.results.val_bpb is not None else set()
-    )
-    return all(
-        aspect in free
-        or (
-            _code_version(row.path) == _code_version(other.path)
-            if aspect == CODE
-            else _aspect_value(aspect, row) == _aspect_value(aspect, other)
-        )
-        for aspect in ASPECTS
-    )
+    return all(aspect in across or _aspect_value(aspect, row) == _aspect_value(aspect, other) for aspect in ASPECTS)
 
 
 def count_code_versions(paths: Collection[str]) -> int:
@@ -82,11 +111,11 @@ def count_code_versions(paths: Collection[str]) -> int:
     return len({_code_version(path) for path in paths})
 
 
-def _largest_group(rows: Collection[RunRow], kinds: Collection[Any]) -> Any:
+def _largest_group(rows: Collection["RunRow"], kinds: Collection[Any]) -> Any:
     """Returns the largest group: most configurations with several seeds, then most configurations, then most runs.
 
-    A configuration here consists of the settings in a run's name: experts, k, capacity, router and balance. Of equally
-    large groups the newest is returned.
+    A configuration here consists of experts, k, capacity, router and balance. Of equally large groups the newest is
+    returned.
     """
     seeds: dict[Any, dict[Any, set[Any]]] = {}
     for row, kind in zip(rows, kinds, strict=True):
@@ -102,21 +131,11 @@ def _largest_group(rows: Collection[RunRow], kinds: Collection[Any]) -> Any:
     return max(seeds, key=richness)
 
 
-def _aspect_value(aspect: str, row: RunRow) -> Any:
-    settings = row.settings
-    if aspect == DATA:
-        data = row.corpus_sha256 or (settings.get("data.name"), settings.get("data.path"))
-        return (data, settings.get("task.name") or "causal_lm")
-    if aspect == TOKENIZER:
-        return (settings.get("data.tokenizer"), settings.get("data.bpe_vocab"))
-    if aspect == VALIDATION:
-        return tuple(settings.get(name) for name in HELD_OUT)
-    if aspect == EVAL_CONTEXT:
-        return eval_windows(settings)
-    for budget in ("train.flops", "train.minutes"):
-        if settings.get(budget) is not None:
-            return (budget, settings[budget])
-    return ("tokens", row.results.tokens)
+def _aspect_value(aspect: str, row: "RunRow") -> Any:
+    if aspect == CODE:
+        return _code_version(row.path)
+    (data, unit, validation, windows), budget = row.comparison_key
+    return {DATA: data, TOKENIZER: unit, VALIDATION: validation, EVAL_CONTEXT: windows, BUDGET: budget}[aspect]
 
 
 def _code_version(path: str) -> tuple[Any, ...]:

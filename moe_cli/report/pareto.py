@@ -39,10 +39,10 @@ def as_cost(value: float | None, better: int) -> float | None:
 def on_front(points: Sequence[Sequence[float | None]], tolerances: Sequence[float]) -> list[bool]:
     """Returns, for each point, whether it is on the Pareto front: no other point dominates it. Order does not matter.
 
-    A point dominates another if it is at least as good in every exact respect (tolerance 1), better in one of them, and
-    as good within the tolerance in every other respect that is known of both. Of points that are equal in the exact
-    respects and have the same other respects known, one dominates if it is at least as good in all and better beyond
-    the tolerance in one.
+    A point dominates another by one of two rules. First: it is at least as good in every exact respect (tolerance 1),
+    better in one of them, and as good within the tolerance in every other respect that is known of both points. Second:
+    the points are equal in the exact respects and have the same other respects known, and it is at least as good in all
+    of these and better beyond the tolerance in one.
 
     Chains of values within the tolerance cannot close a cycle: the first rule lowers an exact respect, the second
     compares exactly. So the front is never empty, and every point is tested against all others.

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_cli.config.build import flatten_dict
-from moe_cli.config.data import HELD_OUT
 from moe_cli.formatting import count
 from moe_cli.metrics import BY_KEY, LOSS, ROUTING, SIZE, SPEED, eval_windows, keys_of
+from moe_cli.report.comparability import TOKENIZER_SETTINGS, budget_aspect, data_aspect, validation_aspect
 from moe_cli.report.expert_usage import expert_load
 from moe_cli.runs.curves import Curve, number, validation_curves
 from moe_cli.runs.folder import Run
@@ -46,9 +46,11 @@ class MetricDifference:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Attributes:
-    settings: those that differ, with the value of A and of B; None where a run has no such setting.
-    caveats: why results are not comparable; empty: they are.
+    """The comparison of run A with run B.
+
+    Attributes:
+        settings: those that differ, with the value of A and of B; None where a run has no such setting.
+        caveats: the reasons why results are not comparable; empty if they are.
     """
 
     a: RunStatus
@@ -126,21 +128,26 @@ def _verdict(name: str, a: float | None, b: float | None) -> str:
 def _caveats(a: RunStatus, b: RunStatus, settings: Mapping[str, Any]) -> tuple[list[str], set[str]]:
     """Returns the reasons why two runs are not comparable, and the metrics whose difference is then meaningless."""
     caveats, meaningless = [], set[str]()
+    flat = [flatten_dict(each.run.config_dict()) for each in (a, b)]
     texts = [_text(each) for each in (a, b)]
-    if (None not in texts and texts[0] != texts[1]) or {*HELD_OUT} & {*settings}:
-        caveats.append("they learned from different texts: no loss of one says anything about the other")
+    if None in texts:
+        texts = ["unknown", "unknown"]
+    data = [data_aspect(*each) for each in zip(flat, texts, strict=True)]
+    if data[0] != data[1] or validation_aspect(flat[0]) != validation_aspect(flat[1]):
+        cause = "learned different tasks" if data[0][1] != data[1][1] else "learned from different texts"
+        caveats.append(f"they {cause}: no loss of one says anything about the other")
         meaningless |= set(LOSS_METRICS)
-    if "data.tokenizer" in settings or "data.bpe_vocab" in settings:
+    if {*TOKENIZER_SETTINGS} & {*settings}:
         caveats.append("their tokens differ: losses per token cannot be compared, bits per byte can")
         meaningless |= set(PER_TOKEN)
-    windows = [eval_windows(flatten_dict(each.run.config_dict())) for each in (a, b)]
-    if windows[0] != windows[1]:
+    if eval_windows(flat[0]) != eval_windows(flat[1]):
         caveats.append(
             "their validation tokens have unlike contexts: give both the same eval.context_length and eval.stride"
         )
         meaningless |= set(LOSS_METRICS) - {"train_loss"}
     tokens = [number(each.results.get("tokens")) for each in (a, b)]
-    if None not in tokens and tokens[0] != tokens[1]:
+    budgets = [budget_aspect(*each) for each in zip(flat, tokens, strict=True)]
+    if None not in tokens and budgets[0] != budgets[1]:
         caveats.append(
             f"they learned from {count(tokens[0] or 0)} and {count(tokens[1] or 0)} tokens: different budgets"
         )

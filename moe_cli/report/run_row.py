@@ -4,13 +4,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property, lru_cache
 from itertools import chain
+from typing import Any
 
-from moe_cli.config.data import HELD_OUT
 from moe_cli.config.expressions import Expression
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.resolve import SPARSE_ONLY, concerns
 from moe_cli.config.schema import EXECUTION_KEYS
-from moe_cli.metrics import eval_windows
+from moe_cli.report import comparability
 
 Value = str | int | float | bool | None
 Settings = Mapping[str, Value]
@@ -161,15 +161,9 @@ class Record:
         return self.results.val_loss if self.results.val_bpb is None else self.results.val_bpb
 
     @cached_property
-    def comparison_key(self) -> tuple[object, ...]:
-        settings = self.settings
-        corpus = self.corpus_sha256 or (settings.get("data.name"), settings.get("data.path"))
-        task = (settings.get("task.name") or "causal_lm", eval_windows(settings))
-        data = (corpus, *task, *(settings.get(name) for name in HELD_OUT))
-        for budget in ("train.flops", "train.minutes"):
-            if settings.get(budget) is not None:
-                return (data, budget, settings[budget])
-        return (data, "tokens", self.results.tokens)
+    def comparison_key(self) -> tuple[Any, Any]:
+        """Returns `comparability.comparison_key`."""
+        return comparability.comparison_key(self)
 
     def get(self, name: str) -> Cell:
         if name in self.settings:
@@ -293,8 +287,8 @@ def setting_parents(name: str) -> tuple[str, ...]:
     return SETTING_PARENTS[name] if name in SETTING_PARENTS else SETTING_PARENTS.get(group, ())
 
 
-def comparison_key(row: Record) -> tuple[object, ...]:
-    """Returns the key that is equal for rows with comparable losses: data, task, evaluation context and budget."""
+def comparison_key(row: Record) -> tuple[Any, Any]:
+    """Returns the key that is equal for rows with comparable losses (see `comparability.comparison_key`)."""
     return row.comparison_key
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_cli.config.expressions import Expression, parse_expression
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import sanitise
 from moe_cli.report.baseline import sweep_baseline
@@ -97,7 +97,9 @@ class ReportTable:
         """Returns the settings that tell the row apart, or the run if no setting does."""
         words = [_word(name, row) for name in self.varying if setting_applies(name, row.settings)]
         if self.by_run or not words:
-            words = [row.run if len(row.runs) <= 1 else f"expert={show(row.expert)} k={show(row.k)}"]
+            words = [
+                row.run if len(row.runs) <= 1 else f"expert={format_setting(row.expert)} k={format_setting(row.k)}"
+            ]
         if row.is_dense:
             words.append("(dense)")
         return sanitise(" ".join(words))
@@ -111,7 +113,9 @@ class ReportTable:
 
 def _word(name: str, row: Configuration) -> str:
     value = row.get(name)
-    return "dropless" if name == "capacity" and value is None else f"{name.removesuffix('.name')}={show(value)}"
+    return (
+        "dropless" if name == "capacity" and value is None else f"{name.removesuffix('.name')}={format_setting(value)}"
+    )
 
 
 def build_table(

@@ -7,6 +7,7 @@
     metrics.jsonl               a record per line, appended during training; a torn last line is ignored
     routing.jsonl               per layer, how often each expert was chosen at each evaluation
     summary.json                the results of a complete run
+    tags.json                   the tags of the run
     log.txt   traceback.txt     the output of a sweep's worker; the traceback of a failure
     loggers.json   tensorboard/   wandb/   with log=...: the loggers' ids of the run, and their files
     slurm.json                  the Slurm job of the run, while it exists

@@ -1,13 +1,33 @@
-"""Locks of run folders, for one writing process, and of sweeps, for all their processes."""
+"""Locks of run folders, for one writing process, and of sweeps, for all their processes.
+
+`claim_run` is the last of the four steps by which a sweep executes each run exactly once (see sweeps/scheduler.py).
+"""
 
 import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moe_cli.errors import RunBusy
 from moe_cli.files.writing import TEMPORARY, delete_abandoned, hold, is_held, write_text
+
+if TYPE_CHECKING:
+    from moe_cli.runs.folder import Run
+
+
+@contextmanager
+def claim_run(run: "Run") -> Iterator[None]:
+    """Locks a run that is not complete, so that this process alone executes it.
+
+    Raises:
+        RunBusy: another process executes the run, or has just completed it.
+    """
+    with lock(run.path):
+        if run.summary() is not None:
+            raise RunBusy(f"another process has just completed {run.id}: nothing is left to do.")
+        yield
 
 
 @contextmanager

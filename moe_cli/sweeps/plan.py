@@ -15,7 +15,7 @@ from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import GROUPS
 from moe_cli.config.habits import explain_word
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import SPARSE_ONLY, Resolved, concerns
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import replace_unchecked
@@ -24,7 +24,7 @@ from moe_cli.config.words import parse_overrides
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.files.writing import make_folder
-from moe_cli.formatting import sanitise
+from moe_cli.formatting import plural, sanitise
 from moe_cli.report.sweep_record import record_command
 from moe_cli.runs.folder import Run, open_or_create_run
 from moe_cli.runs.lookup import sweep_folder
@@ -56,6 +56,7 @@ class SweepPlan:
 
     Attributes:
         notes: given settings that have no effect in some points.
+        conf_notes: whether ./conf is used although no option names it.
         name: the folder under outputs/.
         question: the question that a sweep file answers; "" for a sweep typed by hand.
         num_repeats: points with the same configuration as an earlier one, such as dense with each router.
@@ -76,6 +77,7 @@ class SweepPlan:
     words: tuple[str, ...] = ()
     baseline: Partial | None = None
     where: tuple[str, ...] = ()
+    conf_notes: tuple[str, ...] = ()
 
     @property
     def num_configurations(self) -> int:
@@ -131,7 +133,7 @@ def plan_sweep(
     """
     composer = Composer(config_dir)
     axes = {axis.key: axis for axis in parse_overrides(words[1:] if is_named(words) else words)}
-    sweep = source_of(composer, words, axes.pop("preset", None))
+    sweep = sweep_file_of_words(composer, words, axes.pop("preset", None))
     assert sweep.search is None, "plan_search plans searches"
     if baseline is not None:
         sweep = replace(sweep, baseline=parse_baseline(baseline))
@@ -164,11 +166,12 @@ def plan_sweep(
         tuple(found.left_out.values()),
         found.repeats * len(chosen),
         len(chosen),
-        (*composer.notes, *found.notes),
+        tuple(found.notes),
         found.excluded,
         tuple(words),
         sweep.baseline,
         tuple(where),
+        composer.notes,
     )
 
 
@@ -205,12 +208,12 @@ def declared_by(words: Sequence[str], question: str, baseline: Partial | None) -
     return {} if baseline is None else {"baseline": baseline}
 
 
-def source_of(composer: Composer, words: Sequence[str], preset: Axis | None) -> SweepFile:
+def sweep_file_of_words(composer: Composer, words: Sequence[str], preset: Axis | None) -> SweepFile:
     """Returns the named sweep file with its preset; for a sweep typed by hand, an empty one."""
     if is_named(words):
         if preset is not None and len(preset.values) > 1:
             raise ConfigError(f"'{preset}' names several presets: a sweep has one.")
-        return load_sweep_file(composer, words[0], SMALLEST if preset is None else show(preset.values[0]))
+        return load_sweep_file(composer, words[0], SMALLEST if preset is None else format_setting(preset.values[0]))
     if preset is not None:
         raise ConfigError(f"'{preset}' chooses the size of a named sweep. Name one first: moe config --groups")
     return SweepFile(AD_HOC, "", (Block(),), 1, None)
@@ -254,14 +257,14 @@ class _Found:
 
 
 def _reasons(found: _Found) -> str:
-    """Returns why no point can be run: the common reason, or the first two."""
+    """Returns why no point can be run, with the effect of `where`, in at most three lines."""
     reasons = {point.reason for point in found.left_out.values()}
     if len(reasons) == 1 and not found.excluded:
         return reasons.pop()
-    lines = [f"{point.label}: {point.reason}" for point in found.left_out.values()][:2]
+    lines = [f"{point.label}: {point.reason}" for point in found.left_out.values()][: 1 if found.excluded else 2]
     if found.excluded:
-        lines.append(f"'where' holds for none of {found.excluded}.")
-    return "\n".join(["no point of this sweep can be run.", *lines[:2]])
+        lines.append(f"'where' leaves out {plural(found.excluded, 'point')}.")
+    return "\n".join(["no point of this sweep can be run.", *lines])
 
 
 def parse_conditions(texts: Sequence[str]) -> tuple[Expression, ...]:
@@ -397,8 +400,8 @@ def _labels(points: Sequence[Partial], baseline: Partial | None) -> Callable[[Pa
     """Returns a function that labels a configuration by the settings that vary, in the order of the command."""
     shown_values: dict[str, set[str]] = {}
     for key, value in (item for values in (*points, baseline or {}) for item in values.items()):
-        shown_values.setdefault(key, set()).add(show(value))
+        shown_values.setdefault(key, set()).add(format_setting(value))
     varying = [
         key for key, shown in shown_values.items() if len(shown) > 1 or not all(key in values for values in points)
     ]
-    return lambda values: " ".join(f"{key}={show(values[key])}" for key in varying if key in values)
+    return lambda values: " ".join(f"{key}={format_setting(values[key])}" for key in varying if key in values)

@@ -24,7 +24,7 @@ from moe_cli.runs.trash import check_idle
 from moe_cli.sweeps.executors.make import make_pool, max_parallel
 from moe_cli.sweeps.plan import SweepPlan, SweepPoint
 from moe_cli.sweeps.rerun import discard, outdated, put_back
-from moe_cli.sweeps.scheduler import FailurePolicy, Observer, RunList, RunSource, pending_runs, run_all
+from moe_cli.sweeps.scheduler import FailurePolicy, ListFeed, Observer, Pool, RunFeed, pending_runs, run_all
 from moe_cli.sweeps.search_space import SearchPlan
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class PreparedSweep:
         return bool(self.pending)
 
     @contextmanager
-    def begin(self, pool: Any) -> Iterator[RunList]:
+    def begin(self, pool: Pool | None) -> Iterator[ListFeed]:
         """Moves the outdated runs to the trash and creates the run folders; on an error, moves the runs back."""
         removed = discard(self.restarted, self.outputs)
         try:
@@ -151,7 +151,7 @@ class PreparedSweep:
             put_back(removed, self.outputs)
             raise
         with sweep_lock(self.outputs / self.plan.name):
-            yield RunList(pending_runs(runs, self.execution.retry_failed))
+            yield ListFeed(pending_runs(runs, self.execution.retry_failed))
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class PreparedSearch:
         return feed.waiting() > 0 or (self.execution.retry_failed and failed)
 
     @contextmanager
-    def begin(self, pool: Any) -> "Iterator[SearchFeed]":
+    def begin(self, pool: Pool | None) -> "Iterator[SearchFeed]":
         """Opens the study, or creates it."""
         from moe_cli.sweeps.search import SearchFeed, open_study
 
@@ -216,7 +216,7 @@ Prepared = PreparedSweep | PreparedSearch
 class View:
     """Receives the events of a sweep. This class ignores them."""
 
-    def begin(self, prepared: Any, feed: Any, pool: Any) -> None:
+    def begin(self, prepared: Any, feed: Any, pool: Pool | None) -> None:
         """Handles the start of the sweep, before its first run. `pool` is None if no run is to be executed."""
 
     def watch(self, prepared: Any, feed: Any) -> AbstractContextManager[Observer]:
@@ -293,7 +293,7 @@ def run_sweep(prepared: Prepared, view: View = SILENT) -> None:
     with ExitStack() as stack:
         if pool:
             stack.callback(pool.close)
-        begun: AbstractContextManager[RunSource] = prepared.begin(pool)
+        begun: AbstractContextManager[RunFeed] = prepared.begin(pool)
         feed = stack.enter_context(begun)
         view.begin(prepared, feed, pool)
         if pool:

@@ -3,6 +3,13 @@
 A *feed* gives the next run. A *pool* executes runs, each by the worker `python -m moe_cli.execution.worker RUN_FOLDER
 OUTPUTS` or an equivalent process. The worker reads and writes only the folder of its run, so that a failure affects no
 other run.
+
+A sweep executes each run exactly once, also if several processes execute the same sweep. Four steps ensure this:
+
+    sweeps/plan.py        equal points of a sweep become one configuration
+    runs/folder.py        one configuration has one folder in a sweep, named after the digest of its settings
+    this module           a run starts if it has not ended and no process holds its lock
+    execution/run.py      the worker locks the folder and stops if there is a summary (`claim_run` of runs/locks.py)
 """
 
 import signal
@@ -46,6 +53,10 @@ class Job(Protocol):
 class Pool(Protocol):
     """Executes runs on this machine or on a cluster."""
 
+    @property
+    def workers(self) -> int:
+        """Returns the maximum number of parallel runs."""
+
     def room(self) -> int:
         """Returns the number of further runs that may start now."""
 
@@ -80,7 +91,7 @@ class SupportsQueueState(Protocol):
         """Returns whether the job is waiting."""
 
 
-class RunSource(Protocol):
+class RunFeed(Protocol):
     """The feed of the scheduler: gives one run after the other."""
 
     def next_run(self) -> Run | None:
@@ -99,7 +110,7 @@ class RunSource(Protocol):
         """Returns those of the running runs that are to be pruned."""
 
 
-class RunList:
+class ListFeed:
     """Feed of a fixed list of runs."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
@@ -158,7 +169,7 @@ def _ignore(*progress: Progress) -> None: ...
 
 
 def run_all(
-    feed: RunSource,
+    feed: RunFeed,
     pool: Pool,
     observer: Observer = _ignore,
     rules: FailurePolicy = FailurePolicy(),
@@ -199,7 +210,7 @@ def run_all(
 class _Scheduler:
     """Starts, observes and stops the runs of a sweep."""
 
-    def __init__(self, feed: RunSource, pool: Pool, rules: FailurePolicy) -> None:
+    def __init__(self, feed: RunFeed, pool: Pool, rules: FailurePolicy) -> None:
         self.feed = feed
         self.pool = pool
         self.rules = rules

@@ -114,7 +114,7 @@ class _OpenTrial:
 
 
 class SearchFeed:
-    """Gives the runs of a search's trials; see `scheduler.RunSource`.
+    """Gives the runs of a search's trials; see `scheduler.RunFeed`.
 
     Args:
         max_open_runs: returns the number of parallel runs. The sampler draws from the results that are known, so that

@@ -80,7 +80,7 @@ def estimate_search(plan: SearchPlan, outputs: Path, checks_memory: bool = False
         sum(estimate.seconds for estimate in estimates) / len(estimates),
         min(count_evaluations(estimate.config, estimate.steps) for estimate in estimates) if plan.prune else 0,
         len(estimates) / (len(estimates) + len(reasons)),
-        (*plan.composer.notes, *notes),
+        tuple(notes),
     )
 
 

@@ -12,7 +12,7 @@ from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression
 from moe_cli.config.folders import GROUPS
 from moe_cli.config.habits import unknown_setting
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import RunConfig, is_execution
 from moe_cli.config.search_block import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
@@ -31,7 +31,7 @@ from moe_cli.sweeps.plan import (
     parse_conditions,
     plan_sweep,
     seeds_of,
-    source_of,
+    sweep_file_of_words,
 )
 
 AD_HOC_SEARCH = "search"
@@ -95,6 +95,11 @@ class SearchPlan:
     declared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def conf_notes(self) -> tuple[str, ...]:
+        """Returns a note where ./conf is used although no option names it."""
+        return self.composer.notes
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Returns the settings that all trials of one search share."""
         fixed = {key: value for key, value in self.fixed.items() if not is_execution(key)}
@@ -119,10 +124,10 @@ class SearchPlan:
 
     def words(self, drawn: Mapping[str, Any]) -> list[str]:
         """Returns the settings of a trial as overrides of `moe train`."""
-        return [f"{key}={show(value)}" for key, value in (*self.fixed.items(), *self.settings(drawn).items())]
+        return [f"{key}={format_setting(value)}" for key, value in (*self.fixed.items(), *self.settings(drawn).items())]
 
     def label(self, drawn: Mapping[str, Any]) -> str:
-        return " ".join(f"{key}={show(value)}" for key, value in self.settings(drawn).items())
+        return " ".join(f"{key}={format_setting(value)}" for key, value in self.settings(drawn).items())
 
     def settings(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the drawn settings in the order of the space; fractions are rounded to four digits."""
@@ -204,7 +209,7 @@ def plan_search(
         ConfigError: a word or an option is wrong, or no setting has several values.
     """
     axes = {axis.key: axis for axis in parse_overrides(words[1:] if is_named(words) else words)}
-    sweep = source_of(composer, words, axes.pop("preset", None))
+    sweep = sweep_file_of_words(composer, words, axes.pop("preset", None))
     block = sweep.search or SearchBlock({})
     seed = axes.pop("seed", None)
     if seed is not None and isinstance(seed.values[0], Interval):
@@ -378,4 +383,4 @@ def _rounded(domain: Domain, value: Any) -> Any:
 
 def format_domain(domain: Domain) -> str:
     """Returns the domain as an override."""
-    return str(domain) if isinstance(domain, Interval) else ",".join(map(show, domain))
+    return str(domain) if isinstance(domain, Interval) else ",".join(map(format_setting, domain))

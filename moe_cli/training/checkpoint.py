@@ -25,13 +25,13 @@ from moe_cli.files.reading import Unreadable, open_regular, parse_object, read_b
 from moe_cli.files.writing import adopt, delete, ensure_folder, flush_folder, is_full, new_folder, rename
 from moe_cli.formatting import is_utf8, print_line
 from moe_cli.runs.folder import Run
+from moe_cli.training.distributed_model import DistributedModel
 from moe_cli.training.optimizers import Optimizers, WeightAverage
-from moe_cli.training.wrap import DistributedModel
 
 # Prefix of the name of a folder in which a checkpoint is being written.
 SAVING = ".saving-"
 FORMAT = 1
-_FILES = ("model.safetensors", "optimizer.safetensors")
+_MODEL, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 _EMA = "ema.safetensors"
 # Prefix of the name of a checkpoint that had wrong checksums when the run was resumed.
 DAMAGED = "damaged-"
@@ -59,7 +59,7 @@ class Checkpoint:
     def model_tensors(self) -> dict[str, Tensor]:
         """Returns the weights for evaluation: their running average, if there is one."""
         average = _load(self.folder / _EMA) if (self.folder / _EMA).exists() else {}
-        return {**_load(self.folder / _FILES[0]), **average}
+        return {**_load(self.folder / _MODEL), **average}
 
     def load_model(self, model: nn.Module) -> None:
         """Loads the weights for evaluation. Raises CheckpointError if the tensors do not fit the model."""
@@ -91,7 +91,7 @@ class Checkpoint:
         params = dict(distributed_model.model.named_parameters())
         local = {
             name: distributed_model.to_local(tensor, name, params[name]) if name in params else tensor
-            for name, tensor in _load(self.folder / _FILES[0]).items()
+            for name, tensor in _load(self.folder / _MODEL).items()
         }
         self._load_into(distributed_model.model, local)
         if training_tensors.average is not None:
@@ -99,7 +99,7 @@ class Checkpoint:
             training_tensors.average.load(
                 {name: distributed_model.to_local(average[name], name, params[name]) for name in params}
             )
-        tensors = _load(self.folder / _FILES[1])
+        tensors = _load(self.folder / _OPTIMIZER)
         random = {key: tensors.pop(key) for key in list(tensors) if key.startswith("random.")}
         cpu, cuda = random.get(f"random.cpu{_rank_suffix()}"), random.get(f"random.cuda{_rank_suffix()}")
         if cpu is None:
@@ -135,10 +135,10 @@ class TrainingTensors:
     def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
         """Yields file, key and full tensor. All processes must iterate to the end, because they gather each tensor."""
         for name, tensor in self.distributed_model.model.state_dict().items():
-            yield _FILES[0], name, self.distributed_model.to_full(tensor, name)
+            yield _MODEL, name, self.distributed_model.to_full(tensor, name)
         names = self._names()
         for key, tensor in self.optimizers.state_tensors().items():
-            yield _FILES[1], key, self.distributed_model.to_full(tensor, names[key.rsplit(".", 1)[0]])
+            yield _OPTIMIZER, key, self.distributed_model.to_full(tensor, names[key.rsplit(".", 1)[0]])
         for name, tensor in self.average.tensors.items() if self.average else ():
             yield _EMA, name, self.distributed_model.to_full(tensor, name)
         states = {"random.cpu": torch.get_rng_state()}
@@ -146,7 +146,7 @@ class TrainingTensors:
             states["random.cuda"] = torch.cuda.get_rng_state()
         for key, state in states.items():
             for rank, rank_state in enumerate(collectives.all_gather_rows(state[None])):
-                yield _FILES[1], key + _rank_suffix(rank), rank_state
+                yield _OPTIMIZER, key + _rank_suffix(rank), rank_state
 
     def load_optimizers(self, tensors: dict[str, Tensor]) -> None:
         """Loads the full tensors of the optimizers' state; each process keeps its part."""
@@ -185,7 +185,7 @@ def take_snapshot(training_tensors: TrainingTensors, state: dict[str, Any]) -> S
             files.setdefault(name, {})[key] = tensor.detach().to("cpu", copy=True).contiguous()
     if collectives.rank():
         return None
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in files[_FILES[0]].values()):
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in files[_MODEL].values()):
         raise TrainingError(f"the weights are not finite at step {state['step']}. Try a lower optim.lr.")
     return Snapshot(files, deepcopy(state))
 
@@ -295,7 +295,7 @@ def latest_checkpoint(run: Run) -> Checkpoint:
                 f"{run.id} is complete, but its checkpoints are gone: put {run.path / 'checkpoints'} back.\n"
                 f"To train it again from the start, delete its summary.json, then: {again}"
             )
-        raise CheckpointError(f"{run.id} has no checkpoint: it was stopped before its first one. Go on with: {again}")
+        raise CheckpointError(f"{run.id} has no checkpoint: it was stopped before its first one. Continue it: {again}")
     return _verify(folders[0])
 
 
@@ -370,7 +370,7 @@ def _verify(folder: Path) -> Checkpoint:
         raise _damaged(folder, "state.json is no state of a training")
     if problem := _invalid_value(state, int(folder.name.removeprefix("step_"))):
         raise _damaged(folder, f"state.json has {problem}")
-    for name in (*_FILES, *([_EMA] if _EMA in checksums or (folder / _EMA).exists() else [])):
+    for name in (_MODEL, _OPTIMIZER, *([_EMA] if _EMA in checksums or (folder / _EMA).exists() else [])):
         try:
             same = _sha256(folder / name) == checksums.get(name)
         except FileNotFoundError:
@@ -397,9 +397,11 @@ def _invalid_value(state: dict[str, Any], step: int) -> str | None:
         return f"seconds={state.get('seconds')!r}"
     metric_sums = state.get("metric_sums", {})
     if not isinstance(metric_sums, dict) or any(type(value) not in (int, float) for value in metric_sums.values()):
-        return "an interval that is no record of numbers"
-    names = ("digest", "corpus_sha256")
-    return next((f"no {name}" for name in names if not isinstance(state.get(name, ""), str)), None)
+        return "metric_sums that are not numbers by name"
+    for name in ("digest", "corpus_sha256"):
+        if not isinstance(state.get(name, ""), str):
+            return f"{name}={state[name]!r:.40}"
+    return None
 
 
 def _damaged(folder: Path, problem: str) -> DamagedCheckpoint:
@@ -409,7 +411,7 @@ def _damaged(folder: Path, problem: str) -> DamagedCheckpoint:
     hint = (
         f"Use another: --checkpoint {others[0]}; moe train --resume goes on from the newest whole one."
         if others
-        else "There is no other: train the run from the start, with --force."
+        else "There is no other. To train it again from the start, repeat its command with --force."
     )
     return DamagedCheckpoint(f"checkpoint {folder} is damaged: {problem}.\n{hint}")
 

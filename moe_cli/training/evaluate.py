@@ -100,18 +100,18 @@ class LayerRoutingStats:
         """
         mean_probs = self.probs / self.num_tokens
         has_several_domains = int(self.by_domain.any(1).sum()) > 1
-        tokens_per_expert = self.tokens_per_expert.sum().item()
+        num_assignments = self.tokens_per_expert.sum().item()
         return {
             "max_violation": max_violation(self.tokens_per_expert.tolist()),
             "load_cv": load_cv(self.tokens_per_expert),
             "routing_entropy": self.entropy / self.num_tokens,
             "mean_routing_entropy": routing_entropy(mean_probs.unsqueeze(0)),
-            "dropped_fraction": (self.tokens_per_expert - self.kept).sum().item() / max(1, tokens_per_expert),
+            "dropped_fraction": (self.tokens_per_expert - self.kept).sum().item() / max(1, num_assignments),
             "dead_experts": dead_experts(self.tokens_per_expert),
             "token_specialisation": self.by_token.specialisation(),
             **({"domain_specialisation": specialisation(self.by_domain)} if has_several_domains else {}),
             **(
-                {"null_fraction": self.to_null / (tokens_per_expert + self.to_null)}
+                {"null_fraction": self.to_null / (num_assignments + self.to_null)}
                 if len(self.probs) > len(self.tokens_per_expert)
                 else {}
             ),
@@ -290,11 +290,12 @@ def evaluation_mode(
     was_training = model.training
     model.eval()
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(0)
-        with autocast(precision, device):
+    try:
+        with torch.random.fork_rng(devices=cuda), autocast(precision, device):
+            torch.manual_seed(0)
             yield PolicyModel(model, policy), device
-    model.train(was_training)
+    finally:
+        model.train(was_training)
 
 
 class PolicyModel(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from moe_cli.config.schema import EvalConfig
 from moe_cli.data.bpe import SubwordTokenizer
 from moe_cli.moe.routing import Routing
 from moe_cli.training.evaluate import LayerRoutingStats, eval_policy, evaluation_mode, new_stats
@@ -84,18 +85,23 @@ class Explanation:
 
 
 def explain(
-    model: nn.Module, tokens: Sequence[TextToken], blocks: Sequence[int], window: int, policy: Any, precision: str
+    model: nn.Module,
+    tokens: Sequence[TextToken],
+    blocks: Sequence[int],
+    window: int,
+    eval_config: EvalConfig,
+    precision: str,
 ) -> Explanation:
     """Returns the routing of a text in evaluation mode.
 
     Args:
         blocks: indices of the blocks with a sparse layer.
         window: tokens of a forward pass.
-        policy: the settings `eval`: experts per token, and a capacity, which applies to one window.
+        eval_config: the settings `eval`: experts per token, and a capacity, which applies to one window.
         precision: precision of the forward pass, as `train.precision`.
     """
     ids = torch.tensor([token.id for token in tokens])
-    passes = list(_routings(model, ids, window, policy, precision))
+    passes = list(_routings(model, ids, window, eval_config, precision))
     layers = []
     for layer, block in enumerate(blocks):
         stats = new_stats(passes[0][layer], int(ids.max()) + 1, 1)
@@ -109,10 +115,10 @@ def explain(
 
 @torch.no_grad()
 def _routings(
-    model: nn.Module, ids: Int[Tensor, " T"], window: int, policy: Any, precision: str
+    model: nn.Module, ids: Int[Tensor, " T"], window: int, eval_config: EvalConfig, precision: str
 ) -> Iterator[list[Routing]]:
     """Yields, for each window, the routings of all sparse layers."""
-    with evaluation_mode(model, eval_policy(policy), precision) as (routed, device):
+    with evaluation_mode(model, eval_policy(eval_config), precision) as (routed, device):
         for window_ids in ids.split(window):
             yield [_on_cpu(routing) for routing in routed(window_ids[None].to(device))[1]]
 

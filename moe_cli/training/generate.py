@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moe_cli.models.kv_cache import KVCache
+from moe_cli.models.decoding_cache import DecodingCache
 
 # Number of tokens that can wait for the rest of a UTF-8 character, which has at most 4 bytes.
 MAX_PENDING = 4
@@ -54,7 +54,7 @@ def sample(
     prompt: Sequence[int],
     num_tokens: int,
     context_length: int,
-    drawing: SamplingParams,
+    sampling: SamplingParams,
     seed: int,
     vocab_size: int | None = None,
     cached: bool = True,
@@ -67,20 +67,20 @@ def sample(
     tokens that are computed together.
 
     Args:
-        drawing: temperature, top_k and top_p.
+        sampling: temperature, top_k and top_p.
         vocab_size: number of logits that are tokens, from the first on; None means all.
         cached: False computes all tokens of the window for each new token.
     """
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     ids = list(prompt)
-    cache = KVCache() if cached else None
+    cache = DecodingCache() if cached else None
     for _ in range(num_tokens):
         if len(ids) > context_length:
             cache = None
         inputs = ids[cache.length :] if cache else ids[-context_length:]
         logits = model(torch.tensor([inputs], device=device), cache=cache)[0]
-        ids.append(drawing.sample_token(logits[0, -1, :vocab_size].float().cpu(), generator))
+        ids.append(sampling.sample_token(logits[0, -1, :vocab_size].float().cpu(), generator))
         yield ids[-1]
 
 

@@ -399,7 +399,7 @@ def schedule(config: OptimConfig, progress: float, after: float | None = None) -
     last step has a rate of 0: of W warm-up steps, step s = 1, 2, ... has s / W of the peak.
 
     Args:
-        progress: fraction of the budget spent before the step, in [0, 1].
+        progress: fraction of the budget spent before the step, in [0, 1).
         after: fraction of the budget spent after the step; None means the same as before.
     """
     if progress < config.warmup_fraction:

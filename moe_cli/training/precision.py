@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 
-def pick_precision(precision: str, device: torch.device) -> Any:
+def pick_precision(precision: str, device: torch.device) -> str:
     """Resolves `auto`: bfloat16 on a GPU with bfloat16 units (capability 8.0 or more), else float32."""
     if precision != "auto":
         return precision

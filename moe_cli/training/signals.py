@@ -12,10 +12,14 @@ from moe_cli.distributed.launch import is_distributed
 
 # Ctrl-C, kill, and the signals of clusters before a machine is taken away (Slurm's --signal).
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-# The signals that end a command without a training. Signals within this time count as one.
-INTERRUPT_SIGNALS, TOGETHER_SECONDS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT), 0.2
-# Interval of the test whether the parent lives, and the time to save after its death.
-POLL_SECONDS, GRACE_SECONDS = 0.5, 60.0
+# Signals that interrupt a command that is not training.
+INTERRUPT_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+# Several signals within this time raise KeyboardInterrupt once.
+TOGETHER_SECONDS = 0.2
+# Interval of the test whether the parent lives.
+POLL_SECONDS = 0.5
+# Time to save after the death of the parent.
+GRACE_SECONDS = 60.0
 
 
 @contextmanager

@@ -91,12 +91,6 @@ class TokenExpertCounts:
             parts.append(self._nonzero(collectives.all_reduce_sum(table), first))
         self.keys, self.counts = (torch.cat(part) for part in zip(*parts, strict=True))
 
-    @property
-    def num_pairs(self) -> int:
-        """Returns P."""
-        self.count()
-        return len(self.keys)
-
     def per_token(self) -> Int[Tensor, " V"]:
         """Returns the number of assignments of each token id."""
         self.count()

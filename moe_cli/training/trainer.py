@@ -15,7 +15,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.distributed import collectives
 from moe_cli.errors import TrainingError
 from moe_cli.metrics import ESTIMATES, validation_key
-from moe_cli.moe.balance import auxiliary_losses, bias_method, update_bias
+from moe_cli.moe.balance import auxiliary_losses, bias_method, next_bias
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.moe.routing import Routing
 from moe_cli.moe.routing_metrics import kept_fraction
@@ -30,12 +30,12 @@ from moe_cli.training.checkpoint import (
     newest_valid_checkpoint,
     take_snapshot,
 )
+from moe_cli.training.distributed_model import DistributedModel
 from moe_cli.training.evaluate import Evaluation, eval_policy, evaluate, expert_lists, probe_routing
 from moe_cli.training.optimizers import Optimizers, WeightAverage
 from moe_cli.training.precision import autocast
 from moe_cli.training.signals import stop_signals
 from moe_cli.training.state import StepCallback, StepReport, StepResult, TrainState
-from moe_cli.training.wrap import DistributedModel
 
 EVALUATIONS_PER_RUN = 10
 HEARTBEAT_SECONDS = 10.0
@@ -319,7 +319,7 @@ class Trainer:
         if self.bias_method is not None:
             for layer, counts, layer_probs in zip(self.layers, load, probs, strict=True):
                 bias = layer.router.get_buffer("expert_bias")
-                bias.copy_(update_bias(self.bias_method, bias, counts.to(bias.device), layer_probs, layer.top_k))
+                bias.copy_(next_bias(self.bias_method, bias, counts.to(bias.device), layer_probs, layer.top_k))
 
     def _record(self, result: StepResult, load: Sequence[Tensor], lr_factor: float) -> None:
         """Adds the values of a step to the sums of the next record, and writes the record if it is due."""
@@ -395,7 +395,10 @@ class Trainer:
         return True
 
     def _evaluate(self) -> Evaluation:
-        """Evaluates and records train.eval_tokens validation tokens; the summary is of the whole split."""
+        """Estimates the validation loss from train.eval_tokens tokens and records it.
+
+        The loss in summary.json is computed after training, from the whole split.
+        """
         with self.averaged():
             return self._evaluate_model()
 

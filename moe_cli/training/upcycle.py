@@ -52,5 +52,5 @@ def upcycle(model: nn.Module, source: Run) -> None:
 def _misfit(source: Run, tensor: str) -> ConfigError:
     return ConfigError(
         f"train.upcycle_from={source.id} does not fit: {tensor} has no counterpart of its shape.\n"
-        "Give the run of a dense model that has the same settings: moe runs diff"
+        f"Give a dense run with the same model settings. To see what differs: moe runs diff {source.id} OTHER"
     )

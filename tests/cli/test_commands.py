@@ -236,6 +236,10 @@ def test_eval_by_other_windows(moe: Moe, settings: list[str]) -> None:
             "error: 'k' is fixed once a model is trained. Did you mean 'eval.k'? This command takes eval.k, eval.capacity, eval.drop, eval.context_length and eval.stride.",
         ),
         (
+            ["top_k=2"],
+            "error: 'top_k' is fixed once a model is trained. Did you mean 'eval.k'? This command takes eval.k, eval.capacity, eval.drop, eval.context_length and eval.stride.",
+        ),
+        (
             ["eval.capacity=interval(1,2)"],
             "error: 'eval.capacity=interval(1,2)' is an interval, and eval takes values: eval.capacity=1,2,4",
         ),

@@ -34,6 +34,13 @@ FOUND = {
     "train balance=switch+z": ["balance=switch+z"],
     "train log=tensorboard+w": ["log=tensorboard+wandb"],
     "train lr": ["optim.lr="],
+    "train no": ["notes.txt"],
+    "train mine/c": ["mine/c.yaml"],
+    "train --like gpt-8": ["gpt-8x2-s0-1a2b3c4d"],
+    "train --resume latest no": [],
+    "config no": ["notes.txt"],
+    "sweep mine/c": ["mine/c.yaml"],
+    "eval latest no": [],
     "train data.path=no": ["data.path=notes.txt"],
     "train --dry-run mat": ["match="],
     "train --resume gpt-8": ["gpt-8x2-s0-1a2b3c4d"],
@@ -80,6 +87,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a text, a conf/ folder, two runs with a tag, and a removed one."""
     (tmp_path / "notes.txt").write_text("text")
     (tmp_path / "mine/router").mkdir(parents=True)
+    (tmp_path / "mine/c.yaml").write_text("expert: 8\n")
     (tmp_path / "mine/router/own.yaml").write_text("# mine\nname: topk\n")
     for place, name in (("runs", "gpt-8x2-s0-1a2b3c4d"), ("my-sweep", "gpt-dense-s0-5e6f7a8b")):
         run = tmp_path / "outputs" / place / name

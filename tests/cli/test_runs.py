@@ -50,13 +50,13 @@ def test_ls_has_a_line_a_run(moe: Moe, outputs: Path) -> None:
 
 
 def test_ls_shows_the_settings_in_which_runs_differ(moe: Moe, tmp_path: Path) -> None:
-    """A column for each of them, with - for the router of a dense run; no column without a difference."""
-    for router in ("switch", "sigmoid"):
-        complete(tmp_path / "outputs", 1.75, "routers", expert=8, k=1, router=router)
+    """A column for each of them, with - for the k and the router of a dense run; no column without a difference."""
+    for k, router in ((1, "switch"), (2, "sigmoid")):
+        complete(tmp_path / "outputs", 1.75, "routers", expert=8, k=k, router=router)
     complete(tmp_path / "outputs", 1.75, "routers", expert=1)
     header, *lines = moe("runs", "ls", "routers").stdout.splitlines()
-    assert header.split()[3:6] == ["expert", "router", "done"]
-    assert [line.split()[3:5] for line in lines] == [["8", "switch"], ["8", "sigmoid"], ["1", "-"]]
+    assert ["expert", "k", "router", "done"] == header.split()[3:7]
+    assert [["8", "1", "switch"], ["8", "2", "sigmoid"], ["1", "-", "-"]] == [line.split()[3:6] for line in lines]
 
 
 def test_ls_chooses(moe: Moe, outputs: Path) -> None:

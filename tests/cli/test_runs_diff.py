@@ -67,6 +67,12 @@ def test_what_cannot_be_compared_is_not(
     assert compare_runs(a, complete(tmp_path, 1.7, expert=8, seed=1)).caveats == []
 
 
+def test_equal_flops_are_one_budget(tmp_path: Path) -> None:
+    """At equal FLOPs, a cheaper model learns from more tokens, and the losses are comparable as in the report."""
+    a, b = (complete(tmp_path, 1.8, expert=8, k=k, train__flops=10**15, results={"tokens": 10**6 // k}) for k in (1, 2))
+    assert [] == compare_runs(a, b).caveats
+
+
 def test_an_unfinished_run_is_compared_with_a_caveat(tmp_path: Path, moe: Moe) -> None:
     """Its newest estimates stand for results, and nothing is called better by them."""
     outputs = tmp_path / "outputs"

@@ -12,7 +12,7 @@ from moe_cli.runs.lookup import list_runs_by_age
 from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps import run_sweep
 from moe_cli.sweeps.executors import local
-from moe_cli.sweeps.scheduler import FailurePolicy, Progress, RunSource
+from moe_cli.sweeps.scheduler import FailurePolicy, Progress, RunFeed
 from tests.cli.conftest import Moe
 
 GRID = ("sweep", "seed=0,1,2")
@@ -27,7 +27,7 @@ class Pretended:
         self.seen: list[Run] = []
         self.fates: dict[int, str] = {}
 
-    def __call__(self, feed: RunSource, pool: Any, observer: Any, rules: FailurePolicy, on_stop: Any) -> Progress:
+    def __call__(self, feed: RunFeed, pool: Any, observer: Any, rules: FailurePolicy, on_stop: Any) -> Progress:
         self.rules, self.workers, self.seen = rules, pool.workers, []
         while run := feed.next_run():
             self.seen.append(run)

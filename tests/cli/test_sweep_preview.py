@@ -1,6 +1,7 @@
 """Before it starts, `moe sweep` prints every point, what is done, sums, and the reasons of left-out points."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from moe_cli.cli.sweep_preview import point_lines, summary_lines
 from moe_cli.config.compose import load_config
 from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
+from moe_cli.config.settings import packaged_conf
 from moe_cli.costs.model import estimate_cost
 from moe_cli.runs.folder import Run
 from moe_cli.runs.recorder import Recorder
@@ -59,6 +61,19 @@ def test_head(prepared: PreparedSweep) -> None:
     assert lines[-1].startswith("about ")
     again = [line for _, line in summary_lines(changed(prepared, retry_failed=True))]
     assert again[0].endswith("1 done before, 5 to go")
+
+
+def test_a_conf_folder_that_is_used_is_named_first(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moe: Moe
+) -> None:
+    """The first line of the plan of a sweep and of a search names the files of ./conf."""
+    (tmp_path / "here/conf/router").mkdir(parents=True)
+    shutil.copy(packaged_conf() / "router/topk.yaml", tmp_path / "here/conf/router/mine.yaml")
+    monkeypatch.chdir(tmp_path / "here")
+    expected = "note: ./conf is used: router/mine.yaml. To leave it out: --config-dir none"
+    for options in ((), ("--sampler", "random")):
+        result = moe("sweep", "router=mine,switch", *settings, "--dry-run", *options)
+        assert expected == result.stdout.splitlines()[0], result.output
 
 
 def test_runs_with_a_checkpoint_are_counted_and_shorten_the_time(prepared: PreparedSweep) -> None:

@@ -26,6 +26,13 @@ def test_a_dry_run_refuses_a_device_that_is_not_there(moe: Moe, settings: list[s
     assert (2, "") == (result.exit_code, result.stdout)
 
 
+def test_a_dry_run_prints_no_json(moe: Moe) -> None:
+    """The two options together are an error that names the command for programs."""
+    result = moe("train", "expert=8", "--dry-run", "--json")
+    message = "error: --dry-run prints the plan for people. For programs: moe plan SETTINGS --json\n"
+    assert (2, "", message) == (result.exit_code, result.stdout, result.stderr)
+
+
 @pytest.mark.parametrize("words", [["train"], ["train", "--dry-run"], ["sweep", "k=1,2", "--dry-run"]])
 def test_a_tokenizer_without_its_library_is_refused_at_once(
     moe: Moe, settings: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

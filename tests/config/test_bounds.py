@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from moe_cli.cli.app import app
-from moe_cli.config.bounds import MOST_NUMBER, MOST_WHOLE
+from moe_cli.config.bounds import MAX_NUMBER, MAX_WHOLE
 from moe_cli.config.build import kinds_of, names_of
 from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.executors import RayExecutor, SlurmExecutor, load_executor
@@ -88,7 +88,7 @@ def most_of(key: str) -> float:
         classes += cls.__subclasses__()
         limits = limits_of(cls).get(name) if cls.group == group else None
         if limits:
-            widest = MOST_WHOLE if kinds_of(RunConfig, key) == {int} else MOST_NUMBER
+            widest = MAX_WHOLE if kinds_of(RunConfig, key) == {int} else MAX_NUMBER
             return limits.at_most or (limits.between[1] if limits.between else widest)
     raise AssertionError(key)
 

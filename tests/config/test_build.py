@@ -9,7 +9,7 @@ from hypothesis import given
 
 from moe_cli.config.bounds import shortened
 from moe_cli.config.build import build, did_you_mean
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import RunConfig, TrainConfig, from_dict
 from moe_cli.errors import ConfigError
@@ -98,7 +98,7 @@ def test_values_become_what_is_declared(values: dict[str, Any], expected: Sampli
         ({"count": 1, "only": {"_target_": "os.system"}}, "no setting 'only._target_'."),
         ({"count": 1, "shape": {"name": "sqare"}}, "shape=sqare is not one of: circle, square. Did you mean 'square'?"),
         ({"count": 1, "shape": {}}, "shape=null is not one of: circle, square."),
-        ({"count": 1, "shape": {"name": "circle", "side": 1}}, "no setting 'shape.side'."),
+        ({"count": 1, "shape": {"name": "circle", "side": 1}}, "no setting 'shape.side' with shape=circle."),
     ],
 )
 def test_what_does_not_fit_is_refused(values: dict[str, Any], message: str) -> None:
@@ -138,7 +138,7 @@ def test_did_you_mean_prefers_the_first_of_equal_last_parts() -> None:
 )
 def test_show_is_what_a_user_types(value: Any, expected: str) -> None:
     """A value is shown in the notation of the command line."""
-    assert expected == show(value)
+    assert expected == format_setting(value)
 
 
 @given(configs())

@@ -18,7 +18,7 @@ from moe_cli.config.compose import (
     Composer,
     load_config,
     packaged_conf,
-    three_lines,
+    shorten_error,
 )
 from moe_cli.config.executors import load_executor
 from moe_cli.config.resolve import resolve
@@ -235,12 +235,12 @@ def test_a_users_experiment_sets_several_groups(tmp_path: Path) -> None:
         (
             {"model__gpt": TINY + "_target_: os.system\n"},
             [],
-            "no setting 'model._target_'.",
+            "no setting 'model._target_' with model=gpt.",
         ),
         (
             {"router__mine": "name: topk\n_target_: os.system\n"},
             ["router=mine"],
-            "no setting 'router._target_'.",
+            "no setting 'router._target_' with router=topk.",
         ),
         (
             {"experiment__mine": "# @package _global_\n_target_: os.system\n"},
@@ -255,7 +255,7 @@ def test_a_users_experiment_sets_several_groups(tmp_path: Path) -> None:
         (
             {"router__mine": "name: topk\nrenormalize: true\n"},
             ["router=mine"],
-            "no setting 'router.renormalize'. Did you mean 'renormalise'?",
+            "no setting 'router.renormalize' with router=topk. Did you mean 'renormalise'?",
         ),
         (
             {"router__mine": "name: best\n"},
@@ -303,7 +303,7 @@ def test_a_users_words_survive_in_what_hydra_says(words: str) -> None:
         f"\n    full_key: {words}\n    reference_type=Any\n    object_type=dict",
         "",
     ):
-        assert said == three_lines(HydraException(said + added))
+        assert said == shorten_error(HydraException(said + added))
 
 
 @pytest.mark.parametrize(

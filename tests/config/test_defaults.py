@@ -125,6 +125,14 @@ def test_comments_name_the_derived_defaults(file: str, choice: dict[str, str], c
     }
 
 
+def test_each_comment_stands_alone() -> None:
+    """Help, completion and the settings page show the comment of one setting without its neighbours."""
+    lines = [line for file in packaged_conf().rglob("*.yaml") for line in file.read_text().splitlines()]
+    commented = [line for line in lines if re.match(r"\s*\w+:.* # ", line)]
+    assert len(commented) > 100
+    assert [] == [line for line in commented if line.endswith(",") or " #  " in line]
+
+
 def test_the_comment_on_the_budget_names_the_default_steps(composer: Composer) -> None:
     """The number of steps of a run without a budget."""
     text = (packaged_conf() / "train" / "default.yaml").read_text()

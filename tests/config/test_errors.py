@@ -67,6 +67,11 @@ KEYS = [
         "no setting 'balance.switch.weight'. Did you mean 'balance.weight'?",
     ),
     (
+        ["balance=none", "balance.z.weight=1"],
+        "no setting 'balance.z.weight' with balance=none. Combine the methods: balance=switch+z",
+    ),
+    (["experiment=makemoe", "model=vit"], "no setting 'data.tokenizer' with data=digits."),
+    (
         ["balance=switch+z", "balance.switch=1"],
         "'balance.switch' is a group of settings. Set one of them, such as balance.switch.weight=...",
     ),
@@ -77,6 +82,7 @@ KEYS = [
 ]
 
 CHOICES = [
+    (["optim=lion", "data.path=a"], "optim=lion: no such choice. There are: adamw, muon, sgd."),
     (["model=gtp"], "model=gtp: no such choice. Did you mean 'gpt'? There are: bert, gpt, lstm, mmoe, t5, vit."),
     (["router=tokp"], f"router=tokp: no such choice. Did you mean 'topk'? {ROUTERS}"),
     (["router=null"], f"router=null: no such choice. {ROUTERS}"),

@@ -26,8 +26,8 @@ def test_a_conf_folder_that_is_used_is_named(here: Path) -> None:
     assert (USED,) == load_config([]).notes
     assert not any("./conf" in note for note in load_config(["model=lstm"]).notes)
     assert () == load_config([], config_dir=here / "conf").notes
-    assert USED in plan_sweep(["k=1,2"]).notes
-    assert any("sweep/mine.yaml" in note for note in plan_sweep(["mine", "model=lstm"]).notes)
+    assert (USED,) == plan_sweep(["k=1,2"]).conf_notes
+    assert any("sweep/mine.yaml" in note for note in plan_sweep(["mine", "model=lstm"]).conf_notes)
 
 
 def test_files_that_others_build_on_count(here: Path) -> None:
@@ -76,7 +76,7 @@ def test_what_is_wrong_in_a_file_names_the_file(here: Path, folder: str) -> None
     config_dir = None if folder == "conf" else here / folder
     with pytest.raises(ConfigError) as error:
         load_config(["expert=4"], config_dir=config_dir)
-    assert f"no setting 'model.unknown'.\nUsed from {shown}: model/gpt.yaml" == str(error.value)
+    assert f"no setting 'model.unknown' with model=gpt.\nUsed from {shown}: model/gpt.yaml" == str(error.value)
     write(here / folder, model__gpt=TINY)
     with pytest.raises(ConfigError) as error:
         load_config(["expert=4", "k=9"], config_dir=config_dir)

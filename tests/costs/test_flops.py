@@ -23,7 +23,7 @@ from moe_cli.config.tasks import MaskedLM
 from moe_cli.costs.model import estimate_cost
 from moe_cli.errors import ConfigError
 from moe_cli.execution.data import load_run_data, model_vocab_size
-from moe_cli.models.blocks import make_moe_layer
+from moe_cli.models.blocks import sparse_layer_from_config
 from moe_cli.models.registry import make_model
 from moe_cli.moe.routers.registry import ROUTERS
 from moe_cli.moe.routers.router import GatedRouter
@@ -31,9 +31,9 @@ from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.runs.folder import create_run
 from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.registry import make_task
+from moe_cli.training.distributed_model import DistributedModel
 from moe_cli.training.optimizers import make_optimizers
 from moe_cli.training.trainer import Trainer
-from moe_cli.training.wrap import DistributedModel
 from tests.costs.test_model import without_onednn
 from tests.tiny import TINY, tiny_config
 
@@ -234,7 +234,7 @@ def test_every_router_and_option_is_priced_as_torch_counts_it(router: type[Route
                 config = draw_config(router, draw)
             except ConfigError:
                 continue
-        layer = make_moe_layer(replace(config, model=replace(config.model, dispatch="loop")), 384)
+        layer = sparse_layer_from_config(replace(config, model=replace(config.model, dispatch="loop")), 384)
         x = torch.randn(12, 32, config.model.d_model, requires_grad=True)
         with FlopCounterMode(display=False) as counter:
             y, _ = layer(x, torch.arange(384).view(12, 32))

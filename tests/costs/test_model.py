@@ -288,15 +288,13 @@ def test_places_are_those_of_the_router(batch: int, top_k: int, capacity: float)
 
 @pytest.mark.parametrize(("ranks", "capacity"), [(1, None), (2, None), (4, None), (4, 0.5), (2, 1.25)])
 def test_all_to_all_bytes_by_counting_journeys(ranks: int, capacity: float | None) -> None:
-    """Each row sent to an expert elsewhere travels out and back, forward and backward, in both layers of every batch."""
+    """Each row of any rank whose expert is on another rank is sent out and back, forward and backward, in both layers."""
     train = {"batch_size": 4, "grad_accumulation": 3}
     asked = tiny_config(Path("text"), capacity=capacity, train=train)
-    # Even load: choice c of a rank's 64 tokens goes to expert c mod 4; rank 0 holds the first 4 / W experts.
-    choices = [choice % 4 for choice in range(128)]
-    kept = [
-        e for place, e in enumerate(choices) if capacity is None or place // 4 < expert_capacity(64, 4, 2, capacity)
-    ]
-    away = sum(expert * ranks // 4 != 0 for expert in kept)
+    # Even load: assignment a of a batch belongs to token a mod 64 and goes to expert a mod 4. Each of the W ranks has
+    # 64 / W tokens and 4 / W experts.
+    kept = [a for a in range(128) if capacity is None or a // 4 < expert_capacity(64, 4, 2, capacity)]
+    away = sum(a % 64 * ranks // 64 != a % 4 * ranks // 4 for a in kept)
     one_row = 4 * 16  # float32, width 16
     assert 4 * 2 * 3 * away * one_row == all_to_all_bytes_per_step(asked, ranks)
     assert 0 == all_to_all_bytes_per_step(config("dense"), ranks)

@@ -6,7 +6,7 @@ import pytest
 
 from moe_cli.config.schema import AdamWConfig
 from moe_cli.costs.model import estimate_cost
-from moe_cli.costs.multi_gpu import DEVICES, per_gpu_costs, seconds_on
+from moe_cli.costs.multi_gpu import GPU_MODELS, per_gpu_costs, seconds_on
 from tests.tiny import tiny_config
 
 V = 13
@@ -56,9 +56,9 @@ def test_experts_that_cannot_be_divided_stay() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("name", GPU_MODELS)
 def test_time_is_work_over_rate(name: str) -> None:
     """Half the efficiency or half the GPUs take twice as long."""
-    device = DEVICES[name]
+    device = GPU_MODELS[name]
     assert 1.0 == pytest.approx(seconds_on(device, 8 * device.flops, 8, 1.0))
     assert 4.0 == pytest.approx(seconds_on(device, 8 * device.flops, 4, 0.5))

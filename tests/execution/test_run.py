@@ -375,7 +375,7 @@ def test_a_run_that_another_process_completes_meanwhile_is_not_begun_again(
             Recorder(run).complete({"val_bpb": 1.0})
             yield
 
-    monkeypatch.setattr("moe_cli.execution.run.lock", waited)
+    monkeypatch.setattr("moe_cli.runs.locks.lock", waited)
     with pytest.raises(RunBusy, match=f"another process has just completed {run.id}"):
         run_one(run, tmp_path)
     assert "starts" not in run.status()

@@ -1,5 +1,6 @@
 """Memory that is freed stays with the process, where the system lets us ask for that."""
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -33,7 +34,7 @@ def test_a_freed_block_stays(how: str, least: int, most: int) -> None:
 
 def test_other_systems_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no mallopt, nothing happens."""
-    monkeypatch.setattr(runtime_tuning.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert configure_malloc() is False
 
 

@@ -40,7 +40,7 @@ from moe_cli.runs.folder import create_run
 from moe_cli.runs.locks import is_locked, lock, sweep_lock
 from moe_cli.runs.lookup import list_runs_by_age
 from moe_cli.runs.trash import remove, restore, trashed_runs
-from moe_cli.sweeps.scheduler import RunList, run_all
+from moe_cli.sweeps.scheduler import ListFeed, run_all
 from tests.report.folders import complete, configure
 from tests.runner import CliRunner
 from tests.sweeps.fake import FakePool
@@ -335,7 +335,7 @@ def test_a_sweep_goes_on_without_a_run_that_links_elsewhere(tmp_path: Path, outs
     """That run fails, with the reason in its folder."""
     good, bad = (create_run(tmp_path, "s", configure(seed=seed)) for seed in (1, 2))
     (bad.path / "log.txt").symlink_to(outside / "file")
-    progress = run_all(RunList([bad, good]), FakePool(lambda config: {"val_bpb": 1.0}))
+    progress = run_all(ListFeed([bad, good]), FakePool(lambda config: {"val_bpb": 1.0}))
     assert ([good], [bad]) == (progress.finished, progress.failed)
     assert "log.txt is a link" in bad.status()["reason"]
     assert "precious" == (outside / "file").read_text()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.files.reading import read_json
 from moe_cli.files.writing import write_json
 from moe_cli.loggers.logger import RunContext
@@ -72,7 +72,7 @@ def test_settings_results_and_tags(trained: Run, outputs: Path) -> None:
     found = client(outputs).get_run(called(trained))
     summary = trained.summary() or {}
     settings = RunContext(trained, trained.config(), outputs).settings()
-    assert {key: show(value) for key, value in settings.items()} == found.data.params
+    assert {key: format_setting(value) for key, value in settings.items()} == found.data.params
     assert {f"summary/{key}": value for key, value in summary.items() if isinstance(value, int | float)} == {
         key: value for key, value in found.data.metrics.items() if key.startswith("summary/")
     }

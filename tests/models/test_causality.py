@@ -23,7 +23,7 @@ from moe_cli.config.routers import (
 )
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
-from moe_cli.moe.layer import MoELayer, make_layer
+from moe_cli.moe.layer import MoELayer, make_sparse_layer
 from moe_cli.moe.routers.registry import ROUTERS as ALL
 from moe_cli.moe.routing import Routing, RoutingPolicy, Sequences, drop_overflow_in_order
 from moe_cli.moe.sparse_layer import moe_layers
@@ -190,4 +190,4 @@ def test_a_causal_layer_refuses_routers_that_look_ahead() -> None:
     """The layer itself, as the configuration does."""
     for router in ("expert_choice", "soft"):
         with pytest.raises(ConfigError, match=f"router={router} looks at later tokens"):
-            make_layer(8, 4, 2, 8, router=router, causal=True)
+            make_sparse_layer(8, 4, 2, 8, router=router, causal=True)

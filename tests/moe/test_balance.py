@@ -31,10 +31,10 @@ from moe_cli.moe.balance import (
     importance_loss,
     load_balancing_loss,
     load_loss,
+    loss_free_bias,
     mutual_information_loss,
     quantile_bias,
     router_z_loss,
-    update_expert_bias,
 )
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.moe.routers.registry import make_router
@@ -144,7 +144,7 @@ def test_z_loss_is_a_mean_of_squares() -> None:
 def test_bias_update_by_hand() -> None:
     """The bias of an overloaded expert falls by the rate, of an idle one rises, of an average one stays."""
     bias = torch.tensor([0.5, 0.5, 0.5, 0.5])
-    updated = update_expert_bias(bias, torch.tensor([7, 5, 5, 3]), 0.1)
+    updated = loss_free_bias(bias, torch.tensor([7, 5, 5, 3]), 0.1)
     assert torch.allclose(torch.tensor([0.4, 0.5, 0.5, 0.6]), updated)
     assert torch.float32 == updated.dtype
     assert torch.equal(torch.full((4,), 0.5), bias)
@@ -153,7 +153,7 @@ def test_bias_update_by_hand() -> None:
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=16), st.floats(1e-4, 1))
 def test_bias_moves_against_the_load(load: list[int], rate: float) -> None:
     """Every expert's bias moves by the rate, away from its deviation from the mean load, or not at all."""
-    moved = update_expert_bias(torch.zeros(len(load), dtype=torch.float64), torch.tensor(load), rate)
+    moved = loss_free_bias(torch.zeros(len(load), dtype=torch.float64), torch.tensor(load), rate)
     for count, step in zip(load, moved.tolist(), strict=True):
         deviation = count * len(load) - sum(load)
         assert step == (-rate if deviation > 0 else rate if deviation < 0 else 0)
@@ -168,7 +168,7 @@ def test_the_bias_evens_out_a_skewed_gate() -> None:
     router.gate.weight.data[0] += 0.3
     before = max_violation(router(x).tokens_per_expert.tolist())
     for _ in range(300):
-        router.expert_bias.copy_(update_expert_bias(router.expert_bias, router(x).tokens_per_expert, 0.005))
+        router.expert_bias.copy_(loss_free_bias(router.expert_bias, router(x).tokens_per_expert, 0.005))
     assert before > 1
     assert max_violation(router(x).tokens_per_expert.tolist()) < 0.2
 
@@ -267,6 +267,25 @@ def test_load_with_little_noise_is_the_load(top_k: int) -> None:
 def test_load_of_all_experts_is_even() -> None:
     """With K = E nothing is left to balance: 0."""
     assert 0 == load_loss(*noisy(), E).item()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@every_k
+def test_a_process_with_an_empty_batch_calls_the_same_collectives(
+    monkeypatch: pytest.MonkeyPatch, name: str, top_k: int
+) -> None:
+    """Each loss calls all_reduce_mean equally often, with equal sizes, with 12 tokens and with none."""
+    sizes: list[list[torch.Size]] = []
+    for num_tokens in (12, 0):
+        calls: list[torch.Size] = []
+        monkeypatch.setattr(
+            "moe_cli.moe.balance.all_reduce_mean", lambda values, calls=calls: calls.append(values.shape) or values
+        )
+        clean, noisy_logits, std = noisy(num_tokens)
+        routing = routing_of(noisy_logits, top_indices(noisy_logits, top_k))
+        only_loss(BalanceLoss(name=name), [replace(routing, clean_logits=clean, noise_std=std)])  # type: ignore[arg-type]
+        sizes.append(calls)
+    assert sizes[0] == sizes[1]
 
 
 def test_load_teaches_gate_and_noise() -> None:

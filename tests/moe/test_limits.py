@@ -11,13 +11,13 @@ from moe_cli.config.balances import (
     BalanceLoss,
     SwitchBalance,
 )
-from moe_cli.config.ranges import above, at_least, between, share, whole
+from moe_cli.config.ranges import check_above, check_at_least, check_between, check_fraction, check_whole
 from moe_cli.errors import ConfigError
 from moe_cli.moe import routing_metrics
 from moe_cli.moe.backends.dispatch import BACKENDS
-from moe_cli.moe.balance import auxiliary_losses, quantile_bias, update_expert_bias
+from moe_cli.moe.balance import auxiliary_losses, loss_free_bias, quantile_bias
 from moe_cli.moe.gates import LinearGate, PerTaskGate
-from moe_cli.moe.layer import MoELayer, SparseExpertModel, make_layer
+from moe_cli.moe.layer import MoELayer, SparseExpertModel, make_sparse_layer
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.moe.routers.registry import ROUTER_CONFIGS
 from moe_cli.moe.routers.token_choice import ReluRouter
@@ -58,7 +58,7 @@ def check_measures(layer: SparseLayer, routing: Routing) -> None:
     ]
     assert all(map(math.isfinite, measures)), measures
     still = torch.zeros(routing.num_experts)
-    for bias in (quantile_bias(still, routing.probs, layer.top_k, 3), update_expert_bias(still, asked, 0.1)):
+    for bias in (quantile_bias(still, routing.probs, layer.top_k, 3), loss_free_bias(still, asked, 0.1)):
         assert bias.isfinite().all()
     if isinstance(layer.router, ReluRouter):
         layer.router.after_step(asked, routing.num_tokens)
@@ -96,7 +96,7 @@ def test_no_tokens_and_one_expert_have_a_result(router: str, size: tuple[int, in
     layers = []
     for capacity, drop in ((None, "position"), (1.0, "position"), (1.0, "causal")):
         try:
-            layer = make_layer(
+            layer = make_sparse_layer(
                 8, num_experts, top_k, 8, router=router, capacity_factor=capacity, drop=drop, vocab_size=16
             )
         except ConfigError:
@@ -114,7 +114,7 @@ def test_no_tokens_and_one_expert_have_a_result(router: str, size: tuple[int, in
 def test_back_ends_compute_nothing(backend: str) -> None:
     """Every back end answers a batch without tokens, of choices and of slots."""
     for router in ("topk", "expert_choice", "soft"):
-        layer = make_layer(8, 4, 2, 8, router=router, dispatch=backend)
+        layer = make_sparse_layer(8, 4, 2, 8, router=router, dispatch=backend)
         for shape in SHAPES:
             check_pass(layer, shape, "all padding")
 
@@ -162,16 +162,16 @@ def test_evaluation_takes_as_many_experts_as_there_are(top_k: int) -> None:
 def test_counts_of_another_type_are_refused(value: Any) -> None:
     """Callers without a type checker get the same error."""
     with pytest.raises(ConfigError, match="d_model="):
-        whole("d_model", value)
+        check_whole("d_model", value)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "4", [4]], ids=str)
 def test_fractions_of_another_type_are_refused(value: Any) -> None:
     """The same of every range."""
-    for check in (at_least, above):
+    for check in (check_at_least, check_above):
         with pytest.raises(ConfigError, match="x="):
             check("x", value, 0)
     with pytest.raises(ConfigError, match="x="):
-        share("x", value)
+        check_fraction("x", value)
     with pytest.raises(ConfigError, match="x="):
-        between("x", value, 0, 1)
+        check_between("x", value, 0, 1)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_cli.config.routers import SigmoidConfig, SoftConfig, TokenChoiceConfig, TopKConfig
-from moe_cli.moe.layer import make_layer
+from moe_cli.moe.layer import make_sparse_layer
 from moe_cli.moe.routers.registry import ROUTER_CONFIGS
 from moe_cli.moe.routing import Routing
 from moe_cli.moe.soft import SoftMoELayer
@@ -31,7 +31,7 @@ IDS = torch.arange(SEQUENCES * LENGTH).view(SEQUENCES, LENGTH)
 
 def layer_of(name: str, **options: Any) -> SparseLayer:
     torch.manual_seed(0)
-    layer = make_layer(
+    layer = make_sparse_layer(
         D,
         E,
         1 if name == "switch" else 2,

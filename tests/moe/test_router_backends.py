@@ -17,7 +17,7 @@ from moe_cli.config.routers import (
     SoftConfig,
     TopKConfig,
 )
-from moe_cli.moe.layer import MoELayer, make_layer
+from moe_cli.moe.layer import MoELayer, make_sparse_layer
 from moe_cli.moe.soft import SoftMoELayer
 
 E, D, F, V = 4, 6, 18, 11
@@ -41,7 +41,7 @@ every_router = pytest.mark.parametrize("router", ROUTERS)
 
 def make(router: str, dispatch: str, **options: Any) -> MoELayer | SoftMoELayer:
     torch.manual_seed(0)
-    layer = make_layer(D, E, 2, F, router=ROUTERS[router], dispatch=dispatch, vocab_size=V, **options).double()
+    layer = make_sparse_layer(D, E, 2, F, router=ROUTERS[router], dispatch=dispatch, vocab_size=V, **options).double()
     for weight in layer.router.parameters():
         torch.nn.init.normal_(weight, std=0.5)
     return layer

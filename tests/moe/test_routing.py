@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from moe_cli.config.capacity import expert_capacity
 from moe_cli.errors import ConfigError
 from moe_cli.moe.permutation import permutation_of
-from moe_cli.moe.routing import Routing, drop_overflow, renormalise_kept, routing_from_top_k
+from moe_cli.moe.routing import Routing, drop_overflow, renormalise_kept, routing_from_top_k, without_null_experts
 from tests.moe.formulas import dense, routings
 
 
@@ -145,6 +145,14 @@ def test_probability_drop_reorders_and_changes_no_assignment(routing: Routing) -
     kept, still_kept = routing.weights * routing.kept, dropped.weights * dropped.kept
     assert torch.allclose(dense(routing, kept), dense(dropped, still_kept))
     assert sorted(assignments(routing)) == sorted(assignments(dropped))
+
+
+@pytest.mark.parametrize("drop", ["probability", "random"])
+def test_a_reordered_record_has_one_round(drop: str) -> None:
+    """Only a record with all first choices before all second choices has K rounds."""
+    routing = routing_of([[0, 1], [2, 0], [1, 2]], 3)
+    assert (2, 1) == (routing.rounds, drop_overflow(routing, 2, drop).rounds)
+    assert 1 == without_null_experts(replace(routing, num_null=1)).rounds
 
 
 def test_equally_probable_assignments_stay_in_the_order_of_the_record() -> None:

@@ -12,7 +12,7 @@ from moe_cli.report.intervals import mean_and_interval, paired_difference
 from moe_cli.report.load import rows_below
 from moe_cli.report.run_row import column_names, comparison_key, setting_applies, settings_of, varying_settings
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, Run
-from tests.report.folders import complete, configure, set_status, stopped, sweep_of_three_seeds
+from tests.report.folders import complete, configure, edit_summary, set_status, stopped, sweep_of_three_seeds
 
 
 def folded(outputs: Path, **options: Any) -> list[Configuration]:
@@ -263,6 +263,18 @@ def test_the_same_tokens_by_another_budget_are_comparable(tmp_path: Path) -> Non
     complete(tmp_path, 1.6, expert=4, train__minutes=1, results={"tokens": 204_800})
     complete(tmp_path, 1.5, expert=8, train__minutes=1, results={"tokens": 100_000})
     assert sorted(row["val_bpb"] for row in best_rows(folded(tmp_path))) == [1.5, 1.7]
+
+
+def test_bits_and_nats_are_ranked_apart(tmp_path: Path) -> None:
+    """A loss in nats per token is comparable only with losses of the same tokenizer."""
+    complete(tmp_path, 1.8, expert=4)
+    complete(tmp_path, 1.7, expert=8)
+    for expert, tokenizer in ((4, "chars"), (8, "chars"), (16, "bpe")):
+        run = complete(tmp_path, 1.0 + expert / 100, expert=expert, data__tokenizer=tokenizer)
+        edit_summary(run.path, val_bpb=None)
+    rows = folded(tmp_path)
+    assert [(4, None), (8, 1.7)] == [(row["expert"], row["val_bpb"]) for row in best_rows(rows)]
+    assert 3 == len({comparison_key(row) for row in rows})
 
 
 def test_a_row_per_run_is_compared_at_its_seed(tmp_path: Path) -> None:

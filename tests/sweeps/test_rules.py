@@ -12,7 +12,7 @@ from moe_cli.runs.folder import Run, create_run
 from moe_cli.runs.locks import lock
 from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps import scheduler
-from moe_cli.sweeps.scheduler import FailurePolicy, Progress, RunList, pending_runs, run_all
+from moe_cli.sweeps.scheduler import FailurePolicy, ListFeed, Progress, pending_runs, run_all
 from tests.tiny import tiny_config
 
 
@@ -76,7 +76,7 @@ def test_a_run_that_fails_is_tried_again_as_often_as_allowed(runs: list[Run]) ->
     """With two retries the third start may succeed; a fourth is not made, and being busy elsewhere is no try."""
     lucky, unlucky, busy = runs
     pool = Pretence({lucky: [EXIT_FAILED, -9], unlucky: [EXIT_FAILED] * 4, busy: [EXIT_BUSY] * 5})
-    progress = run_all(RunList(runs), pool, rules=FailurePolicy(retries=2))
+    progress = run_all(ListFeed(runs), pool, rules=FailurePolicy(retries=2))
     assert ([unlucky], {lucky, busy}) == (progress.failed, set(progress.finished))
     assert (3, 3, 6) == tuple(pool.started().count(run) for run in runs)
     assert 4 == progress.retried
@@ -85,7 +85,7 @@ def test_a_run_that_fails_is_tried_again_as_often_as_allowed(runs: list[Run]) ->
 def test_without_retries_a_failure_is_final(runs: list[Run]) -> None:
     """Each run is started once, and why the first one failed is kept."""
     pool = Pretence({runs[0]: [EXIT_FAILED]})
-    progress = run_all(RunList(runs), pool)
+    progress = run_all(ListFeed(runs), pool)
     assert (runs[:1], runs[1:], runs) == (progress.failed, progress.finished, pool.started())
     assert "the loss is nan." == runs[0].status()["reason"]
 
@@ -94,7 +94,7 @@ def test_fail_fast_stops_the_others(runs: list[Run]) -> None:
     """The first failure has the other one at work save and stop, and the third is never started."""
     pool = Pretence({runs[0]: [None], runs[1]: [EXIT_FAILED]}, workers=2)
     stopping: list[bool] = []
-    progress = run_all(RunList(runs), pool, rules=FailurePolicy(fail_fast=True), on_stop=lambda: stopping.append(True))
+    progress = run_all(ListFeed(runs), pool, rules=FailurePolicy(fail_fast=True), on_stop=lambda: stopping.append(True))
     assert (runs[1:2], runs[:2], 1) == (progress.failed, pool.started(), progress.waiting)
     assert (True, False, True) == (pool.jobs[0].asked, pool.jobs[0].killed, pool.closed)
     assert [True] == stopping
@@ -105,7 +105,7 @@ def test_a_run_that_takes_too_long_is_stopped(runs: list[Run], deaf: bool, monke
     """It is asked to save; one that hangs is killed after a while; it has failed, is not tried again, and says why."""
     monkeypatch.setattr(scheduler, "GRACE_SECONDS", 0.05)
     pool = Pretence({runs[0]: [None]}, deaf=deaf)
-    progress = run_all(RunList(runs), pool, rules=FailurePolicy(timeout=0.05, retries=3))
+    progress = run_all(ListFeed(runs), pool, rules=FailurePolicy(timeout=0.05, retries=3))
     assert (runs[:1], runs[1:], runs) == (progress.failed, progress.finished, pool.started())
     assert (True, deaf) == (pool.jobs[0].asked, pool.jobs[0].killed)
     assert ("failed", "took longer than 0s (--timeout)") == tuple(runs[0].status()[key] for key in ("status", "reason"))
@@ -131,12 +131,12 @@ def test_time_in_a_queue_does_not_count(runs: list[Run], monkeypatch: pytest.Mon
         now[0] += 1
         asked.extend(now[0] for job in pool.jobs if job.asked)
 
-    progress = run_all(RunList(runs[:1]), pool, look, FailurePolicy(timeout=20))
+    progress = run_all(ListFeed(runs[:1]), pool, look, FailurePolicy(timeout=20))
     assert runs[:1] == progress.failed
     assert 70 <= asked[0] <= 74
 
 
-class Critic(RunList):
+class Critic(ListFeed):
     """A feed that finds some runs unpromising."""
 
     def __init__(self, runs: Sequence[Run], bad: Sequence[Run]) -> None:
@@ -169,7 +169,7 @@ def test_a_full_disk_ends_the_sweep(runs: list[Run]) -> None:
     """The error says what to do, the other run saves and stops, and neither has failed."""
     pool = Pretence({runs[0]: [None], runs[1]: [EXIT_DISK_FULL]}, workers=2)
     with pytest.raises(DiskFull, match=r"Make room; the same command goes on\."):
-        run_all(RunList(runs), pool)
+        run_all(ListFeed(runs), pool)
     assert (True, True) == (pool.jobs[0].asked, pool.closed)
     assert "failed" not in {run.status()["status"] for run in runs}
 
@@ -185,7 +185,7 @@ def test_a_run_that_does_not_fit_waits_until_it_is_alone(runs: list[Run]) -> Non
     """Where memory is short runs follow each other, in order, however many workers there are, and all of them run."""
     pool = Scales({}, workers=3)
     at_a_time: list[int] = []
-    progress = run_all(RunList(runs), pool, lambda progress: at_a_time.append(len(progress.running)))
+    progress = run_all(ListFeed(runs), pool, lambda progress: at_a_time.append(len(progress.running)))
     assert (runs, runs) == (pool.started(), progress.finished)
     slow = Scales({run: [None] for run in runs[:1]}, workers=3)
     looks = 0
@@ -199,7 +199,7 @@ def test_a_run_that_does_not_fit_waits_until_it_is_alone(runs: list[Run]) -> Non
 
     for run in runs:
         (run.path / "summary.json").unlink()
-    assert runs == run_all(RunList(runs), slow, observe).finished
+    assert runs == run_all(ListFeed(runs), slow, observe).finished
 
 
 def test_what_fails_in_another_terminal_has_failed_here_too(runs: list[Run]) -> None:
@@ -215,7 +215,7 @@ def test_what_fails_in_another_terminal_has_failed_here_too(runs: list[Run]) -> 
 
     holding = lock(held.path)
     holding.__enter__()
-    progress = run_all(RunList(runs), pool, fail_elsewhere)
+    progress = run_all(ListFeed(runs), pool, fail_elsewhere)
     assert ([held], set(runs[1:])) == (progress.failed, set(progress.finished))
     assert runs[1:] == pool.started()
 
@@ -244,5 +244,5 @@ def test_a_run_ends_and_the_next_begins_at_once(runs: list[Run], monkeypatch: py
     waits: list[float] = []
     pool = Pretence({})
     pool.wait = waits.append  # type: ignore[method-assign]
-    run_all(RunList(runs), pool)
+    run_all(ListFeed(runs), pool)
     assert ([], {scheduler.POLL_SECONDS}) == (sleeps, set(waits))

@@ -21,7 +21,7 @@ from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps import scheduler as module
 from moe_cli.sweeps.executors import local
 from moe_cli.sweeps.executors.local import LocalPool
-from moe_cli.sweeps.scheduler import Observer, Progress, RunList, pending_runs, record_worker_failure, run_all
+from moe_cli.sweeps.scheduler import ListFeed, Observer, Progress, pending_runs, record_worker_failure, run_all
 from tests.cli.conftest import TINY
 
 # What becomes of runs is asked here; of the process that they are forked from, in test_local.py.
@@ -43,7 +43,7 @@ def make_runs(outputs: Path, words: list[str], *settings: str) -> list[Run]:
 def run_local(
     runs: list[Run], outputs: Path, workers: int, observer: Observer = lambda progress: None, warm: bool = True
 ) -> Progress:
-    return run_all(RunList(runs), LocalPool(outputs, workers, warm), observer)
+    return run_all(ListFeed(runs), LocalPool(outputs, workers, warm), observer)
 
 
 @pytest.mark.parametrize("warm", [True, pytest.param(False, marks=pytest.mark.slow)])

@@ -30,8 +30,8 @@ from moe_cli.training.checkpoint import (
     save_checkpoint,
     take_snapshot,
 )
+from moe_cli.training.distributed_model import DistributedModel
 from moe_cli.training.optimizers import Optimizers, make_optimizers
-from moe_cli.training.wrap import DistributedModel
 from tests.tiny import finish, tiny_config
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json"]
@@ -159,7 +159,10 @@ def test_the_only_checkpoint_damaged_sends_to_no_other(run: Run) -> None:
     (only / "state.json").write_text("{")
     with pytest.raises(CheckpointError) as caught:
         latest_checkpoint(run)
-    assert "There is no other: train the run from the start, with --force." == str(caught.value).splitlines()[-1]
+    assert (
+        "There is no other. To train it again from the start, repeat its command with --force."
+        == str(caught.value).splitlines()[-1]
+    )
 
 
 def test_another_format_is_refused(run: Run) -> None:
@@ -219,6 +222,24 @@ def test_a_pickle_is_refused_unopened(run: Run, tmp_path: Path, text_file: Path,
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
         latest_checkpoint(run).load_model(make_model(tiny_config(text_file), 256))
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({"digest": 3}, "digest=3"),
+        ({"metric_sums": {"train/loss": "low"}}, "metric_sums that are not numbers by name"),
+        ({"seconds": -1}, "seconds=-1"),
+    ],
+)
+def test_a_state_with_a_wrong_value_is_damaged(run: Run, value: dict[str, Any], problem: str) -> None:
+    """The error names the value, even if the checksum of state.json is valid."""
+    path = newest(run) / "state.json"
+    content = unsealed(json.loads(path.read_text()))
+    content["state"].update(value)
+    write_sealed(path, content)
+    with pytest.raises(CheckpointError, match=f"is damaged: state.json has {problem}"):
+        latest_checkpoint(run)
 
 
 @pytest.mark.parametrize("where", ["tensors", "state", "rename"])

@@ -23,7 +23,14 @@ from moe_cli.moe.routing_metrics import specialisation
 from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import token_use
-from moe_cli.training.evaluate import LayerRoutingStats, evaluate, expert_lists, probe_routing, saturations
+from moe_cli.training.evaluate import (
+    LayerRoutingStats,
+    evaluate,
+    evaluation_mode,
+    expert_lists,
+    probe_routing,
+    saturations,
+)
 from moe_cli.training.token_use import TokenExpertCounts
 from tests.tiny import randomise, tiny_config, tiny_task
 
@@ -90,6 +97,16 @@ def test_an_evaluation_leaves_no_trace(make: Any, training: bool) -> None:
         torch.manual_seed(8)
         results.append(evaluate(evaluated, task, 8, policy=RoutingPolicy(1, 0.5)))
         assert results[0].loss == results[1].loss == results[2].loss
+
+
+def test_a_failed_evaluation_restores_mode_and_random_state(make: Any) -> None:
+    """An error inside `evaluation_mode` leaves the model in training mode."""
+    model = make()[0].train()
+    random = torch.get_rng_state()
+    with pytest.raises(ValueError, match="cannot convert"), evaluation_mode(model, RoutingPolicy(), "auto"):
+        int(torch.rand(1) * math.nan)
+    assert model.training
+    assert torch.equal(random, torch.get_rng_state())
 
 
 def test_part_of_the_text_is_part_of_the_cost(make: Any) -> None:
@@ -337,7 +354,8 @@ def test_use_by_tokens_is_that_of_the_whole_table(direct: int, table: list[list[
         patch.setattr(token_use, "BUFFER_SIZE", buffered)
         use = counted(by_token)
         assert by_token.sum(1).tolist() == use.per_token().tolist()
-        assert int((by_token > 0).sum()) == use.num_pairs
+        use.count()
+        assert int((by_token > 0).sum()) == len(use.keys)
         assert specialisation(by_token) == pytest.approx(use.specialisation())
         share = by_token.sum(0) / by_token.sum().clamp(min=1).double()
         above = by_token - by_token.sum(1, keepdim=True) * share
@@ -378,8 +396,9 @@ def test_use_by_tokens_is_as_large_as_what_was_seen() -> None:
         ),
         ids,
     )
-    assert 1000 >= use.num_pairs > 990
-    assert 8 * use.num_pairs == use.keys.nbytes + use.counts.nbytes
+    use.count()
+    assert 1000 >= len(use.keys) > 990
+    assert 8 * len(use.keys) == use.keys.nbytes + use.counts.nbytes
 
 
 def test_top_tokens_are_those_most_above_chance() -> None:

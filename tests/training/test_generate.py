@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from moe_cli.data.tokenizers import ByteTokenizer
-from moe_cli.models.kv_cache import KVCache
+from moe_cli.models.decoding_cache import DecodingCache
 from moe_cli.training.generate import SamplingParams, decode_stream, sample
 
 V = 5
@@ -24,7 +24,7 @@ class Successor(nn.Module):
         self.strength = nn.Parameter(torch.tensor(2.0))
         self.shown: list[list[int]] = []
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> tuple[Tensor, list[None]]:
+    def forward(self, tokens: Tensor, cache: DecodingCache | None = None) -> tuple[Tensor, list[None]]:
         self.shown.append(tokens[0].tolist())
         if cache is not None:
             cache.length += tokens.shape[1]

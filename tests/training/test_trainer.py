@@ -32,11 +32,11 @@ from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import trainer as loop_module
 from moe_cli.training.checkpoint import latest_checkpoint
+from moe_cli.training.distributed_model import DistributedModel
 from moe_cli.training.optimizers import Optimizers, make_optimizers, schedule
 from moe_cli.training.signals import STOP_SIGNALS, stop_signals
 from moe_cli.training.state import StepReport
 from moe_cli.training.trainer import Trainer
-from moe_cli.training.wrap import DistributedModel
 from tests.tiny import finish, randomise, tiny_config, tiny_task
 
 PLAIN = MuonConfig(schedule="constant", warmup_fraction=0.0, grad_clip=None)

@@ -348,7 +348,7 @@ def watch(
 ) -> None:
     """Watch a sweep or a run from another terminal.
 
-    Exit code 3: runs are not complete.
+    Exit code 3: runs of the sweep are not complete. Exit code 1: the single run is not complete.
 
     Examples:
         moe runs watch

@@ -4,7 +4,7 @@ from rich.text import Text
 
 from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
 from moe_cli.cli.terminal import ascii_only
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.formatting import BARS, DIGITS, bars, count, percent, sanitise
 from moe_cli.metrics import BY_KEY
 from moe_cli.moe.max_violation import max_violation
@@ -40,8 +40,8 @@ def _settings(comparison: RunComparison, width: int) -> list[Text]:
     table = table_lines(
         [
             TextColumn("settings", list(pairs), align_left=True, min_width=12),
-            TextColumn("A", [show(a) for a, _ in pairs.values()], align_left=True, min_width=8),
-            TextColumn("B", [show(b) for _, b in pairs.values()], align_left=True, min_width=8),
+            TextColumn("A", [format_setting(a) for a, _ in pairs.values()], align_left=True, min_width=8),
+            TextColumn("B", [format_setting(b) for _, b in pairs.values()], align_left=True, min_width=8),
         ],
         width,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.report.columns import cell
 from moe_cli.report.load import flat_settings
 from moe_cli.report.run_row import setting_applies, settings_of, varying_settings
@@ -37,6 +37,8 @@ def run_labels(runs: Sequence[Run]) -> dict[Path, str]:
     found = DifferingSettings(runs)
     labels = {run.path: run.id for run in runs}
     for run, row in found.rows.items():
-        words = [f"{name}={show(row[name])}" for name in found.names if setting_applies(name, row)] or [run.id]
-        labels[run.path] = " ".join([*words, f"seed={show(row.get('seed'))}"])
+        words = [f"{name}={format_setting(row[name])}" for name in found.names if setting_applies(name, row)] or [
+            run.id
+        ]
+        labels[run.path] = " ".join([*words, f"seed={format_setting(row.get('seed'))}"])
     return labels

@@ -8,12 +8,12 @@ from rich.text import Text
 
 from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
 from moe_cli.config.build import flatten_dict
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.formatting import age, bars, count, duration, percent, plural, sanitise, sparkline
 from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, loss_unit
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.report.expert_usage import expert_load
-from moe_cli.report.render.terminal import pack
+from moe_cli.report.render.line_wrap import pack
 from moe_cli.runs.cleanup import size_of
 from moe_cli.runs.curves import number, validation_curve
 from moe_cli.runs.folder import COMPLETED, Run
@@ -90,7 +90,7 @@ def wrap_labelled(label: str, pieces: Sequence[str], width: int) -> list[Text]:
 def _settings(run: Run) -> list[str]:
     if not run.config_dict():
         return ["config.json cannot be read"]
-    return [f"{key}={show(value)}" for key, value in changed_settings(run).items()] or ["the defaults"]
+    return [f"{key}={format_setting(value)}" for key, value in changed_settings(run).items()] or ["the defaults"]
 
 
 def _results(status: RunStatus) -> list[tuple[str, list[str]]]:

@@ -17,7 +17,7 @@ from moe_cli.errors import ConfigError
 from moe_cli.moe.backends.loop import loop
 from moe_cli.moe.backends.one_hot import einsum
 from moe_cli.moe.experts import Experts, expert_activation
-from moe_cli.moe.permutation import cast_for_matmul, operand_dtype, permutation_of
+from moe_cli.moe.permutation import add_to_tokens, cast_for_matmul, operand_dtype, permutation_of
 from moe_cli.moe.routing import Routing
 
 # On a CPU in float32 the grouped product is faster than the loop up to this number of rows per expert.
@@ -68,8 +68,7 @@ def grouped_mm(
     act = expert_activation(pre, experts.ffn_type, experts.activation)
     act = act if mask is None else act * mask[permutation.assignments].to(act.dtype)
     outputs = F.grouped_mm(act, operands.w_out.transpose(1, 2), offs=ends)
-    weighted = outputs * routing.weights.index_select(0, permutation.assignments).to(outputs.dtype).unsqueeze(1)
-    return weighted.new_zeros(1, weighted.shape[1]).expand(len(x), -1).index_add(0, permutation.token_ids, weighted)
+    return add_to_tokens(permutation, outputs, routing.weights, len(x))
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def grouped_mm_supported(query: BackendQuery) -> bool:
 
 
 def choose_backend(query: BackendQuery) -> str:
-    """Returns the fastest exact back end, `grouped_mm` or `loop`.
+    """Returns the back end that `auto` uses, `grouped_mm` or `loop`.
 
     GPU: the grouped product, if it is supported (not measured).
 

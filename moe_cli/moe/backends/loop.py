@@ -181,7 +181,7 @@ class _ExpertsLoop(torch.autograd.Function):
 # therefore one operator, which also sorts. Eager execution does not use it: calling an operator takes longer than a
 # small layer.
 @torch.library.custom_op(
-    "moe_cli::grouped_experts",
+    "moe_cli::experts_loop",
     mutates_args=(),
     schema="(Tensor x, Tensor token_ids, Tensor expert_ids, Tensor weights, Tensor kept, Tensor w_in, Tensor w_out, "
     "Tensor? mask, str ffn_type, str activation) -> (Tensor, Tensor)",
@@ -204,7 +204,7 @@ def experts_loop_op(  # noqa: PLR0913  (an operator takes tensors one by one)
 
 
 @torch.library.custom_op(
-    "moe_cli::grouped_experts_backward",
+    "moe_cli::experts_loop_backward",
     mutates_args=(),
     schema="(Tensor grad_y, Tensor x, Tensor token_ids, Tensor expert_ids, Tensor weights, Tensor kept, Tensor w_in, "
     "Tensor w_out, Tensor? mask, Tensor pre, str ffn_type, str activation) -> (Tensor, Tensor, Tensor, Tensor)",

@@ -30,8 +30,7 @@ class ExpertChoiceRouter(GatedRouter):
     ) -> Routing:
         logits, probs = self.scores(tokens)
         is_gathered = self.training and world_size() > 1  # an evaluation batch belongs to one process
-        scores = probs.detach() + self.expert_bias
-        scores = all_gather_rows(scores) if is_gathered else scores
+        scores = all_gather_rows(probs.detach()) if is_gathered else probs.detach()
         factor, top_k = policy.capacity_factor or 1.0, policy.top_k or self.top_k
         capacity = min(len(scores), expert_capacity(len(scores), self.num_experts, top_k, factor))
         chosen = top_indices(scores.T.contiguous(), capacity).flatten()

@@ -29,8 +29,8 @@ class RandomRouter(Router):
 class HashRouter(GatedRouter):
     """Looks up the K experts of a token id in a fixed balanced table (Hash Layers, arXiv:2106.04426).
 
-    Weights come from a gate with `learned`, else they are 1 / K. In the table, each E consecutive ids have E different
-    first experts; the further choices are the first one shifted by fixed offsets.
+    Weights come from a gate with `learned`, else they are 1 / K. In the table, each block of E consecutive ids is a
+    permutation of the experts. Choice j of a token is (first choice + fixed shift j) mod E.
     """
 
     config: HashConfig

@@ -29,6 +29,8 @@ class Router(nn.Module, ABC):
         top_k: K; a `RoutingPolicy` can replace it for one forward pass.
         config: the settings of the router, an instance of its class in config/routers.py.
         fills_capacity: True if each expert selects its tokens up to its capacity, so that no assignment is dropped.
+
+    All routers are built with the same arguments; `d_model` and `experts` are used by gates only.
     """
 
     fills_capacity: ClassVar[bool] = False

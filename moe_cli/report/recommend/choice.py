@@ -299,10 +299,12 @@ def _half_width(sample: PairedSample) -> float | None:
 
 def label(row: Record, names: Collection[str]) -> str:
     """Returns a label: expert=16 k=2, and other settings that differ."""
-    from moe_cli.config.ranges import show
+    from moe_cli.config.ranges import format_setting
 
     main = ["expert=1"] if row.expert == 1 else [f"expert={row.expert}", f"k={row.k}"]
     others = [
-        f"{name}={show(row.get(name))}" for name in names if name not in ("expert", "k") and row.get(name) is not None
+        f"{name}={format_setting(row.get(name))}"
+        for name in names
+        if name not in ("expert", "k") and row.get(name) is not None
     ]
     return sanitise(" ".join([*main, *others]))

@@ -17,9 +17,9 @@ from typing import Any
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.sweep_record import change_record, entries, read_record
 
-# How often a configuration that is no better than its baseline is called better after 1, 2, ... looks, when FIRST_SEEDS
-# are run first, and after each look that cannot tell as many more as it advises, at most MAX_ADDED_SEEDS. Simulated for
-# one comparison at the two-sided 5 %; tests/report/recommend/test_looks.py simulates it again.
+# Rate of false 'better' verdicts after 1, 2, ... looks. Simulated for one comparison at the two-sided 5 %: start with
+# FIRST_SEEDS; while the verdict is inconclusive, add the advised number of seeds, at most MAX_ADDED_SEEDS.
+# tests/report/recommend/test_looks.py simulates it again.
 FALSE_BETTER = (0.025, 0.057, 0.074, 0.086, 0.095)
 FIRST_SEEDS, MAX_ADDED_SEEDS = 3, 20
 

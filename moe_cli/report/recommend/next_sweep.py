@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.errors import MoeError
-from moe_cli.report.baseline import changed_settings, resolved_settings
+from moe_cli.report.baseline import resolved_settings, settings_beside_choices, words_for
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.recommend.choice import Choice
 from moe_cli.report.run_row import DENSE, Settings, Value, is_baseline, setting_applies
@@ -59,7 +59,9 @@ def next_sweep(
         ks = [1, *ks]
     done = max((len(row.seeds) for row in rows), default=1)
     seeds = min(MAX_SEEDS, max(MIN_SEEDS, done + (more or (2 if done >= MIN_SEEDS else 0))))
-    written = {name.removesuffix(".name"): ",".join(map(show, values)) for name, values in {**axes, "k": ks}.items()}
+    written = {
+        name.removesuffix(".name"): ",".join(map(format_setting, values)) for name, values in {**axes, "k": ks}.items()
+    }
     words = {**settings, **written}
     name = best.sweep if best.sweep not in ("runs", "sweep") and best.sweep.isprintable() else ""
     options = [*(["--name", name] if name else []), *options]
@@ -129,24 +131,13 @@ def _settings(row: Configuration) -> dict[str, Value] | None:
     words: dict[str, Value] = {"expert": 8 if row.is_dense else row.expert}
     if not row.is_dense:
         words["k"] = row.k
-    own = {
-        name: value
-        for name, value in row.settings.items()
-        if ("." in name or name in ("capacity", "drop", "match")) and setting_applies(name, row.settings)
-    }
     try:
         composer = Composer()
         for group in ("router", "balance"):
             choice = row.settings.get(group)
             if not row.is_dense and choice and "+" not in str(choice):
                 words[group] = choice
-        default = resolved_settings(composer, words)
-        for group in ("model", "data", "optim"):
-            if own.get(f"{group}.name") not in (None, default.get(f"{group}.name")):
-                words[group] = own[f"{group}.name"]
-        words.update((name, own[name]) for name in ("data.path", "data.vocab_size") if own.get(name))
-        words.update(changed_settings(resolved_settings(composer, words), own, with_null=False))
-        words.update(changed_settings(resolved_settings(composer, words), own, with_null=True))
+        words = words_for(composer, words, settings_beside_choices(row.settings))
         resolved_settings(composer, words)
         for group in ("router", "balance"):
             bare = {name: value for name, value in words.items() if name != group}
@@ -158,4 +149,6 @@ def _settings(row: Configuration) -> dict[str, Value] | None:
 
 
 def _written(words: Mapping[str, Any], axes: Collection[str]) -> str:
-    return " ".join(shlex.quote(f"{key}={value if key in axes else show(value)}") for key, value in words.items())
+    return " ".join(
+        shlex.quote(f"{key}={value if key in axes else format_setting(value)}") for key, value in words.items()
+    )

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.errors import MoeError
 from moe_cli.formatting import count, plural, sanitise
 from moe_cli.metrics import EQUAL, loss_unit_of_task
@@ -240,7 +240,7 @@ def make_recommendation(
 
 def _options(found: "_Compared", typed: Settings | None) -> list[str]:
     """Returns options of the next sweep's command: the baseline that was typed, and --rerun-stale if code differs."""
-    settings = shlex.join(f"{name}={show(value)}" for name, value in (typed or {}).items())
+    settings = shlex.join(f"{name}={format_setting(value)}" for name, value in (typed or {}).items())
     return [*(["--baseline", settings] if typed else []), *(["--rerun-stale"] if CODE in found.left_out else [])]
 
 

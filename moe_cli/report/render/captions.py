@@ -12,7 +12,8 @@ from moe_cli.report.columns import truncate_left
 from moe_cli.report.comparability import count_code_versions
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.recommend.looks import looks_sentence
-from moe_cli.report.render.terminal import pack, wrap
+from moe_cli.report.render.line_wrap import pack
+from moe_cli.report.render.terminal import wrap
 from moe_cli.report.run_row import DENSE, comparison_key, is_baseline
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 from moe_cli.report.table import ReportTable
@@ -240,13 +241,24 @@ def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
 
 
 def _unlike(table: ReportTable, rows: Sequence[Configuration], width: int) -> list[Text]:
-    """Returns the reasons why rows of the same data are not ranked together: budgets, and validation context."""
+    """Returns the reasons why rows of the same data are not ranked together: budgets, units, validation context."""
     lines = []
     if len({comparison_key(row)[1:] for row in rows}) > 1:
         steps = ""
         if "model.context_length" in table.varying:
             steps = ". At several values of model.context_length, equal steps are not equal tokens: set train.tokens"
         lines += wrap(f"different budgets: rows are ranked within one budget only{steps}", width, "yellow")
+    units: dict[object, set[object]] = {}
+    for row in rows:
+        (data, unit, *_), _ = comparison_key(row)
+        units.setdefault(data, set()).add(unit)
+    if any(len(found) > 1 for found in units.values()):
+        lines += wrap(
+            "different units of the loss: bits per byte, or nats per token of a tokenizer. Rows are ranked within one "
+            "unit only",
+            width,
+            "yellow",
+        )
     if len({eval_windows(row.settings) for row in rows}) > 1:
         lines += wrap(
             "different evaluation contexts: rows are ranked within one only. To compare them, set the same "

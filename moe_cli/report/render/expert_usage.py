@@ -165,7 +165,9 @@ def _details(shown: LayerUsage, found: ExpertUsage, chosen: bool, width: int, sh
         lines += [
             Text(),
             *wrap(
-                f"{name} domains{' (classes)' if found.images else ''}: % of each one's assignments{left}", width, "dim"
+                f"{name} domains{' (classes)' if found.images else ''}: % of the assignments of each{left}",
+                width,
+                "dim",
             ),
         ]
         most = 2 / len(shown.load)
@@ -175,7 +177,7 @@ def _details(shown: LayerUsage, found: ExpertUsage, chosen: bool, width: int, sh
     ):
         lines += [
             Text(),
-            *wrap(f"{name} chosen together: % of the row's tokens that chose the column too", width, "dim"),
+            *wrap(f"{name} chosen together: % of the row's tokens that also chose the column", width, "dim"),
         ]
         rows = [
             (f"E{i + 1}", [0.0 if i == j else cell for j, cell in enumerate(row)])
@@ -186,9 +188,8 @@ def _details(shown: LayerUsage, found: ExpertUsage, chosen: bool, width: int, sh
         lines += [
             Text(),
             *wrap(
-                f"{name} {'patches (row:column)' if found.images else 'tokens'} that choose each expert more than "
-                "chance, "
-                f"with the share of their choices{_ceiling(shown, found.k)}",
+                f"{name} {'patches (row:column)' if found.images else 'tokens'} that choose each expert more "
+                f"often than by chance, with the share of their choices{_ceiling(shown, found.k)}",
                 width,
                 "dim",
             ),
@@ -205,7 +206,7 @@ def _ceiling(shown: LayerUsage, k: int | None) -> str:
     tokens = [token for tokens in shown.top_tokens for token in tokens]
     if not k or k == 1 or any(k * token.count > token.total for token in tokens):
         return ""
-    return f": at most {percent(1 / k)}, for each token chooses {k}"
+    return f": at most {percent(1 / k)}, because each token chooses {k} experts"
 
 
 def _tokens(number: int, tokens: Sequence[TopToken], width: int) -> Text:

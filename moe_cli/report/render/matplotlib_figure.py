@@ -12,6 +12,7 @@ from moe_cli.report.columns import required_columns, truncate_left
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.curves import thinned_curves
 from moe_cli.report.pareto import pareto_front
+from moe_cli.report.render.terminal import PALETTE
 from moe_cli.report.render.terminal_chart import number_of
 from moe_cli.report.run_row import comparison_key
 from moe_cli.report.table import ReportTable
@@ -49,7 +50,7 @@ def figure_bytes(table: ReportTable, ending: str, title: str) -> bytes:
         first, second, third = figure.subplots(1, 3)
         _points(first, table, rows, score, "sparsity")
         _points(second, table, rows, score, "flops_per_token")
-        _curves(third, table, rows, score)
+        _curves(third, rows, score)
         figure.suptitle(sanitise(title))
         handles, names = first.get_legend_handles_labels()
         if 1 < len(names) <= MAX_NAMES:
@@ -60,7 +61,7 @@ def figure_bytes(table: ReportTable, ending: str, title: str) -> bytes:
 
 
 def _look(index: int) -> dict[str, Any]:
-    return {"color": f"C{index % 10}", "marker": MARKERS[index % len(MARKERS)]}
+    return {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def _points(axes: "Axes", table: ReportTable, rows: Sequence[Configuration], score: str, name: str) -> None:
@@ -109,7 +110,7 @@ def _fronts(rows: Sequence[Configuration], name: str, score: str) -> list[list[t
     return [sorted(front) for front in fronts.values() if len(set(front)) > 1]
 
 
-def _curves(axes: "Axes", table: ReportTable, rows: Sequence[Configuration], score: str) -> None:
+def _curves(axes: "Axes", rows: Sequence[Configuration], score: str) -> None:
     """Draws the curve of the first run of every row, over tokens."""
     key = ESTIMATES[score]
     for index, row in enumerate(rows):

@@ -1,6 +1,5 @@
 """Text for a terminal of any width: tables that drop the least important columns first, and wrapped sentences."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,9 +7,23 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Span, Text
 
 from moe_cli.formatting import sanitise
+from moe_cli.report.render.line_wrap import wrap_lines
 
 GAP = "  "
-MIN_LABEL_WIDTH, MIN_PROSE_WIDTH = 8, 20
+MIN_LABEL_WIDTH = 8
+# The colours c0 to c9 of page.css on a light background. White text is readable on all of them.
+PALETTE = (
+    "#0b62b5",
+    "#b54708",
+    "#1a7f4b",
+    "#8a3ffc",
+    "#b3261e",
+    "#00757d",
+    "#a2296b",
+    "#6b6200",
+    "#3f51b5",
+    "#5b6570",
+)
 
 
 @dataclass(frozen=True)
@@ -114,23 +127,5 @@ def plain_table(
 
 def wrap(sentence: str, width: int, style: str = "", indent: str = "") -> list[Text]:
     """Returns a sentence on as many lines as it takes, continued with a deeper indent."""
-    lines = textwrap.wrap(
-        sentence,
-        max(MIN_PROSE_WIDTH, width),
-        initial_indent=indent,
-        subsequent_indent="  ",
-        break_on_hyphens=False,
-    )
+    lines = wrap_lines(sentence, width, indent)
     return [Text(line, style) for line in lines]
-
-
-def pack(pieces: Sequence[str], width: int, gap: str = "   ", indent: str = "") -> list[str]:
-    """Pieces side by side on as few lines as hold them whole; a piece longer than a line has a line of its own."""
-    lines = list(pieces[:1])
-    for piece in pieces[1:]:
-        if len(lines[-1]) + len(gap) + len(piece) <= width:
-            lines[-1] += gap + piece
-        else:
-            lines[-1] += gap.rstrip()
-            lines.append(indent + piece)
-    return lines

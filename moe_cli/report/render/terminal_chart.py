@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count, sanitise
 from moe_cli.report.columns import column_named
@@ -134,7 +134,7 @@ def _series_name(row: Configuration, by: str | None) -> str:
     text = (
         f"{value:.4g}"
         if isinstance(value, float)
-        else show(value)
+        else format_setting(value)
         if not isinstance(value, list)
         else ",".join(map(str, value))
     )

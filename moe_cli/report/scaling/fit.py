@@ -1,6 +1,6 @@
-"""Points -> a fitted law with intervals, or the reason why they cannot support one, with the command that helps.
+"""Fits a law to points, with intervals. Where the points support none, the error gives the reason and a command.
 
-M runs, C configurations, P free numbers, B bootstrap samples.
+There are M runs, P free numbers and B bootstrap samples.
 """
 
 import math
@@ -18,13 +18,13 @@ from moe_cli.report.scaling.seeds import SeedEffect, seed_effect
 AUTO = "auto"
 STARTS, FINALISTS, SAMPLES, FOLDS, ROUNDS = 96, 8, 200, 5, 100
 FIRST_DELTA = 1e-2
-# Huber's constant: 95 % of the efficiency of least squares where the noise is normal.
+# Huber's constant. The fit has 95 % of the efficiency of least squares if the noise is normal.
 HUBER = 1.345
-# Efficiency of the median absolute deviation where the noise is normal.
+# The efficiency of the median absolute deviation if the noise is normal.
 MEDIAN = 0.37
-# Values nearer than this are one level: equal active parameters differ by a gate.
+# Values within this factor count as one level, because models of equal active parameters differ by a gate.
 LEVEL = 1.1
-# A standard error of 5 on a logarithm or an exponent: nothing is known of that constant.
+# With a standard error of 5, a logarithm or an exponent is not determined.
 UNKNOWN, DEGENERATE = 5.0, 1e-9
 SEED = 20240212
 CONFIDENCE = 0.95
@@ -69,13 +69,13 @@ class RejectedLaw:
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise of log loss: a robust standard deviation, and its degrees of freedom."""
+    """The noise of log loss: a robust standard deviation, and its degrees of freedom."""
 
     deviation: float
     degrees: float
 
     def draw(self, rng: np.random.Generator, size: int) -> Array:
-        """Draws [size] that allow for the error of the deviation: Student's t."""
+        """Draws values [size] from Student's t distribution, which includes the error of the deviation."""
         return self.deviation * rng.standard_t(self.degrees, size)
 
 
@@ -84,12 +84,13 @@ class Fit:
     """A law fitted to points.
 
     Attributes:
-        points: those it was fitted to.
-        theta: the free numbers [P]; `samples` [B, P]: those of bootstrap samples.
-        scale: robust standard deviation of log loss around the law: about the relative error of one run.
-        held_out: root mean square error of log loss on configurations left out of the fit.
+        points: the points that it was fitted to.
+        theta: the free numbers [P].
+        samples: the free numbers of the bootstrap samples [B, P].
+        scale: the robust standard deviation of log loss around the law, about the relative error of one run.
+        held_out: the root mean square error of log loss on configurations that were left out of the fit.
         rejected: the other laws that were tried.
-        level_shifts: [B], how much of the log loss of each bootstrap sample is a draw of the seeds' common shift.
+        level_shifts: the drawn common shift of the seeds in the log loss of each bootstrap sample [B].
     """
 
     law: Law
@@ -137,7 +138,7 @@ class Fit:
 
 
 def fit(points: Points, law: str = AUTO, samples: int = SAMPLES) -> Fit:
-    """Fits the law to the runs; with `auto`, the one of the four with the least error on held-out configurations.
+    """Fits the law to the runs. `auto` chooses the law with the least error on held-out configurations.
 
     Raises:
         ConfigError: no such law exists.
@@ -160,7 +161,7 @@ def fit(points: Points, law: str = AUTO, samples: int = SAMPLES) -> Fit:
         else:
             found.append(each)
     if not found:
-        raise NotIdentifiable(_none(rejected))
+        raise NotIdentifiable(_why_no_law(rejected))
     best = min(found, key=lambda each: each.held_out)
     rejected += [RejectedLaw(each.law.name, each.held_out, None) for each in found if each is not best]
     order = list(LAWS)
@@ -169,17 +170,17 @@ def fit(points: Points, law: str = AUTO, samples: int = SAMPLES) -> Fit:
     )
 
 
-def _none(rejected: list[RejectedLaw]) -> str:
-    """Returns the reasons in at most three lines: that of the law with the fewest requirements."""
+def _why_no_law(rejected: list[RejectedLaw]) -> str:
+    """Returns the reason why the law with the fewest requirements cannot be fitted, in at most three lines."""
     wanted = next((each for each in rejected if each.law == "ludziejewski"), rejected[0])
     return f"these runs support none of the laws {', '.join(each.law for each in rejected)}.\n{wanted.reason}"
 
 
 def fit_law(points: Points, name: str, samples: int = SAMPLES) -> Fit:
-    """Fits one law by name, in the fullest form that the points support: without saturation for few expansions.
+    """Fits one law by name, in the fullest form that the points support. Few expansions support no saturation.
 
     Raises:
-        NotIdentifiable: the points support no form; the message gives the missing runs and their command.
+        NotIdentifiable: the points support no form. The message says which runs are missing, and their command.
     """
     reasons = []
     for law in LAWS[name]:
@@ -225,8 +226,7 @@ def check_support(law: Law, points: Points) -> None:
     if size < len(law.names) + 2:
         raise NotIdentifiable(
             f"{law.name} has {len(law.names)} constants and needs at least {len(law.names) + 2} configurations; "
-            "there are "
-            f"{size}.\nMake more: moe sweep scaling"
+            f"there are {size}.\nMake more: moe sweep scaling"
         )
 
 
@@ -289,10 +289,10 @@ def _check_identified(law: Law, slopes: Array, scale: float) -> None:
 def _with_samples(found: Fit, samples: int) -> Fit:
     """Adds intervals by the wild cluster bootstrap (Cameron, Gelbach and Miller 2008).
 
-    The residuals of all seeds of a configuration change sign together. They are enlarged to correct for the adaptation
-    of the fit. The design is unchanged, so that no sample lacks the largest size. A shift that the seeds share appears
-    in no difference between configurations. It is drawn for each sample, and moves the constants that are additive in
-    log loss.
+    The residuals of all seeds of a configuration change sign together. They are enlarged, because a fit lies closer to
+    its own points than the true law does. Every sample has all configurations, so none lacks the largest size. The
+    residuals do not show the shift that all configurations of a seed share. It is drawn for each sample, and added to
+    the constants that move the level of the loss.
     """
     if not samples:
         return found
@@ -320,12 +320,12 @@ def _with_samples(found: Fit, samples: int) -> Fit:
 
 
 def _cr3_residuals(residuals: Array, slopes: Array, clusters: Array) -> Array:
-    """Computes (I - H_cc)^-1 r_c for each configuration c, its errors if left out (CR3, Cameron and Miller 2015)."""
+    """Computes (I - H_cc)^-1 r_c, the errors of a configuration c if left out (CR3, Cameron and Miller 2015)."""
     pull = slopes @ np.linalg.pinv(slopes)
     result = residuals.copy()
     for cluster in np.unique(clusters):
         own = np.flatnonzero(clusters == cluster)
-        # A configuration that alone decides some direction would be enlarged without bound.
+        # The bound is for a configuration that alone determines a direction: its eigenvalue is 0.
         values, vectors = np.linalg.eigh(np.eye(len(own)) - pull[np.ix_(own, own)])
         result[own] = vectors @ (vectors.T @ residuals[own] / np.maximum(values, 0.1))
     return result
@@ -337,7 +337,7 @@ def _interval(constant: Coefficient, values: list[float]) -> Coefficient:
 
 
 def quantiles(values: Array) -> Any:
-    """Returns the ends of the 95 % percentile interval along the first axis; those not known count as infinite."""
+    """Returns the ends of the 95 % percentile interval along the first axis. NaN counts as infinite."""
     tail = (1 - CONFIDENCE) / 2
     ordered = np.sort(np.where(np.isnan(values), np.inf, values), axis=0)
     last = len(ordered) - 1
@@ -357,9 +357,11 @@ def _held_out(found: Fit) -> float:
 
 
 def _refit(found: Fit, points: Points) -> Array:
-    """Returns the law fitted to a part of the points, from where it lies for all of them."""
+    """Returns theta fitted to a part of the points. The search starts at theta of all points."""
 
     def model(theta: Array) -> Array:
         return found.law.log_loss(theta, points, found.normalisation)
 
-    return minimise(model, np.log(points.loss)[None], found.theta[None], HUBER * found.scale, 60).theta[0]  # type: ignore[no-any-return]
+    target = np.log(points.loss)[None]
+    theta: Array = minimise(model, target, found.theta[None], HUBER * found.scale, 60).theta[0]
+    return theta

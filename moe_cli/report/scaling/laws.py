@@ -1,13 +1,13 @@
 """The forms of four scaling laws, each with its source, its requirements for a fit, and its constants.
 
-A law is a function of free numbers theta that are all of order one: N and D are taken relative to their geometric
-means, and constants that must be positive are logarithms. `to_paper_constants` converts theta to the constants of the
-paper. B sets of constants at once, P free numbers, M runs.
+A law is a function of free numbers theta. All of them are of order one: N and D are divided by their geometric means,
+and theta has the logarithms of constants that must be positive. `to_paper_constants` converts theta to the constants of
+the paper. B is the number of sets of constants that are evaluated together, P the number of free numbers, M of runs.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ Constants = dict[str, float]
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Geometric means over the fitted points: of all and of active parameters, and of tokens."""
+    """The geometric means over the fitted points of all parameters, of active parameters, and of tokens."""
 
     params: float
     active: float
@@ -29,6 +29,9 @@ class Normalisation:
 def make_normalisation(points: Points) -> Normalisation:
     means = [math.exp(np.log(values).mean()) for values in (points.params, points.active, points.tokens)]
     return Normalisation(*means)
+
+
+LogLoss = Callable[[Array, Points, Normalisation], Array]
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,9 @@ class Law:
         low, high: the box from which starting points are drawn.
         log_loss: (theta [B, P], points [M], normalisation) -> log L [B, M], complex-analytic in theta.
         to_paper_constants: (theta [P], normalisation) -> the paper's constants.
-        distinct: the number of distinct values of each of Points' columns that is needed to determine the constants.
+        distinct: the number of distinct values of each column of Points that determines the constants.
         constant: columns that must not vary, since the form has no term for them.
-        level: the direction of the free numbers that is additive in log loss: log L(theta + x level) = log L(theta) +
-            x.
+        level: the free numbers that move the level of the loss: adding x to all of them adds x to log L.
     """
 
     name: str
@@ -53,7 +55,7 @@ class Law:
     names: tuple[str, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    log_loss: Callable[[Array, Points, Normalisation], Array]
+    log_loss: LogLoss
     to_paper_constants: Callable[[Array, Normalisation], Constants]
     distinct: Mapping[str, int]
     level: tuple[str, ...]
@@ -63,7 +65,7 @@ class Law:
 def saturated(expansion: Any, start: Any, most: Any) -> Any:
     """Computes Clark's saturation, eq. 20 of arXiv:2202.01169: 1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max.
 
-    E^(1) = E_start, E^ tends to E_max, and E_start = 1, E_max = infinity gives E itself.
+    E^(1) = E_start, E^ tends to E_max, and the result is E itself if E_start = 1 and E_max = infinity.
     """
     return 1 / (1 / (expansion - 1 + 1 / (1 / start - 1 / most)) + 1 / most)
 
@@ -87,7 +89,7 @@ def _saturation(start: float, span: float) -> Constants:
 def _clark_shape(
     a: Array, b: Array, c: Array, d: Array, log_e: Array, points: Points, normalisation: Normalisation
 ) -> Array:
-    """Computes log L in natural logarithms: a and b are the paper's, c is divided by ln 10, d multiplied by it."""
+    """Computes log L from the paper's a and b, its c divided by ln 10, and its d multiplied by ln 10."""
     size = np.log(points.active[None, :] / normalisation.active)
     result: Array = a * size + b * log_e + c * size * log_e + d
     return result
@@ -104,7 +106,7 @@ def _clark_saturating(theta: Array, points: Points, normalisation: Normalisation
 
 
 def _clark_constants(theta: Array, normalisation: Normalisation) -> Constants:
-    """Converts from ln, centred at N0, to log10 L = a log10 N + b log10 E^ + c log10 N log10 E^ + d."""
+    """Converts theta, for ln and N / N0, to log10 L = a log10 N + b log10 E^ + c log10 N log10 E^ + d."""
     a, b, c, d = theta[:4]
     size = math.log(normalisation.active)
     found = {"a": a, "b": b - c * size, "c": c * math.log(10), "d": (d - a * size) / math.log(10)}
@@ -193,46 +195,90 @@ def _ludziejewski_constants(theta: Array, normalisation: Normalisation) -> Const
     return found if len(theta) == 9 else {**found, **_saturation(theta[9], theta[10])}
 
 
-CLARK = "log10 L = a log10 N + b log10 E^ + c log10 N log10 E^ + d,  N active parameters, E^ saturating in E/k"
+CLARK = "log10 L = a log10 N + b log10 E^ + c log10 N log10 E^ + d,  N active parameters, "
 JOINT = "L = a E^^delta N^(alpha + gamma ln E^) + b E^^omega D^(beta + zeta ln E^) + c,  N active parameters"
-CLARK_SOURCE = "Clark et al. 2022, arXiv:2202.01169"
-JOINT_SOURCE = "Ludziejewski et al. 2025, arXiv:2502.05172"
-# Fewer expansions than this do not determine how experts saturate. Then E^ = E, the same form at E_start = 1 and
-# E_max = infinity.
-TO_SATURATE = 6
+# Fewer expansions than this do not determine the saturation. The form is then fitted with E^ = E, which is the
+# saturation with E_start = 1 and E_max = infinity.
+MIN_EXPANSIONS_TO_SATURATE = 6
 
 _CLARK_NAMES, _CLARK_LOW, _CLARK_HIGH = ("a", "b", "c", "d"), (-0.4, -0.3, -0.05, -1.0), (0.0, 0.1, 0.05, 2.0)
 _JOINT_NAMES = ("a", "delta", "alpha", "gamma", "b", "omega", "beta", "zeta", "c")
-_JOINT_LOW, _JOINT_HIGH = (
-    (-4.0, -0.6, -0.8, -0.1, -4.0, -0.4, -0.8, -0.1, -3.0),
-    (1.0, 0.2, -0.05, 0.1, 1.0, 0.4, -0.05, 0.1, 1.0),
-)
-_LEVELS = {"active": 3, "expansion": 3}
+_JOINT_LOW = (-4.0, -0.6, -0.8, -0.1, -4.0, -0.4, -0.8, -0.1, -3.0)
+_JOINT_HIGH = (1.0, 0.2, -0.05, 0.1, 1.0, 0.4, -0.05, 0.1, 1.0)
+_SATURATION_NAMES, _SATURATION_LOW, _SATURATION_HIGH = ("E_start", "E_max"), (0.0, 2.0), (1.0, 6.0)
 
+_CLARK = Law(
+    name="clark",
+    equation=CLARK + "E^ = E/k",
+    source="Clark et al. 2022, arXiv:2202.01169",
+    names=_CLARK_NAMES,
+    low=_CLARK_LOW,
+    high=_CLARK_HIGH,
+    log_loss=_clark,
+    to_paper_constants=_clark_constants,
+    distinct={"active": 3, "expansion": 3},
+    level=("d",),
+    constant=("tokens",),
+)
+_JOINT = Law(
+    name="ludziejewski",
+    equation=JOINT + ", E^ = E/k",
+    source="Ludziejewski et al. 2025, arXiv:2502.05172",
+    names=_JOINT_NAMES,
+    low=_JOINT_LOW,
+    high=_JOINT_HIGH,
+    log_loss=_ludziejewski,
+    to_paper_constants=_ludziejewski_constants,
+    distinct={"active": 3, "expansion": 3, "tokens": 3},
+    level=("a", "b", "c"),
+)
+
+
+def _with_saturation(law: Law, equation: str, log_loss: LogLoss) -> Law:
+    """Returns the form of a law in which E^ saturates, with the two constants of the saturation."""
+    return replace(
+        law,
+        equation=equation,
+        names=(*law.names, *_SATURATION_NAMES),
+        low=(*law.low, *_SATURATION_LOW),
+        high=(*law.high, *_SATURATION_HIGH),
+        log_loss=log_loss,
+        distinct={**law.distinct, "expansion": MIN_EXPANSIONS_TO_SATURATE},
+    )
+
+
+# The forms of each law, the fullest first.
 LAWS: dict[str, tuple[Law, ...]] = {
-    "clark": (
-        Law("clark", CLARK, CLARK_SOURCE, (*_CLARK_NAMES, "E_start", "E_max"), (*_CLARK_LOW, 0.0, 2.0), (*_CLARK_HIGH, 1.0, 6.0),
-            _clark_saturating, _clark_constants, {"active": 3, "expansion": TO_SATURATE}, ("d",), ("tokens",)),
-        Law("clark", CLARK.replace(", E^ saturating in E/k", ", E^ = E/k"), CLARK_SOURCE, _CLARK_NAMES, _CLARK_LOW, _CLARK_HIGH,
-            _clark, _clark_constants, _LEVELS, ("d",), ("tokens",)),
-    ),
+    "clark": (_with_saturation(_CLARK, CLARK + "E^ saturating in E/k", _clark_saturating), _CLARK),
     "krajewski": (
-        Law("krajewski", "L = c + (g / G^gamma + a) / N^alpha + b / D^beta,  N all parameters, G = d_ff / d_expert",
-            "Krajewski et al. 2024, arXiv:2402.07871", ("c", "g", "gamma", "a", "alpha", "b", "beta"),
-            (-3.0, -4.0, 0.2, -4.0, 0.05, -4.0, 0.05), (1.0, 1.0, 1.5, 1.0, 0.8, 1.0, 0.8), _krajewski, _krajewski_constants,
-            {"params": 3, "granularity": 3, "tokens": 3}, ("c", "g", "a", "b"), ("expansion",)),
+        Law(
+            name="krajewski",
+            equation="L = c + (g / G^gamma + a) / N^alpha + b / D^beta,  N all parameters, G = d_ff / d_expert",
+            source="Krajewski et al. 2024, arXiv:2402.07871",
+            names=("c", "g", "gamma", "a", "alpha", "b", "beta"),
+            low=(-3.0, -4.0, 0.2, -4.0, 0.05, -4.0, 0.05),
+            high=(1.0, 1.0, 1.5, 1.0, 0.8, 1.0, 0.8),
+            log_loss=_krajewski,
+            to_paper_constants=_krajewski_constants,
+            distinct={"params": 3, "granularity": 3, "tokens": 3},
+            level=("c", "g", "a", "b"),
+            constant=("expansion",),
+        ),
     ),
     "abnar": (
-        Law("abnar", "L = a/N^alpha + b/D^beta + c/(1-S)^lambda + d/((1-S)^delta N^gamma) + e,  N all parameters, S = (E-k)/E",
-            "Abnar et al. 2025, arXiv:2501.12370", ("a", "alpha", "b", "beta", "c", "lambda", "d", "delta", "gamma", "e"),
-            (-4.0, 0.05, -4.0, 0.05, -4.0, -0.6, -4.0, -0.3, 0.05, -3.0), (1.0, 0.8, 1.0, 0.8, 0.0, 0.2, 1.0, 0.6, 0.8, 1.0), _abnar,
-            _abnar_constants, {"params": 4, "expansion": 4, "tokens": 3}, ("a", "b", "c", "d", "e")),
+        Law(
+            name="abnar",
+            equation="L = a/N^alpha + b/D^beta + c/(1-S)^lambda + d/((1-S)^delta N^gamma) + e,  N all parameters, "
+            "S = (E-k)/E",
+            source="Abnar et al. 2025, arXiv:2501.12370",
+            names=("a", "alpha", "b", "beta", "c", "lambda", "d", "delta", "gamma", "e"),
+            low=(-4.0, 0.05, -4.0, 0.05, -4.0, -0.6, -4.0, -0.3, 0.05, -3.0),
+            high=(1.0, 0.8, 1.0, 0.8, 0.0, 0.2, 1.0, 0.6, 0.8, 1.0),
+            log_loss=_abnar,
+            to_paper_constants=_abnar_constants,
+            distinct={"params": 4, "expansion": 4, "tokens": 3},
+            level=("a", "b", "c", "d", "e"),
+        ),
     ),
-    "ludziejewski": (
-        Law("ludziejewski", JOINT, JOINT_SOURCE, (*_JOINT_NAMES, "E_start", "E_max"), (*_JOINT_LOW, 0.0, 2.0),
-            (*_JOINT_HIGH, 1.0, 6.0), _ludziejewski_saturating, _ludziejewski_constants, {"active": 3, "expansion": TO_SATURATE, "tokens": 3},
-            ("a", "b", "c")),
-        Law("ludziejewski", JOINT + ", E^ = E/k", JOINT_SOURCE, _JOINT_NAMES, _JOINT_LOW, _JOINT_HIGH, _ludziejewski, _ludziejewski_constants,
-            {**_LEVELS, "tokens": 3}, ("a", "b", "c")),
-    ),
-}  # fmt: skip
+    "ludziejewski": (_with_saturation(_JOINT, JOINT, _ludziejewski_saturating), _JOINT),
+}

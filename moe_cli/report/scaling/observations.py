@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.config.data import HELD_OUT
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count
 from moe_cli.metrics import eval_windows
@@ -130,7 +130,7 @@ def _label(run: RunRow, names: list[str]) -> str:
     seen = ("expert", "k", "train.tokens", "train.steps", "train.flops", "train.minutes", "train.batch_size")
     who = f"expert={run.expert}" + (f" k={run.k}" if not run.is_dense and run.k else "")
     others = [
-        f"{name.rpartition('.')[2]}={show(value)}"
+        f"{name.rpartition('.')[2]}={format_setting(value)}"
         for name in names
         if name not in seen
         and not name.startswith("model.")

@@ -1,6 +1,6 @@
-"""Results of a fitted law: predictions, the dense model of equal loss, iso-FLOP minima, and measures of reliability.
+"""Results of a fitted law: predictions, their errors on held-out runs, dense models of equal loss, iso-FLOP minima.
 
-M points, B bootstrap samples.
+There are M points and B bootstrap samples.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from moe_cli.errors import ConfigError
+from moe_cli.formatting import plural
 from moe_cli.report.run_row import RunRow
 from moe_cli.report.scaling.fit import SEED, Fit, Noise, NotIdentifiable, fit, quantiles
 from moe_cli.report.scaling.observations import Array, Points, make_points
@@ -18,9 +19,9 @@ from moe_cli.runs.folder import COMPLETED
 
 # The search for a dense model of equal loss ends at this many times the compute.
 MAX_COMPUTE_RATIO = 1e4
-# Draws of noise for each bootstrap sample of a prediction.
+# The number of draws of noise for each bootstrap sample of a prediction.
 DRAWS = 20
-# Of the configurations, those of the most training FLOPs, which --validate predicts from the rest.
+# --validate predicts this fraction of the configurations, those with the most training FLOPs, from the others.
 HELD_OUT = 0.2
 
 
@@ -29,12 +30,12 @@ class Prediction:
     """The loss of one configuration.
 
     Attributes:
-        loss: nats per token, with `low` and `high`, the 95 % interval of one run of a new seed. The interval includes
-            the uncertainty of the constants, the noise of the run, and the shift that its seed has in common with all
-            configurations (left out if only one seed was run). Where `measured` is known, the interval is that of the
-            mean over its seeds.
-        extrapolation_factor: the largest factor by which a size, tokens or expansion exceeds the fitted runs; 1 within
-            them.
+        loss: nats per token.
+        low, high: the 95 % interval of one run with a new seed. If `measured` is known, that of the mean over its
+            seeds. The interval includes the uncertainty of the constants, the noise of the run, and the shift that the
+            seed has in common with all configurations. The shift is not included if only one seed was run.
+        extrapolation_factor: the largest factor by which sizes, tokens or expansion lie outside the fitted runs; 1
+            means that all lie inside.
         measured: the measured loss, the mean over seeds; None means that it was not run.
     """
 
@@ -51,8 +52,8 @@ class Validation:
     """Predictions of the largest configurations from the smaller ones.
 
     Attributes:
-        error: root mean square of log(predicted / measured), about the relative error.
-        inside: the number of configurations whose loss lies in the interval.
+        error: the root mean square of log(predicted / measured), about the relative error.
+        inside: the number of configurations whose measured loss lies in the interval.
     """
 
     law: str
@@ -70,7 +71,8 @@ class DenseEquivalent:
         compute_ratio: the ratio of training FLOPs of that dense model to a dense model with the active parameters of
             the sparse one, with its 95 % interval; infinite if no dense model of up to 10,000 times the size has this
             loss.
-        throughput: ratio of tokens per second to the dense run of equal active parameters and tokens; None without one.
+        throughput: tokens per second relative to the dense run of equal active parameters and tokens; None without
+            such a run.
     """
 
     label: str
@@ -93,7 +95,7 @@ class IsoFlop:
         sizes, losses: active parameters and nats per token, by size; the mean over seeds.
         best: the size at the minimum of the parabola of log loss over log size, and its loss; None without a minimum
             inside.
-        why: the reason why there is none.
+        why: the reason if there is no minimum.
     """
 
     flops: float
@@ -106,7 +108,7 @@ class IsoFlop:
 
 
 def predict(found: Fit, points: Points, labels: Sequence[str]) -> tuple[Prediction, ...]:
-    """Returns the loss of each point, with the interval of one run of a seed that was not run."""
+    """Returns the loss of each point, with the interval of one run with a new seed."""
     new = np.array([np.inf])
     return tuple(
         _prediction(found, points.take(np.array([index])), label, found.run_noise, found.seeds.distance(new))
@@ -115,7 +117,7 @@ def predict(found: Fit, points: Points, labels: Sequence[str]) -> tuple[Predicti
 
 
 def _prediction(found: Fit, point: Points, label: str, noise: Noise, distance: float) -> Prediction:
-    """Predicts one point: each bootstrap sample has several draws of noise and, at a distance, of the seeds' shift."""
+    """Predicts one point. To each bootstrap sample, several draws of the noise and of the seeds' shift are added."""
     rng = np.random.default_rng(SEED)
     drawn = np.repeat(found.sampled(point)[:, 0] - found.level_shifts, DRAWS)
     drawn = drawn + noise.draw(rng, len(drawn)) + found.seeds.draw(rng, len(drawn), distance)
@@ -136,10 +138,10 @@ def _extrapolation_factors(known: Points, points: Points) -> Array:
 def validate(points: Points, labels: Sequence[str], law: str) -> Validation:
     """Fits the smaller configurations and predicts the fifth with the most training FLOPs.
 
-    With `auto`, the law is also chosen by the smaller ones alone.
+    With `auto`, only the smaller configurations choose the law.
 
     Raises:
-        NotIdentifiable: the remaining runs cannot support the law.
+        NotIdentifiable: the smaller configurations do not support the law.
     """
     configurations = points.mean_over_seeds()
     order = configurations.cluster[np.argsort(configurations.flops, kind="stable")]
@@ -167,8 +169,8 @@ def validate(points: Points, labels: Sequence[str], law: str) -> Validation:
 def dense_equivalents(found: Fit, labels: Mapping[int, str]) -> tuple[DenseEquivalent, ...]:
     """Returns the dense model of equal loss for each sparse configuration; empty for a law without dense models.
 
-    At equal tokens, model FLOPs are proportional to active parameters, so the ratio is that of sizes: for L = L_inf + a
-    / N^alpha it is ((L_base - L_inf) / (L_sparse - L_inf))^(1 / alpha).
+    At equal tokens, model FLOPs are proportional to active parameters, so the ratio of FLOPs is the ratio of sizes. For
+    L = L_inf + a / N^alpha it is ((L_base - L_inf) / (L_sparse - L_inf))^(1 / alpha).
     """
     if "expansion" in found.law.constant:
         return ()
@@ -186,7 +188,7 @@ def dense_equivalents(found: Fit, labels: Mapping[int, str]) -> tuple[DenseEquiv
 
 
 def _compute_ratio(found: Fit, theta: Array, sparse: Points) -> Array:
-    """Solves for the ratio by bisection of its logarithm, for every sample and point at once."""
+    """Computes the ratio of every sample and point by bisection of its logarithm."""
     with np.errstate(all="ignore"):
         wanted = found.law.log_loss(theta, sparse, found.normalisation)
         low, high = (
@@ -202,7 +204,7 @@ def _compute_ratio(found: Fit, theta: Array, sparse: Points) -> Array:
 
 
 def _dense(found: Fit, theta: Array, sparse: Points, log_factor: Array) -> Array:
-    """Computes the log loss of dense models of these factors times the active parameters, row by row of theta."""
+    """Computes the log loss of dense models with these multiples of the active parameters, for each row of theta."""
     ones = np.ones(len(sparse))
     rows = []
     for free, factor in zip(theta, np.exp(log_factor), strict=True):
@@ -223,7 +225,7 @@ def _throughput(configurations: Points, sparse: Points) -> list[float | None]:
 
 
 def iso_flop(runs: Sequence[RunRow]) -> tuple[IsoFlop, ...]:
-    """Returns a curve for each budget (`train.flops`) and expansion of the complete runs; empty for other budgets."""
+    """Returns a curve for each `train.flops` and expansion of the complete runs; empty for runs with other budgets."""
     by_budget: dict[float, list[RunRow]] = {}
     for run in runs:
         budget = run.settings.get("train.flops")
@@ -247,11 +249,11 @@ def make_iso_flop(flops: float, expansion: float, sizes: Any, losses: Any) -> Is
     x, y = np.log(np.asarray(sizes, float)[order]), np.log(np.asarray(losses, float)[order])
     curve = (flops, expansion, tuple(map(float, np.exp(x))), tuple(map(float, np.exp(y))))
     if len(np.unique(x)) < 3:
-        return IsoFlop(*curve, None, None, f"{len(np.unique(x))} sizes make no curve: at least 3")
+        return IsoFlop(*curve, None, None, f"{plural(len(np.unique(x)), 'size')}; a parabola needs at least 3")
     middle = x.mean()
     a, b, c = np.polyfit(x - middle, y, 2)
     place = -b / (2 * a) + middle if a > 0 else math.nan
     if not x[0] <= place <= x[-1]:
         way = "smaller" if y[0] < y[-1] else "larger"
-        return IsoFlop(*curve, None, None, f"no minimum among these sizes: try {way} ones")
+        return IsoFlop(*curve, None, None, f"no minimum within these sizes: try {way} ones")
     return IsoFlop(*curve, math.exp(place), math.exp(c - b * b / (4 * a)), None)

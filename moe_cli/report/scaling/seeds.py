@@ -48,10 +48,11 @@ class SeedEffect:
         return math.sqrt(float(((own - fitted) ** 2).sum()))
 
     def draw(self, rng: np.random.Generator, size: int, distance: float) -> Array:
-        """Shifts [size] of log loss at this distance from the fit: Student's t with S - 1 degrees of freedom.
+        """Draws shifts [size] of log loss at this distance from the fit: Student's t with S - 1 degrees of freedom.
 
-        A bootstrap over two or three seeds has too few samples for an interval. The t distribution is exact for a normal
-        shift, and includes the uncertainty of a deviation estimated from few seeds. The result is 0 for one seed.
+        A bootstrap over two or three seeds has too few samples for an interval. The t distribution is exact for a
+        normal shift, and includes the uncertainty of a deviation estimated from few seeds. The result is 0 for one
+        seed.
         """
         if self.deviation is None:
             return np.zeros(size)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from moe_cli.config.compose import load_config
-from moe_cli.config.ranges import show
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import BUDGETS
 from moe_cli.costs.model import estimate_cost, training_steps
 from moe_cli.errors import ConfigError
@@ -65,5 +65,5 @@ def _overrides_of_largest(runs: Sequence[RunRow], given: Collection[str]) -> tup
     overrides = overrides_of(largest, {*given, *(budgets if of_budget else ())})
     if not of_budget and not any(overrides.get(name) for name in budgets):
         overrides["train.tokens"] = largest.results.tokens
-    words = [f"{key}={show(value)}" for key, value in overrides.items()]
+    words = [f"{key}={format_setting(value)}" for key, value in overrides.items()]
     return words, int(largest.results.vocab_size or DEFAULT_VOCAB_SIZE)

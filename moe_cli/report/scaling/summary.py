@@ -14,7 +14,7 @@ from moe_cli.report.scaling.predictions import dense_equivalents
 def scaling_sentence(runs: Sequence[RunRow], paths: Collection[str]) -> str | None:
     """Returns a sentence on the dense model of equal loss for the configuration in these folders, by a fitted law.
 
-    None where the runs support no law, the configuration is dense, or the law leaves the answer without an upper end.
+    Returns None if the runs support no law, if the configuration is dense, or if the interval has no upper end.
     """
     own = [run for run in runs if run.path in paths]
     try:
@@ -28,8 +28,7 @@ def scaling_sentence(runs: Sequence[RunRow], paths: Collection[str]) -> str | No
     if equal is None or not math.isfinite(equal.high):
         return None
     return (
-        f"By the scaling law {found.law.name} ({points.num_configurations} configurations, "
-        f"{percent(found.held_out)} off on those "
-        f"held out) it equals a dense model of {equal.compute_ratio:.2f}x the model FLOPs ({equal.low:.2f} to "
-        f"{equal.high:.2f})."
+        f"The scaling law {found.law.name} ({points.num_configurations} configurations, error on held-out ones "
+        f"{percent(found.held_out)}) predicts the same loss for a dense model of {equal.compute_ratio:.2f}x the model "
+        f"FLOPs ({equal.low:.2f} to {equal.high:.2f})."
     )

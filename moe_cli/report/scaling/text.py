@@ -1,6 +1,5 @@
-"""A study as lines for a terminal of any width."""
+"""The lines of `moe scaling` for a terminal of any width."""
 
-import math
 from collections.abc import Sequence
 
 from rich.text import Text
@@ -11,9 +10,9 @@ from moe_cli.report.scaling.analysis import Analysis
 from moe_cli.report.scaling.fit import Fit
 from moe_cli.report.scaling.predictions import MAX_COMPUTE_RATIO, DenseEquivalent, IsoFlop, Prediction, Validation
 
-# The width with room for throughput.
+# The least width at which throughput is shown.
 WITH_SPEED = 90
-# A prediction is a guess where a size exceeds those that were run by more than this factor.
+# A prediction that lies outside the runs by more than this factor gets a warning.
 EXTRAPOLATION_WARNING = 8.0
 
 
@@ -39,12 +38,11 @@ def analysis_lines(result: Analysis, title: str, width: int) -> list[Text]:
 
 def _size(result: Analysis) -> str:
     points = result.fit.points
-    tried = f"; {result.left_out} not complete and left out" if result.left_out else ""
+    omitted = f"; {result.left_out} incomplete ones are left out" if result.left_out else ""
     return (
-        f"{len(points)} runs of {points.num_configurations} configurations{tried}. Runs lie "
-        f"{percent(result.fit.scale)} from the "
-        f"law (robust), configurations held out {percent(result.fit.held_out)}. Intervals: 95 %, wild bootstrap by "
-        "configuration."
+        f"{len(points)} runs of {points.num_configurations} configurations{omitted}. Residual of a run: "
+        f"{percent(result.fit.scale)} (robust standard deviation). Error on held-out configurations: "
+        f"{percent(result.fit.held_out)}. Intervals: 95 %, wild bootstrap by configuration."
     )
 
 
@@ -54,13 +52,11 @@ def _seeds(found: Fit) -> str:
     if seeds.deviation is None:
         return (
             "One seed was run, so the intervals do not include the variation between seeds: fewer than 95 % of "
-            "runs with "
-            "other seeds lie inside. Run more: --seeds 3"
+            "runs with other seeds lie inside. Run more: --seeds 3"
         )
     return (
         f"A seed shifts all losses together by {percent(seeds.deviation)} (standard deviation over "
-        f"{len(seeds.seeds)} seeds); "
-        "the intervals allow for it."
+        f"{len(seeds.seeds)} seeds). The intervals include this shift."
     )
 
 
@@ -78,25 +74,22 @@ def _number(value: float) -> str:
 def _others(found: Fit, width: int) -> list[Text]:
     lines = []
     for each in found.rejected:
-        why = f"held out {percent(each.held_out)}" if each.held_out is not None else str(each.reason).split("\n")[0]
-        lines += wrap(
-            f"not chosen: {each.law}, {why}" if each.held_out is not None else f"not fitted: {why}", width, "dim"
-        )
+        if each.held_out is None:
+            text = f"not fitted: {str(each.reason).splitlines()[0]}"
+        else:
+            text = f"not chosen: {each.law}, error on held-out configurations {percent(each.held_out)}"
+        lines += wrap(text, width, "dim")
     return lines
 
 
 def _compute_ratio(value: float) -> str:
-    return (
-        f"> {MAX_COMPUTE_RATIO:,.0f}"
-        if value > MAX_COMPUTE_RATIO or math.isinf(value)
-        else f"{value:.2f}"
-        if value < 100
-        else f"{value:.0f}"
-    )
+    if value > MAX_COMPUTE_RATIO:
+        return f"> {MAX_COMPUTE_RATIO:,.0f}"
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
 def _equivalents(equivalents: Sequence[DenseEquivalent], width: int) -> list[Text]:
-    """Leaves throughput out where it was not measured or does not fit."""
+    """Returns the table of dense models, with throughput if it was measured and fits."""
     headings = ["equals a dense model of", "x compute", "95 % interval", "x tok/s", "speed-up"]
     rows = [
         [
@@ -111,8 +104,13 @@ def _equivalents(equivalents: Sequence[DenseEquivalent], width: int) -> list[Tex
     known = any(each.throughput is not None for each in equivalents)
     shown = len(headings) if known and width >= WITH_SPEED else 3
     lines = plain_table(headings[:shown], [row[:shown] for row in rows], width)
-    note = "x compute: model FLOPs, without the optimizer's, of the dense model with the same loss on the same tokens."
-    note += " speed-up: how much sooner it gets there on this machine." if shown > 3 else ""
+    note = (
+        "x compute: training FLOPs (model, not optimizer) of the dense model that reaches the same loss on the same "
+        "tokens, relative to the dense model of equal active parameters."
+    )
+    note += (
+        " speed-up: training time of that dense model relative to the sparse one, on this machine." if shown > 3 else ""
+    )
     return [*lines, *wrap(note, width, "dim")]
 
 
@@ -143,11 +141,11 @@ def _predictions(predictions: Sequence[Prediction], width: int) -> list[Text]:
     lines = plain_table(("predicted, not run", "nats/token", "95 % interval of a run"), rows, width)
     for each in predictions:
         if each.extrapolation_factor > EXTRAPOLATION_WARNING:
-            far = (
-                f"{sanitise(each.label)} lies {each.extrapolation_factor:.1f} times beyond what was run: the "
+            warning = (
+                f"{sanitise(each.label)} lies outside the runs by a factor of {each.extrapolation_factor:.1f}: the "
                 "prediction is unreliable."
             )
-            lines += wrap(far, width, "yellow")
+            lines += wrap(warning, width, "yellow")
     return lines
 
 
@@ -165,7 +163,7 @@ def _validation(validation: Validation, width: int) -> list[Text]:
     lines = plain_table(("largest, held out", "measured", "predicted", "error", "95 % interval"), rows, width)
     total = len(validation.predictions)
     verdict = (
-        f"from the {validation.num_fitted} smaller configurations, {validation.law}: error {percent(validation.error)} "
-        f"(root mean square), {validation.inside} of {total} inside their interval"
+        f"{validation.law} fitted to the {validation.num_fitted} smaller configurations: error "
+        f"{percent(validation.error)} (root mean square), {validation.inside} of {total} inside their interval"
     )
     return [*lines, *wrap(verdict, width, "" if validation.inside >= 0.8 * total else "yellow")]

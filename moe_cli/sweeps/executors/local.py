@@ -144,8 +144,14 @@ class LocalPool:
         return job
 
     def _can_fork(self, config: RunConfig) -> bool:
-        compiled = should_compile(config, config.model.vocab_size or 256, "cpu")
-        return self._warm and self._on_cpu(config) and config.launch.num_processes == 1 and not compiled
+        is_single_on_cpu = self._on_cpu(config) and config.launch.num_processes == 1
+        return self._warm and is_single_on_cpu and not self._is_compiled(config)
+
+    def _is_compiled(self, config: RunConfig) -> bool:
+        try:
+            return should_compile(config, self._vocab_size(config), "cpu")
+        except (MoeError, OSError):  # the worker reports the error
+            return False
 
     def _on_cpu(self, config: RunConfig) -> bool:
         device = config.train.device

@@ -54,7 +54,7 @@ TERMINAL_STATES = frozenset(
     }
 )
 # Final states without a fault of the run, which continues in another job.
-PREEMPTED_STATES = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED"})
+RESUBMITTED_STATES = frozenset({"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED"})
 # States of a job without a node.
 WAITING_STATES = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"})
 # Reasons of waiting that do not resolve by themselves.
@@ -324,7 +324,7 @@ class SlurmPool:
             )
         if state is not None and state.name == "OUT_OF_MEMORY":
             return -signal.SIGKILL
-        if state is None or state.name in PREEMPTED_STATES or state.code in (0, EXIT_INTERRUPTED, TERMINATED):
+        if state is None or state.name in RESUBMITTED_STATES or state.code in (0, EXIT_INTERRUPTED, TERMINATED):
             return self._resubmission_code(job)
         return state.code if state.code < 128 else 128 - state.code
 

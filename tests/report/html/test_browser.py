@@ -346,6 +346,8 @@ def test_an_explained_text_is_read_by_pointing_and_by_keyboard(opened: Any, fini
             for name in page.locator(".token").evaluate_all("nodes => nodes.map(node => node.className)")
         ]
         assert [None if name.endswith("x") else int(name) - 1 for name in expected] == tinted
+    size = len(found["layers"][0]["load"])
+    assert [f"E{number + 1}" for number in range(size)] == page.locator("#expert-colours > span").all_inner_texts()
     lines = [
         f"L{number + 1} "
         + ", ".join(

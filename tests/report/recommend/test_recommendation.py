@@ -243,6 +243,7 @@ def test_gain_at_equal_time(tmp_path: Path) -> None:
     "settings",
     [
         {"expert": 8, "k": 1, "router": "switch", "balance": "z", "capacity": 1.25},
+        {**EIGHT, "capacity": 1.25, "renormalise_after_drop": True},
         {**EIGHT, "model__d_model": 64, "optim": "adamw", "match": "total"},
     ],
 )

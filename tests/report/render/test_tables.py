@@ -264,6 +264,17 @@ def test_unlike_evaluation_contexts_are_ranked_apart(tmp_path: Path, settings: d
     assert "different budgets" not in text
 
 
+def test_a_ranking_in_bits_and_one_in_nats_are_announced(tmp_path: Path) -> None:
+    """A caption says why rows of the same text are not ranked together."""
+    complete(tmp_path, 1.8, expert=4)
+    edit_summary(complete(tmp_path, 1.7, expert=8, data__tokenizer="chars").path, val_bpb=None)
+    text = "\n".join(lines(tmp_path, 200))
+    assert (
+        "different units of the loss: bits per byte, or nats per token of a tokenizer. Rows are ranked within" in text
+    )
+    assert "best" not in "\n".join(table(tmp_path))
+
+
 def test_one_window_for_all_is_one_ranking(tmp_path: Path) -> None:
     """Models of unlike context lengths that are evaluated in windows of one length are compared."""
     for length, val_bpb in ((64, 1.8), (128, 1.7)):

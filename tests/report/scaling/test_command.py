@@ -140,7 +140,7 @@ def test_lines_fit_the_terminal(outputs: Path, monkeypatch: pytest.MonkeyPatch, 
     for words in (
         "largest, held out",
         "root mean square",
-        "times beyond what was run: a guess",
+        "lies outside the runs by a factor of",
         "Ludziejewski et al. 2025",
         "delta",
     ):

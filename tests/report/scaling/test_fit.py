@@ -55,8 +55,6 @@ def test_saturation_is_recovered_from_many_expansions() -> None:
     few = points.take(points.expansion < 16)
     assert ["a", "b", "c", "d"] == [each.name for each in fit_law(few, "clark", 0).constants]
 
-    assert 0.97 >= coverage.mean() >= 0.91
-
 
 def test_seeds_of_a_configuration_stay_together() -> None:
     """Errors that all seeds of a configuration share widen intervals: three copies of a run are no three runs."""

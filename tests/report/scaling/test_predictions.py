@@ -190,10 +190,10 @@ def test_iso_flop_minimum_is_that_of_the_parabola() -> None:
     assert (3e5, 2.0, None) == (pytest.approx(found.best), pytest.approx(found.best_loss), found.why)
     assert (1e5, 2e5, 4e5, 8e5) == pytest.approx(found.sizes)
     falling = make_iso_flop(1e12, 4.0, sizes, 3 - 0.1 * np.log(sizes))
-    assert (None, "no minimum among these sizes: try larger ones") == (falling.best, falling.why)
+    assert (None, "no minimum within these sizes: try larger ones") == (falling.best, falling.why)
     rising = make_iso_flop(1e12, 4.0, sizes, 1 + 0.1 * np.log(sizes))
-    assert "no minimum among these sizes: try smaller ones" == rising.why
-    assert "2 sizes make no curve: at least 3" == make_iso_flop(1e12, 4.0, [1e5, 2e5], [1.0, 2.0]).why
+    assert "no minimum within these sizes: try smaller ones" == rising.why
+    assert "2 sizes; a parabola needs at least 3" == make_iso_flop(1e12, 4.0, [1e5, 2e5], [1.0, 2.0]).why
 
 
 def sized(outputs: Path, active: int, val_bpb: float, **settings: Any) -> None:

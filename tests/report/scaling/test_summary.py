@@ -35,7 +35,7 @@ def test_the_dense_equal_of_what_is_recommended(tmp_path: Path) -> None:
     found = recommend(load_runs(tmp_path))
     assert 8 == found.settings["expert"]
     assert found.scaling is not None
-    assert found.scaling.startswith("By the scaling law clark (12 configurations, ")
+    assert found.scaling.startswith("The scaling law clark (12 configurations, error on held-out ones ")
     words = found.scaling.split("dense model of ")[1].replace("x the model FLOPs (", " ").rstrip(").").split(" to ")
     compute_ratio, low = map(float, words[0].split())
     assert abs(compute_ratio / 8 - 1) < 0.05

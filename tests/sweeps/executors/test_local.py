@@ -21,7 +21,7 @@ from moe_cli.runs.folder import Run, create_run
 from moe_cli.sweeps.executors import fork_server, local
 from moe_cli.sweeps.executors.fork_server import ForkedRun, ForkServer
 from moe_cli.sweeps.executors.local import LocalPool, Slot, default_workers
-from moe_cli.sweeps.scheduler import Progress, RunList, run_all
+from moe_cli.sweeps.scheduler import ListFeed, Progress, run_all
 from tests.tiny import tiny_config
 from tests.training.test_resume import assert_equal_runs
 
@@ -151,6 +151,18 @@ def test_which_runs_are_forked(
 
 
 @pytest.mark.usefixtures("idle")
+def test_the_pool_decides_on_compilation_with_the_vocabulary_of_the_worker(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The characters of the text are fewer than 256 bytes."""
+    sizes: list[int] = []
+    monkeypatch.setattr(local, "should_compile", lambda config, vocab_size, device: bool(sizes.append(vocab_size)))
+    (run,) = make(tmp_path, text_file, {"data": {"tokenizer": "chars"}})
+    LocalPool(tmp_path, 1).start(run)
+    assert [len(set(text_file.read_text()))] == sizes
+
+
+@pytest.mark.usefixtures("idle")
 def test_a_run_fits_when_there_is_memory_for_all(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +231,7 @@ CASES: list[dict[str, object]] = [
 
 def run_cases(outputs: Path, text: Path, warm: bool) -> list[Run]:
     runs = make(outputs, text, *CASES)
-    progress = run_all(RunList(runs), LocalPool(outputs, 2, warm))
+    progress = run_all(ListFeed(runs), LocalPool(outputs, 2, warm))
     assert set(runs) == set(progress.finished), [run.status() for run in runs]
     return runs
 
@@ -246,7 +258,7 @@ def test_the_parent_of_forks_has_one_thread(tmp_path: Path, text_file: Path) -> 
             threads.append(len(os.listdir(f"/proc/{pool._server.process.pid}/task")))
             os.kill(run.status()["pid"], signal.SIGUSR1)
 
-    progress = run_all(RunList([run]), pool, look)
+    progress = run_all(ListFeed([run]), pool, look)
     assert [1] == sorted(set(threads))
     assert ([run], f"stopped from outside; {run.kept()}") == (
         progress.failed,
@@ -266,7 +278,7 @@ def test_when_the_parent_of_forks_dies_another_takes_its_place(tmp_path: Path, t
             killed.append(pool._server)
             pool._server.process.kill()
 
-    progress = run_all(RunList([run]), pool, kill_once)
+    progress = run_all(ListFeed([run]), pool, kill_once)
     assert ([run], [], 1) == (progress.finished, progress.failed, len(killed))
     assert 2 == run.status()["starts"]
     assert list(range(1, 101)) == [each["step"] for each in run.metrics() if "train/loss" in each]
@@ -279,7 +291,7 @@ def test_without_a_parent_for_forks_runs_start_from_nothing(
     runs = make(tmp_path, text_file, {})
     monkeypatch.setattr(fork_server, "WORKER", "moe_cli.no_such_module")
     pool = LocalPool(tmp_path, 1)
-    progress = run_all(RunList(runs), pool)
+    progress = run_all(ListFeed(runs), pool)
     assert (set(runs), False) == (set(progress.finished), pool._warm)
 
 

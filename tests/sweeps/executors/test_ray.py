@@ -16,7 +16,7 @@ from moe_cli.runs.locks import is_locked, lock
 from moe_cli.sweeps.executors import ray as ray_pool
 from moe_cli.sweeps.executors.local import LocalPool
 from moe_cli.sweeps.executors.ray import RayPool, connect
-from moe_cli.sweeps.scheduler import Progress, RunList, run_all
+from moe_cli.sweeps.scheduler import ListFeed, Progress, run_all
 from tests.sweeps.clusters import HAS_RAY, NO_RAY, make_runs
 from tests.training.test_resume import assert_equal_runs
 
@@ -70,13 +70,13 @@ def test_a_node_that_dies_costs_no_run(cluster: Any, tmp_path: Path, capfd: pyte
                     lost.append(True)
                     cluster.remove_node(node, allow_graceful=False)
 
-    progress = run_all(RunList(runs), pool, kill_a_node)
+    progress = run_all(ListFeed(runs), pool, kill_a_node)
     assert [True] == lost
     assert (sorted(run.id for run in runs), []) == (sorted(run.id for run in progress.finished), progress.failed)
     assert len(runs) < len(started)
     assert ("", "") == tuple(capfd.readouterr())
     undisturbed = make_runs(tmp_path / "undisturbed", *settings)
-    run_all(RunList(undisturbed), LocalPool(tmp_path / "undisturbed", 2))
+    run_all(ListFeed(undisturbed), LocalPool(tmp_path / "undisturbed", 2))
     for run, other in zip(runs, undisturbed, strict=True):
         assert_equal_runs(run, other)
 

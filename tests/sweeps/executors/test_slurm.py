@@ -22,7 +22,7 @@ from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps.executors import slurm as slurm_pool
 from moe_cli.sweeps.executors.local import LocalPool
 from moe_cli.sweeps.executors.slurm import SlurmPool, format_script, sbatch_command
-from moe_cli.sweeps.scheduler import Job, Progress, RunList, run_all
+from moe_cli.sweeps.scheduler import Job, ListFeed, Progress, run_all
 from tests.sweeps.clusters import HAS_SLURM, NO_SLURM, make_runs, slurm_daemons, wait_until
 from tests.training.test_resume import assert_equal_runs
 
@@ -320,12 +320,12 @@ def test_a_preempted_job_goes_on_exactly(daemons: Path, tmp_path: Path, monkeypa
         start_now(waiting)
 
     progress = run_all(
-        RunList(runs), SlurmPool(SlurmExecutor(cpus=1, partition="low"), tmp_path / "outputs", None), preempt
+        ListFeed(runs), SlurmPool(SlurmExecutor(cpus=1, partition="low"), tmp_path / "outputs", None), preempt
     )
     assert (2, []) == (len(progress.finished), progress.failed)
     assert all(0 < step < 300 for step in taken.values())
     undisturbed = make_runs(tmp_path / "undisturbed", *settings)
-    run_all(RunList(undisturbed), LocalPool(tmp_path / "undisturbed", 2))
+    run_all(ListFeed(undisturbed), LocalPool(tmp_path / "undisturbed", 2))
     for run, other in zip(runs, undisturbed, strict=True):
         assert_equal_runs(run, other)
 

@@ -1,7 +1,7 @@
-// Learning curves: a line per configuration (the mean over seeds), thin ones per seed, a cursor that reads them.
+// Learning curves: a line for each configuration (the mean over seeds), thin lines for seeds, and a cursor.
 function legend(host, rows) {
-  host.replaceChildren(...rows.map(row => el("button", { type: "button", class: look(row.index), "data-row": row.index,
-    "aria-pressed": String(!state.hidden.has(row.index)),
+  host.replaceChildren(...rows.map(row => el("button", { type: "button", class: colour_class(row.index),
+    "data-row": row.index, "aria-pressed": String(!state.hidden.has(row.index)),
     onclick: event => {
       state.hidden.has(row.index) ? state.hidden.delete(row.index) : state.hidden.add(row.index);
       const place = event.currentTarget.dataset.row;
@@ -20,7 +20,7 @@ function points_of(series, along, log) {
     .filter(([x, y]) => isNumber(x) && isNumber(y) && (!log || x > 0));
 }
 
-// The mean over seeds wherever all of them have a point, and how far they reach.
+// Returns the mean, the least and the largest value over seeds at each place where all seeds have a point.
 function mean_of(curves) {
   if (curves.length === 1) return curves[0].map(([x, y]) => [x, y, y, y]);
   const at = new Map();
@@ -81,7 +81,7 @@ function plot(host, drawn, metric, along, { log, seeds, whole }) {
   const clip = draw("g", { "clip-path": "url(#within)" });
   root.append(draw("clipPath", { id: "within" }, draw("rect", frame)), clip);
   for (const each of drawn) {
-    each.group = draw("g", { class: look(each.row.index) });
+    each.group = draw("g", { class: colour_class(each.row.index) });
     if (each.curves.length > 1) {
       const upper = each.mean.map(([a, , , high]) => [x(a), y(high)]);
       const lower = each.mean.map(([a, , low]) => [x(a), y(low)]).reverse();
@@ -91,7 +91,7 @@ function plot(host, drawn, metric, along, { log, seeds, whole }) {
       }
     }
     const line = path(each.mean.map(([a, b]) => [x(a), y(b)]));
-    each.group.append(draw("path", { class: `line ${dash(each.row.index)}`, d: line }));
+    each.group.append(draw("path", { class: `line ${dash_class(each.row.index)}`, d: line }));
     clip.append(each.group);
   }
   const cursor = draw("line", { class: "cursor", y1: box.top, y2: box.bottom, visibility: "hidden" });
@@ -103,24 +103,25 @@ function plot(host, drawn, metric, along, { log, seeds, whole }) {
     show: ({ line, index }) => {
       const each = drawn[line], [a, b, low, high] = each.mean[index];
       drawn.forEach(other =>
-        other.group.setAttribute("class", `${look(other.row.index)}${other === each ? "" : " faint"}`));
+        other.group.setAttribute("class", `${colour_class(other.row.index)}${other === each ? "" : " faint"}`));
       cursor.setAttribute("x1", x(a));
       cursor.setAttribute("x2", x(a));
       dot.setAttribute("cx", x(a));
       dot.setAttribute("cy", y(b));
       for (const node of [cursor, dot]) node.setAttribute("visibility", "visible");
-      const reach = low === high ? "" : `\n${written(low)} to ${written(high)} over ${each.curves.length} seeds`;
-      const text = `${each.row.label}\n${metric} ${written(b)}${reach}\nat ${written(a)} ${along}`;
+      const seeds_range = `\n${format_number(low)} to ${format_number(high)} over ${each.curves.length} seeds`;
+      const value = format_number(b) + (low === high ? "" : seeds_range);
+      const text = `${each.row.label}\n${metric} ${value}\nat ${format_number(a)} ${along}`;
       return { x: x(a), y: y(b), text };
     },
     clear: () => {
-      drawn.forEach(each => each.group.setAttribute("class", look(each.row.index)));
+      drawn.forEach(each => each.group.setAttribute("class", colour_class(each.row.index)));
       for (const node of [cursor, dot]) node.setAttribute("visibility", "hidden");
     },
   });
 }
 
-// The point nearest to a place: which line, and which of its points. Height counts more than width.
+// Returns the line and the point on it nearest to a place. Vertical distance counts three times.
 function nearest_on_lines(drawn, place, x, y) {
   let best = Infinity, found = null;
   drawn.forEach((each, line) => {
@@ -139,7 +140,7 @@ function move_along(drawn, item, key) {
   return { line, index: Math.max(0, Math.min(drawn[line].mean.length - 1, item.index + step[1])) };
 }
 
-// Where high values at the beginning would flatten all that follows, the axis ends below them.
+// Omits high values at the beginning from the axis if they would flatten the rest of the curves.
 function spread_of(values) {
   const inOrder = [...values].sort((a, b) => a - b), low = inOrder[0];
   const high = inOrder[Math.floor(0.8 * (inOrder.length - 1))];

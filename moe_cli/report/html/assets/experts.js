@@ -1,5 +1,4 @@
-// What the experts of one run did: the load of every expert of every layer, which were chosen together, and by which
-// domain.
+// Expert usage of one run: the load of each expert of each layer, pairs that a token chooses together, domains.
 const EDGES = [0.01, 0.4, 0.75, 0.92, 1.08, 1.35, 1.8, 3];
 const SHADES = ["dead", "under 0.4", "0.4 to 0.75", "0.75 to 0.92", "even", "1.08 to 1.35", "1.35 to 1.8", "1.8 to 3",
   "3 and more"];
@@ -48,26 +47,26 @@ function runs_of_row(row) {
 // The load of every expert, a row per layer.
 function load_map(host, rows) {
   grid(host, { rows, shade, cell: value => value.toFixed(2),
-    say: (row, column, value) => `${row}, expert E${column + 1}\n${value.toFixed(2)} of a fair load`,
+    describe: (row, column, value) => `${row}, expert E${column + 1}\n${value.toFixed(2)} of a fair load`,
     label: "Load of every expert, a row per layer. Arrow keys move between cells." });
 }
 
-// What is known of one layer: parts with a node, and `draw` to be called when it is in the page.
+// The details of one layer: parts with a node, and `draw`, to be called when the node is in the page.
 function details_of(each) {
   const parts = [], name = `L${each.layer + 1}`;
   if (each.pairs.length) {
-    const say = (row, column, value) => row === `E${column + 1}` ? `${row} itself`
-      : `of the tokens of ${row}, ${value} % chose E${column + 1} too`;
-    parts.push(block(`Chosen together in ${name}, % of the row's tokens that chose the column too`,
-      each.pairs.map((cells, index) => ({ name: `E${index + 1}`, cells })), say, true));
+    const describe = (row, column, value) => row === `E${column + 1}` ? `${row} itself`
+      : `${value} % of the tokens that chose ${row} also chose E${column + 1}`;
+    parts.push(block(`Chosen together in ${name}: % of the row's tokens that also chose the column`,
+      each.pairs.map((cells, index) => ({ name: `E${index + 1}`, cells })), describe, true));
   }
   if (each.domains.length) {
-    parts.push(block(`Domains in ${name}, % of each one's assignments`,
+    parts.push(block(`Domains in ${name}: % of the assignments of each domain`,
       each.domains.map(([domain, cells]) => ({ name: domain, cells })),
-      (row, column, value) => `of the assignments of ${row}, ${value} % went to E${column + 1}`));
+      (row, column, value) => `${value} % of the assignments of ${row} went to E${column + 1}`));
   }
   if (each.tokens.some(found => found.length)) {
-    const title = `Tokens that choose each expert of ${name} more than chance, % of each one's assignments`;
+    const title = `Tokens that choose each expert of ${name} more often than by chance: % of the token's assignments`;
     const rows = each.tokens.map((found, index) => [`E${index + 1}`, found.join("   ") || "-"]);
     const node = el("details", {}, el("summary", {}, title), plain_table(["expert", "tokens"], rows));
     parts.push({ node, draw: () => {} });
@@ -77,16 +76,16 @@ function details_of(each) {
 
 function signed(share) { return `${share > 0 ? "+" : ""}${(100 * share).toFixed(0)} %`; }
 
-function block(title, rows, say, itself = false) {
+function block(title, rows, describe, without_diagonal = false) {
   const host = el("div", { class: "chart" }), largest = Math.max(...rows.flatMap(row => row.cells), 1e-9);
   const warm = value => Math.min(8, 4 + Math.floor(4.99 * value / largest));
-  const cell = (value, row, column) => itself && row === column ? "" : String(value);
+  const cell = (value, row, column) => without_diagonal && row === column ? "" : String(value);
   const label = `${title}. Arrow keys move between cells.`;
   return { node: el("div", {}, el("h3", {}, title), host),
-    draw: () => grid(host, { rows, shade: warm, cell, say, label }) };
+    draw: () => grid(host, { rows, shade: warm, cell, describe, label }) };
 }
 
-// A heat map: rows with a name, cells and perhaps a note; numbers are written where there is room.
+// A heat map: rows with a name, cells and an optional note. Numbers are written if the cells are wide enough.
 function grid(host, options) {
   const { rows } = options, columns = Math.max(...rows.map(row => row.cells.length));
   const width = Math.max(260, Math.floor(host.clientWidth) || 600), noted = rows.some(row => row.note) ? 98 : 4;
@@ -127,7 +126,7 @@ function grid(host, options) {
     show: ({ row, column }) => {
       clear();
       cells[row][column].classList.add("here");
-      const text = options.say(rows[row].name, column, rows[row].cells[column]);
+      const text = options.describe(rows[row].name, column, rows[row].cells[column]);
       return { x: left + (column + 1) * size, y: 20 + (row + 1) * tall, text };
     },
     clear,

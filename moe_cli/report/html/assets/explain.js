@@ -1,9 +1,8 @@
-// A text by its experts: each token has the first expert of the chosen layer as number and tint; pointing and arrow
-// keys show all layers.
+// A text by its experts: each token has the number and the colour of its first expert in the selected layer. The
+// pointer and arrow keys show all layers.
 const MAX_CHOICES = 8, LONG_WORD = 24;
 
-// A layer's choices as `moe_cli.report.html.explain_page.packed` wrote them: for each token [expert, weight, kept], the
-// best first.
+// Decodes `moe_cli.report.html.explain_page.packed`: for each token [expert, weight, kept], the strongest first.
 function unpacked(text) {
   return text.split(",").map(token => token.split(" ").filter(Boolean).map(word => {
     const number = Math.abs(parseInt(word, 36));
@@ -22,7 +21,7 @@ function token_text(index) {
   return [`${page.tokens[index]}   token ${index + 1} of ${page.tokens.length}`, ...lines].join("\n");
 }
 
-// Words stay together; a line of the text ends where the text's does, a window where the next begins.
+// Keeps words together. Line breaks are those of the text; each window of the model begins a new paragraph.
 function text_lines(nodes) {
   const parts = [], breaks = new Set(page.breaks), spaces = new Set(page.spaces);
   let word = null;
@@ -42,6 +41,15 @@ function text_lines(nodes) {
   return parts;
 }
 
+// The colour of each expert. Experts whose numbers differ by a multiple of COLOURS have the same.
+function colour_key(num_experts) {
+  const experts = Array.from({ length: Math.min(num_experts, COLOURS) }, (_, index) => index);
+  const entries = experts.map(expert =>
+    el("span", { class: colour_class(expert) }, el("span", { class: "swatch" }), `E${expert + 1}`));
+  if (num_experts > COLOURS) entries.push(el("span", {}, `E${COLOURS + 1} has the colour of E1, and so on`));
+  return ["First expert of a token:", ...entries];
+}
+
 function text_section() {
   const select = el("select", { id: "layer", onchange: refresh });
   options(select, page.layers.map((layer, index) => [index, layer.name]), page.chosen);
@@ -51,12 +59,15 @@ function text_section() {
     "aria-label": "The text, token by token. Left and right arrow keys move between tokens, up and down between "
       + "layers." },
     text_lines(nodes));
+  const key = el("p", { class: "legend", id: "expert-colours" });
   let at = null;
   function refresh() {
     const layer = page.layers[Number(select.value)];
+    key.replaceChildren(...colour_key(layer.load.length));
     nodes.forEach((node, index) => {
       const first = layer.choices[index][0];
-      node.className = `token${first && first[2] ? ` tint ${look(first[0])}` : ""}${index === at ? " here" : ""}`;
+      const tint = first && first[2] ? ` tint ${colour_class(first[0])}` : "";
+      node.className = `token${tint}${index === at ? " here" : ""}`;
       node.lastChild.textContent = first ? `${first[0] + 1}${first[2] ? "" : "x"}` : "-";
     });
   }
@@ -87,7 +98,7 @@ function text_section() {
   });
   refresh();
   const controls = el("div", { class: "controls" }, labelled("layer", select));
-  return section("text", "The text and its experts", controls, host);
+  return section("text", "The text and its experts", controls, key, host);
 }
 
 for (const layer of page.layers) layer.choices = unpacked(layer.choices);

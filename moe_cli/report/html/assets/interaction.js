@@ -1,6 +1,6 @@
 // Pointer, keyboard and tooltip of a chart, the same for all charts.
 
-// The place of a pointer in the units of a chart.
+// Returns the position of a pointer in the units of a chart.
 function pointer(event, root, width) {
   const box = root.getBoundingClientRect();
   return { x: (event.clientX - box.left) * width / box.width, y: (event.clientY - box.top) * width / box.width };
@@ -55,7 +55,7 @@ function interactive(root, width, { find, move, show, clear }) {
   });
 }
 
-// Arrow keys go through items in order, and around their ends.
+// Returns the next or previous item for an arrow key; the last is followed by the first.
 function step_through(items) {
   return (item, key) => {
     const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[key];
@@ -63,7 +63,7 @@ function step_through(items) {
   };
 }
 
-// The item nearest to a place, of items with a place {x, y}; null where none is within reach.
+// Returns the item whose place {x, y} is nearest to a place; null if none is within reach.
 function nearest_item(items, place, reach) {
   const distance = item => Math.hypot(item.place.x - place.x, item.place.y - place.y);
   const near = items.reduce((best, item) => (best && distance(best) <= distance(item) ? best : item), null);

@@ -1,4 +1,4 @@
-// What every page has: sections, colours, print, and drawing again when the window changes.
+// Functions of every page: sections, colours, printing, and drawing again when the window is resized.
 function section(id, title, ...parts) {
   const heading = el("h2", { id: `${id}-title`, tabindex: -1 }, title);
   return el("section", { id, "aria-labelledby": `${id}-title` }, heading, ...parts);
@@ -18,7 +18,7 @@ function paint(chosen) {
   document.getElementById("theme").textContent = `Colours: ${chosen}`;
 }
 
-// Builds the page from its sections and the lines below them; `redraw` draws what depends on the width.
+// Builds the page from its sections and the lines below them. `redraw` draws the charts, which depend on the width.
 function open_page(sections, below, redraw) {
   document.getElementById("title").textContent = page.title;
   document.getElementById("above").replaceChildren(...page.above.map(line => el("p", { class: "quiet" }, line)));

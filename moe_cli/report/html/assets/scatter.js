@@ -1,13 +1,13 @@
-// Loss against sparsity, against FLOPs, against anything: points with intervals, and the Pareto front.
+// Loss against sparsity, against FLOPs, and any quantity against any other: points with intervals, Pareto fronts.
 const NEARLY_EQUAL = 1.05;
 
 function quantity(name) { return page.quantities.find(each => each.name === name); }
 
-// The front of each comparable group, from left to right, as the report has computed it; empty where a quantity has no
-// better side. All rows of the page count, also those that are not drawn.
+// The Pareto front of each comparable group, from left to right, from all rows of the page, also those not drawn. It is
+// empty if a quantity has no better direction.
 function fronts_of(across, up) { return page.fronts[`${across.name}|${up.name}`] || []; }
 
-// Costs within a few per cent of each other are as good as equal: the axis goes beyond them, so that they stand close.
+// Widens an axis whose values differ by at most 5 %, so that nearly equal costs are drawn close together.
 function with_room(values) {
   const low = Math.min(...values), high = Math.max(...values);
   return high < NEARLY_EQUAL * low ? [...values, low / 1.3, high * 1.3] : values;
@@ -44,7 +44,7 @@ function scatter(host, nameX, nameY, label) {
   }
   for (const each of points) {
     const { x: left, y: top } = each.place;
-    each.node = draw("g", { class: look(each.row.index), "data-row": each.row.index });
+    each.node = draw("g", { class: colour_class(each.row.index), "data-row": each.row.index });
     if (isNumber(each.half) && each.half > 0) {
       each.node.append(interval_bar(left, y(each.y + each.half), y(each.y - each.half)));
     }
@@ -53,9 +53,11 @@ function scatter(host, nameX, nameY, label) {
     root.append(each.node);
   }
   const text = each => {
-    const spread = isNumber(each.half) ? ` ± ${written(each.half)}` : "";
+    const spread = isNumber(each.half) ? ` ± ${format_number(each.half)}` : "";
     const why = marked.has(each.row.index) ? "\non the Pareto front" : "";
-    return `${each.row.label}\n${up.heading} ${written(each.y)}${spread}\n${across.heading} ${written(each.x)}${why}`;
+    const x_text = `${across.heading} ${format_number(each.x)}`;
+    const y_text = `${up.heading} ${format_number(each.y)}${spread}`;
+    return `${each.row.label}\n${y_text}\n${x_text}${why}`;
   };
   const inOrder = [...points].sort((a, b) => a.x - b.x || a.y - b.y);
   interactive(root, width, {
@@ -93,10 +95,10 @@ function scatter_section() {
     scatter(third, across.value, up.value, "Two quantities of choice");
   }
   subscribers.push(refresh);
-  const note = "Bars are 95 % intervals over seeds. A ring marks the Pareto front (dashed): no other configuration of "
-    + "the same data and budget beats it in both quantities. Where a quantity has no better side, such as sparsity, "
-    + "the ring is that of the table: loss, FLOPs, speed and memory. Differences within a tolerance count as equal "
-    + `(${tolerances()}).`;
+  const note = "Bars are 95 % intervals over seeds. A ring marks a configuration on the Pareto front (dashed): no "
+    + "other configuration of the same data and budget is better in both quantities. If a quantity has no better "
+    + "direction, such as sparsity, rings mark the Pareto front of the table: loss, FLOPs, speed and memory. "
+    + `Differences within a tolerance count as equal (${tolerances()}).`;
   const titled = (title, host) => el("div", {}, el("h3", {}, title), host);
   const pair = el("div", { class: "pair" }, titled("Loss against sparsity", first),
     titled("Loss against FLOPs", second));

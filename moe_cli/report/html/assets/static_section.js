@@ -27,7 +27,7 @@ function static_line(content, line, index) {
 
 function static_legend(names, chart, hidden, redraw) {
   const styles = new Map(chart.series.map(each => [each.style, each.name]));
-  names.replaceChildren(...[...styles].map(([style, name]) => el("button", { type: "button", class: look(style),
+  names.replaceChildren(...[...styles].map(([style, name]) => el("button", { type: "button", class: colour_class(style),
     "aria-pressed": String(!hidden.has(style)), "data-style": style,
     onclick: () => {
       hidden.has(style) ? hidden.delete(style) : hidden.add(style);
@@ -45,12 +45,13 @@ function static_chart(host, names, chart, hidden) {
     label: `${chart.y} over ${chart.x}. Arrow keys move between points.` });
   const points = [];
   for (const each of series) {
-    const group = draw("g", { class: look(each.style) }), places = each.points.map(([a, b]) => [x(a), y(b)]);
-    if (each.line) group.append(draw("path", { class: `line ${dash(each.style)}`, d: path(places) }));
+    const group = draw("g", { class: colour_class(each.style) }), places = each.points.map(([a, b]) => [x(a), y(b)]);
+    if (each.line) group.append(draw("path", { class: `line ${dash_class(each.style)}`, d: path(places) }));
     places.forEach(([left, top], index) => {
       if (each.mark === "point") group.append(shape(each.style, left, top, 4.5, { class: "point" }));
       if (each.mark === "ring") group.append(draw("circle", { class: "ring", cx: left, cy: top, r: 8 }));
-      const [a, b] = each.points[index], text = `${each.name}\n${chart.y} ${written(b)}\n${chart.x} ${written(a)}`;
+      const [a, b] = each.points[index].map(value => format_number(value));
+      const text = `${each.name}\n${chart.y} ${b}\n${chart.x} ${a}`;
       if (each.mark) points.push({ place: { x: left, y: top }, text });
     });
     root.append(group);

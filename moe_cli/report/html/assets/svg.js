@@ -1,4 +1,4 @@
-// What all charts share: elements, numbers, scales, axes. Text is only ever set as text, never read as markup.
+// Functions of all charts: elements, numbers, scales, axes. Text is inserted as text, never as markup.
 const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = 10, DASHES = 4;
 
@@ -17,7 +17,7 @@ function draw(tag, attributes, ...children) { return fill(document.createElement
 
 function isNumber(value) { return typeof value === "number" && Number.isFinite(value); }
 
-function written(value, digits = 4, thousands = 1e4) {
+function format_number(value, digits = 4, thousands = 1e4) {
   if (value === null || value === undefined) return "-";
   if (!isNumber(value)) return String(value);
   const size = Math.abs(value);
@@ -31,13 +31,13 @@ function written(value, digits = 4, thousands = 1e4) {
   return size > 0 && size < 1e-3 ? String(Number(value.toExponential(2))) : String(Number(value.toPrecision(digits)));
 }
 
-// The marks of one axis, all in the same unit: 9.5k next to 10k, no two of them written alike.
-function marks_of(ticks) {
+// The labels of one axis, all in the same unit (9.5k next to 10k), so that no two are equal.
+function tick_labels(ticks) {
   const thousands = Math.max(...ticks.map(Math.abs)) >= 1e4 ? 1e3 : 1e4;
-  return ticks.map(tick => [tick, written(tick, 6, thousands)]);
+  return ticks.map(tick => [tick, format_number(tick, 6, thousands)]);
 }
 
-// A scale from numbers to places. Where all numbers are equal they stand in the middle.
+// A scale from numbers to places. Equal numbers are placed in the middle.
 function scale(values, from, to, log, pad) {
   let low = Math.min(...values), high = Math.max(...values);
   if (log) { low = Math.log10(low); high = Math.log10(high); }
@@ -81,11 +81,11 @@ function axes(host, options) {
     "aria-roledescription": "chart", "aria-label": options.label });
   const x = scale(options.xs, box.left, box.right, options.logX, options.pad === undefined ? 0.04 : options.pad);
   const y = scale(options.ys, box.bottom, box.top, options.logY, 0.06);
-  for (const [tick, text] of marks_of(y.ticks)) {
+  for (const [tick, text] of tick_labels(y.ticks)) {
     root.append(draw("line", { class: "grid", x1: box.left, x2: box.right, y1: y(tick), y2: y(tick) }));
     root.append(draw("text", { class: "quiet", x: box.left - 7, y: y(tick) + 4, "text-anchor": "end" }, text));
   }
-  for (const [tick, text] of marks_of(x.ticks)) {
+  for (const [tick, text] of tick_labels(x.ticks)) {
     root.append(draw("line", { class: "grid", x1: x(tick), x2: x(tick), y1: box.top, y2: box.bottom }));
     root.append(draw("text", { class: "quiet", x: x(tick), y: box.bottom + 17, "text-anchor": "middle" }, text));
   }
@@ -101,9 +101,9 @@ function path(points) {
   return points.map(([x, y], index) => `${index ? "L" : "M"}${x.toFixed(1)},${y.toFixed(1)}`).join("");
 }
 
-// Colour, dash and shape of a row: three ways to tell it apart.
-function look(index) { return `k${index % COLOURS}`; }
-function dash(index) { return `d${Math.floor(index / COLOURS) % DASHES}`; }
+// Colour, dash and shape of a row, so that rows are distinguishable without colour.
+function colour_class(index) { return `k${index % COLOURS}`; }
+function dash_class(index) { return `d${Math.floor(index / COLOURS) % DASHES}`; }
 function shape(index, x, y, size, attributes) {
   const s = size, kind = (index + Math.floor(index / COLOURS)) % 4;
   if (kind === 0) return draw("circle", { ...attributes, cx: x, cy: y, r: s });

@@ -1,4 +1,4 @@
-// Which rows are shown, in which order; the table of them. Charts ask `shown()` and subscribe to changes.
+// The table: filter, order and visibility of rows. Charts draw `shown()` and subscribe to changes.
 const state = { sort: null, down: false, words: "", hidden: new Set(), open: new Set() };
 const subscribers = [];
 
@@ -8,7 +8,7 @@ function ordered() { return sorted(page.rows.filter(row => matches(row, state.wo
 
 const SIGNS = { ">=": (a, b) => a >= b, "<=": (a, b) => a <= b, ">": (a, b) => a > b, "<": (a, b) => a < b };
 
-// Every word must match: `expert>=8`, `router=topk`, or text that stands anywhere in the row.
+// Returns whether all words match: `expert>=8`, `router=topk`, or a text in the row.
 function matches(row, words) {
   return words.toLowerCase().split(/\s+/).every(word => !word || matches_word(row, word));
 }
@@ -41,7 +41,7 @@ function setting(row, name) {
   return Object.hasOwn(row.settings, name) ? row.settings[name] : page.settings.same[name];
 }
 
-// Numbers before text, what has no value last, whichever way.
+// Orders numbers before text. Rows without a value come last in both directions.
 function compare(a, b) {
   if (isNumber(a) && isNumber(b)) return a - b;
   if (isNumber(a) !== isNumber(b)) return isNumber(a) ? -1 : 1;
@@ -80,7 +80,7 @@ function row_of(row) {
       focus_on(row.index);
     }, "data-row": row.index }, open ? "▾" : "▸");
   const seeds = several ? el("span", { class: "quiet seeds" }, `${row.runs.length} seeds`) : null;
-  const first = el("td", { class: `left pick ${look(row.index)}` }, drawn, el("span", { class: "swatch" }),
+  const first = el("td", { class: `left pick ${colour_class(row.index)}` }, drawn, el("span", { class: "swatch" }),
     row.runs.length && !page.by_run ? more : null, seeds);
   const cells = page.columns.map((column, index) => cell(column, row.cells[index]));
   const line = el("tr", { class: [row.best ? "best" : "", hidden ? "off" : ""].join(" ") }, first, mark(row), ...cells);
@@ -127,10 +127,10 @@ function table_section() {
     const caption = el("caption", { class: "unseen" }, text);
     host.replaceChildren(el("table", {}, caption, el("thead", {}, head), el("tbody", {}, rows.map(row_of))));
     [host.scrollLeft, host.scrollTop] = at;
-    const none = rows.length ? "" : ": none has all these words";
+    const none = rows.length ? "" : ": none matches all words";
     count.textContent = `${rows.length} of ${page.rows.length} ${what}s${none}`;
   };
   subscribers.push(refresh);
-  const hint = "Words that must match: text, or a column or setting with =, !=, >=, <=, >, <";
+  const hint = "Show rows that match all words: a text, or a column or setting with =, !=, >=, <=, >, <";
   return section("table", "Table", el("div", { class: "controls" }, labelled(hint, words), all, none), count, host);
 }

@@ -18,7 +18,7 @@ from moe_cli.config.routers import (
     SwitchConfig,
     TopKConfig,
 )
-from moe_cli.models.kv_cache import KVCache
+from moe_cli.models.decoding_cache import DecodingCache
 from moe_cli.models.registry import make_model
 from moe_cli.training.generate import SamplingParams, sample
 from tests.tiny import TINY, randomise, tiny_config
@@ -64,7 +64,7 @@ def test_logits_are_those_of_reading_all_at_once(name: str) -> None:
     model, x = model_of(name), tokens()
     whole, routings = model(x)
     for cuts in ([1, 1, 1, 1, 5, 1, 1, 5], [7, 1, 1, 7]):
-        cache = KVCache()
+        cache = DecodingCache()
         parts = [model(part, cache=cache) for part in x.split(cuts, 1)]
         assert L == cache.length
         torch.testing.assert_close(torch.cat([logits for logits, _ in parts], 1), whole, rtol=1e-9, atol=1e-9)
@@ -86,7 +86,7 @@ def test_tokens_are_those_of_computing_without_a_cache(name: str) -> None:
 @pytest.mark.parametrize(("name", "values"), [("plain", 2 * 16), ("grouped queries", 2 * 8), ("latent", 6 + 4)])
 def test_what_is_kept_of_a_token(name: str, values: int) -> None:
     """Keys and values of the heads that there are; of latent attention the short vector and the key that turns."""
-    cache = KVCache()
+    cache = DecodingCache()
     model_of(name)(tokens(), cache=cache)
     assert values * 2 * L == sum(part.numel() for part in cache.layers[0].tensors)
     assert {0, 1} == set(cache.layers)

@@ -5,10 +5,10 @@ from typing import Any
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import estimate_cost, training_steps
-from moe_cli.costs.multi_gpu import Device, per_gpu_costs, seconds_on
+from moe_cli.costs.multi_gpu import Gpu, per_gpu_costs, seconds_on
 
 
-def price(config: RunConfig, vocab_size: int, gpus: int, gpu: Device, mfu: float) -> dict[str, Any]:
+def training_cost(config: RunConfig, vocab_size: int, gpus: int, gpu: Gpu, mfu: float) -> dict[str, Any]:
     """Returns the cost of a training as a record of plain values; times are in seconds, sizes in bytes.
 
     Args:
@@ -32,8 +32,8 @@ def price(config: RunConfig, vocab_size: int, gpus: int, gpu: Device, mfu: float
         "model_flops_per_token": costs.model_flops_per_token,
         "optimizer_flops_per_step": costs.optimizer_flops_per_step,
         "steps": steps,
-        "tokens_per_step": config.tokens_per_step,
-        "tokens": None if steps is None else steps * config.tokens_per_step,
+        "tokens_per_step": costs.tokens_per_step,
+        "tokens": None if steps is None else steps * costs.tokens_per_step,
         "training_flops": flops,
         "model_flops": None if steps is None else steps * costs.tokens_per_step * costs.model_flops_per_token,
         "optimizer_flops": None if steps is None else steps * costs.optimizer_flops_per_step,

@@ -1,4 +1,4 @@
-"""The cache of a model that generates text, with which a new token costs one position."""
+"""The cache of a model that generates text: the states of earlier tokens, so that only the new token is computed."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class LayerCache:
 
 
 @dataclass
-class KVCache:
+class DecodingCache:
     """The cache of a model.
 
     Attributes:
