@@ -168,7 +168,9 @@ def metric_rows(result: ExplainResult) -> tuple[list[str], list[list[str]]]:
     rows = [
         [f"L{each.layer + 1}"]
         + [
-            percent(each.measures[name]) if name == "dropped_fraction" else f"{each.measures[name]:.2f}"
+            f"{each.measures[name]:.2f}"
+            if name == "routing_entropy"
+            else percent(each.measures[name], signed=name == "max_violation")
             for name in SHOWN
         ]
         for each in result.layers
@@ -182,7 +184,8 @@ def legend(result: ExplainResult) -> list[str]:
     lines += [f"{BY_KEY[name].label}, {BY_KEY[name].range}: {BY_KEY[name].description}." for name in SHOWN]
     size, k = len(result.found.layers[0].load), result.k
     here = f"Here E is {size}" + (f", K is {k} and E / K is {size / k:g}" if result.router not in UNEVEN else "")
-    return [*lines, f"{here}. Few tokens are uneven by chance alone; the whole split: moe eval {sanitise(result.run)}"]
+    whole = f"For the whole split: moe eval {sanitise(result.run)}"
+    return [*lines, f"{here}. A text this short is uneven by chance. {whole}"]
 
 
 def page_content(result: ExplainResult, made: str) -> "PageContent":

@@ -1,19 +1,17 @@
 """moe recommend."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from moe_cli.cli.options import AsJson, Baseline, Outputs, Sweeps, Where, print_json
 from moe_cli.cli.terminal import echo
 
-if TYPE_CHECKING:
-    from moe_cli.report.recommend.recommendation import Recommendation
-
 AllowDifferent = Annotated[
     str | None,
     typer.Option(
-        metavar="A,B", help="Rank runs that differ in data, tokenizer, validation, eval_context, budget or code too."
+        metavar="A,B",
+        help="Also rank runs that differ in A, B (any of data, tokenizer, validation, eval_context, budget, code).",
     ),
 ]
 
@@ -37,6 +35,7 @@ def recommend(
     from moe_cli.report.load import load_selection
     from moe_cli.report.recommend.looks import remember
     from moe_cli.report.recommend.recommendation import make_recommendation
+    from moe_cli.report.render.recommendation import recommendation_text
     from moe_cli.report.table import select_runs
     from moe_cli.runs.folder import outputs_folder
 
@@ -50,18 +49,5 @@ def recommend(
     if as_json:
         print_json(found.to_dict())
     else:
-        _print_lines(found, text_width())
+        echo(recommendation_text(found, text_width()))
     remember(found.look)
-
-
-def _print_lines(found: "Recommendation", width: int) -> None:
-    """Prints the lines, wrapped; a command is on one line, so that it can be pasted."""
-    from moe_cli.report.recommend.text import format_recommendation
-    from moe_cli.report.render.terminal import wrap
-
-    for number, line in enumerate(format_recommendation(found)):
-        indent = "  " if number else ""
-        lines = (
-            [indent + line] if line.startswith("moe ") else [each.plain for each in wrap(line, width, indent=indent)]
-        )
-        echo("\n".join(lines))

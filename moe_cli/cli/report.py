@@ -107,6 +107,8 @@ def report(  # noqa: PLR0913  (an argument for each option)
         base, extra = find_baseline(baseline, folder, runs, whole=not sweeps)
         names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
         table = build_table(runs, ReportQuery(where, sort, names, by_run), extra, base)
+        if where is not None and not (table.all_rows or table.unfinished):
+            raise ConfigError(f"no run matches --where '{where}'.")
         if files:
             from moe_cli.report.export import export
             from moe_cli.report.html.page_data import Source

@@ -17,7 +17,7 @@ Predict = Annotated[
 Validate = Annotated[bool, typer.Option("--validate", help="Predict the largest configurations from the others.")]
 Page = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE.html", help="Write the report's page with the law instead."),
+    typer.Option("--output", "-o", metavar="FILE.html", help="Write an HTML page with the report and the law."),
 ]
 
 

@@ -78,7 +78,8 @@ def _similar(word: str, options: Iterable[str], cutoff: float) -> str | None:
 def _similar_part(last: str, options: Sequence[str], cutoff: float) -> str | None:
     """Returns the first option whose last part has the most similar letters."""
     by_part = {option.rpartition(".")[2]: option for option in reversed(options)}
-    return by_part.get(_similar(last, by_part, cutoff) or "")
+    found = _similar(last, by_part, cutoff)
+    return by_part[found] if found else None
 
 
 def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:

@@ -296,7 +296,7 @@ def test_measures_are_explained_in_the_words_of_the_registry(text_file: Path) ->
         assert f"{metric.label}, {metric.range}: {metric.description}." in screen
     assert (
         ["layer", "MaxVio", "entropy", "dropped"],
-        [["L1", "0.50", "0.50", "50 %"], ["L2", "0.50", "0.50", "50 %"]],
+        [["L1", "+50 %", "0.50", "50 %"], ["L2", "+50 %", "0.50", "50 %"]],
     ) == metric_rows(result)
     assert any("Here E is 4, K is 2 and E / K is 2." in line for line in screen)
 

@@ -57,6 +57,8 @@ def test_a_baseline_outside_the_selection_is_found(tmp_path: Path) -> None:
         (["nosuch"], "no sweep, run or folder 'nosuch'"),
         (["--sort", "exprt"], "no column 'exprt'. Did you mean 'expert'?"),
         (["--columns", "exprt"], "no column 'exprt'. Did you mean 'expert'?"),
+        (["--sort", "foo"], "no column 'foo'. There are: "),
+        (["--where", "expert > 100"], "no run matches --where 'expert > 100'"),
         (["--where", "expert = 8"], "Write == to compare"),
         (["--where", "__import__('os')"], "is not allowed"),
     ],

@@ -78,9 +78,8 @@ def looks_sentence(look: Look) -> str:
     """Returns the sentence on how repeated looks raise the rate of false verdicts."""
     last = len(FALSE_BETTER)
     text = (
-        f"Looking again after adding seeds makes a false 'better' likelier: {100 * FALSE_BETTER[-1]:.1f} % after "
-        f"{last} looks, "
-        f"{100 * FALSE_BETTER[0]:.1f} % at one (one comparison, two-sided 5 %)."
+        f"Each look after adding seeds makes a false 'better' likelier: {100 * FALSE_BETTER[0]:.1f} % at the first "
+        f"look, {100 * FALSE_BETTER[-1]:.1f} % after {last} (for one comparison)."
     )
     return text + (f" This is look {look.number}." if look.number > 1 else "")
 

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN = ("expert", "k", "capacity", "router", "balance")
+# The width of a printed recommendation, in characters; `moe recommend` uses that of the terminal.
+TEXT_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,12 @@ class Recommendation:
         """Returns the recommendation as a JSON object."""
         plain = {name: dict(getattr(self, name)) for name in ("baseline", "settings", "left_out")}
         return {**asdict(replace(self, look=Look(self.look.number))), **plain, "look": self.look.number}
+
+    def __str__(self) -> str:
+        """Returns the text of `moe recommend`."""
+        from moe_cli.report.render.recommendation import recommendation_text
+
+        return recommendation_text(self, TEXT_WIDTH)
 
     def _repr_html_(self) -> str:
         """Returns the lines of `moe recommend` for a notebook."""

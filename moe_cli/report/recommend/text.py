@@ -5,7 +5,7 @@ from moe_cli.report.baseline import baseline_name
 from moe_cli.report.comparability import EVAL_CONTEXT
 from moe_cli.report.recommend.choice import Comparison
 from moe_cli.report.recommend.looks import looks_sentence
-from moe_cli.report.recommend.recommendation import Recommendation
+from moe_cli.report.recommend.recommendation import EqualTime, Recommendation
 from moe_cli.report.run_row import DENSE
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 
@@ -46,8 +46,8 @@ def format_recommendation(found: Recommendation) -> list[str]:
         )
     if found.next is None:
         return [*lines, "No command is given for a next sweep: this version of moe cannot make these settings."]
-    about = f" takes about {duration(found.next_seconds)}, one run at a time" if found.next_seconds else ""
-    return [*lines, f"To be surer, this{about or ' is the next sweep'}:", found.next]
+    about = f" (about {duration(found.next_seconds)}, one run at a time)" if found.next_seconds else ""
+    return [*lines, f"To be surer, run{about}:", found.next]
 
 
 def _statistics(found: Recommendation) -> list[str]:
@@ -134,8 +134,8 @@ def _headline(found: Recommendation) -> list[str]:
             f"baseline's {found.unit} ({plural(found.vs_baseline.seeds, 'seed')}, paired)."
         ]
     if found.reason == "baseline":
-        what = name if dense else f"{name}, the baseline"
-        return [f"{on}use {what}: no other configuration is significantly better ({at})." + _nearest(found.runner_up)]
+        what = f"the dense model (expert=1; {at})" if dense else f"{name}, the baseline ({at})"
+        return [f"{on}use {what}. No other configuration is significantly better." + _nearest(found.runner_up)]
     if found.reason == "tie":
         return [f"{on}use {name}: it is not distinguishable from {base} ({at})."]
     lead = f"{on}use {name} ({at})" if found.passed_over else f"{on}lowest of what was run is {name} ({at})"
@@ -224,8 +224,13 @@ def _cost(found: Recommendation) -> list[str]:
         spread = "" if equal.interval is None else f" +- {100 * equal.interval:.1f}"
         base = "dense model" if found.baseline == DENSE else "baseline"
         lines.append(
-            f"At equal training time, when the {base} has done {100 * equal.at:.0f} % of its training, it is "
-            f"{percent(abs(equal.difference))}{spread} {'ahead' if equal.difference < 0 else 'behind'} "
-            f"({plural(equal.seeds, 'seed')}, paired). Its learning rate has not fallen to the end by then."
+            f"When the {base} had done {100 * equal.at:.0f} % of its training, this model, in equal time, was "
+            f"{percent(abs(equal.difference))}{spread} {'ahead' if equal.difference < 0 else 'behind'}"
+            f"{_undecided(equal)} ({plural(equal.seeds, 'seed')}, paired). Its learning rate had not yet fallen."
         )
     return lines
+
+
+def _undecided(equal: EqualTime) -> str:
+    """Returns ": undecided" where the interval contains no difference."""
+    return ": undecided" if equal.interval is not None and abs(equal.difference) <= equal.interval else ""

@@ -92,7 +92,11 @@ def _baseline(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
         if not dense:
             missing = f"baseline   none{which}: {sanitise(name)} {NOT_RUN}"
             return lines + wrap(missing, width, "yellow")
-        lines += wrap(f"baseline   none{which}. Make it with the same settings, without experts:", width, "yellow")
+        how_many = plural(len(without), "sparse configuration")
+        if len(without) < len(others):
+            how_many = f"{len(without)} of {plural(len(others), 'sparse configuration')}"
+        has = "has" if len(without) == 1 else "have"
+        lines += wrap(f"baseline   {how_many} {has} no dense model to compare with. Train it:", width, "yellow")
         lines.append(Text("  " + sanitise(baseline_command(without[0])), "yellow"))
     return lines
 

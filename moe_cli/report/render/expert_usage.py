@@ -138,7 +138,7 @@ def _over_time(found: ExpertUsage, width: int, ascii_only: bool) -> list[Text]:
         Text(),
         *plain_table(("layer", "MaxVio in training", "as routed at the end"), rows, width, num_left=3),
         *wrap(
-            "as routed at the end: the share of all choices that had already become what they are at the end",
+            "as routed at the end: share of choices already equal to the final ones",
             width,
             "dim",
         ),

@@ -83,7 +83,8 @@ def test_dense_where_nothing_is_better(tmp_path: Path) -> None:
         None,
         None,
     )
-    assert text.startswith(f"{ON}use the dense model (expert=1): no other configuration is significantly better")
+    assert text.startswith(f"{ON}use the dense model (expert=1; ")
+    assert ", 3 seeds). No other configuration is significantly better. The nearest, " in text
     assert "inconclusive with 3 seeds; about " in text
 
 
@@ -135,6 +136,16 @@ def test_a_filter_chooses_the_runs_recommended_from(tmp_path: Path) -> None:
     ):
         result = recommendation(tmp_path / "o", "--where", condition)
         assert (2, True) == (result.exit_code, message in result.stderr), result.output
+
+
+def test_a_printed_recommendation_is_the_terminals_text(tmp_path: Path) -> None:
+    """`print` shows in Python what `moe recommend` prints, and the command stays on one line."""
+    make(tmp_path, 1.83, DENSE)
+    make(tmp_path, 1.76, EIGHT)
+    printed = str(found(tmp_path)[0])
+    said = recommendation(tmp_path).stdout
+    assert said.split() == printed.split()
+    assert printed.splitlines()[-1].startswith("  moe sweep ")
 
 
 def test_one_seed_tells_nothing(tmp_path: Path) -> None:

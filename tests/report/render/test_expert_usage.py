@@ -109,4 +109,4 @@ def test_captions_say_what_is_counted(tmp_path: Path, task: str, k: int, count: 
     text = " ".join(" ".join(each.plain for each in expert_usage_lines(read_expert_usage(run), None, 120)).split())
     assert (task == "images") == ("L1 domains (classes): %" in text) == ("L1 patches (row:column) that choose" in text)
     assert (k == 2 and count == 2) == ("choices: at most 50 %, because each token chooses 2 experts" in text)
-    assert "as routed at the end: the share of all choices that had already become" in text
+    assert "as routed at the end: share of choices already equal to the final ones" in text

@@ -234,7 +234,7 @@ def test_mixed_budgets_are_said_and_ranked_apart(tmp_path: Path) -> None:
     text = "\n".join(lines(tmp_path))
     assert [row.split()[0] + row.split()[1] for row in table(tmp_path)[1:] if row.endswith("best")] == ["8900", "8500"]
     assert "different budgets" in text
-    assert "baseline   none for 2 of 4" in text
+    assert "baseline   2 of 4 sparse configurations have no dense model to compare with. Train it:" in text
     assert "moe train expert=1 train.steps=900" in text
     assert "1.02M to 1.84M tokens" in text
 
