@@ -12,15 +12,13 @@ import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
-from jaxtyping import install_import_hook
 
-# The shapes in signatures are checked at run time, where there are tensors; an int passes for a float, as in mypy.
-install_import_hook(
-    ["moe_cli.moe", "moe_cli.models", "moe_cli.tasks", "moe_cli.training"],
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
-)
-MEMORY = "/dev/shm"
+from tests.shape_checks import install_shape_checks
+
 CHECKED = ("moe", "models", "tasks", "training")
+# The shapes in signatures are checked at run time, where there are tensors.
+install_shape_checks([f"moe_cli.{package}" for package in CHECKED])
+MEMORY = "/dev/shm"
 torch.set_num_threads(1)
 # Workers of pytest-xdist are given a width, which a test that writes to no terminal has not.
 for name in ("COLUMNS", "LINES"):

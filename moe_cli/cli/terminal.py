@@ -88,7 +88,7 @@ def screen_lines(text: str, stream: TextIO | None) -> list[str]:
 
 
 def echo_definitions(texts: Mapping[str, str]) -> None:
-    """Prints a text beside each name, in two columns; a terminal gets the texts broken between words."""
+    """Prints names and their texts in two columns; a terminal gets the texts broken between words."""
     longest = max((len(name) for name in texts), default=0) + 4
     for name, text in texts.items():
         if not is_screen(sys.stdout):

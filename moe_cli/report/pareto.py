@@ -103,12 +103,17 @@ def pareto_front(rows: Sequence[Record], costs: Mapping[str, int]) -> list[bool]
 def fronts_of(
     rows: Sequence[Record], points: Sequence[Sequence[float | None]], tolerances: Sequence[float]
 ) -> list[bool]:
-    """Returns, for each row, whether its point is on the Pareto front of the points of its comparable rows."""
+    """Returns, for each row, whether its point is on the Pareto front of the points of its comparable rows.
+
+    A row without another comparable row is on no front.
+    """
     marks = [False] * len(rows)
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, row in enumerate(rows):
         groups.setdefault(comparison_key(row), []).append(place)
     for places in groups.values():
+        if len(places) == 1:
+            continue
         for place, mark in zip(places, on_front([points[place] for place in places], tolerances), strict=True):
             marks[place] = mark
     return marks

@@ -19,7 +19,7 @@ from tests.report.folders import complete, set_status
 FILES = ("status.json", "summary.json", "meta.json", "config.json", "tags.json", "metrics.jsonl", "routing.jsonl")
 # Which of them each command opens, and so has to name.
 OPENED = {
-    ("runs", "ls"): ("status.json", "summary.json", "tags.json"),
+    ("runs", "ls"): ("status.json", "summary.json", "config.json", "tags.json"),
     ("report",): ("status.json", "summary.json", "config.json", "tags.json"),
 }
 

@@ -45,7 +45,7 @@ def trained(kind: str, folder: Path) -> Run:
         raw(folder / "tokens" / "train.bin", np.arange(3000) % 50)
         raw(folder / "tokens" / "val.bin", np.arange(300) % 50)
         changes = {"data": TokenFilesConfig(path=str(folder / "tokens"), vocab_size=50)}
-    return finish(tiny_config(folder / "words.txt", **changes), folder / "outputs")
+    return finish(tiny_config(folder / "words.txt", train={"eval_every": None}, **changes), folder / "outputs")
 
 
 @pytest.mark.parametrize("kind", KINDS)

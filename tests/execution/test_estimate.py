@@ -48,7 +48,9 @@ def test_the_plan_knows_what_the_run_will_do(text_file: Path, tmp_path: Path) ->
     assert (1, 2, 4) == (one.threads, two.threads, four.threads)
     assert one.seconds - two.seconds == pytest.approx(2 * (two.seconds - four.seconds))
     assert one.seconds > two.seconds > one.seconds / 2  # what threads cannot share stays
-    minutes = [tiny_config(text_file, train={"steps": None, "minutes": number}) for number in (1.0, 2.0)]
+    minutes = [
+        tiny_config(text_file, train={"steps": None, "minutes": number, "eval_every": None}) for number in (1.0, 2.0)
+    ]
     timed, longer = estimate_runs(minutes, tmp_path, 1e9)
     assert (None, None) == (timed.steps, timed.tokens)
     assert 60 == pytest.approx(longer.seconds - timed.seconds)
@@ -99,7 +101,13 @@ def evaluations(config: RunConfig, outputs: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "train", [{"steps": 3}, {"steps": 25}, {"steps": 12, "eval_every": 4}, {"steps": 13, "eval_every": 4}]
+    "train",
+    [
+        {"steps": 3, "eval_every": None},
+        {"steps": 25, "eval_every": None},
+        {"steps": 12, "eval_every": 4},
+        {"steps": 13, "eval_every": 4},
+    ],
 )
 def test_the_evaluations_counted_are_those_that_are_made(
     text_file: Path, tmp_path: Path, train: dict[str, Any]
@@ -114,15 +122,16 @@ def test_the_evaluations_counted_are_those_that_are_made(
 
 def test_what_is_evaluated(text_file: Path, tmp_path: Path) -> None:
     """train.eval_tokens, at most the split, then all of it; twice with a capacity; and windows for the pseudo-perplexity."""
-    config = tiny_config(text_file, train={"eval_tokens": 100})
+    short = {"eval_tokens": 100, "eval_every": None}
+    config = tiny_config(text_file, train=short)
     val_tokens = load_run_data(config, tmp_path).meta["val_tokens"]
     assert [100] * 5 + [val_tokens] == evaluations(config, tmp_path)
-    assert [val_tokens] * 6 == evaluations(tiny_config(text_file, train={"eval_tokens": 10**6}), tmp_path)
-    limited = tiny_config(text_file, capacity=1.0, train={"eval_tokens": 100})
+    assert [val_tokens] * 6 == evaluations(tiny_config(text_file, train={**short, "eval_tokens": 10**6}), tmp_path)
+    limited = tiny_config(text_file, capacity=1.0, train=short)
     assert [val_tokens] * 2 == evaluations(limited, tmp_path)[5:]
-    sliding = tiny_config(text_file, eval={"stride": 4}, train={"eval_tokens": 100})
+    sliding = tiny_config(text_file, eval={"stride": 4}, train=short)
     assert [100] * 5 + [4 * val_tokens] == evaluations(sliding, tmp_path)
-    bert = tiny_config(text_file, train={"eval_tokens": 100}, **TINY["bert"])
+    bert = tiny_config(text_file, train=short, **TINY["bert"])
     assert [val_tokens, 32 * 16] == evaluations(bert, tmp_path)[5:]
     timed = tiny_config(text_file, train={"steps": None, "minutes": 1.0, "eval_tokens": 100, "eval_every": 7})
     step = step_work(timed, estimate_cost(timed, 256)).seconds(1e9, 1)

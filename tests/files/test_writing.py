@@ -301,7 +301,7 @@ def test_a_run_does_not_come_back_out_of_sight(tmp_path: Path, origin: str) -> N
     """`restore` refuses a place in trashed.json where commands would not find the run."""
     removed = remove(complete(tmp_path, 1.7), tmp_path)
     write_json(removed.path / "trashed.json", {"from": origin, "time": 1.0})
-    with pytest.raises(MoeError, match="does not say where"):
+    with pytest.raises(MoeError, match="no valid origin of the run"):
         restore(trashed_runs(tmp_path)[0], tmp_path)
     assert [removed.path] == [each.path for each in trashed_runs(tmp_path)]
 

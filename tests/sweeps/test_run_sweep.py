@@ -73,7 +73,7 @@ def silent_slurm(monkeypatch: pytest.MonkeyPatch, outputs: Path) -> None:
     def fail() -> None:
         raise MoeError("squeue has not answered for 60 seconds: is Slurm down?")
 
-    monkeypatch.setattr(slurm, "states", fail)
+    monkeypatch.setattr(slurm, "query_states", fail)
 
 
 def second_move_fails(monkeypatch: pytest.MonkeyPatch, outputs: Path) -> None:

@@ -137,5 +137,5 @@ def test_a_checkpoint_is_not_continued_in_another_precision(
     (stopped.path / "meta.json").unlink()
     gpu = lambda precision, device: "bfloat16" if precision == "auto" else precision  # noqa: E731
     monkeypatch.setattr("moe_cli.training.precision.pick_precision", gpu)
-    with pytest.raises(CheckpointError, match="begun with other settings"):
+    with pytest.raises(CheckpointError, match="started with other settings"):
         run_one(stopped, tmp_path)

@@ -168,7 +168,7 @@ def test_a_rewind_repeats_what_it_undid_and_nothing_else(
             return original(self)
 
         monkeypatch.setattr(Trainer, name, noted)
-    train = {"steps": 50, "on_nan": "rewind", "checkpoint_every": checkpoint_every}
+    train = {"steps": 50, "on_nan": "rewind", "eval_every": None, "checkpoint_every": checkpoint_every}
     run = finish(tiny_config(text_file, train=train), tmp_path)
     due = list(range(5, 50, 5))
     assert due == [record["step"] for record in run.metrics() if "val/loss" in record]
@@ -232,8 +232,8 @@ def test_the_average_of_weights_is_its_closed_form() -> None:
 
 def test_the_average_is_what_is_judged(text_file: Path, tmp_path: Path) -> None:
     """Evaluations and restored models use the average; training goes on from the weights themselves."""
-    plain = finish(tiny_config(text_file), tmp_path)
-    run = finish(tiny_config(text_file, optim={"ema_decay": 0.9}), tmp_path)
+    plain = finish(tiny_config(text_file, train={"eval_every": 2}), tmp_path)
+    run = finish(tiny_config(text_file, optim={"ema_decay": 0.9}, train={"eval_every": 2}), tmp_path)
     first, second = (each.checkpoints()[0] / "model.safetensors" for each in (plain, run))
     assert first.read_bytes() == second.read_bytes()
     losses = [[record["train/loss"] for record in each.metrics() if "train/loss" in record] for each in (plain, run)]

@@ -171,10 +171,7 @@ def _quantities(table: ReportTable) -> list[dict[str, Any]]:
     known += [
         (name, sanitise(name), make_axis(values).log, 0) for name in table.varying if (values := _numbers(table, name))
     ]
-    return [
-        {"name": name, "heading": text, "log": log, "better": way, "same": tolerance(name)}
-        for name, text, log, way in known
-    ]
+    return [{"name": name, "heading": text, "log": log, "better": way} for name, text, log, way in known]
 
 
 def _numbers(table: ReportTable, name: str) -> list[float]:

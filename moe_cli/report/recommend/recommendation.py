@@ -201,7 +201,7 @@ def make_recommendation(
     second = compare(best, choice.runner_up, choice.known, found.names) if choice.runner_up else None
     wanted = [each.more_seeds for each in (difference, second) if each and each.more_seeds]
     following = next_sweep(
-        choice, found.rows, found.names, found.baseline, min(wanted, default=None), _options(found, baseline)
+        choice, found.rows, found.names, found.baseline, min(wanted, default=None), _options(found, baseline, runs)
     )
     flops = [row.results.flops_per_token for row in found.rows if row.results.flops_per_token]
     passed, alone = choice.passed_over, [row for row in found.rows if row.verdict is None]
@@ -246,10 +246,14 @@ def make_recommendation(
     )
 
 
-def _options(found: "_Compared", typed: Settings | None) -> list[str]:
-    """Returns options of the next sweep's command: the baseline that was typed, and --rerun-stale if code differs."""
-    settings = shlex.join(f"{name}={format_setting(value)}" for name, value in (typed or {}).items())
-    return [*(["--baseline", settings] if typed else []), *(["--rerun-stale"] if CODE in found.left_out else [])]
+def _options(found: "_Compared", wanted: Settings | None, runs: Sequence[RunRow]) -> list[str]:
+    """Returns options of the next sweep's command.
+
+    They are --baseline, if another one is wanted than that of the sweep, and --rerun-stale, if code differs.
+    """
+    other = wanted if wanted != sweep_baseline(runs) else None
+    settings = shlex.join(f"{name}={format_setting(value)}" for name, value in (other or {}).items())
+    return [*(["--baseline", settings] if other else []), *(["--rerun-stale"] if CODE in found.left_out else [])]
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def _pairs_for(rows: Sequence[Configuration], table: ReportTable, name: str) -> 
 def footer_lines(table: ReportTable, width: int) -> list[Text]:
     """Returns the lines below a table: its notation, the settings that all rows share, and warnings."""
     rows = [row for row in table.rows if row.is_complete]
-    lines = []
+    lines = _limits_of_ranking(table, rows, width)
     if any(row.val_loss_interval is not None for row in rows):
         lines += wrap(f"intervals: 95 % over seeds; {differences(table)}", width, "dim")
         lines += (
@@ -198,7 +198,8 @@ def _constant(name: str, rows: Sequence[Configuration], hidden: set[str]) -> str
     return text
 
 
-def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> list[Text]:
+def _limits_of_ranking(table: ReportTable, rows: Sequence[Configuration], width: int) -> list[Text]:
+    """Returns lines on what is ranked apart: tasks, data, budgets. They explain the marks, so they follow the table."""
     lines = []
     data = {row.corpus_sha256: row.corpus for row in rows}
     targets = sorted({loss_unit_of_task(row.settings.get("task.name")) for row in rows})
@@ -214,6 +215,12 @@ def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
         lines += wrap(f"different data: {named}. They are ranked within one corpus only.", width, "yellow")
     else:
         lines += _unlike(table, [row for row in rows if row.primary_loss is not None], width)
+    return lines
+
+
+def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> list[Text]:
+    """Returns warnings on runs that are stale, failed or without results."""
+    lines: list[Text] = []
     paths = [path for row in rows for path in row.paths]
     versions = count_code_versions(paths) if 1 < len(paths) <= MAX_RUNS_FOR_CODE_VERSIONS else 1
     if versions > 1:

@@ -76,14 +76,26 @@ def test_any_setting_that_varies_in_number_can_be_drawn(tmp_path: Path) -> None:
 
 
 def test_tolerances_of_the_front_are_in_the_page(swept: Path) -> None:
-    """Each quantity has the factor within which its values count as equal, the same as in the table's front."""
-    content = content_of((swept / "page.html").read_text())
-    assert {each["name"]: tolerance(each["name"]) for each in content["quantities"]} == {
-        each["name"]: each["same"] for each in content["quantities"]
-    }
-    assert {1.0, 1.02, 1.10} == {each["same"] for each in content["quantities"]}
+    """The note below the charts has the factors within which values count as equal, those of the table's front."""
+    text = (swept / "page.html").read_text()
+    content = content_of(text)
+    flops, noise = (round(100 * tolerance(name) - 100) for name in ("flops_per_token", "seconds"))
+    assert f"FLOPs within {flops} %, and speed, memory and time within {noise} %, count as equal." in text
     # FLOPs within 1 % are equal, so of the front by FLOPs only the lowest loss is left.
     assert [[0]] == content["fronts"]["flops_per_token|val_bpb"]
+
+
+def test_a_row_alone_in_its_budget_is_on_no_front(tmp_path: Path) -> None:
+    """Table and charts mark only rows that have another row of the same data and budget."""
+    for expert, steps, val_bpb in ((1, 500, 1.9), (8, 500, 1.7), (8, 900, 1.5)):
+        complete(tmp_path / "o", val_bpb, expert=expert, train__steps=steps)
+    page_of(tmp_path / "o", tmp_path / "page.html")
+    content = content_of((tmp_path / "page.html").read_text())
+    alone = [row["index"] for row in content["rows"] if row["settings"]["train.steps"] == 900]
+    assert [False] == [content["rows"][index]["pareto"] for index in alone]
+    marked = {index for fronts in content["fronts"].values() for front in fronts for index in front}
+    assert marked
+    assert marked.isdisjoint(alone)
 
 
 def test_the_heading_is_not_said_twice(swept: Path) -> None:

@@ -148,6 +148,18 @@ def test_a_printed_recommendation_is_the_terminals_text(tmp_path: Path) -> None:
     assert printed.splitlines()[-1].startswith("  moe sweep ")
 
 
+def test_the_next_sweep_is_the_same_in_the_page(tmp_path: Path) -> None:
+    """The page and the terminal give one command, and a typed baseline that is that of the sweep adds nothing to it."""
+    make(tmp_path / "o", 1.83, DENSE)
+    make(tmp_path / "o", 1.76, EIGHT)
+    command = found(tmp_path / "o")[0].next
+    assert command is not None
+    assert "--baseline" not in command
+    assert report(tmp_path / "o", "-o", str(tmp_path / "page.html")).exit_code == 0
+    assert json.dumps(command)[1:-1] in (tmp_path / "page.html").read_text()
+    assert command in recommendation(tmp_path / "o", "--baseline", "expert=1").stdout
+
+
 def test_one_seed_tells_nothing(tmp_path: Path) -> None:
     """The lowest is named, not recommended, and the next sweep has three seeds."""
     make(tmp_path, 1.83, DENSE, seeds=1)

@@ -269,7 +269,7 @@ def test_the_parent_of_forks_has_one_thread(tmp_path: Path, text_file: Path) -> 
 
 def test_when_the_parent_of_forks_dies_another_takes_its_place(tmp_path: Path, text_file: Path) -> None:
     """Its run saves, stops and is carried on from there by the next: it is neither lost nor failed."""
-    (run,) = make(tmp_path, text_file, {"train": {"steps": 200, "checkpoint_every": 1}})
+    (run,) = make(tmp_path, text_file, {"train": {"steps": 100, "checkpoint_every": 1}})
     pool, killed = LocalPool(tmp_path, 1), list[ForkServer]()
 
     def kill_once(progress: Progress) -> None:
@@ -281,7 +281,7 @@ def test_when_the_parent_of_forks_dies_another_takes_its_place(tmp_path: Path, t
     progress = run_all(ListFeed([run]), pool, kill_once)
     assert ([run], [], 1) == (progress.finished, progress.failed, len(killed))
     assert 2 == run.status()["starts"]
-    assert list(range(1, 201)) == [each["step"] for each in run.metrics() if "train/loss" in each]
+    assert list(range(1, 101)) == [each["step"] for each in run.metrics() if "train/loss" in each]
 
 
 def test_without_a_parent_for_forks_runs_start_from_nothing(

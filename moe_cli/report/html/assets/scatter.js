@@ -71,13 +71,6 @@ function scatter(host, nameX, nameY, label) {
   });
 }
 
-// "2 %: training FLOP per token; 10 %: tokens per second"
-function tolerances() {
-  const factors = [...new Set(page.quantities.map(each => each.same))].filter(same => same > 1).sort();
-  const headings = same => page.quantities.filter(each => each.same === same).map(each => each.heading).join(", ");
-  return factors.map(same => `${Math.round(100 * (same - 1))} %: ${headings(same)}`).join("; ");
-}
-
 function scatter_section() {
   if (!page.score || !page.rows.some(row => isNumber(row.values[page.score]))) return null;
   const chart = id => el("div", { class: "chart", id });
@@ -98,7 +91,8 @@ function scatter_section() {
   const note = "Bars are 95 % intervals over seeds. A ring marks a configuration on the Pareto front (dashed): no "
     + "other configuration of the same data and budget is better in both quantities. If a quantity has no better "
     + "direction, such as sparsity, rings mark the Pareto front of the table: loss, FLOPs, speed and memory. "
-    + `Differences within a tolerance count as equal (${tolerances()}).`;
+    + "FLOPs within 2 %, and speed, memory and time within 10 %, count as equal. A configuration without another of "
+    + "the same data and budget has no ring.";
   const titled = (title, host) => el("div", {}, el("h3", {}, title), host);
   const pair = el("div", { class: "pair" }, titled("Loss against sparsity", first),
     titled("Loss against FLOPs", second));

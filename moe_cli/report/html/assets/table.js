@@ -58,7 +58,8 @@ function sorted(rows) {
 function cell(column, text) {
   const [mean, spread] = text.split(" +- ");
   const interval = spread === undefined ? null : el("span", { class: "spread" }, ` ± ${spread}`);
-  return el("td", { class: column.left ? "left" : null }, mean, interval);
+  const classes = [column.left ? "left" : null, column.name === "verdict" ? "verdict" : null].filter(Boolean);
+  return el("td", { class: classes.join(" ") || null }, mean, interval);
 }
 
 function mark(row) {
