@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_cli.cli.options import AsJson, Checkpoint, Outputs, Overrides, RunName, print_json
+from moe_cli.cli.options import AsJson, Checkpoint, Outputs, Overrides, RunName, print_json, trained_run
 
 if TYPE_CHECKING:
     from moe_cli.config.schema import EvalConfig, RunConfig
@@ -45,12 +45,11 @@ def evaluate(
     """
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
-    from moe_cli.runs.lookup import find_run
 
     if split not in SPLITS:
         raise ConfigError(f"--split {split} is not one of: {', '.join(SPLITS)}.")
     folder = outputs_folder(outputs)
-    found = find_run(folder, run)
+    found = trained_run(folder, run)
     config = found.config()
     policies = _policies(config, overrides or [])
 

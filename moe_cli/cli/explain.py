@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, print_json, print_written
+from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, print_json, print_written, trained_run
 
 if TYPE_CHECKING:
     from moe_cli.cli.explain_output import ExplainResult
@@ -49,7 +49,6 @@ def explain(
     """
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
-    from moe_cli.runs.lookup import find_run
 
     if page and as_json:
         raise ConfigError("--json prints, --output writes a page: give one of them.")
@@ -58,7 +57,9 @@ def explain(
 
         check_files([page], (".html",), COMMAND)
     folder = outputs_folder(outputs)
-    _print_result(explain_run(find_run(folder, run), folder, text, overrides or [], layer, checkpoint), page, as_json)
+    _print_result(
+        explain_run(trained_run(folder, run), folder, text, overrides or [], layer, checkpoint), page, as_json
+    )
 
 
 def explain_run(

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moe_cli.cli.terminal import echo, echo_data, echo_wrapped
 from moe_cli.formatting import sanitise
+
+if TYPE_CHECKING:
+    from moe_cli.runs.folder import Run
 
 # The heading of the options that say where files are.
 FOLDERS = "Folders"
@@ -83,3 +86,21 @@ def print_notes(notes: tuple[str, ...]) -> None:
     """Prints notes on standard error, so that they never mix with results."""
     for note in notes:
         echo_wrapped(f"note: {sanitise(note)}", fg="yellow")
+
+
+def trained_run(outputs: Path, name: str) -> "Run":
+    """Returns the run that a name denotes; for `latest`, the newest run with a checkpoint.
+
+    Raises:
+        RunNotFound: the name denotes no run, or several.
+    """
+    from moe_cli.runs.lookup import find_run, list_runs_by_age
+
+    found = find_run(outputs, name)
+    if name != "latest" or found.checkpoints():
+        return found
+    run = next((run for run in reversed(list_runs_by_age(outputs)) if run.checkpoints()), None)
+    if run is None:
+        return found
+    print_notes((f"{found.id}, the newest run, has no checkpoint. {run.id} is used.",))
+    return run

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import Checkpoint, Outputs, RunName
+from moe_cli.cli.options import Checkpoint, Outputs, RunName, trained_run
 from moe_cli.cli.terminal import echo
 from moe_cli.config.bounds import SAMPLE_TOKENS, TOP_K
 from moe_cli.formatting import plural
@@ -50,10 +50,9 @@ def sample(  # noqa: PLR0913  (an option each)
     _check(prompt, temperature, top_k, top_p)
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
-    from moe_cli.runs.lookup import find_run
 
     folder = outputs_folder(outputs)
-    found = find_run(folder, run)
+    found = trained_run(folder, run)
     _check_task(found)
 
     import torch

@@ -57,7 +57,7 @@ def data_notes(prepared: "PreparedSweep") -> list[tuple[str, str]]:
     plan, estimates = prepared.plan, prepared.estimates
     lines = [("dim", f"  left out  {point.label}: {point.reason.splitlines()[0]}") for point in plan.left_out]
     if plan.num_excluded:
-        lines.append(("dim", f"  where     leaves out {plan.num_excluded} more"))
+        lines.append(("dim", f"  where     leaves out {plural(plan.num_excluded, 'combination')}"))
     lines += [("dim", f"  note      {note}") for note in plan.notes]
     costs = [
         (estimate.cost.num_active_params, estimate.tokens, estimate.cost.flops_per_token) for estimate in estimates

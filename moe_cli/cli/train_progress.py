@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_cli.cli.train_preview import print_rows
+from moe_cli.files.reading import time_in
 from moe_cli.formatting import bars, count, duration, or_dash, percent, plural
 from moe_cli.metrics import format_references, format_task_metrics, loss_unit
 from moe_cli.moe.max_violation import max_violation
@@ -113,6 +114,15 @@ def _size(summary: dict[str, Any], unit: str) -> str:
     return f"{count(summary['val_bytes'])} bytes"
 
 
+def _whole_time(run: Run) -> str:
+    """Returns the time from the start to the end, evaluations included; nothing for a run of several starts."""
+    status = run.status()
+    started, ended = time_in(status.get("started")), time_in(status.get("heartbeat"))
+    if started is None or ended is None or ended < started or status.get("starts") != 1:
+        return ""
+    return f" in {duration(ended - started)}"
+
+
 def print_summary(console: Console, run: Run) -> None:
     """Prints the results, the reference lines, and commands to try next."""
     from moe_cli.report.baseline import dense_baseline_command
@@ -120,10 +130,11 @@ def print_summary(console: Console, run: Run) -> None:
     summary = run.summary()
     assert summary is not None
     console.print(
-        f"[green]done[/] in {duration(summary['seconds'])}   {plural(summary['steps'], 'step')}   "
+        f"[green]done[/]{_whole_time(run)}   training {duration(summary['seconds'])}   "
+        f"{plural(summary['steps'], 'step')}   "
         f"{count(summary['tokens'])} tokens   "
         f"{count(summary['tokens_per_second'])} tok/s"
-        + (f" by {summary['dispatch']}" if summary.get("dispatch") else ""),
+        + (f"   back end {summary['dispatch']}" if summary.get("dispatch") else ""),
         highlight=False,
     )
     unit = loss_unit(run.config_dict())
@@ -140,13 +151,12 @@ def print_summary(console: Console, run: Run) -> None:
     if known_results := format_references(summary):
         rows.append(("reference", "   ".join(known_results)))
     if summary["max_violation"] is not None:
-        dead = round(summary["dead_experts"] * summary["expert"])
         rows.append(
             (
                 "experts",
                 f"MaxVio {percent(summary['max_violation'], signed=True)}   entropy "
                 f"{summary['routing_entropy']:z.2f}   dropped {percent(summary['dropped_fraction'])}   "
-                f"dead {dead} of {summary['expert']}",
+                f"dead {percent(summary['dead_experts'])}",
             )
         )
     if summary["capacity_val_loss"] is not None:

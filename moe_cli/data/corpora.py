@@ -122,8 +122,12 @@ class Corpus(Dataset[Tokens]):
         if not without or len(names) > MAX_DOMAINS:
             return []
         alone = all(np.count_nonzero(self.domain_ids == index) == 1 for index in without)
-        reason = "there is only one" if alone else "it has no validation loss. Raise data.val_fraction"
-        return [f"no document of {', '.join(names[index] for index in without)} is held out for validation: {reason}"]
+        listed = " or ".join(names[index] for index in without)
+        hint = "There is only one document of each." if len(without) > 1 else "It has only one document."
+        return [
+            f"Nothing of {listed} is held out, so {'they have' if len(without) > 1 else 'it has'} no validation loss. "
+            + (hint if alone else "Raise data.val_fraction to hold some out.")
+        ]
 
 
 def load_corpus(
@@ -220,7 +224,7 @@ def _on_texts(meta: dict[str, Any]) -> list[str]:
         lines.append(meta["ignored_split_names"])
     if meta["num_skipped"] and meta["name"] in ("text", "hf"):
         lines.append(f"left out as empty or not UTF-8 text: {plural(meta['num_skipped'], 'document')}")
-        lines += meta["not_text"]
+        lines += [f"skipped: {line.removesuffix(' Give UTF-8 text.')}" for line in meta["not_text"]]
     if meta["name"] == "corpora_mix":
         parts = zip(meta["domains"], meta["domain_bytes"], strict=True)
         lines.append(", ".join(f"{name} {_size(size)}" for name, size in parts))

@@ -69,8 +69,13 @@ def oversubscription_warning(threads: int) -> str | None:
     cores, busy = count_cores(), busy_cores() if threads > 1 else 0.0
     if threads <= max(1.0, cores - busy + 0.5):
         return None
-    others = f" ({busy:.1f} busy with other work)" if busy >= 0.1 else ""
-    return f"{threads} threads on {plural(cores, 'core')}{others}: slower. With other last digits, use train.threads=1"
+    if busy < 0.1:
+        reason = f"{threads} threads share {plural(cores, 'core')}"
+    elif busy > cores - 0.5:
+        reason = f"{'both cores are' if cores == 2 else f'all {cores} cores are'} busy with other work"
+    else:
+        reason = f"{busy:.1f} of {plural(cores, 'core')} are busy with other work"
+    return f"{reason}. train.threads=1 is faster here; results differ in the last digits."
 
 
 def busy_cores() -> float:

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from moe_cli.config.build import did_you_mean
+from moe_cli.config.build import did_you_mean, flatten_dict
+from moe_cli.config.ranges import format_setting
 from moe_cli.errors import RunNotFound
 from moe_cli.files.reading import note_unreadable, read_json, time_in
+from moe_cli.formatting import sanitise
 from moe_cli.runs.folder import Run
 from moe_cli.runs.status import modified_ns
 
@@ -117,10 +119,25 @@ def find_run(outputs: Path, name: str) -> Run:
     """Returns the run that a name denotes; see `find_runs`. Raises RunNotFound for no run, or several."""
     found = find_runs(outputs, name)
     if len(found) > 1:
-        listed = ", ".join(f"{run.sweep}/{run.id}" for run in sorted(found, key=lambda run: (run.sweep, run.id))[:4])
+        shown = sorted(found, key=lambda run: (run.sweep, run.id))[:4]
+        listed = ", ".join(
+            f"{run.sweep}/{run.id}{difference}" for run, difference in zip(shown, _differences(shown), strict=True)
+        )
         more = ", ..." if len(found) > 4 else ""
         raise RunNotFound(f"'{name}' could be {len(found)} runs: {listed}{more}. Give more of the name.")
     return found[0]
+
+
+def _differences(runs: Sequence[Run]) -> list[str]:
+    """Returns up to three settings of each run in which the runs differ, such as ` (data=text seed=1)`."""
+    rows = [flatten_dict(run.config_dict() or {}) for run in runs]
+    keys = [key for key in rows[0] if len({repr(row.get(key)) for row in rows}) > 1]
+    named = {key.partition(".")[0] for key in keys if key.endswith(".name")}
+    keys = [key for key in keys if key.endswith(".name") or key.partition(".")[0] not in named]
+    texts = [
+        " ".join(f"{key.removesuffix('.name')}={format_setting(row.get(key))}" for key in keys[:3]) for row in rows
+    ]
+    return [f" ({sanitise(text)})" if text else "" for text in texts]
 
 
 def find_folder(outputs: Path, name: str) -> Path | None:

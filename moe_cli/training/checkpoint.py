@@ -24,7 +24,7 @@ from moe_cli.files.checksums import unsealed, write_sealed
 from moe_cli.files.reading import Unreadable, open_regular, parse_object, read_bytes
 from moe_cli.files.writing import adopt, delete, ensure_folder, flush_folder, is_full, new_folder, rename
 from moe_cli.formatting import is_utf8, print_line
-from moe_cli.runs.folder import Run
+from moe_cli.runs.folder import RUNNING, Run
 from moe_cli.training.distributed_model import DistributedModel
 from moe_cli.training.optimizers import Optimizers, WeightAverage
 
@@ -295,6 +295,8 @@ def latest_checkpoint(run: Run) -> Checkpoint:
                 f"{run.id} is complete, but its checkpoints are gone: put {run.path / 'checkpoints'} back.\n"
                 f"To train it again from the start, delete its summary.json, then: {again}"
             )
+        if run.status().get("status") == RUNNING:
+            raise CheckpointError(f"{run.id} is running and has no checkpoint yet. See its progress: moe runs watch")
         raise CheckpointError(f"{run.id} has no checkpoint: it was stopped before its first one. Continue it: {again}")
     return _verify(folders[0])
 

@@ -57,7 +57,7 @@ def test_head(prepared: PreparedSweep) -> None:
         == "3 configurations x 2 seeds = 6 runs: 1 done before, 4 to go, 1 failed before (--retry-failed runs them again)"
     )
     assert lines[1].startswith("  left out  expert=2 k=3: k=3 is more than expert=2")
-    assert lines[2] == "  where     leaves out 2 more"
+    assert lines[2] == "  where     leaves out 2 combinations"
     assert lines[-1].startswith("about ")
     again = [line for _, line in summary_lines(changed(prepared, retry_failed=True))]
     assert again[0].endswith("1 done before, 5 to go")

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from moe_cli.cli.options import print_json
+from moe_cli.cli.options import print_json, trained_run
 from moe_cli.cli.search import _step
 from moe_cli.cli.train_progress import print_summary
+from moe_cli.errors import CheckpointError
 from moe_cli.files.checksums import write_sealed
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.runs.recorder import Recorder
+from moe_cli.training.checkpoint import latest_checkpoint
 from tests.tiny import tiny_config
 
 
@@ -26,6 +28,36 @@ def test_a_perplexity_beyond_every_float_is_shown(finished: Run, tmp_path: Path)
     print_summary(Console(file=text, width=120), run)
     assert "800.000 nats/token" in text.getvalue()
     assert "perplexity inf" in text.getvalue()
+
+
+def test_the_summary_tells_the_whole_time_from_the_training(finished: Run, tmp_path: Path) -> None:
+    """The time from start to end includes evaluations; a run of several starts has only the training time."""
+    run = Run(Path(shutil.copytree(finished.path, tmp_path / finished.id)))
+    write_sealed(run.path / "summary.json", {**(run.summary() or {}), "seconds": 34.0, "dispatch": "loop"})
+    lines = {}
+    for starts in (1, 2):
+        status = {**run.status(), "started": 1000.0, "heartbeat": 1079.0, "starts": starts}
+        (run.path / "status.json").write_text(json.dumps(status))
+        text = io.StringIO()
+        print_summary(Console(file=text, width=120), run)
+        lines[starts] = text.getvalue().splitlines()[0]
+    assert lines[1].startswith("done in 1m 19s   training 34s   ")
+    assert lines[1].endswith("tok/s   back end loop")
+    assert lines[2].startswith("done   training 34s   ")
+
+
+def test_latest_is_the_newest_run_with_a_checkpoint(
+    finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A newer run without a checkpoint is named; a running run has no checkpoint yet."""
+    shutil.copytree(finished.path, tmp_path / "runs" / finished.id)
+    newer = create_run(tmp_path, "runs", tiny_config(tmp_path, seed=7))
+    Recorder(newer).status("running", created=4e9, host="another")
+    assert finished.id == trained_run(tmp_path, "latest").id
+    assert f"note: {newer.id}, the newest run, has no checkpoint. {finished.id} is used.\n" == capsys.readouterr().err
+    shutil.rmtree(tmp_path / "runs" / finished.id)
+    with pytest.raises(CheckpointError, match="is running and has no checkpoint yet"):
+        latest_checkpoint(trained_run(tmp_path, "latest"))
 
 
 def test_a_curve_that_is_not_finite_does_not_end_a_search(tmp_path: Path) -> None:

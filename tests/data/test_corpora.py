@@ -135,14 +135,14 @@ def test_files_split_by_their_names(tmp_path: Path, tokenizer: Any, cut: bool) -
 
 @pytest.mark.parametrize(
     ("sizes", "reason"),
-    [([900], "there is only one"), ([900, 900], "it has no validation loss. Raise data.val_fraction")],
+    [([900], "It has only one document."), ([900, 900], "Raise data.val_fraction to hold some out.")],
 )
 def test_a_domain_without_validation_is_said(tmp_path: Path, sizes: list[int], reason: str) -> None:
     """And whether another share would help."""
     texts = {f"large/{number}.txt": words(size, number) for number, size in enumerate(sizes)}
     folder = write(tmp_path / "text", texts | {f"small/{number}.txt": words(50, number) for number in range(40)})
     data_notes = load(folder, tmp_path / "cache").notes()
-    assert f"no document of large is held out for validation: {reason}" in data_notes
+    assert f"Nothing of large is held out, so it has no validation loss. {reason}" in data_notes
 
 
 def test_a_file_outside_the_splits_is_noted(tmp_path: Path) -> None:
@@ -380,8 +380,8 @@ def test_files_that_are_no_text_are_named_as_what_they_are(tmp_path: Path) -> No
     (folder / "b.txt.gz").write_bytes(gzip.compress(gzip.compress(b"text")))
     (folder / "c.txt").write_text(words(20), encoding="utf-16")
     lines = load(folder, tmp_path / "cache").notes()
-    assert "b.txt.gz holds a .gz file within .gz: it is compressed twice. Unpack it once." in lines
-    assert any(line.startswith("c.txt is UTF-16 text, not UTF-8.") for line in lines)
+    assert "skipped: b.txt.gz holds a .gz file within .gz: it is compressed twice. Unpack it once." in lines
+    assert any(line.startswith("skipped: c.txt is UTF-16 text, not UTF-8.") for line in lines)
     (folder / "a.txt").unlink()
     (folder / "c.txt").unlink()
     with pytest.raises(DataError, match=r"b.txt.gz holds a .gz file within .gz"):

@@ -119,7 +119,9 @@ def test_names_of_no_or_several_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunNotFound, match="no runs in"):
         find_run(tmp_path, "latest")
     first, second = make(tmp_path, seed=1), make(tmp_path, seed=2)
-    with pytest.raises(RunNotFound, match=rf"could be 2 runs: runs/{first.id}, runs/{second.id}\."):
+    with pytest.raises(
+        RunNotFound, match=rf"could be 2 runs: runs/{first.id} \(seed=1\), runs/{second.id} \(seed=2\)\."
+    ):
         find_run(tmp_path, "gpt")
     with pytest.raises(RunNotFound, match="no sweep, run or folder 'bert'"):
         find_run(tmp_path, "bert")
