@@ -18,7 +18,7 @@ from tests.cli.conftest import Moe
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Extras that bring no feature of the program.
-OTHER_EXTRAS = {"all", "dev", "test"}
+OTHER_EXTRAS = {"all", "dev", "test", "docs"}
 
 
 def packages(requirements: list[str]) -> set[str]:
