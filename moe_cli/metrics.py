@@ -4,7 +4,6 @@ Tables, exports, charts, the page, `moe runs show` and `diff`, search objectives
 these facts.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -233,11 +232,6 @@ def curve_title(curve_key: str) -> str:
     """Returns the title of a curve of metrics.jsonl."""
     part = " (part of the split)" if curve_key.startswith("val/") else ""
     return BY_CURVE_KEY[curve_key].title + part
-
-
-def bits_per_byte(nats: float, num_bytes: float) -> float:
-    """Computes the bits per byte of a text: its summed loss in nats, in bits, over the bytes of the text."""
-    return nats / math.log(2) / num_bytes
 
 
 def loss_unit(config: Mapping[str, Any]) -> str:

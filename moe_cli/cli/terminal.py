@@ -8,7 +8,6 @@ import io
 import os
 import shutil
 import sys
-import textwrap
 from collections.abc import Mapping
 from typing import Any, NoReturn, TextIO
 
@@ -96,7 +95,7 @@ def echo_definitions(texts: Mapping[str, str]) -> None:
             continue
         columns = shutil.get_terminal_size().columns
         indent = min(longest, columns // 2)
-        lines = textwrap.wrap(text, max(20, columns - indent), break_long_words=False, break_on_hyphens=False)
+        lines = wrap_lines(text, columns - indent, continued="", break_long_words=False)
         if len(name) + 4 > indent:
             echo(f"  {name}")
             name = ""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from moe_cli.config.schema import EvalConfig
 from moe_cli.distributed import collectives
-from moe_cli.metrics import bits_per_byte, layer_key
+from moe_cli.metrics import layer_key
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.moe.routing import Routing, RoutingPolicy, without_null_experts
 from moe_cli.moe.routing_metrics import (
@@ -30,6 +30,7 @@ from moe_cli.moe.routing_metrics import (
     specialisation,
 )
 from moe_cli.tasks.base import BY_DOMAIN, CONTEXT, Batch, Task
+from moe_cli.tasks.bits_per_byte import bits_per_byte
 from moe_cli.training.precision import autocast
 from moe_cli.training.token_use import TokenExpertCounts
 

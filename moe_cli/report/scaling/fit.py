@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from moe_cli.errors import ConfigError
+from moe_cli.report.intervals import CONFIDENCE
 from moe_cli.report.scaling.laws import LAWS, Law, Normalisation, make_normalisation
 from moe_cli.report.scaling.least_squares import jacobian, minimise
 from moe_cli.report.scaling.observations import Array, Points
@@ -27,7 +28,6 @@ LEVEL = 1.1
 # With a standard error of 5, a logarithm or an exponent is not determined.
 UNKNOWN, DEGENERATE = 5.0, 1e-9
 SEED = 20240212
-CONFIDENCE = 0.95
 REMEDY_COMMAND = {
     "params": "moe sweep scaling",
     "active": "moe sweep scaling",
