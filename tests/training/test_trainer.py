@@ -216,10 +216,13 @@ def test_steps_and_tokens_end_on_the_step(text_file: Path, tmp_path: Path) -> No
         assert ("completed", steps) == (run.status()["status"], run.metrics()[-1]["step"])
 
 
-def test_minutes_end_on_time(text_file: Path, tmp_path: Path) -> None:
+def test_minutes_end_on_time(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A budget of time ends with the first step that exceeds it; its progress drives the schedule to the end."""
+    ticks = itertools.count()  # every look at the clock takes a second
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)), monotonic=time.monotonic)
+    monkeypatch.setattr(loop_module, "time", clock)
     views: list[StepReport] = []
-    minutes = 0.1 / 60
+    minutes = 9.5 / 60
     finish(
         tiny_config(text_file, train={"steps": None, "minutes": minutes}),
         tmp_path,
@@ -229,8 +232,8 @@ def test_minutes_end_on_time(text_file: Path, tmp_path: Path) -> None:
             )
         ),
     )
-    assert views[-1].state.seconds >= 0.1
-    assert all(view.state.seconds < 0.1 for view in views[:-1])
+    assert views[-1].state.seconds >= 9.5
+    assert all(view.state.seconds < 9.5 for view in views[:-1])
     assert 1.0 == views[-1].progress
     assert len(views) > 1
 
