@@ -336,8 +336,8 @@ def test_config_is_resolved(moe: Moe) -> None:
     assert (resolved["k"], resolved["router"]["renormalise"]) == (2, True)
     assert json.loads(moe("config", "seed=3", "--diff", "--json").stdout) == {"seed": 3}
     lines = moe("config", "--groups").stdout.splitlines()
-    assert any(line.startswith("router=switch ") for line in lines)
-    assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
+    assert any(line.startswith("  router=switch ") for line in lines)
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines if line.startswith("  "))
 
 
 def test_ctrl_c_on_a_terminal_saves_and_says_how_to_go_on(moe: Moe, settings: list[str], tmp_path: Path) -> None:
