@@ -305,7 +305,7 @@ def start_now(numbers: list[str]) -> None:
 @needs_slurm
 def test_a_preempted_job_goes_on_exactly(daemons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs of a higher partition take both nodes: what ran is requeued, resumed, and ends to the bit as if undisturbed."""
-    monkeypatch.setattr(slurm_pool, "MAX_SECONDS", 2.0)
+    monkeypatch.setattr(slurm_pool, "MAX_POLL_SECONDS", 2.0)
     settings = [f"train.steps=300 train.checkpoint_every=10 seed={seed}" for seed in range(2)]
     runs = make_runs(tmp_path / "outputs", *settings)
     taken: dict[str, int] = {}
