@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from moe_cli.formatting import count, percent, sanitise
+from moe_cli.formatting import count, format_flops, percent, sanitise
 from moe_cli.report.render.terminal import plain_table, wrap
 from moe_cli.report.scaling.analysis import Analysis
 from moe_cli.report.scaling.fit import Fit
@@ -121,7 +121,7 @@ def _speed(value: float | None) -> str:
 def _iso_flop(curves: Sequence[IsoFlop], width: int) -> list[Text]:
     rows = [
         (
-            f"{count(each.flops)}FLOP",
+            format_flops(each.flops),
             f"{each.expansion:g}",
             str(len(each.sizes)),
             "-" if each.best is None else count(each.best),
@@ -131,7 +131,7 @@ def _iso_flop(curves: Sequence[IsoFlop], width: int) -> list[Text]:
     ]
     lines = plain_table(("iso-FLOP budget", "expert/k", "sizes", "best active", "loss there"), rows, width)
     reasons = dict.fromkeys(
-        f"{count(each.flops)}FLOP, expert/k {each.expansion:g}: {each.why}" for each in curves if each.why
+        f"{format_flops(each.flops)}, expert/k {each.expansion:g}: {each.why}" for each in curves if each.why
     )
     return lines + [line for reason in reasons for line in wrap(reason, width, "yellow")]
 
