@@ -122,7 +122,7 @@ def evaluations(config: RunConfig, val_tokens: int, steps: float) -> list[tuple[
     """Returns (tokens, number of evaluations) of the evaluations during `steps` steps and at the end."""
     every = config.train.eval_every
     during = min(EVALUATIONS, math.ceil(steps) - 1) if every is None else math.ceil(steps / every) - 1
-    found = [(min(val_tokens, config.train.eval_tokens), max(0, during)), (val_tokens, 2 if config.capacity else 1)]
+    found = [(min(val_tokens, config.train.eval_tokens), max(0, during) + 1), (val_tokens, 2 if config.capacity else 1)]
     if isinstance(config.task, MaskedLM) and config.task.pseudo_perplexity_tokens:
         found.append((min(val_tokens, config.task.pseudo_perplexity_tokens) * config.eval_length, 1))
     return found
