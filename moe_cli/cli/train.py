@@ -73,7 +73,7 @@ def train(  # noqa: PLR0913  (an argument for each option)
     config = run.config() if run else _new_config(overrides or [], config_dir, folder, like)
 
     from moe_cli.cli.console import Terminal
-    from moe_cli.cli.train_preview import print_plan
+    from moe_cli.cli.train_preview import print_estimate
     from moe_cli.execution.estimate import estimate_runs, measure_flops
     from moe_cli.execution.machine import check_devices, pick_device
     from moe_cli.execution.memory import check_memory, memory_warning
@@ -89,11 +89,11 @@ def train(  # noqa: PLR0913  (an argument for each option)
         if not (dry_run or force or is_distributed()) and _is_complete(console, config, folder, as_json):
             return
     check_devices([config])
-    plan = estimate_runs([config], folder, measure_flops(), build=not dry_run)[0]
+    estimate = estimate_runs([config], folder, measure_flops(), build=not dry_run)[0]
     if dry_run:
-        print_plan(console, plan, None)
-        return print_notes(tuple(filter(None, [memory_warning(plan)])))
-    check_memory([plan], force_memory)
+        print_estimate(console, estimate, None)
+        return print_notes(tuple(filter(None, [memory_warning(estimate)])))
+    check_memory([estimate], force_memory)
     device = pick_device(config.train.device)  # before a folder is made
     run = run or _open_run(config, folder, force)
     print_notes(_resume_notes(run, is_resume=not new))
@@ -101,8 +101,8 @@ def train(  # noqa: PLR0913  (an argument for each option)
         if config.launch.num_processes > 1 and not is_distributed():
             return _launch(console, run, config, folder, as_json)
         with _mark_interrupted_if_unread(run):
-            print_plan(console, plan, str(run.path))
-        print_notes(run_warnings(plan, device.type))
+            print_estimate(console, estimate, str(run.path))
+        print_notes(run_warnings(estimate, device.type))
         _train(console, run, folder, as_json)
 
 
