@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import AsJson, ConfigDir, ForceMemory, Outputs, Overrides, print_json, print_notes
+from moe_cli.cli.options import (
+    EXISTING_RUNS,
+    AsJson,
+    ConfigDir,
+    ForceMemory,
+    Outputs,
+    Overrides,
+    option,
+    print_json,
+    print_notes,
+)
 from moe_cli.cli.terminal import end_unread
 
 if TYPE_CHECKING:
@@ -16,27 +26,14 @@ if TYPE_CHECKING:
     from moe_cli.config.schema import RunConfig
     from moe_cli.runs.folder import Run
 
-Resume = Annotated[
-    str | None,
-    typer.Option(
-        metavar="RUN", help="Continue an interrupted run.", show_default=False, rich_help_panel="Runs that exist"
-    ),
-]
+Resume = Annotated[str | None, option(EXISTING_RUNS, metavar="RUN", help="Continue an interrupted run.")]
 Like = Annotated[
     str | None,
-    typer.Option(
-        metavar="RUN",
-        help="Start from the configuration of a run; settings change it.",
-        show_default=False,
-        rich_help_panel="Runs that exist",
-    ),
+    option(EXISTING_RUNS, metavar="RUN", help="Start from the configuration of a run; settings change it."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Force = Annotated[
-    bool,
-    typer.Option(
-        "--force", help="Train from the start; the old folder goes to the trash.", rich_help_panel="Runs that exist"
-    ),
+    bool, option(EXISTING_RUNS, "--force", help="Train from the start; the old folder goes to the trash.")
 ]
 
 

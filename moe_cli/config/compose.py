@@ -338,8 +338,7 @@ class Composer:
             listed = ", ".join(choices) if choices else "none"
             raise BadValue(
                 f"{group}={format_setting(choice)}: no such choice.{did_you_mean(format_setting(choice), choices)} "
-                f"There are: {listed}."
-                f"{self.misnamed(group, format_setting(choice))}"
+                f"There are: {listed}.{self.misnamed(group, format_setting(choice))}"
             )
 
     def misnamed(self, group: str, name: str) -> str:

@@ -318,8 +318,7 @@ class RunConfig(Settings):
         if self.eval_length > self.model.context_length:
             raise ConfigError(
                 f"eval.context_length={self.eval_length} is more than "
-                f"model.context_length={self.model.context_length}, "
-                "the most that the model can read."
+                f"model.context_length={self.model.context_length}, the most that the model can read."
             )
         if self.eval_stride > self.eval_length:
             raise ConfigError(
