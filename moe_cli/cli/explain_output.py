@@ -194,8 +194,7 @@ def page_content(result: ExplainResult, made: str) -> "PageContent":
 
     reading = (
         "Under each token its strongest expert in the selected layer. The pointer or the arrow keys show the experts "
-        "of "
-        "all layers."
+        "of all layers."
     )
     headings, rows = metric_rows(replace(result, shown=None))
     layers = tuple(

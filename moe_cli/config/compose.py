@@ -1,4 +1,4 @@
-"""conf/ and overrides -> RunConfig. Only this file and words.py use Hydra.
+"""conf/ and overrides -> RunConfig. Only this file and overrides.py use Hydra.
 
 Hydra provides the grammar and the composition; the orchestration is our own. Overrides of groups (`router=switch`) are
 composed, once per choice of groups. Overrides of values (`expert=8`) are then applied to the composed tree, as Hydra
@@ -28,13 +28,13 @@ from moe_cli.config.balances import METHODS, combine
 from moe_cli.config.build import build, did_you_mean, flatten_dict, names_of
 from moe_cli.config.folders import GROUPS, find_user_conf, is_text
 from moe_cli.config.habits import unknown_setting
+from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import Resolved, resolve
-from moe_cli.config.saved import changed_settings, read_saved, split_path
+from moe_cli.config.saved import apply_changes, read_saved, split_path
 from moe_cli.config.schema import RunConfig, from_dict, is_execution
 from moe_cli.config.settings import packaged_conf
 from moe_cli.config.tasks import MODELS, what_follows
-from moe_cli.config.words import parse_overrides
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import BadValue, ConfigError
 
@@ -338,8 +338,7 @@ class Composer:
             listed = ", ".join(choices) if choices else "none"
             raise BadValue(
                 f"{group}={format_setting(choice)}: no such choice.{did_you_mean(format_setting(choice), choices)} "
-                f"There are: {listed}."
-                f"{self.misnamed(group, format_setting(choice))}"
+                f"There are: {listed}.{self.misnamed(group, format_setting(choice))}"
             )
 
     def misnamed(self, group: str, name: str) -> str:
@@ -449,7 +448,7 @@ def load_config(
     settings = single_values(parse_overrides(words), command)
     if file:
         like = composer.point(read_saved(file)).config
-    values = changed_settings(composer, like, settings) if like else settings
+    values = apply_changes(composer, like, settings) if like else settings
     resolved = composer.point(values)
     notes = [f"{key} is given more than once: the last one holds." for key in repeated_keys(words)]
     if selection := composer.selection(settings):

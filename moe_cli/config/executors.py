@@ -11,9 +11,9 @@ import yaml
 from moe_cli.config.build import build, did_you_mean
 from moe_cli.config.compose import Composer
 from moe_cli.config.folders import is_text
+from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.settings import Settings, setting
-from moe_cli.config.words import parse_overrides
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
 

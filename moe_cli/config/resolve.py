@@ -295,9 +295,8 @@ def _with_copies(config: RunConfig, given: Collection[str], notes: list[str]) ->
     if not sums_to_one(config.router, config.k or 1):
         name = config.router.name if config.router else ""
         notes.append(
-            f"train.upcycle_from with router={name} k={config.k}: the weights of a token's experts do not sum to 1, "
-            "so the "
-            "model does not start as the dense run's function."
+            f"train.upcycle_from with router={name} k={config.k}: the weights of a token's experts do not sum to 1, so "
+            "the model does not start as the dense run's function."
         )
     return replace_unchecked(config, model=replace_unchecked(config.model, expert_init_scale=1.0))
 
@@ -421,8 +420,7 @@ def _with_balance(config: RunConfig, given: Collection[str], notes: list[str]) -
         if router and router not in BIASED.get(type(method), (router,)):
             raise ConfigError(
                 f"balance={balance.name}: {method.name} moves the choice by a bias, which router={router} does not "
-                "read. "
-                f"Use one of router={','.join(BIASED[type(method)])}."
+                f"read. Use one of router={','.join(BIASED[type(method)])}."
             )
         key = setting_key(balance, method)
         if _takes_all_experts(config) and method.name in ("switch", "load", "loss_free", "quantile"):

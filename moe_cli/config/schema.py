@@ -7,6 +7,7 @@ setting that belongs to another variant is refused as unknown.
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +41,8 @@ Match = Literal["active", "total", "flops", "model_flops", "none"]
 # Which assignments are dropped where an expert has no room; see `moe_cli.moe.routing.drop_overflow`.
 Drop = Literal["position", "probability", "random", "causal"]
 BUDGETS = ("steps", "tokens", "flops", "minutes")
+# With train.eval_every=null. The last evaluation is at the end.
+EVALUATIONS_PER_RUN = 10
 # Settings of train= for execution and logging, which do not affect the trained model and are not part of its identity.
 EXECUTION_KEYS = (
     "threads",
@@ -161,6 +164,13 @@ class TrainConfig(Settings):
             )
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"train.device={self.device} is not one of: auto, cpu, cuda, cuda:N.")
+
+    def num_evaluations(self, steps: float | None) -> int:
+        """Returns the number of evaluations before the end of a run; steps are unknown with a budget of time."""
+        if steps is None:
+            return EVALUATIONS_PER_RUN - 1
+        count = math.ceil(steps / (self.eval_every or 1)) - 1
+        return max(0, count if self.eval_every else min(EVALUATIONS_PER_RUN - 1, count))
 
 
 @dataclass(frozen=True)
@@ -308,8 +318,7 @@ class RunConfig(Settings):
         if self.eval_length > self.model.context_length:
             raise ConfigError(
                 f"eval.context_length={self.eval_length} is more than "
-                f"model.context_length={self.model.context_length}, "
-                "the most that the model can read."
+                f"model.context_length={self.model.context_length}, the most that the model can read."
             )
         if self.eval_stride > self.eval_length:
             raise ConfigError(

@@ -207,7 +207,7 @@ def _with_interval(value: float | None, interval: float | None, digits: int, fac
 
 
 def _loss(name: str) -> Callable[[Configuration], str]:
-    return lambda row: _with_interval(_number(row, name), _number(row, f"{name}_interval"), BY_KEY[name].digits)
+    return lambda row: _with_interval(row.number(name), row.number(f"{name}_interval"), BY_KEY[name].digits)
 
 
 def _vs_baseline(row: Configuration) -> str:
@@ -239,15 +239,10 @@ def _value(name: str) -> Callable[[Configuration], str]:
     metric = BY_KEY[name]
 
     def write(row: Configuration) -> str:
-        value = _number(row, name)
+        value = row.number(name)
         return "-" if value is None else metric.write(value)
 
     return write
-
-
-def _number(row: Configuration, name: str) -> float | None:
-    value = row.get(name)
-    return value if isinstance(value, int | float) else None
 
 
 _WRITERS: dict[str, Callable[[Configuration], str]] = {

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from moe_cli.files.reading import number_in
 from moe_cli.metrics import ESTIMATES
 from moe_cli.report.comparability import budget_aspect
 from moe_cli.report.intervals import mean_and_interval, paired_difference
 from moe_cli.report.run_row import RunRow
-from moe_cli.runs.curves import ThinnedCurve, number
+from moe_cli.runs.curves import ThinnedCurve
 from moe_cli.runs.folder import Run
 
 # Curves of more runs are not read, because that would take longer than the rest of a report.
@@ -70,7 +71,7 @@ def estimates_over_time(path: str, key: str) -> Points:
     curve = ThinnedCurve()
     for record in Run(Path(path)).read_metrics():
         if key in record:
-            step, seconds, value = (number(record.get(name)) for name in ("step", "seconds", key))
+            step, seconds, value = (number_in(record.get(name)) for name in ("step", "seconds", key))
             if step is not None and seconds is not None and value is not None:
                 curve.add(step, value, seconds)
     return [(seconds, value) for _, (value, seconds) in sorted(curve.points.items())]

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_cli.config.build import flatten_dict
+from moe_cli.files.reading import number_in
 from moe_cli.formatting import count
 from moe_cli.metrics import BY_KEY, LOSS, ROUTING, SIZE, SPEED, eval_windows, keys_of
 from moe_cli.report.comparability import TOKENIZER_SETTINGS, budget_aspect, data_aspect, validation_aspect
 from moe_cli.report.expert_usage import expert_load
-from moe_cli.runs.curves import Curve, number, validation_curves
+from moe_cli.runs.curves import Curve, validation_curves
 from moe_cli.runs.folder import Run
 from moe_cli.runs.status import RunStatus, read_status
 
@@ -115,7 +116,7 @@ def _results(each: RunStatus) -> Mapping[str, float | None]:
         "dead_experts": each.dead_experts,
         "steps": float(each.step),
     }
-    return {**newest, **{key: number(value) for key, value in each.results.items()}}
+    return {**newest, **{key: number_in(value) for key, value in each.results.items()}}
 
 
 def _verdict(name: str, a: float | None, b: float | None) -> str:
@@ -145,7 +146,7 @@ def _caveats(a: RunStatus, b: RunStatus, settings: Mapping[str, Any]) -> tuple[l
             "their validation tokens have unlike contexts: give both the same eval.context_length and eval.stride"
         )
         meaningless |= set(LOSS_METRICS) - {"train_loss"}
-    tokens = [number(each.results.get("tokens")) for each in (a, b)]
+    tokens = [number_in(each.results.get("tokens")) for each in (a, b)]
     budgets = [budget_aspect(*each) for each in zip(flat, tokens, strict=True)]
     if None not in tokens and budgets[0] != budgets[1]:
         caveats.append(
@@ -173,6 +174,6 @@ def curves_over_tokens(comparison: RunComparison) -> dict[str, Curve]:
     found = {}
     for (name, run), curve in zip(runs.items(), validation_curves(list(runs.values())), strict=True):
         settings = flatten_dict(run.config_dict())
-        per_step = math.prod(number(settings.get(key)) or 1.0 for key in PER_STEP)
+        per_step = math.prod(number_in(settings.get(key)) or 1.0 for key in PER_STEP)
         found[name] = replace(curve, points=tuple((step * per_step, value) for step, value in curve.points))
     return found

@@ -10,6 +10,7 @@ from moe_cli.config.expressions import Expression
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.resolve import SPARSE_ONLY, concerns
 from moe_cli.config.schema import EXECUTION_KEYS
+from moe_cli.files.reading import number_in
 from moe_cli.report import comparability
 
 Value = str | int | float | bool | None
@@ -117,8 +118,7 @@ class Record:
 
     @property
     def capacity(self) -> float | None:
-        value = self.settings.get("capacity")
-        return value if isinstance(value, int | float) else None
+        return number_in(self.settings.get("capacity"))
 
     @property
     def router(self) -> str | None:
@@ -174,6 +174,10 @@ class Record:
         if name in self.execution:
             return self.execution[name]
         return self.others.get(name)
+
+    def number(self, name: str) -> float | None:
+        """Returns the value of a column if it is a finite number."""
+        return number_in(self.get(name))
 
     def __getitem__(self, name: str) -> Cell:
         return self.get(name)

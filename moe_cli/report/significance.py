@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 
-from moe_cli.report.intervals import CONFIDENCE, Estimate, paired_difference, paired_differences, t_cdf, t_quantile
+from moe_cli.report.intervals import (
+    CONFIDENCE,
+    Estimate,
+    half_width,
+    paired_difference,
+    paired_differences,
+    t_cdf,
+    t_quantile,
+)
 
 BETTER, WORSE, INCONCLUSIVE = "better", "worse", "inconclusive"
 ERROR_RATE = 1 - CONFIDENCE
@@ -39,6 +47,11 @@ class PairedSample:
         if self.deviation == 0:
             return 1.0 if self.mean == 0 else 0.0
         return 2 * t_cdf(-abs(self.mean) / self.deviation * math.sqrt(self.seeds), self.seeds - 1)
+
+    @property
+    def half_width(self) -> float | None:
+        """Returns half the width of the 95 % interval of the mean; None for one seed."""
+        return None if self.deviation is None else half_width(self.deviation, self.seeds)
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> PairedSample | None:

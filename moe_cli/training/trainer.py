@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_cli.config.balances import LossBalance, QuantileBalance
-from moe_cli.config.schema import RunConfig
+from moe_cli.config.schema import EVALUATIONS_PER_RUN, RunConfig
 from moe_cli.distributed import collectives
 from moe_cli.errors import TrainingError
 from moe_cli.metrics import ESTIMATES, validation_key
@@ -37,7 +37,6 @@ from moe_cli.training.precision import autocast
 from moe_cli.training.signals import stop_signals
 from moe_cli.training.state import StepCallback, StepReport, StepResult, TrainState
 
-EVALUATIONS_PER_RUN = 10
 HEARTBEAT_SECONDS = 10.0
 # Limits of train.on_nan: skipped steps in a row, and rewinds of a run. Beyond them the run fails.
 MAX_CONSECUTIVE_SKIPS, MAX_REWINDS = 20, 10

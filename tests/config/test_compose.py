@@ -21,11 +21,11 @@ from moe_cli.config.compose import (
     shorten_error,
 )
 from moe_cli.config.executors import load_executor
+from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import SwitchConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweep_file import Block, load_sweep_file
-from moe_cli.config.words import parse_overrides
 from moe_cli.errors import ConfigError
 
 CONF = packaged_conf()

@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 
 from moe_cli.formatting import percent, sanitise
 from moe_cli.report.configuration import Configuration, group_comparable
-from moe_cli.report.intervals import CONFIDENCE, t_quantile
 from moe_cli.report.pareto import tolerance
 from moe_cli.report.run_row import DENSE, Record, Settings, comparison_key, is_baseline
 from moe_cli.report.significance import (
     BETTER,
     INCONCLUSIVE,
     WORSE,
-    PairedSample,
     additional_seeds_needed,
     decided_pairs,
     paired,
@@ -273,7 +271,7 @@ def compare(best: Configuration, other: Configuration, known: Known, names: Coll
     sample = paired(other.losses, best.losses)
     if sample is None:
         return None
-    half = _half_width(sample)
+    half = sample.half_width
     if known.pairs is not None and comparison_key(best) == comparison_key(other):
         decided = frozenset((best.path, other.path)) in known.differing
     else:
@@ -289,12 +287,6 @@ def _test_all_pairs(rows: Sequence[Configuration]) -> Known:
     decided, tested = decided_pairs([[row.losses for row in group] for group in groups])
     differing = (frozenset((groups[group][one].path, groups[group][other].path)) for group, one, other in decided)
     return Known(frozenset(differing), tested)
-
-
-def _half_width(sample: PairedSample) -> float | None:
-    if sample.deviation is None:
-        return None
-    return float(t_quantile((1 + CONFIDENCE) / 2, sample.seeds - 1) * sample.deviation / sample.seeds**0.5)
 
 
 def label(row: Record, names: Collection[str]) -> str:

@@ -310,8 +310,8 @@ def _context(row: Configuration) -> str:
 def _ratio(best: Configuration, base: Configuration | None, name: str) -> float | None:
     if base is None or base is best:
         return None
-    own, other = best.get(name), base.get(name)
-    return own / other if isinstance(own, int | float) and isinstance(other, int | float) and own and other else None
+    own, other = best.number(name), base.number(name)
+    return own / other if own and other else None
 
 
 def _known(found: EqualTime | None) -> EqualTime | None:

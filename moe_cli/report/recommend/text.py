@@ -28,8 +28,7 @@ def format_recommendation(found: Recommendation) -> list[str]:
     if found.undefined:
         lines.append(
             f"Not compared: {plural(found.undefined, 'configuration')}. The loss of the baseline, "
-            f"{baseline_name(found.baseline)}, "
-            "is 0, and differences relative to it are undefined."
+            f"{baseline_name(found.baseline)}, is 0, and differences relative to it are undefined."
         )
     lines += [found.scaling] if found.scaling else []
     lines += [f"Not tried: {', '.join(found.not_tried)}."] if found.not_tried else []
@@ -57,18 +56,15 @@ def _statistics(found: Recommendation) -> list[str]:
     if (found.pairs or 0) > 1:
         lines.append(
             "Verdicts are on differences to the lowest, which was chosen by its result, and allow for all "
-            f"{found.pairs} pairs "
-            "(Holm, 5 % for all together); an interval is 95 % for its own comparison. The lowest of several "
-            "looks better than it is: run it again "
-            "with other seeds."
+            f"{found.pairs} pairs (Holm, 5 % for all together); an interval is 95 % for its own comparison. The lowest "
+            "of several looks better than it is: run it again with other seeds."
         )
     elif found.comparisons > 1 and found.reason != "one seed":
         base = "dense" if found.baseline == DENSE else baseline_name(found.baseline)
         lines.append(
-            f"{found.comparisons} configurations were compared with {base}; verdicts allow for that (Holm, 5 % for "
-            "all together), "
-            "an interval is 95 % for its own comparison. The best of several looks better than it is: run it "
-            "again with other seeds."
+            f"{found.comparisons} configurations were compared with {base}; verdicts allow for that (Holm, 5 % for all "
+            "together), an interval is 95 % for its own comparison. The best of several looks better than it is: run "
+            "it again with other seeds."
         )
     if found.look.number:
         lines.append(looks_sentence(found.look))
@@ -130,9 +126,8 @@ def _headline(found: Recommendation) -> list[str]:
     if found.reason == "worse" and found.vs_baseline:
         use = "the dense model (expert=1)" if dense else f"{base}, the baseline"
         return [
-            f"{on}use {use}. The best of the others is {name} ({at}): it is worse by {_amount(found.vs_baseline)} "
-            "of the "
-            f"baseline's {found.unit} ({plural(found.vs_baseline.seeds, 'seed')}, paired)."
+            f"{on}use {use}. The best of the others is {name} ({at}): it is worse by {_amount(found.vs_baseline)} of "
+            f"the baseline's {found.unit} ({plural(found.vs_baseline.seeds, 'seed')}, paired)."
         ]
     if found.reason == "baseline":
         what = f"the dense model (expert=1; {at})" if dense else f"{name}, the baseline ({at})"

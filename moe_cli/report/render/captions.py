@@ -304,8 +304,7 @@ def _unlike(table: ReportTable, rows: Sequence[Configuration], width: int) -> li
     if len({eval_windows(row.settings) for row in rows}) > 1:
         lines += wrap(
             "different evaluation contexts: rows are ranked within one only. To compare them, set the same "
-            "eval.context_length "
-            "and eval.stride",
+            "eval.context_length and eval.stride",
             width,
             "yellow",
         )
@@ -322,9 +321,8 @@ def _limited(rows: Sequence[Configuration], width: int) -> list[Text]:
     lines = []
     if rules == {"causal"}:
         lines += wrap(
-            "loss @ capacity: at the capacity of training, counted over each sequence; no later token takes the "
-            "place of an "
-            "earlier one (drop=causal)",
+            "loss @ capacity: at the capacity of training, counted over each sequence; no later token takes the place "
+            "of an earlier one (drop=causal)",
             width,
             "dim",
         )

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
+from moe_cli.files.reading import number_in
 from moe_cli.formatting import count, sanitise
 from moe_cli.report.columns import column_named
 from moe_cli.report.configuration import Configuration
@@ -105,9 +106,7 @@ def make_chart(table: ReportTable, request: str) -> Chart:
 
 def number_of(row: Configuration, name: str) -> float | None:
     """Returns the value of a column, or of a name of DERIVED, if it is a finite number."""
-    value = DERIVED[name](row) if name in DERIVED else row.get(name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None  # type: ignore[arg-type]
+    return number_in(DERIVED[name](row)) if name in DERIVED else row.number(name)
 
 
 def _series_setting(table: ReportTable, x: str) -> str | None:

@@ -119,7 +119,7 @@ def predict(found: Fit, points: Points, labels: Sequence[str]) -> tuple[Predicti
 def _prediction(found: Fit, point: Points, label: str, noise: Noise, distance: float) -> Prediction:
     """Predicts one point. To each bootstrap sample, several draws of the noise and of the seeds' shift are added."""
     rng = np.random.default_rng(SEED)
-    drawn = np.repeat(found.sampled(point)[:, 0] - found.level_shifts, DRAWS)
+    drawn = np.repeat(found.sampled(point)[:, 0] - found.seed_shifts, DRAWS)
     drawn = drawn + noise.draw(rng, len(drawn)) + found.seeds.draw(rng, len(drawn), distance)
     low, high = np.exp(quantiles(drawn))
     loss, extrapolation_factor = math.exp(found.log_loss(point)[0]), _extrapolation_factors(found.points, point)[0]

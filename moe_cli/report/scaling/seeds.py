@@ -17,8 +17,7 @@ class SeedEffect:
 
     Attributes:
         seeds: [S], in order.
-        shares: [S], fractions of all runs of the fit: the fit has absorbed the sum of shares x u into the level of the
-            loss.
+        shares: [S], fractions of all runs of the fit. The fit includes the sum of shares x u in its constants.
         shifts: [S], estimates of u around the fit: the mean residual of each seed.
     """
 

@@ -71,12 +71,12 @@ def parse_overrides(words: Sequence[str], settings: type = RunConfig) -> list[Ax
     """
     axes: dict[str, Axis] = {}
     for word in words:
-        axis = parse_word(word, settings)
+        axis = parse_override(word, settings)
         axes[axis.key] = axis
     return list(axes.values())
 
 
-def parse_word(word: str, settings: type = RunConfig) -> Axis:
+def parse_override(word: str, settings: type = RunConfig) -> Axis:
     """Parses one word of `parse_overrides`."""
     key, equals, value = word.partition("=")
     _check_form(word, key, is_whole=bool(key and equals))
