@@ -117,7 +117,7 @@ def eval_overrides(
         if group != "eval" or name not in names:
             meant = OTHER_NAMES.get(axis.key, axis.key)
             hint = f" Did you mean 'eval.{meant}'?" if meant in names else ""
-            *others, last = (f"eval.{each}" for each in names)
+            *others, last = (f"eval.{name}" for name in names)
             raise ConfigError(
                 f"'{axis.key}' is fixed once a model is trained.{hint} "
                 f"This command takes {', '.join(others)} and {last}."

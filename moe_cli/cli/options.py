@@ -75,7 +75,7 @@ def print_json(content: Any) -> None:
 
 def print_written(files: Sequence[Path]) -> None:
     """Prints the path and size of each file."""
-    for path in (each.expanduser() for each in files):
+    for path in (file.expanduser() for file in files):
         size = path.stat().st_size
         text = f"{size / 1e6:.2f} MB" if size > 99_999 else f"{size / 1e3:.1f} kB"
         echo(f"{sanitise(str(path))}   {text}")

@@ -224,7 +224,10 @@ class RunConfig(Settings):
     def from_conf(cls, name: str) -> dict[str, Any]:
         values = read_conf("config")
         choices = {
-            group: choice for each in values.pop("defaults") if each != "_self_" for group, choice in each.items()
+            group: choice
+            for default in values.pop("defaults")
+            if default != "_self_"
+            for group, choice in default.items()
         }
         groups = {group: read_choice(group, choice) for group, choice in choices.items() if choice is not None}
         return dict(vars(build(cls, values | groups)))

@@ -233,8 +233,8 @@ def _blocks(composer: Composer, parts: dict[str, Any]) -> tuple[Block, ...]:
     if not isinstance(union, list) or not union:
         raise ConfigError("union must be a list of blocks, each with some of: " + ", ".join(BLOCK_PARTS) + ".")
     blocks = []
-    for each in union:
-        own = _block(composer, _known_parts(each, BLOCK_PARTS, "a block of union"))
+    for content in union:
+        own = _block(composer, _known_parts(content, BLOCK_PARTS, "a block of union"))
         block = shared
         for dimension in own.dimensions:
             block = block.with_dimension(dimension)
@@ -310,7 +310,7 @@ def _budget(budget: Any) -> dict[str, Any]:
     name, amount = next(iter(budget.items()))
     if isinstance(amount, bool) or not isinstance(amount, int | float) or not amount > 0:
         raise ConfigError(f"budget: {name}: {format_setting(amount)} is not a number above 0.")
-    return {f"train.{each}": amount if each == name else None for each in BUDGETS}
+    return {f"train.{other}": amount if other == name else None for other in BUDGETS}
 
 
 def _grid(composer: Composer, parts: Mapping[str, Any]) -> list[Dimension]:
@@ -360,19 +360,19 @@ def _points(parts: Mapping[str, Any]) -> list[Dimension]:
     if "points" not in parts:
         return []
     points = parts["points"]
-    if not isinstance(points, list) or not points or not all(isinstance(each, dict) and each for each in points):
+    if not isinstance(points, list) or not points or not all(isinstance(point, dict) and point for point in points):
         raise ConfigError(
             "points must be a list of partial configurations, as in: points: [{expert: 1}, {expert: 8, k: 2}]"
         )
-    return [Dimension(tuple({str(key): value for key, value in each.items()} for each in points))]
+    return [Dimension(tuple({str(key): value for key, value in point.items()} for point in points))]
 
 
 def _conditions(parts: Mapping[str, Any]) -> tuple[Expression, ...]:
     given = parts.get("where", [])
     conditions = given if isinstance(given, list) else [given]
-    if not all(isinstance(each, str) for each in conditions):
+    if not all(isinstance(condition, str) for condition in conditions):
         raise ConfigError("where must be a condition or a list of them, as in: where: k <= expert")
-    return tuple(parse_expression(each) for each in conditions)
+    return tuple(parse_expression(condition) for condition in conditions)
 
 
 def _seeds(parts: Mapping[str, Any]) -> int:

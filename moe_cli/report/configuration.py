@@ -247,7 +247,7 @@ class Aggregate:
 
     @property
     def comparisons(self) -> int:
-        return sum(each.verdict is not None for each in self.configurations)
+        return sum(configuration.verdict is not None for configuration in self.configurations)
 
     def single_runs(self, configuration: Configuration) -> list[Configuration]:
         """Returns each run of a configuration as a separate configuration, with its difference to the baseline."""
@@ -338,10 +338,10 @@ def _corpus(run: RunRow) -> Settings:
 
 def _mean_record(records: Sequence[Settings], first: Settings) -> Settings:
     """Returns the mean of each entry over these records, also of entries that only `first` has."""
-    if records and all(each is first or each == first for each in records):
+    if records and all(record is first or record == first for record in records):
         return first
-    names = dict.fromkeys(name for each in (first, *records) for name in each)
-    return {name: _mean([each.get(name) for each in records]) for name in names}
+    names = dict.fromkeys(name for record in (first, *records) for name in record)
+    return {name: _mean([record.get(name) for record in records]) for name in names}
 
 
 def _compare_with_baseline(
@@ -399,7 +399,7 @@ def _compare_with_lowest(rows: Sequence[Configuration]) -> tuple[list[Configurat
     result = list(rows)
     groups = [group for group in group_comparable(rows).values() if len(group) > 1]
     found, pairs = compare_with_first([[rows[place].losses for place in group] for group in groups])
-    if not any(each is not None for differences in found for each in differences):
+    if not any(difference is not None for differences in found for difference in differences):
         return result, None
     for group, differences in zip(groups, found, strict=True):
         if not any(differences):
@@ -413,17 +413,17 @@ def _compare_with_lowest(rows: Sequence[Configuration]) -> tuple[list[Configurat
             vs_baseline_interval=None,
             shared_seeds=len(first.losses),
         )
-        for place, each in zip(group, differences, strict=True):
-            if each is not None:
+        for place, difference in zip(group, differences, strict=True):
+            if difference is not None:
                 result[place] = replace(
                     rows[place],
                     baseline=first.run,
                     baseline_path=first.path,
-                    vs_baseline=each.estimate.mean,
-                    vs_baseline_interval=each.estimate.half_width,
-                    shared_seeds=each.sample.seeds,
-                    verdict=each.verdict,
-                    more_seeds=each.more_seeds,
+                    vs_baseline=difference.estimate.mean,
+                    vs_baseline_interval=difference.estimate.half_width,
+                    shared_seeds=difference.sample.seeds,
+                    verdict=difference.verdict,
+                    more_seeds=difference.more_seeds,
                 )
     return result, pairs
 

@@ -156,7 +156,7 @@ def _layer(number: int, records: list[dict[str, Any]]) -> LayerUsage:
 
 def _counts(value: Any) -> bool:
     """Returns whether the value is a list of numbers that can be a load."""
-    return isinstance(value, list) and 0 < len(value) <= 65_536 and all(_fraction(each) is not None for each in value)
+    return isinstance(value, list) and 0 < len(value) <= 65_536 and all(_fraction(count) is not None for count in value)
 
 
 def _fraction(value: Any) -> float | None:
@@ -166,14 +166,14 @@ def _fraction(value: Any) -> float | None:
 
 
 def _load(record: Mapping[str, Any]) -> tuple[float, ...]:
-    counts = [float(each) for each in record["tokens_per_expert"]]
+    counts = [float(tokens) for tokens in record["tokens_per_expert"]]
     mean = math.fsum(counts) / len(counts)
-    return tuple(each / mean if mean else 0.0 for each in counts)
+    return tuple(count / mean if mean else 0.0 for count in counts)
 
 
 def _dropped(record: Mapping[str, Any]) -> float | None:
-    kept, asked = record.get("kept_per_expert"), math.fsum(record["tokens_per_expert"])
-    return 1 - math.fsum(kept) / asked if isinstance(kept, list) and _counts(kept) and asked else None
+    kept, assigned = record.get("kept_per_expert"), math.fsum(record["tokens_per_expert"])
+    return 1 - math.fsum(kept) / assigned if isinstance(kept, list) and _counts(kept) and assigned else None
 
 
 def _curve(values: Mapping[int, Any]) -> Curve:
@@ -184,7 +184,7 @@ def _co_activation(table: Any, size: int) -> tuple[tuple[float, ...], ...]:
     if not isinstance(table, list) or len(table) != size or not all(_counts(row) and len(row) == size for row in table):
         return ()
     return tuple(
-        tuple(float(each) / row[expert] if row[expert] else 0.0 for each in row) for expert, row in enumerate(table)
+        tuple(float(value) / row[expert] if row[expert] else 0.0 for value in row) for expert, row in enumerate(table)
     )
 
 
@@ -192,7 +192,7 @@ def _by_domain(table: Any, size: int) -> dict[str, tuple[float, ...]]:
     if not isinstance(table, dict):
         return {}
     known = {str(name): row for name, row in table.items() if _counts(row) and len(row) == size and sum(row)}
-    return {name: tuple(each / sum(row) for each in row) for name, row in known.items()}
+    return {name: tuple(value / sum(row) for value in row) for name, row in known.items()}
 
 
 def _top_tokens(record: Mapping[str, Any], size: int) -> tuple[tuple[TopToken, ...], ...]:
@@ -204,7 +204,9 @@ def _top_tokens(record: Mapping[str, Any], size: int) -> tuple[tuple[TopToken, .
         tuple(
             TopToken(entry[0], text if isinstance(text := texts.get(str(entry[0])), str) else None, entry[1], entry[2])
             for entry in (row if isinstance(row, list) else [])
-            if isinstance(entry, list) and len(entry) == 3 and all(whole_number_in(each) is not None for each in entry)
+            if isinstance(entry, list)
+            and len(entry) == 3
+            and all(whole_number_in(value) is not None for value in entry)
         )
         for row in table
     )
@@ -216,7 +218,7 @@ def expert_load(run: Run) -> dict[int, list[float]]:
     for record in run.read_routing():
         layer, counts = record.get("layer"), record.get("tokens_per_expert")
         if isinstance(layer, int) and isinstance(counts, list) and counts:
-            known = [number_in(each) for each in counts]
-            if all(each is not None and each >= 0 for each in known):
-                newest[layer] = [each or 0.0 for each in known]
+            known = [number_in(count) for count in counts]
+            if all(count is not None and count >= 0 for count in known):
+                newest[layer] = [count or 0.0 for count in known]
     return dict(sorted(newest.items()))

@@ -93,11 +93,11 @@ def runs_in(source: Source) -> list[Run]:
     if isinstance(source, str | Path | Run):
         source = [source]
     runs: dict[Path, Run] = {}
-    for each in source:
-        if isinstance(each, Run):
-            runs[each.path] = each
+    for value in source:
+        if isinstance(value, Run):
+            runs[value.path] = value
             continue
-        folder = Path(each).expanduser().absolute()
+        folder = Path(value).expanduser().absolute()
         if not folder.is_dir():
             raise RunNotFound(f"no folder {folder}. Runs are made by: moe train")
         runs.update((run.path, run) for run in list_runs_by_age(folder))

@@ -7,8 +7,8 @@ from itertools import chain
 from typing import Any
 
 from moe_cli.config.expressions import Expression
+from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
 from moe_cli.config.launch import LaunchConfig
-from moe_cli.config.resolve import SPARSE_ONLY, concerns
 from moe_cli.config.schema import EXECUTION_KEYS
 from moe_cli.files.reading import number_in
 from moe_cli.report import comparability
@@ -244,7 +244,7 @@ def is_setting(name: str) -> bool:
 
 @cache
 def _is_sparse_only(name: str) -> bool:
-    return concerns(name, SPARSE_ONLY)
+    return is_in_group(name, SPARSE_ONLY)
 
 
 def setting_applies(name: str, settings: Settings) -> bool:
@@ -311,4 +311,4 @@ def is_baseline(row: Record, baseline: Settings) -> bool:
 
 def matches(conditions: Iterable[Expression], row: Record) -> bool:
     """Returns whether every condition holds for a row."""
-    return all(each.holds({name: row.get(name) for name in each.names}) for each in conditions)
+    return all(condition.holds({name: row.get(name) for name in condition.names}) for condition in conditions)

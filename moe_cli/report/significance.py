@@ -64,7 +64,7 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Paired
     if seeds == 1:
         return PairedSample(1, mean, None)
     # Rounding can leave a nonzero spread of equal differences.
-    spread = math.sqrt(math.fsum((each - mean) ** 2 for each in differences) / (seeds - 1))
+    spread = math.sqrt(math.fsum((difference - mean) ** 2 for difference in differences) / (seeds - 1))
     return PairedSample(seeds, mean, spread if spread > 1e-12 else 0.0)
 
 
@@ -85,11 +85,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def verdicts(differences: Sequence[PairedSample]) -> list[str]:
     """Returns better, worse or inconclusive for each comparison with one baseline, corrected for their number."""
-    tested = [index for index, each in enumerate(differences) if each.p_value is not None]
+    tested = [index for index, difference in enumerate(differences) if difference.p_value is not None]
     adjusted = dict(zip(tested, holm([differences[index].p_value or 0.0 for index in tested]), strict=True))
     return [
-        INCONCLUSIVE if adjusted.get(index, 1.0) >= ERROR_RATE else BETTER if each.mean < 0 else WORSE
-        for index, each in enumerate(differences)
+        INCONCLUSIVE if adjusted.get(index, 1.0) >= ERROR_RATE else BETTER if difference.mean < 0 else WORSE
+        for index, difference in enumerate(differences)
     ]
 
 

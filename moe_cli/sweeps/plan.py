@@ -15,9 +15,10 @@ from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import GROUPS
 from moe_cli.config.habits import explain_word
+from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.resolve import SPARSE_ONLY, Resolved, concerns
+from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import replace_unchecked
 from moe_cli.config.sweep_file import DEFAULT_PRESET, Block, Dimension, Partial, SweepFile, discrete, load_sweep_file
@@ -394,7 +395,7 @@ def _with_baseline(values: Partial, baseline: Partial) -> dict[str, Any]:
     replaced = [key for key in baseline if key in GROUPS]
     if baseline.get("expert") == 1:
         replaced += SPARSE_ONLY
-    return {**{key: value for key, value in values.items() if not concerns(key, replaced)}, **baseline}
+    return {**{key: value for key, value in values.items() if not is_in_group(key, replaced)}, **baseline}
 
 
 def _labels(points: Sequence[Partial], baseline: Partial | None) -> Callable[[Partial], str]:

@@ -166,7 +166,7 @@ def test_a_repeated_key_is_noted() -> None:
 
 def test_what_was_typed_in_vain_is_noted() -> None:
     """The keys that a user typed reach the notes."""
-    assert ("expert=1 is dense: router set aside.",) == load_config(["expert=1", "router=switch"]).notes
+    assert ("expert=1 is dense: router ignored.",) == load_config(["expert=1", "router=switch"]).notes
 
 
 def write(folder: Path, **files: str) -> Path:

@@ -108,14 +108,14 @@ def choose(rows: Sequence[Configuration], baseline: Settings = DENSE, pairs: boo
     reason = _reason(rows, first, baseline, one_seed, pairs)
     row, because = first, ""
     if is_collapsed(first):
-        healthy = [each for each in _ties(first, ranked, known) if not is_collapsed(each)]
+        healthy = [tie for tie in _ties(first, ranked, known) if not is_collapsed(tie)]
         if healthy:
-            row, because = next((each for each in healthy if each.verdict == BETTER), healthy[0]), "health"
+            row, because = next((other for other in healthy if other.verdict == BETTER), healthy[0]), "health"
             reason = "tie" if reason in ("better", "baseline") and row.verdict != BETTER else reason
     if reason in ("better", "untested"):
-        cheapest = _cheapest(row, [each for each in pool if each is not row], known)
+        cheapest = _cheapest(row, [other for other in pool if other is not row], known)
         row, because = (row, because) if cheapest is row else (cheapest, because or "cost")
-    others = [each for each in ranked if each is not row and (pairs or not is_baseline(each, baseline))]
+    others = [other for other in ranked if other is not row and (pairs or not is_baseline(other, baseline))]
     return Choice(
         row,
         reason,
@@ -174,7 +174,7 @@ def _rank(rows: Sequence[Configuration], baseline: Settings) -> Callable[[Config
     Means over different seeds would rank seeds, not configurations.
     """
     by_path: dict[str | None, int] = {path: index for index, row in enumerate(rows) for path in row.paths}
-    bases = {by_path.get(baseline_path(each, baseline)) for each in rows}
+    bases = {by_path.get(baseline_path(row, baseline)) for row in rows}
     shared = len(bases) == 1 and None not in bases
 
     def rank(row: Configuration) -> tuple[bool, float]:

@@ -179,7 +179,7 @@ def make_recommendation(
     best, base = choice.row, _baseline_row(found, choice.row)
     difference = comparison_with_baseline(best, baseline_name(found.baseline)) if found.pairs is None else None
     second = compare(best, choice.runner_up, choice.known, found.names) if choice.runner_up else None
-    wanted = [each.more_seeds for each in (difference, second) if each and each.more_seeds]
+    wanted = [comparison.more_seeds for comparison in (difference, second) if comparison and comparison.more_seeds]
     following = next_sweep(
         choice, found.rows, found.names, found.baseline, min(wanted, default=None), _options(found, baseline, runs)
     )
@@ -324,7 +324,7 @@ def _not_tried(rows: Sequence[Configuration], names: Collection[str], best: Conf
         return ("any experts",)
     row = sparse[0] if best.is_dense else best
     lacking = []
-    if row is best and row.expert == max(each.expert or 0 for each in sparse):
+    if row is best and row.expert == max(other.expert or 0 for other in sparse):
         lacking.append(f"more than {row.expert} experts")
     for name in ("k", "capacity", "router", "balance", "balance.weight", "model.d_expert", "optim.lr"):
         value: Value = row.settings.get(name)

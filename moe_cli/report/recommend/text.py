@@ -192,10 +192,10 @@ def _decide(other: Comparison, what: str = "") -> str:
     return f"; about {other.more_seeds} more would decide{what}" if other.more_seeds else ""
 
 
-def _amount(each: Comparison, signed: bool = False) -> str:
-    value = 100 * each.difference
+def _amount(comparison: Comparison, signed: bool = False) -> str:
+    value = 100 * comparison.difference
     text = f"{value:+.1f} %" if signed else f"{abs(value):.1f} %"
-    return text if each.interval is None else f"{text} +- {100 * each.interval:.1f}"
+    return text if comparison.interval is None else f"{text} +- {100 * comparison.interval:.1f}"
 
 
 def _cost(found: Recommendation) -> list[str]:

@@ -118,7 +118,11 @@ def _series_setting(table: ReportTable, x: str) -> str | None:
         for row in table.rows:
             if setting_applies(name, row.settings):
                 places.setdefault(number_of(row, x), set()).add(row.get(name))
-        if name != x and len(values) > 1 and (any(len(each) > 1 for each in places.values()) or x not in table.varying):
+        if (
+            name != x
+            and len(values) > 1
+            and (any(len(cells) > 1 for cells in places.values()) or x not in table.varying)
+        ):
             candidates[name] = len(values)
     fitting = {name: size for name, size in candidates.items() if size <= len(MARKS) - 1}
     return min(fitting, key=lambda name: (name not in TOP_LEVEL, fitting[name])) if fitting else None

@@ -152,28 +152,30 @@ def fit(points: Points, law: str = AUTO, samples: int = SAMPLES) -> Fit:
     rejected: list[RejectedLaw] = []
     for name in LAWS:
         try:
-            each = fit_law(points, name, 0)
+            candidate = fit_law(points, name, 0)
         except NotIdentifiable as error:
             rejected.append(RejectedLaw(name, None, str(error)))
             continue
-        if len(each.points) < len(points):
+        if len(candidate.points) < len(points):
             rejected.append(RejectedLaw(name, None, f"{name} has no term for dense runs. Fit the others: --law {name}"))
         else:
-            found.append(each)
+            found.append(candidate)
     if not found:
         raise NotIdentifiable(_why_no_law(rejected))
-    best = min(found, key=lambda each: each.held_out)
-    rejected += [RejectedLaw(each.law.name, each.held_out, None) for each in found if each is not best]
+    best = min(found, key=lambda candidate: candidate.held_out)
+    rejected += [
+        RejectedLaw(candidate.law.name, candidate.held_out, None) for candidate in found if candidate is not best
+    ]
     order = list(LAWS)
     return replace(
-        _with_samples(best, samples), rejected=tuple(sorted(rejected, key=lambda each: order.index(each.law)))
+        _with_samples(best, samples), rejected=tuple(sorted(rejected, key=lambda entry: order.index(entry.law)))
     )
 
 
 def _why_no_law(rejected: list[RejectedLaw]) -> str:
     """Returns the reason why the law with the fewest requirements cannot be fitted, in at most three lines."""
-    wanted = next((each for each in rejected if each.law == "ludziejewski"), rejected[0])
-    return f"these runs support none of the laws {', '.join(each.law for each in rejected)}.\n{wanted.reason}"
+    wanted = next((entry for entry in rejected if entry.law == "ludziejewski"), rejected[0])
+    return f"these runs support none of the laws {', '.join(entry.law for entry in rejected)}.\n{wanted.reason}"
 
 
 def fit_law(points: Points, name: str, samples: int = SAMPLES) -> Fit:
@@ -314,8 +316,8 @@ def _with_samples(found: Fit, samples: int) -> Fit:
     drawn = drawn + shifts[:, None] * np.isin(found.law.names, found.law.shift_names)
     finite = np.isfinite(drawn).all(1)
     drawn, shifts = drawn[finite], shifts[finite]
-    values = [found.law.to_paper_constants(each, found.normalisation) for each in drawn]
-    constants = tuple(_interval(each, [value[each.name] for value in values]) for each in found.constants)
+    values = [found.law.to_paper_constants(sample, found.normalisation) for sample in drawn]
+    constants = tuple(_interval(constant, [value[constant.name] for value in values]) for constant in found.constants)
     return replace(found, samples=drawn, constants=constants, seed_shifts=shifts)
 
 

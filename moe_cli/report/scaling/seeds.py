@@ -41,7 +41,7 @@ class SeedEffect:
         0 for runs with the seeds of a balanced fit, sqrt(1 + 1 / S) for a run of another seed.
         """
         every = np.union1d(self.seeds, seed)
-        own = np.array([np.mean(seed == each) for each in every])
+        own = np.array([np.mean(seed == value) for value in every])
         fitted = np.zeros(len(every))
         fitted[np.searchsorted(every, self.seeds)] = self.shares
         return math.sqrt(float(((own - fitted) ** 2).sum()))
