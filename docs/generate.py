@@ -334,7 +334,7 @@ def option_choices() -> dict[str, Any]:
 def completed_choices() -> dict[str, dict[str, str]]:
     """The choices of every group with their first comments; the presets of the sweeps are a group too."""
     from moe_cli.config.compose import GROUPS, Composer
-    from moe_cli.config.sweep_file import SMALLEST, list_sweeps
+    from moe_cli.config.sweep_file import DEFAULT_PRESET, list_sweeps
 
     composer = Composer()
     found = {
@@ -343,7 +343,7 @@ def completed_choices() -> dict[str, dict[str, str]]:
     }
     found["sweep"] = {name: composer.describe("sweep", name) for name in list_sweeps(composer)}
     presets = yaml.safe_load((CONF / "sweep/_presets.yaml").read_text(encoding="utf-8"))["presets"]
-    found["preset"] = dict.fromkeys([SMALLEST, *presets], "the size of a named sweep")
+    found["preset"] = dict.fromkeys([DEFAULT_PRESET, *presets], "the size of a named sweep")
     return found
 
 

@@ -168,6 +168,11 @@ METRICS = (
            description="relative difference in `val_bpb` (where that is null, in `val_loss`) to the baseline (dense, "
            "what the sweep's file or `--baseline` says, or the lowest), paired by seed; negative is better"),
     Metric("shared_seeds", "shared seeds", "seeds shared with the baseline", "seeds", COMPARISON, 1, whole=True),
+    Metric("equal_time", "equal time", "difference to the baseline at equal training time",
+           "share of the baseline's bits per byte", COMPARISON, -1, "signed percent", range="share",
+           description="as `vs_baseline`, at equal training time instead of equal tokens: that of the baseline's run "
+           "of the same seed, or, if differences are to the lowest, that of the shortest run of the seed. Both losses "
+           "are interpolated on the curves of the runs; null for a run that ended earlier or on another machine"),
     Metric("sparsity", "sparsity", "sparsity, 1 - k / experts", "share", DERIVED),
     Metric("active_flops", "active FLOP", "forward FLOP per token", "FLOP per token", DERIVED, -1, "count",
            log_scale=True),
@@ -179,9 +184,9 @@ METRICS = (
 BY_KEY = {metric.key: metric for metric in METRICS}
 BY_CURVE_KEY = {metric.curve_key: metric for metric in METRICS if metric.curve_key}
 # The metrics that are measured for every layer at every evaluation.
-LAYER_METRICS = tuple(each.key for each in METRICS if each.kind == ROUTING and each.curve_key)
+LAYER_METRICS = tuple(metric.key for metric in METRICS if metric.kind == ROUTING and metric.curve_key)
 # The metrics of the tasks, by their names without `val_`.
-TASK_METRICS = {each.key.removeprefix("val_"): each for each in METRICS if each.kind == TASK}
+TASK_METRICS = {metric.key.removeprefix("val_"): metric for metric in METRICS if metric.kind == TASK}
 # The curves that every display draws: the result that each estimates, and its key in metrics.jsonl. Runs on images,
 # ratings or ready-made tokens have no bits per byte.
 ESTIMATES = {key: BY_KEY[key].curve_key or "" for key in ("val_bpb", "val_loss")}
@@ -298,13 +303,13 @@ def unequal_flops(
     """
     known = sorted((tokens or 0, size, flops) for size, tokens, flops in trainings if size and flops)
     alike: list[list[tuple[float, float, float]]] = []
-    for each in known:
+    for cost in known:
         first = alike[-1][0] if alike else None
-        if first and first[0] == each[0] and each[1] <= EQUAL * first[1]:
-            alike[-1].append(each)
+        if first and first[0] == cost[0] and cost[1] <= EQUAL * first[1]:
+            alike[-1].append(cost)
         else:
-            alike.append([each])
-    spans = [(min(flops), max(flops)) for group in alike if (flops := [each[2] for each in group])]
+            alike.append([cost])
+    spans = [(min(flops), max(flops)) for group in alike if (flops := [cost[2] for cost in group])]
     least, most = max(spans, key=lambda span: span[1] / span[0], default=(1.0, 1.0))
     if most <= EQUAL * least:
         return None

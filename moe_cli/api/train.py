@@ -59,10 +59,10 @@ def train(
         LOGGER.warning("%s is already complete. To train it again: force=True", run.id)
         return run
     check_devices([config])
-    plan = estimate_runs([config], folder, measure_flops())[0]
-    check_memory([plan], force_memory)
+    estimate = estimate_runs([config], folder, measure_flops())[0]
+    check_memory([estimate], force_memory)
     device = "cuda" if config.train.device != "cpu" and visible_gpus() else "cpu"
-    for note in resolved.notes if progress else (*resolved.notes, *run_warnings(plan, device)):
+    for note in resolved.notes if progress else (*resolved.notes, *run_warnings(estimate, device)):
         LOGGER.warning(note)
     discard(outdated([run], force=force, code=False), folder)
     run = open_or_create_run(folder, "runs", config)

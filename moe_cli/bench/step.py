@@ -105,7 +105,7 @@ def unused_settings_note(keys: Collection[str]) -> tuple[str, ...]:
     used = ("train.batch_size", "train.threads", "train.device", "train")
     groups = ("data", "optim", "eval", "train")
     unused = sorted(key for key in keys if key.split(".")[0] in groups and key not in used)
-    return (f"a step on random tokens with AdamW: {', '.join(unused)} set aside.",) if unused else ()
+    return (f"a step on random tokens with AdamW: {', '.join(unused)} ignored.",) if unused else ()
 
 
 def step_builders(config: RunConfig, compiled: bool, bf16: bool, device: str) -> dict[str, Callable[[], StepCandidate]]:

@@ -135,7 +135,7 @@ def _print_usage(error: Any, words: Sequence[str]) -> None:
 def _option_hint(error: Any, words: Sequence[str]) -> str | None:
     """Returns what to type instead of an option of Hydra, or of a setting with dashes; None for other errors."""
     option = str(getattr(error, "option_name", ""))
-    takes_settings = error.ctx and any("SETTING=VALUE" in str(each.metavar) for each in error.ctx.command.params)
+    takes_settings = error.ctx and any("SETTING=VALUE" in str(param.metavar) for param in error.ctx.command.params)
     if not option or not takes_settings or type(error).__name__ != "NoSuchOption":
         return None
     from moe_cli.config.habits import explain_option

@@ -95,7 +95,7 @@ def step(
     from moe_cli.bench.step import VOCAB_SIZE, run_step_benchmark, step_builders, step_to_dicts, unused_settings_note
     from moe_cli.bench.tables import skipped_lines, step_heading, step_table
     from moe_cli.config.compose import load_config
-    from moe_cli.config.words import parse_overrides
+    from moe_cli.config.overrides import parse_overrides
     from moe_cli.execution.machine import pick_device, pick_threads
     from moe_cli.execution.memory import check_config_memory
     from moe_cli.execution.runtime_tuning import configure_malloc

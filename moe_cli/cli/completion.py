@@ -101,8 +101,10 @@ class Line:
 def complete(words: Sequence[str], current: str) -> list[Candidate]:
     """Returns the words that could stand at the cursor; all of them begin with `current`, except for short keys."""
     line = Line(words, current)
-    found = {each.text: each for each in _candidates(line)}
-    return [each for each in found.values() if each.text.startswith(current)] or _by_last_part(line, found.values())
+    found = {candidate.text: candidate for candidate in _candidates(line)}
+    return [candidate for candidate in found.values() if candidate.text.startswith(current)] or _by_last_part(
+        line, found.values()
+    )
 
 
 def _candidates(line: Line) -> Iterable[Candidate]:
@@ -111,7 +113,10 @@ def _candidates(line: Line) -> Iterable[Candidate]:
         return _of_kind(options[line.open_option]["kind"], line, current)
     name, equals, value = current.partition("=")
     if equals and "kind" in options.get(name, {}):
-        return [each._replace(text=f"{name}={each.text}") for each in _of_kind(options[name]["kind"], line, value)]
+        return [
+            candidate._replace(text=f"{name}={candidate.text}")
+            for candidate in _of_kind(options[name]["kind"], line, value)
+        ]
     if current.startswith("-"):
         return [
             Candidate(name, about["help"])
@@ -131,7 +136,7 @@ def _by_last_part(line: Line, found: Iterable[Candidate]) -> list[Candidate]:
     if not line.current or any(mark in line.current for mark in "=.-/"):
         return []
     keys = [Candidate(f"{key}=", about["help"], False) for key, about in _settings(line).items()]
-    return [each for each in keys if each.text.rpartition(".")[2].startswith(line.current)]
+    return [candidate for candidate in keys if candidate.text.rpartition(".")[2].startswith(line.current)]
 
 
 # --- kinds of words
@@ -151,7 +156,9 @@ def _listed(found: Sequence[Candidate], current: str) -> list[Candidate]:
     head, comma, _ = current.rpartition(",")
     taken = head.split(",")
     return [
-        each._replace(text=f"{head}{comma}{each.text}", is_complete=False) for each in found if each.text not in taken
+        candidate._replace(text=f"{head}{comma}{candidate.text}", is_complete=False)
+        for candidate in found
+        if candidate.text not in taken
     ]
 
 
@@ -162,7 +169,7 @@ def _overrides(line: Line, current: str) -> list[Candidate]:
     """Returns KEY= for a key, and KEY=VALUE once the key is there."""
     key, equals, value = current.partition("=")
     if equals:
-        return [each._replace(text=f"{key}={each.text}") for each in _values_of(key, line, value)]
+        return [candidate._replace(text=f"{key}={candidate.text}") for candidate in _values_of(key, line, value)]
     settings, groups = _settings(line), _groups(line)
     if "." in current:
         return [Candidate(f"{name}=", about["help"], False) for name, about in settings.items() if "." in name]
@@ -219,8 +226,8 @@ def _one_value(key: str, line: Line, value: str) -> list[Candidate]:
     if key in COMBINED and "+" in value:
         head, _, last = value.rpartition("+")
         taken = [*head.split("+"), "none", "null"]
-        found = [each for each in _one_value(key, line, last) if each.text not in taken]
-        return [each._replace(text=f"{head}+{each.text}") for each in found]
+        found = [candidate for candidate in _one_value(key, line, last) if candidate.text not in taken]
+        return [candidate._replace(text=f"{head}+{candidate.text}") for candidate in found]
     if key in program()["groups"]:
         return [Candidate(name, text) for name, text in _choices(key, line.conf).items()]
     found = [Candidate(text) for text in program()["settings"].get(key, {}).get("values", [])]
@@ -303,11 +310,11 @@ def _files(line: Line, current: str) -> list[Candidate]:
     head, slash, last = current.rpartition("/")
     entries = _entries(Path(head + slash).expanduser())
     shown = [entry for entry in entries if entry.name.startswith(last)]
-    return [Candidate(f"{head}{slash}{each.name}{'/' * each.is_dir()}", "", not each.is_dir()) for each in shown]
+    return [Candidate(f"{head}{slash}{entry.name}{'/' * entry.is_dir()}", "", not entry.is_dir()) for entry in shown]
 
 
 def _directories(line: Line, current: str) -> list[Candidate]:
-    return [each for each in _files(line, current) if not each.is_complete]
+    return [candidate for candidate in _files(line, current) if not candidate.is_complete]
 
 
 def _nothing(line: Line, current: str) -> list[Candidate]:

@@ -117,8 +117,8 @@ def _explain(keys: list[str], words: list[str], config_dir: Path | None, as_json
     from moe_cli.config.axes import single_values
     from moe_cli.config.compose import Composer
     from moe_cli.config.folders import GROUPS
+    from moe_cli.config.overrides import parse_overrides
     from moe_cli.config.reference import explain_setting
-    from moe_cli.config.words import parse_overrides
 
     composer, values = Composer(config_dir), single_values(parse_overrides(words), "config")
     if as_json:

@@ -113,8 +113,8 @@ def eval_overrides(
     """Returns the values of each eval.NAME. Raises ConfigError for other settings, which are fixed by training."""
     from moe_cli.config.axes import Interval
     from moe_cli.config.habits import OTHER_NAMES
+    from moe_cli.config.overrides import parse_overrides
     from moe_cli.config.routers import IDLE_AT_EVALUATION
-    from moe_cli.config.words import parse_overrides
     from moe_cli.errors import ConfigError
 
     values: dict[str, list[Any]] = {}
@@ -123,7 +123,7 @@ def eval_overrides(
         if group != "eval" or name not in names:
             meant = OTHER_NAMES.get(axis.key, axis.key)
             hint = f" Did you mean 'eval.{meant}'?" if meant in names else ""
-            *others, last = (f"eval.{each}" for each in names)
+            *others, last = (f"eval.{name}" for name in names)
             raise ConfigError(
                 f"'{axis.key}' is fixed once a model is trained.{hint} "
                 f"This command takes {', '.join(others)} and {last}."

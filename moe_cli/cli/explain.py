@@ -101,7 +101,7 @@ def _tokens(run: str, task: "TextTask", text: str) -> "list[TextToken]":
     tokens = text_tokens(text, tokenizer)
     if len(tokens) > MAX_TOKENS:
         raise ConfigError(f"the text has {len(tokens):,} tokens: {MAX_TOKENS:,} are the most. Give a part of it.")
-    return [*(TextToken(each, "", 0) for each in task.document_prefix), *tokens]
+    return [*(TextToken(token_id, "", 0) for token_id in task.document_prefix), *tokens]
 
 
 def _read(text: str) -> str:

@@ -87,7 +87,7 @@ def explained_lines(result: ExplainResult, width: int, ascii_only: bool = False,
     for sentence in [*sentences(result), reading]:
         lines += wrap(sentence, width, "dim")
     lines += _text(result, width, ascii_only, most)
-    rows = [(f"L{each.layer + 1}", each.load) for each in result.layers]
+    rows = [(f"L{layer.layer + 1}", layer.load) for layer in result.layers]
     lines += [Text(), Text("load of this text: 1 is a fair share", "dim")]
     lines += heat_map(rows, 2.0, width, ASCII_SHADES if ascii_only else SHADES, "{:.2f}")
     lines += [Text(), *plain_table(*metric_rows(result), width), Text()]
@@ -145,7 +145,7 @@ def _layers(result: ExplainResult) -> list[str]:
     lines = []
     dense = model.num_layers - len(found.layers)
     if dense:
-        names = ", ".join(f"L{each.layer + 1} is layer {each.block + 1}" for each in result.layers)
+        names = ", ".join(f"L{layer.layer + 1} is layer {layer.block + 1}" for layer in result.layers)
         lines.append(
             f"{names} of {model.num_layers}; {dense} of these {'is' if dense == 1 else 'are'} dense: one network for "
             "all tokens."
@@ -166,14 +166,14 @@ def _layers(result: ExplainResult) -> list[str]:
 def metric_rows(result: ExplainResult) -> tuple[list[str], list[list[str]]]:
     """Returns a row of metrics for each layer shown, under their labels."""
     rows = [
-        [f"L{each.layer + 1}"]
+        [f"L{layer.layer + 1}"]
         + [
-            f"{each.measures[name]:.2f}"
+            f"{layer.measures[name]:.2f}"
             if name == "routing_entropy"
-            else percent(each.measures[name], signed=name == "max_violation")
+            else percent(layer.measures[name], signed=name == "max_violation")
             for name in SHOWN
         ]
-        for each in result.layers
+        for layer in result.layers
     ]
     return ["layer", *(BY_KEY[name].label for name in SHOWN)], rows
 
@@ -194,8 +194,7 @@ def page_content(result: ExplainResult, made: str) -> "PageContent":
 
     reading = (
         "Under each token its strongest expert in the selected layer. The pointer or the arrow keys show the experts "
-        "of "
-        "all layers."
+        "of all layers."
     )
     headings, rows = metric_rows(replace(result, shown=None))
     layers = tuple(

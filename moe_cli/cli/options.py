@@ -12,8 +12,15 @@ from moe_cli.formatting import format_bytes, sanitise
 if TYPE_CHECKING:
     from moe_cli.runs.folder import Run
 
-# The heading of the options that say where files are.
-FOLDERS = "Folders"
+# Headings of options in the help of commands.
+FOLDERS, CONFIGURATIONS, EXECUTION, SEARCH = "Folders", "Configurations", "Execution", "Search"
+EXISTING_RUNS, ROWS_AND_COLUMNS, OUTPUT, SAMPLING = "Runs that exist", "Rows and columns", "Output", "Sampling"
+
+
+def option(panel: str, *names: str, metavar: str | None = None, **others: Any) -> Any:
+    """Returns an option under a heading. Its default is shown only if `show_default` is given."""
+    return typer.Option(*names, rich_help_panel=panel, metavar=metavar, **{"show_default": False, **others})
+
 
 Overrides = Annotated[
     list[str] | None,
@@ -23,20 +30,12 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run id, its begin
 Checkpoint = Annotated[str, typer.Option(metavar="WHICH", help="latest, best or a step.")]
 Outputs = Annotated[
     Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="Folder of runs [default: $MOE_OUTPUTS, else ./outputs].",
-        show_default=False,
-        rich_help_panel=FOLDERS,
-    ),
+    option(FOLDERS, metavar="DIR", help="Folder of runs [default: $MOE_OUTPUTS, else ./outputs]."),
 ]
 ConfigDir = Annotated[
     Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="Your conf/ folder, searched before the packaged one; none: ignore ./conf too.",
-        show_default=False,
-        rich_help_panel=FOLDERS,
+    option(
+        FOLDERS, metavar="DIR", help="Your conf/ folder, searched before the packaged one; none: ignore ./conf too."
     ),
 ]
 ForceMemory = Annotated[
@@ -48,18 +47,18 @@ Sweeps = Annotated[
 ]
 Where = Annotated[
     str | None,
-    typer.Option(
+    option(
+        ROWS_AND_COLUMNS,
         metavar="CONDITION",
         help="Take only runs and rows for which this holds: 'expert >= 8 and router == \"topk\"'.",
-        rich_help_panel="Rows and columns",
     ),
 ]
 Baseline = Annotated[
     str | None,
-    typer.Option(
+    option(
+        ROWS_AND_COLUMNS,
         metavar="SETTINGS",
         help="Take differences to the configurations with these settings: balance=none.",
-        rich_help_panel="Rows and columns",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

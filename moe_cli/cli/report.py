@@ -4,10 +4,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 import moe_cli
-from moe_cli.cli.options import Baseline, Outputs, Sweeps, Where, print_notes, print_written
+from moe_cli.cli.options import (
+    OUTPUT,
+    ROWS_AND_COLUMNS,
+    Baseline,
+    Outputs,
+    Sweeps,
+    Where,
+    option,
+    print_notes,
+    print_written,
+)
 from moe_cli.cli.terminal import echo_data
 from moe_cli.errors import ConfigError
 
@@ -25,49 +33,39 @@ class Format(StrEnum):
     LATEX = "latex"
 
 
-FormatOption = Annotated[
-    Format | None, typer.Option("--format", help="How to print it.  [default: table]", rich_help_panel="Output")
-]
+FormatOption = Annotated[Format | None, option(OUTPUT, "--format", help="How to print it.  [default: table]")]
 Sort = Annotated[
     str | None,
-    typer.Option(
-        metavar="COLUMN",
-        help="Sort rows by a column; -COLUMN: the largest value first.",
-        rich_help_panel="Rows and columns",
-    ),
+    option(ROWS_AND_COLUMNS, metavar="COLUMN", help="Sort rows by a column; -COLUMN: the largest value first."),
 ]
 Columns = Annotated[
     str | None,
-    typer.Option(
+    option(
+        ROWS_AND_COLUMNS,
         metavar="A,B,C",
         help="Show these columns, by name or heading: k,val_bpb,MaxVio,train.steps.",
-        rich_help_panel="Rows and columns",
     ),
 ]
 ByRun = Annotated[
     bool,
-    typer.Option(
-        "--runs",
-        help="Show a row per run: without means over seeds, also unfinished runs.",
-        rich_help_panel="Rows and columns",
-    ),
+    option(ROWS_AND_COLUMNS, "--runs", help="Show a row per run: without means over seeds, also unfinished runs."),
 ]
 Plot = Annotated[
     str | None,
-    typer.Option(
+    option(
+        OUTPUT,
         metavar="Y:X[:SERIES]",
         help="Draw a chart: val_bpb:expert, val_loss:sparsity, val_bpb:active_flops:k.",
-        rich_help_panel="Output",
     ),
 ]
 Files = Annotated[
     list[Path] | None,
-    typer.Option(
+    option(
+        OUTPUT,
         "--output",
         "-o",
         metavar="FILE",
         help="Write a file instead: .html (a page without network), .csv, .json, .md, .tex, .png or .svg. Repeatable.",
-        rich_help_panel="Output",
     ),
 ]
 

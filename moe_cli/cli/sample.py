@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import Checkpoint, Outputs, RunName, trained_run
+from moe_cli.cli.options import SAMPLING, Checkpoint, Outputs, RunName, option, trained_run
 from moe_cli.cli.terminal import echo
 from moe_cli.config.bounds import SAMPLE_TOKENS, TOP_K
 from moe_cli.formatting import plural
@@ -15,35 +15,36 @@ if TYPE_CHECKING:
     from moe_cli.runs.folder import Run
 
 
+Prompt = Annotated[str, typer.Option(help="Text to continue.", show_default="a new line")]
+Tokens = Annotated[int, typer.Option(min=1, max=SAMPLE_TOKENS, help="Number of tokens to write.")]
+Temperature = Annotated[
+    float,
+    option(SAMPLING, min=0, help="Sampling temperature; 0: always the likeliest token.", show_default=True),
+]
+TopK = Annotated[
+    int | None,
+    option(SAMPLING, min=1, max=TOP_K, metavar="K", help="Sample from the K likeliest tokens.", show_default="all"),
+]
+TopP = Annotated[
+    float | None,
+    option(
+        SAMPLING,
+        metavar="P",
+        help="Nucleus sampling: from the smallest set of tokens with cumulative probability P.",
+        show_default="all",
+    ),
+]
+Seed = Annotated[int, option(SAMPLING, min=0, max=2**63 - 1, help="Random seed.", show_default=True)]
+
+
 def sample(  # noqa: PLR0913  (an option each)
     run: RunName,
-    prompt: Annotated[str, typer.Option(help="Text to continue.", show_default="a new line")] = "\n",
-    tokens: Annotated[int, typer.Option(min=1, max=SAMPLE_TOKENS, help="Number of tokens to write.")] = 400,
-    temperature: Annotated[
-        float,
-        typer.Option(min=0, help="Sampling temperature; 0: always the likeliest token.", rich_help_panel="Sampling"),
-    ] = 0.7,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=TOP_K,
-            metavar="K",
-            help="Sample from the K likeliest tokens.",
-            show_default="all",
-            rich_help_panel="Sampling",
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            metavar="P",
-            help="Nucleus sampling: from the smallest set of tokens with cumulative probability P.",
-            show_default="all",
-            rich_help_panel="Sampling",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed.", rich_help_panel="Sampling")] = 0,
+    prompt: Prompt = "\n",
+    tokens: Tokens = 400,
+    temperature: Temperature = 0.7,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
     checkpoint: Checkpoint = "latest",
     outputs: Outputs = None,
 ) -> None:

@@ -49,7 +49,7 @@ def scaling(
         raise ConfigError("--output writes a page: give the name of a .html file, without --json.")
     runs = load_selection(outputs_folder(outputs), sweeps or [])
     chosen, title = select_runs(runs, where), title_of(runs, sweeps or [])
-    found = analyse(chosen, law, {" ".join(each.split()): points_of(each, chosen) for each in predict or ()}, validate)
+    found = analyse(chosen, law, {" ".join(text.split()): points_of(text, chosen) for text in predict or ()}, validate)
     if page:
         from moe_cli.report.export import check_files, export
         from moe_cli.report.html.page_data import Source

@@ -27,7 +27,7 @@ def print_completions(shell: str, arguments: Sequence[str]) -> None:
     if shell == "bash":
         lines = bash_lines(arguments[0] if arguments else "", os.environ.get("_MOE_BREAKS", ""))
     elif shell == "zsh":
-        lines = [zsh_line(each) for each in complete(arguments[:-1], arguments[-1])]
+        lines = [zsh_line(candidate) for candidate in complete(arguments[:-1], arguments[-1])]
     elif shell == "fish":
         lines = fish_lines(complete(arguments[:-1], arguments[-1]))
     else:
@@ -50,7 +50,7 @@ def bash_lines(line: str, breaks: str) -> list[str]:
     typed = max((current.rfind(mark) + 1 for mark in breaks if mark in "=:"), default=0)
     found = complete([unquoted(word) for word in words[1:]], unquoted(current))
     start = len(unquoted(current[:typed]))
-    return [_SPECIAL.sub(r"\\\1", each.text[start:]) + " " * each.is_complete for each in found]
+    return [_SPECIAL.sub(r"\\\1", candidate.text[start:]) + " " * candidate.is_complete for candidate in found]
 
 
 def unquoted(word: str) -> str:
@@ -58,16 +58,16 @@ def unquoted(word: str) -> str:
     return "".join(next((part for part in match.groups() if part is not None), "") for match in _PART.finditer(word))
 
 
-def zsh_line(each: Candidate) -> str:
+def zsh_line(candidate: Candidate) -> str:
     """Returns `complete` or `partial`, then the word and its help as zsh's _describe takes them."""
-    text = each.text.replace("\\", "\\\\").replace(":", "\\:")
-    help = " ".join(each.help.split())
-    return f"{'complete' if each.is_complete else 'partial'}\t{text}{':' if help else ''}{help}"
+    text = candidate.text.replace("\\", "\\\\").replace(":", "\\:")
+    help = " ".join(candidate.help.split())
+    return f"{'complete' if candidate.is_complete else 'partial'}\t{text}{':' if help else ''}{help}"
 
 
 def fish_lines(found: Sequence[Candidate]) -> list[str]:
     """Returns words with their help. A list that goes on is given with and without a comma, or fish would end it."""
-    lines = [f"{each.text}\t{' '.join(each.help.split())}" for each in found]
+    lines = [f"{candidate.text}\t{' '.join(candidate.help.split())}" for candidate in found]
     goes_on = len(found) == 1 and not found[0].is_complete and found[0].text[-1] not in "=./"
     return [*lines, f"{found[0].text},\t"] if goes_on else lines
 

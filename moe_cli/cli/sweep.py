@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_cli.cli.options import ConfigDir, ForceMemory, Outputs
+from moe_cli.cli.options import (
+    CONFIGURATIONS,
+    EXECUTION,
+    EXISTING_RUNS,
+    FOLDERS,
+    SEARCH,
+    ConfigDir,
+    ForceMemory,
+    Outputs,
+    option,
+)
 from moe_cli.config.bounds import JOBS, RETRIES, SEEDS
 
 if TYPE_CHECKING:
@@ -16,111 +26,45 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="NAME|SETTING=VALUE,VALUE", help="A sweep of conf/sweep, or settings with several values."),
 ]
-Seeds = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=SEEDS,
-        help="Seeds 0 to N-1 for every configuration.",
-        show_default=False,
-        rich_help_panel="Configurations",
-    ),
-]
-Jobs = Annotated[
-    int | None,
-    typer.Option(
-        "-j", "--jobs", min=1, max=JOBS, help="Runs at a time.", show_default=False, rich_help_panel="Execution"
-    ),
-]
+Seeds = Annotated[int | None, option(CONFIGURATIONS, min=1, max=SEEDS, help="Seeds 0 to N-1 for every configuration.")]
+Jobs = Annotated[int | None, option(EXECUTION, "-j", "--jobs", min=1, max=JOBS, help="Runs at a time.")]
 Where = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
+        CONFIGURATIONS,
         metavar="CONDITION",
         help="Only points that meet this condition, such as 'k <= expert'. May be repeated.",
-        rich_help_panel="Configurations",
     ),
 ]
-Name = Annotated[
-    str | None,
-    typer.Option(
-        help="Folder under outputs/.  [default: NAME, 'sweep' or 'search']",
-        show_default=False,
-        rich_help_panel="Folders",
-    ),
-]
+Name = Annotated[str | None, option(FOLDERS, help="Folder under outputs/.  [default: NAME, 'sweep' or 'search']")]
 Baseline = Annotated[
     str | None,
-    typer.Option(
-        metavar="SETTINGS",
-        help="Baseline of the report, such as balance=none.",
-        show_default=False,
-        rich_help_panel="Configurations",
-    ),
+    option(CONFIGURATIONS, metavar="SETTINGS", help="Baseline of the report, such as balance=none."),
 ]
 Force = Annotated[
-    bool,
-    typer.Option(
-        "--force", help="Start every run again; the old folders go to the trash.", rich_help_panel="Runs that exist"
-    ),
+    bool, option(EXISTING_RUNS, "--force", help="Start every run again; the old folders go to the trash.")
 ]
-RerunStale = Annotated[
-    bool,
-    typer.Option(
-        "--rerun-stale",
-        help="Start runs of another code version again.",
-        rich_help_panel="Runs that exist",
-    ),
-]
-Timeout = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DURATION",
-        help="Stop a run after this long: 30s, 10m, 2h.",
-        show_default=False,
-        rich_help_panel="Execution",
-    ),
-]
-Retries = Annotated[
-    int,
-    typer.Option(
-        min=0, max=RETRIES, help="Retry a failed run up to N times.", show_default=False, rich_help_panel="Execution"
-    ),
-]
+RerunStale = Annotated[bool, option(EXISTING_RUNS, "--rerun-stale", help="Start runs of another code version again.")]
+RetryFailed = Annotated[bool, option(EXISTING_RUNS, "--retry-failed", help="Run failed points again.")]
+Timeout = Annotated[str | None, option(EXECUTION, metavar="DURATION", help="Stop a run after this long: 30s, 10m, 2h.")]
+Retries = Annotated[int, option(EXECUTION, min=0, max=RETRIES, help="Retry a failed run up to N times.")]
 ExecutorName = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Executor: local, ray or slurm.  [default: local]",
-        show_default=False,
-        rich_help_panel="Execution",
-    ),
+    str | None, option(EXECUTION, metavar="NAME", help="Executor: local, ray or slurm.  [default: local]")
 ]
-FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.", rich_help_panel="Execution")]
+FailFast = Annotated[bool, option(EXECUTION, "--fail-fast", help="Stop at the first failure.")]
 Sampler = Annotated[
     str | None,
-    typer.Option(
-        metavar="tpe|random",
-        help="Draw settings instead of running every combination. Needs Optuna.",
-        rich_help_panel="Search",
-    ),
+    option(SEARCH, metavar="tpe|random", help="Draw settings instead of running every combination. Needs Optuna."),
 ]
-Trials = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Number of configurations to try.  [default: 20]", rich_help_panel="Search"),
-]
+Trials = Annotated[int | None, option(SEARCH, metavar="N", help="Number of configurations to try.  [default: 20]")]
 Objective = Annotated[
-    str | None,
-    typer.Option(metavar="RESULT[,RESULT]", help="Metrics to optimise.  [default: val_bpb]", rich_help_panel="Search"),
+    str | None, option(SEARCH, metavar="RESULT[,RESULT]", help="Metrics to optimise.  [default: val_bpb]")
 ]
 Prune = Annotated[
     str | None,
-    typer.Option(
-        metavar="asha|hyperband|median", help="Stop runs that are behind the others.", rich_help_panel="Search"
-    ),
+    option(SEARCH, metavar="asha|hyperband|median", help="Stop runs that are behind the others."),
 ]
-SearchSeed = Annotated[
-    int | None, typer.Option(metavar="N", help="Seed of the sampler.  [default: 0]", rich_help_panel="Search")
-]
+SearchSeed = Annotated[int | None, option(SEARCH, metavar="N", help="Seed of the sampler.  [default: 0]")]
 
 # The last line of a command that was stopped.
 STOPPED = "stopped. The same command continues, each run from its last checkpoint if it has one."
@@ -132,9 +76,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     jobs: Jobs = None,
     where: Where = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every point with its cost and stop.")] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Run failed points again.", rich_help_panel="Runs that exist")
-    ] = False,
+    retry_failed: RetryFailed = False,
     force: Force = False,
     rerun_stale: RerunStale = False,
     force_memory: ForceMemory = False,

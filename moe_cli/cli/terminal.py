@@ -25,7 +25,7 @@ def shown(text: str) -> str:
     """Replaces characters that a terminal interprets or hides by '?', except line ends and tabs (see `sanitise`)."""
     if is_harmless(text):
         return text
-    return "".join(each if each.isprintable() or each in "\n\t" else "?" for each in text)
+    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)
 
 
 def is_harmless(text: str) -> bool:
@@ -153,7 +153,7 @@ def _substitute(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lost = error.object[error.start : error.end]
-    return "".join(_SUBSTITUTES.get(each, "?") for each in lost), error.end
+    return "".join(_SUBSTITUTES.get(char, "?") for char in lost), error.end
 
 
 def flush_streams() -> int:

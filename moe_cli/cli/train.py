@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import AsJson, ConfigDir, ForceMemory, Outputs, Overrides, print_json, print_notes
+from moe_cli.cli.options import (
+    EXISTING_RUNS,
+    AsJson,
+    ConfigDir,
+    ForceMemory,
+    Outputs,
+    Overrides,
+    option,
+    print_json,
+    print_notes,
+)
 from moe_cli.cli.terminal import end_unread
 
 if TYPE_CHECKING:
@@ -16,27 +26,14 @@ if TYPE_CHECKING:
     from moe_cli.config.schema import RunConfig
     from moe_cli.runs.folder import Run
 
-Resume = Annotated[
-    str | None,
-    typer.Option(
-        metavar="RUN", help="Continue an interrupted run.", show_default=False, rich_help_panel="Runs that exist"
-    ),
-]
+Resume = Annotated[str | None, option(EXISTING_RUNS, metavar="RUN", help="Continue an interrupted run.")]
 Like = Annotated[
     str | None,
-    typer.Option(
-        metavar="RUN",
-        help="Start from the configuration of a run; settings change it.",
-        show_default=False,
-        rich_help_panel="Runs that exist",
-    ),
+    option(EXISTING_RUNS, metavar="RUN", help="Start from the configuration of a run; settings change it."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Force = Annotated[
-    bool,
-    typer.Option(
-        "--force", help="Train from the start; the old folder goes to the trash.", rich_help_panel="Runs that exist"
-    ),
+    bool, option(EXISTING_RUNS, "--force", help="Train from the start; the old folder goes to the trash.")
 ]
 
 
@@ -73,7 +70,7 @@ def train(  # noqa: PLR0913  (an argument for each option)
     config = run.config() if run else _new_config(overrides or [], config_dir, folder, like)
 
     from moe_cli.cli.console import Terminal
-    from moe_cli.cli.train_preview import print_plan
+    from moe_cli.cli.train_preview import print_estimate
     from moe_cli.execution.estimate import estimate_runs, measure_flops
     from moe_cli.execution.machine import check_devices, pick_device
     from moe_cli.execution.memory import check_memory, memory_warning
@@ -89,11 +86,11 @@ def train(  # noqa: PLR0913  (an argument for each option)
         if not (dry_run or force or is_distributed()) and _is_complete(console, config, folder, as_json):
             return
     check_devices([config])
-    plan = estimate_runs([config], folder, measure_flops(), build=not dry_run)[0]
+    estimate = estimate_runs([config], folder, measure_flops(), build=not dry_run)[0]
     if dry_run:
-        print_plan(console, plan, None)
-        return print_notes(tuple(filter(None, [memory_warning(plan)])))
-    check_memory([plan], force_memory)
+        print_estimate(console, estimate, None)
+        return print_notes(tuple(filter(None, [memory_warning(estimate)])))
+    check_memory([estimate], force_memory)
     device = pick_device(config.train.device)  # before a folder is made
     run = run or _open_run(config, folder, force)
     print_notes(_resume_notes(run, is_resume=not new))
@@ -101,8 +98,8 @@ def train(  # noqa: PLR0913  (an argument for each option)
         if config.launch.num_processes > 1 and not is_distributed():
             return _launch(console, run, config, folder, as_json)
         with _mark_interrupted_if_unread(run):
-            print_plan(console, plan, str(run.path))
-        print_notes(run_warnings(plan, device.type))
+            print_estimate(console, estimate, str(run.path))
+        print_notes(run_warnings(estimate, device.type))
         _train(console, run, folder, as_json)
 
 

@@ -13,17 +13,17 @@ from moe_cli.execution.memory import PROCESS_BYTES, memory_bytes
 from moe_cli.formatting import count, duration, format_bytes, format_flops, percent, plural
 
 
-def model_label(plan: RunEstimate) -> str:
+def model_label(estimate: RunEstimate) -> str:
     """Returns the model's label: gpt 8x2, gpt dense."""
-    config = plan.config
+    config = estimate.config
     return f"{config.model.name} " + ("dense" if config.dense else f"{config.expert}x{config.k}")
 
 
-def print_plan(console: Console, plan: RunEstimate, folder: str | None) -> None:
+def print_estimate(console: Console, estimate: RunEstimate, folder: str | None) -> None:
     """Prints parameters, sparsity, cost, expected time and the run's folder before the start."""
-    config, costs = plan.config, plan.cost
+    config, costs = estimate.config, estimate.cost
     console.print(
-        f"[bold]{model_label(plan)}[/]   {escape(plan.corpus.describe())}   seed {config.seed}", highlight=False
+        f"[bold]{model_label(estimate)}[/]   {escape(estimate.corpus.describe())}   seed {config.seed}", highlight=False
     )
     active = percent(costs.num_active_params / costs.num_params)
     parameters = f"{count(costs.num_params)} total   {count(costs.num_active_params)} active ({active})"
@@ -31,10 +31,10 @@ def print_plan(console: Console, plan: RunEstimate, folder: str | None) -> None:
         parameters += f"   sparsity {percent(1 - (config.k or 1) / config.expert)}"
     rows = [("parameters", parameters)]
     if not config.dense:
-        rows.append(("routing", _routing_line(plan)))
+        rows.append(("routing", _routing_line(estimate)))
     length = (
-        plural(plan.steps, "step")
-        if plan.steps is not None
+        plural(estimate.steps, "step")
+        if estimate.steps is not None
         else f"{config.train.minutes:g} minute{'' if config.train.minutes == 1 else 's'}"
     )
     optimizer = percent(costs.optimizer_flops_per_step / costs.flops_per_step)
@@ -45,7 +45,7 @@ def print_plan(console: Console, plan: RunEstimate, folder: str | None) -> None:
         (
             "training",
             f"{length} x {plural(config.tokens_per_step, 'token')}   {flops}"
-            f"   about {duration(plan.seconds)} on {plural(plan.threads, 'thread')}",
+            f"   about {duration(estimate.seconds)} on {plural(estimate.threads, 'thread')}",
         )
     )
     rows.append(
@@ -58,7 +58,7 @@ def print_plan(console: Console, plan: RunEstimate, folder: str | None) -> None:
     )
     if folder:
         rows.append(("run", folder))
-    rows += [("data", remark) for remark in data_notes(plan.corpus, config)]
+    rows += [("data", remark) for remark in data_notes(estimate.corpus, config)]
     print_rows(console, rows)
 
 
@@ -70,8 +70,8 @@ def print_rows(console: Console, rows: list[tuple[str, str]]) -> None:
         )
 
 
-def _routing_line(plan: RunEstimate) -> str:
-    config = plan.config
+def _routing_line(estimate: RunEstimate) -> str:
+    config = estimate.config
     balance = config.balance.name if config.balance else "none"
     dropping = "dropless"
     if config.capacity is not None:

@@ -131,8 +131,7 @@ def print_summary(console: Console, run: Run) -> None:
     assert summary is not None
     console.print(
         f"[green]done[/]{_whole_time(run)}   training {duration(summary['seconds'])}   "
-        f"{plural(summary['steps'], 'step')}   "
-        f"{count(summary['tokens'])} tokens   "
+        f"{plural(summary['steps'], 'step')}   {count(summary['tokens'])} tokens   "
         f"{count(summary['tokens_per_second'])} tok/s"
         + (f"   back end {summary['dispatch']}" if summary.get("dispatch") else ""),
         highlight=False,
@@ -154,9 +153,8 @@ def print_summary(console: Console, run: Run) -> None:
         rows.append(
             (
                 "experts",
-                f"MaxVio {percent(summary['max_violation'], signed=True)}   entropy "
-                f"{summary['routing_entropy']:z.2f}   dropped {percent(summary['dropped_fraction'])}   "
-                f"dead {percent(summary['dead_experts'])}",
+                f"MaxVio {percent(summary['max_violation'], signed=True)}   entropy {summary['routing_entropy']:z.2f}  "
+                f" dropped {percent(summary['dropped_fraction'])}   dead {percent(summary['dead_experts'])}",
             )
         )
     if summary["capacity_val_loss"] is not None:

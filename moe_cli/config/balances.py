@@ -70,10 +70,10 @@ class CombinedBalance:
     mutual_information: BalanceLoss | None = None
 
     def __post_init__(self) -> None:
-        held = [method.name for method in self.methods]
-        if len(held) < 2 or self.name != "+".join(held):
+        names = [method.name for method in self.methods]
+        if len(names) < 2 or self.name != "+".join(names):
             raise ConfigError(
-                f"balance={self.name} holds the settings of {' and '.join(held) or 'no method'}: it must hold those "
+                f"balance={self.name} holds the settings of {' and '.join(names) or 'no method'}: it must hold those "
                 "of each method of its name, two at least."
             )
         if self.loss_free and self.quantile:
@@ -123,14 +123,14 @@ def setting_key(balance: BalanceConfig | None, method: Method) -> str:
 
 def replace_method(balance: BalanceConfig, method: Method) -> BalanceConfig:
     """Returns the balance with other settings of one of its methods."""
-    held: dict[str, Any] = {method.name: method}
-    return replace(balance, **held) if isinstance(balance, CombinedBalance) else method
+    changes: dict[str, Any] = {method.name: method}
+    return replace(balance, **changes) if isinstance(balance, CombinedBalance) else method
 
 
 def without_method(balance: BalanceConfig, method: Method) -> BalanceConfig:
     """Returns the balance without one of its methods."""
-    rest = [each for each in methods_of(balance) if each != method]
+    rest = [other for other in methods_of(balance) if other != method]
     if len(rest) < 2:
         return rest[0] if rest else NoBalance()
-    kept: dict[str, Any] = {each.name: each for each in rest}
+    kept: dict[str, Any] = {other.name: other for other in rest}
     return CombinedBalance("+".join(kept), **kept)

@@ -27,7 +27,7 @@ def parse_baseline(text: str) -> dict[str, Any]:
 
 
 def _from_words(text: str) -> dict[str, Any]:
-    from moe_cli.config.words import parse_overrides
+    from moe_cli.config.overrides import parse_overrides
 
     try:
         axes = parse_overrides(shlex.split(text))

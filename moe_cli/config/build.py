@@ -113,7 +113,7 @@ def _required(cls: type) -> list[str]:
     """Returns the fields that have no default."""
     missing = dataclasses.MISSING
     return [
-        each.name for each in dataclasses.fields(cls) if each.default is missing and each.default_factory is missing
+        field.name for field in dataclasses.fields(cls) if field.default is missing and field.default_factory is missing
     ]
 
 
@@ -125,7 +125,7 @@ def takes_text(cls: type, name: str) -> bool:
     if not rest:
         return not variants and set(plain) - {type(None)} in ({str}, {tuple[str, ...]})
     own = rest.partition(".")[0]
-    found = [variant for variant in variants if own in {each.name for each in dataclasses.fields(variant)}]
+    found = [variant for variant in variants if own in {field.name for field in dataclasses.fields(variant)}]
     return bool(found) and all(takes_text(variant, rest) for variant in found)
 
 
@@ -133,14 +133,14 @@ def names_of(cls: type, prefix: str = "") -> list[str]:
     """Returns the dotted names of all settings of a dataclass, with those of every variant of its groups."""
     names: dict[str, None] = {}
     for name, hint in _type_hints(cls).items():
-        inside = [each for group in _options(hint)[0] for each in names_of(group, f"{prefix}{name}.")]
+        inside = [nested for group in _options(hint)[0] for nested in names_of(group, f"{prefix}{name}.")]
         names.update(dict.fromkeys(inside or [prefix + name]))
     return list(names)
 
 
 def names_of_variants(cls: type, group: str) -> set[str]:
     """Returns the names of the variants of a group."""
-    variants = [each for each in _options(_type_hints(cls)[group])[0] if "name" in _type_hints(each)]
+    variants = [variant for variant in _options(_type_hints(cls)[group])[0] if "name" in _type_hints(variant)]
     return {name for variant in variants for name in _variant_names(variant)}
 
 

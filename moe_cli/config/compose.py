@@ -1,4 +1,4 @@
-"""conf/ and overrides -> RunConfig. Only this file and words.py use Hydra.
+"""conf/ and overrides -> RunConfig. Only this file and overrides.py use Hydra.
 
 Hydra provides the grammar and the composition; the orchestration is our own. Overrides of groups (`router=switch`) are
 composed, once per choice of groups. Overrides of values (`expert=8`) are then applied to the composed tree, as Hydra
@@ -28,13 +28,13 @@ from moe_cli.config.balances import METHODS, combine
 from moe_cli.config.build import build, did_you_mean, flatten_dict, names_of
 from moe_cli.config.folders import GROUPS, find_user_conf, is_text
 from moe_cli.config.habits import unknown_setting
+from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import Resolved, resolve
-from moe_cli.config.saved import changed_settings, read_saved, split_path
+from moe_cli.config.saved import apply_changes, read_saved, split_path
 from moe_cli.config.schema import RunConfig, from_dict, is_execution
 from moe_cli.config.settings import packaged_conf
 from moe_cli.config.tasks import MODELS, what_follows
-from moe_cli.config.words import parse_overrides
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import BadValue, ConfigError
 
@@ -139,7 +139,7 @@ class Composer:
         """Notes on ./conf: that it is not used, or the files of it that were."""
         if self.user.note:
             return (self.user.note,)
-        if self.user.asked or not self.used:
+        if self.user.is_named or not self.used:
             return ()
         return (f"./conf is used: {', '.join(self.used)}. To leave it out: --config-dir none",)
 
@@ -153,9 +153,11 @@ class Composer:
         folders = {path.parent.name for folder in self.folders for path in (folder / group).glob("*/*.yaml")}
         options = [*self.loader.get_group_options(group)]
         options += [
-            f"{name}/{each}" for name in sorted(folders) for each in self.loader.get_group_options(f"{group}/{name}")
+            f"{name}/{option}"
+            for name in sorted(folders)
+            for option in self.loader.get_group_options(f"{group}/{name}")
         ]
-        return [each for each in options if not each.rpartition("/")[2].startswith("_")]
+        return [option for option in options if not option.rpartition("/")[2].startswith("_")]
 
     def describe(self, group: str, choice: str) -> str:
         """Returns the first comment of the choice's file, which describes its use."""
@@ -212,7 +214,7 @@ class Composer:
         if axis.key not in GROUPS:
             raise ConfigError(f"'{axis}' chooses among files, and only groups have them: {', '.join(GROUPS)}.")
         choices = self.choices(axis.key)
-        found = [each for each in choices if _like(each, glob.include) and not _like(each, glob.exclude)]
+        found = [choice for choice in choices if _like(choice, glob.include) and not _like(choice, glob.exclude)]
         if not found:
             raise ConfigError(f"'{axis}' finds none of: {', '.join(choices)}.")
         return Axis(axis.key, tuple(found))
@@ -231,20 +233,20 @@ class Composer:
                 raise
             if not self.used:
                 raise
-            folder = self.folders[0] if self.user.asked else "./conf"
+            folder = self.folders[0] if self.user.is_named else "./conf"
             raise type(error)(f"{error}\nUsed from {folder}: {', '.join(self.used)}") from None
 
     def _point(self, values: Mapping[str, Any]) -> Resolved:
         base, tree = self._tree_with_values(values)
         if not base.plain or any(isinstance(value, str) and _refers(value) for value in values.values()):
-            return resolve(build(RunConfig, _interpolated(tree)), given=frozenset(values))
+            return resolve(build(RunConfig, _interpolated(tree)), user_keys=frozenset(values))
         untouched = {name for name, value in tree.items() if isinstance(value, dict) and value is base.tree[name]}
         config: RunConfig = build(
             RunConfig,
             {name: base.built.get(name, value) if name in untouched else value for name, value in tree.items()},
         )
         base.built.update((name, getattr(config, name)) for name in untouched - base.built.keys())
-        return resolve(config, given=frozenset(values))
+        return resolve(config, user_keys=frozenset(values))
 
     def tree(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the settings that `point` starts from: as given, nothing derived. Raises ConfigError as it does."""
@@ -319,7 +321,7 @@ class Composer:
             self._remember_files(choices)
         tree = trees[0]
         if len(parts) > 1:
-            methods = {str(each["balance"].get("name")): each["balance"] for each in trees}
+            methods = {str(tree["balance"].get("name")): tree["balance"] for tree in trees}
             if len(methods) < len(parts):
                 raise ConfigError(f"balance={groups['balance']} names a method twice.")
             tree["balance"] = combine(methods)
@@ -338,8 +340,7 @@ class Composer:
             listed = ", ".join(choices) if choices else "none"
             raise BadValue(
                 f"{group}={format_setting(choice)}: no such choice.{did_you_mean(format_setting(choice), choices)} "
-                f"There are: {listed}."
-                f"{self.misnamed(group, format_setting(choice))}"
+                f"There are: {listed}.{self.misnamed(group, format_setting(choice))}"
             )
 
     def misnamed(self, group: str, name: str) -> str:
@@ -449,7 +450,7 @@ def load_config(
     settings = single_values(parse_overrides(words), command)
     if file:
         like = composer.point(read_saved(file)).config
-    values = changed_settings(composer, like, settings) if like else settings
+    values = apply_changes(composer, like, settings) if like else settings
     resolved = composer.point(values)
     notes = [f"{key} is given more than once: the last one holds." for key in repeated_keys(words)]
     if selection := composer.selection(settings):

@@ -61,8 +61,7 @@ class CorpusConfig(_SplitByFraction):
         if self.tokenizer not in TOKENIZERS and not ("/" in self.tokenizer or self.tokenizer.endswith(".json")):
             raise ConfigError(
                 f"data.tokenizer={self.tokenizer} is not one of: {', '.join(TOKENIZERS)}, nor the path of a "
-                "tokenizer.json."
-                f"{did_you_mean(self.tokenizer, TOKENIZERS)}"
+                f"tokenizer.json.{did_you_mean(self.tokenizer, TOKENIZERS)}"
             )
 
     @property

@@ -11,9 +11,9 @@ import yaml
 from moe_cli.config.build import build, did_you_mean
 from moe_cli.config.compose import Composer
 from moe_cli.config.folders import is_text
+from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.settings import Settings, setting
-from moe_cli.config.words import parse_overrides
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
 
@@ -81,12 +81,12 @@ class SlurmExecutor(_Executor):
 
 Executor = LocalExecutor | RayExecutor | SlurmExecutor
 _SETTINGS = {
-    kind.name: {each.name: None for each in fields(kind)} for kind in (LocalExecutor, RayExecutor, SlurmExecutor)
+    kind.name: {field.name: None for field in fields(kind)} for kind in (LocalExecutor, RayExecutor, SlurmExecutor)
 }
 
 
 @dataclass(frozen=True)
-class _Held:
+class _ExecutorSettings:
     """The settings of a file with those of the command line."""
 
     executor: Executor
@@ -111,7 +111,7 @@ def load_executor(words: Sequence[str], name: str | None = None, config_dir: Pat
     Raises:
         ConfigError: no such executor or setting, or a value out of range.
     """
-    axes = parse_overrides(words, _Held)
+    axes = parse_overrides(words, _ExecutorSettings)
     for axis in axes:
         if len(axis.values) > 1:
             raise ConfigError(f"{axis.key} has several values here; a sweep has one executor.")
@@ -126,8 +126,8 @@ def load_executor(words: Sequence[str], name: str | None = None, config_dir: Pat
             raise ConfigError(f"'{key}' follows from the choice. Write: executor={format_setting(value)}")
         settings[setting] = value
     _refuse_unknown(settings)
-    held: _Held = build(_Held, {"executor": settings})
-    return held.executor
+    settings_of_executor: _ExecutorSettings = build(_ExecutorSettings, {"executor": settings})
+    return settings_of_executor.executor
 
 
 def _file(composer: Composer, name: str) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _file(composer: Composer, name: str) -> dict[str, Any]:
         )
     file = next(path for folder in composer.folders if (path := folder / "executor" / f"{name}.yaml").is_file())
     try:
-        content = yaml.safe_load(read_yaml_text(file, lambda key: is_text(key, _Held), "executor"))
+        content = yaml.safe_load(read_yaml_text(file, lambda key: is_text(key, _ExecutorSettings), "executor"))
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{file}: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict) or content.get("name") not in _SETTINGS:
@@ -158,6 +158,6 @@ def _refuse_unknown(settings: dict[str, Any]) -> None:
             continue
         other = next((other for other, known in _SETTINGS.items() if key in known), None)
         hint = f" It belongs to executor={other}." if other else did_you_mean(key, _SETTINGS[name])
-        listed = ", ".join(each for each in _SETTINGS[name] if each != "name")
+        listed = ", ".join(setting for setting in _SETTINGS[name] if setting != "name")
         hint = hint or (f" There are: {listed}." if listed else "")
         raise ConfigError(f"no setting 'executor.{key}' with executor={name}.{hint}")

@@ -98,8 +98,8 @@ class Expression:
         elif isinstance(second, str):
             first = _as_text(left, first)
         if first is None or second is None:
-            asked = isinstance(op, ast.Eq | ast.NotEq) and (_is_null(left) or _is_null(right))
-            return asked and (first is second) == isinstance(op, ast.Eq)
+            tests_null = isinstance(op, ast.Eq | ast.NotEq) and (_is_null(left) or _is_null(right))
+            return tests_null and (first is second) == isinstance(op, ast.Eq)
         try:
             return bool(COMPARISONS[type(op)](first, second))
         except TypeError:
@@ -141,7 +141,7 @@ class Expression:
 def _as_text(node: ast.expr, value: Any) -> Any:
     """Returns the written form of a number, or of a list of them, that is compared with text: 2024_01, not 202401."""
     if isinstance(node, ast.List | ast.Tuple):
-        return [_as_text(each, item) for each, item in zip(node.elts, value, strict=True)]
+        return [_as_text(element, item) for element, item in zip(node.elts, value, strict=True)]
     if isinstance(value, bool) and isinstance(node, ast.Name):
         return node.id
     return getattr(node, "written", value)

@@ -31,12 +31,12 @@ class UserConf:
 
     Attributes:
         folder: None means that the folder does not exist or is not used.
-        asked: whether --config-dir named it; else it is ./conf.
+        is_named: whether --config-dir names it; otherwise it is ./conf.
         note: the reason why ./conf is not used.
     """
 
     folder: Path | None = None
-    asked: bool = False
+    is_named: bool = False
     note: str | None = None
 
 
@@ -51,7 +51,7 @@ def find_user_conf(config_dir: Path | None) -> UserConf:
     if config_dir is not None:
         if not config_dir.is_dir():
             raise ConfigError(f"--config-dir {config_dir} is not a folder.")
-        return UserConf(config_dir.resolve(), asked=True)
+        return UserConf(config_dir.resolve(), is_named=True)
     here = Path.cwd() / "conf"
     if here.resolve() == packaged_conf() or not any(
         (here / group).is_dir() for group in (*GROUPS, "sweep", "executor")

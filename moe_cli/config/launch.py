@@ -43,12 +43,10 @@ def check_launch(launch: LaunchConfig, batch_size: int, num_experts: int) -> Non
     if batch_size % launch.num_processes:
         raise ConfigError(
             f"train.batch_size={batch_size} cannot be divided among launch.num_processes={launch.num_processes} "
-            "processes: "
-            "choose a multiple."
+            "processes: choose a multiple."
         )
     if num_experts > 1 and num_experts % launch.expert_parallel_size:
         raise ConfigError(
             f"expert={num_experts} cannot be divided among launch.expert_parallel_size={launch.expert_parallel_size} "
-            "processes: "
-            "choose a multiple."
+            "processes: choose a multiple."
         )

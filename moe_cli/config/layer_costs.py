@@ -124,8 +124,8 @@ def updated_experts(config: RunConfig) -> int:
     """
     if not config.optim.skip_idle_experts:
         return config.expert
-    asked = config.tokens_per_step * stack_input_fraction(config) * assignments_per_token(config)
-    return min(config.expert, math.ceil(asked))
+    assigned = config.tokens_per_step * stack_input_fraction(config) * assignments_per_token(config)
+    return min(config.expert, math.ceil(assigned))
 
 
 def optimizer_flops(config: RunConfig, matrices: Counter[tuple[int, int]]) -> int:

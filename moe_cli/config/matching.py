@@ -68,7 +68,7 @@ def _nearest_width(target: float, amount: Callable[[int], float]) -> int:
     below = bisect_right(range(1, wide), target, key=amount)
     for multiple in (16, 8, 4, 2, 1):
         low = below // multiple * multiple
-        width = min(low, low + multiple, key=lambda each: abs(amount(each) - target))
+        width = min(low, low + multiple, key=lambda candidate: abs(amount(candidate) - target))
         if multiple == 1 or (width and abs(amount(width) - target) < ROUNDING * target):
             break
     return width

@@ -226,8 +226,7 @@ class MMoEConfig(LayersConfig):
         if self.context_length != self.num_tasks:
             raise ConfigError(
                 f"model.context_length={self.context_length}: a pair of user and item is routed {self.num_tasks} "
-                "times, "
-                "once for each task. Leave it out."
+                "times, once for each task. Leave it out."
             )
 
 

@@ -70,9 +70,9 @@ def read_choice_settings(group: str, name: str) -> list[SettingLine]:
     bases = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", ["_self_"])
     merged: dict[str, SettingLine] = {}
     for base in bases:
-        for each in read_settings(path) if base == "_self_" else read_choice_settings(group, base):
-            known = merged.get(each.key)
-            merged[each.key] = dataclasses.replace(each, comment=each.comment or (known.comment if known else ""))
+        for line in read_settings(path) if base == "_self_" else read_choice_settings(group, base):
+            known = merged.get(line.key)
+            merged[line.key] = dataclasses.replace(line, comment=line.comment or (known.comment if known else ""))
     return list(merged.values())
 
 
@@ -81,10 +81,10 @@ def settings_by_choice(group: str) -> dict[str, dict[str, SettingLine]]:
     """Returns the settings of each packaged choice of a group; those of `eval`, `launch` and the top level by ""."""
     if group in GROUPS:
         names = [name for name in Composer().choices(group) if (packaged_conf() / group / f"{name}.yaml").is_file()]
-        return {name: {each.key: each for each in read_choice_settings(group, name)} for name in names}
+        return {name: {line.key: line for line in read_choice_settings(group, name)} for name in names}
     top = read_settings(packaged_conf() / "config.yaml")
-    inside = {each.key.removeprefix(f"{group}."): each for each in top if each.key.startswith(f"{group}.")}
-    return {"": inside if group else {each.key: each for each in top if "." not in each.key}}
+    inside = {line.key.removeprefix(f"{group}."): line for line in top if line.key.startswith(f"{group}.")}
+    return {"": inside if group else {line.key: line for line in top if "." not in line.key}}
 
 
 def options_of(hint: Any) -> tuple[Any, ...]:
@@ -177,7 +177,7 @@ def _source(key: str, values: Mapping[str, Any], group: str, choice: str) -> str
     experiment = values.get("experiment")
     if experiment is not None:
         file = packaged_conf() / "experiment" / f"{experiment}.yaml"
-        if not file.is_file() or key in {each.key for each in read_settings(file)}:
+        if not file.is_file() or key in {line.key for line in read_settings(file)}:
             return f"experiment={experiment}"
     return f"conf/{group}/{choice}.yaml" if choice else "conf/config.yaml"
 

@@ -24,8 +24,7 @@ class TokenChoiceConfig(_Router):
         if self.score == "activation" and self.null_experts:
             raise ConfigError(
                 f"router.null_experts={self.null_experts} with router.score=activation: an expert that computes "
-                "nothing "
-                "has no activation to score it by. Use another score."
+                "nothing has no activation to score it by. Use another score."
             )
 
 
@@ -177,8 +176,7 @@ def check_router(router: RouterConfig | None, num_experts: int, top_k: int, caus
     if isinstance(router, NOT_CAUSAL) and causal:
         raise ConfigError(
             f"router={router.name} looks at later tokens to place earlier ones: a causal model would read what it is "
-            "to "
-            "guess. Use router=topk, or a model that is not: model=bert, model=vit."
+            "to guess. Use router=topk, or a model that is not: model=bert, model=vit."
         )
     if isinstance(router, SwitchConfig) and top_k > 1:
         raise ConfigError(f"k={top_k}: router=switch sends each token to one expert. Use k=1, or router=topk.")

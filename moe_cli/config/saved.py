@@ -71,7 +71,7 @@ def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in chosen.items() if value is not None} | values
 
 
-def changed_settings(composer: ComposesSettings, config: RunConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
+def apply_changes(composer: ComposesSettings, config: RunConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings that lead to a configuration, with the changes in place of their values.
 
     A changed choice of a group replaces all settings of the group, and one training budget replaces another.

@@ -7,6 +7,7 @@ setting that belongs to another variant is refused as unknown.
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +41,8 @@ Match = Literal["active", "total", "flops", "model_flops", "none"]
 # Which assignments are dropped where an expert has no room; see `moe_cli.moe.routing.drop_overflow`.
 Drop = Literal["position", "probability", "random", "causal"]
 BUDGETS = ("steps", "tokens", "flops", "minutes")
+# With train.eval_every=null. The last evaluation is at the end.
+EVALUATIONS_PER_RUN = 10
 # Settings of train= for execution and logging, which do not affect the trained model and are not part of its identity.
 EXECUTION_KEYS = (
     "threads",
@@ -162,6 +165,13 @@ class TrainConfig(Settings):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"train.device={self.device} is not one of: auto, cpu, cuda, cuda:N.")
 
+    def num_evaluations(self, steps: float | None) -> int:
+        """Returns the number of evaluations before the end of a run; steps are unknown with a budget of time."""
+        if steps is None:
+            return EVALUATIONS_PER_RUN - 1
+        count = math.ceil(steps / (self.eval_every or 1)) - 1
+        return max(0, count if self.eval_every else min(EVALUATIONS_PER_RUN - 1, count))
+
 
 @dataclass(frozen=True)
 class EvalConfig(Settings):
@@ -214,7 +224,10 @@ class RunConfig(Settings):
     def from_conf(cls, name: str) -> dict[str, Any]:
         values = read_conf("config")
         choices = {
-            group: choice for each in values.pop("defaults") if each != "_self_" for group, choice in each.items()
+            group: choice
+            for default in values.pop("defaults")
+            if default != "_self_"
+            for group, choice in default.items()
         }
         groups = {group: read_choice(group, choice) for group, choice in choices.items() if choice is not None}
         return dict(vars(build(cls, values | groups)))
@@ -308,8 +321,7 @@ class RunConfig(Settings):
         if self.eval_length > self.model.context_length:
             raise ConfigError(
                 f"eval.context_length={self.eval_length} is more than "
-                f"model.context_length={self.model.context_length}, "
-                "the most that the model can read."
+                f"model.context_length={self.model.context_length}, the most that the model can read."
             )
         if self.eval_stride > self.eval_length:
             raise ConfigError(

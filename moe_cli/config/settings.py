@@ -92,13 +92,13 @@ def setting(
 @cache
 def limits_of(cls: Any) -> dict[str, Limits]:
     """Returns the ranges of the settings of a config dataclass."""
-    return {each.name: each.metadata["limits"] for each in dataclasses.fields(cls) if "limits" in each.metadata}
+    return {field.name: field.metadata["limits"] for field in dataclasses.fields(cls) if "limits" in field.metadata}
 
 
 @cache
 def fields_of(cls: Any) -> dict[str, Any]:
     """Returns the fields of a config dataclass with their defaults."""
-    return {each.name: each.default for each in dataclasses.fields(cls)}
+    return {field.name: field.default for field in dataclasses.fields(cls)}
 
 
 class Settings:
@@ -159,6 +159,11 @@ def replace_unchecked(config: AnySettings, **changes: Any) -> AnySettings:
         for name in values.keys() - declared.keys():
             del values[name]
     return new
+
+
+def replace_group(config: AnySettings, group: str, **changes: Any) -> AnySettings:
+    """Returns the configuration with other values in one of its groups, unchecked as by `replace_unchecked`."""
+    return replace_unchecked(config, **{group: replace_unchecked(getattr(config, group), **changes)})
 
 
 @cache

@@ -24,10 +24,10 @@ from moe_cli.config.build import did_you_mean, takes_text
 from moe_cli.config.compose import Composer, first_comment, shorten_error
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import is_text
+from moe_cli.config.overrides import parse_override
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import BUDGETS, Match, RunConfig
 from moe_cli.config.search_block import SearchBlock, parse_search
-from moe_cli.config.words import parse_word
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
 
@@ -36,7 +36,7 @@ PARTS = (*BLOCK_PARTS, "union", "search", "seeds", "baseline", "presets")
 MERGED_PARTS = ("grid", "set", "search")
 PRESET_PARTS = tuple(part for part in PARTS if part != "presets")
 # The preset that a file itself is.
-SMALLEST = "laptop"
+DEFAULT_PRESET = "laptop"
 DENSE = {"expert": 1}
 BUDGET_KEYS = tuple(f"train.{name}" for name in BUDGETS)
 _FUNCTION = re.compile(r"\s*(choice|range|glob|sort|shuffle|interval|tag)\s*\(.*\)\s*", re.DOTALL)
@@ -67,7 +67,7 @@ class Block:
     dimensions: tuple[Dimension, ...] = ()
     where: tuple[Expression, ...] = ()
 
-    def overridden(self, new: Dimension) -> "Block":
+    def with_dimension(self, new: Dimension) -> "Block":
         """Returns the block with `new` in place of its keys' earlier values. One training budget replaces another."""
         keys = list(new.keys)
         if any(option.get(key) is not None for option in new.options for key in BUDGET_KEYS):
@@ -123,7 +123,7 @@ def list_sweeps(composer: Composer) -> list[str]:
     )
 
 
-def load_sweep_file(composer: Composer, name: str, preset: str = SMALLEST) -> SweepFile:
+def load_sweep_file(composer: Composer, name: str, preset: str = DEFAULT_PRESET) -> SweepFile:
     """Loads conf/sweep/NAME.yaml, or the file of a path that ends in .yaml, with the changes of its preset.
 
     Raises:
@@ -202,12 +202,14 @@ def _with_bases(composer: Composer, content: Any) -> Any:
 def _with_preset(parts: dict[str, Any], name: str, preset: str) -> dict[str, Any]:
     """Returns the parts with those of the preset instead; of `grid`, `set` and `search`, key by key."""
     presets = parts.pop("presets", {})
-    if not isinstance(presets, dict) or SMALLEST in presets:
-        raise ConfigError(f"presets must hold names and what they change; '{SMALLEST}' is what the file itself says.")
-    if preset == SMALLEST:
+    if not isinstance(presets, dict) or DEFAULT_PRESET in presets:
+        raise ConfigError(
+            f"presets must hold names and their changes; '{DEFAULT_PRESET}' is the file without a preset."
+        )
+    if preset == DEFAULT_PRESET:
         return parts
     if preset not in presets:
-        there = [SMALLEST, *map(str, presets)]
+        there = [DEFAULT_PRESET, *map(str, presets)]
         raise ConfigError(
             f"no preset '{preset}' in the sweep {name}.{did_you_mean(preset, there)} There are: {', '.join(there)}."
         )
@@ -231,11 +233,11 @@ def _blocks(composer: Composer, parts: dict[str, Any]) -> tuple[Block, ...]:
     if not isinstance(union, list) or not union:
         raise ConfigError("union must be a list of blocks, each with some of: " + ", ".join(BLOCK_PARTS) + ".")
     blocks = []
-    for each in union:
-        own = _block(composer, _known_parts(each, BLOCK_PARTS, "a block of union"))
+    for content in union:
+        own = _block(composer, _known_parts(content, BLOCK_PARTS, "a block of union"))
         block = shared
         for dimension in own.dimensions:
-            block = block.overridden(dimension)
+            block = block.with_dimension(dimension)
         blocks.append(replace(block, where=shared.where + own.where))
     return tuple(blocks)
 
@@ -308,7 +310,7 @@ def _budget(budget: Any) -> dict[str, Any]:
     name, amount = next(iter(budget.items()))
     if isinstance(amount, bool) or not isinstance(amount, int | float) or not amount > 0:
         raise ConfigError(f"budget: {name}: {format_setting(amount)} is not a number above 0.")
-    return {f"train.{each}": amount if each == name else None for each in BUDGETS}
+    return {f"train.{other}": amount if other == name else None for other in BUDGETS}
 
 
 def _grid(composer: Composer, parts: Mapping[str, Any]) -> list[Dimension]:
@@ -328,7 +330,7 @@ def _values(composer: Composer, key: str, given: Any) -> tuple[Any, ...]:
     if isinstance(given, list):
         return tuple(given)
     if isinstance(given, str) and (_FUNCTION.fullmatch(given) or ("," in given and not takes_text(RunConfig, key))):
-        return discrete(composer, parse_word(f"{key}={given}")).values
+        return discrete(composer, parse_override(f"{key}={given}")).values
     return (given,)
 
 
@@ -360,19 +362,19 @@ def _points(parts: Mapping[str, Any]) -> list[Dimension]:
     if "points" not in parts:
         return []
     points = parts["points"]
-    if not isinstance(points, list) or not points or not all(isinstance(each, dict) and each for each in points):
+    if not isinstance(points, list) or not points or not all(isinstance(point, dict) and point for point in points):
         raise ConfigError(
             "points must be a list of partial configurations, as in: points: [{expert: 1}, {expert: 8, k: 2}]"
         )
-    return [Dimension(tuple({str(key): value for key, value in each.items()} for each in points))]
+    return [Dimension(tuple({str(key): value for key, value in point.items()} for point in points))]
 
 
 def _conditions(parts: Mapping[str, Any]) -> tuple[Expression, ...]:
     given = parts.get("where", [])
     conditions = given if isinstance(given, list) else [given]
-    if not all(isinstance(each, str) for each in conditions):
+    if not all(isinstance(condition, str) for condition in conditions):
         raise ConfigError("where must be a condition or a list of them, as in: where: k <= expert")
-    return tuple(parse_expression(each) for each in conditions)
+    return tuple(parse_expression(condition) for condition in conditions)
 
 
 def _seeds(parts: Mapping[str, Any]) -> int:

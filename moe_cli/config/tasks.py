@@ -84,8 +84,7 @@ class SpanCorruption(_Task):
         if number >= self.num_sentinels:
             raise ConfigError(
                 f"task.num_sentinels={self.num_sentinels} is too few: windows of model.context_length={window} have "
-                f"{number} spans, "
-                f"and the end needs one. Use task.num_sentinels={number + 1}"
+                f"{number} spans, and the end needs one. Use task.num_sentinels={number + 1}"
             )
 
 

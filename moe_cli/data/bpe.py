@@ -65,7 +65,7 @@ class SubwordTokenizer:
             DataError: the vocabulary has none.
         """
         content = json.loads(self.json)
-        added = {each["content"]: each["id"] for each in content.get("added_tokens") or []}
+        added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
         for end in END_OF_TEXT_TOKENS:
             if end in added:
                 return int(added[end])
@@ -117,7 +117,7 @@ class SubwordTokenizer:
         return self.to_bytes(ids).decode("utf-8", errors="replace")
 
     def bytes_per_token(self) -> NDArray[np.int64]:
-        return np.array([len(each) for each in self._table], np.int64)
+        return np.array([len(entry) for entry in self._table], np.int64)
 
     @property
     def num_used(self) -> int:
@@ -228,7 +228,7 @@ def _parsed(name: str, text: str) -> Any:
 def _token_bytes(library: Any, content: dict[str, Any], vocab_size: int, separator: int) -> list[bytes]:
     """Returns the bytes of each token, by the alphabet of byte-level tokenizers, else by the characters for spaces."""
     table = [b""] * vocab_size
-    added = {each["id"]: each["content"] for each in content.get("added_tokens") or []}
+    added = {token["id"]: token["content"] for token in content.get("added_tokens") or []}
     alphabet = _byte_alphabet() if '"ByteLevel"' in json.dumps(content.get("decoder")) else {}
     is_wordpiece = content["model"].get("type") == "WordPiece"
     prefix = content["model"].get("continuing_subword_prefix") or "##"

@@ -126,7 +126,7 @@ class Examples:
         return len(getattr(self, dataclasses.fields(self)[0].name))
 
     def select(self, indices: NDArray[Any]) -> Self:
-        return type(self)(*(getattr(self, each.name)[indices] for each in dataclasses.fields(self)))
+        return type(self)(*(getattr(self, field.name)[indices] for field in dataclasses.fields(self)))
 
 
 class ExampleDataset(Dataset[ExamplesT]):
@@ -144,8 +144,8 @@ class ExampleDataset(Dataset[ExamplesT]):
 
     def read_split(self, name: str) -> ExamplesT:
         arrays = (
-            np.load(self.folder / f"{name}_{each.name}.npy", mmap_mode="r" if each.name in self.mapped else None)
-            for each in dataclasses.fields(self.examples)
+            np.load(self.folder / f"{name}_{field.name}.npy", mmap_mode="r" if field.name in self.mapped else None)
+            for field in dataclasses.fields(self.examples)
         )
         return self.examples(*arrays)  # type: ignore[return-value]
 
@@ -162,10 +162,10 @@ def write_examples(
     sha256 = hashlib.sha256(json.dumps(meta["domains"]).encode())
     with atomic_folder(folder, cls.label) as temporary:
         for split, examples in splits.items():
-            for each in dataclasses.fields(examples):
-                array = getattr(examples, each.name)
+            for field in dataclasses.fields(examples):
+                array = getattr(examples, field.name)
                 sha256.update(array.tobytes())
-                np.save(temporary / f"{split}_{each.name}.npy", array)
+                np.save(temporary / f"{split}_{field.name}.npy", array)
         for name, text in files.items():
             (temporary / f"{name}.json").write_text(text, encoding="utf-8")
         content = {

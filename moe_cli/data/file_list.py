@@ -228,7 +228,7 @@ class _Walk:
 
     def _counted_once(self) -> DataFiles:
         kept: dict[_Identity, Path] = {}
-        for name, identity in sorted(self.found, key=lambda each: (not each[0].suffix, each[0].as_posix())):
+        for name, identity in sorted(self.found, key=lambda file: (not file[0].suffix, file[0].as_posix())):
             if identity in kept:
                 self._leave_out(TWICE, name)
             else:

@@ -116,7 +116,7 @@ def split_documents(
         if not fraction:
             continue
         rest = np.flatnonzero(parts == TRAIN).tolist()
-        left, of_domains = ([each[number] for number in rest] if len(each) else [] for each in (sizes, domains))
+        left, of_domains = ([values[number] for number in rest] if len(values) else [] for values in (sizes, domains))
         chosen = _choose(left, of_domains, fraction)
         if not chosen:
             cut = _cut_text(sum(left), val_fraction, test_fraction if part == TEST else 0.0)

@@ -25,8 +25,6 @@ PRODUCT_EFFICIENCY = 0.7
 LAYER_FLOPS, SPARSE_FLOPS, EXPERT_FLOPS = 0.15e9, 0.2e9, 0.01e9
 # FLOPs per token and sparse layer to count the chosen experts in an evaluation.
 COUNTING_FLOPS = 0.1e6
-# The number of evaluations before the last one with train.eval_every=null.
-EVALUATIONS = 9
 
 
 @dataclass(frozen=True)
@@ -120,9 +118,8 @@ def _batch_flops(config: RunConfig, costs: Cost) -> float:
 
 def evaluations(config: RunConfig, val_tokens: int, steps: float) -> list[tuple[int, int]]:
     """Returns (tokens, number of evaluations) of the evaluations during `steps` steps and at the end."""
-    every = config.train.eval_every
-    during = min(EVALUATIONS, math.ceil(steps) - 1) if every is None else math.ceil(steps / every) - 1
-    found = [(min(val_tokens, config.train.eval_tokens), max(0, during)), (val_tokens, 2 if config.capacity else 1)]
+    during = config.train.num_evaluations(steps)
+    found = [(min(val_tokens, config.train.eval_tokens), during + 1), (val_tokens, 2 if config.capacity else 1)]
     if isinstance(config.task, MaskedLM) and config.task.pseudo_perplexity_tokens:
         found.append((min(val_tokens, config.task.pseudo_perplexity_tokens) * config.eval_length, 1))
     return found

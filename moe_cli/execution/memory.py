@@ -21,21 +21,21 @@ def memory_bytes(costs: Cost, on_gpu: bool = False) -> int:
     return int(PROCESS_BYTES + (4 * costs.num_params if on_gpu else costs.state_bytes + costs.activation_bytes))
 
 
-def memory_warning(plan: RunEstimate) -> str | None:
+def memory_warning(estimate: RunEstimate) -> str | None:
     """Returns a warning if a run may need more memory than is free; None if it fits or may use a GPU."""
-    need, free = memory_bytes(plan.cost), available_memory_bytes()
-    if free is None or need <= free or (plan.config.train.device != "cpu" and visible_gpus()):
+    need, free = memory_bytes(estimate.cost), available_memory_bytes()
+    if free is None or need <= free or (estimate.config.train.device != "cpu" and visible_gpus()):
         return None
     return f"about {format_bytes(need)} of memory are needed, {format_bytes(free)} are free. {_REMEDY}"
 
 
-def check_memory(plans: Iterable[RunEstimate], force: bool = False) -> None:
+def check_memory(estimates: Iterable[RunEstimate], force: bool = False) -> None:
     """Raises ConfigError for a run that needs far more memory than this machine has, unless `force` is set.
 
     The system may grant more memory than exists. The process then swaps, and handles no signal until it is killed.
     """
-    for plan in () if force else plans:
-        if why := _refusal(plan.config, plan.cost):
+    for estimate in () if force else estimates:
+        if why := _refusal(estimate.config, estimate.cost):
             raise ConfigError(f"{why}\nTo start it anyway: --force-memory")
 
 

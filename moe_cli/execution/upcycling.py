@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.data import HELD_OUT, TOKENIZERS, CorpusConfig, DataConfig
+from moe_cli.config.ignored_settings import SPARSE_ONLY
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.resolve import SPARSE_ONLY
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import SpanCorruption
 from moe_cli.data.bpe import hash_tokenizer_file

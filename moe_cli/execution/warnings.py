@@ -7,8 +7,8 @@ from moe_cli.execution.machine import oversubscription_warning
 from moe_cli.execution.memory import memory_warning
 
 
-def run_warnings(plan: RunEstimate, device: str) -> tuple[str, ...]:
+def run_warnings(estimate: RunEstimate, device: str) -> tuple[str, ...]:
     """Returns notes on a run before it starts on a `cpu` or `cuda` device: memory, busy cores, a slow start."""
-    compiled = should_compile(plan.config, model_vocab_size(plan.config, plan.corpus), device)
-    slow = compile_warning(plan.config) if compiled else None
-    return tuple(filter(None, (memory_warning(plan), oversubscription_warning(plan.threads), slow)))
+    compiled = should_compile(estimate.config, model_vocab_size(estimate.config, estimate.corpus), device)
+    slow = compile_warning(estimate.config) if compiled else None
+    return tuple(filter(None, (memory_warning(estimate), oversubscription_warning(estimate.threads), slow)))

@@ -222,10 +222,22 @@ def _records(path: Name, file: IO[bytes], last_bytes: int | None) -> Iterator[di
         note_unreadable(path, f"{left_out:,} of {number:,} lines left out; {first}")
 
 
+def number_in(value: Any) -> float | None:
+    """Returns the value if it is a finite number; else None, because files may be damaged."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -MAX_NUMBER <= value <= MAX_NUMBER:
+        return None
+    return float(value)
+
+
+def whole_number_in(value: Any) -> int | None:
+    """Returns the value if it is an integer of at least 0 and below 2^63; else None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
+
+
 def time_in(value: Any) -> float | None:
     """Returns the value if it is a possible time, in seconds since 1970; else None."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MAX_TIME
-    return float(value) if known else None
+    number = number_in(value)
+    return number if number is not None and 0 <= number < MAX_TIME else None
 
 
 def is_path(value: Any) -> TypeGuard[str]:

@@ -43,13 +43,13 @@ def declared_baselines(runs: Sequence[RunRow]) -> list[Settings]:
     """Returns the baseline of each sweep of these runs, by its sweep.json; the dense model if it names none."""
     folders = dict.fromkeys(os.path.dirname(run.path) for run in runs)
     named = [read_record(Path(folder)).get("baseline") or DENSE for folder in folders]
-    return [each if isinstance(each, dict) else DENSE for each in named]
+    return [baseline if isinstance(baseline, dict) else DENSE for baseline in named]
 
 
 def sweep_baseline(runs: Sequence[RunRow]) -> Settings:
     """Returns the baseline on which all sweeps of these runs agree; else the dense model."""
     named = declared_baselines(runs)
-    return named[0] if named and all(each == named[0] for each in named) else DENSE
+    return named[0] if named and all(baseline == named[0] for baseline in named) else DENSE
 
 
 def baseline_name(baseline: Settings) -> str:
@@ -76,7 +76,7 @@ def extra_baseline_runs(
     return [
         row
         for row in read_rows(list(found.values()))
-        if row.status == COMPLETED and any(is_baseline(row, each) for each in wanted)
+        if row.status == COMPLETED and any(is_baseline(row, settings) for settings in wanted)
     ]
 
 
@@ -196,7 +196,7 @@ def changed_settings(settings: Settings, without: Collection[str] = ()) -> dict[
     """Returns the settings that lead from the defaults to these, without the seed. Raises MoeError: one is invalid."""
     from moe_cli.config.compose import Composer
 
-    wanted = {name: value for name, value in settings_beside_choices(settings).items() if name not in without}
+    wanted = {name: value for name, value in settings_without_choices(settings).items() if name not in without}
     choices = {
         name: settings[name]
         for name in CHOICES
@@ -205,7 +205,7 @@ def changed_settings(settings: Settings, without: Collection[str] = ()) -> dict[
     return words_for(Composer(), choices, wanted)
 
 
-def settings_beside_choices(settings: Settings) -> dict[str, Value]:
+def settings_without_choices(settings: Settings) -> dict[str, Value]:
     """Returns the settings that have an effect, without the seed and `CHOICES`."""
     return {
         name: value

@@ -52,7 +52,7 @@ def find_baselines(
     models.
     """
     own, others = (
-        [_drop_inapplicable(run) for run in each if is_baseline(run, baseline)] for each in (runs, extra_baselines)
+        [_drop_inapplicable(run) for run in group if is_baseline(run, baseline)] for group in (runs, extra_baselines)
     )
     preferred, candidates = group_seeds(own, settings), group_seeds(others, settings)
     for configuration, seeds in preferred.items():
@@ -64,11 +64,11 @@ def find_baselines(
     found: dict[Key, SeedRuns] = {}
     ambiguous: list[RunRow] = []
     for key, alternatives in fitting.items():
-        chosen = [each for each in alternatives if each in preferred] or list(alternatives)
+        chosen = [alternative for alternative in alternatives if alternative in preferred] or list(alternatives)
         if len(chosen) == 1:
             found[key] = alternatives[chosen[0]]
         elif chosen[0] in preferred:
-            ambiguous += [next(iter(alternatives[each].values())) for each in chosen]
+            ambiguous += [next(iter(alternatives[alternative].values())) for alternative in chosen]
     if "expert" in baseline:
         for_dense = [(_dense_key(next(iter(seeds.values())), shared), seeds) for seeds in found.values()]
         number = Counter(key for key, _ in for_dense)

@@ -125,7 +125,7 @@ def _largest_group(rows: Collection["RunRow"], kinds: Collection[Any]) -> Any:
     newest = dict(zip(kinds, rows, strict=True))
 
     def richness(kind: Any) -> tuple[int, int, int, float]:
-        repeated = sum(len(each) > 1 for each in seeds[kind].values())
+        repeated = sum(len(run_seeds) > 1 for run_seeds in seeds[kind].values())
         return (repeated, len(seeds[kind]), runs[kind], newest[kind].created or 0.0)
 
     return max(seeds, key=richness)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from moe_cli.files.reading import number_in, whole_number_in
 from moe_cli.runs.curves import ThinnedCurve
 from moe_cli.runs.folder import Run
 
@@ -37,7 +38,7 @@ def thinned_curves(run: Run, metrics: Collection[str]) -> dict[str, list[CurvePo
 def read_values(run: Run, metrics: Collection[str] | None = None) -> Iterator[tuple[int, int | None, str, float]]:
     """Yields step, tokens, metric and value of each measurement of metrics.jsonl, or of some metrics."""
     for record in run.read_metrics():
-        step, tokens = whole_number(record.get("step")), whole_number(record.get("tokens"))
+        step, tokens = whole_number_in(record.get("step")), whole_number_in(record.get("tokens"))
         if step is None:
             continue
         for metric, recorded in record.items():
@@ -54,9 +55,9 @@ def tokens_per_step(run: Run) -> int | None:
     if not isinstance(train, dict) or not isinstance(model, dict):
         return None
     factors = [
-        whole_number(train.get("batch_size")),
-        whole_number(train.get("grad_accumulation", 1)),
-        whole_number(model.get("context_length")),
+        whole_number_in(train.get("batch_size")),
+        whole_number_in(train.get("grad_accumulation", 1)),
+        whole_number_in(model.get("context_length")),
     ]
     known = [factor for factor in factors if factor is not None]
     return math.prod(known) if len(known) == len(factors) else None
@@ -68,18 +69,9 @@ def tokens_at(recorded: int | None, step: int, per_step: int | None) -> int | No
     return None if tokens is None or tokens >= 2**63 else tokens
 
 
-def whole_number(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
-
-
 def measured_value(recorded: Any) -> float | None:
     """Returns a measurement: NaN for null, which the file has for non-finite values; None for other non-numbers."""
-    if recorded is None:
-        return math.nan
-    if isinstance(recorded, bool) or not isinstance(recorded, int | float):
+    if isinstance(recorded, bool) or not isinstance(recorded, int | float | None):
         return None
-    try:
-        value = float(recorded)
-    except OverflowError:
-        return math.nan
-    return value if math.isfinite(value) else math.nan
+    value = number_in(recorded)
+    return math.nan if value is None else value

@@ -6,11 +6,11 @@ L sparse layers, E experts, G domains. Entries of a file that are not numbers ar
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
+from moe_cli.files.reading import number_in, whole_number_in
 from moe_cli.metrics import DEAD_BELOW
 from moe_cli.moe.max_violation import max_violation
-from moe_cli.runs.curves import number
 from moe_cli.runs.folder import Run
 
 # The loads of this many evaluations are kept per layer.
@@ -94,16 +94,15 @@ def read_expert_usage(run: Run) -> ExpertUsage:
     """Reads routing.jsonl."""
     by_layer: dict[int, _Looks] = {}
     for record in run.read_routing():
-        layer: Any = record.get("layer")
-        step = record.get("step")
-        if _whole(layer) and _whole(step) and _counts(record.get("tokens_per_expert")):
+        layer, step = whole_number_in(record.get("layer")), whole_number_in(record.get("step"))
+        if layer is not None and step is not None and _counts(record.get("tokens_per_expert")):
             by_layer.setdefault(layer, _Looks()).add(record)
     config = run.config_dict()
     dropped = _fraction((run.summary() or {}).get("dropped_fraction"))
     settings = {group: value if isinstance(value := config.get(group), dict) else {} for group in ("eval", "task")}
-    k: Any = settings["eval"].get("k") or config.get("k")
+    k = whole_number_in(settings["eval"].get("k") or config.get("k"))
     layers = tuple(_layer(number, looks.records()) for number, looks in sorted(by_layer.items()))
-    return ExpertUsage(run.id, dropped, layers, k if _whole(k) else None, settings["task"].get("name") == "images")
+    return ExpertUsage(run.id, dropped, layers, k, settings["task"].get("name") == "images")
 
 
 class _Looks:
@@ -155,33 +154,26 @@ def _layer(number: int, records: list[dict[str, Any]]) -> LayerUsage:
     )
 
 
-def _whole(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
-
-
 def _counts(value: Any) -> bool:
     """Returns whether the value is a list of numbers that can be a load."""
-    return isinstance(value, list) and 0 < len(value) <= 65_536 and all(_fraction(each) is not None for each in value)
+    return isinstance(value, list) and 0 < len(value) <= 65_536 and all(_fraction(count) is not None for count in value)
 
 
 def _fraction(value: Any) -> float | None:
     """Returns a finite number of at least 0."""
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    try:
-        return float(value) if known and math.isfinite(value) and value >= 0 else None
-    except OverflowError:
-        return None
+    number = number_in(value)
+    return number if number is not None and number >= 0 else None
 
 
 def _load(record: Mapping[str, Any]) -> tuple[float, ...]:
-    counts = [float(each) for each in record["tokens_per_expert"]]
+    counts = [float(tokens) for tokens in record["tokens_per_expert"]]
     mean = math.fsum(counts) / len(counts)
-    return tuple(each / mean if mean else 0.0 for each in counts)
+    return tuple(count / mean if mean else 0.0 for count in counts)
 
 
 def _dropped(record: Mapping[str, Any]) -> float | None:
-    kept, asked = record.get("kept_per_expert"), math.fsum(record["tokens_per_expert"])
-    return 1 - math.fsum(kept) / asked if isinstance(kept, list) and _counts(kept) and asked else None
+    kept, assigned = record.get("kept_per_expert"), math.fsum(record["tokens_per_expert"])
+    return 1 - math.fsum(kept) / assigned if isinstance(kept, list) and _counts(kept) and assigned else None
 
 
 def _curve(values: Mapping[int, Any]) -> Curve:
@@ -192,7 +184,7 @@ def _co_activation(table: Any, size: int) -> tuple[tuple[float, ...], ...]:
     if not isinstance(table, list) or len(table) != size or not all(_counts(row) and len(row) == size for row in table):
         return ()
     return tuple(
-        tuple(float(each) / row[expert] if row[expert] else 0.0 for each in row) for expert, row in enumerate(table)
+        tuple(float(value) / row[expert] if row[expert] else 0.0 for value in row) for expert, row in enumerate(table)
     )
 
 
@@ -202,7 +194,7 @@ def _by_domain(table: Any, size: int) -> dict[str, tuple[float, ...]]:
     known = {str(name): row for name, row in table.items() if _counts(row) and len(row) == size and sum(row)}
     if len(known) < 2:  # the shares of the only domain are those of the load
         return {}
-    return {name: tuple(each / sum(row) for each in row) for name, row in known.items()}
+    return {name: tuple(value / sum(row) for value in row) for name, row in known.items()}
 
 
 def _top_tokens(record: Mapping[str, Any], size: int) -> tuple[tuple[TopToken, ...], ...]:
@@ -214,7 +206,9 @@ def _top_tokens(record: Mapping[str, Any], size: int) -> tuple[tuple[TopToken, .
         tuple(
             TopToken(entry[0], text if isinstance(text := texts.get(str(entry[0])), str) else None, entry[1], entry[2])
             for entry in (row if isinstance(row, list) else [])
-            if isinstance(entry, list) and len(entry) == 3 and all(map(_whole, entry))
+            if isinstance(entry, list)
+            and len(entry) == 3
+            and all(whole_number_in(value) is not None for value in entry)
         )
         for row in table
     )
@@ -226,7 +220,7 @@ def expert_load(run: Run) -> dict[int, list[float]]:
     for record in run.read_routing():
         layer, counts = record.get("layer"), record.get("tokens_per_expert")
         if isinstance(layer, int) and isinstance(counts, list) and counts:
-            known = [number(each) for each in counts]
-            if all(each is not None and each >= 0 for each in known):
-                newest[layer] = [each or 0.0 for each in known]
+            known = [number_in(count) for count in counts]
+            if all(count is not None and count >= 0 for count in known):
+                newest[layer] = [count or 0.0 for count in known]
     return dict(sorted(newest.items()))

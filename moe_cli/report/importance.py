@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 JOURNAL = "search.journal"
 STUDY = "search"
+# The attribute of a study with the settings that all its trials share.
+IDENTITY = "identity"
 # With fewer completed trials, no importances are computed.
 MIN_TRIALS = 8
 # The fraction of trials that counts as good. A tenth of twenty trials would be only two.
@@ -119,7 +121,7 @@ def load_study(folder: Path) -> "Study | None":
 
 def objectives_of(study: "Study") -> list[str]:
     """Returns the names of the results that are searched for."""
-    names = study.user_attrs.get("asked", {}).get("objectives")
+    names = study.user_attrs.get(IDENTITY, {}).get("objectives")
     return [str(name) for name in names] if names else [f"value {index}" for index in range(len(study.directions))]
 
 

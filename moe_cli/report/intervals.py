@@ -59,7 +59,12 @@ def mean_and_interval(values: Sequence[float], confidence: float = CONFIDENCE) -
     if count < 2:
         return Estimate(mean, None)
     variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    return Estimate(mean, t_quantile((1 + confidence) / 2, count - 1) * math.sqrt(variance / count))
+    return Estimate(mean, half_width(math.sqrt(variance), count, confidence))
+
+
+def half_width(deviation: float, count: int, confidence: float = CONFIDENCE) -> float:
+    """Returns half the width of the t-interval of a mean of at least two values with this standard deviation."""
+    return t_quantile((1 + confidence) / 2, count - 1) * deviation / math.sqrt(count)
 
 
 def paired_difference(

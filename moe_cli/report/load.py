@@ -1,7 +1,6 @@
 """Run folders -> rows of the report: one `RunRow` per run."""
 
 import gc
-import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from moe_cli.config.build import SCALARS, flatten_dict
 from moe_cli.config.schema import digest_of_text, identity_text
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import read_sealed
-from moe_cli.files.reading import parse_object, read_json, read_parsed
+from moe_cli.files.reading import number_in, parse_object, read_json, read_parsed
 from moe_cli.formatting import as_utf8, is_utf8
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.run_row import (
@@ -228,14 +227,13 @@ def _parts(
     state, reason = status.get("status"), status.get("reason")
     if config is None:
         state, reason, results = FAILED, "config.json cannot be read", {}
-    created = _number(status.get("created"))
     identity = (
         run.id,
         run.sweep,
         str(run.path),
         _whole_text(str(state)),
         None if reason is None else _whole_text(str(reason)),
-        created if created == created else None,
+        number_in(status.get("created")),
         tags,
     )
     if not SCALARS.issuperset(map(type, results.values())):
@@ -334,7 +332,7 @@ def _unify(dtype: str | None, parts: Sequence[list[Any]]) -> None:
     dtype = dtype or _common_type(kinds)
     for part in parts:
         if dtype == "float64" and kinds - {float}:
-            part[:] = [None if math.isnan(number := _number(value)) else number for value in part]
+            part[:] = map(number_in, part)
         elif dtype == "Int64" and (kinds - {int} or max(map(abs, filter(None, part)), default=0) >= 2**63):
             part[:] = map(_whole, part)
         elif dtype == "str" and (kinds - {str} or not "".join(filter(None, part)).isascii()):
@@ -353,15 +351,6 @@ def _whole_text(text: str) -> str:
     return text if is_utf8(text) else text.encode("utf-8", "replace").decode()
 
 
-def _number(value: Any) -> float:
-    """Returns the value as a finite number; NaN for everything else."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-    return number if math.isfinite(number) and not isinstance(value, bool) else math.nan
-
-
 def _whole(value: Any) -> int | None:
-    number = _number(value)
-    return int(value) if number == number and number == int(number) and abs(number) < 2**63 else None
+    number = number_in(value)
+    return int(value) if number is not None and number == int(number) and abs(number) < 2**63 else None

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from moe_cli.errors import RunNotFound
+from moe_cli.files.reading import whole_number_in
 from moe_cli.metrics import BY_KEY, LAYER_METRICS
-from moe_cli.report.curves import measured_value, read_values, tokens_at, tokens_per_step, whole_number
+from moe_cli.report.curves import measured_value, read_values, tokens_at, tokens_per_step
 from moe_cli.report.frame import frame_of
 from moe_cli.runs.folder import Run
 from moe_cli.runs.lookup import list_runs_by_age
@@ -92,11 +93,11 @@ def runs_in(source: Source) -> list[Run]:
     if isinstance(source, str | Path | Run):
         source = [source]
     runs: dict[Path, Run] = {}
-    for each in source:
-        if isinstance(each, Run):
-            runs[each.path] = each
+    for value in source:
+        if isinstance(value, Run):
+            runs[value.path] = value
             continue
-        folder = Path(each).expanduser().absolute()
+        folder = Path(value).expanduser().absolute()
         if not folder.is_dir():
             raise RunNotFound(f"no folder {folder}. Runs are made by: moe train")
         runs.update((run.path, run) for run in list_runs_by_age(folder))
@@ -116,7 +117,7 @@ def _latest_records(run: Run) -> dict[tuple[int, bool, int], Mapping[str, Any]]:
     records: dict[tuple[int, bool, int], Mapping[str, Any]] = {}
     used = ("tokens_per_expert", "kept_per_expert", *LAYER_UNITS)
     for record in run.read_routing():
-        step, layer = whole_number(record.get("step")), whole_number(record.get("layer"))
+        step, layer = whole_number_in(record.get("step")), whole_number_in(record.get("layer"))
         if step is not None and layer is not None and _counts(record.get("tokens_per_expert")):
             few = {key: record[key] for key in used if key in record}
             records[step, record.get("whole_split") is True, layer] = few

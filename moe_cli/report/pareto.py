@@ -96,7 +96,7 @@ def pareto_front(rows: Sequence[Record], costs: Mapping[str, int]) -> list[bool]
     Args:
         costs: the columns, with 1 if larger values are better and -1 if smaller values are better.
     """
-    points = [(row.primary_loss, *(as_cost(_number(row, name), costs[name]) for name in costs)) for row in rows]
+    points = [(row.primary_loss, *(as_cost(row.number(name), costs[name]) for name in costs)) for row in rows]
     return fronts_of(rows, points, [1.0, *map(tolerance, costs)])
 
 
@@ -117,8 +117,3 @@ def fronts_of(
         for place, mark in zip(places, on_front([points[place] for place in places], tolerances), strict=True):
             marks[place] = mark
     return marks
-
-
-def _number(row: Record, name: str) -> float | None:
-    value = row.get(name)
-    return value if isinstance(value, int | float) else None

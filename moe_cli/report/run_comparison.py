@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_cli.config.build import flatten_dict
+from moe_cli.files.reading import number_in
 from moe_cli.formatting import count
 from moe_cli.metrics import BY_KEY, LOSS, ROUTING, SIZE, SPEED, eval_windows, keys_of
 from moe_cli.report.comparability import TOKENIZER_SETTINGS, budget_aspect, data_aspect, validation_aspect
 from moe_cli.report.expert_usage import expert_load
-from moe_cli.runs.curves import Curve, number, validation_curves
+from moe_cli.runs.curves import Curve, validation_curves
 from moe_cli.runs.folder import Run
 from moe_cli.runs.status import RunStatus, read_status
 
@@ -67,14 +68,14 @@ class RunComparison:
             "caveats": self.caveats,
             "settings": {key: {"a": a, "b": b} for key, (a, b) in self.settings.items()},
             "metrics": {
-                each.name: {
-                    "a": each.a,
-                    "b": each.b,
-                    "difference": each.difference,
-                    "relative": each.relative,
-                    "b_is": each.verdict or None,
+                measure.name: {
+                    "a": measure.a,
+                    "b": measure.b,
+                    "difference": measure.difference,
+                    "relative": measure.relative,
+                    "b_is": measure.verdict or None,
                 }
-                for each in self.measures
+                for measure in self.measures
             },
             "curves": {
                 name.lower(): [{"tokens": int(x), curve.result: y} for x, y in curve.points]
@@ -105,17 +106,17 @@ def compare_runs(first: Run, second: Run) -> RunComparison:
     return RunComparison(a, b, settings, measures, caveats)
 
 
-def _results(each: RunStatus) -> Mapping[str, float | None]:
+def _results(status: RunStatus) -> Mapping[str, float | None]:
     newest = {
-        "val_bpb": each.val_bpb,
-        "val_loss": each.val_loss,
-        "train_loss": each.train_loss,
-        "tokens_per_second": each.tokens_per_second,
-        "max_violation": each.max_violation,
-        "dead_experts": each.dead_experts,
-        "steps": float(each.step),
+        "val_bpb": status.val_bpb,
+        "val_loss": status.val_loss,
+        "train_loss": status.train_loss,
+        "tokens_per_second": status.tokens_per_second,
+        "max_violation": status.max_violation,
+        "dead_experts": status.dead_experts,
+        "steps": float(status.step),
     }
-    return {**newest, **{key: number(value) for key, value in each.results.items()}}
+    return {**newest, **{key: number_in(value) for key, value in status.results.items()}}
 
 
 def _verdict(name: str, a: float | None, b: float | None) -> str:
@@ -128,11 +129,11 @@ def _verdict(name: str, a: float | None, b: float | None) -> str:
 def _caveats(a: RunStatus, b: RunStatus, settings: Mapping[str, Any]) -> tuple[list[str], set[str]]:
     """Returns the reasons why two runs are not comparable, and the metrics whose difference is then meaningless."""
     caveats, meaningless = [], set[str]()
-    flat = [flatten_dict(each.run.config_dict()) for each in (a, b)]
-    texts = [_text(each) for each in (a, b)]
+    flat = [flatten_dict(status.run.config_dict()) for status in (a, b)]
+    texts = [_text(status) for status in (a, b)]
     if None in texts:
         texts = ["unknown", "unknown"]
-    data = [data_aspect(*each) for each in zip(flat, texts, strict=True)]
+    data = [data_aspect(*pair) for pair in zip(flat, texts, strict=True)]
     if data[0] != data[1] or validation_aspect(flat[0]) != validation_aspect(flat[1]):
         cause = "learned different tasks" if data[0][1] != data[1][1] else "learned from different texts"
         caveats.append(f"they {cause}: no loss of one says anything about the other")
@@ -145,14 +146,14 @@ def _caveats(a: RunStatus, b: RunStatus, settings: Mapping[str, Any]) -> tuple[l
             "their validation tokens have unlike contexts: give both the same eval.context_length and eval.stride"
         )
         meaningless |= set(LOSS_METRICS) - {"train_loss"}
-    tokens = [number(each.results.get("tokens")) for each in (a, b)]
-    budgets = [budget_aspect(*each) for each in zip(flat, tokens, strict=True)]
+    tokens = [number_in(status.results.get("tokens")) for status in (a, b)]
+    budgets = [budget_aspect(*pair) for pair in zip(flat, tokens, strict=True)]
     if None not in tokens and budgets[0] != budgets[1]:
         caveats.append(
             f"they learned from {count(tokens[0] or 0)} and {count(tokens[1] or 0)} tokens: different budgets"
         )
         meaningless |= set(LOSS_METRICS)
-    unfinished = [name for name, each in (("A", a), ("B", b)) if not each.results]
+    unfinished = [name for name, status in (("A", a), ("B", b)) if not status.results]
     if unfinished:
         caveats.append(
             f"{' and '.join(unfinished)} {'is' if len(unfinished) == 1 else 'are'} not complete: "
@@ -162,9 +163,9 @@ def _caveats(a: RunStatus, b: RunStatus, settings: Mapping[str, Any]) -> tuple[l
     return caveats, meaningless
 
 
-def _text(each: RunStatus) -> Any:
-    corpus = each.run.meta().get("corpus")
-    return each.results.get("corpus_sha256") or (corpus.get("sha256") if isinstance(corpus, dict) else None)
+def _text(status: RunStatus) -> Any:
+    corpus = status.run.meta().get("corpus")
+    return status.results.get("corpus_sha256") or (corpus.get("sha256") if isinstance(corpus, dict) else None)
 
 
 def curves_over_tokens(comparison: RunComparison) -> dict[str, Curve]:
@@ -173,6 +174,6 @@ def curves_over_tokens(comparison: RunComparison) -> dict[str, Curve]:
     found = {}
     for (name, run), curve in zip(runs.items(), validation_curves(list(runs.values())), strict=True):
         settings = flatten_dict(run.config_dict())
-        per_step = math.prod(number(settings.get(key)) or 1.0 for key in PER_STEP)
+        per_step = math.prod(number_in(settings.get(key)) or 1.0 for key in PER_STEP)
         found[name] = replace(curve, points=tuple((step * per_step, value) for step, value in curve.points))
     return found

@@ -7,9 +7,11 @@ from itertools import chain
 from typing import Any
 
 from moe_cli.config.expressions import Expression
+from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
 from moe_cli.config.launch import LaunchConfig
-from moe_cli.config.resolve import SPARSE_ONLY, concerns, default_num_heads
+from moe_cli.config.resolve import default_num_heads
 from moe_cli.config.schema import EXECUTION_KEYS
+from moe_cli.files.reading import number_in
 from moe_cli.report import comparability
 
 Value = str | int | float | bool | None
@@ -123,8 +125,7 @@ class Record:
 
     @property
     def capacity(self) -> float | None:
-        value = self.settings.get("capacity")
-        return value if isinstance(value, int | float) else None
+        return number_in(self.settings.get("capacity"))
 
     @property
     def router(self) -> str | None:
@@ -180,6 +181,10 @@ class Record:
         if name in self.execution:
             return self.execution[name]
         return self.others.get(name)
+
+    def number(self, name: str) -> float | None:
+        """Returns the value of a column if it is a finite number."""
+        return number_in(self.get(name))
 
     def __getitem__(self, name: str) -> Cell:
         return self.get(name)
@@ -246,7 +251,7 @@ def is_setting(name: str) -> bool:
 
 @cache
 def _is_sparse_only(name: str) -> bool:
-    return concerns(name, SPARSE_ONLY)
+    return is_in_group(name, SPARSE_ONLY)
 
 
 def setting_applies(name: str, settings: Settings) -> bool:
@@ -323,4 +328,4 @@ def is_baseline(row: Record, baseline: Settings) -> bool:
 
 def matches(conditions: Iterable[Expression], row: Record) -> bool:
     """Returns whether every condition holds for a row."""
-    return all(each.holds({name: row.get(name) for name in each.names}) for each in conditions)
+    return all(condition.holds({name: row.get(name) for name in condition.names}) for condition in conditions)

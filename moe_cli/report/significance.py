@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 
-from moe_cli.report.intervals import CONFIDENCE, Estimate, paired_difference, paired_differences, t_cdf, t_quantile
+from moe_cli.report.intervals import (
+    CONFIDENCE,
+    Estimate,
+    half_width,
+    paired_difference,
+    paired_differences,
+    t_cdf,
+    t_quantile,
+)
 
 BETTER, WORSE, INCONCLUSIVE = "better", "worse", "inconclusive"
 ERROR_RATE = 1 - CONFIDENCE
@@ -40,6 +48,11 @@ class PairedSample:
             return 1.0 if self.mean == 0 else 0.0
         return 2 * t_cdf(-abs(self.mean) / self.deviation * math.sqrt(self.seeds), self.seeds - 1)
 
+    @property
+    def half_width(self) -> float | None:
+        """Returns half the width of the 95 % interval of the mean; None for one seed."""
+        return None if self.deviation is None else half_width(self.deviation, self.seeds)
+
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> PairedSample | None:
     """Returns the paired differences of two configurations; None without a shared seed, or if a baseline is 0."""
@@ -51,7 +64,7 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Paired
     if seeds == 1:
         return PairedSample(1, mean, None)
     # Rounding can leave a nonzero spread of equal differences.
-    spread = math.sqrt(math.fsum((each - mean) ** 2 for each in differences) / (seeds - 1))
+    spread = math.sqrt(math.fsum((difference - mean) ** 2 for difference in differences) / (seeds - 1))
     return PairedSample(seeds, mean, spread if spread > 1e-12 else 0.0)
 
 
@@ -72,11 +85,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def verdicts(differences: Sequence[PairedSample]) -> list[str]:
     """Returns better, worse or inconclusive for each comparison with one baseline, corrected for their number."""
-    tested = [index for index, each in enumerate(differences) if each.p_value is not None]
+    tested = [index for index, difference in enumerate(differences) if difference.p_value is not None]
     adjusted = dict(zip(tested, holm([differences[index].p_value or 0.0 for index in tested]), strict=True))
     return [
-        INCONCLUSIVE if adjusted.get(index, 1.0) >= ERROR_RATE else BETTER if each.mean < 0 else WORSE
-        for index, each in enumerate(differences)
+        INCONCLUSIVE if adjusted.get(index, 1.0) >= ERROR_RATE else BETTER if difference.mean < 0 else WORSE
+        for index, difference in enumerate(differences)
     ]
 
 

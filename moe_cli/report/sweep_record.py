@@ -33,9 +33,9 @@ def change_record(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any
     Raises:
         OSError: the folder cannot be written.
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with suppress(OSError):  # file systems without locks
-            held.enter_context(hold(folder / ".sweep.lock"))
+            stack.enter_context(hold(folder / ".sweep.lock"))
         old = read_record(folder)
         if not old and os.path.lexists(folder / SWEEP_FILE):  # it may be mended by hand
             rename(folder / SWEEP_FILE, folder / DAMAGED)
@@ -47,7 +47,7 @@ def change_record(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any
 def entries(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """Returns the records in the list `name`. Other entries are skipped."""
     found = record.get(name)
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
 def record_command(

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moe_cli.files.reading import number_in
 from moe_cli.metrics import ESTIMATES, loss_unit
 from moe_cli.runs.folder import Run
 
@@ -52,10 +53,10 @@ def _estimates(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[float, fl
     """Returns the finite estimates of each result by step, the last one of each step."""
     found = {name: ThinnedCurve() for name in ESTIMATES}
     for record in records:
-        step = number(record.get("step"))
+        step = number_in(record.get("step"))
         for name, key in ESTIMATES.items():
-            value = number(record.get(key))
-            if step is not None and value is not None and math.isfinite(value):
+            value = number_in(record.get(key))
+            if step is not None and value is not None:
                 found[name].add(step, value)
     return {name: {step: value for step, (value, _) in curve.points.items()} for name, curve in found.items()}
 
@@ -86,8 +87,3 @@ class ThinnedCurve:
     def _rank(self, step: float) -> tuple[bool, float]:
         value = self.points[step][0]
         return not math.isnan(value), value
-
-
-def number(value: Any) -> float | None:
-    """Returns the value as a float; None if it is not a number, because files may be damaged."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

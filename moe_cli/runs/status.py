@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_cli.files.reading import read_json, read_lines, time_in
+from moe_cli.files.reading import number_in, read_json, read_lines, time_in, whole_number_in
 from moe_cli.metrics import BY_KEY
-from moe_cli.runs.curves import number
 from moe_cli.runs.folder import COMPLETED, RUNNING, Run
 from moe_cli.runs.tags import read_tags
 
@@ -63,7 +62,7 @@ def read_status(run: Run) -> RunStatus:
     newest = _newest(run) if results is None and status["status"] == RUNNING else {}
     found = results or {}
     reason = status.get("reason")
-    steps = _whole(status.get("steps"))
+    steps, step = whole_number_in(found.get("steps")), whole_number_in(status.get("step")) or 0
     return RunStatus(
         run=run,
         status=status["status"],
@@ -71,9 +70,9 @@ def read_status(run: Run) -> RunStatus:
         created=time_in(status.get("created")) or 0.0,
         started=time_in(status.get("started")) or 0.0,
         last_heartbeat=time_in(status.get("heartbeat")) or 0.0,
-        step=_whole(found.get("steps")) or max(_whole(newest.get("step")), _whole(status.get("step"))),
-        steps=steps or _whole(found.get("steps")),
-        **{key: number(found.get(key, newest.get(BY_KEY[key].curve_key or ""))) for key in MEASURED},
+        step=steps or max(whole_number_in(newest.get("step")) or 0, step),
+        steps=whole_number_in(status.get("steps")) or steps or 0,
+        **{key: number_in(found.get(key, newest.get(BY_KEY[key].curve_key or ""))) for key in MEASURED},
         results=found,
         tags=read_tags(run),
     )
@@ -90,10 +89,6 @@ def _newest(run: Run) -> dict[str, Any]:
     for record in read_lines(run.path / "metrics.jsonl", last_bytes=NEWEST_BYTES):
         newest.update({key: value for key, value in record.items() if value is not None})
     return newest
-
-
-def _whole(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else 0
 
 
 class StatusCache:

@@ -15,12 +15,13 @@ from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import GROUPS
 from moe_cli.config.habits import explain_word
+from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
+from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.resolve import SPARSE_ONLY, Resolved, concerns
+from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import replace_unchecked
-from moe_cli.config.sweep_file import SMALLEST, Block, Dimension, Partial, SweepFile, discrete, load_sweep_file
-from moe_cli.config.words import parse_overrides
+from moe_cli.config.sweep_file import DEFAULT_PRESET, Block, Dimension, Partial, SweepFile, discrete, load_sweep_file
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.files.writing import make_folder
@@ -29,7 +30,7 @@ from moe_cli.report.sweep_record import record_command
 from moe_cli.runs.folder import Run, open_or_create_run
 from moe_cli.runs.lookup import sweep_folder
 
-AD_HOC = "sweep"
+UNNAMED_SWEEP = "sweep"
 # The longest folder name of a sweep. File systems allow 255 bytes, and other files have this name with a suffix.
 MAX_NAME_BYTES = 200
 
@@ -61,8 +62,8 @@ class SweepPlan:
         question: the question that a sweep file answers; "" for a sweep typed by hand.
         num_repeats: points with the same configuration as an earlier one, such as dense with each router.
         num_excluded: points that a condition of `where` excludes.
-        words: the overrides that were typed.
-        where: the conditions that were typed.
+        words: the words of the command: the name of the sweep, if one is given, and overrides.
+        where: the conditions of the command.
         baseline: the partial configuration of the report's baseline; None means that the report chooses it.
     """
 
@@ -213,10 +214,11 @@ def sweep_file_of_words(composer: Composer, words: Sequence[str], preset: Axis |
     if is_named(words):
         if preset is not None and len(preset.values) > 1:
             raise ConfigError(f"'{preset}' names several presets: a sweep has one.")
-        return load_sweep_file(composer, words[0], SMALLEST if preset is None else format_setting(preset.values[0]))
+        name = DEFAULT_PRESET if preset is None else format_setting(preset.values[0])
+        return load_sweep_file(composer, words[0], name)
     if preset is not None:
         raise ConfigError(f"'{preset}' chooses the size of a named sweep. Name one first: moe config --groups")
-    return SweepFile(AD_HOC, "", (Block(),), 1, None)
+    return SweepFile(UNNAMED_SWEEP, "", (Block(),), 1, None)
 
 
 def seeds_of(axis: Axis | None, count: int | None, sweep: SweepFile) -> list[int]:
@@ -233,7 +235,7 @@ def seeds_of(axis: Axis | None, count: int | None, sweep: SweepFile) -> list[int
 def _apply_overrides(block: Block, axes: Iterable[Axis], conditions: tuple[Expression, ...]) -> Block:
     """Returns the block of a file with the typed values applied."""
     for axis in axes:
-        block = block.overridden(Dimension(tuple({axis.key: value} for value in axis.values)))
+        block = block.with_dimension(Dimension(tuple({axis.key: value} for value in axis.values)))
     return replace(block, where=block.where + conditions)
 
 
@@ -393,7 +395,7 @@ def _with_baseline(values: Partial, baseline: Partial) -> dict[str, Any]:
     replaced = [key for key in baseline if key in GROUPS]
     if baseline.get("expert") == 1:
         replaced += SPARSE_ONLY
-    return {**{key: value for key, value in values.items() if not concerns(key, replaced)}, **baseline}
+    return {**{key: value for key, value in values.items() if not is_in_group(key, replaced)}, **baseline}
 
 
 def _labels(points: Sequence[Partial], baseline: Partial | None) -> Callable[[Partial], str]:

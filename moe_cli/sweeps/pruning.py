@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 # One in four runs that reach a rung continues. The rungs are at 1, 4, 16, ... evaluations.
 REDUCTION = 4
-# Evaluations before the last one, which a run makes when it is complete.
-EVALUATIONS = 9
 
 
 def make_pruner(name: str | None, evaluations: int) -> "BasePruner":
@@ -36,16 +34,13 @@ def make_pruner(name: str | None, evaluations: int) -> "BasePruner":
     return NopPruner()
 
 
-def count_evaluations(config: RunConfig, steps: int | None) -> int:
-    """Returns the number of evaluations during a run.
+def evaluations_to_prune_at(config: RunConfig, steps: int | None) -> int:
+    """Returns the number of evaluations of a run at which it can be pruned: all but the last.
 
     Raises:
         ConfigError: there are none, so that no run could be pruned.
     """
-    every = config.train.eval_every
-    if steps is None:
-        return EVALUATIONS
-    count = min(EVALUATIONS, steps - 1) if every is None else (steps - 1) // every
+    count, every = config.train.num_evaluations(steps), config.train.eval_every
     if count < 1:
         given = f"train.eval_every={every} of {steps} steps" if every else f"train.steps={steps}"
         raise ConfigError(

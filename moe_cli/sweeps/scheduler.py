@@ -97,7 +97,7 @@ class RunFeed(Protocol):
     def next_run(self) -> Run | None:
         """Returns the next run; None if no run can start now."""
 
-    def requeue(self, run: Run) -> None:
+    def return_run(self, run: Run) -> None:
         """Returns a run to the feed, which gives it again later."""
 
     def ended(self, run: Run) -> None:
@@ -119,7 +119,7 @@ class ListFeed:
     def next_run(self) -> Run | None:
         return self._runs.popleft() if self._runs else None
 
-    def requeue(self, run: Run) -> None:
+    def return_run(self, run: Run) -> None:
         self._runs.append(run)
 
     def ended(self, run: Run) -> None: ...
@@ -235,7 +235,7 @@ class _Scheduler:
             if self._has_ended(run):
                 self.feed.ended(run)
             elif is_locked(run.path):
-                self.feed.requeue(run)
+                self.feed.return_run(run)
             elif self.progress.running and isinstance(self.pool, SupportsCapacity) and not self.pool.fits(run):
                 self.deferred = run
                 return
@@ -298,7 +298,7 @@ class _Scheduler:
             retry = True  # another process executes the run now
         else:
             (progress.pruned if request and request.status == PRUNED else progress.failed).append(run)
-        (self.feed.requeue if retry else self.feed.ended)(run)
+        (self.feed.return_run if retry else self.feed.ended)(run)
 
     def enforce_limits(self) -> None:
         """Stops runs that exceed the timeout or are to be pruned, and kills those that do not stop in time."""

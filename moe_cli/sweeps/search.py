@@ -23,7 +23,7 @@ from moe_cli.errors import ConfigError, MoeError, RunBusy
 from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.files.writing import delete, delete_abandoned, delete_empty, hold, make_folder
 from moe_cli.metrics import BY_KEY
-from moe_cli.report.importance import STUDY, import_optuna, open_journal
+from moe_cli.report.importance import IDENTITY, STUDY, import_optuna, open_journal
 from moe_cli.report.sweep_record import record_command
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run, make_sweep_folder, open_or_create_run
 from moe_cli.runs.locks import is_locked, lock, sweep_lock
@@ -39,11 +39,12 @@ if TYPE_CHECKING:
 
 # A search stops after this many impossible draws in a row.
 MAX_FAILED_DRAWS = 100
-# Keys of a trial's attributes.
-OWNER, REASON, EXCLUDED, UNPROMISING, RETRY_OF = "owner", "reason", "set_aside", "unpromising", "again"
-# Reasons why a trial does not count towards the requested number.
-IMPOSSIBLE, ORPHANED = "impossible", "lost"
-SEARCHERS = ".searchers"
+# Keys of a trial's attributes: its process, its failure, why it does not count, why it was pruned, the retried trial.
+OWNER, REASON, EXCLUDED, PRUNED_BY, RETRY_OF = "owner", "reason", "excluded", "pruned_by", "retry_of"
+# Values of EXCLUDED: the trial does not count towards the requested number.
+IMPOSSIBLE, ORPHANED = "impossible", "orphaned"
+# The folder with a locked folder of each process that executes the search.
+OWNERS_FOLDER = ".owners"
 
 
 def distributions(plan: SearchPlan) -> "dict[str, BaseDistribution]":
@@ -85,18 +86,18 @@ def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
             pruner=make_pruner(plan.prune, evaluations),
             directions=["maximize" if BY_KEY[name].direction > 0 else "minimize" for name in plan.objectives],
         )
-        if "asked" not in study.user_attrs:
-            study.set_user_attr("asked", json.loads(json.dumps(plan.identity)))
+        if IDENTITY not in study.user_attrs:
+            study.set_user_attr(IDENTITY, json.loads(json.dumps(plan.identity)))
     check_identity(plan, study, folder)
     where = [condition.text for condition in plan.where]
-    record_command(folder, plan.typed, plan.declared, seeds=plan.seeds, where=where, version=__version__)
+    record_command(folder, plan.words, plan.declared, seeds=plan.seeds, where=where, version=__version__)
     return study
 
 
 def check_identity(plan: SearchPlan, study: "Study", folder: Path) -> None:
     """Raises ConfigError if the search of the folder has other settings."""
-    asked, before = json.loads(json.dumps(plan.identity)), study.user_attrs.get("asked", {})
-    other = [part for part in asked if asked[part] != before.get(part)]
+    wanted, before = json.loads(json.dumps(plan.identity)), study.user_attrs.get(IDENTITY, {})
+    other = [part for part in wanted if wanted[part] != before.get(part)]
     if other:
         raise ConfigError(
             f"{folder} holds a search with other {other[0]}: {json.dumps(before.get(other[0]))[:200]}\n"
@@ -152,7 +153,7 @@ class SearchFeed:
     @contextmanager
     def at_work(self) -> Iterator["SearchFeed"]:
         """Locks a folder of this process, so that other searches do not continue its trials."""
-        owner_folder = make_folder(self.outputs / self.plan.name / SEARCHERS / self._owner)
+        owner_folder = make_folder(self.outputs / self.plan.name / OWNERS_FOLDER / self._owner)
         delete_abandoned(owner_folder.parent, "*", lambda folder: not is_locked(folder))
         try:
             with lock(owner_folder), sweep_lock(self.outputs / self.plan.name):
@@ -186,7 +187,7 @@ class SearchFeed:
         return run
 
     def _next(self) -> Run | None:
-        """Returns a requeued run if no other process executes it, else a run of a new trial."""
+        """Returns a returned run if no other process executes it, else a run of a new trial."""
         while not self._waiting:
             for run in self._busy:
                 if not is_locked(run.path):
@@ -196,7 +197,7 @@ class SearchFeed:
                 return self._busy.popleft() if self._busy else None
         return self._waiting.popleft()
 
-    def requeue(self, run: Run) -> None:
+    def return_run(self, run: Run) -> None:
         self._active.discard(run)
         self._busy.append(run)
 
@@ -228,7 +229,7 @@ class SearchFeed:
         found = self._monitors[run].check()
         if found is not None:
             for opened in mine:
-                opened.trial.set_user_attr(UNPROMISING, f"by {self.plan.prune}: {found}")
+                opened.trial.set_user_attr(PRUNED_BY, f"by {self.plan.prune}: {found}")
         return found is not None
 
     def _num_left(self, trials: "Sequence[FrozenTrial]") -> int:
@@ -270,7 +271,7 @@ class SearchFeed:
         return None
 
     def _owner_is_alive(self, owner: Any) -> bool:
-        folder = self.outputs / self.plan.name / SEARCHERS / str(owner)
+        folder = self.outputs / self.plan.name / OWNERS_FOLDER / str(owner)
         return owner == self._owner or (owner is not None and is_locked(folder))
 
     def _begin(self, trial: "Trial") -> None:
@@ -320,7 +321,7 @@ class SearchFeed:
     def _settle(self, number: int) -> None:
         """Reports the result of a trial to Optuna if all its runs have ended, else opens the runs of further seeds."""
         opened = self._open[number]
-        if UNPROMISING in opened.trial.user_attrs:
+        if PRUNED_BY in opened.trial.user_attrs:
             self._prune(opened)
         statuses = [self._final_status(run) for run in opened.runs]
         for state in (FAILED, PRUNED):
@@ -337,7 +338,7 @@ class SearchFeed:
 
     def _prune(self, opened: _OpenTrial) -> None:
         """Records why a run was pruned, unless it was complete before it could be stopped."""
-        reason = f"pruned {opened.trial.user_attrs[UNPROMISING]}"
+        reason = f"pruned {opened.trial.user_attrs[PRUNED_BY]}"
         run = opened.runs[0]
         if run.summary() is None and not is_locked(run.path) and run.status().get("reason") != reason:
             with suppress(RunBusy), lock(run.path):  # another process holds it

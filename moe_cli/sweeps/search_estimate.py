@@ -10,7 +10,7 @@ from moe_cli.execution.estimate import RunEstimate, estimate_runs, measure_flops
 from moe_cli.execution.memory import check_memory
 from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.report.importance import import_optuna
-from moe_cli.sweeps.pruning import count_evaluations
+from moe_cli.sweeps.pruning import evaluations_to_prune_at
 from moe_cli.sweeps.search import MAX_FAILED_DRAWS, distributions
 from moe_cli.sweeps.search_space import SearchPlan, check_has_value
 
@@ -78,7 +78,7 @@ def estimate_search(plan: SearchPlan, outputs: Path, checks_memory: bool = False
     return SearchEstimate(
         tuple(estimates),
         sum(estimate.seconds for estimate in estimates) / len(estimates),
-        min(count_evaluations(estimate.config, estimate.steps) for estimate in estimates) if plan.prune else 0,
+        min(evaluations_to_prune_at(estimate.config, estimate.steps) for estimate in estimates) if plan.prune else 0,
         len(estimates) / (len(estimates) + len(reasons)),
         tuple(notes),
     )

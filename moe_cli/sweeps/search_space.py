@@ -12,12 +12,12 @@ from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression
 from moe_cli.config.folders import GROUPS
 from moe_cli.config.habits import unknown_setting
+from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import RunConfig, is_execution
 from moe_cli.config.search_block import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
 from moe_cli.config.sweep_file import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
-from moe_cli.config.words import parse_overrides
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.metrics import BY_KEY, ESTIMATES, LOSS, ROUTING, SIZE, SPEED, keys_of
 from moe_cli.runs.lookup import sweep_folder
@@ -34,11 +34,11 @@ from moe_cli.sweeps.plan import (
     sweep_file_of_words,
 )
 
-AD_HOC_SEARCH = "search"
+UNNAMED_SEARCH = "search"
 DEFAULT_TRIALS = 20
 # Metrics with a better direction.
 OBJECTIVES = tuple(key for key in keys_of(SIZE, LOSS, SPEED, ROUTING) if BY_KEY[key].direction)
-DIGITS = 4
+SIGNIFICANT_DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class SearchPlan:
         seeds: the seeds of each configuration; the result of a trial is the mean over them.
         trials: the number of trials, including those of earlier commands.
         objectives: keys of the metrics in OBJECTIVES.
-        typed: the words of the command.
+        words: the words of the command: the name of the sweep, if one is given, and overrides.
         declared: the question and the baseline that the command declares.
     """
 
@@ -91,7 +91,7 @@ class SearchPlan:
     prune: str | None
     search_seed: int
     composer: Composer
-    typed: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     declared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -122,7 +122,7 @@ class SearchPlan:
             size *= number
         return size
 
-    def words(self, drawn: Mapping[str, Any]) -> list[str]:
+    def overrides(self, drawn: Mapping[str, Any]) -> list[str]:
         """Returns the settings of a trial as overrides of `moe train`."""
         return [f"{key}={format_setting(value)}" for key, value in (*self.fixed.items(), *self.settings(drawn).items())]
 
@@ -231,7 +231,7 @@ def plan_search(
     prune = one_of("--prune", options.prune, PRUNERS) or block.prune
     _check_prune(prune, objectives)
     return SearchPlan(
-        check_folder(name if name is not None else sweep_folder(sweep.name) if is_named(words) else AD_HOC_SEARCH),
+        check_folder(name if name is not None else sweep_folder(sweep.name) if is_named(words) else UNNAMED_SEARCH),
         sweep.question,
         space,
         {key: domain[0] for key, domain in domains.items() if key not in space},  # type: ignore[index]
@@ -378,7 +378,7 @@ def _check_prune(prune: str | None, objectives: tuple[str, ...]) -> None:
 def _rounded(domain: Domain, value: Any) -> Any:
     if not isinstance(domain, Interval) or not isinstance(value, float):
         return value
-    return min(max(float(f"{value:.{DIGITS}g}"), domain.low), domain.high)
+    return min(max(float(f"{value:.{SIGNIFICANT_DIGITS}g}"), domain.low), domain.high)
 
 
 def format_domain(domain: Domain) -> str:

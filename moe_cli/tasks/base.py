@@ -38,7 +38,7 @@ class Batch(ABC):
     def to(self, device: torch.device) -> Any:
         """Returns the batch on a device."""
         batch: Any = self
-        return replace(batch, **{key: each.to(device) for key, each in vars(self).items() if isinstance(each, Tensor)})
+        return replace(batch, **{key: item.to(device) for key, item in vars(self).items() if isinstance(item, Tensor)})
 
 
 @dataclass(frozen=True)

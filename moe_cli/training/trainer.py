@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_cli.config.balances import LossBalance, QuantileBalance
-from moe_cli.config.schema import RunConfig
+from moe_cli.config.schema import EVALUATIONS_PER_RUN, RunConfig
 from moe_cli.distributed import collectives
 from moe_cli.errors import TrainingError
 from moe_cli.metrics import ESTIMATES, validation_key
@@ -37,7 +37,6 @@ from moe_cli.training.precision import autocast
 from moe_cli.training.signals import stop_signals
 from moe_cli.training.state import StepCallback, StepReport, StepResult, TrainState
 
-EVALUATIONS_PER_RUN = 10
 HEARTBEAT_SECONDS = 10.0
 # Limits of train.on_nan: skipped steps in a row, and rewinds of a run. Beyond them the run fails.
 MAX_CONSECUTIVE_SKIPS, MAX_REWINDS = 20, 10
@@ -414,7 +413,8 @@ class Trainer:
         routing = {validation_key(key): value for key, value in (result.routing_metrics() or {}).items()}
         estimates = {ESTIMATES["val_loss"]: result.loss, ESTIMATES["val_bpb"]: result.bits_per_byte}
         measures = {validation_key(key): value for key, value in result.measures.items()}
-        self.recorder.metrics({"step": self.state.step, **estimates, **measures, **routing, **result.layer_metrics()})
+        place = {"step": self.state.step, "seconds": round(self.state.seconds, 3)}
+        self.recorder.metrics({**place, **estimates, **measures, **routing, **result.layer_metrics()})
         if not math.isfinite(result.loss):
             raise TrainingError(
                 f"the validation loss is {result.loss} at step {self.state.step}; {self._saved_state()}. "

@@ -157,7 +157,7 @@ def test_settings_without_effect_are_named() -> None:
     assert () == unused_settings_note(
         ["expert", "match", "model.d_model", "train.batch_size", "train.threads", "balance"]
     )
-    assert "optim.lr, train.precision set aside" in unused_settings_note(["train.precision", "expert", "optim.lr"])[0]
+    assert "optim.lr, train.precision ignored" in unused_settings_note(["train.precision", "expert", "optim.lr"])[0]
 
 
 def test_the_table_fits_80_columns() -> None:
@@ -192,7 +192,7 @@ def test_json_is_a_list_of_plain_objects() -> None:
         "ratio_min",
         "ratio_max",
     } == set(found[2])
-    assert "optim set aside" in result.stderr
+    assert "optim ignored" in result.stderr
 
 
 @pytest.mark.usefixtures("unchecked_shapes")

@@ -107,9 +107,9 @@ def test_dry_run_leaves_nothing(moe: Moe, settings: list[str], tmp_path: Path) -
 
 
 def test_settings_without_effect_are_said(moe: Moe, settings: list[str]) -> None:
-    """A router for a dense model is set aside, and a note on standard error says so."""
+    """A router for a dense model is ignored, and a note on standard error says so."""
     result = moe("train", "expert=1", "router=switch", *settings, "--dry-run")
-    assert result.stderr.strip() == "note: expert=1 is dense: router set aside."
+    assert result.stderr.strip() == "note: expert=1 is dense: router ignored."
 
 
 def test_eval_shows_both_policies(moe_trained: Moe, trained: Path) -> None:

@@ -224,7 +224,7 @@ def test_two_signals_after_the_plan_end_with_the_way_on(
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("moe_cli.cli.train_preview.print_plan", send)
+    monkeypatch.setattr("moe_cli.cli.train_preview.print_estimate", send)
     monkeypatch.setattr("moe_cli.cli.views.print_head", send)
     result = moe(*words, *settings)
     assert 130 == result.exit_code

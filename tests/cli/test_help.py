@@ -14,9 +14,9 @@ from moe_cli.cli.help import parse_help
 from moe_cli.config.axes import single_values
 from moe_cli.config.build import names_of
 from moe_cli.config.compose import Composer
+from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweep_file import list_sweeps
-from moe_cli.config.words import parse_overrides
 
 # The verbs that a purpose begins with.
 VERBS = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from moe_cli.cli.train_preview import print_plan
+from moe_cli.cli.train_preview import print_estimate
 from moe_cli.config.routers import SinkhornConfig
 from moe_cli.execution.estimate import estimate_runs
 from tests.cli.conftest import Moe
@@ -64,8 +64,8 @@ def test_no_word_of_the_plan_is_cut_at_80_columns(text_file: Path, tmp_path: Pat
     """A cell too wide for 80 columns goes on under its label; in a pipe each row is one line with the same words."""
     (plan,) = estimate_runs([tiny_config(text_file)], tmp_path, 1e9)
     screen, pipe = io.StringIO(), io.StringIO()
-    print_plan(Console(file=screen, force_terminal=True, color_system=None, width=80), plan, None)
-    print_plan(Console(file=pipe), plan, None)
+    print_estimate(Console(file=screen, force_terminal=True, color_system=None, width=80), plan, None)
+    print_estimate(Console(file=pipe), plan, None)
     assert max(map(len, screen.getvalue().splitlines())) <= 80 < max(map(len, pipe.getvalue().splitlines()))
     assert screen.getvalue().split() == pipe.getvalue().split()
     memory = next(line for line in pipe.getvalue().splitlines() if line.startswith("  memory"))
@@ -88,7 +88,7 @@ def test_no_word_of_the_plan_is_cut_at_80_columns(text_file: Path, tmp_path: Pat
 def test_what_training_sees_is_said(text_file: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     """The plan's routing line says where a causal model's routing depends on later tokens, and the room of an expert."""
     pipe = io.StringIO()
-    print_plan(Console(file=pipe), estimate_runs([tiny_config(text_file, **changes)], tmp_path, 1e9)[0], None)
+    print_estimate(Console(file=pipe), estimate_runs([tiny_config(text_file, **changes)], tmp_path, 1e9)[0], None)
     line = next(line for line in pipe.getvalue().splitlines() if line.startswith("  routing"))
     assert f"balance switch, {said}, d_expert 12" in line
 

@@ -143,14 +143,14 @@ def test_methods_are_listed_and_replaced() -> None:
             "global",
             {"batch_size": 1},
             "batch",
-            "train.grad_accumulation=1 makes a step of one batch: balance.scope set aside.",
+            "train.grad_accumulation=1 makes a step of one batch: balance.scope ignored.",
         ),
         ("sequence", {}, "sequence", None),
         (
             "sequence",
             {"batch_size": 1},
             "batch",
-            "train.batch_size=1 makes a batch of one sequence: balance.scope set aside.",
+            "train.batch_size=1 makes a batch of one sequence: balance.scope ignored.",
         ),
         ("batch", {"grad_accumulation": 4}, "batch", None),
     ],
@@ -158,7 +158,7 @@ def test_methods_are_listed_and_replaced() -> None:
 def test_a_scope_that_is_the_batch_is_called_so(scope: Any, train: Any, expected: str, note: str | None) -> None:
     """Without accumulation global is batch, with one sequence sequence is batch: one run, and a note if it was typed."""
     config = RunConfig(balance=SwitchBalance(scope=scope), train=TrainConfig(**train))
-    resolved = resolve(config, given=["balance.scope"])
+    resolved = resolve(config, user_keys=["balance.scope"])
     assert expected == resolved.config.balance.scope  # type: ignore[union-attr]
     assert ((note,) if note else ()) == resolved.notes
     assert () == resolve(config).notes
@@ -177,7 +177,7 @@ def test_methods_without_effect_on_a_random_router_are_set_aside() -> None:
     words = ["router=random", "balance=load+switch"]
     resolved = load_config(words)
     assert NoBalance() == resolved.config.balance
-    assert ("router=random learns no choice: balance set aside.",) == resolved.notes
+    assert ("router=random learns no choice: balance ignored.",) == resolved.notes
 
 
 def test_a_dense_model_has_no_balance_to_check() -> None:

@@ -17,9 +17,9 @@ from moe_cli.config.bounds import MAX_NUMBER, MAX_WHOLE
 from moe_cli.config.build import kinds_of, names_of
 from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.executors import RayExecutor, SlurmExecutor, load_executor
+from moe_cli.config.overrides import parse_override
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import Settings, limits_of
-from moe_cli.config.words import parse_word
 from moe_cli.costs.model import estimate_cost, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.execution.estimate import step_work
@@ -232,7 +232,7 @@ class _NoBench(ModuleType):
 def test_a_word_is_counted_before_its_values_are_made(word: str, why: str) -> None:
     """One without an end, or of too many values, is refused at once."""
     with at_once(word[:80]), pytest.raises(ConfigError, match=why) as error:
-        parse_word(word)
+        parse_override(word)
     assert len(str(error.value)) < 1000
 
 

@@ -21,11 +21,11 @@ from moe_cli.config.compose import (
     shorten_error,
 )
 from moe_cli.config.executors import load_executor
+from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import SwitchConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweep_file import Block, load_sweep_file
-from moe_cli.config.words import parse_overrides
 from moe_cli.errors import ConfigError
 
 CONF = packaged_conf()
@@ -166,7 +166,7 @@ def test_a_repeated_key_is_noted() -> None:
 
 def test_what_was_typed_in_vain_is_noted() -> None:
     """The keys that a user typed reach the notes."""
-    assert ("expert=1 is dense: router set aside.",) == load_config(["expert=1", "router=switch"]).notes
+    assert ("expert=1 is dense: router ignored.",) == load_config(["expert=1", "router=switch"]).notes
 
 
 def write(folder: Path, **files: str) -> Path:

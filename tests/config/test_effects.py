@@ -255,7 +255,7 @@ class Results:
     def resolve(self, values: dict[str, Any], given: set[str]) -> Resolved:
         """The configuration, with the paths of the files; only `given` counts as typed."""
         values = {key: self.files.get(value, value) if key == "data.path" else value for key, value in values.items()}
-        return resolve(build(RunConfig, composer().tree(values)), given=given)
+        return resolve(build(RunConfig, composer().tree(values)), user_keys=given)
 
     def of(self, config: RunConfig) -> Any:
         if config.digest not in self.known:
@@ -317,8 +317,8 @@ def fault(change: Change, results: Results) -> str | None:
         return None
     if expected == found:
         return None if SOMETIMES.get(change.key, change.base) != change.base else "changes the digest and nothing else"
-    set_aside = noted and "set aside" in str(changed.notes) and not change.key.startswith("balance")
-    return f"has an effect, and is said to have none: {changed.notes}" if set_aside else None
+    ignored = noted and "ignored" in str(changed.notes) and not change.key.startswith("balance")
+    return f"has an effect, and is said to have none: {changed.notes}" if ignored else None
 
 
 def faults(changes: list[Change], results: Results) -> dict[str, str]:
@@ -361,7 +361,7 @@ def test_every_setting_is_in_a_tenth_of_the_bases() -> None:
     assert {change.key for base in BASES for change in changes_of(base)} == tried
 
 
-# Settings of a base that are set aside, and where they are in the configuration.
+# Settings of a base that are ignored, and where they are in the configuration.
 DO_NOTHING: list[tuple[dict[str, Any], str, Any]] = [
     (BASES["gpt all experts"], "balance", SwitchBalance(weight=1.0)),
     (BASES["gpt all experts"], "balance", LossFreeBalance(bias_update_rate=0.1)),

@@ -4,7 +4,7 @@ import pytest
 
 from moe_cli.config.compose import carried_out, execution_settings, load_config
 from moe_cli.config.loggers import loggers_of
-from moe_cli.config.words import parse_overrides
+from moe_cli.config.overrides import parse_overrides
 from moe_cli.errors import ConfigError
 
 PLACES = "There are: tensorboard, mlflow, wandb, trackio; several as tensorboard+mlflow."

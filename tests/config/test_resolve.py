@@ -56,7 +56,7 @@ def test_nothing_that_can_be_derived_is_left_open(config: RunConfig) -> None:
             TOPK,
             2,
             ["model.expert_init_scale"],
-            ["copies the experts' first weights: model.expert_init_scale set aside."],
+            ["copies the experts' first weights: model.expert_init_scale ignored."],
         ),
         (SWITCH, 1, [], ["router=switch k=1: the weights of a token's experts do not sum to 1"]),
         (TOPK, 1, [], ["router=topk k=1: the weights of a token's experts do not sum to 1"]),
@@ -129,46 +129,46 @@ def test_a_drop_rule_without_a_capacity_is_no_difference() -> None:
 @pytest.mark.parametrize(
     ("config", "given", "note"),
     [
-        (RunConfig(expert=1), ["router", "expert"], "expert=1 is dense: router set aside."),
+        (RunConfig(expert=1), ["router", "expert"], "expert=1 is dense: router ignored."),
         (
             RunConfig(expert=1),
             ["model.d_expert", "balance.weight", "eval.k", "seed"],
-            "expert=1 is dense: balance.weight, eval.k, model.d_expert set aside.",
+            "expert=1 is dense: balance.weight, eval.k, model.d_expert ignored.",
         ),
-        (RunConfig(expert=1), ["match"], "expert=1 is dense: match set aside."),
+        (RunConfig(expert=1), ["match"], "expert=1 is dense: match ignored."),
         (
             RunConfig(expert=1, optim=schema.AdamWConfig(skip_idle_experts=True)),
             ["optim.skip_idle_experts"],
-            "expert=1 is dense: optim.skip_idle_experts set aside.",
+            "expert=1 is dense: optim.skip_idle_experts ignored.",
         ),
         (
             RunConfig(match="none", model=GPTConfig(d_expert=32)),
             ["match", "model.d_expert", "model.d_ff"],
-            "match=none leaves the width of experts to model.d_expert: model.d_ff set aside.",
+            "match=none leaves the width of experts to model.d_expert: model.d_ff ignored.",
         ),
-        (RunConfig(router=RANDOM), ["balance"], "router=random learns no choice: balance set aside."),
-        (RunConfig(drop="position"), ["drop"], "training drops nothing without a capacity: drop set aside."),
+        (RunConfig(router=RANDOM), ["balance"], "router=random learns no choice: balance ignored."),
+        (RunConfig(drop="position"), ["drop"], "training drops nothing without a capacity: drop ignored."),
         (
             RunConfig(optim=schema.MuonConfig(schedule="cosine", decay_fraction=0.1)),
             ["optim.decay_fraction"],
-            "optim.schedule=cosine has no plateau: optim.decay_fraction set aside.",
+            "optim.schedule=cosine has no plateau: optim.decay_fraction ignored.",
         ),
         (
             RunConfig(optim=schema.AdamWConfig(schedule="constant", min_lr_ratio=0.1)),
             ["optim.min_lr_ratio"],
-            "optim.schedule=constant never falls: optim.min_lr_ratio set aside.",
+            "optim.schedule=constant has no decay: optim.min_lr_ratio ignored.",
         ),
     ],
 )
 def test_what_was_typed_in_vain_is_said(config: RunConfig, given: list[str], note: str) -> None:
     """A setting without effect that the user asked for is named in a note; one of conf/ is not."""
-    assert (note,) == resolve(config, given=given).notes
+    assert (note,) == resolve(config, user_keys=given).notes
     assert () == resolve(config).notes
 
 
 def test_balance_none_with_a_random_router_needs_no_note() -> None:
     """balance=none with a random router gives no note."""
-    assert () == resolve(RunConfig(router=RANDOM, balance=balances.NoBalance()), given=["balance"]).notes
+    assert () == resolve(RunConfig(router=RANDOM, balance=balances.NoBalance()), user_keys=["balance"]).notes
 
 
 @pytest.mark.parametrize(
@@ -467,16 +467,16 @@ def test_the_shared_gate_is_among_the_matched_parameters() -> None:
 
 def test_settings_of_experts_are_set_aside_without_them() -> None:
     """A shared gate needs shared experts; a dense model has no use for dropout and first weights of experts."""
-    alone = resolve(RunConfig(model=GPTConfig(shared_gate=True)), given=["model.shared_gate"])
-    assert (False, ("there are no model.shared_experts: model.shared_gate set aside.",)) == (
+    alone = resolve(RunConfig(model=GPTConfig(shared_gate=True)), user_keys=["model.shared_gate"])
+    assert (False, ("there are no model.shared_experts: model.shared_gate ignored.",)) == (
         alone.config.model.shared_gate,
         alone.notes,
     )
     model = GPTConfig(expert_dropout=0.1, expert_init_scale=0.1, shared_experts=1, shared_gate=True)
     given = ["model.expert_dropout", "model.expert_init_scale"]
-    dense = resolve(RunConfig(expert=1, model=model), given=given)
+    dense = resolve(RunConfig(expert=1, model=model), user_keys=given)
     assert dense.config == resolve(RunConfig(expert=1)).config
-    assert ("expert=1 is dense: model.expert_dropout, model.expert_init_scale set aside.",) == dense.notes
+    assert ("expert=1 is dense: model.expert_dropout, model.expert_init_scale ignored.",) == dense.notes
 
 
 @pytest.mark.parametrize(("warmup", "decay"), [(0.02, 0.6), (0.4, 0.6), (0.5, 0.5), (0.9, 0.1)])

@@ -152,18 +152,20 @@ def test_what_is_typed_replaces_a_key_wherever_it_stands() -> None:
     """A typed key replaces a grid's key in place; a key of `zip` leaves its rows, which merge, and goes to the end."""
     rows = Dimension(({"a": 1, "b": 1}, {"a": 2, "b": 1}))
     block = Block((dimension(c=[1, 2]), rows))
-    assert (dimension(c=[3]), rows) == block.overridden(dimension(c=[3])).dimensions
-    assert (dimension(c=[1, 2]), dimension(b=[1]), dimension(a=[5])) == block.overridden(dimension(a=[5])).dimensions
-    assert (dimension(c=[1, 2]), rows, dimension(d=[5])) == block.overridden(dimension(d=[5])).dimensions
+    assert (dimension(c=[3]), rows) == block.with_dimension(dimension(c=[3])).dimensions
+    assert (dimension(c=[1, 2]), dimension(b=[1]), dimension(a=[5])) == block.with_dimension(
+        dimension(a=[5])
+    ).dimensions
+    assert (dimension(c=[1, 2]), rows, dimension(d=[5])) == block.with_dimension(dimension(d=[5])).dimensions
 
 
 def test_one_budget_replaces_another() -> None:
     """Whatever it was, a budget that is typed is the only one; null takes none away."""
     block = Block((Dimension(({"train.flops": 1e9},)), Dimension(({"k": 1},))))
     steps = Dimension(({"train.steps": 2},))
-    assert [{"k": 1, "train.steps": 2}] == list(block.overridden(steps).settings())
+    assert [{"k": 1, "train.steps": 2}] == list(block.with_dimension(steps).settings())
     nothing = Dimension(({"train.steps": None},))
-    assert [{"train.flops": 1e9, "k": 1, "train.steps": None}] == list(block.overridden(nothing).settings())
+    assert [{"train.flops": 1e9, "k": 1, "train.steps": None}] == list(block.with_dimension(nothing).settings())
 
 
 def test_sweeps_of_the_user_and_ours_are_listed_once(tmp_path: Path) -> None:
@@ -255,11 +257,11 @@ WRONG = [
     ("grid: {k: [1]}\nbaseline: {}\n", BASELINE),
     (
         "grid: {k: [1]}\npresets: 3\n",
-        "presets must hold names and what they change; 'laptop' is what the file itself says.",
+        "presets must hold names and their changes; 'laptop' is the file without a preset.",
     ),
     (
         "grid: {k: [1]}\npresets: {laptop: {seeds: 2}}\n",
-        "presets must hold names and what they change; 'laptop' is what the file itself says.",
+        "presets must hold names and their changes; 'laptop' is the file without a preset.",
     ),
     ("grid: {k: [1]}\nseeds: 0\n", "seeds=0 is not a whole number of at least 1 and at most 10000."),
     ("grid: {k: [1]}\nseeds: true\n", "seeds=true is not a whole number of at least 1 and at most 10000."),

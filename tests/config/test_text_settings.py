@@ -14,9 +14,9 @@ from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.executors import load_executor
 from moe_cli.config.expressions import parse_expression
 from moe_cli.config.folders import is_text
+from moe_cli.config.overrides import parse_override, parse_overrides
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweep_file import load_sweep_file
-from moe_cli.config.words import parse_overrides, parse_word
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
 from moe_cli.sweeps.search_space import SearchOptions, plan_words
@@ -50,8 +50,8 @@ def test_a_word_of_text_stays_as_it_is_typed(key: str) -> None:
     for written in NUMBERS:
         assert written == single_values(parse_overrides([f"{key}={written}"]), "train")[key]
         if key != "log_project":  # a run has one
-            assert (written, "a", written) == parse_word(f"{key}={written},a,'{written}'").values
-    assert (None,) == parse_word(f"{key}=null").values
+            assert (written, "a", written) == parse_override(f"{key}={written},a,'{written}'").values
+    assert (None,) == parse_override(f"{key}=null").values
 
 
 @given(st.from_regex(r"[0-9]{1,4}(_[0-9]{1,3}){0,2}(\.[0-9]{1,3})?(e[0-9])?", fullmatch=True))
@@ -63,9 +63,9 @@ def test_a_path_of_digits_is_the_path(written: str) -> None:
 
 def test_numbers_stay_numbers() -> None:
     """Numbers stay numbers for numeric settings and in the bounds of a range or an interval."""
-    assert (1000,) == parse_word("train.steps=1_000").values
-    assert (1, 2) == parse_word("data.path=range(1,3)").values
-    assert 0.1 == parse_word("data.field=interval(0.1,2)").values[0].low
+    assert (1000,) == parse_override("train.steps=1_000").values
+    assert (1, 2) == parse_override("data.path=range(1,3)").values
+    assert 0.1 == parse_override("data.field=interval(0.1,2)").values[0].low
 
 
 @pytest.mark.parametrize("written", NUMBERS)

@@ -264,7 +264,7 @@ def test_mean_and_deviation() -> None:
     [
         (
             ["model=vit", "model.patch_size=3"],
-            "model.patch_size=3 cannot cut images of 8 x 8 pixels evenly: choose a divisor of 8.",
+            "model.patch_size=3 does not divide the side of images of 8 x 8 pixels. Use a divisor of 8.",
         ),
         (
             ["model=vit", "router=hash", "balance=none"],

@@ -96,7 +96,7 @@ def test_settings_of_a_launch_are_checked(text_file: Path) -> None:
 
 
 def test_a_dense_model_has_no_experts_to_divide(text_file: Path) -> None:
-    """launch.expert_parallel_size is set aside."""
+    """launch.expert_parallel_size is ignored."""
     config = tiny_config(text_file, expert=1, k=1, launch=LaunchConfig(num_processes=2, expert_parallel_size=2))
     assert LaunchConfig(num_processes=2) == config.launch
 

@@ -168,7 +168,7 @@ def test_latent_attention_equals_the_formula() -> None:
 
 
 def test_what_latent_attention_needs() -> None:
-    """Rotary positions of an even width; without it its settings are set aside."""
+    """Rotary positions of an even width; without it its settings are ignored."""
     with pytest.raises(ConfigError, match=r"model.kv_lora_rank=4 .* it needs model.position_encoding=rope"):
         GPTConfig(num_heads=2, kv_lora_rank=4, position_encoding="learned")
     with pytest.raises(ConfigError, match=r"model.qk_rope_head_dim=3 is odd"):

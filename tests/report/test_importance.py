@@ -33,7 +33,7 @@ def make_search(folder: Path, trials: int, directions: tuple[str, ...] = ("minim
         sampler=optuna.samplers.RandomSampler(seed=0),
     )
     names = ["val_bpb", "tokens_per_second"][: len(directions)]
-    study.set_user_attr("asked", {"objectives": names})
+    study.set_user_attr("identity", {"objectives": names})
     for _ in range(trials):
         trial = study.ask()
         lr, k = trial.suggest_float("optim.lr", 0.001, 0.1, log=True), trial.suggest_categorical("k", [1, 2])

@@ -82,7 +82,7 @@ def test_seeds_come_outermost() -> None:
 
 def test_settings_in_vain_are_said_once() -> None:
     """A setting without effect in some points is noted once for all of them."""
-    assert plan_sweep(["expert=1,4,8", "k=1", "capacity=1.5"]).notes == ("expert=1 is dense: capacity set aside.",)
+    assert plan_sweep(["expert=1,4,8", "k=1", "capacity=1.5"]).notes == ("expert=1 is dense: capacity ignored.",)
     assert plan_sweep(["expert=1,4,8", "k=1"]).notes == ()
 
 
@@ -353,7 +353,7 @@ def test_commands_at_the_same_time_are_all_recorded(tmp_path: Path) -> None:
 
 
 def test_a_damaged_record_is_begun_again(tmp_path: Path) -> None:
-    """A damaged list of commands is set aside, and the sweep goes on."""
+    """A damaged list of commands is ignored, and the sweep goes on."""
     for text in ("{", '{"commands": 3}', '{"commands": [1]}'):
         (tmp_path / "sweep.json").write_text(text)
         record_command(tmp_path, ["k=1"], {}, seeds=[0], where=[], version="1")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from moe_cli.config.compose import Composer, load_config
-from moe_cli.config.schema import RunConfig
+from moe_cli.config.schema import EVALUATIONS_PER_RUN, RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.execution.worker import EXIT_INTERRUPTED, EXIT_OK
 from moe_cli.runs.folder import Run
@@ -14,11 +14,13 @@ from moe_cli.runs.locks import lock
 from moe_cli.runs.lookup import list_runs_by_age
 from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps import scheduler
-from moe_cli.sweeps.pruning import EVALUATIONS, count_evaluations, make_pruner
+from moe_cli.sweeps.pruning import evaluations_to_prune_at, make_pruner
 from moe_cli.sweeps.scheduler import pending_runs, run_all
 from moe_cli.sweeps.search import SearchFeed, open_study
 from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_search
 
+# Evaluations before the end, with train.eval_every=null.
+NUM_EVALUATIONS = EVALUATIONS_PER_RUN - 1
 LR = "optim.lr=tag(log,interval(0.001,0.1))"
 
 
@@ -44,7 +46,7 @@ class EvaluatingJob:
             return EXIT_INTERRUPTED
         self.looks += 1
         with lock(self.run.path):
-            if self.looks > EVALUATIONS:
+            if self.looks > NUM_EVALUATIONS:
                 Recorder(self.run).complete({"val_bpb": loss(self.config, 10)})
                 return EXIT_OK
             Recorder(self.run).metrics({"step": 10 * self.looks, "val/bpb": loss(self.config, self.looks)})
@@ -65,7 +67,7 @@ class EvaluatingPool:
         self.jobs: list[EvaluatingJob] = []
 
     def room(self) -> int:
-        return self.workers - sum(not job.stopped and job.looks <= EVALUATIONS for job in self.jobs)
+        return self.workers - sum(not job.stopped and job.looks <= NUM_EVALUATIONS for job in self.jobs)
 
     def start(self, run: Run) -> EvaluatingJob:
         self.jobs.append(EvaluatingJob(run))
@@ -80,7 +82,7 @@ def loss(config: RunConfig, looks: int) -> float:
 
 def search(asked: SearchPlan, outputs: Path, at_a_time: int = 1) -> tuple[SearchFeed, EvaluatingPool]:
     pool = EvaluatingPool(at_a_time)
-    with SearchFeed(asked, open_study(asked, outputs, EVALUATIONS), outputs, lambda: at_a_time).at_work() as feed:
+    with SearchFeed(asked, open_study(asked, outputs, NUM_EVALUATIONS), outputs, lambda: at_a_time).at_work() as feed:
         run_all(feed, pool)
     return feed, pool
 
@@ -116,7 +118,7 @@ def test_every_evaluation_is_reported_once_in_order(tmp_path: Path) -> None:
 def test_a_run_that_goes_on_from_a_checkpoint_is_not_reported_twice(tmp_path: Path) -> None:
     """After the sweep was killed, evaluations that are made again keep their numbers."""
     asked = plan(LR, trials=1, prune="median")
-    first = SearchFeed(asked, open_study(asked, tmp_path, EVALUATIONS), tmp_path)
+    first = SearchFeed(asked, open_study(asked, tmp_path, NUM_EVALUATIONS), tmp_path)
     run = first.next_run()
     assert run is not None
     job = EvaluatingJob(run)
@@ -146,10 +148,10 @@ def test_only_what_survives_its_first_seed_is_repeated(tmp_path: Path) -> None:
 def test_a_trial_found_unpromising_is_not_begun_again(tmp_path: Path) -> None:
     """The sweep was killed between that and the run's end: the next one prunes it without starting it."""
     asked = plan(LR, trials=1)
-    first = SearchFeed(asked, open_study(asked, tmp_path, EVALUATIONS), tmp_path)
+    first = SearchFeed(asked, open_study(asked, tmp_path, NUM_EVALUATIONS), tmp_path)
     run = first.next_run()
     assert run is not None
-    first._open[0].trial.set_user_attr("unpromising", "by asha: val_bpb 9.000 at evaluation 1")
+    first._open[0].trial.set_user_attr("pruned_by", "by asha: val_bpb 9.000 at evaluation 1")
     feed, pool = search(asked, tmp_path)
     assert ([], ["PRUNED"]) == (pool.jobs, [trial.state.name for trial in feed.trials()])
     assert "pruned by asha: val_bpb 9.000 at evaluation 1" == run.status()["reason"]
@@ -158,12 +160,12 @@ def test_a_trial_found_unpromising_is_not_begun_again(tmp_path: Path) -> None:
 def test_evaluations_are_counted_from_the_settings() -> None:
     """Nine times a run, or as train.eval_every says; none at all is an error."""
     config = load_config(["train.steps=100"]).config
-    assert EVALUATIONS == count_evaluations(config, 100)
-    assert 4 == count_evaluations(config, 5)
-    assert 3 == count_evaluations(load_config(["train.steps=100", "train.eval_every=25"]).config, 100)
+    assert NUM_EVALUATIONS == evaluations_to_prune_at(config, 100)
+    assert 4 == evaluations_to_prune_at(config, 5)
+    assert 3 == evaluations_to_prune_at(load_config(["train.steps=100", "train.eval_every=25"]).config, 100)
     for words, steps in ((["train.steps=100", "train.eval_every=100"], 100), (["train.steps=1"], 1)):
         with pytest.raises(ConfigError, match=r"steps=1 there are none|of 100 steps there are none"):
-            count_evaluations(load_config(words).config, steps)
+            evaluations_to_prune_at(load_config(words).config, steps)
 
 
 def test_pruners_by_name() -> None:

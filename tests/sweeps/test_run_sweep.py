@@ -243,7 +243,7 @@ def test_an_executor_can_be_named_in_python(outputs: Path, monkeypatch: pytest.M
 def test_python_gives_the_notes_of_the_command(
     kind: str, outputs: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    """A setting that is set aside is said by the logger moe_cli; with progress, printed as the command prints it."""
+    """A setting that is ignored is said by the logger moe_cli; with progress, printed as the command prints it."""
     monkeypatch.setattr(run_sweep, "make_pool", lambda *arguments: FakePool(lambda config: {"val_bpb": 1.0}))
     words = ["data=text", "data.path=words.txt", *TINY, "eval.k=1", "expert=1,2"]
     options: dict[str, Any] = {"sampler": "random", "trials": 2} if kind == "search" else {}
@@ -260,7 +260,7 @@ def test_python_gives_the_notes_of_the_command(
 def test_a_search_draws_no_run_that_needs_far_more_memory_than_there_is(
     outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such a draw is set aside and does not count as a trial; --force-memory runs it. With no other draw it is an error."""
+    """Such a draw is ignored and does not count as a trial; --force-memory runs it. With no other draw it is an error."""
     monkeypatch.setattr(run_sweep, "make_pool", lambda *arguments: FakePool(lambda config: {"val_bpb": 1.0}))
     words = ["data=text", "data.path=words.txt", *TINY[1:], "match=none"]
     small = estimate_runs([load_config([*words, "expert=2"]).config], outputs, 1e9)

@@ -77,7 +77,7 @@ def test_every_trial_is_a_run_with_its_result(tmp_path: Path) -> None:
     assert ["COMPLETE"] * 6 == states(feed)
     assert 6 == len(set(pool.started))
     for trial in feed.trials():
-        config = load_config([*feed.plan.words(trial.params), "train.threads=1"]).config
+        config = load_config([*feed.plan.overrides(trial.params), "train.threads=1"]).config
         assert config == Run(tmp_path / "search" / config.run_id).config()
         assert bowl(config)["val_bpb"] == trial.values[0]
     least = min(feed.trials(), key=lambda trial: trial.values[0])
@@ -145,7 +145,7 @@ def test_a_trial_that_was_killed_while_drawn_is_drawn_again(tmp_path: Path) -> N
     study.ask().suggest_float("optim.lr", 0.001, 0.1, log=True)
     feed, _ = search(asked, tmp_path / "b")
     assert drawn(undisturbed) == drawn(feed)
-    assert ORPHANED == feed.study.trials[0].user_attrs["set_aside"]
+    assert ORPHANED == feed.study.trials[0].user_attrs["excluded"]
 
 
 def test_a_torn_line_of_the_journal_is_cut_off(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def slowly(config: RunConfig) -> dict[str, Any]:
 def test_what_cannot_be_is_not_counted(tmp_path: Path) -> None:
     """Trials with k > expert are set aside without a run and do not count as trials."""
     feed, pool = search(plan("expert=2,4", "k=1,3", trials=8, seed=1), tmp_path)
-    aside = [trial for trial in feed.study.trials if trial.user_attrs.get("set_aside") == "impossible"]
+    aside = [trial for trial in feed.study.trials if trial.user_attrs.get("excluded") == "impossible"]
     assert aside
     assert all("k=3 is more than expert=2" in trial.user_attrs["reason"] for trial in aside)
     assert ["COMPLETE"] * 8 == states(feed)
@@ -252,19 +252,19 @@ def test_a_failed_run_is_a_failed_trial(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_tried_again_comes_before_new_trials(tmp_path: Path) -> None:
-    """A requeued run comes next; while it is locked elsewhere, a new run comes instead."""
+    """A returned run comes next; while it is locked elsewhere, a new run comes instead."""
     asked = plan(LR)
     with SearchFeed(asked, open_study(asked, tmp_path, 9), tmp_path, lambda: 3).at_work() as feed:
         first, second = feed.next_run(), feed.next_run()
         assert first
         assert second
-        feed.requeue(first)
+        feed.return_run(first)
         assert first == feed.next_run()
-        feed.requeue(second)
+        feed.return_run(second)
         with lock(second.path):
             third = feed.next_run()
             assert third not in (None, first, second)
-            feed.requeue(first)
+            feed.return_run(first)
             assert first == feed.next_run()
 
 

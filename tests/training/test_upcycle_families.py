@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from moe_cli.config.resolve import SPARSE_ONLY
+from moe_cli.config.ignored_settings import SPARSE_ONLY
 from moe_cli.config.routers import HashConfig, NoisyTopKConfig, RandomConfig, SigmoidConfig, SinkhornConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import SpanCorruption

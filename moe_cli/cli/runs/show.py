@@ -10,6 +10,7 @@ from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
 from moe_cli.config.build import flatten_dict
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import MoeError
+from moe_cli.files.reading import number_in
 from moe_cli.formatting import (
     age,
     bars,
@@ -27,7 +28,7 @@ from moe_cli.moe.max_violation import max_violation
 from moe_cli.report.expert_usage import expert_load
 from moe_cli.report.render.line_wrap import pack
 from moe_cli.runs.cleanup import size_of
-from moe_cli.runs.curves import number, validation_curve
+from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import COMPLETED, Run
 from moe_cli.runs.status import RunStatus, read_status
 
@@ -113,7 +114,7 @@ def _settings(run: Run) -> list[str]:
 
 def _results(status: RunStatus) -> list[tuple[str, list[str]]]:
     """Returns the results by label; values that are absent or of another type are left out."""
-    found = {key: number(value) for key, value in status.results.items()}
+    found = {key: number_in(value) for key, value in status.results.items()}
 
     def pieces(**forms: str) -> list[str]:
         return [form.format(found[key]) for key, form in forms.items() if found.get(key) is not None]
@@ -208,7 +209,7 @@ def _origin(meta: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
             ("code", [f"commit {str(git['commit'])[:12]}", "with uncommitted changes" if git.get("diff") else "clean"])
         )
     if isinstance(corpus, dict):
-        size = number(corpus.get("num_bytes"))
+        size = number_in(corpus.get("num_bytes"))
         text = [f"{corpus.get('name')} corpus", str(corpus.get("source")), f"sha256 {str(corpus.get('sha256'))[:12]}"]
         rows.append(("data", text + ([] if size is None else [format_bytes(size)])))
     return rows

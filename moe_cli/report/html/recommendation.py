@@ -51,14 +51,14 @@ def fit_sections(found: "Analysis", title: str) -> list[Section]:
 def _fitted(found: "Fit") -> Chart:
     """Returns the chart of measured loss over training FLOPs, with the law's predictions at equal other settings."""
     points = found.points
-    said = np.exp(found.log_loss(points))
+    predicted = np.exp(found.log_loss(points))
     lines = []
     for style, each in enumerate(sorted(set(points.expansion.tolist()))):
         chosen = points.expansion == each
         name = "dense" if each == 1 else f"{each:g} experts per chosen one"
         lines.append(Line(name, _pairs(points.flops[chosen], points.loss[chosen]), style))
         lines += [
-            Line(name, _pairs(points.flops[one], said[one]), style, connect=True, mark="")
+            Line(name, _pairs(points.flops[one], predicted[one]), style, connect=True, mark="")
             for one in _equal(points, chosen)
         ]
     return Chart("training FLOP", "loss, nats per token", tuple(lines), log_x=True)

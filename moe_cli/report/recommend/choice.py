@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 
 from moe_cli.formatting import percent, sanitise
 from moe_cli.report.configuration import Configuration, group_comparable
-from moe_cli.report.intervals import CONFIDENCE, t_quantile
 from moe_cli.report.pareto import tolerance
 from moe_cli.report.run_row import DENSE, Record, Settings, comparison_key, is_baseline
 from moe_cli.report.significance import (
     BETTER,
     INCONCLUSIVE,
     WORSE,
-    PairedSample,
     additional_seeds_needed,
     decided_pairs,
     paired,
@@ -110,14 +108,14 @@ def choose(rows: Sequence[Configuration], baseline: Settings = DENSE, pairs: boo
     reason = _reason(rows, first, baseline, one_seed, pairs)
     row, because = first, ""
     if is_collapsed(first):
-        healthy = [each for each in _ties(first, ranked, known) if not is_collapsed(each)]
+        healthy = [tie for tie in _ties(first, ranked, known) if not is_collapsed(tie)]
         if healthy:
-            row, because = next((each for each in healthy if each.verdict == BETTER), healthy[0]), "health"
+            row, because = next((other for other in healthy if other.verdict == BETTER), healthy[0]), "health"
             reason = "tie" if reason in ("better", "baseline") and row.verdict != BETTER else reason
     if reason in ("better", "untested"):
-        cheapest = _cheapest(row, [each for each in pool if each is not row], known)
+        cheapest = _cheapest(row, [other for other in pool if other is not row], known)
         row, because = (row, because) if cheapest is row else (cheapest, because or "cost")
-    others = [each for each in ranked if each is not row and (pairs or not is_baseline(each, baseline))]
+    others = [other for other in ranked if other is not row and (pairs or not is_baseline(other, baseline))]
     return Choice(
         row,
         reason,
@@ -176,7 +174,7 @@ def _rank(rows: Sequence[Configuration], baseline: Settings) -> Callable[[Config
     Means over different seeds would rank seeds, not configurations.
     """
     by_path: dict[str | None, int] = {path: index for index, row in enumerate(rows) for path in row.paths}
-    bases = {by_path.get(baseline_path(each, baseline)) for each in rows}
+    bases = {by_path.get(baseline_path(row, baseline)) for row in rows}
     shared = len(bases) == 1 and None not in bases
 
     def rank(row: Configuration) -> tuple[bool, float]:
@@ -273,7 +271,7 @@ def compare(best: Configuration, other: Configuration, known: Known, names: Coll
     sample = paired(other.losses, best.losses)
     if sample is None:
         return None
-    half = _half_width(sample)
+    half = sample.half_width
     if known.pairs is not None and comparison_key(best) == comparison_key(other):
         decided = frozenset((best.path, other.path)) in known.differing
     else:
@@ -289,12 +287,6 @@ def _test_all_pairs(rows: Sequence[Configuration]) -> Known:
     decided, tested = decided_pairs([[row.losses for row in group] for group in groups])
     differing = (frozenset((groups[group][one].path, groups[group][other].path)) for group, one, other in decided)
     return Known(frozenset(differing), tested)
-
-
-def _half_width(sample: PairedSample) -> float | None:
-    if sample.deviation is None:
-        return None
-    return float(t_quantile((1 + CONFIDENCE) / 2, sample.seeds - 1) * sample.deviation / sample.seeds**0.5)
 
 
 def label(row: Record, names: Collection[str]) -> str:

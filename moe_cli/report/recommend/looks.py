@@ -43,10 +43,12 @@ class Look:
 def look_at(rows: Sequence[Configuration], baseline: Mapping[str, Any] | None) -> Look:
     """Returns the number of this look at the rows' verdicts. Only sweeps with a sweep.json record their looks."""
     judged = [(row, row.shared_seeds) for row in rows if row.verdict is not None and (row.shared_seeds or 0) > 1]
-    records = {folder: read_record(Path(folder)) for folder in {each for row, _ in judged for each in _folders(row)}}
+    records = {
+        folder: read_record(Path(folder)) for folder in {folder for row, _ in judged for folder in _folders(row)}
+    }
     kept = dict(baseline) if baseline is not None else None
     looks = {
-        folder: [each for each in entries(record, "looks") if each.get("baseline") == kept]
+        folder: [look for look in entries(record, "looks") if look.get("baseline") == kept]
         for folder, record in records.items()
         if record
     }
@@ -54,7 +56,7 @@ def look_at(rows: Sequence[Configuration], baseline: Mapping[str, Any] | None) -
     new: dict[str, dict[str, int]] = {folder: {} for folder in looks}
     for row, shared_seeds in judged:
         folders = _folders(row)
-        before = {seeds for folder in folders for each in looks.get(folder, ()) for seeds in _seeds(each, row)}
+        before = {seeds for folder in folders for look in looks.get(folder, ()) for seeds in _seeds(look, row)}
         is_new = (shared_seeds or 0) > max(before, default=0)
         number = max(number, len(before) + is_new)
         for folder in folders.keys() & new.keys() if is_new else ():

@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import MoeError
-from moe_cli.report.baseline import resolved_settings, settings_beside_choices, words_for
+from moe_cli.report.baseline import resolved_settings, settings_without_choices, words_for
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.recommend.choice import Choice
 from moe_cli.report.run_row import DENSE, Settings, Value, is_baseline, setting_applies
@@ -46,7 +46,7 @@ def next_sweep(
     settings = _settings(best)
     if settings is None:
         return None
-    contenders = [best, *choice.ties, *(each for each in (choice.runner_up, choice.passed_over) if each)]
+    contenders = [best, *choice.ties, *(other for other in (choice.runner_up, choice.passed_over) if other)]
     contenders += [row for row in rows if is_baseline(row, baseline)]
     axes: dict[str, list[Any]] = {"expert": _experts(contenders, rows, names, baseline)}
     axes["k"] = _ks(contenders, axes["expert"])
@@ -74,15 +74,15 @@ def _experts(
 ) -> list[int]:
     """Returns the contenders' numbers of experts, those near the best if they varied, and 1 if dense was run."""
     best, there = _num_experts(contenders[0]), sorted({_num_experts(row) for row in rows})
-    wanted = {each for row in contenders if (each := _num_experts(row)) > 1}
+    wanted = {number for row in contenders if (number := _num_experts(row)) > 1}
     only_experts = set(names) <= {"expert", "k"}
     if (only_experts and baseline == DENSE) or any(row.is_dense for row in rows):
         wanted.add(1)
-    sparse = [each for each in there if each > 1]
+    sparse = [number for number in there if number > 1]
     if best == 1:
         wanted |= set(sparse) or {8}
     elif only_experts or len(sparse) > 1:
-        wanted |= {each for each in sparse if best / 2 <= each <= best * 2}
+        wanted |= {number for number in sparse if best / 2 <= number <= best * 2}
         wanted |= {2 * best} if best == there[-1] else set()
     return sorted(wanted)
 
@@ -114,7 +114,7 @@ def _seconds(axes: Mapping[str, Sequence[Any]], rows: Sequence[Configuration], s
     shared = prod(
         len(values) for name, values in axes.items() if name not in ("expert", "k") and setting_applies(name, DENSE)
     )
-    sparse = prod(map(len, axes.values())) // len(axes["expert"]) * sum(each > 1 for each in axes["expert"])
+    sparse = prod(map(len, axes.values())) // len(axes["expert"]) * sum(number > 1 for number in axes["expert"])
     planned = seeds * (sparse + shared * (1 in axes["expert"]))
     done = sum(
         min(seeds, len(row.seeds))
@@ -137,7 +137,7 @@ def _settings(row: Configuration) -> dict[str, Value] | None:
             choice = row.settings.get(group)
             if not row.is_dense and choice and "+" not in str(choice):
                 words[group] = choice
-        words = words_for(composer, words, settings_beside_choices(row.settings))
+        words = words_for(composer, words, settings_without_choices(row.settings))
         resolved_settings(composer, words)
         for group in ("router", "balance"):
             bare = {name: value for name, value in words.items() if name != group}

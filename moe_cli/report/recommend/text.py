@@ -3,9 +3,10 @@
 from moe_cli.formatting import duration, percent, plural, sanitise
 from moe_cli.report.baseline import baseline_name
 from moe_cli.report.comparability import EVAL_CONTEXT
+from moe_cli.report.equal_time import EqualTime
 from moe_cli.report.recommend.choice import Comparison
 from moe_cli.report.recommend.looks import looks_sentence
-from moe_cli.report.recommend.recommendation import EqualTime, Recommendation
+from moe_cli.report.recommend.recommendation import Recommendation
 from moe_cli.report.run_row import DENSE
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 
@@ -27,8 +28,7 @@ def format_recommendation(found: Recommendation) -> list[str]:
     if found.undefined:
         lines.append(
             f"Not compared: {plural(found.undefined, 'configuration')}. The loss of the baseline, "
-            f"{baseline_name(found.baseline)}, "
-            "is 0, and differences relative to it are undefined."
+            f"{baseline_name(found.baseline)}, is 0, and differences relative to it are undefined."
         )
     lines += [found.scaling] if found.scaling else []
     lines += [f"Not tried: {', '.join(found.not_tried)}."] if found.not_tried else []
@@ -56,18 +56,15 @@ def _statistics(found: Recommendation) -> list[str]:
     if (found.pairs or 0) > 1:
         lines.append(
             "Verdicts are on differences to the lowest, which was chosen by its result, and allow for all "
-            f"{found.pairs} pairs "
-            "(Holm, 5 % for all together); an interval is 95 % for its own comparison. The lowest of several "
-            "looks better than it is: run it again "
-            "with other seeds."
+            f"{found.pairs} pairs (Holm, 5 % for all together); an interval is 95 % for its own comparison. The lowest "
+            "of several looks better than it is: run it again with other seeds."
         )
     elif found.comparisons > 1 and found.reason != "one seed":
         base = "dense" if found.baseline == DENSE else baseline_name(found.baseline)
         lines.append(
-            f"{found.comparisons} configurations were compared with {base}; verdicts allow for that (Holm, 5 % for "
-            "all together), "
-            "an interval is 95 % for its own comparison. The best of several looks better than it is: run it "
-            "again with other seeds."
+            f"{found.comparisons} configurations were compared with {base}; verdicts allow for that (Holm, 5 % for all "
+            "together), an interval is 95 % for its own comparison. The best of several looks better than it is: run "
+            "it again with other seeds."
         )
     if found.look.number:
         lines.append(looks_sentence(found.look))
@@ -129,9 +126,8 @@ def _headline(found: Recommendation) -> list[str]:
     if found.reason == "worse" and found.vs_baseline:
         use = "the dense model (expert=1)" if dense else f"{base}, the baseline"
         return [
-            f"{on}use {use}. The best of the others is {name} ({at}): it is worse by {_amount(found.vs_baseline)} "
-            "of the "
-            f"baseline's {found.unit} ({plural(found.vs_baseline.seeds, 'seed')}, paired)."
+            f"{on}use {use}. The best of the others is {name} ({at}): it is worse by {_amount(found.vs_baseline)} of "
+            f"the baseline's {found.unit} ({plural(found.vs_baseline.seeds, 'seed')}, paired)."
         ]
     if found.reason == "baseline":
         what = f"the dense model (expert=1; {at})" if dense else f"{name}, the baseline ({at})"
@@ -196,10 +192,10 @@ def _decide(other: Comparison, what: str = "") -> str:
     return f"; about {other.more_seeds} more would decide{what}" if other.more_seeds else ""
 
 
-def _amount(each: Comparison, signed: bool = False) -> str:
-    value = 100 * each.difference
+def _amount(comparison: Comparison, signed: bool = False) -> str:
+    value = 100 * comparison.difference
     text = f"{value:+.1f} %" if signed else f"{abs(value):.1f} %"
-    return text if each.interval is None else f"{text} +- {100 * each.interval:.1f}"
+    return text if comparison.interval is None else f"{text} +- {100 * comparison.interval:.1f}"
 
 
 def _cost(found: Recommendation) -> list[str]:
@@ -220,11 +216,11 @@ def _cost(found: Recommendation) -> list[str]:
         text += f", and {found.flops_ratio:.1f}x the FLOPs per token of the cheapest configuration compared"
     lines = [text + "."]
     equal = found.equal_time
-    if equal is not None:
+    if equal is not None and equal.difference is not None and not equal.is_budget:
         spread = "" if equal.interval is None else f" +- {100 * equal.interval:.1f}"
         base = "dense model" if found.baseline == DENSE else "baseline"
         lines.append(
-            f"When the {base} had done {100 * equal.at:.0f} % of its training, this model, in equal time, was "
+            f"After the training time of the {base} ({duration(equal.seconds or 0.0)}), this model was "
             f"{percent(abs(equal.difference))}{spread} {'ahead' if equal.difference < 0 else 'behind'}"
             f"{_undecided(equal)} ({plural(equal.seeds, 'seed')}, paired). Its learning rate had not yet fallen."
         )
@@ -233,4 +229,5 @@ def _cost(found: Recommendation) -> list[str]:
 
 def _undecided(equal: EqualTime) -> str:
     """Returns ": undecided" where the interval contains no difference."""
-    return ": undecided" if equal.interval is not None and abs(equal.difference) <= equal.interval else ""
+    has_no_sign = equal.interval is not None and abs(equal.difference or 0.0) <= equal.interval
+    return ": undecided" if has_no_sign else ""

@@ -21,7 +21,7 @@ WIDE_CELL = 5
 def expert_usage_lines(found: ExpertUsage, layer: int | None, width: int, ascii_only: bool = False) -> list[Text]:
     """Returns the load of every layer over time, then the tables of `layer` (from 1), or of the most uneven layer."""
     size = len(found.layers[0].load)
-    shown = max(found.layers, key=lambda each: each.max_violation) if layer is None else found.layers[layer - 1]
+    shown = max(found.layers, key=lambda layer: layer.max_violation) if layer is None else found.layers[layer - 1]
     of = "whole validation split" if shown.whole_split else "estimate during training"
     layers = f"{plural(len(found.layers), 'sparse layer')} of {plural(size, 'expert')}"
     shades = ASCII_SHADES if ascii_only else SHADES
@@ -37,7 +37,7 @@ def expert_usage_lines(found: ExpertUsage, layer: int | None, width: int, ascii_
 
 
 def _load(found: ExpertUsage, width: int, shades: str) -> list[Text]:
-    rows = [(f"L{each.layer + 1}", each.load) for each in found.layers]
+    rows = [(f"L{layer.layer + 1}", layer.load) for layer in found.layers]
     return [Text("load: 1 is a fair share", "dim"), *heat_map(rows, 2.0, width, shades, "{:.2f}")]
 
 
@@ -95,16 +95,16 @@ def _shade(value: float, most: float, shades: str) -> str:
 def _measures(found: ExpertUsage, width: int) -> list[Text]:
     rows = [
         (
-            f"L{each.layer + 1}",
-            percent(each.max_violation, True),
-            _experts(each.dead),
-            _share(each.dropped),
-            "-" if each.entropy is None else f"{each.entropy:.2f}",
+            f"L{layer.layer + 1}",
+            percent(layer.max_violation, True),
+            _experts(layer.dead),
+            _share(layer.dropped),
+            "-" if layer.entropy is None else f"{layer.entropy:.2f}",
         )
-        for each in found.layers
+        for layer in found.layers
     ]
     lines = plain_table(("layer", "MaxVio", "dead", "dropped", "entropy"), rows, width)
-    if found.dropped and not any(each.dropped for each in found.layers):
+    if found.dropped and not any(layer.dropped for layer in found.layers):
         lines += wrap(f"evaluated dropless; the capacity of training drops {percent(found.dropped)}", width, "dim")
     return lines
 
@@ -114,7 +114,7 @@ def _share(value: float | None) -> str:
 
 
 def _experts(dead: Sequence[int]) -> str:
-    names = [f"E{each + 1}" for each in dead[:4]]
+    names = [f"E{expert + 1}" for expert in dead[:4]]
     return "none" if not dead else ",".join(names) + (f" and {len(dead) - 4} more" if len(dead) > 4 else "")
 
 
@@ -122,12 +122,12 @@ def _over_time(found: ExpertUsage, width: int, ascii_only: bool) -> list[Text]:
     """Returns the unevenness of the load and the saturation of the choices at the evaluations of training."""
     room = CURVE_WIDTH if width >= 100 else 12
     rows = []
-    for each in found.layers:
-        violation, settled = [y for _, y in each.max_violation_over_time], [y for _, y in each.saturation]
+    for layer in found.layers:
+        violation, settled = [y for _, y in layer.max_violation_over_time], [y for _, y in layer.saturation]
         if len(violation) > 1:
             rows.append(
                 (
-                    f"L{each.layer + 1}",
+                    f"L{layer.layer + 1}",
                     _curve(violation, room, ascii_only, True),
                     _curve(settled, room, ascii_only, False),
                 )

@@ -40,7 +40,7 @@ def latex_text(table: ReportTable) -> str:
         "    \\midrule",
     ]
     for row in table.rows:
-        best = any(row is each for each in table.best)
+        best = any(row is other for other in table.best)
         cells = [cell(column.write(row), best and column.name in SCORES) for column in columns]
         lines.append("    " + " & ".join(cells) + r" \\")
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
@@ -48,8 +48,8 @@ def latex_text(table: ReportTable) -> str:
 
 def _chosen(table: ReportTable) -> list[Column]:
     """Returns the columns that fit, without the verdict. The caption says that an interval is for one comparison."""
-    said = [column for column in table.columns if column.name != "verdict"]
-    return columns_within(said, table.rows, PAPER_WIDTH)
+    shown = [column for column in table.columns if column.name != "verdict"]
+    return columns_within(shown, table.rows, PAPER_WIDTH)
 
 
 def _caption(table: ReportTable) -> str:

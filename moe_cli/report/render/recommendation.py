@@ -13,5 +13,5 @@ def recommendation_text(found: Recommendation, width: int) -> str:
         if line.startswith("moe "):
             lines.append(indent + line)
         else:
-            lines += [each.plain for each in wrap(line, width, indent=indent)]
+            lines += [wrapped.plain for wrapped in wrap(line, width, indent=indent)]
     return "\n".join(lines)

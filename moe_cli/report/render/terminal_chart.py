@@ -12,6 +12,7 @@ from rich.text import Text
 
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
+from moe_cli.files.reading import number_in
 from moe_cli.formatting import count, sanitise
 from moe_cli.report.columns import column_named
 from moe_cli.report.configuration import Configuration
@@ -105,9 +106,7 @@ def make_chart(table: ReportTable, request: str) -> Chart:
 
 def number_of(row: Configuration, name: str) -> float | None:
     """Returns the value of a column, or of a name of DERIVED, if it is a finite number."""
-    value = DERIVED[name](row) if name in DERIVED else row.get(name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None  # type: ignore[arg-type]
+    return number_in(DERIVED[name](row)) if name in DERIVED else row.number(name)
 
 
 def _series_setting(table: ReportTable, x: str) -> str | None:
@@ -119,7 +118,11 @@ def _series_setting(table: ReportTable, x: str) -> str | None:
         for row in table.rows:
             if setting_applies(name, row.settings):
                 places.setdefault(number_of(row, x), set()).add(row.get(name))
-        if name != x and len(values) > 1 and (any(len(each) > 1 for each in places.values()) or x not in table.varying):
+        if (
+            name != x
+            and len(values) > 1
+            and (any(len(cells) > 1 for cells in places.values()) or x not in table.varying)
+        ):
             candidates[name] = len(values)
     fitting = {name: size for name, size in candidates.items() if size <= len(MARKS) - 1}
     return min(fitting, key=lambda name: (name not in TOP_LEVEL, fitting[name])) if fitting else None

@@ -54,7 +54,9 @@ def analyse(
     """
     named = make_points(runs)
     found = fit(named.points, law)
-    predictions = tuple(each for label, point in (wanted or {}).items() for each in predict(found, point, [label]))
+    predictions = tuple(
+        prediction for label, point in (wanted or {}).items() for prediction in predict(found, point, [label])
+    )
     validation = validate(named.points, named.labels, law) if hold_out else None
     labels = {int(cluster): label for cluster, label in zip(named.points.cluster, named.labels, strict=True)}
     return Analysis(found, named.left_out, dense_equivalents(found, labels), iso_flop(runs), predictions, validation)
@@ -70,14 +72,16 @@ def analysis_record(result: Analysis) -> dict[str, Any]:
         "runs": len(found.points),
         "configurations": found.points.num_configurations,
         "left_out": result.left_out,
-        "constants": [asdict(each) for each in found.constants],
+        "constants": [asdict(constant) for constant in found.constants],
         "seeds": len(found.seeds.seeds),
         "seed_deviation": found.seeds.deviation,
         "residual": found.scale,
         "held_out_error": found.held_out,
-        "rejected": [asdict(each) for each in found.rejected],
-        "dense_equivalents": [{**asdict(each), "speed_up": each.speed_up} for each in result.equivalents],
-        "iso_flop": [asdict(each) for each in result.iso_flop],
-        "predictions": [asdict(each) for each in result.predictions],
+        "rejected": [asdict(law) for law in found.rejected],
+        "dense_equivalents": [
+            {**asdict(equivalent), "speed_up": equivalent.speed_up} for equivalent in result.equivalents
+        ],
+        "iso_flop": [asdict(curve) for curve in result.iso_flop],
+        "predictions": [asdict(prediction) for prediction in result.predictions],
         "validation": asdict(result.validation) if result.validation else None,
     }

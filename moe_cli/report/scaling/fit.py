@@ -23,8 +23,8 @@ FIRST_DELTA = 1e-2
 HUBER = 1.345
 # The efficiency of the median absolute deviation if the noise is normal.
 MEDIAN = 0.37
-# Values within this factor count as one level, because models of equal active parameters differ by a gate.
-LEVEL = 1.1
+# Values within this factor count as one, because models of equal active parameters differ by the size of a gate.
+SAME_VALUE_RATIO = 1.1
 # With a standard error of 5, a logarithm or an exponent is not determined.
 UNKNOWN, DEGENERATE = 5.0, 1e-9
 SEED = 20240212
@@ -90,7 +90,7 @@ class Fit:
         scale: the robust standard deviation of log loss around the law, about the relative error of one run.
         held_out: the root mean square error of log loss on configurations that were left out of the fit.
         rejected: the other laws that were tried.
-        level_shifts: the drawn common shift of the seeds in the log loss of each bootstrap sample [B].
+        seed_shifts: the shift of log loss that the seeds have in common, drawn for each bootstrap sample [B].
     """
 
     law: Law
@@ -102,7 +102,7 @@ class Fit:
     constants: tuple[Coefficient, ...]
     held_out: float
     rejected: tuple[RejectedLaw, ...] = ()
-    level_shifts: Array = field(default_factory=lambda: np.zeros(1))
+    seed_shifts: Array = field(default_factory=lambda: np.zeros(1))
 
     @property
     def residuals(self) -> Array:
@@ -152,28 +152,30 @@ def fit(points: Points, law: str = AUTO, samples: int = SAMPLES) -> Fit:
     rejected: list[RejectedLaw] = []
     for name in LAWS:
         try:
-            each = fit_law(points, name, 0)
+            candidate = fit_law(points, name, 0)
         except NotIdentifiable as error:
             rejected.append(RejectedLaw(name, None, str(error)))
             continue
-        if len(each.points) < len(points):
+        if len(candidate.points) < len(points):
             rejected.append(RejectedLaw(name, None, f"{name} has no term for dense runs. Fit the others: --law {name}"))
         else:
-            found.append(each)
+            found.append(candidate)
     if not found:
         raise NotIdentifiable(_why_no_law(rejected))
-    best = min(found, key=lambda each: each.held_out)
-    rejected += [RejectedLaw(each.law.name, each.held_out, None) for each in found if each is not best]
+    best = min(found, key=lambda candidate: candidate.held_out)
+    rejected += [
+        RejectedLaw(candidate.law.name, candidate.held_out, None) for candidate in found if candidate is not best
+    ]
     order = list(LAWS)
     return replace(
-        _with_samples(best, samples), rejected=tuple(sorted(rejected, key=lambda each: order.index(each.law)))
+        _with_samples(best, samples), rejected=tuple(sorted(rejected, key=lambda entry: order.index(entry.law)))
     )
 
 
 def _why_no_law(rejected: list[RejectedLaw]) -> str:
     """Returns the reason why the law with the fewest requirements cannot be fitted, in at most three lines."""
-    wanted = next((each for each in rejected if each.law == "ludziejewski"), rejected[0])
-    return f"these runs support none of the laws {', '.join(each.law for each in rejected)}.\n{wanted.reason}"
+    wanted = next((entry for entry in rejected if entry.law == "ludziejewski"), rejected[0])
+    return f"these runs support none of the laws {', '.join(entry.law for entry in rejected)}.\n{wanted.reason}"
 
 
 def fit_law(points: Points, name: str, samples: int = SAMPLES) -> Fit:
@@ -193,13 +195,13 @@ def fit_law(points: Points, name: str, samples: int = SAMPLES) -> Fit:
     raise reasons[-1]
 
 
-def levels(values: Array) -> int:
+def count_distinct(values: Array) -> int:
     """Returns the number of distinct values. Values within 10 % count as one."""
     if not len(values):
         return 0
     count, last = 1, min(values)
     for value in sorted(values):
-        if value > last * LEVEL:
+        if value > last * SAME_VALUE_RATIO:
             count, last = count + 1, value
     return count
 
@@ -208,15 +210,15 @@ def check_support(law: Law, points: Points) -> None:
     """Raises NotIdentifiable if the points are too few to determine the constants."""
     for column in law.constant:
         values = getattr(points, column)
-        if levels(values) > 1:
+        if count_distinct(values) > 1:
             span = f"{min(values):.3g} to {max(values):.3g}"
             raise NotIdentifiable(
                 f"{law.name} has no term for {COLUMN_DESCRIPTION[column].split()[-1]}, and these runs have "
-                f"{levels(values)} levels of it ({span}).\n"
-                f"Give runs of one level with --where, or fit another law: --law ludziejewski"
+                f"{count_distinct(values)} values of it ({span}).\n"
+                f"Select runs with one value by --where, or fit another law: --law ludziejewski"
             )
     for column, least in law.distinct.items():
-        there = levels(getattr(points, column))
+        there = count_distinct(getattr(points, column))
         if there < least:
             raise NotIdentifiable(
                 f"{law.name} needs at least {least} {COLUMN_DESCRIPTION[column]}; these runs have {there}.\n"
@@ -292,7 +294,7 @@ def _with_samples(found: Fit, samples: int) -> Fit:
     The residuals of all seeds of a configuration change sign together. They are enlarged, because a fit lies closer to
     its own points than the true law does. Every sample has all configurations, so none lacks the largest size. The
     residuals do not show the shift that all configurations of a seed share. It is drawn for each sample, and added to
-    the constants that move the level of the loss.
+    the constants that shift log loss.
     """
     if not samples:
         return found
@@ -311,12 +313,12 @@ def _with_samples(found: Fit, samples: int) -> Fit:
     drawn = minimise(model, fitted + residuals * signs, start, HUBER * found.scale, ROUNDS).theta
     seeds = found.seeds
     shifts = seeds.draw(rng, samples, math.sqrt(float((seeds.shares**2).sum())))
-    drawn = drawn + shifts[:, None] * np.isin(found.law.names, found.law.level)
+    drawn = drawn + shifts[:, None] * np.isin(found.law.names, found.law.shift_names)
     finite = np.isfinite(drawn).all(1)
     drawn, shifts = drawn[finite], shifts[finite]
-    values = [found.law.to_paper_constants(each, found.normalisation) for each in drawn]
-    constants = tuple(_interval(each, [value[each.name] for value in values]) for each in found.constants)
-    return replace(found, samples=drawn, constants=constants, level_shifts=shifts)
+    values = [found.law.to_paper_constants(sample, found.normalisation) for sample in drawn]
+    constants = tuple(_interval(constant, [value[constant.name] for value in values]) for constant in found.constants)
+    return replace(found, samples=drawn, constants=constants, seed_shifts=shifts)
 
 
 def _cr3_residuals(residuals: Array, slopes: Array, clusters: Array) -> Array:

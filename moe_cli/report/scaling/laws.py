@@ -46,7 +46,7 @@ class Law:
         to_paper_constants: (theta [P], normalisation) -> the paper's constants.
         distinct: the number of distinct values of each column of Points that determines the constants.
         constant: columns that must not vary, since the form has no term for them.
-        level: the free numbers that move the level of the loss: adding x to all of them adds x to log L.
+        shift_names: the free numbers that shift log L: adding x to all of them adds x to log L.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Law:
     log_loss: LogLoss
     to_paper_constants: Callable[[Array, Normalisation], Constants]
     distinct: Mapping[str, int]
-    level: tuple[str, ...]
+    shift_names: tuple[str, ...]
     constant: tuple[str, ...] = ()
 
 
@@ -217,7 +217,7 @@ _CLARK = Law(
     log_loss=_clark,
     to_paper_constants=_clark_constants,
     distinct={"active": 3, "expansion": 3},
-    level=("d",),
+    shift_names=("d",),
     constant=("tokens",),
 )
 _JOINT = Law(
@@ -230,7 +230,7 @@ _JOINT = Law(
     log_loss=_ludziejewski,
     to_paper_constants=_ludziejewski_constants,
     distinct={"active": 3, "expansion": 3, "tokens": 3},
-    level=("a", "b", "c"),
+    shift_names=("a", "b", "c"),
 )
 
 
@@ -261,7 +261,7 @@ LAWS: dict[str, tuple[Law, ...]] = {
             log_loss=_krajewski,
             to_paper_constants=_krajewski_constants,
             distinct={"params": 3, "granularity": 3, "tokens": 3},
-            level=("c", "g", "a", "b"),
+            shift_names=("c", "g", "a", "b"),
             constant=("expansion",),
         ),
     ),
@@ -277,7 +277,7 @@ LAWS: dict[str, tuple[Law, ...]] = {
             log_loss=_abnar,
             to_paper_constants=_abnar_constants,
             distinct={"params": 4, "expansion": 4, "tokens": 3},
-            level=("a", "b", "c", "d", "e"),
+            shift_names=("a", "b", "c", "d", "e"),
         ),
     ),
     "ludziejewski": (_with_saturation(_JOINT, JOINT, _ludziejewski_saturating), _JOINT),

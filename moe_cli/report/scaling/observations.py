@@ -73,7 +73,7 @@ class Points:
     def mean_over_seeds(self) -> "Points":
         """Returns one point per configuration; its loss is the geometric mean over seeds."""
         clusters, places = np.unique(self.cluster, return_index=True)
-        means = [np.exp(np.log(self.loss[self.cluster == each]).mean()) for each in clusters]
+        means = [np.exp(np.log(self.loss[self.cluster == cluster]).mean()) for cluster in clusters]
         chosen = self.take(places)
         return Points(**{**vars(chosen), "loss": np.array(means)})
 

@@ -119,7 +119,7 @@ def predict(found: Fit, points: Points, labels: Sequence[str]) -> tuple[Predicti
 def _prediction(found: Fit, point: Points, label: str, noise: Noise, distance: float) -> Prediction:
     """Predicts one point. To each bootstrap sample, several draws of the noise and of the seeds' shift are added."""
     rng = np.random.default_rng(SEED)
-    drawn = np.repeat(found.sampled(point)[:, 0] - found.level_shifts, DRAWS)
+    drawn = np.repeat(found.sampled(point)[:, 0] - found.seed_shifts, DRAWS)
     drawn = drawn + noise.draw(rng, len(drawn)) + found.seeds.draw(rng, len(drawn), distance)
     low, high = np.exp(quantiles(drawn))
     loss, extrapolation_factor = math.exp(found.log_loss(point)[0]), _extrapolation_factors(found.points, point)[0]
@@ -151,16 +151,16 @@ def validate(points: Points, labels: Sequence[str], law: str) -> Validation:
     except NotIdentifiable as error:
         raise NotIdentifiable(f"without its largest configurations: {error}") from None
     named = dict(zip(points.cluster, labels, strict=True))
-    held = points.take(out).mean_over_seeds()
+    held_out = points.take(out).mean_over_seeds()
     if "expansion" in found.law.constant:
-        held = held.take(held.expansion > 1)
+        held_out = held_out.take(held_out.expansion > 1)
     pairs = []
-    for index, cluster in enumerate(held.cluster):
+    for index, cluster in enumerate(held_out.cluster):
         distance = found.seeds.distance(points.seed[points.cluster == cluster])
-        predicted = _prediction(found, held.take(np.array([index])), named[cluster], found.mean_noise, distance)
-        pairs.append(replace(predicted, measured=float(held.loss[index])))
-    errors = found.log_loss(held) - np.log(held.loss)
-    inside = sum(each.low <= (each.measured or 0.0) <= each.high for each in pairs)
+        predicted = _prediction(found, held_out.take(np.array([index])), named[cluster], found.mean_noise, distance)
+        pairs.append(replace(predicted, measured=float(held_out.loss[index])))
+    errors = found.log_loss(held_out) - np.log(held_out.loss)
+    inside = sum(prediction.low <= (prediction.measured or 0.0) <= prediction.high for prediction in pairs)
     return Validation(
         found.law.name, found.points.num_configurations, tuple(pairs), float(np.sqrt((errors**2).mean())), inside
     )
@@ -237,9 +237,9 @@ def iso_flop(runs: Sequence[RunRow]) -> tuple[IsoFlop, ...]:
             points = make_points(by_budget[budget]).points.mean_over_seeds()
         except ConfigError:
             continue
-        for each in np.unique(points.expansion):
-            at = points.take(points.expansion == each)
-            curves.append(make_iso_flop(budget, float(each), at.active, at.loss))
+        for expansion in np.unique(points.expansion):
+            at = points.take(points.expansion == expansion)
+            curves.append(make_iso_flop(budget, float(expansion), at.active, at.loss))
     return tuple(curves)
 
 

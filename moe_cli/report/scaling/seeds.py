@@ -17,8 +17,7 @@ class SeedEffect:
 
     Attributes:
         seeds: [S], in order.
-        shares: [S], fractions of all runs of the fit: the fit has absorbed the sum of shares x u into the level of the
-            loss.
+        shares: [S], fractions of all runs of the fit. The fit includes the sum of shares x u in its constants.
         shifts: [S], estimates of u around the fit: the mean residual of each seed.
     """
 
@@ -42,7 +41,7 @@ class SeedEffect:
         0 for runs with the seeds of a balanced fit, sqrt(1 + 1 / S) for a run of another seed.
         """
         every = np.union1d(self.seeds, seed)
-        own = np.array([np.mean(seed == each) for each in every])
+        own = np.array([np.mean(seed == value) for value in every])
         fitted = np.zeros(len(every))
         fitted[np.searchsorted(every, self.seeds)] = self.shares
         return math.sqrt(float(((own - fitted) ** 2).sum()))

@@ -24,7 +24,7 @@ def scaling_sentence(runs: Sequence[RunRow], paths: Collection[str]) -> str | No
         return None
     # The configuration comes first, so that its number is 0.
     labels = {int(cluster): str(cluster) for cluster in points.cluster}
-    equal = next((each for each in dense_equivalents(found, labels) if each.label == "0"), None)
+    equal = next((equivalent for equivalent in dense_equivalents(found, labels) if equivalent.label == "0"), None)
     if equal is None or not math.isfinite(equal.high):
         return None
     return (

@@ -62,7 +62,8 @@ def _seeds(found: Fit) -> str:
 
 def _constants(found: Fit, width: int) -> list[Text]:
     rows = [
-        (each.name, _number(each.value), f"{_number(each.low)} to {_number(each.high)}") for each in found.constants
+        (constant.name, _number(constant.value), f"{_number(constant.low)} to {_number(constant.high)}")
+        for constant in found.constants
     ]
     return plain_table(("constant", "value", "95 % interval"), rows, width)
 
@@ -73,11 +74,11 @@ def _number(value: float) -> str:
 
 def _others(found: Fit, width: int) -> list[Text]:
     lines = []
-    for each in found.rejected:
-        if each.held_out is None:
-            text = f"not fitted: {str(each.reason).splitlines()[0]}"
+    for entry in found.rejected:
+        if entry.held_out is None:
+            text = f"not fitted: {str(entry.reason).splitlines()[0]}"
         else:
-            text = f"not chosen: {each.law}, error on held-out configurations {percent(each.held_out)}"
+            text = f"not chosen: {entry.law}, error on held-out configurations {percent(entry.held_out)}"
         lines += wrap(text, width, "dim")
     return lines
 
@@ -93,15 +94,15 @@ def _equivalents(equivalents: Sequence[DenseEquivalent], width: int) -> list[Tex
     headings = ["equals a dense model of", "x compute", "95 % interval", "x tok/s", "speed-up"]
     rows = [
         [
-            sanitise(each.label),
-            _compute_ratio(each.compute_ratio),
-            f"{_compute_ratio(each.low)} to {_compute_ratio(each.high)}",
-            _speed(each.throughput),
-            "-" if each.speed_up is None else _compute_ratio(each.speed_up),
+            sanitise(equivalent.label),
+            _compute_ratio(equivalent.compute_ratio),
+            f"{_compute_ratio(equivalent.low)} to {_compute_ratio(equivalent.high)}",
+            _speed(equivalent.throughput),
+            "-" if equivalent.speed_up is None else _compute_ratio(equivalent.speed_up),
         ]
-        for each in equivalents
+        for equivalent in equivalents
     ]
-    known = any(each.throughput is not None for each in equivalents)
+    known = any(equivalent.throughput is not None for equivalent in equivalents)
     shown = len(headings) if known and width >= WITH_SPEED else 3
     lines = plain_table(headings[:shown], [row[:shown] for row in rows], width)
     note = (
@@ -121,29 +122,32 @@ def _speed(value: float | None) -> str:
 def _iso_flop(curves: Sequence[IsoFlop], width: int) -> list[Text]:
     rows = [
         (
-            format_flops(each.flops),
-            f"{each.expansion:g}",
-            str(len(each.sizes)),
-            "-" if each.best is None else count(each.best),
-            "-" if each.best_loss is None else f"{each.best_loss:.3f}",
+            format_flops(curve.flops),
+            f"{curve.expansion:g}",
+            str(len(curve.sizes)),
+            "-" if curve.best is None else count(curve.best),
+            "-" if curve.best_loss is None else f"{curve.best_loss:.3f}",
         )
-        for each in curves
+        for curve in curves
     ]
     lines = plain_table(("iso-FLOP budget", "expert/k", "sizes", "best active", "loss there"), rows, width)
     reasons = dict.fromkeys(
-        f"{format_flops(each.flops)}, expert/k {each.expansion:g}: {each.why}" for each in curves if each.why
+        f"{format_flops(curve.flops)}, expert/k {curve.expansion:g}: {curve.why}" for curve in curves if curve.why
     )
     return lines + [line for reason in reasons for line in wrap(reason, width, "yellow")]
 
 
 def _predictions(predictions: Sequence[Prediction], width: int) -> list[Text]:
-    rows = [(sanitise(each.label), f"{each.loss:.3f}", f"{each.low:.3f} to {each.high:.3f}") for each in predictions]
+    rows = [
+        (sanitise(prediction.label), f"{prediction.loss:.3f}", f"{prediction.low:.3f} to {prediction.high:.3f}")
+        for prediction in predictions
+    ]
     lines = plain_table(("predicted, not run", "nats/token", "95 % interval of a run"), rows, width)
-    for each in predictions:
-        if each.extrapolation_factor > EXTRAPOLATION_WARNING:
+    for prediction in predictions:
+        if prediction.extrapolation_factor > EXTRAPOLATION_WARNING:
             warning = (
-                f"{sanitise(each.label)} lies outside the runs by a factor of {each.extrapolation_factor:.1f}: the "
-                "prediction is unreliable."
+                f"{sanitise(prediction.label)} lies outside the runs by a factor of "
+                f"{prediction.extrapolation_factor:.1f}: the prediction is unreliable."
             )
             lines += wrap(warning, width, "yellow")
     return lines
@@ -152,13 +156,13 @@ def _predictions(predictions: Sequence[Prediction], width: int) -> list[Text]:
 def _validation(validation: Validation, width: int) -> list[Text]:
     rows = [
         (
-            sanitise(each.label),
-            f"{each.measured or 0:.3f}",
-            f"{each.loss:.3f}",
-            percent(each.loss / (each.measured or 1) - 1, True),
-            f"{each.low:.3f} to {each.high:.3f}",
+            sanitise(prediction.label),
+            f"{prediction.measured or 0:.3f}",
+            f"{prediction.loss:.3f}",
+            percent(prediction.loss / (prediction.measured or 1) - 1, True),
+            f"{prediction.low:.3f} to {prediction.high:.3f}",
         )
-        for each in validation.predictions
+        for prediction in validation.predictions
     ]
     lines = plain_table(("largest, held out", "measured", "predicted", "error", "95 % interval"), rows, width)
     total = len(validation.predictions)

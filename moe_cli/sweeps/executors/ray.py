@@ -152,7 +152,7 @@ class RayJob:
 
     def __init__(self, pool: "RayPool", run: Run) -> None:
         self.pool, self.run = pool, run
-        self.actor = pool.actors.remote()
+        self.actor = pool.actor_class.remote()
         command = [sys.executable, "-m", "moe_cli.execution.worker", str(run.path), str(pool.outputs)]
         self.started = self.actor.begin.remote(command, str(run.path), os.getcwd(), pool.environment, PARENT_PID_ENV)
         self.exit_code: Any = None
@@ -228,7 +228,8 @@ class RayPool:
         self.cpus = executor.cpus
         has_gpus = any(node["Resources"].get("GPU") for node in self._nodes())
         self.gpus = float(has_gpus) if executor.gpus is None else executor.gpus
-        self.actors = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_concurrency=2)(_run_actor_class())
+        remote = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_concurrency=2)
+        self.actor_class = remote(_run_actor_class())
         self.environment = _environment(self.gpus)
         self._workers = workers
         self._jobs: list[RayJob] = []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moe_cli.errors import ConfigError
-from moe_cli.report.scaling.fit import NotIdentifiable, fit, fit_law, levels, quantiles
+from moe_cli.report.scaling.fit import NotIdentifiable, count_distinct, fit, fit_law, quantiles
 from moe_cli.report.scaling.observations import Points
 from tests.report.scaling.planted import ABNAR, CLARK, JOINT, KRAJEWSKI, abnar, clark, grid, joint, krajewski
 
@@ -102,8 +102,8 @@ def test_auto_takes_the_least_error_held_out() -> None:
         ),
         ("ludziejewski", {"tokens": (1e6, 2e6)}, "at least 3 numbers of training tokens; these runs have 2."),
         ("clark", {"sizes": (1e5,)}, "at least 3 sizes of model; these runs have 1."),
-        ("clark", {"tokens": (1e6, 2e6)}, "no term for tokens, and these runs have 2 levels of it"),
-        ("krajewski", {}, "no term for expert/k, and these runs have 3 levels of it (2 to 8)"),
+        ("clark", {"tokens": (1e6, 2e6)}, "no term for tokens, and these runs have 2 values of it"),
+        ("krajewski", {}, "no term for expert/k, and these runs have 3 values of it (2 to 8)"),
         (
             "krajewski",
             {"experts": (1, 8), "fine": (1, 2)},
@@ -154,9 +154,9 @@ def test_no_law_says_why() -> None:
 
 
 def test_levels_count_what_differs() -> None:
-    """Values within 10 % are one level."""
-    assert 3 == levels(np.array([100.0, 105.0, 200.0, 1000.0, 1001.0]))
-    assert 0 == levels(np.array([]))
+    """Values within 10 % count as one."""
+    assert 3 == count_distinct(np.array([100.0, 105.0, 200.0, 1000.0, 1001.0]))
+    assert 0 == count_distinct(np.array([]))
 
 
 def test_quantiles_leave_a_fortieth_on_each_side() -> None:

@@ -49,9 +49,9 @@ def test_saturation_has_its_limits() -> None:
 
 @pytest.mark.parametrize("law", VARIANTS, ids=lambda law: f"{law.name}-{len(law.names)}")
 def test_level_moves_log_loss_alone(law: Law) -> None:
-    """A shift of log loss that all configurations share is the same shift of the numbers that `level` names."""
+    """A shift of log loss that all configurations share is the same shift of the numbers in `shift_names`."""
     points = grid(lambda at: at.active**-0.1)
     theta = np.random.default_rng(0).uniform(law.low, law.high)
-    normalisation, level = make_normalisation(points), np.isin(law.names, law.level)
-    before, after = (law.log_loss((theta + x * level)[None], points, normalisation) for x in (0.0, 0.3))
+    normalisation, shifted = make_normalisation(points), np.isin(law.names, law.shift_names)
+    before, after = (law.log_loss((theta + x * shifted)[None], points, normalisation) for x in (0.0, 0.3))
     assert before + 0.3 == pytest.approx(after, abs=1e-9)

@@ -100,7 +100,7 @@ def test_one_seed_tells_nothing_of_others() -> None:
     one, three = (fit_law(shifted(shifts), "clark", 20) for shifts in ((0.01,), (-0.01, 0.0, 0.01)))
     new = grid(lambda at: clark(at, **CLARK), tokens=(4e6,), sizes=(6e6,), experts=(4,))
     assert log_width(*(getattr(predict(one, new, [""])[0], end) for end in ("low", "high"))) < 0.001
-    assert (None, np.zeros(20).tolist()) == (one.seeds.deviation, one.level_shifts.tolist())
+    assert (None, np.zeros(20).tolist()) == (one.seeds.deviation, one.seed_shifts.tolist())
     texts = [
         " ".join(line.plain for line in analysis_lines(Analysis(found, 0, (), (), (), None), "t", 400))
         for found in (one, three)

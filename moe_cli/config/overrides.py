@@ -71,12 +71,12 @@ def parse_overrides(words: Sequence[str], settings: type = RunConfig) -> list[Ax
     """
     axes: dict[str, Axis] = {}
     for word in words:
-        axis = parse_word(word, settings)
+        axis = parse_override(word, settings)
         axes[axis.key] = axis
     return list(axes.values())
 
 
-def parse_word(word: str, settings: type = RunConfig) -> Axis:
+def parse_override(word: str, settings: type = RunConfig) -> Axis:
     """Parses one word of `parse_overrides`."""
     key, equals, value = word.partition("=")
     _check_form(word, key, is_whole=bool(key and equals))
@@ -126,8 +126,8 @@ def _parse(word: str, parser: type[OverridesParser]) -> Override:
 
 def _check_range(word: str, given: RangeSweep) -> None:
     """Raises ConfigError for a range without an end, or of more values than a sweep takes, before it is made."""
-    start, stop, step = (each if each is not None else 1 for each in (given.start, given.stop, given.step))
-    if not all(isinstance(each, int) or math.isfinite(each) for each in (start, stop, step)) or step == 0:
+    start, stop, step = (number if number is not None else 1 for number in (given.start, given.stop, given.step))
+    if not all(isinstance(number, int) or math.isfinite(number) for number in (start, stop, step)) or step == 0:
         raise ConfigError(f"'{shortened(word)}' has no end. Write range(START,STOP,STEP), and a step that is not 0.")
     try:
         is_endless = abs(stop - start) > VALUES * abs(step)
