@@ -45,7 +45,7 @@ SETTING_PARENTS: dict[str, tuple[str, ...]] = {
     "optim.schedule": ("optim.name",),
     "optim.": ("optim.name", "optim.schedule"),
 }
-# Settings that follow from others if nobody sets them: they tell apart only configurations where one does not follow.
+# Settings that follow from others unless they are set. They tell apart only configurations in which one was set.
 FOLLOWS: dict[str, Callable[[Settings], Value]] = {
     "model.num_heads": lambda row: default_num_heads(int(str(row["model.d_model"]))),
     "model.num_kv_heads": lambda row: row["model.num_heads"],

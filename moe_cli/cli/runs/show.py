@@ -109,7 +109,7 @@ def wrap_labelled(label: str, pieces: Sequence[str], width: int) -> list[Text]:
 def _settings(run: Run) -> list[str]:
     if not run.config_dict():
         return ["config.json cannot be read"]
-    return [f"{key}={format_setting(value)}" for key, value in settings_of_run(run).items()] or ["the defaults"]
+    return [f"{key}={format_setting(value)}" for key, value in settings_of_run(run).items()]
 
 
 def _results(status: RunStatus) -> list[tuple[str, list[str]]]:

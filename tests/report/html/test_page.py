@@ -49,7 +49,7 @@ def test_the_page_holds_the_table(swept: Path) -> None:
 
 
 def test_the_answer_comes_before_the_costs(swept: Path) -> None:
-    """A phone shows score, difference and verdict beside the settings; named columns keep their order."""
+    """A phone shows score, difference and verdict next to the settings; named columns keep their order."""
     content = content_of((swept / "page.html").read_text())
     names = [column["name"] for column in content["columns"]]
     assert ["expert", "val_bpb", "vs_baseline", "verdict", "params"] == names[:5]
