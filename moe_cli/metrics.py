@@ -229,8 +229,8 @@ def validation_key(name: str) -> str:
 
 
 def layer_key(layer: int, name: str) -> str:
-    """Returns a layer metric's key in metrics.jsonl: moe/layer_03/max_violation for the fourth sparse layer."""
-    return f"moe/layer_{layer:02d}/{name}"
+    """Returns a layer metric's key in metrics.jsonl, counted from 1 as tables do: moe/layer_03/max_violation for L3."""
+    return f"moe/layer_{layer + 1:02d}/{name}"
 
 
 def curve_title(curve_key: str) -> str:

@@ -13,6 +13,7 @@ from moe_cli.report.columns import truncate_left
 from moe_cli.report.comparability import count_code_versions
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.equal_time import MAX_RUNS, NO_CURVE
+from moe_cli.report.intervals import t_quantile
 from moe_cli.report.recommend.looks import looks_sentence
 from moe_cli.report.render.line_wrap import pack
 from moe_cli.report.render.terminal import wrap
@@ -24,6 +25,8 @@ from moe_cli.runs.folder import FAILED, PRUNED
 # With more runs their code versions are not read.
 MAX_RUNS_FOR_CODE_VERSIONS = 1000
 UNDEFINED = "its loss is 0: differences relative to it are undefined"
+# How much wider an interval is with 2 seeds than with 3, at equal standard deviation.
+WIDER_WITH_2_SEEDS = t_quantile(0.975, 1) / 2**0.5 / (t_quantile(0.975, 2) / 3**0.5)
 NOT_RUN = "was not run with the same settings, seeds, budget and evaluation context"
 EXPERT_SETTINGS = ("expert", "k", "router", "balance", "capacity")
 CONSTANTS = (*EXPERT_SETTINGS, "model.num_layers", "model.d_model", "optim.name", "optim.lr")
@@ -116,7 +119,9 @@ def footer_lines(table: ReportTable, width: int) -> list[Text]:
     rows = [row for row in table.rows if row.is_complete]
     lines = _limits_of_ranking(table, rows, width)
     if any(row.val_loss_interval is not None for row in rows):
-        lines += wrap(f"intervals: 95 % over seeds; {differences(table)}", width, "dim")
+        few = any(len(row.seeds) == 2 for row in rows if row.val_loss_interval is not None)
+        wide = f" ({WIDER_WITH_2_SEEDS:.1f} times as wide with 2 seeds as with 3)" if few else ""
+        lines += wrap(f"intervals: 95 % over seeds{wide}; {differences(table)}", width, "dim")
         lines += (
             wrap(_verdict_summary(rows, table), width, "dim")
             if any(row.vs_baseline_interval is not None for row in rows)
