@@ -7,7 +7,6 @@ from typing import Any
 from rich.text import Text
 
 from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
-from moe_cli.config.build import flatten_dict
 from moe_cli.config.ranges import format_setting
 from moe_cli.files.reading import number_in
 from moe_cli.formatting import age, bars, count, duration, percent, plural, sanitise, sparkline
@@ -25,32 +24,14 @@ CURVE_WIDTH = 40
 BARS_WIDTH = 32
 
 
-def changed_settings(run: Run) -> dict[str, Any]:
-    """Returns the settings that differ from the defaults, by their dotted names."""
-    from moe_cli.config.compose import load_config
-
-    default = flatten_dict(load_config([], "config").config.to_dict())
-    return {
-        key: value
-        for key, value in flatten_dict(run.config_dict()).items()
-        if key not in default or default[key] != value
-    }
-
-
 def run_record(run: Run) -> dict[str, Any]:
     """Returns the content of `moe runs show` as a JSON object."""
+    from moe_cli.config.compose import non_default_settings
+
     status, curve = read_status(run), validation_curve(run)
     return {
-        "run": run.id,
-        "sweep": run.sweep,
-        "path": str(run.path),
-        "status": status.status,
-        "reason": status.reason,
-        "created": status.created or None,
-        "step": status.step,
-        "steps": status.steps or None,
-        "tags": list(status.tags),
-        "settings": changed_settings(run),
+        **status.record(),
+        "settings": non_default_settings(run.config_dict()),
         "results": status.results or None,
         "curve": [{"step": int(step), curve.result: value} for step, value in curve.points],
         "tokens_per_expert": {str(layer): load for layer, load in expert_load(run).items()},
@@ -89,9 +70,11 @@ def wrap_labelled(label: str, pieces: Sequence[str], width: int) -> list[Text]:
 
 
 def _settings(run: Run) -> list[str]:
-    if not run.config_dict():
+    from moe_cli.config.compose import non_default_settings
+
+    if not (values := run.config_dict()):
         return ["config.json cannot be read"]
-    return [f"{key}={format_setting(value)}" for key, value in changed_settings(run).items()] or ["the defaults"]
+    return [f"{key}={format_setting(value)}" for key, value in non_default_settings(values).items()] or ["the defaults"]
 
 
 def _results(status: RunStatus) -> list[tuple[str, list[str]]]:
