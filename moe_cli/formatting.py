@@ -23,6 +23,22 @@ def count(value: float) -> str:
     return f"{value:.3g}Y"
 
 
+def format_bytes(value: float) -> str:
+    """Formats a size with its unit: 853 B, 24.1 kB, 1.31 GB."""
+    return _with_unit(value, "B")
+
+
+def format_flops(value: float) -> str:
+    """Formats an amount of computation with its unit: 853 FLOP, 5.32 MFLOP."""
+    return _with_unit(value, "FLOP")
+
+
+def _with_unit(value: float, unit: str) -> str:
+    text = count(value)
+    prefix = text[-1] if text[-1].isalpha() else ""
+    return f"{text.removesuffix(prefix)} {prefix}{unit}"
+
+
 def plural(number: int, noun: str) -> str:
     """Formats a count with its noun: 1 seed, 2 seeds, 1,024 runs."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

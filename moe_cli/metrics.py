@@ -168,6 +168,11 @@ METRICS = (
            description="relative difference in `val_bpb` (where that is null, in `val_loss`) to the baseline (dense, "
            "what the sweep's file or `--baseline` says, or the lowest), paired by seed; negative is better"),
     Metric("shared_seeds", "shared seeds", "seeds shared with the baseline", "seeds", COMPARISON, 1, whole=True),
+    Metric("equal_time", "equal time", "difference to the baseline at equal training time",
+           "share of the baseline's bits per byte", COMPARISON, -1, "signed percent", range="share",
+           description="as `vs_baseline`, at equal training time instead of equal tokens: that of the baseline's run "
+           "of the same seed, or, if differences are to the lowest, that of the shortest run of the seed. Both losses "
+           "are interpolated on the curves of the runs; null for a run that ended earlier or on another machine"),
     Metric("sparsity", "sparsity", "sparsity, 1 - k / experts", "share", DERIVED),
     Metric("active_flops", "active FLOP", "forward FLOP per token", "FLOP per token", DERIVED, -1, "count",
            log_scale=True),
@@ -224,8 +229,8 @@ def validation_key(name: str) -> str:
 
 
 def layer_key(layer: int, name: str) -> str:
-    """Returns a layer metric's key in metrics.jsonl: moe/layer_03/max_violation for the fourth sparse layer."""
-    return f"moe/layer_{layer:02d}/{name}"
+    """Returns a layer metric's key in metrics.jsonl, counted from 1 as tables do: moe/layer_03/max_violation for L3."""
+    return f"moe/layer_{layer + 1:02d}/{name}"
 
 
 def curve_title(curve_key: str) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_cli.formatting import bars, count, duration, parse_duration, percent, plural
+from moe_cli.formatting import bars, count, duration, format_bytes, format_flops, parse_duration, percent, plural
 
 
 def test_one_has_no_s() -> None:
@@ -26,6 +26,15 @@ def test_one_has_no_s() -> None:
 def test_count(value: float, text: str) -> None:
     """Three significant digits and a unit."""
     assert count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (853, "853 B"), (93_900, "93.9 kB"), (515e6, "515 MB"), (4.16e28, "4.16e+04 YB")]
+)
+def test_sizes_have_a_unit_of_their_own(value: float, text: str) -> None:
+    """A space stands between number and unit; FLOPs are written in the same way."""
+    assert format_bytes(value) == text
+    assert format_flops(value) == text.removesuffix("B") + "FLOP"
 
 
 @pytest.mark.parametrize(

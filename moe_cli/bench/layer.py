@@ -36,7 +36,7 @@ from moe_cli.bench.timing import (
 )
 from moe_cli.errors import ConfigError
 from moe_cli.execution.machine import total_memory_bytes
-from moe_cli.formatting import count
+from moe_cli.formatting import format_bytes
 
 # Largest fraction of the available time that one pass of a candidate may take; otherwise there would be few rounds.
 MAX_TIME_FRACTION = 0.15
@@ -145,7 +145,8 @@ def _check_memory(shape: Shape, device: str) -> None:
     if device == "cpu" and total is not None and need > total:
         raise ConfigError(
             f"tokens={shape.tokens} experts={shape.experts} k={shape.k} d_model={shape.d_model} "
-            f"d_expert={shape.d_expert} take at least {count(need)}B of memory, and this machine has {count(total)}B. "
+            f"d_expert={shape.d_expert} take at least {format_bytes(need)} of memory, "
+            f"and this machine has {format_bytes(total)}. "
             "Measure smaller shapes."
         )
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_cli.bench.candidates import DTYPES, Builder, Candidate, Shape, SkipCandidate, make_layer
+from moe_cli.formatting import format_bytes
 
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
 # A candidate that would copy more bytes is skipped, because several candidates are in memory at once.
@@ -46,7 +47,7 @@ def _transformers(
     if implementation == "eager":
         written = shape.experts**2 * shape.expert_params * DTYPES[shape.dtype].itemsize
         if written > MAX_GRADIENT_BYTES:
-            raise SkipCandidate(f"would write {written / 2**30:.0f} GiB of gradients: all experts' for each expert")
+            raise SkipCandidate(f"would write {format_bytes(written)} of gradients: all experts' for each expert")
     block: Any = make(shape)
     block.experts.config._experts_implementation = implementation
     layer: Any = make_layer(shape)
@@ -70,7 +71,7 @@ def _call_block(block: nn.Module, x: Tensor) -> Tensor:
 
 def _refuse_copies(num_bytes: int, copied: str) -> None:
     if num_bytes > MAX_COPY_BYTES:
-        raise SkipCandidate(f"would copy {num_bytes / 2**30:.1f} GiB of {copied}")
+        raise SkipCandidate(f"would copy {format_bytes(num_bytes)} of {copied}")
 
 
 def _model(family: str) -> Any:

@@ -75,7 +75,7 @@ def _print(diagnosis: "Diagnosis", terminal: dict[str, Any]) -> None:
 
 def _rows(diagnosis: "Diagnosis", terminal: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns label and text of each line on the machine."""
-    from moe_cli.formatting import count
+    from moe_cli.formatting import format_bytes
 
     def yes(key: str) -> str:
         return "yes" if terminal[key] else "no"
@@ -85,7 +85,8 @@ def _rows(diagnosis: "Diagnosis", terminal: dict[str, Any]) -> list[tuple[str, s
         cores += f" of {diagnosis.machine_cores} (by affinity or quota)"
     threads = f"up to {diagnosis.cores}" if diagnosis.threads is None else f"{diagnosis.threads} (OMP_NUM_THREADS)"
     total, available = (
-        "unknown" if size is None else f"{count(size)}B" for size in (diagnosis.memory_bytes, diagnosis.available_bytes)
+        "unknown" if size is None else format_bytes(size)
+        for size in (diagnosis.memory_bytes, diagnosis.available_bytes)
     )
     gpus = [f"{torch.gpus.count(name)} x {name}" for name in dict.fromkeys(torch.gpus)] if torch else []
     return [
@@ -97,7 +98,7 @@ def _rows(diagnosis: "Diagnosis", terminal: dict[str, Any]) -> list[tuple[str, s
         ("GPU", f"{', '.join(gpus) or 'none'}   train.precision=auto is {torch.precision if torch else 'unknown'}"),
         (
             "outputs",
-            f"{'writable' if diagnosis.is_writable else 'not writable'}   free: {count(diagnosis.free_bytes)}B   "
+            f"{'writable' if diagnosis.is_writable else 'not writable'}   free: {format_bytes(diagnosis.free_bytes)}   "
             f"{diagnosis.outputs}",
         ),
         ("settings", f"packaged{', after those of ' + diagnosis.conf if diagnosis.conf else '; no ./conf is used'}"),

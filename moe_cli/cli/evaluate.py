@@ -58,7 +58,11 @@ def evaluate(
     from moe_cli.report.render.terminal import table_lines
 
     trained = load_trained(found, folder, checkpoint, SPLITS[split])
-    results = [(policy, _evaluate(trained, policy)) for policy in policies]
+    screen = Terminal(stderr=True)
+    results = []
+    for number, policy in enumerate(policies, 1):
+        with screen.status(f"evaluation {number} of {len(policies)}: {_policy_label(config, policy)}"):
+            results.append((policy, _evaluate(trained, policy)))
     rows = [_row(config, policy, result, domains) for policy, result in results]
     if as_json:
         named = [{re.sub("^val_", f"{SPLITS[split]}_", key): value for key, value in row.items()} for row in rows]
@@ -84,12 +88,14 @@ def evaluate(
 
 
 def _policies(config: "RunConfig", overrides: list[str]) -> "list[EvalConfig]":
-    """Returns every combination of the values; each k dropless too."""
+    """Returns every combination of the values; each k dropless too, and only that if nothing names a capacity."""
     from moe_cli.config.routers import SoftConfig
 
     values = eval_overrides(config, overrides, (*EVAL_OVERRIDES, *WINDOWS))
     one_way = config.dense or isinstance(config.router, SoftConfig)
-    limits = values.get("capacity", [config.eval.capacity or config.capacity or DEFAULT_CAPACITY])
+    trained = config.eval.capacity or config.capacity
+    only_k = "k" in values and "drop" not in values
+    limits = values.get("capacity", [trained] if trained else [] if only_k else [DEFAULT_CAPACITY])
     return [
         eval_config(config, k=k, capacity=capacity, drop=drop, context_length=length, stride=stride)
         for length in values.get("context_length", [config.eval.context_length])
@@ -126,7 +132,8 @@ def eval_overrides(
         if config.router is not None and axis.key in IDLE_AT_EVALUATION.get(config.router.name, ()):
             raise ConfigError(f"'{axis.key}' has no effect with router={config.router.name}. Leave it out.")
         if any(isinstance(value, Interval) for value in axis.values):
-            raise ConfigError(f"'{axis}' is an interval, and eval takes values: {axis.key}=1,2,4")
+            ends = next(value for value in axis.values if isinstance(value, Interval))
+            raise ConfigError(f"'{axis}' is an interval, and eval takes values: {axis.key}={ends.low:g},{ends.high:g}")
         values[name] = list(axis.values)
     return values
 
@@ -153,6 +160,12 @@ def _evaluate(trained: "TrainedModel", policy: "EvalConfig") -> "Evaluation":
     task = make_task(replace(config, eval=policy), trained.task.dataset)
     size, precision = config.train.batch_size, config.train.precision
     return evaluate_model(trained.model, task, size, policy=eval_policy(policy), precision=precision)
+
+
+def _policy_label(config: "RunConfig", policy: "EvalConfig") -> str:
+    if config.dense:
+        return "dense"
+    return f"k={policy.k or config.k} " + ("dropless" if policy.capacity is None else f"capacity={policy.capacity:g}")
 
 
 def _row(config: "RunConfig", policy: "EvalConfig", result: "Evaluation", domains: bool) -> dict[str, Any]:

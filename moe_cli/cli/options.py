@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_cli.cli.terminal import echo, echo_data, echo_wrapped
-from moe_cli.formatting import is_utf8, sanitise
+from moe_cli.formatting import format_bytes, is_utf8, sanitise
 
 if TYPE_CHECKING:
     from moe_cli.runs.folder import Run
@@ -99,10 +99,8 @@ def print_json(content: Any) -> None:
 
 def print_written(files: Sequence[Path]) -> None:
     """Prints the path and size of each file."""
-    for path in (file.expanduser() for file in files):
-        size = path.stat().st_size
-        text = f"{size / 1e6:.2f} MB" if size > 99_999 else f"{size / 1e3:.1f} kB"
-        echo(f"{sanitise(str(path))}   {text}")
+    for path in (each.expanduser() for each in files):
+        echo(f"{sanitise(str(path))}   {format_bytes(path.stat().st_size)}")
 
 
 def print_notes(notes: tuple[str, ...]) -> None:

@@ -85,7 +85,7 @@ def _print(content: dict[str, Any]) -> None:
     from rich.text import Text
 
     from moe_cli.cli.console import Terminal, print_lines
-    from moe_cli.formatting import count, percent
+    from moe_cli.formatting import count, format_flops, percent
 
     console = Terminal()
     shape = "dense" if content["expert"] == 1 else f"{content['expert']}x{content['k']}"
@@ -93,15 +93,15 @@ def _print(content: dict[str, Any]) -> None:
     budget = "a time"
     if content["tokens"] is not None:
         parts = f"{count(content['model_flops'])} model + {count(content['optimizer_flops'])} optimizer"
-        budget = f"{count(content['tokens'])} tokens   {count(content['training_flops'])}FLOP: {parts}"
+        budget = f"{count(content['tokens'])} tokens   {format_flops(content['training_flops'])}: {parts}"
     optimizer = count(content["optimizer_flops_per_step"] / content["tokens_per_step"])
     rows = [
         ("model", f"{shape}   vocabulary {content['vocab_size']:,}   context {content['context_length']:,}"),
         ("parameters", f"{count(content['params'])} total   {count(content['active_params'])} active ({active})"),
         (
             "compute",
-            f"{count(content['forward_flops_per_token'])}FLOP/token forward   "
-            f"{count(content['flops_per_token'])}FLOP/token in training: "
+            f"{format_flops(content['forward_flops_per_token'])}/token forward   "
+            f"{format_flops(content['flops_per_token'])}/token in training: "
             f"{count(content['model_flops_per_token'])} model + {optimizer} optimizer",
         ),
         ("training", f"{budget}   {count(content['tokens_per_step'])} tokens a step"),
@@ -121,11 +121,11 @@ def _print(content: dict[str, Any]) -> None:
 
 
 def _time(content: dict[str, Any]) -> str:
-    from moe_cli.formatting import count, duration, percent
+    from moe_cli.formatting import count, duration, format_flops, percent
 
     gpu = content["gpu"]
     rate = f"{count(content['tokens_per_second'])} tokens/s on {content['gpus']} x {gpu['name']}"
-    assumed = f"at {percent(content['mfu'])} of {count(gpu['flops'])}FLOP/s each (--mfu)"
+    assumed = f"at {percent(content['mfu'])} of {format_flops(gpu['flops'])}/s each (--mfu)"
     length = "" if content["seconds"] is None else f"about {_days(content['seconds'], duration)}   "
     return f"{length}{rate} {assumed}"
 
@@ -138,7 +138,7 @@ def _days(seconds: float, duration: Any) -> str:
 
 
 def _table(content: dict[str, Any]) -> "list[Text]":
-    from moe_cli.formatting import count
+    from moe_cli.formatting import format_bytes
     from moe_cli.report.render.terminal import plain_table
 
     parts = {
@@ -151,6 +151,6 @@ def _table(content: dict[str, Any]) -> "list[Text]":
     rows = []
     for share in content["shares"]:
         launch = share["shard"] + (f" ep {share['members']}" if share["members"] > 1 else "")
-        numbers = [f"{count(share[name])}B" if share[name] else "-" for name in parts.values()]
+        numbers = [format_bytes(share[name]) if share[name] else "-" for name in parts.values()]
         rows.append([launch, *numbers, "yes" if share["fits"] else "no"])
     return plain_table(["launch", *parts, f"fits in {content['gpu']['memory_bytes'] / 1e9:g} GB"], rows, None)

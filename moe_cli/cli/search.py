@@ -168,7 +168,7 @@ def print_end(console: Console, feed: SearchFeed) -> bool:
     for line in _front(feed) if len(feed.plan.objectives) > 1 else _best(feed):
         say(escape(line))
     lines = importance_lines(importances(feed.study))
-    for line in lines or [f"importance: known from {MIN_TRIALS} completed trials that differ"]:
+    for line in lines or [f"importance: needs {MIN_TRIALS} completed trials of different settings"]:
         say(f"[dim]{escape(line)}[/]")
     say(f"See: moe report {escape(feed.plan.name)}")
     if failed:

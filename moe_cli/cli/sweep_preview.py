@@ -67,7 +67,7 @@ def data_notes(prepared: "PreparedSweep") -> list[tuple[str, str]]:
         lines.append(("dim", f"  FLOPs     {note}"))
     if plan.num_repeats:
         lines.append(
-            ("dim", f"  once      {plural(plan.num_repeats, 'point')} left out: same configuration as an earlier point")
+            ("dim", f"  left out  {plural(plan.num_repeats, 'point')}: same configuration as an earlier point")
         )
     if again := len(prepared.restarted):
         lines.append(("dim", f"  again     {again} from the start; the old folders go to the trash"))
@@ -115,13 +115,14 @@ def _memory_warning(estimates: "Sequence[RunEstimate]") -> str:
     """Returns a warning for runs that need more memory than is free; each of them runs alone."""
     from moe_cli.execution.machine import available_memory_bytes
     from moe_cli.execution.memory import memory_bytes
-    from moe_cli.formatting import count
+    from moe_cli.formatting import format_bytes
 
     available = available_memory_bytes()
     needs = [memory_bytes(estimate.cost) for estimate in estimates]
     large = sum(need > available for need in needs) if available is not None else 0
     return (
-        f"{large} of {len(estimates)} runs may need up to {count(max(needs))}B, {count(available or 0)}B are free: "
+        f"{large} of {len(estimates)} runs may need up to {format_bytes(max(needs))}, "
+        f"{format_bytes(available or 0)} are free: "
         "each of them runs alone"
         if large
         else ""

@@ -112,7 +112,7 @@ def _is_complete(console: "Console", config: "RunConfig", folder: Path, as_json:
     run = Run(folder / "runs" / config.run_id)
     if run.summary() is None:
         return False
-    print_notes((f"{run.id} is already complete. To train it again: --force. Another seed: seed=1",))
+    print_notes((f"{run.id} is already complete. To train it again: --force. Another seed: seed={config.seed + 1}",))
     _print_results(console, run, as_json)
     return True
 

@@ -10,7 +10,7 @@ from moe_cli.cli.runs.show import wrap_labelled
 from moe_cli.data.load import data_notes
 from moe_cli.execution.estimate import RunEstimate
 from moe_cli.execution.memory import PROCESS_BYTES, memory_bytes
-from moe_cli.formatting import count, duration, percent, plural
+from moe_cli.formatting import count, duration, format_bytes, format_flops, percent, plural
 
 
 def model_label(estimate: RunEstimate) -> str:
@@ -38,7 +38,7 @@ def print_estimate(console: Console, estimate: RunEstimate, folder: str | None) 
         else f"{config.train.minutes:g} minute{'' if config.train.minutes == 1 else 's'}"
     )
     optimizer = percent(costs.optimizer_flops_per_step / costs.flops_per_step)
-    flops = f"{count(costs.flops_per_token)}FLOP/token" + (
+    flops = f"{format_flops(costs.flops_per_token)}/token" + (
         f", optimizer {optimizer}" if costs.optimizer_flops_per_step else ""
     )
     rows.append(
@@ -51,8 +51,9 @@ def print_estimate(console: Console, estimate: RunEstimate, folder: str | None) 
     rows.append(
         (
             "memory",
-            f"about {count(memory_bytes(costs))}B: {count(costs.state_bytes)}B weights, gradients and optimizer   "
-            f"{count(costs.activation_bytes)}B activations   {count(PROCESS_BYTES)}B torch",
+            f"about {format_bytes(memory_bytes(costs))}: "
+            f"{format_bytes(costs.state_bytes)} weights, gradients and optimizer   "
+            f"{format_bytes(costs.activation_bytes)} activations   {format_bytes(PROCESS_BYTES)} torch",
         )
     )
     if folder:

@@ -14,7 +14,7 @@ from rich.text import Text
 from moe_cli.cli.progress import max_violation_style
 from moe_cli.cli.train_preview import print_rows
 from moe_cli.files.reading import time_in
-from moe_cli.formatting import bars, count, duration, or_dash, percent, plural
+from moe_cli.formatting import bars, count, duration, format_bytes, or_dash, percent, plural
 from moe_cli.metrics import format_references, format_task_metrics, loss_unit
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.runs.folder import Run
@@ -107,10 +107,10 @@ def _val(val: Evaluation | None) -> str:
 
 
 def _size(summary: dict[str, Any], unit: str) -> str:
-    """Returns the size of the validation split: its bytes, or where they are unknown its tokens or images."""
+    """Returns the size of the validation split: bytes, or where they are unknown its tokens or images."""
     if summary["val_bytes"] is None:
         return f"{count(summary['val_tokens'])} {unit}s"
-    return f"{count(summary['val_bytes'])} bytes"
+    return format_bytes(summary["val_bytes"])
 
 
 def _whole_time(run: Run) -> str:

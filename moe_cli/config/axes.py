@@ -69,7 +69,9 @@ def single_values(axes: Sequence[Axis], command: str) -> dict[str, Any]:
     """
     for axis in axes:
         if isinstance(axis.values[0], Interval):
-            raise ConfigError(f"'{axis}' names an interval, not a list of values. Write: {axis.key}=1,2,4")
+            raise ConfigError(
+                f"'{axis}' is an interval; {command} takes one value, such as {axis.key}={axis.values[0].low:g}"
+            )
         if len(axis.values) > 1 or isinstance(axis.values[0], Glob):
             raise ConfigError(f"'{axis}' names several values; {command} takes one. Use: moe sweep {axis}")
     return {axis.key: axis.values[0] for axis in axes}

@@ -136,10 +136,12 @@ def _with_patches(config: RunConfig, model: ViTConfig, notes: Notes) -> ViTConfi
 
 
 def _num_heads(model: TransformerConfig | T5Config) -> int:
-    """Returns the number of heads: by default of width 32, or of the next even width that divides d_model."""
-    if model.num_heads is not None:
-        return model.num_heads
-    return next((heads for heads in range(model.d_model // 32, 1, -1) if model.d_model % (2 * heads) == 0), 1)
+    return model.num_heads if model.num_heads is not None else default_num_heads(model.d_model)
+
+
+def default_num_heads(d_model: int) -> int:
+    """Returns the number of heads of width 32, or of the next even width that divides d_model."""
+    return next((heads for heads in range(d_model // 32, 1, -1) if d_model % (2 * heads) == 0), 1)
 
 
 def _with_training(config: RunConfig, notes: Notes) -> RunConfig:

@@ -316,9 +316,11 @@ def _values(composer: Composer, key: str, given: Any) -> tuple[Any, ...]:
 
 def discrete(composer: Composer, axis: Axis) -> Axis:
     """Returns the axis with values for a glob. Raises ConfigError for an interval: only a search draws from one."""
-    if isinstance(axis.values[0], Interval):
+    interval = axis.values[0]
+    if isinstance(interval, Interval):
         raise ConfigError(
-            f"'{axis}' is an interval, from which only a search draws: --sampler. Or write: {axis.key}=1,2,4"
+            f"'{axis}' is an interval, from which only a search draws. Add --sampler random, or write: "
+            f"{axis.key}={interval.low:g},{interval.high:g}"
         )
     return composer.expanded(axis)
 

@@ -22,7 +22,7 @@ from moe_cli.data.token_files import describe_token_files
 from moe_cli.data.tokenizer_check import tokenizers_library
 from moe_cli.data.tokenizers import Tokenizer, load_tokenizer
 from moe_cli.errors import DataError
-from moe_cli.formatting import count, plural
+from moe_cli.formatting import count, format_bytes, plural
 
 FORMAT = 10
 _META = {
@@ -107,7 +107,7 @@ class Corpus(Dataset[Tokens]):
         name = meta["tokenizer"]["name"]
         if meta["tokenizer_sha256"]:
             name = f"{name if name == 'bpe' else Path(name).name} {meta['vocab_size']:,}"
-        return f"{meta['name']} corpus, {_size(meta['num_bytes'])}, {name}"
+        return f"{meta['name']} corpus, {format_bytes(meta['num_bytes'])}, {name}"
 
     def notes(self) -> list[str]:
         if self.meta["name"] == "tokens":
@@ -208,13 +208,6 @@ def _check_length(corpus: Corpus, data: CorpusData, context_length: int) -> None
         )
 
 
-def _size(num_bytes: int) -> str:
-    size, power = float(num_bytes), 0
-    while size >= 1000 and power < 4:
-        size, power = size / 1000, power + 1
-    return f"{size:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
 def _on_texts(meta: dict[str, Any]) -> list[str]:
     lines = []
     if meta["by_name"]:
@@ -227,7 +220,7 @@ def _on_texts(meta: dict[str, Any]) -> list[str]:
         lines += [f"skipped: {line.removesuffix(' Give UTF-8 text.')}" for line in meta["not_text"]]
     if meta["name"] == "corpora_mix":
         parts = zip(meta["domains"], meta["domain_bytes"], strict=True)
-        lines.append(", ".join(f"{name} {_size(size)}" for name, size in parts))
+        lines.append(", ".join(f"{name} {format_bytes(size)}" for name, size in parts))
     if meta["missing"]:
         lines.append(f"without {', '.join(meta['missing'])}: not installed (pip install 'moe-cli[corpora]')")
     if meta["num_used"] < meta["vocab_size"]:

@@ -21,7 +21,7 @@ from moe_cli.execution.machine import (
 )
 from moe_cli.execution.memory import PROCESS_BYTES
 from moe_cli.files.writing import write_failure_hint
-from moe_cli.formatting import count, plural, sanitise
+from moe_cli.formatting import format_bytes, plural, sanitise
 from moe_cli.loggers.logging_recorder import is_installed
 
 MIN_TORCH = (2, 10)
@@ -148,12 +148,13 @@ def diagnose(version: str, outputs: Path) -> Diagnosis:
     problems, notes = [*torch_problems, *([write_problem] if write_problem else [])], [*torch_notes]
     if write_problem is None and free < MIN_FREE_BYTES:
         problems.append(
-            f"{count(free)}B are free on the disk of {sanitise(str(nearest))}: checkpoints may not fit. "
+            f"{format_bytes(free)} are free on the disk of {sanitise(str(nearest))}: checkpoints may not fit. "
             "Free space (moe runs clean), or choose another folder: --outputs DIR"
         )
     if available is not None and available < PROCESS_BYTES:
         problems.append(
-            f"{count(available)}B of memory are available, and a small training takes {count(PROCESS_BYTES)}B. "
+            f"{format_bytes(available)} of memory are available, "
+            f"and a small training takes {format_bytes(PROCESS_BYTES)}. "
             "Stop other programs"
         )
     if threads is not None and threads > count_cores():

@@ -119,7 +119,7 @@ def _batch_flops(config: RunConfig, costs: Cost) -> float:
 def evaluations(config: RunConfig, val_tokens: int, steps: float) -> list[tuple[int, int]]:
     """Returns (tokens, number of evaluations) of the evaluations during `steps` steps and at the end."""
     during = config.train.num_evaluations(steps)
-    found = [(min(val_tokens, config.train.eval_tokens), during), (val_tokens, 2 if config.capacity else 1)]
+    found = [(min(val_tokens, config.train.eval_tokens), during + 1), (val_tokens, 2 if config.capacity else 1)]
     if isinstance(config.task, MaskedLM) and config.task.pseudo_perplexity_tokens:
         found.append((min(val_tokens, config.task.pseudo_perplexity_tokens) * config.eval_length, 1))
     return found

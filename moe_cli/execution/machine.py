@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -283,6 +284,21 @@ def describe_environment(corpus: Data) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "corpus": {key: corpus.meta.get(key) for key in _CORPUS},
     }
+
+
+def machine_name(device: str) -> str:
+    """Returns the identity of the hardware whose time a run measures: host, processor and number of cores, or GPU."""
+    if device == "cuda":
+        import torch
+
+        return f"{socket.gethostname()}, {torch.cuda.get_device_name()}"
+    return f"{socket.gethostname()}, {_processor_name()}, {plural(count_cores(), 'core')}"
+
+
+def _processor_name() -> str:
+    """Returns the name of the processor's model; its architecture where the system does not tell the model."""
+    names = [line.partition(":")[2].strip() for line in _lines_of("/proc/cpuinfo") if line.startswith("model name")]
+    return sanitise(names[0]) if names else platform.processor() or platform.machine()
 
 
 @cache

@@ -7,7 +7,7 @@ from moe_cli.costs.model import Cost, estimate_cost
 from moe_cli.errors import ConfigError
 from moe_cli.execution.estimate import RunEstimate
 from moe_cli.execution.machine import available_memory_bytes, total_memory_bytes, visible_gpus
-from moe_cli.formatting import count
+from moe_cli.formatting import format_bytes
 
 # Memory of a process besides its model: torch and its libraries, freed blocks, counts of an evaluation.
 PROCESS_BYTES = 420e6
@@ -26,7 +26,7 @@ def memory_warning(estimate: RunEstimate) -> str | None:
     need, free = memory_bytes(estimate.cost), available_memory_bytes()
     if free is None or need <= free or (estimate.config.train.device != "cpu" and visible_gpus()):
         return None
-    return f"about {count(need)}B of memory are needed, {count(free)}B are free. {_REMEDY}"
+    return f"about {format_bytes(need)} of memory are needed, {format_bytes(free)} are free. {_REMEDY}"
 
 
 def check_memory(estimates: Iterable[RunEstimate], force: bool = False) -> None:
@@ -51,6 +51,5 @@ def _refusal(config: RunConfig, costs: Cost) -> str | None:
     need = memory_bytes(costs) + int((config.launch.num_processes - 1) * PROCESS_BYTES)
     if total is None or need <= MAX_MEMORY_RATIO * total or (config.train.device != "cpu" and visible_gpus()):
         return None
-    return (
-        f"{config.run_id}: about {count(need)}B of memory are needed, and this machine has {count(total)}B. {_REMEDY}"
-    )
+    needed, there = format_bytes(need), format_bytes(total)
+    return f"{config.run_id}: about {needed} of memory are needed, and this machine has {there}. {_REMEDY}"

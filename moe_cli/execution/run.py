@@ -16,7 +16,7 @@ from moe_cli.errors import CheckpointError, LostProcess
 from moe_cli.execution.compilation import has_compiler, should_compile
 from moe_cli.execution.data import check_same_data, load_run_data, model_vocab_size
 from moe_cli.execution.failures import record_failure, resume_hint, translate_exception
-from moe_cli.execution.machine import describe_environment, pick_device, pick_threads
+from moe_cli.execution.machine import describe_environment, machine_name, pick_device, pick_threads
 from moe_cli.execution.summary import summarise
 from moe_cli.execution.trained_model import with_decided_precision
 from moe_cli.execution.upcycling import check_upcycle
@@ -116,10 +116,17 @@ def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Reco
         check_same_data(run, checkpoint.state, corpus)
         _check_same_config(run, checkpoint.state, config)
         trainer.resume(checkpoint)
+        if run.meta().get("machine") != machine_name(device.type):
+            recorder.meta({**run.meta(), "machine": None})  # its seconds are those of several machines
     else:
         torch.manual_seed(config.seed + rank())
         recorder.rewind(-1)
-        decided = {"precision": config.train.precision, "compile": compiled, "device": device.type}
+        decided = {
+            "precision": config.train.precision,
+            "compile": compiled,
+            "device": device.type,
+            "machine": machine_name(device.type),
+        }
         recorder.meta(describe_environment(corpus) | decided)
     if trainer.run():
         with trainer.averaged():

@@ -18,7 +18,7 @@ from moe_cli.runs.folder import Run
 def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[str, Any]:
     """Computes the results: an evaluation of the whole validation split, and the cost of the training."""
     from moe_cli.distributed import collectives
-    from moe_cli.metrics import LAYER_METRICS
+    from moe_cli.metrics import ESTIMATES, LAYER_METRICS
     from moe_cli.training.evaluate import eval_policy, evaluate
 
     size = config.train.batch_size
@@ -34,6 +34,11 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
         raise TrainingError(f"the validation loss is {result.loss} at the end of training. Try a lower optim.lr.")
     if limited:  # tokens are dropped at the training capacity, while val_loss is dropless
         routing["dropped_fraction"] = (limited.routing_metrics() or {})["dropped_fraction"]
+    # The curve ends with an estimate on the same tokens as its other points, so that curves compare at any time.
+    estimate = eval_with(task, size, max_tokens=config.train.eval_tokens, policy=policy)
+    estimates = {ESTIMATES["val_loss"]: estimate.loss, ESTIMATES["val_bpb"]: estimate.bits_per_byte}
+    place = {"step": state.step, "seconds": round(state.seconds, 3), "final": True}
+    training.recorder.metrics({**place, **estimates})
     routing["router_saturation"] = _record_final_routing(run, training, result)
     vocab_size = model_vocab_size(config, corpus)
     costs = estimate_cost(config, vocab_size)
@@ -76,6 +81,7 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
         "tokens": state.tokens,
         "seconds": round(state.seconds, 3),
         "tokens_per_second": round(state.tokens / state.seconds, 1),
+        "machine": run.meta().get("machine"),
         "peak_memory_bytes": int(collectives.all_reduce_max(peak_memory_bytes())),
         "bigram_bpb": corpus.meta["bigram_bpb"],
         "gzip_bpb": corpus.meta["gzip_bpb"],

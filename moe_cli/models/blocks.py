@@ -127,6 +127,11 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
+def _normalise(norm: nn.RMSNorm, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+    """Applies a norm in the precision of its weights, as autocast does on a GPU, but not on a CPU."""
+    return norm(x.to(norm.weight.dtype))  # type: ignore[no-any-return]
+
+
 class LatentAttention(nn.Module):
     """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
 
@@ -164,12 +169,12 @@ class LatentAttention(nn.Module):
         self, x: Float[Tensor, "B L D"], attn_mask: AttentionMask = None, layer_cache: LayerCache | None = None
     ) -> Float[Tensor, "B L D"]:
         """Computes the attention of each position to the positions in the mask; only latent vectors are cached."""
-        queries = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
+        queries = x if self.q_down is None or self.q_norm is None else _normalise(self.q_norm, self.q_down(x))
         q = self._heads(self.q_up(queries), self.d_head + self.qk_rope_head_dim)
         q_nope, q_rope = q.split([self.d_head, self.qk_rope_head_dim], dim=-1)
         latent, key = self.kv_down(x).split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
         offset = layer_cache.length if layer_cache else 0
-        latent, key = self.kv_norm(latent), self.rotary(key.unsqueeze(1), offset)
+        latent, key = _normalise(self.kv_norm, latent), self.rotary(key.unsqueeze(1), offset)
         if layer_cache is not None:
             latent, key = layer_cache.append(latent, key)
         k, v = self._heads(self.kv_up(latent), 2 * self.d_head).chunk(2, dim=-1)

@@ -100,7 +100,8 @@ def position_in_expert(permutation: Permutation) -> Int[Tensor, " R"]:
     """Returns the index of each row among the rows of its expert."""
     counts = permutation.rows_per_expert
     starts = counts.cumsum(0) - counts
-    return torch.arange(len(permutation.token_ids), device=starts.device) - starts.repeat_interleave(counts)
+    rows = len(permutation.token_ids)
+    return torch.arange(rows, device=starts.device) - starts.repeat_interleave(counts, output_size=rows)
 
 
 def sum_by_token(

@@ -132,7 +132,7 @@ def without_null_experts(routing: Routing) -> Routing:
     if not routing.num_null:
         return routing
     num_experts = routing.num_experts - routing.num_null
-    real = routing.expert_ids < num_experts
+    real = (routing.expert_ids < num_experts).nonzero().squeeze(1)  # one read from a GPU, where each mask would be one
     return replace(
         routing,
         logits=routing.logits[:, :num_experts],

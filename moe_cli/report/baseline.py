@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,9 +189,13 @@ def overrides_of(run: RunRow, without: Collection[str]) -> dict[str, Value]:
     Raises:
         MoeError: its settings are invalid.
     """
+    return overrides_of_settings({**run.settings, **run.execution}, without)
+
+
+def overrides_of_settings(settings: Settings, without: Collection[str] = ()) -> dict[str, Value]:
+    """Returns the overrides that lead to these settings, without the seed. Raises MoeError if a setting is invalid."""
     from moe_cli.config.compose import Composer
 
-    settings = {**run.settings, **run.execution}
     wanted = {name: value for name, value in settings_without_choices(settings).items() if name not in without}
     choices = {
         name: settings[name]
@@ -217,8 +222,21 @@ def words_for(composer: "Composer", words: dict[str, Value], wanted: Settings) -
             words[group] = wanted[f"{group}.name"]
     # The configuration cannot be resolved without these.
     words.update((name, wanted[name]) for name in ("data.path", "data.vocab_size") if wanted.get(name))
+    kept = set(words)
     words.update(settings_still_differing(resolved_settings(composer, words), wanted, with_null=False))
     words.update(settings_still_differing(resolved_settings(composer, words), wanted, with_null=True))
+    return _without_derived(composer, words, kept, wanted)
+
+
+def _without_derived(
+    composer: "Composer", words: dict[str, Value], kept: Collection[str], wanted: Settings
+) -> dict[str, Value]:
+    """Returns the words without those that follow from others, such as the number of heads from the width."""
+    for name in [name for name in words if name not in kept]:
+        fewer = {other: value for other, value in words.items() if other != name}
+        with suppress(MoeError):
+            if not settings_still_differing(resolved_settings(composer, fewer), wanted, with_null=True):
+                words = fewer
     return words
 
 

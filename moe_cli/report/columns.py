@@ -30,6 +30,7 @@ DROP_ORDER = (
     "max_violation",
     "tokens_per_second",
     "params",
+    "equal_time",
     "verdict",
     "shared_seeds",
     "vs_baseline",
@@ -71,6 +72,8 @@ def result_columns(
         names.insert(names.index("vs_baseline") + 1, "verdict")
     if "vs_baseline" in names and any((row.shared_seeds or 0) not in (0, len(row.seeds)) for row in rows):
         names.insert(names.index("vs_baseline") + 1, "shared_seeds")
+    if any(_has_equal_time(row) for row in rows):
+        names.insert(names.index("tokens_per_second"), "equal_time")
     if any(row.results.max_violation is not None for row in rows):
         names.append("max_violation")
     if any(row.results.dropped_fraction for row in rows):
@@ -80,6 +83,12 @@ def result_columns(
     if any(row.results.dead_experts is not None for row in rows):
         names.append("dead_experts")
     return [_result(name, to_lowest) for name in names]
+
+
+def _has_equal_time(row: Configuration) -> bool:
+    """Returns whether the row is compared at an equal time other than the budget of the runs."""
+    found = row.at_equal_time
+    return bool(found and found.difference is not None and not found.is_budget and not row.is_own_baseline)
 
 
 def _result(name: str, to_lowest: bool) -> Column:
@@ -207,6 +216,12 @@ def _vs_baseline(row: Configuration) -> str:
     return _with_interval(row.vs_baseline, row.vs_baseline_interval, 1, 100, "+")
 
 
+def _equal_time(row: Configuration) -> str:
+    if row.equal_time == 0 and row.is_own_baseline:
+        return "0"
+    return _with_interval(row.equal_time, row.equal_time_interval, 1, 100, "+")
+
+
 def _shared_seeds(row: Configuration) -> str:
     """Returns the number of the row's seeds that the baseline also has."""
     shared = row.shared_seeds
@@ -233,6 +248,7 @@ def _value(name: str) -> Callable[[Configuration], str]:
 _WRITERS: dict[str, Callable[[Configuration], str]] = {
     **{name: _loss(name) for name in ("val_loss", "val_bpb", "capacity_val_loss")},
     "vs_baseline": _vs_baseline,
+    "equal_time": _equal_time,
     "shared_seeds": _shared_seeds,
 }
 _RESULTS = {

@@ -10,6 +10,7 @@ from operator import attrgetter
 from moe_cli.config.expressions import Expression
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.baseline_runs import Baselines, Key, SeedRuns, find_baselines, group_seeds, in_order_of_seed
+from moe_cli.report.equal_time import MAX_RUNS, EqualTime, TimedCurves, compare_at_equal_time, shortest_times
 from moe_cli.report.intervals import mean_and_interval, paired_difference
 from moe_cli.report.pareto import pareto_front
 from moe_cli.report.run_row import (
@@ -69,6 +70,9 @@ JSON_KEYS = (
     "shared_seeds",
     "verdict",
     "more_seeds",
+    "equal_time",
+    "equal_time_interval",
+    "equal_time_seeds",
     "pareto",
 )
 # The Pareto front compares these too, and the direction in which each is better.
@@ -95,6 +99,9 @@ _OWN = frozenset(
         "baseline_path",
         "verdict",
         "more_seeds",
+        "equal_time",
+        "equal_time_interval",
+        "equal_time_seeds",
         "pareto",
     )
 )
@@ -115,6 +122,7 @@ class Configuration(Record):
         baseline, baseline_path: the run of the baseline that has the first of these seeds.
         verdict: better, worse or inconclusive, with Holm's correction; None where nothing is tested.
         more_seeds: the additional seeds that would decide, where the verdict is inconclusive.
+        at_equal_time: the comparison with the baseline at equal training time; None without a common seed.
         pareto: whether no comparable configuration dominates it; None without one that is comparable.
         num_replaced: complete runs of it that do not count, because their seed was run again.
     """
@@ -133,6 +141,7 @@ class Configuration(Record):
     baseline_path: str | None = None
     verdict: str | None = None
     more_seeds: int | None = None
+    at_equal_time: EqualTime | None = None
     pareto: bool | None = None
     num_replaced: int = field(default=0, compare=False)
 
@@ -186,6 +195,18 @@ class Configuration(Record):
         return losses_by_seed(self.runs)
 
     @property
+    def equal_time(self) -> float | None:
+        return self.at_equal_time.difference if self.at_equal_time else None
+
+    @property
+    def equal_time_interval(self) -> float | None:
+        return self.at_equal_time.interval if self.at_equal_time else None
+
+    @property
+    def equal_time_seeds(self) -> int | None:
+        return self.at_equal_time.seeds if self.at_equal_time else None
+
+    @property
     def is_own_baseline(self) -> bool:
         """Returns whether this is its own baseline.
 
@@ -215,12 +236,14 @@ class Aggregate:
         columns: the names of all columns.
         baselines: the baseline runs of the differences.
         pairs: the number of pairs that the verdicts are corrected for; None with a baseline.
+        curves: the curves over training time; None where there are too many runs to read theirs.
     """
 
     configurations: list[Configuration]
     columns: list[str]
     baselines: Baselines
     pairs: int | None
+    curves: TimedCurves | None
 
     @property
     def comparisons(self) -> int:
@@ -228,7 +251,8 @@ class Aggregate:
 
     def single_runs(self, configuration: Configuration) -> list[Configuration]:
         """Returns each run of a configuration as a separate configuration, with its difference to the baseline."""
-        return [_aggregate([run], self.baselines)[0] for run in configuration.runs]
+        rows = [_aggregate([run], self.baselines)[0] for run in configuration.runs]
+        return [_add_equal_time(row, self.baselines, self.curves) for row in rows]
 
 
 def aggregate_seeds(
@@ -253,9 +277,10 @@ def aggregate_seeds(
     settings = settings_of(columns)
     baselines = find_baselines(runs, extra_baselines, baseline, settings)
     runs = [run for run in runs if matches(conditions, run)]
+    curves = TimedCurves() if len(runs) <= MAX_RUNS else None
     if by_run:
-        rows = [_aggregate([run], baselines)[0] for run in runs]
-        return Aggregate(rows, _all_columns(columns, settings), baselines, None)
+        rows = [_add_equal_time(_aggregate([run], baselines)[0], baselines, curves) for run in runs]
+        return Aggregate(rows, _all_columns(columns, settings), baselines, None, curves)
     replaced: Counter[Key] = Counter()
     groups = group_seeds(runs, settings, replaced)
     made = []
@@ -269,7 +294,11 @@ def aggregate_seeds(
     one_kind = len({is_baseline(row, baseline) for row in rows if row.primary_loss is not None}) == 1
     if one_kind and not any(row.baseline_path is not None and not row.is_own_baseline for row in rows):
         rows, pairs = _compare_with_lowest(rows)
-    return Aggregate(rows, _all_columns(columns, settings), baselines, pairs)
+    if pairs is None:
+        rows = [_add_equal_time(row, baselines, curves) for row in rows]
+    elif curves is not None:
+        rows = _add_equal_time_to_lowest(rows, curves)
+    return Aggregate(rows, _all_columns(columns, settings), baselines, pairs, curves)
 
 
 def _all_columns(columns: Sequence[str], settings: Sequence[str]) -> list[str]:
@@ -397,6 +426,33 @@ def _compare_with_lowest(rows: Sequence[Configuration]) -> tuple[list[Configurat
                     more_seeds=difference.more_seeds,
                 )
     return result, pairs
+
+
+def _add_equal_time(row: Configuration, baselines: Baselines, curves: TimedCurves | None) -> Configuration:
+    """Returns the row with its comparison with the baseline at the end of the baseline's training."""
+    if curves is None or row.baseline_path is None or (baseline := baselines.of(row.runs[0])) is None:
+        return row
+    found = compare_at_equal_time(row.runs, baseline, curves)
+    if found and row.is_own_baseline:  # a difference of 0 to itself is not a measurement
+        found = replace(found, interval=None)
+    return replace(row, at_equal_time=found)
+
+
+def _add_equal_time_to_lowest(rows: Sequence[Configuration], curves: TimedCurves) -> list[Configuration]:
+    """Returns the rows with their comparison with the lowest at the end of the shortest run of each seed."""
+    result = list(rows)
+    for group in group_comparable(rows).values():
+        first = rows[group[0]]
+        if first.baseline_path is None:
+            continue
+        reference: SeedRuns = {run.seed: run for run in first.runs}
+        ends = shortest_times((run for place in group for run in rows[place].runs), reference, curves)
+        for place in group:
+            found = compare_at_equal_time(rows[place].runs, reference, curves, ends)
+            if found and place == group[0]:
+                found = replace(found, interval=None)
+            result[place] = replace(rows[place], at_equal_time=found)
+    return result
 
 
 def group_comparable(rows: Sequence[Record]) -> dict[tuple[object, ...], list[int]]:

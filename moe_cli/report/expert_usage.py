@@ -48,7 +48,7 @@ class LayerUsage:
         saturation: the fraction of the final choices already made at a step (OLMoE), (step, value).
         co_activation: [E, E] the fraction of the tokens of the row's expert that also chose the column's; empty means
             not recorded.
-        by_domain: for each domain, the fraction of its assignments per expert; empty means not recorded.
+        by_domain: for each domain, the fraction of its assignments per expert; empty means fewer than two domains.
         top_tokens: for each expert, its tokens, the most specific first; empty means not recorded.
         whole_split: whether this is of the final evaluation, or of an estimate during training.
     """
@@ -192,6 +192,8 @@ def _by_domain(table: Any, size: int) -> dict[str, tuple[float, ...]]:
     if not isinstance(table, dict):
         return {}
     known = {str(name): row for name, row in table.items() if _counts(row) and len(row) == size and sum(row)}
+    if len(known) < 2:  # the shares of the only domain are those of the load
+        return {}
     return {name: tuple(value / sum(row) for value in row) for name, row in known.items()}
 
 

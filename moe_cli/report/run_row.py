@@ -1,6 +1,6 @@
 """One run in the report: its identity, settings and results; and the role of each setting in comparisons."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property, lru_cache
 from itertools import chain
@@ -9,6 +9,7 @@ from typing import Any
 from moe_cli.config.expressions import Expression
 from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
 from moe_cli.config.launch import LaunchConfig
+from moe_cli.config.resolve import default_num_heads
 from moe_cli.config.schema import EXECUTION_KEYS
 from moe_cli.files.reading import number_in
 from moe_cli.report import comparability
@@ -43,6 +44,12 @@ SETTING_PARENTS: dict[str, tuple[str, ...]] = {
     "optim.name": (),
     "optim.schedule": ("optim.name",),
     "optim.": ("optim.name", "optim.schedule"),
+}
+# Settings that follow from others unless they are set. They tell apart only configurations in which one was set.
+FOLLOWS: dict[str, Callable[[Settings], Value]] = {
+    "model.num_heads": lambda row: default_num_heads(int(str(row["model.d_model"]))),
+    "model.num_kv_heads": lambda row: row["model.num_heads"],
+    "model.d_head": lambda row: int(str(row["model.d_model"])) // int(str(row["model.num_heads"])),
 }
 # The baseline unless a sweep or the user names another: the model without experts.
 DENSE: Mapping[str, Value] = {"expert": 1}
@@ -273,7 +280,7 @@ def varying_settings(rows: Collection[Settings], names: Iterable[str]) -> list[s
     """
     chosen = []
     for name in names:
-        if len({row.get(name) for row in rows}) < 2:
+        if len({row.get(name) for row in rows}) < 2 or all(_follows(name, row) for row in rows):
             continue
         parents = setting_parents(name)
         values: dict[tuple[Value, ...], set[Value]] = {}
@@ -283,6 +290,16 @@ def varying_settings(rows: Collection[Settings], names: Iterable[str]) -> list[s
         if any(len(alternatives) > 1 for alternatives in values.values()):
             chosen.append(name)
     return chosen
+
+
+def _follows(name: str, row: Settings) -> bool:
+    """Returns whether a setting has the value that follows from others."""
+    if name not in FOLLOWS or row.get(name) is None:
+        return name in FOLLOWS
+    try:
+        return FOLLOWS[name](row) == row[name]
+    except (KeyError, ValueError, ZeroDivisionError):  # a file of another version
+        return False
 
 
 def setting_parents(name: str) -> tuple[str, ...]:

@@ -59,9 +59,7 @@ class Recorder:
         for name in RECORD_FILES:
             path = self.run.path / name
             if path.exists():
-                kept = (
-                    record for record in read_lines(path) if not record.get("whole_split") and _step(record) <= step
-                )
+                kept = (record for record in read_lines(path) if not _is_final(record) and _step(record) <= step)
                 write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def meta(self, content: Mapping[str, Any]) -> None:
@@ -71,6 +69,11 @@ class Recorder:
         """Writes summary.json after all other files, because its presence means that the run is complete."""
         self.status(COMPLETED, reason=self._status.get("damage"))
         write_sealed(self.run.path / "summary.json", summary)
+
+
+def _is_final(record: Mapping[str, Any]) -> bool:
+    """Returns whether a record is of the evaluations after the training."""
+    return bool(record.get("whole_split") or record.get("final"))
 
 
 def _step(record: Mapping[str, Any]) -> float:

@@ -178,7 +178,7 @@ class Evaluation:
         return {key: sum(metrics[key] for metrics in by_layer) / len(by_layer) for key in by_layer[0]}
 
     def layer_metrics(self) -> dict[str, float]:
-        """Returns all metrics of all layers, by keys such as moe/layer_03/max_violation (the fourth sparse layer)."""
+        """Returns all metrics of all layers, by keys such as moe/layer_03/max_violation (the third sparse layer)."""
         return {
             layer_key(number, key): value
             for number, layer in enumerate(self.layers)

@@ -413,7 +413,8 @@ class Trainer:
         routing = {validation_key(key): value for key, value in (result.routing_metrics() or {}).items()}
         estimates = {ESTIMATES["val_loss"]: result.loss, ESTIMATES["val_bpb"]: result.bits_per_byte}
         measures = {validation_key(key): value for key, value in result.measures.items()}
-        self.recorder.metrics({"step": self.state.step, **estimates, **measures, **routing, **result.layer_metrics()})
+        place = {"step": self.state.step, "seconds": round(self.state.seconds, 3)}
+        self.recorder.metrics({**place, **estimates, **measures, **routing, **result.layer_metrics()})
         if not math.isfinite(result.loss):
             raise TrainingError(
                 f"the validation loss is {result.loss} at step {self.state.step}; {self._saved_state()}. "

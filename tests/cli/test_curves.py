@@ -14,11 +14,11 @@ from moe_cli.cli.runs.show import print_run, run_record
 from moe_cli.cli.runs.watch import run_panel
 from moe_cli.cli.search import _step
 from moe_cli.config.data import TokenFilesConfig
-from moe_cli.metrics import TARGETS, loss_unit
+from moe_cli.metrics import ESTIMATES, TARGETS, loss_unit
 from moe_cli.report.columns import curve_column
 from moe_cli.report.configuration import aggregate_seeds
+from moe_cli.report.equal_time import estimates_over_time
 from moe_cli.report.load import rows_below
-from moe_cli.report.recommend.recommendation import estimates_over_time
 from moe_cli.report.run_comparison import compare_runs
 from moe_cli.runs.curves import Curve, validation_curve, validation_curves
 from moe_cli.runs.folder import Run
@@ -68,7 +68,7 @@ def test_every_task_has_a_curve_everywhere(kind: str, tmp_path: Path, capsys: py
     assert _step(run).endswith(f"{'bpb' if kind == 'gpt' else 'loss'} {curve.values[-1]:.3f}")
     column = curve_column(aggregate_seeds(rows_below(tmp_path / "outputs")).configurations)
     assert column is not None
-    assert set() < {value for _, value in estimates_over_time(str(run.path))} <= set(curve.values)
+    assert curve.values == [value for _, value in estimates_over_time(str(run.path), ESTIMATES[curve.result])]
 
 
 def test_the_kinds_are_all_there_are() -> None:

@@ -140,7 +140,7 @@ def test_memory_that_is_not_there_is_refused(
     for words in (["train", *settings], ["sweep", "k=1,2", *settings]):
         result = moe(*words)
         assert 2 == result.exit_code
-        assert "of memory are needed, and this machine has 1.00MB" in result.stderr
+        assert "of memory are needed, and this machine has 1.00 MB" in result.stderr
         assert "--force-memory" in result.stderr.splitlines()[-1]
         assert len([line for line in result.stderr.splitlines() if not line.startswith("note")]) <= 3
         assert 0 == moe(*words, "--dry-run").exit_code

@@ -6,7 +6,7 @@ import pytest
 
 from moe_cli.config.compose import load_config
 from moe_cli.costs.model import estimate_cost, training_steps
-from moe_cli.formatting import count
+from moe_cli.formatting import count, format_flops
 from tests.cli.conftest import Moe
 
 
@@ -33,7 +33,7 @@ def test_a_budget_of_flops_pays_for_model_and_optimizer(moe: Moe, words: tuple[s
     content = json.loads(moe("plan", *words, "--json").stdout)
     assert content["training_flops"] == pytest.approx(1e12, abs=content["training_flops"] / content["steps"] / 2)
     parts = f"{count(content['model_flops'])} model + {count(content['optimizer_flops'])} optimizer"
-    assert f"{count(content['training_flops'])}FLOP: {parts}" in moe("plan", *words).output
+    assert f"{format_flops(content['training_flops'])}: {parts}" in moe("plan", *words).output
 
 
 def test_a_giant_is_priced_at_once(moe: Moe) -> None:

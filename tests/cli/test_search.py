@@ -57,7 +57,7 @@ def test_the_end_says_what_was_found(moe: Moe, settings: list[str], tmp_path: Pa
 
 
 WRONG = [
-    ([LR], "draws: --sampler"),
+    ([LR], "draws. Add --sampler random, or write: optim.lr=0.001,0.1"),
     (["k=1,2", "--trials", "3"], "--trials 3 is for a search. Add: --sampler tpe"),
     (["k=1,2", "--prune", "asha"], "--prune asha is for a search."),
     (["k=1,2", "--objective", "val_bpb"], "--objective val_bpb is for a search."),

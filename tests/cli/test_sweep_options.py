@@ -135,7 +135,7 @@ def test_runs_that_are_too_large_are_named(
     assert "memory" not in moe(*GRID, *settings).stdout
     monkeypatch.setattr("moe_cli.execution.machine.available_memory_bytes", lambda: 10**8)
     printed = moe(*GRID, *settings).stdout
-    assert "2 of 2 runs may need up to 421MB, 100MB are free: each of them runs alone" in printed
+    assert "2 of 2 runs may need up to 421 MB, 100 MB are free: each of them runs alone" in printed
 
 
 def test_a_full_disk_is_an_error_in_two_lines(moe: Moe, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def test_a_run_beyond_the_memory_is_warned_of(moe: Moe, settings: list[str], mon
     free, gpus = [10**8], [()]
     monkeypatch.setattr("moe_cli.execution.memory.available_memory_bytes", lambda: free[0])
     monkeypatch.setattr("moe_cli.execution.memory.visible_gpus", lambda: gpus[0])
-    expected = "note: about 421MB of memory are needed, 100MB are free. Lower train.batch_size, "
+    expected = "note: about 421 MB of memory are needed, 100 MB are free. Lower train.batch_size, "
     assert moe(*words).stderr.startswith(expected)
     assert moe("train", *settings).stderr.startswith(expected)
     gpus[0] = ("0",)
@@ -70,7 +70,7 @@ def test_no_word_of_the_plan_is_cut_at_80_columns(text_file: Path, tmp_path: Pat
     assert screen.getvalue().split() == pipe.getvalue().split()
     memory = next(line for line in pipe.getvalue().splitlines() if line.startswith("  memory"))
     assert memory.startswith("  memory       about 42")
-    assert memory.endswith("B activations   420MB torch")
+    assert memory.endswith("B activations   420 MB torch")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ WORDS = [
     ),
     (["k=[1"], f"'k=[1' {NO_GRAMMAR} 'k=\"...\"'"),
     (["k=choice()"], f"'k=choice()' {NO_GRAMMAR} 'k=\"...\"'"),
-    (["k=interval(1,4)"], "'k=interval(1,4)' names an interval, not a list of values. Write: k=1,2,4"),
+    (["k=interval(1,4)"], "'k=interval(1,4)' is an interval; train takes one value, such as k=1"),
     (["k=range(1,1)"], "'k=range(1,1)' names no value."),
     (["k=1,2"], "'k=1,2' names several values; train takes one. Use: moe sweep k=1,2"),
     (

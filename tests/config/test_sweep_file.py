@@ -208,7 +208,7 @@ WRONG = [
     ("grid: {seed: [1, 2]}\n", "the seed is no setting of a sweep. Write: seeds: 3"),
     (
         "grid: {k: 'interval(1,4)'}\n",
-        "'k=interval(1,4)' is an interval, from which only a search draws: --sampler. Or write: k=1,2,4",
+        "'k=interval(1,4)' is an interval, from which only a search draws. Add --sampler random, or write: k=1,4",
     ),
     (
         "grid: {k: glob(*)}\n",

@@ -110,7 +110,7 @@ def evaluations(config: RunConfig, outputs: Path) -> list[int]:
 def test_the_evaluations_counted_are_those_that_are_made(
     text_file: Path, tmp_path: Path, train: dict[str, Any]
 ) -> None:
-    """As many as the records of a run have, however often it is asked to look, and the last one."""
+    """As many as the records of a run have, however often it is asked to look, and the one of the whole split."""
     config = tiny_config(text_file, train=train)
     run = finish(config, tmp_path)
     made = sum("val/loss" in record for record in run.metrics())
@@ -118,21 +118,21 @@ def test_the_evaluations_counted_are_those_that_are_made(
 
 
 def test_what_is_evaluated(text_file: Path, tmp_path: Path) -> None:
-    """train.eval_tokens, at most the split, then all of it; twice with a capacity; and windows for the pseudo-perplexity."""
+    """train.eval_tokens, also at the end, at most the split, then all of it; twice with a capacity; and windows for the pseudo-perplexity."""
     short = {"eval_tokens": 100, "eval_every": None}
     config = tiny_config(text_file, train=short)
     val_tokens = load_run_data(config, tmp_path).meta["val_tokens"]
-    assert [100] * 5 + [val_tokens] == evaluations(config, tmp_path)
-    assert [val_tokens] * 6 == evaluations(tiny_config(text_file, train={**short, "eval_tokens": 10**6}), tmp_path)
+    assert [100] * 6 + [val_tokens] == evaluations(config, tmp_path)
+    assert [val_tokens] * 7 == evaluations(tiny_config(text_file, train={**short, "eval_tokens": 10**6}), tmp_path)
     limited = tiny_config(text_file, capacity=1.0, train=short)
-    assert [val_tokens] * 2 == evaluations(limited, tmp_path)[5:]
+    assert [val_tokens] * 2 == evaluations(limited, tmp_path)[6:]
     sliding = tiny_config(text_file, eval={"stride": 4}, train=short)
-    assert [100] * 5 + [4 * val_tokens] == evaluations(sliding, tmp_path)
+    assert [100] * 6 + [4 * val_tokens] == evaluations(sliding, tmp_path)
     bert = tiny_config(text_file, train=short, **TINY["bert"])
-    assert [val_tokens, 32 * 16] == evaluations(bert, tmp_path)[5:]
+    assert [val_tokens, 32 * 16] == evaluations(bert, tmp_path)[6:]
     timed = tiny_config(text_file, train={"steps": None, "minutes": 1.0, "eval_tokens": 100, "eval_every": 7})
     step = step_work(timed, estimate_cost(timed, 256)).seconds(1e9, 1)
-    assert int(60 / step / 7) == len(evaluations(timed, tmp_path)) - 1
+    assert int(60 / step / 7) == len(evaluations(timed, tmp_path)) - 2
 
 
 def test_any_number_of_evaluations_is_counted_at_once(text_file: Path, tmp_path: Path) -> None:

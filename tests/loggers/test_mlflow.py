@@ -62,9 +62,9 @@ def curves(run: Run, outputs: Path) -> Points:
 
 
 def test_every_value_is_that_of_the_metrics_file(trained: Run, outputs: Path) -> None:
-    """The same names, steps and values, to the last digit."""
+    """The same names, steps and values, to the last digit; a value that two records of a step have is there once."""
     assert len(points(trained)) > 20
-    assert points(trained) == curves(trained, outputs)
+    assert {key: sorted(set(values)) for key, values in points(trained).items()} == curves(trained, outputs)
 
 
 def test_settings_results_and_tags(trained: Run, outputs: Path) -> None:

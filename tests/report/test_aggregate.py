@@ -39,6 +39,24 @@ def created(run: Run, seconds: float) -> Run:
     return run
 
 
+@pytest.mark.parametrize(
+    ("heads", "names"), [((1, 2), ["model.d_model"]), ((1, 4), ["model.d_model", "model.num_heads"])]
+)
+def test_a_setting_that_follows_from_another_tells_nothing_apart(heads: tuple[int, int], names: list[str]) -> None:
+    """The number of heads that follows from the width is no column; one that does not follow is."""
+    rows = [
+        {
+            "expert": 8,
+            "model.d_model": width,
+            "model.num_heads": heads,
+            "model.num_kv_heads": heads,
+            "model.d_head": width // heads,
+        }
+        for width, heads in zip((32, 64), heads, strict=True)
+    ]
+    assert names == varying_settings(rows, settings_of(rows[0]))
+
+
 def test_seeds_fold_to_mean_and_interval(tmp_path: Path) -> None:
     """One row per configuration with the means, the t-intervals and the ids of its runs in order of seed."""
     sweep_of_three_seeds(tmp_path)

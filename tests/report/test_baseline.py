@@ -333,6 +333,11 @@ def test_the_twin_of_a_run_is_that_of_its_own_settings(words: str, monkeypatch: 
     assert load_config([*shared, "expert=8", "k=2"]).config == load_config(back).config
 
 
+def test_the_twin_names_no_setting_that_follows_from_others() -> None:
+    """The number of heads follows from the width."""
+    assert "moe train expert=1 model.d_model=32" == dense_baseline_command(load_config(["model.d_model=32"]).config)
+
+
 @pytest.mark.parametrize(
     ("baseline", "message"),
     [

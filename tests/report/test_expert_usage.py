@@ -50,15 +50,18 @@ def test_drops_entropy_and_saturation(tmp_path: Path) -> None:
 
 
 def test_tables_are_shares(tmp_path: Path) -> None:
-    """Co-activation of the row's own tokens, domains of their own assignments; a domain without any is left out."""
+    """Co-activation of the row's own tokens, domains of their own assignments; a domain without any is left out, and so
+    is the only one, which the load shows.
+    """
     pairs = [[6, 3, 0, 0], [3, 4, 1, 0], [0, 1, 2, 1], [0, 0, 0, 0]]
-    [layer] = routed(
-        tmp_path, record(co_activation=pairs, experts_by_domain={"code": [1, 3, 0, 0], "none": [0, 0, 0, 0]})
-    ).layers
+    domains = {"code": [1, 3, 0, 0], "none": [0, 0, 0, 0], "prose": [0, 0, 1, 1]}
+    [layer] = routed(tmp_path, record(co_activation=pairs, experts_by_domain=domains)).layers
     assert (1.0, 0.5, 0.0, 0.0) == layer.co_activation[0]
     assert (0.75, 1.0, 0.25, 0.0) == layer.co_activation[1]
     assert (0.0, 0.0, 0.0, 0.0) == layer.co_activation[3]
-    assert {"code": (0.25, 0.75, 0.0, 0.0)} == dict(layer.by_domain)
+    assert {"code": (0.25, 0.75, 0.0, 0.0), "prose": (0.0, 0.0, 0.5, 0.5)} == dict(layer.by_domain)
+    [alone] = routed(tmp_path, record(experts_by_domain={**domains, "prose": [0, 0, 0, 0]})).layers
+    assert {} == alone.by_domain
 
 
 def test_top_tokens_have_their_text(tmp_path: Path) -> None:

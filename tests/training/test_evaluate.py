@@ -273,9 +273,9 @@ def test_layers_are_named_one_by_one(make: Any) -> None:
     named = result.layer_metrics()
     means = result.routing_metrics()
     assert set(LAYER_METRICS) - {"domain_specialisation", "null_fraction"} == set(means)
-    assert {f"moe/layer_{layer}/{key}" for layer in ("00", "01") for key in means} == set(named)
+    assert {f"moe/layer_{layer}/{key}" for layer in ("01", "02") for key in means} == set(named)
     for key, value in means.items():
-        assert value == pytest.approx((named[f"moe/layer_00/{key}"] + named[f"moe/layer_01/{key}"]) / 2)
+        assert value == pytest.approx((named[f"moe/layer_01/{key}"] + named[f"moe/layer_02/{key}"]) / 2)
 
 
 @pytest.mark.parametrize("changes", [{}, {"data": {"val_fraction": 0.01}}, {"model": {"context_length": 512}}])

@@ -27,6 +27,7 @@ from moe_cli.config.data import TokenFilesConfig
 from moe_cli.config.routers import NoisyTopKConfig, SigmoidConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.data import shuffle
+from moe_cli.execution.machine import machine_name
 from moe_cli.execution.run import run_one
 from moe_cli.moe.routers.registry import ROUTER_CONFIGS
 from moe_cli.runs.folder import Run, create_run
@@ -232,6 +233,15 @@ def test_a_moved_run_goes_on(text_file: Path, tmp_path: Path) -> None:
     run_one(moved, tmp_path / "elsewhere", lambda view: steps.append(view.state.step))
     assert [5, 6, 7, 8] == steps
     assert_equal_runs(finish(config, tmp_path / "here"), moved)
+
+
+def test_a_run_of_two_machines_has_no_machine(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine stands in the summary, but not where training went on on another one."""
+    config = tiny_config(text_file, train=TRAIN)
+    stopped = finish(config, tmp_path, stop_at(4))
+    assert machine_name("cpu") == (finish(config, tmp_path / "whole").summary() or {})["machine"]
+    monkeypatch.setattr("moe_cli.execution.run.machine_name", lambda device: "another")
+    assert (run_one(stopped, tmp_path).summary() or {})["machine"] is None
 
 
 def test_a_run_keeps_its_number_of_threads(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from moe_cli.cli.console import Terminal, print_lines
 from moe_cli.cli.terminal import echo
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.formatting import age, count
+from moe_cli.formatting import age, format_bytes
 from moe_cli.report.render.terminal import TextColumn, table_lines
 from moe_cli.runs.cleanup import DAY, Reclaimable, delete_reclaimable, size_of
 from moe_cli.runs.trash import TrashedRun
@@ -53,7 +53,7 @@ def print_trash(trash: Sequence[TrashedRun]) -> None:
     columns = [
         TextColumn("removed", [f"{age(now - run.removed)} ago" for run in trash]),
         TextColumn("from", [run.origin or "?" for run in trash], align_left=True, min_width=20),
-        TextColumn("size", [f"{count(size_of(run.path))}B" for run in trash]),
+        TextColumn("size", [format_bytes(size_of(run.path)) for run in trash]),
         TextColumn("name in the trash", [run.path.name for run in trash], align_left=True, drop_order=1),
     ]
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
@@ -82,7 +82,7 @@ def print_reclaimable(
     console = Terminal()
     if freed is not None:
         total = sum(item.num_bytes for item in freed)
-        echo(f"deleted {count(total)}B: " + (_counted(freed) if freed else "nothing to delete") + ".")
+        echo(f"deleted {format_bytes(total)}: " + (_counted(freed) if freed else "nothing to delete") + ".")
         if len(freed) < len(chosen):
             echo(f"{len(chosen) - len(freed)} not deleted: in use.")
         return
@@ -94,13 +94,13 @@ def print_reclaimable(
     columns = [
         TextColumn("what", [KINDS[kind][0] for kind in kinds], align_left=True, min_width=16),
         TextColumn("number", [str(sum(item.kind == kind for item in waste)) for kind in kinds]),
-        TextColumn("size", [f"{count(size)}B" for size in sums]),
+        TextColumn("size", [format_bytes(size) for size in sums]),
         TextColumn("with", [KINDS[kind][1] or "-" for kind in kinds], align_left=True),
     ]
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
     total = sum(item.num_bytes for item in chosen)
     if chosen:
-        echo(f"nothing was deleted. With --yes, permanently: {_counted(chosen)}, {count(total)}B.")
+        echo(f"nothing was deleted. With --yes, permanently: {_counted(chosen)}, {format_bytes(total)}.")
     else:
         echo("nothing was deleted. Add an option of the table, and --yes.")
 

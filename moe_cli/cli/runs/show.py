@@ -1,15 +1,27 @@
 """Output of moe runs show: one run, from its folder alone."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.text import Text
 
 from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
 from moe_cli.config.ranges import format_setting
+from moe_cli.errors import MoeError
 from moe_cli.files.reading import number_in
-from moe_cli.formatting import age, bars, count, duration, percent, plural, sanitise, sparkline
+from moe_cli.formatting import (
+    age,
+    bars,
+    count,
+    duration,
+    format_bytes,
+    format_flops,
+    percent,
+    plural,
+    sanitise,
+    sparkline,
+)
 from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, loss_unit
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.report.expert_usage import expert_load
@@ -24,14 +36,25 @@ CURVE_WIDTH = 40
 BARS_WIDTH = 32
 
 
+def settings_of_run(run: Run) -> dict[str, Any]:
+    """Returns the settings that lead to the configuration of a run, by their dotted names."""
+    from moe_cli.config.compose import non_default_settings
+    from moe_cli.report.baseline import overrides_of_settings
+    from moe_cli.report.load import flat_settings
+
+    try:
+        found = overrides_of_settings(flat_settings(run.config_dict()))
+        return {**found, **({"seed": seed} if (seed := run.config_dict().get("seed")) else {})}
+    except MoeError:  # it was made by another version
+        return non_default_settings(run.config_dict())
+
+
 def run_record(run: Run) -> dict[str, Any]:
     """Returns the content of `moe runs show` as a JSON object."""
-    from moe_cli.config.compose import non_default_settings
-
     status, curve = read_status(run), validation_curve(run)
     return {
         **status.record(),
-        "settings": non_default_settings(run.config_dict()),
+        "settings": settings_of_run(run),
         "results": status.results or None,
         "curve": [{"step": int(step), curve.result: value} for step, value in curve.points],
         "tokens_per_expert": {str(layer): load for layer, load in expert_load(run).items()},
@@ -70,11 +93,9 @@ def wrap_labelled(label: str, pieces: Sequence[str], width: int) -> list[Text]:
 
 
 def _settings(run: Run) -> list[str]:
-    from moe_cli.config.compose import non_default_settings
-
-    if not (values := run.config_dict()):
+    if not run.config_dict():
         return ["config.json cannot be read"]
-    return [f"{key}={format_setting(value)}" for key, value in non_default_settings(values).items()] or ["the defaults"]
+    return [f"{key}={format_setting(value)}" for key, value in settings_of_run(run).items()]
 
 
 def _results(status: RunStatus) -> list[tuple[str, list[str]]]:
@@ -84,8 +105,8 @@ def _results(status: RunStatus) -> list[tuple[str, list[str]]]:
     def pieces(**forms: str) -> list[str]:
         return [form.format(found[key]) for key, form in forms.items() if found.get(key) is not None]
 
-    def counted(**units: str) -> list[str]:
-        return [count(value) + unit for key, unit in units.items() if (value := found.get(key)) is not None]
+    def counted(write: Callable[[float], str] = count, **units: str) -> list[str]:
+        return [write(value) + unit for key, unit in units.items() if (value := found.get(key)) is not None]
 
     def labelled(*keys: str) -> list[str]:
         metrics = [BY_KEY[key] for key in keys]
@@ -125,9 +146,13 @@ def _results(status: RunStatus) -> list[tuple[str, list[str]]]:
             pieces(steps="{:,.0f} steps", train_loss=f"loss {{:z.3f}} nats/{unit}")
             + counted(tokens=" tokens")
             + time_taken
-            + counted(tokens_per_second=" tok/s", peak_memory_bytes="B at most"),
+            + counted(tokens_per_second=" tok/s")
+            + counted(format_bytes, peak_memory_bytes=" at most"),
         ),
-        ("model", counted(params=" parameters", active_params=" active", flops_per_token="FLOP/token")),
+        (
+            "model",
+            counted(params=" parameters", active_params=" active") + counted(format_flops, flops_per_token="/token"),
+        ),
         ("experts", labelled("max_violation", "dead_experts", "dropped_fraction", "routing_entropy")),
     ]
     return [(label, texts) for label, texts in rows if texts]
@@ -172,21 +197,21 @@ def _origin(meta: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     if isinstance(corpus, dict):
         size = number_in(corpus.get("num_bytes"))
         text = [f"{corpus.get('name')} corpus", str(corpus.get("source")), f"sha256 {str(corpus.get('sha256'))[:12]}"]
-        rows.append(("data", text + ([] if size is None else [f"{count(size)}B"])))
+        rows.append(("data", text + ([] if size is None else [format_bytes(size)])))
     return rows
 
 
 def _files(run: Run) -> list[tuple[str, list[str]]]:
     checkpoints = [
-        f"step {int(path.name.removeprefix('step_')):,} ({count(size_of(path))}B)" for path in run.checkpoints()
+        f"step {int(path.name.removeprefix('step_')):,} ({format_bytes(size_of(path))})" for path in run.checkpoints()
     ]
     try:
         names = sorted(path.name for path in run.path.iterdir() if path.is_file() and not path.name.startswith("."))
     except OSError:
         names = []
-    files = [f"{name} {count(size_of(run.path / name))}B" for name in names]
+    files = [f"{name} {format_bytes(size_of(run.path / name))}" for name in names]
     return [
         ("checkpoints", checkpoints or ["none"]),
         ("files", files),
-        ("folder", [f"{run.path}", f"{count(size_of(run.path))}B"]),
+        ("folder", [f"{run.path}", format_bytes(size_of(run.path))]),
     ]

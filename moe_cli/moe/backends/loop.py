@@ -165,7 +165,8 @@ class _ExpertsLoop(torch.autograd.Function):
         ffn_type_and_activation: tuple[str, str],
     ) -> Tensor:
         saved = SavedForBackward(x, weights, w_in, w_out, x.new_empty(len(permutation.token_ids), w_in.shape[1]), mask)
-        ctx.rows_per_expert, ctx.ffn_type_and_activation = permutation.rows_per_expert, ffn_type_and_activation
+        # From the list and on the CPU, so that the backward pass does not wait for a GPU again.
+        ctx.rows_per_expert, ctx.ffn_type_and_activation = torch.tensor(permutation.counts), ffn_type_and_activation
         ctx.save_for_backward(*saved.tensors, *permutation.tensors)
         return _forward(saved, permutation, *ffn_type_and_activation)
 

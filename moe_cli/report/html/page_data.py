@@ -66,6 +66,7 @@ def page_content(table: ReportTable, source: Source, sections: Sequence[Section]
     """Returns all content of the page."""
     runs = [[row] if table.by_run else table.aggregate.single_runs(row) for row in table.rows]
     score = required_columns(table.rows)[1] if table.rows else "val_bpb"
+    columns = _columns(table, score)
     curves, notes = curve_content(runs)
     experts, more = expert_content(runs)
     settings = _settings(table)
@@ -79,9 +80,9 @@ def page_content(table: ReportTable, source: Source, sections: Sequence[Section]
         "below": _lines(footer_lines(table, LINE_WIDTH)),
         "notes": [*notes, *more],
         "columns": [
-            {"name": column.name, "heading": sanitise(column.heading), "left": column.left} for column in table.columns
+            {"name": column.name, "heading": sanitise(column.heading), "left": column.left} for column in columns
         ],
-        "rows": _rows(table, runs, settings, quantities),
+        "rows": _rows(table, columns, runs, settings, quantities),
         "quantities": quantities,
         "fronts": _fronts(table, quantities),
         "settings": settings,
@@ -101,15 +102,26 @@ def _lines(lines: Sequence[Any]) -> list[str]:
     return [line.plain for line in lines]
 
 
+def _columns(table: ReportTable, score: str) -> list[Column]:
+    """Returns the columns: settings, score and verdict come before sizes and costs, so that a phone shows them."""
+    if table.names:
+        return table.columns
+    answers = [column for column in table.columns if column.name in (score, "vs_baseline", "verdict")]
+    others = [column for column in table.columns if column not in answers]
+    settings = [column for column in others if column.name not in BY_KEY]
+    return [*settings, *answers, *(column for column in others if column not in settings)]
+
+
 def _rows(
     table: ReportTable,
+    columns: Sequence[Column],
     runs: Sequence[Sequence[Configuration]],
     settings: Mapping[str, Any],
     quantities: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     content = []
     for index, (row, members) in enumerate(zip(table.rows, runs, strict=True)):
-        cells = [sanitise(column.write(row)) for column in table.columns]
+        cells = [sanitise(column.write(row)) for column in columns]
         label = table.label(row)[:MAX_TEXT_LENGTH]
         mark = mark_of(row, table)
         words = [label, *cells, *(f"{run.run} {' '.join(run.tags)}" for run in members), row.status]
@@ -118,7 +130,7 @@ def _rows(
                 "index": index,
                 "label": label,
                 "cells": cells,
-                "sort_keys": [_sort_key(row, column) for column in table.columns],
+                "sort_keys": [_sort_key(row, column) for column in columns],
                 "best": mark in (BEST, RECOMMENDED),
                 "mark": mark if mark != PARETO else "",
                 "pareto": bool(row.pareto),
@@ -127,18 +139,18 @@ def _rows(
                 "values": {each["name"]: _plain(_quantity(row, each["name"])) for each in quantities},
                 "interval": {"val_bpb": _plain(row.val_bpb_interval), "val_loss": _plain(row.val_loss_interval)},
                 "settings": settings["of"][index],
-                "runs": [_run(run, table) for run in members],
+                "runs": [_run(run, columns) for run in members],
             }
         )
     return content
 
 
-def _run(run: Configuration, table: ReportTable) -> dict[str, Any]:
+def _run(run: Configuration, columns: Sequence[Column]) -> dict[str, Any]:
     return {
         "id": sanitise(run.run),
         "seed": _plain(run.seed),
         "tags": [sanitise(tag) for tag in run.tags],
-        "cells": [sanitise(column.write(run)) for column in table.columns],
+        "cells": [sanitise(column.write(run)) for column in columns],
     }
 
 

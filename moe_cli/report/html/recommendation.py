@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moe_cli.errors import MoeError
-from moe_cli.formatting import count, sanitise
+from moe_cli.formatting import format_flops, sanitise
 from moe_cli.report.html.section import RING, Chart, Line, Section
 from moe_cli.report.recommend.recommendation import make_recommendation
 from moe_cli.report.recommend.text import format_recommendation
@@ -77,7 +77,7 @@ def _equal(points: "Points", chosen: "Array") -> list["Array"]:
 
 def _iso_lines(style: int, each: "IsoFlop") -> list[Line]:
     """Returns the line of the measurements at one budget, and the point of the size with the lowest loss if known."""
-    name = f"{count(each.flops)}FLOP, " + ("dense" if each.expansion == 1 else f"expert/k {each.expansion:g}")
+    name = f"{format_flops(each.flops)}, " + ("dense" if each.expansion == 1 else f"expert/k {each.expansion:g}")
     lines = [Line(name, _pairs(each.sizes, each.losses), style, connect=True)]
     if each.best is not None and each.best_loss is not None:
         lines.append(Line(name, _pairs([each.best], [each.best_loss]), style, mark=RING))

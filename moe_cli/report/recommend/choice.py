@@ -145,7 +145,7 @@ def _max_possible_violation(row: Configuration) -> float | None:
 
 def health_text(row: Configuration) -> str:
     """Returns a text such as: 25 % dead experts, MaxVio 2.93 of at most 3."""
-    parts = [f"{percent(row.results.dead_experts)} dead experts"] if row.results.dead_experts is not None else []
+    parts = [f"{percent(row.results.dead_experts)} dead experts"] if row.results.dead_experts else []
     largest = _max_possible_violation(row)
     if row.results.max_violation is not None and largest is not None:
         parts.append(f"MaxVio {row.results.max_violation:.2f} of at most {largest:.3g}")

@@ -3,8 +3,6 @@
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.ranges import format_setting
@@ -14,8 +12,7 @@ from moe_cli.metrics import EQUAL, loss_unit_of_task
 from moe_cli.report.baseline import baseline_name, sweep_baseline
 from moe_cli.report.comparability import CODE, check_across, is_comparable, select_comparable
 from moe_cli.report.configuration import Configuration, aggregate_seeds
-from moe_cli.report.curves import thinned_curves
-from moe_cli.report.intervals import mean_and_interval
+from moe_cli.report.equal_time import EqualTime
 from moe_cli.report.recommend.choice import (
     Comparison,
     baseline_path,
@@ -39,8 +36,7 @@ from moe_cli.report.run_row import (
     varying_settings,
 )
 from moe_cli.report.scaling.summary import scaling_sentence
-from moe_cli.runs.curves import validation_curve
-from moe_cli.runs.folder import COMPLETED, FAILED, Run
+from moe_cli.runs.folder import COMPLETED, FAILED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,22 +44,6 @@ if TYPE_CHECKING:
 SHOWN = ("expert", "k", "capacity", "router", "balance")
 # The width of a printed recommendation, in characters; `moe recommend` uses that of the terminal.
 TEXT_WIDTH = 100
-
-
-@dataclass(frozen=True)
-class EqualTime:
-    """The recommended configuration against its baseline at an equal training time, before either is complete.
-
-    Attributes:
-        difference: the difference of the estimates at that time, relative to the baseline's; mean over seeds, with its
-            interval. Negative is better.
-        at: that time as a fraction of the baseline's training, up to its last estimate.
-    """
-
-    difference: float
-    interval: float | None
-    seeds: int
-    at: float
 
 
 @dataclass(frozen=True)
@@ -88,7 +68,7 @@ class Recommendation:
         pairs: the number of pairs that the verdicts are corrected for, where there is no baseline and all
             configurations are compared with the lowest; None with a baseline.
         params_ratio, throughput_ratio, memory_ratio: ratios to the baseline; None means unknown.
-        equal_time: the comparison when both are stopped at the baseline's last estimate; None means unknown.
+        equal_time: the comparison with the baseline at the end of the baseline's training; None means unknown.
         flops_ratio: ratio of the training FLOPs per token to those of the cheapest configuration compared.
         num_without_baseline: the number of configurations without a baseline of their settings and seeds.
         undefined: configurations whose baseline has a loss of 0, so that relative differences are undefined.
@@ -229,7 +209,7 @@ def make_recommendation(
         params_ratio=_ratio(best, base, "params"),
         throughput_ratio=_ratio(best, base, "tokens_per_second"),
         memory_ratio=_ratio(best, base, "peak_memory_bytes"),
-        equal_time=_equal_time(best, base),
+        equal_time=None if base is None or base is best else _known(best.at_equal_time),
         equal_params=base is not None and 1 / EQUAL <= (_ratio(best, base, "active_params") or 1) <= EQUAL,
         flops_ratio=best.results.flops_per_token / min(flops) if flops and best.results.flops_per_token else 1.0,
         num_without_baseline=0
@@ -334,39 +314,8 @@ def _ratio(best: Configuration, base: Configuration | None, name: str) -> float 
     return own / other if own and other else None
 
 
-def _equal_time(best: Configuration, base: Configuration | None) -> EqualTime | None:
-    """Returns the difference of the estimates at the time of the baseline's last estimate, paired by seed."""
-    if base is None or base is best:
-        return None
-    own, others = ({run.seed: run for run in row.runs if run.seed is not None} for row in (best, base))
-    differences, shares = [], []
-    for seed in sorted(own.keys() & others.keys()):
-        mine, theirs = estimates_over_time(own[seed].path), estimates_over_time(others[seed].path)
-        value = _interpolated(mine, theirs[-1][0]) if theirs else None
-        if value is not None and theirs[-1][1]:
-            differences.append(value / theirs[-1][1] - 1)
-            seconds = others[seed].results.seconds
-            shares.append(min(1.0, theirs[-1][0] / seconds) if seconds else 1.0)
-    if not differences:
-        return None
-    found = mean_and_interval(differences)
-    return EqualTime(found.mean, found.half_width, len(differences), sum(shares) / len(shares))
-
-
-def estimates_over_time(path: str) -> list[tuple[float, float]]:
-    """Returns (seconds of training, estimate) at every evaluation whose time is between two records."""
-    run = Run(Path(path))
-    times = [(float(point.step), point.value) for point in thinned_curves(run, ["seconds"])["seconds"]]
-    placed = [(_interpolated(times, step), value) for step, value in validation_curve(run).points]
-    return [(second, value) for second, value in placed if second is not None]
-
-
-def _interpolated(points: Sequence[tuple[float, float]], x: float) -> float | None:
-    """Interpolates linearly between points; None outside."""
-    for (x0, y0), (x1, y1) in pairwise(points):
-        if x0 <= x <= x1:
-            return y1 if x1 == x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-    return None
+def _known(found: EqualTime | None) -> EqualTime | None:
+    return found if found and found.difference is not None else None
 
 
 def _not_tried(rows: Sequence[Configuration], names: Collection[str], best: Configuration) -> tuple[str, ...]:

@@ -3,9 +3,10 @@
 from moe_cli.formatting import duration, percent, plural, sanitise
 from moe_cli.report.baseline import baseline_name
 from moe_cli.report.comparability import EVAL_CONTEXT
+from moe_cli.report.equal_time import EqualTime
 from moe_cli.report.recommend.choice import Comparison
 from moe_cli.report.recommend.looks import looks_sentence
-from moe_cli.report.recommend.recommendation import EqualTime, Recommendation
+from moe_cli.report.recommend.recommendation import Recommendation
 from moe_cli.report.run_row import DENSE
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 
@@ -215,11 +216,11 @@ def _cost(found: Recommendation) -> list[str]:
         text += f", and {found.flops_ratio:.1f}x the FLOPs per token of the cheapest configuration compared"
     lines = [text + "."]
     equal = found.equal_time
-    if equal is not None:
+    if equal is not None and equal.difference is not None and not equal.is_budget:
         spread = "" if equal.interval is None else f" +- {100 * equal.interval:.1f}"
         base = "dense model" if found.baseline == DENSE else "baseline"
         lines.append(
-            f"When the {base} had done {100 * equal.at:.0f} % of its training, this model, in equal time, was "
+            f"After the training time of the {base} ({duration(equal.seconds or 0.0)}), this model was "
             f"{percent(abs(equal.difference))}{spread} {'ahead' if equal.difference < 0 else 'behind'}"
             f"{_undecided(equal)} ({plural(equal.seeds, 'seed')}, paired). Its learning rate had not yet fallen."
         )
@@ -228,4 +229,5 @@ def _cost(found: Recommendation) -> list[str]:
 
 def _undecided(equal: EqualTime) -> str:
     """Returns ": undecided" where the interval contains no difference."""
-    return ": undecided" if equal.interval is not None and abs(equal.difference) <= equal.interval else ""
+    has_no_sign = equal.interval is not None and abs(equal.difference or 0.0) <= equal.interval
+    return ": undecided" if has_no_sign else ""

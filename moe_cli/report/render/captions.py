@@ -1,16 +1,19 @@
 """The lines above and below the table: the comparison, its baseline, and warnings."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.text import Text
 
 from moe_cli.config.tasks import CAUSAL_MODELS
-from moe_cli.formatting import count, plural, sanitise
+from moe_cli.formatting import count, duration, plural, sanitise
 from moe_cli.metrics import eval_windows, format_references, loss_unit_of_task, sees_later_tokens, unequal_flops
 from moe_cli.report.baseline import ambiguity, baseline_command, baseline_name
 from moe_cli.report.columns import truncate_left
 from moe_cli.report.comparability import count_code_versions
 from moe_cli.report.configuration import Configuration
+from moe_cli.report.equal_time import MAX_RUNS, NO_CURVE
+from moe_cli.report.intervals import t_quantile
 from moe_cli.report.recommend.looks import looks_sentence
 from moe_cli.report.render.line_wrap import pack
 from moe_cli.report.render.terminal import wrap
@@ -22,6 +25,8 @@ from moe_cli.runs.folder import FAILED, PRUNED
 # With more runs their code versions are not read.
 MAX_RUNS_FOR_CODE_VERSIONS = 1000
 UNDEFINED = "its loss is 0: differences relative to it are undefined"
+# How much wider an interval is with 2 seeds than with 3, at equal standard deviation.
+WIDER_WITH_2_SEEDS = t_quantile(0.975, 1) / 2**0.5 / (t_quantile(0.975, 2) / 3**0.5)
 NOT_RUN = "was not run with the same settings, seeds, budget and evaluation context"
 EXPERT_SETTINGS = ("expert", "k", "router", "balance", "capacity")
 CONSTANTS = (*EXPERT_SETTINGS, "model.num_layers", "model.d_model", "optim.name", "optim.lr")
@@ -114,7 +119,9 @@ def footer_lines(table: ReportTable, width: int) -> list[Text]:
     rows = [row for row in table.rows if row.is_complete]
     lines = _limits_of_ranking(table, rows, width)
     if any(row.val_loss_interval is not None for row in rows):
-        lines += wrap(f"intervals: 95 % over seeds; {differences(table)}", width, "dim")
+        few = any(len(row.seeds) == 2 for row in rows if row.val_loss_interval is not None)
+        wide = f" ({WIDER_WITH_2_SEEDS:.1f} times as wide with 2 seeds as with 3)" if few else ""
+        lines += wrap(f"intervals: 95 % over seeds{wide}; {differences(table)}", width, "dim")
         lines += (
             wrap(_verdict_summary(rows, table), width, "dim")
             if any(row.vs_baseline_interval is not None for row in rows)
@@ -122,6 +129,8 @@ def footer_lines(table: ReportTable, width: int) -> list[Text]:
         )
     elif rows and not table.by_run:
         lines += wrap("only one seed: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
+    if (text := _equal_time(rows, table)) is not None:
+        lines += wrap(text, width, "dim")
     if len({(row.corpus_sha256, row.settings.get("task.name")) for row in rows}) == 1 and (
         known := format_references(rows[0].others)
     ):
@@ -169,6 +178,33 @@ def _verdict_summary(rows: Sequence[Configuration], table: ReportTable) -> str:
     if any(row.more_seeds for row in rows) or table.look.number > 1:
         text += f". {looks_sentence(table.look)}"
     return text
+
+
+def _equal_time(rows: Sequence[Configuration], table: ReportTable) -> str | None:
+    """Returns how the configurations stand at equal training time, and how many runs have no value; None if unknown."""
+    if rows and table.aggregate.curves is None:
+        return f"equal time: not computed for more than {MAX_RUNS} runs"
+    found = [row.at_equal_time for row in rows if row.at_equal_time and not row.is_own_baseline]
+    known = [each for each in found if each.difference is not None]
+    missing: Counter[str] = Counter()
+    for each in found:
+        missing.update(each.missing)
+    if not known and not set(missing) - {NO_CURVE}:
+        return None
+    if known and all(each.is_budget for each in known):
+        return "equal time: all runs trained for the same time (train.minutes)"
+    without = ", ".join(f"{number} {reason}" for reason, number in sorted(missing.items()))
+    without = f"no value for {plural(missing.total(), 'run')} ({without})" if missing else ""
+    if not known:
+        return f"equal time: {without}"
+    undecided = [each for each in known if each.interval is not None and abs(each.difference or 0.0) <= each.interval]
+    ahead = sum((each.difference or 0.0) < 0 for each in known if each not in undecided)
+    counts = ((ahead, "ahead"), (len(known) - ahead - len(undecided), "behind"), (len(undecided), "undecided"))
+    standing = ", ".join(f"{number} {word}" for number, word in counts if number)
+    to = "the shortest run" if table.pairs is not None else "the dense model" if table.baseline == DENSE else "baseline"
+    how = "paired by seed" if any(each.interval is not None for each in known) else "one seed"
+    time = _span((each.seconds for each in known), duration)
+    return f"equal time (training time of {to}, {time}): {standing}, {how}{'; ' + without if without else ''}"
 
 
 def _constants(table: ReportTable, rows: Sequence[Configuration]) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from moe_cli.formatting import count, percent, sanitise
+from moe_cli.formatting import count, format_flops, percent, sanitise
 from moe_cli.report.render.terminal import plain_table, wrap
 from moe_cli.report.scaling.analysis import Analysis
 from moe_cli.report.scaling.fit import Fit
@@ -122,7 +122,7 @@ def _speed(value: float | None) -> str:
 def _iso_flop(curves: Sequence[IsoFlop], width: int) -> list[Text]:
     rows = [
         (
-            f"{count(curve.flops)}FLOP",
+            format_flops(curve.flops),
             f"{curve.expansion:g}",
             str(len(curve.sizes)),
             "-" if curve.best is None else count(curve.best),
@@ -132,7 +132,7 @@ def _iso_flop(curves: Sequence[IsoFlop], width: int) -> list[Text]:
     ]
     lines = plain_table(("iso-FLOP budget", "expert/k", "sizes", "best active", "loss there"), rows, width)
     reasons = dict.fromkeys(
-        f"{count(curve.flops)}FLOP, expert/k {curve.expansion:g}: {curve.why}" for curve in curves if curve.why
+        f"{format_flops(curve.flops)}, expert/k {curve.expansion:g}: {curve.why}" for curve in curves if curve.why
     )
     return lines + [line for reason in reasons for line in wrap(reason, width, "yellow")]
 

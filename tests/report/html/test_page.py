@@ -48,6 +48,16 @@ def test_the_page_holds_the_table(swept: Path) -> None:
     assert ["code", "prose"] == sorted(name for name, _ in layer["domains"])
 
 
+def test_the_answer_comes_before_the_costs(swept: Path) -> None:
+    """A phone shows score, difference and verdict next to the settings; named columns keep their order."""
+    content = content_of((swept / "page.html").read_text())
+    names = [column["name"] for column in content["columns"]]
+    assert ["expert", "val_bpb", "vs_baseline", "verdict", "params"] == names[:5]
+    report(swept / "o", "--columns", "params,val_bpb", "-o", str(swept / "named.html"))
+    named = content_of((swept / "named.html").read_text())
+    assert ["params", "val_bpb"] == [column["name"] for column in named["columns"]]
+
+
 def test_sparsity_intervals_and_front_are_there_to_be_drawn(swept: Path) -> None:
     """For each row sparsity 1 - k / E, FLOPs, the half-width of the interval, and whether it is on the front."""
     rows = content_of((swept / "page.html").read_text())["rows"]

@@ -250,17 +250,18 @@ def test_tokenizers_are_compared_in_bits_per_byte_only(tmp_path: Path) -> None:
 
 
 def test_gain_at_equal_time(tmp_path: Path) -> None:
-    """The sparse curve, half as fast, is read where the dense one was at its last evaluation."""
-    for run in make(tmp_path, 1.83, DENSE, seeds=2):
-        records = [{"step": step, "seconds": step / 10} for step in (100, 200)]
-        write_lines(run, "metrics.jsonl", *records, {"step": 200, "val/bpb": 2.0})
-    for run in make(tmp_path, 1.60, EIGHT, seeds=2, noise=0.0001):
-        records = [{"step": step, "seconds": step / 5} for step in (50, 100, 200)]
-        curve = [{"step": 50, "val/bpb": 2.1}, {"step": 150, "val/bpb": 1.7}]
-        write_lines(run, "metrics.jsonl", *records, *curve)
-    answer, _ = found(tmp_path)
+    """The sparse curve, half as fast, is read where the dense one ended, as the report does, and written as text."""
+    curves = ((1.83, DENSE, {10: 2.2, 20: 2.0}), (1.60, EIGHT, {10: 2.1, 30: 1.7, 40: 1.6}))
+    for val_bpb, settings, curve in curves:
+        for run in make(tmp_path, val_bpb, settings, seeds=2, noise=0.0001):
+            edit_summary(run.path, machine="host")
+            points = enumerate(curve.items())
+            write_lines(run, "metrics.jsonl", *({"step": n, "seconds": s, "val/bpb": v} for n, (s, v) in points))
+    answer, text = found(tmp_path)
     assert answer.equal_time is not None
     assert answer.equal_time.difference == pytest.approx(1.9 / 2.0 - 1)
+    assert answer.to_dict()["equal_time"]["seconds"] == 20.0
+    assert "After the training time of the dense model (20s), this model was 5.0 % +- 0.0 ahead (2 seeds" in text
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_captions_say_what_is_counted(tmp_path: Path, task: str, k: int, count: 
         "layer": 0,
         "tokens_per_expert": [1, 1, 1, 1],
         "saturation": {"10": 0.5, "20": 1.0},
-        "experts_by_domain": {"a": [1, 1, 0, 0]},
+        "experts_by_domain": {"a": [1, 1, 0, 0], "b": [0, 0, 1, 1]},
         "top_tokens": [[[1, count, 4]]] * 4,
         "token_texts": {"1": "3:3"},
     }

@@ -524,6 +524,9 @@ def test_json_has_exactly_the_plain_keys_and_what_varies(tmp_path: Path) -> None
         "shared_seeds",
         "verdict",
         "more_seeds",
+        "equal_time",
+        "equal_time_interval",
+        "equal_time_seeds",
         "pareto",
     }
     dense = next(entry for entry in content if entry["expert"] == 1)
@@ -538,6 +541,8 @@ def test_json_has_exactly_the_plain_keys_and_what_varies(tmp_path: Path) -> None
         "vs_baseline_interval",
         "verdict",
         "more_seeds",
+        "equal_time",
+        "equal_time_interval",
     ]
     assert [key for key, value in dense.items() if value is None] == nulls
     assert (dense["k"], dense["vs_baseline"], dense["seeds"]) == (1, 0, [0, 1, 2])

@@ -20,9 +20,21 @@ function static_section(content) {
 
 function static_line(content, line, index) {
   if (line.startsWith("moe ")) {
-    return el("pre", { class: "command", tabindex: 0, role: "region", "aria-label": "command" }, line);
+    const command = el("pre", { class: "command", tabindex: 0, role: "region", "aria-label": "command" }, line);
+    const copy = el("button", { type: "button", onclick: () => copy_text(line, command, copy) }, "Copy");
+    return el("div", { class: "copied" }, command, copy);
   }
   return el("p", { class: content.id === "answer" ? (index ? "answer" : "answer lead") : null }, line);
+}
+
+// Copies a text; where the browser does not permit that, selects it.
+async function copy_text(text, node, button) {
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren(node);
+  }
 }
 
 function static_legend(names, chart, hidden, redraw) {
