@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moe_cli.formatting import count, percent
+from moe_cli.formatting import count, format_bytes, percent
 
 # Kinds of metrics. summary.json has those of the first six kinds, metrics.jsonl alone those of the seventh. The report
 # computes those of the last two.
@@ -28,7 +28,8 @@ class Metric:
         title: its name on an axis or in a list.
         unit: its unit in the result of `load_runs`.
         direction: -1: lower is better; 1: higher is better; 0: neither.
-        format: `number` with `digits` after the point, `count` (24.1k), `percent` or `signed percent`.
+        format: `number` with `digits` after the point, `count` (24.1k), `bytes` (24.1 kB), `percent` or
+            `signed percent`.
         log_scale: whether its axis is logarithmic.
         whole: whether it is an integer.
         curve_key: its key in metrics.jsonl; the value there is an estimate on part of the validation split.
@@ -54,6 +55,8 @@ class Metric:
     def write(self, value: float) -> str:
         if self.format == "count":
             return count(value)
+        if self.format == "bytes":
+            return format_bytes(value)
         if self.format.endswith("percent"):
             return percent(value, signed=self.format == "signed percent")
         return f"{value:z,.{self.digits}f}"
@@ -101,7 +104,7 @@ METRICS = (
            range="1 to vocabulary", description="exp(`val_loss`)"),
     Metric("vocab_size", "vocabulary", "vocabulary size", "tokens", SIZE, 0, "count", whole=True),
     Metric("val_tokens", "val tokens", "validation tokens", "tokens", SIZE, 0, "count", whole=True),
-    Metric("val_bytes", "val bytes", "validation bytes", "bytes", SIZE, 0, "count", whole=True),
+    Metric("val_bytes", "val bytes", "validation bytes", "bytes", SIZE, 0, "bytes", whole=True),
     Metric("capacity_val_loss", "loss @ capacity", "validation at the training capacity, nats", _NATS, LOSS, -1,
            range="nats per token",
            description="`val_loss` with the training capacity; null when that is dropless. `dropped_fraction` is "
@@ -140,7 +143,7 @@ METRICS = (
     Metric("tokens", "tokens", "training tokens", "tokens", SIZE, -1, "count", log_scale=True, whole=True,
            curve_key="tokens"),
     Metric("seconds", "seconds", "seconds of training", "seconds", SPEED, -1, digits=1, curve_key="seconds"),
-    Metric("peak_memory_bytes", "peak memory", "peak memory, bytes", "bytes", SPEED, -1, "count", log_scale=True),
+    Metric("peak_memory_bytes", "peak memory", "peak memory, bytes", "bytes", SPEED, -1, "bytes", log_scale=True),
     Metric("bigram_bpb", "bigram", "of a bigram model, bits per byte", "bits per byte", TEXT_REFERENCE, -1),
     Metric("gzip_bpb", "gzip -9", "of gzip -9, bits per byte", "bits per byte", TEXT_REFERENCE, -1),
     Metric("val_accuracy", "accuracy", "validation accuracy", "share of answers", TASK, 1, "percent",

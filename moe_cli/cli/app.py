@@ -114,7 +114,16 @@ PARSER_WORDS = (
     (r"^Invalid value for '([^']+)': Value error, ", r"\1: "),
     (r"^Invalid value for '([^']+)': Input should be a valid integer.*", r"\1 takes a whole number."),
     (r"^Invalid value for '([^']+)': Input should be a valid number.*", r"\1 takes a number."),
+    (r" \(Possible options: --help\)$", ""),
 )
+
+
+# What other commands do, by the options that are typed for it.
+OPTIONS_ELSEWHERE = {
+    "--recommend": "A configuration is chosen by a command of its own: moe recommend",
+    "--html": "A page is written by: moe report -o FILE.html",
+    "--resume": "A stopped run continues with: moe train --resume RUN",
+}
 
 
 def _print_usage(error: Any, words: Sequence[str]) -> None:
@@ -135,6 +144,8 @@ def _print_usage(error: Any, words: Sequence[str]) -> None:
 def _option_hint(error: Any, words: Sequence[str]) -> str | None:
     """Returns what to type instead of an option of Hydra, or of a setting with dashes; None for other errors."""
     option = str(getattr(error, "option_name", ""))
+    if option in OPTIONS_ELSEWHERE:
+        return f"no option {option} here. {OPTIONS_ELSEWHERE[option]}"
     takes_settings = error.ctx and any("SETTING=VALUE" in str(param.metavar) for param in error.ctx.command.params)
     if not option or not takes_settings or type(error).__name__ != "NoSuchOption":
         return None

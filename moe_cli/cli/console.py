@@ -10,7 +10,7 @@ from rich.segment import Segment
 from rich.text import Text
 from rich.theme import Theme
 
-from moe_cli.cli.terminal import READABLE_YELLOW, end_unread, is_harmless, is_screen, shown
+from moe_cli.cli.terminal import READABLE, end_unread, is_harmless, is_screen, shown
 
 # Narrower than this nothing can be read; wider, lines are only padded.
 MIN_WIDTH, MAX_WIDTH = 20, 1000
@@ -29,8 +29,10 @@ class Terminal(Console):
         self._unread = unread
         if os.environ.get("FORCE_COLOR") and not is_screen(sys.stderr if options.get("stderr") else sys.stdout):
             options.setdefault("color_system", "standard")
-        options.setdefault("theme", Theme({"yellow": f"color({READABLE_YELLOW})"}))
         super().__init__(**{"_environ": _environment(), **options})
+        if self.color_system in ("256", "truecolor"):
+            styles = {name: f"color({number})" for name, number in READABLE.items()}
+            self.push_theme(Theme({**styles, "bold green": f"bold {styles['green']}"}))
 
     @property
     def is_terminal(self) -> bool:

@@ -35,7 +35,7 @@ def plan(
 ) -> None:
     """Estimate the size, memory, FLOPs and time of a configuration.
 
-    No model is built.
+    No model is built. For the time on this machine: moe train --dry-run
 
     Examples:
         moe plan expert=8 --gpus 1 --gpu l4
@@ -85,7 +85,7 @@ def _print(content: dict[str, Any]) -> None:
     from rich.text import Text
 
     from moe_cli.cli.console import Terminal, print_lines
-    from moe_cli.formatting import count, format_flops, percent
+    from moe_cli.formatting import count, format_flops, percent, plural
 
     console = Terminal()
     shape = "dense" if content["expert"] == 1 else f"{content['expert']}x{content['k']}"
@@ -104,7 +104,7 @@ def _print(content: dict[str, Any]) -> None:
             f"{format_flops(content['flops_per_token'])}/token in training: "
             f"{count(content['model_flops_per_token'])} model + {optimizer} optimizer",
         ),
-        ("training", f"{budget}   {count(content['tokens_per_step'])} tokens a step"),
+        ("training", f"{budget}   {plural(content['tokens_per_step'], 'token')} a step"),
         ("time", _time(content)),
     ]
     for label, text in rows:
@@ -126,15 +126,17 @@ def _time(content: dict[str, Any]) -> str:
     gpu = content["gpu"]
     rate = f"{count(content['tokens_per_second'])} tokens/s on {content['gpus']} x {gpu['name']}"
     assumed = f"at {percent(content['mfu'])} of {format_flops(gpu['flops'])}/s each (--mfu)"
-    length = "" if content["seconds"] is None else f"about {_days(content['seconds'], duration)}   "
+    length = "" if content["seconds"] is None else f"{_days(content['seconds'], duration)}   "
     return f"{length}{rate} {assumed}"
 
 
 def _days(seconds: float, duration: Any) -> str:
     days = seconds / 86_400
     if days >= 1000:
-        return str(duration(seconds))
-    return f"{days:,.0f} days" if days >= 10 else f"{days:.1f} days" if days >= 2 else duration(seconds)
+        return f"about {duration(seconds)}"
+    if seconds < 0.5:
+        return "less than 1s"
+    return "about " + (f"{days:,.0f} days" if days >= 10 else f"{days:.1f} days" if days >= 2 else duration(seconds))
 
 
 def _table(content: dict[str, Any]) -> "list[Text]":

@@ -16,8 +16,9 @@ import typer
 from moe_cli.formatting import BARS
 from moe_cli.report.render.line_wrap import wrap_lines
 
-# A dark orange of the 256 colours, which is readable on black and on white.
-READABLE_YELLOW = 130
+# Colours of the 256 that are readable on black and on white: contrast 4.5, rounded, or more. The usual green, cyan and
+# yellow have about 2 on white, blue has 2 on black.
+READABLE = {"red": 131, "green": 29, "yellow": 130, "blue": 63, "magenta": 163, "dim": 243}
 _SUBSTITUTES = dict(zip(f"{BARS}…─│┤┼┬┴├•", "_.-:=+*#.-||+--|*", strict=True))
 
 
@@ -35,8 +36,9 @@ def is_harmless(text: str) -> bool:
 def echo(text: str = "", *, nl: bool = True, err: bool = False, **style: Any) -> None:
     """Prints a text, whatever it holds, in a style of `typer.style` where a terminal shows it."""
     text = shown(text)
-    if style.get("fg") == "yellow":
-        style["fg"] = READABLE_YELLOW
+    name = "dim" if style.pop("dim", False) else style.get("fg")
+    if name in READABLE:
+        style["fg"] = READABLE[name]
     _write(typer.style(text, **style) if style else text, sys.stderr if err else sys.stdout, nl)
 
 

@@ -100,7 +100,7 @@ def train(  # noqa: PLR0913  (an argument for each option)
         if config.launch.num_processes > 1 and not is_distributed():
             return _launch(console, run, config, folder, as_json)
         with _mark_interrupted_if_unread(run):
-            print_estimate(console, estimate, str(run.path))
+            print_estimate(console, estimate, str(run.path), run.checkpoint_step() or 0)
         print_notes(run_warnings(estimate, device.type))
         _train(console, run, folder, as_json)
 

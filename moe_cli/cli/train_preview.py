@@ -19,8 +19,8 @@ def model_label(estimate: RunEstimate) -> str:
     return f"{config.model.name} " + ("dense" if config.dense else f"{config.expert}x{config.k}")
 
 
-def print_estimate(console: Console, estimate: RunEstimate, folder: str | None) -> None:
-    """Prints parameters, sparsity, cost, expected time and the run's folder before the start."""
+def print_estimate(console: Console, estimate: RunEstimate, folder: str | None, step: int = 0) -> None:
+    """Prints parameters, sparsity, cost, expected time after a step and the run's folder before the start."""
     config, costs = estimate.config, estimate.cost
     console.print(
         f"[bold]{model_label(estimate)}[/]   {escape(estimate.corpus.describe())}   seed {config.seed}", highlight=False
@@ -32,11 +32,13 @@ def print_estimate(console: Console, estimate: RunEstimate, folder: str | None) 
     rows = [("parameters", parameters)]
     if not config.dense:
         rows.append(("routing", _routing_line(estimate)))
+    tokens, minutes = plural(config.tokens_per_step, "token"), config.train.minutes
     length = (
-        plural(estimate.steps, "step")
+        f"{plural(estimate.steps, 'step')} x {tokens}"
         if estimate.steps is not None
-        else f"{config.train.minutes:g} minute{'' if config.train.minutes == 1 else 's'}"
+        else f"{minutes:g} minute{'' if minutes == 1 else 's'}, {tokens} a step"
     )
+    time = f"about {duration(estimate.seconds_after(step))}" + (" more" if step else "")
     optimizer = percent(costs.optimizer_flops_per_step / costs.flops_per_step)
     flops = f"{format_flops(costs.flops_per_token)}/token" + (
         f", optimizer {optimizer}" if costs.optimizer_flops_per_step else ""
@@ -44,8 +46,7 @@ def print_estimate(console: Console, estimate: RunEstimate, folder: str | None) 
     rows.append(
         (
             "training",
-            f"{length} x {plural(config.tokens_per_step, 'token')}   {flops}"
-            f"   about {duration(estimate.seconds)} on {plural(estimate.threads, 'thread')}",
+            f"{length}   {flops}   {time} on {plural(estimate.threads, 'thread')}",
         )
     )
     rows.append(

@@ -1,6 +1,8 @@
 """Output of `moe train`: progress, redrawn on a terminal or plain lines when piped, and a summary."""
 
 import math
+import os
+import shlex
 import time
 from types import TracebackType
 from typing import Any
@@ -13,6 +15,7 @@ from rich.text import Text
 
 from moe_cli.cli.progress import max_violation_style
 from moe_cli.cli.train_preview import print_rows
+from moe_cli.config.loggers import loggers_of
 from moe_cli.files.reading import time_in
 from moe_cli.formatting import bars, count, duration, format_bytes, or_dash, percent, plural
 from moe_cli.metrics import format_references, format_task_metrics, loss_unit
@@ -174,5 +177,7 @@ def print_summary(console: Console, run: Run) -> None:
     prompt = ' --prompt "def "' if run.config().data.name in ("python", "torch_sources", "corpora_mix") else ""
     samples = [] if summary["val_bytes"] is None else [f"moe sample latest{prompt}"]
     commands = [*samples, dense_baseline_command(run.config()), "moe report"]
+    if "tensorboard" in loggers_of(run.config().log):
+        commands.append(f"tensorboard --logdir {shlex.quote(os.path.relpath(run.path.parent.parent))}")
     rows += [("" if number else "next", line) for number, line in enumerate(commands)]
     print_rows(console, rows)

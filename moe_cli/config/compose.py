@@ -338,6 +338,8 @@ class Composer:
             return
         if choice not in choices:
             listed = ", ".join(choices) if choices else "none"
+            if group == "data" and os.path.exists(os.path.expanduser(str(choice))):
+                raise BadValue(f"data={choice}: no such choice. To read own text: data.path={choice}")
             raise BadValue(
                 f"{group}={format_setting(choice)}: no such choice.{did_you_mean(format_setting(choice), choices)} "
                 f"There are: {listed}.{self.misnamed(group, format_setting(choice))}"

@@ -47,6 +47,10 @@ class RunEstimate:
     def tokens(self) -> int | None:
         return None if self.steps is None else self.steps * self.config.tokens_per_step
 
+    def seconds_after(self, step: int) -> float:
+        """Returns the expected time of the steps after one from which a run continues."""
+        return self.seconds * (max(0.0, 1 - step / self.steps) if self.steps else 1.0)
+
 
 def estimate_runs(
     configs: Sequence[RunConfig], outputs: Path, flops_per_second: float, build: bool = True

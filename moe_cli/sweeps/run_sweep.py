@@ -92,8 +92,7 @@ class PlannedRun:
     @property
     def seconds_left(self) -> float:
         """Returns the expected time of the steps after the checkpoint."""
-        steps = self.estimate.steps
-        return self.estimate.seconds * (max(0.0, 1 - self.checkpoint_step / steps) if steps else 1.0)
+        return self.estimate.seconds_after(self.checkpoint_step)
 
     def is_pending(self, retry_failed: bool) -> bool:
         """Returns whether the run is to be executed now."""

@@ -61,6 +61,7 @@ HABITS = {
     "model.layers=2": "no setting 'model.layers'. Did you mean 'model.num_layers'?",
     "model.dmodel=2": "no setting 'model.dmodel'. Did you mean 'model.d_model'?",
     "balance.weigth=1": "no setting 'balance.weigth'. Did you mean 'balance.weight'?",
+    "model.moe_every=2": "no setting 'model.moe_every'. Here it is 'model.moe_layer_freq'.",
     "exprt=8": "no setting 'exprt'. Did you mean 'expert'?",
     "--expert 8": "no option --expert. Settings have no dashes: expert=8",
     "--lr=0.1": "no option --lr. Settings have no dashes: optim.lr=0.1",
@@ -77,6 +78,26 @@ def test_a_habit_gets_a_line(command: str, tmp_path: Path, monkeypatch: pytest.M
         words: result.stderr.strip() for words, result in results.items()
     }
     assert {2} == {result.exit_code for result in results.values()}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("report --recommend", "no option --recommend here. A configuration is chosen by a command of its own: moe"),
+        ("recommend --html x.html", "no option --html here. A page is written by: moe report -o FILE.html"),
+        ("recommend --foo", "No such option: --foo\nSee: "),
+        ("train data=own.txt", "data=own.txt: no such choice. To read own text: data.path=own.txt"),
+    ],
+)
+def test_what_belongs_elsewhere_is_named(
+    words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An option of another command, an unknown one, and a file of text in place of a choice."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.txt").write_text("text")
+    result = CliRunner().invoke(app, words.split())
+    assert 2 == result.exit_code
+    assert result.stderr.startswith(f"error: {says}")
 
 
 def test_every_other_name_means_a_setting() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.color import Color
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +19,7 @@ from rich.text import Text
 from moe_cli.cli import terminal
 from moe_cli.cli.app import app
 from moe_cli.cli.console import Terminal, print_lines, text_width
-from moe_cli.cli.terminal import echo, echo_data, is_screen, screen_lines, shown
+from moe_cli.cli.terminal import READABLE, echo, echo_data, is_screen, screen_lines, shown
 from tests.report.folders import complete
 from tests.runner import CliRunner
 
@@ -260,3 +261,18 @@ def test_a_screen_breaks_a_line_between_words(monkeypatch: pytest.MonkeyPatch) -
     note = "note: results differ in the last digit/s of a --long-option"
     assert [note] == screen_lines(note, io.StringIO())
     assert ["note: results differ in the", "  last digit/s of a", "  --long-option"] == screen_lines(note, Screen())
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_colours_are_readable_on_black_and_on_white(name: str) -> None:
+    """Contrast of WCAG 2.1, 4.5 after rounding; the console and plain lines use the same colours."""
+
+    def luminance(number: int) -> float:
+        shares = [part / 255 for part in Color.from_ansi(number).get_truecolor()]
+        linear = [each / 12.92 if each <= 0.03928 else ((each + 0.055) / 1.055) ** 2.4 for each in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    value = luminance(READABLE[name])
+    assert min(1.05 / (value + 0.05), (value + 0.05) / 0.05) > 4.45
+    console = Terminal(color_system="256", force_terminal=True)
+    assert READABLE[name] == (console.get_style(name).color or Color.default()).number

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,21 @@ def test_a_perplexity_beyond_every_float_is_shown(finished: Run, tmp_path: Path)
     print_summary(Console(file=text, width=120), run)
     assert "800.000 nats/token" in text.getvalue()
     assert "perplexity inf" in text.getvalue()
+
+
+def test_the_end_of_a_run_says_how_to_look_at_tensorboard(finished: Run, tmp_path: Path) -> None:
+    """Only with that logger."""
+    run = Run(Path(shutil.copytree(finished.path, tmp_path / "runs" / finished.id)))
+    last = {}
+    for log in (None, "tensorboard+mlflow"):
+        (run.path / "config.json").write_text(json.dumps({**run.config_dict(), "log": log}))
+        text = io.StringIO()
+        print_summary(Console(file=text, width=120), run)
+        last[log] = text.getvalue().splitlines()[-1].split()
+    assert {
+        None: ["moe", "report"],
+        "tensorboard+mlflow": ["tensorboard", "--logdir", os.path.relpath(tmp_path)],
+    } == last
 
 
 def test_the_summary_tells_the_whole_time_from_the_training(finished: Run, tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def test_the_plan_knows_what_the_run_will_do(text_file: Path, tmp_path: Path) ->
     assert (None, None) == (timed.steps, timed.tokens)
     assert 60 == pytest.approx(longer.seconds - timed.seconds)
     assert timed.seconds > 60  # the evaluations come on top
+    assert (plan.seconds, plan.seconds / 4, 0) == tuple(map(plan.seconds_after, (0, 12, 20)))
+    assert timed.seconds == timed.seconds_after(5)  # how many steps a time holds is unknown
 
 
 def test_what_a_step_takes(text_file: Path) -> None:

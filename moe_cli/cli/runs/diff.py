@@ -5,11 +5,11 @@ from rich.text import Text
 from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
 from moe_cli.cli.terminal import ascii_only
 from moe_cli.config.ranges import format_setting
-from moe_cli.formatting import BARS, DIGITS, bars, count, percent, sanitise
+from moe_cli.formatting import BARS, DIGITS, bars, percent, sanitise
 from moe_cli.metrics import BY_KEY
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.report.expert_usage import expert_load
-from moe_cli.report.render.terminal import TextColumn, table_lines
+from moe_cli.report.render.terminal import TextColumn, table_lines, wrap
 from moe_cli.report.render.terminal_chart import Chart, Point, Series, chart_lines
 from moe_cli.report.run_comparison import RunComparison, curves_over_tokens
 
@@ -71,6 +71,7 @@ def _measures(comparison: RunComparison, width: int) -> list[Text]:
             ],
             width,
         ),
+        *wrap("One run each: a difference may be due to the seed. Means over seeds: moe report", width, "dim"),
     ]
 
 
@@ -80,8 +81,8 @@ def _written(name: str, value: float | None, signed: bool = False) -> str:
     metric = BY_KEY[name]
     if signed and not value:
         return "0"
-    if metric.format == "count":
-        return ("+" if signed and value > 0 else "") + count(value)
+    if metric.format in ("count", "bytes"):
+        return ("+" if signed and value > 0 else "") + metric.write(value)
     # One digit more than in a table, because small differences matter here.
     return f"{value:{'+' if signed else ''}.{metric.digits + 1}f}"
 

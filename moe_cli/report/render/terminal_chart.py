@@ -22,7 +22,7 @@ from moe_cli.report.table import ReportTable
 MARKS = "ox+*#@%&"
 # An axis is logarithmic where its largest value is more than this many times its least.
 LOG_AXIS_RATIO = 8.0
-STYLES = ("cyan", "magenta", "green", "blue", "yellow", "red", "cyan", "magenta")
+STYLES = ("blue", "magenta", "green", "yellow", "red", "blue", "magenta", "green")
 OVERLAP_MARK = "="
 
 
@@ -201,7 +201,10 @@ def chart_lines(chart: Chart, title: str, width: int, height: int = 18, ascii_on
         text.rstrip()
         lines.append(text)
     lines.append(Text(" " * (margin + 1) + corner + line * room))
-    lines += [Text(" " * (margin + 2) + _x_labels(across, room)), *_remarks(chart, across, up, width)]
+    lines += [
+        Text(" " * (margin + 2) + _x_labels(across, [point.x for point in points], room)),
+        *_remarks(chart, across, up, width),
+    ]
     return lines
 
 
@@ -256,22 +259,29 @@ def _number(value: float, span: float) -> str:
     return f"{value:z.{digits}f}"
 
 
-def _x_labels(axis: Axis, room: int) -> str:
-    """Numbers under the axis, as many as have room, the first and the last at its ends."""
+def _x_labels(axis: Axis, values: Sequence[float], room: int) -> str:
+    """Returns the numbers below the axis: those of the points if all have room, else even steps between the ends."""
+    exact = [(value, count(value) if abs(value) >= 1000 else f"{value:.4g}") for value in sorted(set(values))]
+    line, complete = _label_line(axis, exact, room)
+    if complete:
+        return line
     number = max(2, min(6, room // 14))
+    even = [axis.value(index / (number - 1)) for index in range(number)]
+    steps = [(value, _number(value, value if axis.log else axis.high - axis.low)) for value in even]
+    return _label_line(axis, steps, room)[0]
+
+
+def _label_line(axis: Axis, labels: Sequence[tuple[float, str]], room: int) -> tuple[str, bool]:
+    """Returns a line of labels at their places, and whether all had room. Equal texts are written once."""
     line = [" "] * room
     end, shown = -1, list[str]()
-    for index in range(number):
-        place = index / (number - 1)
-        text = _number(axis.value(place), axis.value(place) if axis.log else axis.high - axis.low)
-        first = min(room - len(text), max(0, round(place * (room - 1)) - len(text) // 2))
+    for value, text in labels:
+        first = max(0, min(room - len(text), round(axis.place(value) * (room - 1)) - len(text) // 2))
         if first > end and text not in shown:
             shown.append(text)
             line[first : first + len(text)] = text
             end = first + len(text)
-        if axis.high == axis.low:
-            break
-    return "".join(line).rstrip()
+    return "".join(line).rstrip(), len(shown) == len(labels)
 
 
 def _remarks(chart: Chart, across: Axis, up: Axis, width: int) -> list[Text]:

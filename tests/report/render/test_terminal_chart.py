@@ -103,6 +103,14 @@ def test_labels_of_a_short_axis_differ() -> None:
     assert len(labels) == len(set(labels)) > 2
 
 
+def test_labels_are_those_of_the_points_where_they_have_room() -> None:
+    """1, 4 and 8 experts have a label each; of 40 values only even steps are labelled."""
+    few = Series("", tuple(Point(x, x, None) for x in (1, 4, 8)))
+    assert any(line.split() == ["1", "4", "8"] for line in drawn(Chart("y", "x", (few,), 0), 80))
+    many = Series("", tuple(Point(x, x, None) for x in range(1, 8)))
+    assert not any(line.split() == [*"1234567"] for line in drawn(Chart("y", "x", (many,), 0), 15))
+
+
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 @pytest.mark.parametrize("plain", [False, True])
 def test_lines_keep_to_the_width(width: int, plain: bool) -> None:
