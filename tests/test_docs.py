@@ -30,8 +30,9 @@ import pytest
 import torch
 from typer.main import get_command
 
+from moe_cli.bench.spread import Spread
 from moe_cli.bench.step import StepBenchmark, StepBenchResult, step_to_dicts
-from moe_cli.bench.timing import Spread
+from moe_cli.bench.sweep import SweepBenchmark, SweepRound
 from moe_cli.cli.app import app
 from moe_cli.config.compose import GROUPS, Composer, load_config
 from tests.report.scaling.test_command import planted, scaling
@@ -220,6 +221,13 @@ def test_json_of_bench_step_is_documented() -> None:
     benchmark = StepBenchmark(load_config([]).config, "cpu", 1, 3, "moe", [result], {})
     rows = dict(JSON_TABLE.findall(PAGES["docs/reference/json"]))
     check_documented("step", rows["step"], step_to_dicts(benchmark))
+
+
+def test_json_of_bench_sweep_is_documented() -> None:
+    """The keys of `moe bench sweep --json` are those of its table."""
+    benchmark = SweepBenchmark(["expert=8"], 2, 1, [SweepRound(3.0, 1.0, 2.0)])
+    rows = dict(JSON_TABLE.findall(PAGES["docs/reference/json"]))
+    check_documented("sweep", rows["sweep"], benchmark.to_dict())
 
 
 @pytest.mark.slow

@@ -24,13 +24,12 @@ from moe_cli.bench.candidates import (
     our_builders,
 )
 from moe_cli.bench.peers import peer_builders
+from moe_cli.bench.spread import Spread, spread
 from moe_cli.bench.timing import (
-    Spread,
     build_candidates,
     interleave,
     ratios,
     saved_bytes,
-    spread,
     synchronise,
     torch_threads,
 )

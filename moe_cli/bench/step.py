@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moe_cli.bench.timing import Spread, build_candidates, interleave, ratios, spread, synchronise, torch_threads
+from moe_cli.bench.spread import Spread, spread
+from moe_cli.bench.timing import build_candidates, interleave, ratios, synchronise, torch_threads
 from moe_cli.config.model import GPTConfig
 from moe_cli.config.schema import AdamWConfig, RunConfig
 from moe_cli.errors import ConfigError

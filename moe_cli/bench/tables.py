@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from moe_cli.bench.layer import LayerBenchmark
+from moe_cli.bench.spread import Spread
 from moe_cli.bench.step import StepBenchmark
-from moe_cli.bench.timing import Spread
+from moe_cli.bench.sweep import SweepBenchmark
 from moe_cli.formatting import count, plural
 
 
@@ -60,6 +61,30 @@ def step_table(benchmark: StepBenchmark) -> Table:
             f"{result.ratio.median:.2f}",
             _range(result.ratio, "{:.2f}"),
         )
+    return table
+
+
+def sweep_heading(benchmark: SweepBenchmark) -> list[str]:
+    """Returns the line above a table: the sweep."""
+    return [
+        f"{plural(benchmark.runs, 'run')} of {' '.join(benchmark.settings)}   {benchmark.jobs} at a time   "
+        f"{plural(len(benchmark.rounds), 'round')}"
+    ]
+
+
+def sweep_table(benchmark: SweepBenchmark) -> Table:
+    """Returns the table of runs per hour, and of the parts of the time of a worker for each run."""
+    table = _table("sweep", "median", "min - max")
+    rate = benchmark.runs_per_hour
+    table.add_row("runs per hour", f"{rate.median:,.0f}", f"{rate.min:,.0f} - {rate.max:,.0f}")
+    for name, seconds in (
+        ("seconds of a worker per run", benchmark.worker_seconds),
+        ("  training steps", benchmark.training_seconds),
+        ("  overhead", benchmark.overhead_seconds),
+        ("    data, evaluations, files", benchmark.evaluation_seconds),
+        ("    plan, processes, waiting", benchmark.sweep_seconds),
+    ):
+        table.add_row(name, f"{seconds.median:.2f}", _range(seconds, "{:.2f}"))
     return table
 
 

@@ -3,34 +3,16 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from statistics import median
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from moe_cli.bench.candidates import SkipCandidate
+from moe_cli.bench.spread import Spread, spread
 
 T = TypeVar("T")
 MIN_ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median, minimum and maximum of many measurements."""
-
-    median: float
-    min: float
-    max: float
-
-    def to_dict(self, name: str) -> dict[str, float]:
-        """Returns the three values under the keys name, name_min and name_max."""
-        return {name: self.median, f"{name}_min": self.min, f"{name}_max": self.max}
-
-
-def spread(values: list[float]) -> Spread:
-    return Spread(median(values), min(values), max(values))
 
 
 def interleave(

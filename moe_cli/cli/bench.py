@@ -1,4 +1,4 @@
-"""moe bench layer, moe bench step."""
+"""moe bench layer, moe bench step, moe bench sweep."""
 
 import re
 from collections.abc import Iterable
@@ -8,13 +8,14 @@ import typer
 
 from moe_cli.cli.help import HelpCommand, HelpGroup
 from moe_cli.cli.options import AsJson, ConfigDir, Overrides, print_json, print_notes
-from moe_cli.config.bounds import BENCH, SECONDS, shortened
+from moe_cli.config.bounds import BENCH, JOBS, SECONDS, SEEDS, shortened
 
-HELP = """Time a layer or a training step against other implementations.
+HELP = """Time a layer, a training step or a sweep.
 
 Examples:
     moe bench layer --experts 8,64
     moe bench step expert=16
+    moe bench sweep
 """
 bench = typer.Typer(cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None, help=HELP)
 
@@ -117,6 +118,43 @@ def step(
         print_json(step_to_dicts(benchmark))
     else:
         _print(step_heading(benchmark), step_table(benchmark), skipped_lines(benchmark.skipped))
+
+
+@bench.command(cls=HelpCommand)
+def sweep(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SETTING=VALUE",
+            help="The settings of the runs.  [default: train=smoke expert=8]",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=SEEDS, help="Seeds 0 to N-1 for every configuration.")] = 16,
+    jobs: Annotated[
+        int | None, typer.Option("-j", "--jobs", min=1, max=JOBS, help="Runs at a time.", show_default=False)
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Repeat the sweep this often.")] = 3,
+    config_dir: ConfigDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time sweeps of small runs: runs per hour, and overhead.
+
+    Overhead is the time of a worker for each run besides training steps.
+
+    Examples:
+        moe bench sweep
+        moe bench sweep expert=1,8 train.steps=100 --seeds 8
+    """
+    from moe_cli.bench.sweep import run_sweep_benchmark
+
+    benchmark = run_sweep_benchmark(words or [], seeds=seeds, jobs=jobs, rounds=rounds, config_dir=config_dir)
+    if as_json:
+        print_json(benchmark.to_dict())
+        return
+    from moe_cli.bench.tables import sweep_heading, sweep_table
+
+    _print(sweep_heading(benchmark), sweep_table(benchmark), [])
 
 
 def _print(heading: list[str], table: object, notes: list[str]) -> None:

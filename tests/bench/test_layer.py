@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from moe_cli.bench.candidates import Candidate, Shape, SkipCandidate, make_dense, make_layer, our_builders
 from moe_cli.bench.layer import _inputs, make_grid, run_layer_benchmark, to_dicts
 from moe_cli.bench.peers import FAMILIES, IMPLEMENTATIONS, MAX_COPY_BYTES, peer_builders
+from moe_cli.bench.spread import spread
 from moe_cli.bench.tables import layer_heading, layer_table, milliseconds, skipped_lines
-from moe_cli.bench.timing import MIN_ROUNDS, interleave, ratios, saved_bytes, skip_reason, spread
+from moe_cli.bench.timing import MIN_ROUNDS, interleave, ratios, saved_bytes, skip_reason
 from moe_cli.cli.app import app
 from moe_cli.errors import ConfigError
 from tests.runner import CliRunner
