@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from moe_cli.config.reference import SettingLine, classes_of, options_of, read_choice_settings, read_settings, type_text
+from moe_cli.config.build import options_of
+from moe_cli.config.reference import SettingLine, classes_of, read_choice_settings, read_settings, type_text
 
 REFERENCE = Path(__file__).parent / "reference"
 CONF = Path(__file__).parents[1] / "conf"

@@ -54,16 +54,14 @@ def config(
 
 
 def _print_config(words: list[str], diff: bool, outputs: Path | None, config_dir: Path | None, as_json: bool) -> None:
-    from moe_cli.config.build import flatten_dict
-    from moe_cli.config.compose import load_config
+    from moe_cli.config.compose import load_config, non_default_settings
     from moe_cli.runs.folder import outputs_folder
 
     resolved = load_config(words, "config", config_dir)
     print_notes(resolved.notes)
     tree = resolved.config.to_dict()
     if diff:
-        default = flatten_dict(load_config([], "config", config_dir).config.to_dict())
-        tree = {key: value for key, value in flatten_dict(tree).items() if key not in default or default[key] != value}
+        tree = non_default_settings(tree, config_dir)
         if not tree and not as_json:
             echo("nothing differs from the defaults.")
             return

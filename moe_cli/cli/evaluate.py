@@ -43,11 +43,10 @@ def evaluate(
         moe eval latest
         moe eval latest eval.k=1,2,4 --json
     """
-    from moe_cli.errors import ConfigError
+    from moe_cli.config.build import check_choice
     from moe_cli.runs.folder import outputs_folder
 
-    if split not in SPLITS:
-        raise ConfigError(f"--split {split} is not one of: {', '.join(SPLITS)}.")
+    check_choice("--split", split, list(SPLITS))
     folder = outputs_folder(outputs)
     found = trained_run(folder, run)
     config = found.config()
@@ -98,7 +97,7 @@ def _policies(config: "RunConfig", overrides: list[str]) -> "list[EvalConfig]":
     only_k = "k" in values and "drop" not in values
     limits = values.get("capacity", [trained] if trained else [] if only_k else [DEFAULT_CAPACITY])
     return [
-        eval_config(config, k, capacity, None if capacity is None else drop, length, stride)
+        eval_config(config, k=k, capacity=capacity, drop=drop, context_length=length, stride=stride)
         for length in values.get("context_length", [config.eval.context_length])
         for stride in values.get("stride", [config.eval.stride])
         for k in values.get("k", [config.eval.k])
@@ -139,17 +138,14 @@ def eval_overrides(
     return values
 
 
-def eval_config(
-    config: "RunConfig", k: Any, capacity: Any, drop: Any, context_length: Any = None, stride: Any = None
-) -> "EvalConfig":
-    """Raises ConfigError: a value is invalid, or too large for the number of experts."""
-    from dataclasses import replace
+def eval_config(config: "RunConfig", **values: Any) -> "EvalConfig":
+    """Returns the evaluation settings of a run with other values. Raises ConfigError for values that it cannot have."""
+    from dataclasses import asdict, replace
 
     from moe_cli.config.build import build
     from moe_cli.config.schema import EvalConfig
 
-    values = {"k": k, "capacity": capacity, "drop": drop, "context_length": context_length, "stride": stride}
-    policy: EvalConfig = build(EvalConfig, values, "eval.")
+    policy: EvalConfig = build(EvalConfig, {**asdict(config.eval), **values}, "eval.")
     return replace(config, eval=policy).eval
 
 

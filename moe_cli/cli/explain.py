@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, print_json, print_written, trained_run
+from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, check_text, print_json, print_written, trained_run
 
 if TYPE_CHECKING:
     from moe_cli.cli.explain_output import ExplainResult
     from moe_cli.config.schema import EvalConfig, RunConfig
+    from moe_cli.execution.trained_model import TrainedModel
     from moe_cli.runs.folder import Run
-    from moe_cli.tasks.causal_lm import TextTask
     from moe_cli.training.explain import TextToken
 
 # The families that read a text without changes.
@@ -79,15 +79,15 @@ def explain_run(
     from moe_cli.training.explain import explain as explain_text
 
     trained = load_trained(found, folder, checkpoint)
-    tokens = _tokens(found.id, trained.task, text)
+    tokens = _tokens(trained, text)
     explanation = explain_text(
         trained.model, tokens, config.sparse_layers, config.model.context_length, policy, trained.config.train.precision
     )
-    name, shown = trained.task.dataset.tokenizer.name, None if layer is None else layer - 1
+    name, shown = trained.tokenizer.name, None if layer is None else layer - 1
     return ExplainResult(found.id, trained.step, config, policy, name, explanation, shown)
 
 
-def _tokens(run: str, task: "TextTask", text: str) -> "list[TextToken]":
+def _tokens(trained: "TrainedModel", text: str) -> "list[TextToken]":
     """Returns the tokens of a text, as the model reads documents.
 
     Raises ConfigError: no tokenizer is known, or too many tokens.
@@ -95,27 +95,19 @@ def _tokens(run: str, task: "TextTask", text: str) -> "list[TextToken]":
     from moe_cli.errors import ConfigError
     from moe_cli.training.explain import TextToken, text_tokens
 
-    tokenizer = task.dataset.tokenizer
-    if tokenizer is None:
-        raise ConfigError(f"{run} learned from ready-made tokens (data=tokens), whose text is unknown.")
-    tokens = text_tokens(text, tokenizer)
+    tokens = text_tokens(text, trained.tokenizer)
     if len(tokens) > MAX_TOKENS:
         raise ConfigError(f"the text has {len(tokens):,} tokens: {MAX_TOKENS:,} are the most. Give a part of it.")
-    return [*(TextToken(token_id, "", 0) for token_id in task.document_prefix), *tokens]
+    return [*(TextToken(token_id, "", 0) for token_id in trained.task.document_prefix), *tokens]
 
 
 def _read(text: str) -> str:
     """Returns the text to explain. Raises ConfigError if it is empty or not UTF-8."""
-    from moe_cli.errors import ConfigError
-
     where = "TEXT"
     if text == "-":
         where, given = "standard input", sys.stdin.buffer.read()
         text = given.decode("utf-8", errors="surrogateescape")
-    if not text:
-        raise ConfigError(f"{where} is empty: give at least one character.")
-    if any("\ud800" <= char <= "\udfff" for char in text):  # Python's surrogates for bytes that are not UTF-8
-        raise ConfigError(f"{where} is not UTF-8 text.")
+    check_text(where, text)
     return text
 
 
@@ -149,13 +141,8 @@ def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
     for name, given in values.items():
         if len(given) > 1:
             raise ConfigError(f"eval.{name} has {len(given)} values: {COMMAND} takes one.")
-    one = {name: given[0] for name, given in values.items()}
-    return eval_config(
-        config,
-        one.get("k", config.eval.k),
-        one.get("capacity", config.eval.capacity),
-        one.get("drop", config.eval.drop),
-    )
+    windows = {"context_length": None, "stride": None}
+    return eval_config(config, **windows, **{name: given[0] for name, given in values.items()})
 
 
 def _print_result(result: "ExplainResult", page: Path | None, as_json: bool) -> None:

@@ -1,13 +1,14 @@
 """Options and arguments that several commands share, and how they print."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moe_cli.cli.terminal import echo, echo_data, echo_wrapped
-from moe_cli.formatting import format_bytes, sanitise
+from moe_cli.formatting import format_bytes, is_utf8, sanitise
 
 if TYPE_CHECKING:
     from moe_cli.runs.folder import Run
@@ -62,6 +63,29 @@ Baseline = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+@contextmanager
+def interruptible(print_stopped: Callable[[], None]) -> Iterator[None]:
+    """Ends the command with exit code 130 when a signal stops it, after `print_stopped`."""
+    from moe_cli.training.signals import interrupt_on_signals
+
+    with interrupt_on_signals():
+        try:
+            yield
+        except KeyboardInterrupt:
+            print_stopped()
+            raise typer.Exit(130) from None
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises ConfigError for a text of the user that is empty or not UTF-8."""
+    from moe_cli.errors import ConfigError
+
+    if not text:
+        raise ConfigError(f"{name} is empty: give at least one character.")
+    if not is_utf8(text):
+        raise ConfigError(f"{name} is not UTF-8 text.")
 
 
 def print_json(content: Any) -> None:

@@ -158,30 +158,24 @@ def panel(sweep: SweepProgress, labels: Mapping[Path, str], width: int, height: 
     lines: list[Any] = [_head(sweep, width, now)]
     lines += _running_lines(running, labels, size, width, now)
     if len(sweep.running) > room:
-        lines.append(Text(f"           and {len(sweep.running) - room} more running", "dim"))
+        lines.append(_more(f"{len(sweep.running) - room} more running"))
     lines += _best_lines(best, size, width)
     if len(found) > len(best):
-        lines.append(
-            Text(
-                f"           and {len(found) - len(best)} more budgets or data sets: moe report "
-                f"{sanitise(sweep.done[0].run.sweep)}",
-                "dim",
-                no_wrap=True,
-                overflow="ellipsis",
-            )
-        )
+        lines.append(_more(f"{len(found) - len(best)} more budgets or data sets: moe report {sweep.done[0].run.sweep}"))
     lines += _failed_lines(failed, labels, size, width)
     if len(sweep.failed) > len(failed):
-        lines.append(
-            Text(
-                f"           and {len(sweep.failed) - len(failed)} more failed: moe runs ls "
-                f"{sanitise(failed[0].run.sweep)} --status failed",
-                "dim",
-                no_wrap=True,
-                overflow="ellipsis",
-            )
-        )
+        rest = f"{len(sweep.failed) - len(failed)} more failed"
+        lines.append(_more(f"{rest}: moe runs ls {failed[0].run.sweep} --status failed"))
     return Group(*lines)
+
+
+def one_line(text: str, style: str = "") -> Text:
+    """Returns a text that is cut at the width of the terminal."""
+    return Text(text, style, no_wrap=True, overflow="ellipsis")
+
+
+def _more(text: str) -> Text:
+    return one_line(f"           and {sanitise(text)}", "dim")
 
 
 def _head(sweep: SweepProgress, width: int, now: float) -> Table:
@@ -237,7 +231,6 @@ def _running_lines(
     if not running:
         return []
     texts = [labels.get(status.run.path, status.run.id) for status in running]
-    violations = [status.max_violation for status in running]
     return table_lines(
         [
             _row_label("running", len(running)),
@@ -256,18 +249,8 @@ def _running_lines(
                 ],
                 drop_order=2,
             ),
-            TextColumn(
-                "",
-                [_max_violation(value) for value in violations],
-                drop_order=1,
-                styles=[_max_violation_style(value) for value in violations],
-            ),
-            TextColumn(
-                "",
-                [_dead(status.dead_experts) for status in running],
-                drop_order=3,
-                styles=["yellow" if status.dead_experts else "" for status in running],
-            ),
+            _max_violation_column(running, drop_order=1),
+            _dead_column(running),
             TextColumn(
                 "",
                 ["" if status.train_loss is None else f"train {status.train_loss:z.3f}" for status in running],
@@ -294,16 +277,20 @@ def _left_of(status: RunStatus, now: float) -> str:
     return duration((now - status.started) / status.progress * (1 - status.progress)) + " left"
 
 
-def _max_violation(value: float | None) -> str:
-    return "" if value is None else f"MaxVio {percent(value, signed=True)}"
+def _max_violation_column(rows: Sequence[RunStatus | BestSoFar], drop_order: int) -> TextColumn:
+    values = [row.max_violation for row in rows]
+    texts = ["" if value is None else f"MaxVio {percent(value, signed=True)}" for value in values]
+    styles = ["" if value is None else max_violation_style(value) for value in values]
+    return TextColumn("", texts, drop_order=drop_order, styles=styles)
 
 
-def _max_violation_style(value: float | None) -> str:
-    return "" if value is None else "red" if value > 2 else "yellow" if value > 1 else ""
+def max_violation_style(value: float) -> str:
+    return "red" if value > 2 else "yellow" if value > 1 else ""
 
 
-def _dead(share: float | None) -> str:
-    return "" if share is None else f"dead {percent(share)}"
+def _dead_column(rows: Sequence[RunStatus | BestSoFar]) -> TextColumn:
+    texts = ["" if row.dead_experts is None else f"dead {percent(row.dead_experts)}" for row in rows]
+    return TextColumn("", texts, drop_order=3, styles=["yellow" if row.dead_experts else "" for row in rows])
 
 
 def _best_lines(best: Sequence[BestSoFar], size: int, width: int) -> list[Text]:
@@ -318,18 +305,8 @@ def _best_lines(best: Sequence[BestSoFar], size: int, width: int) -> list[Text]:
             _labels([row.label for row in best], size),
             TextColumn("", losses, styles=["green"] * len(best)),
             TextColumn("", dense, align_left=True, drop_order=1),
-            TextColumn(
-                "",
-                [_max_violation(row.max_violation) for row in best],
-                drop_order=2,
-                styles=[_max_violation_style(row.max_violation) for row in best],
-            ),
-            TextColumn(
-                "",
-                [_dead(row.dead_experts) for row in best],
-                drop_order=3,
-                styles=["yellow" if row.dead_experts else "" for row in best],
-            ),
+            _max_violation_column(best, drop_order=2),
+            _dead_column(best),
             TextColumn("", [f"{row.seeds} seeds" if row.seeds > 1 else "" for row in best], drop_order=4),
         ],
         width,

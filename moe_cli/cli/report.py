@@ -97,7 +97,9 @@ def report(  # noqa: PLR0913  (an argument for each option)
     if (files and (form or plot)) or (plot and form not in (None, Format.TABLE)):
         raise ConfigError("--output, --format and --plot are three ways to show a report: give one of them.")
     if files:
-        _check(files)
+        from moe_cli.report.export import check_files
+
+        check_files(files)
     with without_garbage_collection():
         folder = outputs_folder(outputs)
         runs = load_selection(folder, sweeps or [])
@@ -119,12 +121,6 @@ def report(  # noqa: PLR0913  (an argument for each option)
         else:
             _print(table, title, form or Format.TABLE, [run.path for run in runs])
         remember(table.look)
-
-
-def _check(files: list[Path]) -> None:
-    from moe_cli.report.export import check_files
-
-    check_files(files)
 
 
 def _print(table: "ReportTable", title: str, form: Format, paths: list[str]) -> None:

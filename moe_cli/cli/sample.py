@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import SAMPLING, Checkpoint, Outputs, RunName, option, trained_run
+from moe_cli.cli.options import SAMPLING, Checkpoint, Outputs, RunName, check_text, option, trained_run
 from moe_cli.cli.terminal import echo
 from moe_cli.config.bounds import SAMPLE_TOKENS, TOP_K
 from moe_cli.formatting import plural
@@ -55,7 +55,6 @@ def sample(  # noqa: PLR0913  (an option each)
         moe sample latest --tokens 100 --temperature 0
     """
     _check(prompt, temperature, top_k, top_p)
-    from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
 
     folder = outputs_folder(outputs)
@@ -70,9 +69,7 @@ def sample(  # noqa: PLR0913  (an option each)
     from moe_cli.training.precision import autocast
 
     trained = load_trained(found, folder, checkpoint)
-    tokenizer = trained.task.dataset.tokenizer
-    if tokenizer is None:
-        raise ConfigError(f"{found.id} learned from ready-made tokens (data=tokens), whose text is unknown.")
+    tokenizer = trained.tokenizer
     torch.manual_seed(seed)  # for router=random, which draws too
     sampling = SamplingParams(temperature, top_k, 1.0 if top_p is None else top_p)
     read, length = trained.task.prompt(prompt), trained.config.model.context_length
@@ -96,10 +93,7 @@ def _check(prompt: str, temperature: float, top_k: int | None, top_p: float | No
     """Raises ConfigError when the request cannot be met."""
     from moe_cli.errors import ConfigError
 
-    if not prompt:
-        raise ConfigError("--prompt is empty: give at least one character.")
-    if any("\ud800" <= char <= "\udfff" for char in prompt):  # Python's surrogates for bytes that are not UTF-8
-        raise ConfigError("--prompt is not UTF-8 text.")
+    check_text("--prompt", prompt)
     if not math.isfinite(temperature):
         raise ConfigError(f"--temperature {temperature} is not a number. Use 0 to 2.")
     if top_p is not None and not 0 < top_p <= 1:

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.markup import escape
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
-from moe_cli.cli.progress import LivePanel
+from moe_cli.cli.progress import LivePanel, bar_line, one_line
 from moe_cli.formatting import count, duration, plural
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.importance import MIN_TRIALS, importance_lines, importances, load_study
@@ -124,33 +122,19 @@ class SearchDisplay(LivePanel):
         done, wanted = sum(trial.state.is_finished() for trial in trials), self.feed.plan.trials
         mine = len(progress.finished) + len(progress.failed) + len(progress.pruned)
         elapsed = time.monotonic() - self.started
-        left = duration(elapsed / mine * (wanted - done) * len(self.feed.plan.seeds)) + " left" if mine else ""
-        table = Table.grid(padding=(0, 2))
-        counts = [
-            (len(progress.running), "running"),
-            (len(progress.pruned), "pruned"),
-            (len(progress.failed), "failed"),
-        ]
-        table.add_row(
-            f"{done}/{wanted} trials",
-            ProgressBar(total=wanted, completed=done, width=20),
-            *(f"{number} {word}" for number, word in counts if number),
-            left,
-        )
-        rows = [
-            Text(f"  {_step(run):<26}  {self.feed.labels[run.path]}", no_wrap=True, overflow="ellipsis")
-            for run in progress.running
-        ]
-        rows += [
-            Text(
-                f"  {'best ' + _results(self.feed.plan, trial):<26}  {self.feed.plan.label(trial.params)}",
-                "bold",
-                no_wrap=True,
-                overflow="ellipsis",
-            )
-            for trial in self.feed.best()[:3]
-        ]
-        return Group(table, *rows)
+        counts = {
+            "running": len(progress.running),
+            "pruned": len(progress.pruned),
+            "failed": len(progress.failed),
+        }
+        texts = {name: Text(f"{number} {name}") for name, number in counts.items() if number}
+        if mine:
+            texts["left"] = Text(duration(elapsed / mine * (wanted - done) * len(self.feed.plan.seeds)) + " left")
+        head = bar_line(f"{done}/{wanted} trials", done / wanted, texts, ("pruned", "running"), self.console.width)
+        plan = self.feed.plan
+        rows = [(_step(run), self.feed.labels[run.path], "") for run in progress.running]
+        rows += [(f"best {_results(plan, best)}", plan.label(best.params), "bold") for best in self.feed.best()[:3]]
+        return Group(head, *(one_line(f"  {state:<26}  {label}", style) for state, label, style in rows))
 
 
 def _step(run: Run) -> str:

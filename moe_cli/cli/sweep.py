@@ -1,8 +1,7 @@
 """moe sweep."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
@@ -15,12 +14,10 @@ from moe_cli.cli.options import (
     ConfigDir,
     ForceMemory,
     Outputs,
+    interruptible,
     option,
 )
 from moe_cli.config.bounds import JOBS, RETRIES, SEEDS
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 Words = Annotated[
     list[str] | None,
@@ -115,7 +112,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     rules = FailurePolicy(_seconds(timeout), retries, fail_fast)
     execution = Execution(chosen, jobs, rules, retry_failed, force, rerun_stale, force_memory)
     given: Any = {"seeds": seeds, "name": name, "where": where or (), "config_dir": config_dir, "baseline": baseline}
-    with _interruptible(console):
+    with interruptible(partial(console.print, STOPPED, soft_wrap=True)):
         plan = plan_words(words, SearchOptions(sampler, trials, objective, prune, search_seed), **given)
         view = SearchView(console) if isinstance(plan, SearchPlan) else SweepView(console)
         prepared = prepare(plan, folder, execution, build=not dry_run)
@@ -124,19 +121,6 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         run_sweep(prepared, view)
     if not view.complete:
         raise typer.Exit(3)
-
-
-@contextmanager
-def _interruptible(console: "Console") -> Iterator[None]:
-    """Ends the command with a line and exit code 130 when a signal stops it."""
-    from moe_cli.training.signals import interrupt_on_signals
-
-    with interrupt_on_signals():
-        try:
-            yield
-        except KeyboardInterrupt:
-            console.print(STOPPED, soft_wrap=True)
-            raise typer.Exit(130) from None
 
 
 def _seconds(text: str | None) -> float | None:

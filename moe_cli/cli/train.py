@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from moe_cli.cli.options import (
     ForceMemory,
     Outputs,
     Overrides,
+    interruptible,
     option,
     print_json,
     print_notes,
@@ -94,7 +96,7 @@ def train(  # noqa: PLR0913  (an argument for each option)
     device = pick_device(config.train.device)  # before a folder is made
     run = run or _open_run(config, folder, force)
     print_notes(_resume_notes(run, is_resume=not new))
-    with _interruptible(console, run):
+    with interruptible(partial(_print_stopped, console, run)):
         if config.launch.num_processes > 1 and not is_distributed():
             return _launch(console, run, config, folder, as_json)
         with _mark_interrupted_if_unread(run):
@@ -105,18 +107,23 @@ def train(  # noqa: PLR0913  (an argument for each option)
 
 def _is_complete(console: "Console", config: "RunConfig", folder: Path, as_json: bool) -> bool:
     """Returns whether a complete run of this configuration exists; if so, its results are printed."""
-    from moe_cli.cli.train_progress import print_summary
     from moe_cli.runs.folder import Run
 
     run = Run(folder / "runs" / config.run_id)
     if run.summary() is None:
         return False
     print_notes((f"{run.id} is already complete. To train it again: --force. Another seed: seed={config.seed + 1}",))
+    _print_results(console, run, as_json)
+    return True
+
+
+def _print_results(console: "Console", run: "Run", as_json: bool) -> None:
+    from moe_cli.cli.train_progress import print_summary
+
     if as_json:
         print_json(run.summary())
     else:
         print_summary(console, run)
-    return True
 
 
 def _open_run(config: "RunConfig", folder: Path, force: bool) -> "Run":
@@ -156,19 +163,6 @@ def _resume_notes(run: "Run", is_resume: bool) -> tuple[str, ...]:
 
 
 @contextmanager
-def _interruptible(console: "Console", run: "Run") -> Iterator[None]:
-    """Ends the command with a line when a signal stops it before the training starts."""
-    from moe_cli.training.signals import interrupt_on_signals
-
-    with interrupt_on_signals():
-        try:
-            yield
-        except KeyboardInterrupt:
-            _print_stopped(console, run)
-            raise typer.Exit(130) from None
-
-
-@contextmanager
 def _mark_interrupted_if_unread(run: "Run") -> Iterator[None]:
     """Marks a run as interrupted if the reader of the output has gone before the run starts."""
     from moe_cli.runs.folder import INTERRUPTED
@@ -183,7 +177,7 @@ def _mark_interrupted_if_unread(run: "Run") -> Iterator[None]:
 
 def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
     """Trains in this process, as rank 0 if a launcher has started several, and displays the progress."""
-    from moe_cli.cli.train_progress import TrainProgress, print_summary
+    from moe_cli.cli.train_progress import TrainProgress
     from moe_cli.distributed import collectives
     from moe_cli.distributed.launch import is_distributed, launched_by_moe
     from moe_cli.execution.run import run_one
@@ -203,10 +197,8 @@ def _train(console: "Console", run: "Run", folder: Path, as_json: bool) -> None:
     elif run.summary() is None:
         _print_stopped(console, run)
         raise typer.Exit(130)
-    elif as_json:
-        print_json(run.summary())
     else:
-        print_summary(console, run)
+        _print_results(console, run, as_json)
 
 
 def _launch(console: "Console", run: "Run", config: "RunConfig", folder: Path, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from moe_cli.cli.progress import max_violation_style
 from moe_cli.cli.train_preview import print_rows
 from moe_cli.config.loggers import loggers_of
 from moe_cli.files.reading import time_in
@@ -95,10 +96,8 @@ class TrainProgress:
         shown = view.load[:MAX_LAYER_BARS]
         room = max(4, (self.console.width - 24) // len(shown) - 5)
         layers = "  ".join(f"L{i + 1} {bars(load.tolist(), min(room, 32))}" for i, load in enumerate(shown))
-        style = "red" if worst > 2 else "yellow" if worst > 1 else ""
-        return Text.assemble(
-            "  load  ", layers, "  MaxVio ", (percent(worst, signed=True), style), no_wrap=True, overflow="crop"
-        )
+        violation = percent(worst, signed=True), max_violation_style(worst)
+        return Text.assemble("  load  ", layers, "  MaxVio ", violation, no_wrap=True, overflow="crop")
 
 
 def _val(val: Evaluation | None) -> str:

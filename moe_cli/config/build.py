@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from moe_cli.config.bounds import shortened
-from moe_cli.config.ranges import format_setting
+from moe_cli.config.ranges import format_assignment, format_setting
 from moe_cli.config.settings import Limits, Settings, limits_of
 from moe_cli.errors import BadValue, ConfigError
 
@@ -158,10 +158,15 @@ def kinds_of(cls: type, name: str) -> set[type]:
     return {kind for variant in variants for kind in kinds_of(variant, rest)}
 
 
+def options_of(hint: Any) -> tuple[Any, ...]:
+    """Returns the types of a union, or the type itself."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
 @cache
 def _options(hint: Any) -> tuple[list[Any], list[Any]]:
     """Splits a declared type into its dataclasses (the variants of a group) and its other types, None last."""
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    options = options_of(hint)
     variants = [option for option in options if dataclasses.is_dataclass(option)]
     plain = [option for option in options if option not in variants]
     return variants, sorted(plain, key=lambda option: option is type(None))
@@ -209,15 +214,14 @@ def _convert_lines(value: Any, key: str) -> tuple[str, ...]:
     raise BadValue(f'{key}={format_setting(value)} is not a list of text. Write: \'{key}=["first","second"]\'')
 
 
-def _choice(value: Any, choices: list[str], key: str) -> str:
+def check_choice(key: str, value: Any, choices: Sequence[str]) -> str:
+    """Returns the value. Raises BadValue unless it is one of the choices."""
     if isinstance(value, bool) and {"on", "off"} <= set(choices):  # how YAML reads these two words
         value = "on" if value else "off"
     if isinstance(value, str) and value in choices:
         return value
-    raise BadValue(
-        f"{key}={format_setting(value)} is not one of: "
-        f"{', '.join(choices)}.{did_you_mean(format_setting(value), choices)}"
-    )
+    hint = did_you_mean(format_setting(value), choices)
+    raise BadValue(f"{format_assignment(key, value)} is not one of: {', '.join(choices)}.{hint}")
 
 
 def _convert_scalar(value: Any, hint: Any, key: str, optional: bool, limits: Limits) -> Any:
@@ -228,7 +232,7 @@ def _convert_scalar(value: Any, hint: Any, key: str, optional: bool, limits: Lim
             f"{key}={format_setting(value)} is a list; one run takes one value. Use: moe sweep {key}={listed}"
         )
     if get_origin(hint) is Literal:
-        return _choice(value, [str(choice) for choice in get_args(hint)], key)
+        return check_choice(key, value, [str(choice) for choice in get_args(hint)])
     if hint is bool and isinstance(value, bool):
         return value
     if hint is str and isinstance(value, str | int) and not isinstance(value, bool):

@@ -460,6 +460,13 @@ def load_config(
     return Resolved(resolved.config, (*composer.notes, *notes, *resolved.notes))
 
 
+def non_default_settings(values: Mapping[str, Any], config_dir: Path | None = None) -> dict[str, Any]:
+    """Returns the settings of a configuration that differ from the defaults, by their dotted names."""
+    default = flatten_dict(load_config([], "config", config_dir).config.to_dict())
+    flat = flatten_dict(values)
+    return {key: value for key, value in flat.items() if key not in default or default[key] != value}
+
+
 def execution_settings(words: Sequence[str]) -> dict[str, Any]:
     """Settings that may change when a run is resumed: those of `is_execution`.
 

@@ -34,6 +34,11 @@ class _SplitByFraction(_Data):
         check_split_fractions(self.val_fraction, self.test_fraction, self.min_fraction)
 
 
+def _check_path(name: str, path: str | None, what: str, example: str) -> None:
+    if not path:
+        raise ConfigError(f"data={name} needs {what}. Add: data.path={example}")
+
+
 def check_split_fractions(val_fraction: float, test_fraction: float, minimum: float = 0.001) -> None:
     """Raises ConfigError where a split is empty, more than half of the data, or both are too much together."""
     check_between("data.val_fraction", val_fraction, minimum, 0.5)
@@ -95,8 +100,7 @@ class HubConfig(CorpusConfig):
 
     def check(self) -> None:
         super().check()
-        if not self.path:
-            raise ConfigError("data=hf needs a folder, or a name on the hub. Add: data.path=FOLDER_OR_NAME")
+        _check_path(self.name, self.path, "a folder, or a name on the hub", "FOLDER_OR_NAME")
 
 
 def is_local(path: str) -> bool:
@@ -115,8 +119,7 @@ class TextFilesConfig(CorpusConfig):
 
     def check(self) -> None:
         super().check()
-        if not self.path:
-            raise ConfigError("data=text needs a file or folder. Add: data.path=FILE_OR_FOLDER")
+        _check_path(self.name, self.path, "a file or folder", "FILE_OR_FOLDER")
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,7 @@ class TokenFilesConfig(_SplitByFraction):
 
     def check(self) -> None:
         super().check()
-        if not self.path:
-            raise ConfigError("data=tokens needs a file or folder of tokens. Add: data.path=FILE_OR_FOLDER")
+        _check_path(self.name, self.path, "a file or folder of tokens", "FILE_OR_FOLDER")
         if self.vocab_size is None:
             raise ConfigError(
                 "data=tokens needs to know how many tokens there are. Add, for GPT-2's: data.vocab_size=50257"
@@ -169,8 +171,7 @@ class FashionMnistConfig(_Data):
 
     def check(self) -> None:
         check_split_fractions(self.val_fraction, self.test_fraction)
-        if not self.path:
-            raise ConfigError("data=fashion_mnist needs the folder of its four files. Add: data.path=FOLDER")
+        _check_path(self.name, self.path, "the folder of its four files", "FOLDER")
 
 
 @dataclass(frozen=True)
@@ -188,10 +189,7 @@ class ImageFolderConfig(_SplitByFraction):
         super().check()
         if self.channels not in (1, 3):
             raise ConfigError(f"data.channels={self.channels} can be 1, grey, or 3, colours.")
-        if not self.path:
-            raise ConfigError(
-                "data=image_folder needs a folder with a sub-folder for each class. Add: data.path=FOLDER"
-            )
+        _check_path(self.name, self.path, "a folder with a sub-folder for each class", "FOLDER")
 
 
 @dataclass(frozen=True)
@@ -239,10 +237,7 @@ class MovieLensConfig(RatingsConfig):
 
     def check(self) -> None:
         super().check()
-        if not self.path:
-            raise ConfigError(
-                "data=movielens needs the folder of u.data, ratings.dat or ratings.csv. Add: data.path=FOLDER"
-            )
+        _check_path(self.name, self.path, "the folder of u.data, ratings.dat or ratings.csv", "FOLDER")
 
 
 RatingData = SyntheticRatingsConfig | MovieLensConfig

@@ -82,29 +82,23 @@ OTHER_NAMES = {
     "preset": "a word of named sweeps: moe sweep sparsity preset=cluster",
     "seeds": "seed, or for moe sweep an option: --seeds 3",
 }
-# Options of Hydra's command line.
+# Options of Hydra's command line, and their short forms.
 HYDRA_OPTIONS = {
-    "-m": "several values are a command of their own. Type: moe sweep expert=1,8",
     "--multirun": "several values are a command of their own. Type: moe sweep expert=1,8",
-    "-c": "the configuration is printed by a command. Type: moe config SETTING=VALUE",
     "--cfg": "the configuration is printed by a command. Type: moe config SETTING=VALUE",
     "--info": "choices and settings are listed by a command. Type: moe config --groups, or moe config",
     "--resolve": "moe config prints every setting resolved. Type: moe config SETTING=VALUE",
     "--package": "moe config prints every setting. Type: moe config SETTING=VALUE",
-    "-p": "moe config prints every setting. Type: moe config SETTING=VALUE",
     "--config-name": "there is one config.yaml. Choose a file of conf/experiment: experiment=NAME",
-    "-n": "there is one config.yaml. Choose a file of conf/experiment: experiment=NAME",
-    "-cn": "there is one config.yaml. Choose a file of conf/experiment: experiment=NAME",
     "--config-path": "your own files are added to the packaged ones. Type: --config-dir DIR",
-    "-cp": "your own files are added to the packaged ones. Type: --config-dir DIR",
-    "-cd": "a folder of your own files has one name. Type: --config-dir DIR",
-    "--run": "the command trains anyway. Leave it out",
-    "-r": "the command trains anyway. Leave it out",
+    "-cd": "the option has no short form. Type: --config-dir DIR",
+    "--run": "the command trains without it. Leave it out",
     "--hydra-help": "Hydra's own options are not used. Type: moe train --help",
-    "--experimental-rerun": "a run goes on by its name. Type: moe train --resume RUN",
+    "--experimental-rerun": "a run continues by its name. Type: moe train --resume RUN",
     "--shell-completion": "completion is installed once. Type: moe --install-completion",
-    "-sc": "completion is installed once. Type: moe --install-completion",
 }
+SHORT_OPTIONS = {"-m": "--multirun", "-c": "--cfg", "-p": "--package", "-n": "--config-name", "-cn": "--config-name"}
+SHORT_OPTIONS |= {"-cp": "--config-path", "-r": "--run", "-sc": "--shell-completion"}
 # Settings of Hydra itself, by their beginnings.
 HYDRA_SETTINGS = {
     "hydra/launcher": "runs of a sweep are carried out by an executor. Type: moe sweep --executor slurm",
@@ -166,9 +160,10 @@ def _instead_of_list(key: str, values: str) -> str:
 
 def explain_option(option: str, value: str = "VALUE") -> str | None:
     """Returns what to type instead of an option that no command has: one of Hydra, or a setting with dashes."""
-    if option in HYDRA_OPTIONS:
-        reason = HYDRA_OPTIONS[option]
-        if option in ("-m", "--multirun") and "=" in value:
+    whole = SHORT_OPTIONS.get(option, option)
+    if whole in HYDRA_OPTIONS:
+        reason = HYDRA_OPTIONS[whole]
+        if whole == "--multirun" and "=" in value:
             reason = reason.replace("expert=1,8", value)
         return f"{option} is Hydra's: {reason}"
     name = option.lstrip("-").partition("=")[0].replace("-", "_")

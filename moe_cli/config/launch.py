@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from moe_cli.config.bounds import PROCESSES
+from moe_cli.config.ranges import check_divisible
 from moe_cli.config.settings import Settings, read_conf, setting
 from moe_cli.errors import ConfigError
 
@@ -40,13 +41,6 @@ class LaunchConfig(Settings):
 
 def check_launch(launch: LaunchConfig, batch_size: int, num_experts: int) -> None:
     """Raises ConfigError where a batch or the experts (1: dense) cannot be divided."""
-    if batch_size % launch.num_processes:
-        raise ConfigError(
-            f"train.batch_size={batch_size} cannot be divided among launch.num_processes={launch.num_processes} "
-            "processes: choose a multiple."
-        )
-    if num_experts > 1 and num_experts % launch.expert_parallel_size:
-        raise ConfigError(
-            f"expert={num_experts} cannot be divided among launch.expert_parallel_size={launch.expert_parallel_size} "
-            "processes: choose a multiple."
-        )
+    check_divisible("train.batch_size", batch_size, "launch.num_processes", launch.num_processes)
+    if num_experts > 1:
+        check_divisible("expert", num_experts, "launch.expert_parallel_size", launch.expert_parallel_size)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from moe_cli.config.ranges import check_divisible
 from moe_cli.config.settings import Settings, setting
 from moe_cli.errors import ConfigError
 
@@ -133,10 +134,7 @@ class TransformerConfig(LayersConfig):
             if self.d_head % 2 and self.position_encoding == "rope":
                 raise ConfigError(f"model.d_head={self.d_head} is odd: rotary positions need an even width.")
             return
-        if self.d_model % num_heads:
-            raise ConfigError(
-                f"model.d_model={self.d_model} cannot be divided among model.num_heads={num_heads}: choose a multiple."
-            )
+        check_divisible("model.d_model", self.d_model, "model.num_heads", num_heads)
         if self.d_model // num_heads % 2 and self.position_encoding == "rope":
             raise ConfigError(
                 f"model.d_model={self.d_model} over model.num_heads={num_heads} gives heads of odd width "
@@ -267,11 +265,8 @@ class T5Config(LayersConfig):
                 f"model.relative_attention_num_buckets={self.relative_attention_num_buckets}: "
                 "each near distance has a bucket."
             )
-        if self.num_heads is not None and self.d_head is None and self.d_model % self.num_heads:
-            raise ConfigError(
-                f"model.d_model={self.d_model} cannot be divided among model.num_heads={self.num_heads}: choose a "
-                "multiple."
-            )
+        if self.num_heads is not None and self.d_head is None:
+            check_divisible("model.d_model", self.d_model, "model.num_heads", self.num_heads)
 
 
 ModelConfig = GPTConfig | BERTConfig | LSTMConfig | ViTConfig | T5Config | MMoEConfig

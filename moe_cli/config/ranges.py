@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from moe_cli.errors import BadValue
+from moe_cli.config.bounds import shortened
+from moe_cli.errors import BadValue, ConfigError
 
 # The most a count may be: beyond it a tensor's sizes overflow, whatever the machine.
 MAX_COUNT = 2**31 - 1
@@ -18,15 +19,24 @@ def format_setting(value: Any) -> str:
     return str(value)
 
 
-def check_whole(key: str, value: int, minimum: int = 1) -> None:
-    """Raises BadValue unless the value is an integer of at least `minimum`.
+def format_assignment(key: str, value: Any) -> str:
+    """Returns a setting or an option with its value as a user types it: seeds=3, --seeds 3."""
+    return f"{key}{' ' if key.startswith('-') else '='}{shortened(format_setting(value))}"
 
-    A type checker does not see every caller.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= MAX_COUNT:
+
+def check_whole(key: str, value: Any, minimum: int = 1, most: int = MAX_COUNT) -> int:
+    """Returns the value. Raises BadValue unless it is an integer from `minimum` to `most`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= most:
         raise BadValue(
-            f"{key}={format_setting(value)} is not a whole number of at least {minimum} (and at most {MAX_COUNT})."
+            f"{format_assignment(key, value)} is not a whole number of at least {minimum} and at most {most}."
         )
+    return value
+
+
+def check_divisible(key: str, value: int, divisor_key: str, divisor: int) -> None:
+    """Raises ConfigError unless the value is a multiple of the divisor."""
+    if value % divisor:
+        raise ConfigError(f"{key}={value} cannot be divided among {divisor_key}={divisor}: choose a multiple.")
 
 
 def check_at_least(key: str, value: float | None, minimum: float) -> None:

@@ -5,16 +5,15 @@ The pages of docs/, the completion of words, `moe config KEY` and `moe config --
 
 import dataclasses
 import re
-import types
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
 from moe_cli.config.balances import METHODS, CombinedBalance
-from moe_cli.config.build import flatten_dict
+from moe_cli.config.build import flatten_dict, options_of
 from moe_cli.config.compose import Composer
 from moe_cli.config.folders import GROUPS
 from moe_cli.config.schema import RunConfig
@@ -85,11 +84,6 @@ def settings_by_choice(group: str) -> dict[str, dict[str, SettingLine]]:
     top = read_settings(packaged_conf() / "config.yaml")
     inside = {line.key.removeprefix(f"{group}."): line for line in top if line.key.startswith(f"{group}.")}
     return {"": inside if group else {line.key: line for line in top if "." not in line.key}}
-
-
-def options_of(hint: Any) -> tuple[Any, ...]:
-    """Returns the types of a union, or the type itself."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def classes_of(hint: Any) -> tuple[Any, ...]:

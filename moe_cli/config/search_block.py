@@ -11,14 +11,14 @@ search:
   prune: asha
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from moe_cli.config.axes import Interval
-from moe_cli.config.bounds import TRIALS, shortened
-from moe_cli.config.build import LARGEST, did_you_mean
-from moe_cli.config.ranges import format_setting
+from moe_cli.config.bounds import TRIALS
+from moe_cli.config.build import LARGEST, check_choice, did_you_mean
+from moe_cli.config.ranges import check_whole, format_setting
 from moe_cli.errors import ConfigError
 
 SAMPLERS = ("tpe", "random")
@@ -43,21 +43,22 @@ class SearchBlock:
 
 def parse_search(content: Any) -> SearchBlock:
     """Raises ConfigError when the part is of another shape."""
-    parts = _parts(content, SEARCH_PARTS, "search")
-    space = _parts(parts.get("space", {}), None, "search.space")
-    objective = parts.get("objective")
+    parts = known_parts(content, SEARCH_PARTS, "search")
+    space = known_parts(parts.get("space", {}), (), "search.space")
+    sampler, trials, objective, prune = (parts.get(name) for name in ("sampler", "trials", "objective", "prune"))
     if isinstance(objective, list):
         objective = ",".join(map(str, objective))
     return SearchBlock(
         {str(key): _domain(str(key), given) for key, given in space.items()},
-        one_of("search.sampler", parts.get("sampler"), SAMPLERS),
-        check_trials("search.trials", parts.get("trials")),
+        None if sampler is None else check_choice("search.sampler", sampler, SAMPLERS),
+        None if trials is None else check_whole("search.trials", trials, most=TRIALS),
         None if objective is None else str(objective),
-        one_of("search.prune", parts.get("prune"), PRUNERS),
+        None if prune is None else check_choice("search.prune", prune, PRUNERS),
     )
 
 
-def _parts(content: Any, known: tuple[str, ...] | None, what: str) -> Mapping[Any, Any]:
+def known_parts(content: Any, known: Sequence[str], what: str) -> dict[str, Any]:
+    """Returns the content. Raises ConfigError unless it is a mapping with keys among `known`; () means any key."""
     if not isinstance(content, dict) or (known and not content):
         raise ConfigError(f"{what} must hold {'some of: ' + ', '.join(known) if known else 'settings'}.")
     for part in content:
@@ -68,31 +69,12 @@ def _parts(content: Any, known: tuple[str, ...] | None, what: str) -> Mapping[An
     return content
 
 
-def one_of(name: str, given: Any, choices: tuple[str, ...]) -> str | None:
-    """Returns the choice, or None if none is made. Raises ConfigError when it is not one of them."""
-    if given is not None and given not in choices:
-        raise ConfigError(
-            f"{name} {format_setting(given)} is not one of: "
-            f"{', '.join(choices)}.{did_you_mean(format_setting(given), choices)}"
-        )
-    return given  # type: ignore[no-any-return]
-
-
-def check_trials(name: str, given: Any) -> int | None:
-    """Returns the number of trials; None means open. Raises ConfigError unless it is an integer of at least 1."""
-    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= TRIALS):
-        raise ConfigError(
-            f"{name} {shortened(format_setting(given))} is not a whole number of at least 1 and at most {TRIALS}."
-        )
-    return given
-
-
 def _domain(key: str, given: Any) -> Domain:
     if isinstance(given, list) and given:
         return tuple(given)
     if not isinstance(given, dict):
         raise ConfigError(f"search.space.{key} must be a list of values, or {{low: 1, high: 8}}.")
-    parts = _parts(given, INTERVAL_PARTS, f"search.space.{key}")
+    parts = known_parts(given, INTERVAL_PARTS, f"search.space.{key}")
     low, high, log, step = (parts.get(part) for part in INTERVAL_PARTS)
     for name, value in (("low", low), ("high", high), *([("step", step)] if step is not None else [])):
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:

@@ -20,14 +20,14 @@ from yaml import YAMLError
 
 from moe_cli.config.axes import Axis, Interval
 from moe_cli.config.bounds import SEEDS
-from moe_cli.config.build import did_you_mean, takes_text
+from moe_cli.config.build import check_choice, did_you_mean, takes_text
 from moe_cli.config.compose import Composer, first_comment, shorten_error
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import is_text
 from moe_cli.config.overrides import parse_override
-from moe_cli.config.ranges import format_setting
+from moe_cli.config.ranges import check_whole, format_setting
 from moe_cli.config.schema import BUDGETS, Match, RunConfig
-from moe_cli.config.search_block import SearchBlock, parse_search
+from moe_cli.config.search_block import SearchBlock, known_parts, parse_search
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
 
@@ -142,28 +142,17 @@ def load_sweep_file(composer: Composer, name: str, preset: str = DEFAULT_PRESET)
     content = _read(file)
     try:
         content = _with_bases(composer, content)
-        parts = _with_preset(_known_parts(content, PARTS, "a sweep"), name, preset)
+        parts = _with_preset(known_parts(content, PARTS, "a sweep"), name, preset)
         return SweepFile(
             path.stem if path else name,
             first_comment(file),
             _blocks(composer, parts),
-            _seeds(parts),
+            check_whole("seeds", parts.get("seeds", 1), most=SEEDS),
             _baseline(parts),
-            _search(parts),
+            parse_search(parts["search"]) if "search" in parts else None,
         )
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
-
-
-def _known_parts(content: Any, known: Sequence[str], what: str) -> dict[str, Any]:
-    if not isinstance(content, dict) or not content:
-        raise ConfigError(f"{what} must hold some of: {', '.join(known)}.")
-    for part in content:
-        if part not in known:
-            raise ConfigError(
-                f"no part '{part}' in {what}.{did_you_mean(str(part), known)} There are: {', '.join(known)}."
-            )
-    return content
 
 
 def _file_of(composer: Composer, name: str) -> Path:
@@ -213,7 +202,7 @@ def _with_preset(parts: dict[str, Any], name: str, preset: str) -> dict[str, Any
         raise ConfigError(
             f"no preset '{preset}' in the sweep {name}.{did_you_mean(preset, there)} There are: {', '.join(there)}."
         )
-    return _changed(parts, _known_parts(presets[preset], PRESET_PARTS, f"the preset {preset}"))
+    return _changed(parts, known_parts(presets[preset], PRESET_PARTS, f"the preset {preset}"))
 
 
 def _changed(parts: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -234,7 +223,7 @@ def _blocks(composer: Composer, parts: dict[str, Any]) -> tuple[Block, ...]:
         raise ConfigError("union must be a list of blocks, each with some of: " + ", ".join(BLOCK_PARTS) + ".")
     blocks = []
     for content in union:
-        own = _block(composer, _known_parts(content, BLOCK_PARTS, "a block of union"))
+        own = _block(composer, known_parts(content, BLOCK_PARTS, "a block of union"))
         block = shared
         for dimension in own.dimensions:
             block = block.with_dimension(dimension)
@@ -263,11 +252,6 @@ def _block(composer: Composer, parts: dict[str, Any]) -> Block:
     return Block(tuple(dimensions), _conditions(parts))
 
 
-def _search(parts: Mapping[str, Any]) -> SearchBlock | None:
-    """Returns the part `search`. Raises ConfigError when it is of another shape."""
-    return parse_search(parts["search"]) if "search" in parts else None
-
-
 def _mapping(parts: Mapping[str, Any], part: str) -> dict[str, Any]:
     content = parts.get(part, {})
     if not isinstance(content, dict) or (part in parts and not content):
@@ -282,11 +266,7 @@ def _fixed(parts: Mapping[str, Any]) -> list[Dimension]:
         if isinstance(value, list | dict):
             raise ConfigError(f"set.{key} must be one value. Several stand in grid.")
     if "match" in parts:
-        if parts["match"] not in get_args(Match):
-            hint = did_you_mean(format_setting(parts["match"]), get_args(Match))
-            raise ConfigError(
-                f"match: {format_setting(parts['match'])} is not one of: {', '.join(get_args(Match))}.{hint}"
-            )
+        check_choice("match", parts["match"], get_args(Match))
         fixed = _once(fixed, {"match": parts["match"]})
     if "budget" in parts:
         fixed = _once(fixed, _budget(parts["budget"]))
@@ -375,13 +355,6 @@ def _conditions(parts: Mapping[str, Any]) -> tuple[Expression, ...]:
     if not all(isinstance(condition, str) for condition in conditions):
         raise ConfigError("where must be a condition or a list of them, as in: where: k <= expert")
     return tuple(parse_expression(condition) for condition in conditions)
-
-
-def _seeds(parts: Mapping[str, Any]) -> int:
-    seeds = parts.get("seeds", 1)
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or not 1 <= seeds <= SEEDS:
-        raise ConfigError(f"seeds={format_setting(seeds)} is not a whole number of at least 1 and at most {SEEDS}.")
-    return seeds
 
 
 def _baseline(parts: Mapping[str, Any]) -> Partial | None:

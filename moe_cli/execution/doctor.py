@@ -1,7 +1,6 @@
 """The state of this installation and machine: what a training would find here, and what keeps it from working."""
 
 import fcntl
-import importlib.metadata
 import os
 import platform
 import re
@@ -16,6 +15,7 @@ from moe_cli.execution.machine import (
     available_memory_bytes,
     busy_cores,
     count_cores,
+    package_version,
     total_memory_bytes,
     visible_gpus,
 )
@@ -207,10 +207,7 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str | None]:
 
 def _version(package: str) -> str | None:
     """Returns the version of an installed package; `installed` where another package brings its module."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "installed" if is_installed(MODULES.get(package, package)) else None
+    return package_version(package) or ("installed" if is_installed(MODULES.get(package, package)) else None)
 
 
 def _examine_torch() -> tuple[Torch | None, list[str], list[str]]:

@@ -243,20 +243,14 @@ def total_memory_bytes() -> int | None:
 
 def resident_bytes(pid: int) -> int:
     """Returns the resident memory of a process; 0 if it is unknown."""
-    try:
-        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
+    words = _words_of(f"/proc/{pid}/statm")
+    return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 else 0
 
 
 def _number_after(path: str, word: str = "") -> int | None:
     """Returns the first number of a file, or of its line that begins with a word."""
-    try:
-        with open(path, encoding="ascii") as file:
-            return next(int(line.removeprefix(word).split()[0]) for line in file if line.startswith(word))
-    except (OSError, ValueError, IndexError, StopIteration):
-        return None
+    words = next((line.removeprefix(word).split() for line in _lines_of(path) if line.startswith(word)), [])
+    return int(words[0]) if words and words[0].isdecimal() else None
 
 
 def code_version(meta: Mapping[str, Any] | None = None) -> tuple[str | None, str | None, str]:
@@ -265,7 +259,7 @@ def code_version(meta: Mapping[str, Any] | None = None) -> tuple[str | None, str
     It consists of the version of the package, the commit of a checkout, and the uncommitted changes in the package.
     """
     if meta is None:
-        meta = {"packages": {"moe-cli": _version("moe-cli")}, "git": _git_state(_REPO_ROOT)}
+        meta = {"packages": {"moe-cli": package_version("moe-cli")}, "git": _git_state(_REPO_ROOT)}
     packages, git = ({**part} if isinstance(part := meta.get(key), dict) else {} for key in ("packages", "git"))
     changes = str(git.get("diff") or "").split("diff --git ")
     package = "".join(change for change in changes if change.startswith("a/moe_cli/"))
@@ -315,13 +309,14 @@ def describe_software() -> dict[str, Any]:
     """
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: package_version(name) for name in _PACKAGES},
         "git": _git_state(_REPO_ROOT),
         "platform": platform.platform(),
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Returns the version of an installed package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

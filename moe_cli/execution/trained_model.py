@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.schema import RunConfig
+from moe_cli.errors import ConfigError
 from moe_cli.execution.data import check_same_data, load_data_read_only, model_vocab_size
 from moe_cli.execution.machine import pick_device
 from moe_cli.runs.folder import Run
@@ -28,10 +29,18 @@ def with_decided_precision(run: Run, config: RunConfig, device: Any) -> RunConfi
 class TrainedModel:
     """A model from a checkpoint, in evaluation mode, with its task."""
 
+    run_id: str
     config: RunConfig
     model: Any
     task: Any
     step: int
+
+    @property
+    def tokenizer(self) -> Any:
+        """Returns the tokenizer of the data. Raises ConfigError if the tokens came without one."""
+        if self.task.dataset.tokenizer is None:
+            raise ConfigError(f"{self.run_id} learned from ready-made tokens (data=tokens), whose text is unknown.")
+        return self.task.dataset.tokenizer
 
 
 def load_trained(run: Run, outputs: Path, which: str = "latest", split: str = "val") -> TrainedModel:
@@ -56,4 +65,4 @@ def load_trained(run: Run, outputs: Path, which: str = "latest", split: str = "v
     task = make_task(config, corpus.with_test_split() if split == "test" else corpus)
     model = make_model(config, model_vocab_size(config, corpus))
     checkpoint.load_model(model)
-    return TrainedModel(config, model.to(device).eval(), task, checkpoint.state["step"])
+    return TrainedModel(run.id, config, model.to(device).eval(), task, checkpoint.state["step"])

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 from moe_cli.config.build import flatten_dict
 from moe_cli.config.schema import RunConfig
-from moe_cli.files.reading import read_json
+from moe_cli.files.reading import number_in, read_json
 from moe_cli.files.writing import write_json
 from moe_cli.runs.folder import Run
 from moe_cli.runs.tags import read_tags
@@ -65,15 +65,7 @@ class Logger(Protocol):
 
 def numbers(record: Mapping[str, Any]) -> dict[str, float]:
     """Returns the finite numbers of a record or a summary, without the step."""
-    finite = (-float("inf"), float("inf"))
-    return {
-        key: value
-        for key, value in record.items()
-        if key != "step"
-        and isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and finite[0] < value < finite[1]
-    }
+    return {key: value for key, value in record.items() if key != "step" and number_in(value) is not None}
 
 
 class StepDeduplicator:

@@ -189,11 +189,11 @@ def overrides_of(run: RunRow, without: Collection[str]) -> dict[str, Value]:
     Raises:
         MoeError: its settings are invalid.
     """
-    return changed_settings({**run.settings, **run.execution}, without)
+    return overrides_of_settings({**run.settings, **run.execution}, without)
 
 
-def changed_settings(settings: Settings, without: Collection[str] = ()) -> dict[str, Value]:
-    """Returns the settings that lead from the defaults to these, without the seed. Raises MoeError: one is invalid."""
+def overrides_of_settings(settings: Settings, without: Collection[str] = ()) -> dict[str, Value]:
+    """Returns the overrides that lead to these settings, without the seed. Raises MoeError if a setting is invalid."""
     from moe_cli.config.compose import Composer
 
     wanted = {name: value for name, value in settings_without_choices(settings).items() if name not in without}

@@ -54,6 +54,20 @@ class RunStatus:
             return 1.0
         return min(1.0, self.step / self.steps) if self.steps else 0.0
 
+    def record(self) -> dict[str, Any]:
+        """Returns the run and its status as a JSON object."""
+        return {
+            "run": self.run.id,
+            "sweep": self.run.sweep,
+            "path": str(self.run.path),
+            "status": self.status,
+            "reason": self.reason,
+            "created": self.created or None,
+            "step": self.step,
+            "steps": self.steps or None,
+            "tags": list(self.tags),
+        }
+
 
 def read_status(run: Run) -> RunStatus:
     """Reads the status of a run. Values that are absent, damaged or of another type count as unknown."""

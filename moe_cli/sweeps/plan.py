@@ -17,7 +17,7 @@ from moe_cli.config.folders import GROUPS
 from moe_cli.config.habits import explain_word
 from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
 from moe_cli.config.overrides import parse_overrides
-from moe_cli.config.ranges import format_setting
+from moe_cli.config.ranges import check_whole, format_setting
 from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import replace_unchecked
@@ -223,8 +223,8 @@ def sweep_file_of_words(composer: Composer, words: Sequence[str], preset: Axis |
 
 def seeds_of(axis: Axis | None, count: int | None, sweep: SweepFile) -> list[int]:
     """Returns the seeds of the sweep. Raises ConfigError for invalid seeds, or if two options choose them."""
-    if count is not None and not 1 <= count <= SEEDS:
-        raise ConfigError(f"--seeds {shortened(count)} is not a whole number of at least 1 and at most {SEEDS}.")
+    if count is not None:
+        check_whole("--seeds", count, most=SEEDS)
     if axis is None:
         return list(range(count or sweep.seeds))
     if count is not None:

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.axes import Axis, Interval
-from moe_cli.config.bounds import SEARCH_SEED, shortened
-from moe_cli.config.build import did_you_mean, kinds_of, names_of
+from moe_cli.config.bounds import SEARCH_SEED, TRIALS
+from moe_cli.config.build import check_choice, did_you_mean, kinds_of, names_of
 from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression
 from moe_cli.config.folders import GROUPS
 from moe_cli.config.habits import unknown_setting
 from moe_cli.config.overrides import parse_overrides
-from moe_cli.config.ranges import format_setting
+from moe_cli.config.ranges import check_whole, format_setting
 from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import RunConfig, is_execution
-from moe_cli.config.search_block import PRUNERS, SAMPLERS, Domain, SearchBlock, check_trials, checked, one_of
+from moe_cli.config.search_block import PRUNERS, SAMPLERS, Domain, SearchBlock, checked
 from moe_cli.config.sweep_file import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.metrics import BY_KEY, ESTIMATES, LOSS, ROUTING, SIZE, SPEED, keys_of
@@ -228,7 +228,7 @@ def plan_search(
         check_condition(condition)
     _check_values(composer, domains)
     objectives = parse_objectives(options.objective or block.objective or "val_bpb")
-    prune = one_of("--prune", options.prune, PRUNERS) or block.prune
+    prune = block.prune if options.prune is None else check_choice("--prune", options.prune, PRUNERS)
     _check_prune(prune, objectives)
     return SearchPlan(
         check_folder(name if name is not None else sweep_folder(sweep.name) if is_named(words) else UNNAMED_SEARCH),
@@ -237,11 +237,13 @@ def plan_search(
         {key: domain[0] for key, domain in domains.items() if key not in space},  # type: ignore[index]
         conditions,
         tuple(chosen),
-        one_of("--sampler", options.sampler, SAMPLERS) or block.sampler or "tpe",
-        check_trials("--trials", options.trials) or block.trials or DEFAULT_TRIALS,
+        (block.sampler or "tpe") if options.sampler is None else check_choice("--sampler", options.sampler, SAMPLERS),
+        (block.trials or DEFAULT_TRIALS)
+        if options.trials is None
+        else check_whole("--trials", options.trials, most=TRIALS),
         objectives,
         prune,
-        _search_seed(options.seed),
+        check_whole("--search-seed", options.seed or 0, 0, SEARCH_SEED),
         composer,
         tuple(words),
         declared_by(words, sweep.question, sweep.baseline),
@@ -262,14 +264,6 @@ def _check_values(composer: Composer, domains: Mapping[str, Domain]) -> None:
                 raise
             except ConfigError:
                 continue
-
-
-def _search_seed(given: int | None) -> int:
-    if given is not None and not 0 <= given <= SEARCH_SEED:
-        raise ConfigError(
-            f"--search-seed {shortened(given)} is not a whole number of at least 0 and at most {SEARCH_SEED}."
-        )
-    return given or 0
 
 
 def _domains(composer: Composer, sweep: SweepFile, block: SearchBlock, axes: Any) -> dict[str, Domain]:

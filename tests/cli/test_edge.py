@@ -173,7 +173,7 @@ def test_memory_is_refused_from_a_multiple_of_what_there_is(
 def test_a_benchmark_names_what_is_too_much(moe: Moe) -> None:
     """A device that is none, shapes without end or memory."""
     wrong = {
-        "layer --device foo": "--device foo is not one of: auto, cpu, cuda, cuda:N.",
+        "layer --device foo": "--device foo is not",
         "layer --tokens 16000000 --k 64 --experts 65536": "of memory, and this machine has",
         f"layer --tokens {','.join(['8'] * 40)} --experts {','.join(['8'] * 40)}": "1,600 shapes are too many",
         "step train.batch_size=16000000": "of memory are needed, and this machine has",
@@ -228,7 +228,7 @@ def test_two_signals_after_the_plan_end_with_the_way_on(
     monkeypatch.setattr("moe_cli.cli.views.print_head", send)
     result = moe(*words, *settings)
     assert 130 == result.exit_code
-    assert re.search(r"Continue it: moe train --resume gpt|The same command continues", result.stdout.splitlines()[-1])
+    assert re.search(r"moe train --resume gpt|The same command continues", result.stdout.splitlines()[-1])
     assert before == signal.getsignal(signal.SIGTERM)
 
 

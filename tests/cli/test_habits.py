@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from moe_cli.cli.app import app
 from moe_cli.config.build import names_of
 from moe_cli.config.folders import GROUPS
-from moe_cli.config.habits import HYDRA_OPTIONS, OTHER_NAMES
+from moe_cli.config.habits import HYDRA_OPTIONS, OTHER_NAMES, SHORT_OPTIONS
 from moe_cli.config.schema import RunConfig
 
 ADDED = "every setting exists already, so none is added with +. Write:"
@@ -115,7 +115,7 @@ def test_hydras_options_are_not_ours() -> None:
     from moe_cli.cli.completion import program
 
     ours = {option for command in program()["commands"].values() for option in command["options"]}
-    assert set() == ours & set(HYDRA_OPTIONS)
+    assert set() == ours & {*HYDRA_OPTIONS, *SHORT_OPTIONS}
 
 
 def test_home_folders_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

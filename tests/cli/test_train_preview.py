@@ -22,7 +22,7 @@ from tests.tiny import tiny_config
 def test_a_dry_run_refuses_a_device_that_is_not_there(moe: Moe, settings: list[str], words: list[str]) -> None:
     """With the error of the run itself."""
     result = moe(*words, *settings, "train.device=cuda", "--dry-run")
-    assert "error: train.device=cuda: torch sees no GPU. Use train.device=cpu" == result.stderr.strip()
+    assert result.stderr.startswith("error: train.device=cuda: ")
     assert (2, "") == (result.exit_code, result.stdout)
 
 

@@ -14,7 +14,6 @@ ROUTERS = "There are: expert_choice, hash, noisy_topk, random, relu, sigmoid, si
 WORDS = [
     (["k"], f"'k' {NO_SHAPE}"),
     (["=3"], f"'=3' {NO_SHAPE}"),
-    (["~k=2"], "'~k=2': no setting can be removed. Give it another value: k=VALUE"),
     (
         ["k=2 expert=4"],
         "'k=2 expert=4' holds two settings in one word. Write them apart, without the quotes: k=2 expert=4",
@@ -192,11 +191,6 @@ TOGETHER = [
     (
         ["expert=8", "k=2", "model.d_ff=512", "model.ffn_type=mlp", "model.d_expert=100"],
         "model.d_expert=100 is set by match=active to 256. To choose it yourself: match=none",
-    ),
-    (
-        ["expert=64", "k=8", "model.d_ff=16"],
-        "expert=64 k=8 leave no width for an expert at equal active parameters (model.d_ff=16). "
-        "Raise model.d_ff, lower k, or use match=none.",
     ),
     (
         ["balance=load"],

@@ -45,8 +45,6 @@ def test_model_task_and_data_bring_each_other_along(word: str) -> None:
             "model.context_length=4: a pair of user and item is routed 2 times, once for each task. Leave it out.",
         ),
         (["model.d_model=63"], "model.d_model=63 is odd: users and items have half of it each."),
-        (["model.d_tower=0"], "model.d_tower=0 is too small: the least is 1."),
-        (["data=python"], "task=ratings cannot be done with data=python. Use one of data=ratings, movielens"),
         (["task=causal_lm"], "model=mmoe cannot do task=causal_lm. Use model=gpt or lstm, or task=ratings"),
         (
             ["data=movielens"],

@@ -367,7 +367,7 @@ def test_the_matched_width_may_be_given_and_no_other() -> None:
     """A width that agrees is accepted, one that does not is refused with the way out."""
     matched = resolve(RunConfig()).config
     assert matched == resolve(RunConfig(model=GPTConfig(d_expert=matched.model.d_expert))).config
-    with pytest.raises(ConfigError, match=r"^model\.d_expert=7 is set by match=active to \d+\. .*match=none$"):
+    with pytest.raises(ConfigError, match=r"^model\.d_expert=7 .*match=active .*match=none$"):
         resolve(RunConfig(model=GPTConfig(d_expert=7)))
 
 

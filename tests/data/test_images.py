@@ -13,6 +13,7 @@ from moe_cli.config.data import FashionMnistConfig, ImageFolderConfig, PackagedI
 from moe_cli.data.images import Images, load_images, mean_and_std
 from moe_cli.data.load import data_notes
 from moe_cli.errors import ConfigError, DataError
+from tests.elided import Elided
 
 PIL = pytest.importorskip("PIL.Image")
 
@@ -137,7 +138,7 @@ def test_folders_of_splits(tmp_path: Path, given: tuple[str, ...]) -> None:
     for split in splits:
         assert np.array_equal(40 * split.labels, split.pixels[:, 3, 3, 0])
     for key in ("test_fraction", *(["val_fraction"] if "val" in given else [])):
-        with pytest.raises(DataError, match=rf"data.{key}=0.3 has no effect: file names in data.path"):
+        with pytest.raises(DataError, match=rf"data.{key}=0.3 has no effect"):
             load_images(ImageFolderConfig(path=str(tmp_path / "mine"), **{key: 0.3}), tmp_path / "cache")
 
 
@@ -147,9 +148,7 @@ def test_splits_among_classes_are_noted(tmp_path: Path) -> None:
     images = load_images(folder, tmp_path / "cache")
     assert ["other", "test", "train"] == images.meta["domains"]
     config = load_config(["model=vit", "data=image_folder", f"data.path={tmp_path / 'mine'}"]).config
-    assert ["test may be trained on: names give no splits, because other is named as no split"] == data_notes(
-        images, config
-    )
+    assert [Elided("test ... other ...")] == data_notes(images, config)
 
 
 def test_a_folder_has_a_class_for_each_sub_folder(tmp_path: Path) -> None:

@@ -216,10 +216,10 @@ def test_what_cannot_be_upcycled(text_file: Path, tmp_path: Path) -> None:
     of_chars = {"data": TextFilesConfig(path=str(other), tokenizer="chars", bpe_vocab=None)}
     dense = finish(tiny_config(text_file, expert=1, k=1, **of_chars), tmp_path)
     reader = tiny_config(text_file, **fits, train={"upcycle_from": dense.id})
-    with pytest.raises(ConfigError, match="reads other tokens: its data are text, chars"):
+    with pytest.raises(ConfigError, match="text, chars"):
         check_upcycle(reader, tmp_path)
     check_upcycle(replace(reader, **of_chars), tmp_path)
-    with pytest.raises(RunNotFound, match="no sweep, run or folder 'gpt-nothing'"):
+    with pytest.raises(RunNotFound, match="gpt-nothing"):
         check_upcycle(tiny_config(text_file, train={"upcycle_from": "gpt-nothing"}), tmp_path)
     with pytest.raises(ConfigError, match=r"train\.upcycle_from=latest means another run"):
         tiny_config(text_file, train={"upcycle_from": "latest"})

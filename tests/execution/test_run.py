@@ -649,7 +649,7 @@ def test_train_is_public(
     assert [tmp_path / "given" / "runs", tmp_path / "variable" / "runs"] == [quiet.path.parent, shown.path.parent]
     assert ["completed"] * 2 == [run.status()["status"] for run in (quiet, shown)]
     assert (4, 1, 2) == tuple(summary(quiet)[key] for key in ("expert", "k", "steps"))
-    assert ["seed is given more than once: the last one holds."] * 2 == [each.getMessage() for each in caplog.records]
+    assert ["seed"] * 2 == [record.getMessage().split()[0] for record in caplog.records]
     results = [{name: summary(run)[name] for name in ("val_loss", "val_bpb", "train_loss")} for run in (quiet, shown)]
     assert results[0] == results[1]
     assert "10001000" == (tmp_path / "said").read_text()
@@ -660,7 +660,7 @@ def test_train_is_public(
 def test_a_training_from_python_that_fails_says_why(tmp_path: Path, text_file: Path, progress: bool) -> None:
     """A failed training from Python raises the text that its process wrote, with and without progress."""
     words = ["data=text", f"data.path={text_file}", *TRAINED, "optim=sgd", "optim.lr=1e15"]
-    with pytest.raises(TrainingError, match=r"is (nan|inf).*\nSee: moe runs show"):
+    with pytest.raises(TrainingError, match=r"is (nan|inf).*\n.*moe runs show"):
         moe_cli.train(words, outputs=tmp_path, progress=progress)
 
 

@@ -181,8 +181,5 @@ def test_a_store_that_is_a_link_is_left_alone(
     (tmp_path / "outputs" / name).symlink_to(tmp_path / "elsewhere")
     run, recorder = begin(logged_config(text_file, "mlflow"), tmp_path / "outputs")
     tell(recorder, 1, 2)
-    assert (
-        f"log=mlflow failed and is switched off for this run; training continues: {tmp_path / 'outputs' / name} is a link"
-        in ("".join(capsys.readouterr()))
-    )
+    assert f"{tmp_path / 'outputs' / name} is a link" in "".join(capsys.readouterr())
     assert (["outputs"], 3) == (sorted(path.name for path in tmp_path.iterdir()), len(run.metrics()))

@@ -123,7 +123,7 @@ def test_names_of_no_or_several_runs_are_refused(tmp_path: Path) -> None:
         RunNotFound, match=rf"could be 2 runs: runs/{first.id} \(seed=1\), runs/{second.id} \(seed=2\)\."
     ):
         find_run(tmp_path, "gpt")
-    with pytest.raises(RunNotFound, match="no sweep, run or folder 'bert'"):
+    with pytest.raises(RunNotFound, match="'bert'"):
         find_run(tmp_path, "bert")
 
 

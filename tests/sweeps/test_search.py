@@ -202,7 +202,7 @@ def test_what_cannot_be_is_not_counted(tmp_path: Path) -> None:
     feed, pool = search(plan("expert=2,4", "k=1,3", trials=8, seed=1), tmp_path)
     aside = [trial for trial in feed.study.trials if trial.user_attrs.get("excluded") == "impossible"]
     assert aside
-    assert all("k=3 is more than expert=2" in trial.user_attrs["reason"] for trial in aside)
+    assert all("k=3 " in trial.user_attrs["reason"] for trial in aside)
     assert ["COMPLETE"] * 8 == states(feed)
     assert all(run.config().k <= run.config().expert for run in pool.started)
 

@@ -207,7 +207,6 @@ def test_a_window_of_the_models_length_side_by_side_is_the_default(folder: Path)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["eval.stride=0"], "eval.stride=0 is too small: the least is 1."),
         (
             ["eval.stride=129"],
             "eval.stride=129 is more than the 128 tokens of a validation window: some tokens would not be scored.",

@@ -140,7 +140,7 @@ def test_a_state_without_checksums_is_damaged(run: Run, name: str) -> None:
     path = newest(run) / "state.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({key: value for key, value in content.items() if key != name}))
-    with pytest.raises(CheckpointError, match=r"is damaged: state.json is not as it was written: it has"):
+    with pytest.raises(CheckpointError, match=r"is damaged: state\.json"):
         latest_checkpoint(run)
 
 
@@ -182,9 +182,7 @@ def test_a_run_without_a_checkpoint_is_refused(run: Run, tmp_path: Path) -> None
     assert f"{run.id} is complete, but its checkpoints are gone: put {run.path / 'checkpoints'} back." == what
     assert then.endswith(f"delete its summary.json, then: moe train --resume {run.id}")
     (run.path / "summary.json").unlink()
-    with pytest.raises(
-        CheckpointError, match=f"stopped before its first one. Continue it: moe train --resume {run.id}"
-    ):
+    with pytest.raises(CheckpointError, match=f"stopped before its first one.*moe train --resume {run.id}"):
         load_trained(run, tmp_path)
     again = run_one(run, tmp_path)
     assert (6, 6) == (latest_checkpoint(again).state["step"], (again.summary() or {})["steps"])

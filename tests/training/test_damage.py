@@ -164,5 +164,5 @@ def test_an_interrupted_command_says_what_is_there(
     monkeypatch.setattr("moe_cli.execution.run.run_one", stop)
     result = CliRunner().invoke(app, ["train", "--resume", str(run.path), "--outputs", str(tmp_path)])
     assert 130 == result.exit_code
-    assert f"stopped; {run.kept()}. Continue it: moe train --resume {run.id}" in result.output
+    assert f"stopped; {run.kept()}. " in result.output
     assert begun == ("is kept" in result.output)

@@ -117,7 +117,7 @@ def test_a_full_disk_is_reported(
             run_one(run, tmp_path, stop_at(5))
     what, then = str(caught.value).split("\n")
     assert what.endswith(f"step_0000000{filled}: No space left on device. {kept}.")
-    assert f"Free space, then: moe train --resume {run.id}" == then
+    assert then.endswith(f" moe train --resume {run.id}")
     assert ("interrupted", what) == (run.status()["status"], run.status()["reason"])
     assert [4] * (filled == 5) == [latest_checkpoint(run).state["step"] for _ in run.checkpoints()[:1]]
     assert_equal_runs(finish(config, tmp_path), run_one(run, tmp_path))

@@ -19,20 +19,12 @@ SETTINGS_ORDER, AGE_ORDER, OTHER_ORDER = 1, 90, 100
 def status_record(status: RunStatus) -> dict[str, Any]:
     """Returns a run as a record of `moe runs ls --json`."""
     return {
-        "run": status.run.id,
-        "sweep": status.run.sweep,
-        "status": status.status,
-        "reason": status.reason,
-        "step": status.step,
-        "steps": status.steps or None,
+        **status.record(),
         "val_bpb": status.val_bpb,
         "val_loss": status.val_loss,
         "tokens_per_second": status.tokens_per_second,
         "max_violation": status.max_violation,
         "dead_experts": status.dead_experts,
-        "created": status.created or None,
-        "tags": list(status.tags),
-        "path": str(status.run.path),
     }
 
 

@@ -7,7 +7,6 @@ from typing import Any
 from rich.text import Text
 
 from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
-from moe_cli.config.build import flatten_dict
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import MoeError
 from moe_cli.files.reading import number_in
@@ -39,35 +38,22 @@ BARS_WIDTH = 32
 
 def settings_of_run(run: Run) -> dict[str, Any]:
     """Returns the settings that lead to the configuration of a run, by their dotted names."""
-    from moe_cli.config.compose import load_config
-    from moe_cli.report.baseline import changed_settings
+    from moe_cli.config.compose import non_default_settings
+    from moe_cli.report.baseline import overrides_of_settings
     from moe_cli.report.load import flat_settings
 
     try:
-        found = changed_settings(flat_settings(run.config_dict()))
+        found = overrides_of_settings(flat_settings(run.config_dict()))
         return {**found, **({"seed": seed} if (seed := run.config_dict().get("seed")) else {})}
     except MoeError:  # it was made by another version
-        default = flatten_dict(load_config([], "config").config.to_dict())
-        return {
-            key: value
-            for key, value in flatten_dict(run.config_dict()).items()
-            if key not in default or default[key] != value
-        }
+        return non_default_settings(run.config_dict())
 
 
 def run_record(run: Run) -> dict[str, Any]:
     """Returns the content of `moe runs show` as a JSON object."""
     status, curve = read_status(run), validation_curve(run)
     return {
-        "run": run.id,
-        "sweep": run.sweep,
-        "path": str(run.path),
-        "status": status.status,
-        "reason": status.reason,
-        "created": status.created or None,
-        "step": status.step,
-        "steps": status.steps or None,
-        "tags": list(status.tags),
+        **status.record(),
         "settings": settings_of_run(run),
         "results": status.results or None,
         "curve": [{"step": int(step), curve.result: value} for step, value in curve.points],

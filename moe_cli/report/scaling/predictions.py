@@ -191,10 +191,8 @@ def _compute_ratio(found: Fit, theta: Array, sparse: Points) -> Array:
     """Computes the ratio of every sample and point by bisection of its logarithm."""
     with np.errstate(all="ignore"):
         wanted = found.law.log_loss(theta, sparse, found.normalisation)
-        low, high = (
-            np.full(wanted.shape, -math.log(MAX_COMPUTE_RATIO)),
-            np.full(wanted.shape, math.log(MAX_COMPUTE_RATIO)),
-        )
+        high = np.full(wanted.shape, math.log(MAX_COMPUTE_RATIO))
+        low = -high
         reached = _dense(found, theta, sparse, high) <= wanted
         for _ in range(50):
             middle = (low + high) / 2

@@ -1,0 +1,23 @@
+"""Expected messages of which a test asserts only a part."""
+
+import re
+
+
+class Elided:
+    """Equals every text that has the parts of `text` between `...`, and any words there.
+
+    The words that are left out stand in the test of the sentence, so that a change of wording changes one test.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __eq__(self, other: object) -> bool:
+        pattern = ".*".join(map(re.escape, self.text.split("...")))
+        return isinstance(other, str) and re.fullmatch(pattern, other, re.DOTALL) is not None
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return repr(self.text)
