@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -140,8 +141,10 @@ def make_moe(config: RunConfig, device: str, precision: str = "float32", compile
             method.weight * aux_loss for method, aux_loss in aux_losses.items()
         )
 
+    numbers = count()
+
     def update() -> None:
-        optimizers.step(0.5)
+        optimizers.step(next(numbers), 0.5)
         optimizers.zero_grad()
 
     return StepCandidate(count_params(model), partial(_step, model, loss, update, precision, device))

@@ -23,6 +23,7 @@ SPARSE_ONLY = (
     "model.shared_gate",
     "model.dispatch",
     "optim.skip_idle_experts",
+    "optim.expert_period",
     "launch.expert_parallel_size",
 )
 

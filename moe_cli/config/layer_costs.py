@@ -5,7 +5,7 @@ token, C capacity, S slots, D width.
 """
 
 import math
-from collections import Counter
+from collections.abc import Mapping
 
 from moe_cli.config.capacity import expert_capacity
 from moe_cli.config.routers import ExpertChoiceConfig, SoftConfig, gate_flops, gate_params, null_experts
@@ -104,35 +104,47 @@ def expert_shapes(config: RunConfig, width: int) -> list[tuple[int, int]]:
     return [(rows, config.model.d_model), (config.model.d_model, width)]
 
 
-def dense_matrices(config: RunConfig) -> Counter[tuple[int, int]]:
+def dense_matrices(config: RunConfig) -> dict[tuple[int, int], float]:
     """Counts the matrices of each shape that Muon orthogonalises in a dense layer."""
-    return Counter(expert_shapes(config, config.model.d_ff))
+    return add_matrices(*((1, {shape: 1}) for shape in expert_shapes(config, config.model.d_ff)))
 
 
-def sparse_matrices(config: RunConfig, d_expert: int, experts: int) -> Counter[tuple[int, int]]:
+def sparse_matrices(config: RunConfig, d_expert: int, experts: float) -> dict[tuple[int, int], float]:
     """Counts the matrices of each shape that Muon orthogonalises in a layer with this number of routed experts."""
-    matrices = Counter(expert_shapes(config, d_expert) * experts)
-    if config.model.shared_experts:
-        matrices.update(expert_shapes(config, config.model.shared_experts * d_expert))
-    return matrices
+    shared = config.model.shared_experts
+    return add_matrices(
+        *((experts, {shape: 1}) for shape in expert_shapes(config, d_expert)),
+        *((1, {shape: 1}) for shape in (expert_shapes(config, shared * d_expert) if shared else ())),
+    )
 
 
-def updated_experts(config: RunConfig) -> int:
-    """Returns the number of experts in a layer that a step updates; all, unless optim.skip_idle_experts is set.
+def add_matrices(*parts: tuple[float, Mapping[tuple[int, int], float]]) -> dict[tuple[int, int], float]:
+    """Returns the sum of numbers of matrices by shape, each part multiplied by its factor."""
+    total: dict[tuple[int, int], float] = {}
+    for factor, matrices in parts:
+        for shape, number in matrices.items():
+            total[shape] = total.get(shape, 0) + factor * number
+    return total
 
-    The load is taken as even.
+
+def updated_experts(config: RunConfig) -> float:
+    """Returns the mean number of experts in a layer that a step updates.
+
+    With optim.skip_idle_experts only the experts with assignments are, where the load is taken as even. Muon updates a
+    layer's experts in every `expert_period`-th step.
     """
-    if not config.optim.skip_idle_experts:
-        return config.expert
-    assigned = config.tokens_per_step * stack_input_fraction(config) * assignments_per_token(config)
-    return min(config.expert, math.ceil(assigned))
+    updated = config.expert
+    if config.optim.skip_idle_experts:
+        assigned = config.tokens_per_step * stack_input_fraction(config) * assignments_per_token(config)
+        updated = min(updated, math.ceil(assigned))
+    return updated / ((config.optim.expert_period or 1) if isinstance(config.optim, MuonConfig) else 1)
 
 
-def optimizer_flops(config: RunConfig, matrices: Counter[tuple[int, int]]) -> int:
-    """Returns the FLOPs of a step's matrix products: Muon's Newton-Schulz iterations; AdamW and SGD have none."""
+def optimizer_flops(config: RunConfig, matrices: Mapping[tuple[int, int], float]) -> int:
+    """Returns the mean FLOPs of a step's matrix products: Muon's Newton-Schulz iterations; AdamW and SGD have none."""
     if not isinstance(config.optim, MuonConfig):
         return 0
-    return sum(number * newton_schulz_flops(*shape) for shape, number in matrices.items())
+    return round(sum(number * newton_schulz_flops(*shape) for shape, number in matrices.items()))
 
 
 def newton_schulz_flops(rows: int, columns: int) -> int:

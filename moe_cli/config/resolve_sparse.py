@@ -27,10 +27,11 @@ from moe_cli.config.routers import (
     null_experts,
     sums_to_one,
 )
-from moe_cli.config.schema import DEFAULT_TOP_K, RunConfig
+from moe_cli.config.schema import DEFAULT_TOP_K, MuonConfig, RunConfig
 from moe_cli.config.settings import replace_group, replace_unchecked
 from moe_cli.errors import ConfigError
 
+MAX_EXPERT_PERIOD = 4
 # The routers whose choice a bias can move, for each method that learns one.
 ROUTERS_WITH_BIAS: dict[type, tuple[str, ...]] = {
     LossFreeBalance: ("topk", "switch", "noisy_topk", "sigmoid"),
@@ -45,6 +46,14 @@ def top_k(config: RunConfig) -> int:
     if config.k is not None and not isinstance(config.router, SoftConfig):
         return config.k
     return 1 if isinstance(config.router, SwitchConfig) else min(DEFAULT_TOP_K, config.expert)
+
+
+def default_expert_period(num_experts: int, top_k: int) -> int:
+    """Returns the steps in which an expert gets a quarter of the tokens of a step, at most MAX_EXPERT_PERIOD.
+
+    docs/benchmarks.md has the losses and times of other periods.
+    """
+    return max(1, min(MAX_EXPERT_PERIOD, num_experts // (4 * top_k)))
 
 
 def without_experts(config: RunConfig, notes: Notes, given_k: int | None) -> RunConfig:
@@ -64,6 +73,8 @@ def without_experts(config: RunConfig, notes: Notes, given_k: int | None) -> Run
         dispatch="auto",
     )
     config = replace_group(config, "optim", skip_idle_experts=False)
+    if isinstance(config.optim, MuonConfig):
+        config = replace_group(config, "optim", expert_period=1)
     config = replace_group(config, "launch", expert_parallel_size=1)
     return replace_unchecked(
         _evaluated_as_trained(config),
@@ -84,6 +95,8 @@ def resolve_sparse(config: RunConfig, notes: Notes, given_k: int | None) -> RunC
     uses_d_ff = len(config.sparse_layers) < config.model.num_layers or config.train.upcycle_from is not None
     if config.match == "none" and config.model.d_expert is not None and not uses_d_ff:
         notes.ignored("match=none leaves the width of experts to model.d_expert", "model.d_ff")
+    if isinstance(config.optim, MuonConfig) and config.optim.expert_period is None:
+        config = replace_group(config, "optim", expert_period=default_expert_period(config.expert, top_k(config)))
     config = _with_router(config, notes)
     if config.eval.k == config.k:  # before the test whether evaluation has another k
         config = replace_group(config, "eval", k=None)

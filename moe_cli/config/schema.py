@@ -116,11 +116,16 @@ class SGDConfig(OptimConfig):
 
 @dataclass(frozen=True)
 class MuonConfig(AdamConfig):
-    """Muon for matrices and stacked experts (`lr`), AdamW for embedding, head, gates and norms (`adam_lr`)."""
+    """Muon for matrices and stacked experts (`lr`), AdamW for embedding, head, gates and norms (`adam_lr`).
+
+    Attributes:
+        expert_period: steps between two updates of the same experts; None means that the number of experts decides.
+    """
 
     name: Literal["muon"] = "muon"
     adam_lr: float = setting(above=0)
     momentum: float = setting(fraction=True)
+    expert_period: int | None = setting(at_least=1, at_most=1024)
 
 
 @dataclass(frozen=True)

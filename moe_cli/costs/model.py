@@ -14,12 +14,12 @@ D width, F hidden width of an expert, E experts, K chosen, K' chosen experts tha
 """
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
 from moe_cli.config.layer_costs import (
     TRAINING_PASSES,
+    add_matrices,
     chosen_experts,
     computed_per_token,
     dense_matrices,
@@ -52,8 +52,9 @@ class Cost:
         num_expert_params: parameters of all routed experts.
         forward_flops_per_token: forward FLOPs of a token in training.
         model_flops_per_token: forward and backward FLOPs of a training token.
-        optimizer_flops_per_step: Muon's matrix products; 0 for AdamW and SGD. With optim.skip_idle_experts, those of
-            the experts with assignments at even load: all experts, unless a step has fewer assignments.
+        optimizer_flops_per_step: Muon's matrix products, the mean over steps; 0 for AdamW and SGD. With
+            optim.skip_idle_experts, those of the experts with assignments at even load: all experts, unless a step has
+            fewer assignments.
         tokens_per_step: tokens of an optimizer step.
         padding_flops_per_token: forward FLOPs of empty rows at even load; only `einsum` has them, because it computes C
             rows for every expert.
@@ -119,15 +120,13 @@ def estimate_cost(config: RunConfig, vocab_size: int) -> Cost:
     )
 
 
-def _matrices(config: RunConfig, sparse: int, backbone: Backbone, experts: int) -> Counter[tuple[int, int]]:
+def _matrices(config: RunConfig, sparse: int, backbone: Backbone, experts: float) -> dict[tuple[int, int], float]:
     """Counts the matrices of each shape that Muon orthogonalises, with `experts` updated experts per sparse layer."""
-    matrices = Counter(backbone.matrices)
-    for num_layers, in_layer in (
+    return add_matrices(
+        (1, backbone.matrices),
         (config.model.num_layers - sparse, dense_matrices(config)),
         (sparse, sparse_matrices(config, config.model.d_expert or 0, experts)),
-    ):
-        matrices.update({shape: num_layers * count for shape, count in in_layer.items()})
-    return matrices
+    )
 
 
 def _muon_params(config: RunConfig, sparse: int, backbone: Backbone) -> int:
@@ -135,7 +134,7 @@ def _muon_params(config: RunConfig, sparse: int, backbone: Backbone) -> int:
     if not isinstance(config.optim, MuonConfig):
         return 0
     matrices = _matrices(config, sparse, backbone, config.expert)
-    return sum(number * rows * columns for (rows, columns), number in matrices.items())
+    return round(sum(number * rows * columns for (rows, columns), number in matrices.items()))
 
 
 def _copies_per_param(config: RunConfig) -> int:

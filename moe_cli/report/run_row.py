@@ -10,6 +10,7 @@ from moe_cli.config.expressions import Expression
 from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.resolve import default_num_heads
+from moe_cli.config.resolve_sparse import default_expert_period
 from moe_cli.config.schema import EXECUTION_KEYS
 from moe_cli.files.reading import number_in
 from moe_cli.report import comparability
@@ -50,6 +51,7 @@ FOLLOWS: dict[str, Callable[[Settings], Value]] = {
     "model.num_heads": lambda row: default_num_heads(int(str(row["model.d_model"]))),
     "model.num_kv_heads": lambda row: row["model.num_heads"],
     "model.d_head": lambda row: int(str(row["model.d_model"])) // int(str(row["model.num_heads"])),
+    "optim.expert_period": lambda row: default_expert_period(int(str(row["expert"])), int(str(row["k"]))),
 }
 # The baseline unless a sweep or the user names another: the model without experts.
 DENSE: Mapping[str, Value] = {"expert": 1}

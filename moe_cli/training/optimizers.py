@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -69,41 +70,81 @@ class Muon(torch.optim.Optimizer):
     The last two dimensions of a weight are a matrix, leading dimensions a stack of matrices. Matrices of equal shape
     are orthogonalised together, experts of all layers included. The step is lr * sqrt(max(1, rows / columns)); weight
     decay is decoupled, as in AdamW. Inactive experts keep weights and momentum, and take no time.
+
+    The experts of a layer are updated in every `expert_period`-th step, the layers in turn, because orthogonalising all
+    experts would take longer than the rest of a step (block-periodic, as MuonBP, arXiv:2510.16981). Their momentum is
+    updated in every step, their step is sqrt(expert_period) times as long, and their weight decay expert_period times.
+
+    Args:
+        expert_layers: the stacked parameters of each layer with experts.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        expert_layers: Sequence[Sequence[Tensor]] = (),
+        expert_period: int = 1,
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.expert_period = expert_period
+        self._layer_of = {param: layer for layer, params in enumerate(expert_layers) for param in params}
 
     @torch.no_grad()
-    def step(self, closure: Any = None, active: ActiveExperts | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None, active: ActiveExperts | None = None, number: int = 0) -> None:  # type: ignore[override]
+        """Updates the weights in the step with this number, counted from 0."""
         assert closure is None
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[_Direction]] = defaultdict(list)
             for param in group["params"]:
                 if param.grad is not None:
                     runs = _contiguous_runs(param, (active or {}).get(param))
-                    if runs:
-                        by_shape[param.shape[-2:]] += self._nesterov(param, runs, group["momentum"])
-            for (rows, columns), updates in by_shape.items():
-                steps = orthogonalise(torch.cat([direction for _, direction in updates]))
+                    stacks = self._update_momentum(param, runs, group["momentum"])
+                    period = self.expert_period if param in self._layer_of else 1
+                    if stacks and (number - self._layer_of.get(param, 0)) % period == 0:
+                        by_shape[param.shape[-2:]] += _nesterov(param, stacks, group["momentum"], period)
+            for (rows, columns), directions in by_shape.items():
+                steps = orthogonalise(torch.cat([direction.matrices for direction in directions]))
                 scale = group["lr"] * math.sqrt(max(1, rows / columns))
-                sizes = [len(direction) for _, direction in updates]
-                for (weight, _), step in zip(updates, steps.split(sizes), strict=True):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.add_(_local_rows(step, weight), alpha=-scale)
+                sizes = [len(direction.matrices) for direction in directions]
+                for direction, step in zip(directions, steps.split(sizes), strict=True):
+                    weights, period = direction.weights, direction.period
+                    weights.mul_(1 - group["lr"] * group["weight_decay"] * period)
+                    weights.add_(_local_rows(step, weights), alpha=-scale * math.sqrt(period))
 
-    def _nesterov(self, param: Tensor, runs: list[slice], momentum: float) -> list[tuple[Tensor, Tensor]]:
-        """Updates the momentum of each run of matrices; returns the run's weights [N, R, C] and update direction."""
+    def _update_momentum(self, param: Tensor, runs: list[slice], momentum: float) -> list[tuple[Tensor, ...]]:
+        """Updates the momentum of each run of matrices; returns the run's weights, gradients and momentum [N, R, C]."""
         assert param.grad is not None
         state = self.state[param]
         if not state:
             state["momentum"] = torch.zeros_like(param)
-        weights, gradients, averages = (_as_stack(_local(tensor)) for tensor in (param, param.grad, state["momentum"]))
-        updates = [
-            (weights[run], gradients[run].lerp(averages[run].lerp_(gradients[run], 1 - momentum), momentum))
-            for run in runs
-        ]
-        return [(weight, _gather_rows(direction, param)) for weight, direction in updates]
+        stacks = [_as_stack(_local(tensor)) for tensor in (param, param.grad, state["momentum"])]
+        of_runs = [tuple(stack[run] for stack in stacks) for run in runs]
+        for _, gradients, averages in of_runs:
+            averages.lerp_(gradients, 1 - momentum)
+        return of_runs
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """The direction of an update, before it is orthogonalised, and the weights that it updates.
+
+    Attributes:
+        period: steps since the last update.
+    """
+
+    weights: Float[Tensor, "N R C"]
+    matrices: Float[Tensor, "N all C"]
+    period: int
+
+
+def _nesterov(param: Tensor, stacks: list[tuple[Tensor, ...]], momentum: float, period: int) -> list[_Direction]:
+    return [
+        _Direction(weights, _gather_rows(gradients.lerp(averages, momentum), param), period)
+        for weights, gradients, averages in stacks
+    ]
 
 
 class ExpertAdamW(torch.optim.Optimizer):
@@ -242,10 +283,13 @@ class Optimizers:
         self.experts = experts
         self._peak = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
-    def step(self, progress: float, load: Sequence[Int[Tensor, " E"]] = (), after: float | None = None) -> float:
+    def step(
+        self, number: int, progress: float, load: Sequence[Int[Tensor, " E"]] = (), after: float | None = None
+    ) -> float:
         """Applies one update; returns the factor of the schedule.
 
         Args:
+            number: number of the step, counted from 0.
             progress: fraction of the budget spent before this step, in [0, 1).
             load: for each sparse layer, the assignments to each expert in all batches of the step, before drops. With
                 optim.skip_idle_experts the experts without assignments are skipped. (An expert with assignments keeps
@@ -262,7 +306,9 @@ class Optimizers:
         for optimizer, peaks in zip(self.optimizers, self._peak, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            if isinstance(optimizer, Muon | ExpertAdamW | ExpertSGD):
+            if isinstance(optimizer, Muon):
+                optimizer.step(active=active, number=number)
+            elif isinstance(optimizer, ExpertAdamW | ExpertSGD):
                 optimizer.step(active=active)
             else:
                 optimizer.step()
@@ -302,11 +348,13 @@ class Optimizers:
 def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
     """Builds the optimizers of a model's parameters. Vectors have no weight decay."""
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    experts = [list(layer.experts.parameters()) for layer in moe_layers(model)] if config.skip_idle_experts else []
+    expert_layers = [list(layer.experts.parameters()) for layer in moe_layers(model)]
+    experts = expert_layers if config.skip_idle_experts else []
     if isinstance(config, MuonConfig):
         matrices = [param for name, param in named if _is_for_muon(name, param)]
         others = [param for name, param in named if not _is_for_muon(name, param)]
-        muon = Muon(matrices, config.lr, config.momentum, config.weight_decay)
+        period = config.expert_period or 1
+        muon = Muon(matrices, config.lr, config.momentum, config.weight_decay, expert_layers, period)
         return Optimizers(config, [muon, _adamw(config, config.adam_lr, others)], experts)
     stacked = [param for params in experts for param in params]
     rest = [param for _, param in named if all(param is not other for other in stacked)]

@@ -268,7 +268,8 @@ class Trainer:
         """
         elapsed = 0.0 if self.total_steps is not None else collectives.all_reduce_max(time.perf_counter() - started)
         after = self._budget_fraction(self.state.step + 1, self.state.seconds + elapsed)
-        lr_factor = self.optimizers.step(self.progress, self.distributed_model.local_counts(result.load), after)
+        load = self.distributed_model.local_counts(result.load)
+        lr_factor = self.optimizers.step(self.state.step, self.progress, load, after)
         self.optimizers.zero_grad()
         self._update_bias(result.load, result.probs)
         for layer, counts, num_tokens in zip(self.layers, result.load, result.num_tokens, strict=True):

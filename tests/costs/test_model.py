@@ -150,7 +150,7 @@ def test_parameters_and_state_equal_the_modules(name: str) -> None:
     costs = estimate_cost(config(name), V)
     assert costs.num_params == sum(param.numel() for param in model.parameters())
     with FlopCounterMode(display=False) as counter:
-        optimizers.step(0.5)
+        optimizers.step(0, 0.5)
     assert costs.optimizer_flops_per_step == counter.get_total_flops()
     tensors = [*model.parameters(), *(param.grad for param in model.parameters())]
     tensors += [value for key, value in optimizers.state_tensors().items() if not key.endswith(".step")]

@@ -170,7 +170,7 @@ def test_a_batch_is_learned_by_heart(tmp_path: Path, sparse: dict[str, Any]) -> 
     for _ in range(150):
         loss, _ = task.loss(model, batch)
         loss.backward()
-        optimizers.step(0.5)
+        optimizers.step(0, 0.5)
         optimizers.zero_grad()
     assert loss.item() < first / 20
 

@@ -52,7 +52,7 @@ def parts(text_file: Path) -> tuple[nn.Module, Optimizers]:
     optimizers = make_optimizers(config.optim, model)
     for param in model.parameters():
         param.grad = torch.ones_like(param)
-    optimizers.step(0.5)
+    optimizers.step(0, 0.5)
     return model, optimizers
 
 

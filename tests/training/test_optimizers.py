@@ -43,7 +43,7 @@ def stepped(start: dict[str, Tensor], config: Any, steps: int = 3) -> nn.Module:
     for step in range(steps):
         for number, param in enumerate(module.parameters()):
             param.grad = matrices(*param.shape, seed=10 * step + number)
-        optimizers.step(0.5)
+        optimizers.step(0, 0.5)
     return module
 
 
@@ -165,7 +165,7 @@ def learn(layer: MoELayer, optimizers: Optimizers, chosen: list[int], seed: int)
     for param in layer.experts.parameters():
         assert param.grad is not None
         param.grad[idle] = 0
-    optimizers.step(0.5, [torch.tensor([7 if expert in chosen else 0 for expert in range(5)])])
+    optimizers.step(0, 0.5, [torch.tensor([7 if expert in chosen else 0 for expert in range(5)])])
 
 
 def of_each_expert(layer: MoELayer, optimizers: Optimizers) -> list[dict[str, Tensor]]:
@@ -230,7 +230,7 @@ def test_a_chosen_expert_learns_though_its_gradient_is_zero(config: Any) -> None
     before = of_each_expert(layer, optimizers)[3]
     for param in layer.parameters():
         param.grad = torch.zeros_like(param)
-    optimizers.step(0.5, [torch.tensor([0, 0, 0, 1, 0])])
+    optimizers.step(0, 0.5, [torch.tensor([0, 0, 0, 1, 0])])
     after = of_each_expert(layer, optimizers)[3]
     assert not [name for name in before if torch.equal(before[name], after[name])]
 
@@ -290,7 +290,7 @@ def test_vectors_are_never_decayed(config: Any) -> None:
     for param in module.parameters():
         param.grad = torch.zeros_like(param)
     before = {name: param.detach().clone() for name, param in module.named_parameters()}
-    make_optimizers(config, module).step(0.5)
+    make_optimizers(config, module).step(0, 0.5)
     torch.testing.assert_close((1 - 0.5 * config.lr) * before["matrix"], module.get_parameter("matrix").detach())
     assert torch.equal(before["vector"], module.get_parameter("vector"))
 
@@ -330,7 +330,7 @@ def test_both_parts_follow_one_schedule() -> None:
     config = MuonConfig(lr=0.4, adam_lr=0.2, schedule="linear", warmup_fraction=0.0, min_lr_ratio=0.0)
     optimizers = make_optimizers(config, make_model(tiny_config(Path("text")), 11))
     for progress in (0.25, 0.75, 0.5):
-        assert 1 - progress == pytest.approx(optimizers.step(progress))
+        assert 1 - progress == pytest.approx(optimizers.step(0, progress))
         rates = [group["lr"] for part in optimizers.optimizers for group in part.param_groups]
         assert [0.4 * (1 - progress)] + 2 * [0.2 * (1 - progress)] == pytest.approx(rates)
 
@@ -344,7 +344,7 @@ def test_state_comes_back_from_tensors(config: Any) -> None:
     def step(optimizers: Optimizers, model: nn.Module, seed: int) -> None:
         for number, param in enumerate(model.parameters()):
             param.grad = matrices(*param.shape, seed=100 * seed + number).to(param.dtype)
-        optimizers.step(0.5, 2 * [torch.tensor([3, 0, seed - 1, 0])])
+        optimizers.step(0, 0.5, 2 * [torch.tensor([3, 0, seed - 1, 0])])
 
     step(first, models[0], 1)
     tensors = {name: value.clone() for name, value in first.state_tensors().items()}
