@@ -167,7 +167,7 @@ def _build_table(
         unfinished=_unfinished(rows, [part for part in on_rows if part.names <= unmeasured]),
         names=names,
         varying=varying,
-        all_varying=_varying(ordered, settings),
+        all_varying=varying if len(shown) == len(ordered) else _varying(ordered, settings),
         columns=make_columns(names, to_lowest) if names else usual,
         best=best_rows(shown),
         recommended=[] if query.by_run else _recommended(ordered, baseline, to_lowest),
