@@ -61,6 +61,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "accumulation": ({}, {"train": {"grad_accumulation": 2}}),
     "accumulation-both": (BOTH, {"train": {"grad_accumulation": 2}}),
     "sparse-updates": (EXPERTS, {"optim": AdamWConfig(lr=0.01, skip_idle_experts=True), "k": 1, "expert": 8}),
+    "in-turn-fsdp": (FSDP, {"optim": {"expert_period": 2}}),
+    "in-turn-both": (BOTH, {"optim": {"expert_period": 2}}),
     "capacity": ({}, {"capacity": 0.6, "optim": ADAMW}),
     "capacity-probability": (EXPERTS, {"capacity": 0.6, "drop": "probability", "renormalise_after_drop": True}),
     "capacity-causal": ({}, {"capacity": 0.6, "drop": "causal", "eval": {"stride": 5}}),

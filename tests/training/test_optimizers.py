@@ -222,6 +222,41 @@ def test_an_expert_learns_as_if_it_were_alone(name: str, shape: tuple[int, int])
     torch.testing.assert_close(torch.stack(list(alone)), stack, rtol=1e-6, atol=1e-6)
 
 
+def two_layers() -> list[nn.Parameter]:
+    """The stacked experts of two layers, and a matrix of no expert."""
+    return [nn.Parameter(matrices(*shape, seed=9)) for shape in ((3, 6, 4), (3, 6, 4), (6, 4))]
+
+
+def test_experts_of_layers_are_updated_in_turn() -> None:
+    """In step s the experts of layer s mod period move, and every other matrix."""
+    params = two_layers()
+    muon = Muon(params, 0.1, 0.9, 0.3, [params[:1], params[1:2]], expert_period=2)
+    for number in range(5):
+        before = [param.detach().clone() for param in params]
+        for param in params:
+            param.grad = torch.ones_like(param)
+        muon.step(number=number)
+        moved = [not torch.equal(old, new) for old, new in zip(before, params, strict=True)]
+        assert [number % 2 == 0, number % 2 == 1, True] == moved
+
+
+@pytest.mark.parametrize("period", [2, 4])
+def test_a_step_of_experts_in_turn_is_longer_by_the_root_of_the_period(period: int) -> None:
+    """The momentum is that of every step; the step is sqrt(period) times as long, the decay period times."""
+    lr, momentum, decay = 0.1, 0.9, 0.3
+    stack = nn.Parameter(matrices(3, 6, 4, seed=9))
+    muon = Muon([stack], lr, momentum, decay, [[stack]], period)
+    average, weights = torch.zeros_like(stack), stack.detach().clone()
+    for number in range(2 * period + 1):
+        stack.grad = matrices(3, 6, 4, seed=number)
+        average = average.lerp(stack.grad, 1 - momentum)
+        if number % period == 0:
+            direction = orthogonalise(stack.grad.lerp(average, momentum))
+            weights = weights * (1 - lr * decay * period) - lr * math.sqrt(period * 6 / 4) * direction
+        muon.step(number=number)
+    torch.testing.assert_close(weights, stack.detach(), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("config", SPARSE)
 def test_a_chosen_expert_learns_though_its_gradient_is_zero(config: Any) -> None:
     """Momentum and decay of a chosen expert go on when its gradient is zero."""

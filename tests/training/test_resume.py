@@ -157,6 +157,7 @@ def settings_of_every_kind() -> dict[str, dict[str, Any]]:
             f"{each.__name__} ema": {"optim": each(lr=0.01, ema_decay=0.9)}
             for each in (MuonConfig, AdamWConfig, SGDConfig)
         },
+        "experts in turn": {"optim": {"expert_period": 2}},
         "latent": {"model": {"kv_lora_rank": 6}},
         "gpt-2": {"model": {"norm": "layer", "position_encoding": "learned", "qk_norm": False, "init_std": 0.02}},
         "random drops": {"capacity": 0.7, "drop": "random", "renormalise_after_drop": True},
@@ -166,7 +167,7 @@ def settings_of_every_kind() -> dict[str, dict[str, Any]]:
 
 KINDS = settings_of_every_kind()
 # One that draws, one with a state of the router, one with an average of the weights.
-QUICK_KINDS = ("random drops", "relu", "MuonConfig ema")
+QUICK_KINDS = ("random drops", "relu", "MuonConfig ema", "experts in turn")
 
 
 @pytest.mark.parametrize(
