@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from moe_cli.api.inspect_runs import explain, report_table
     from moe_cli.api.sweep import sweep
     from moe_cli.api.train import train
+    from moe_cli.moe.balance import load_balancing_loss, router_z_loss
     from moe_cli.moe.layer import MoELayer, SparseExpertModel
     from moe_cli.report.load import load_runs
     from moe_cli.report.long_format import load_curves, load_routing
@@ -19,11 +20,13 @@ __all__ = [
     "MoELayer",
     "SparseExpertModel",
     "explain",
+    "load_balancing_loss",
     "load_curves",
     "load_routing",
     "load_runs",
     "recommend",
     "report_table",
+    "router_z_loss",
     "sweep",
     "train",
 ]
@@ -31,6 +34,8 @@ __all__ = [
 _LAZY_EXPORTS = {
     "MoELayer": "moe_cli.moe.layer",
     "SparseExpertModel": "moe_cli.moe.layer",
+    "load_balancing_loss": "moe_cli.moe.balance",
+    "router_z_loss": "moe_cli.moe.balance",
     "load_runs": "moe_cli.report.load",
     "load_curves": "moe_cli.report.long_format",
     "load_routing": "moe_cli.report.long_format",
@@ -48,3 +53,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_LAZY_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

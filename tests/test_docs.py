@@ -143,6 +143,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return prepare
 
 
+QUICK_PAGES = ("README", "docs/howto/train", "docs/reference/python")
+
+
 def cases() -> list[Any]:
     """Every page that has a block to run; the slow blocks of a page are a case of their own."""
     found = []
@@ -150,7 +153,7 @@ def cases() -> list[Any]:
         blocks = read_blocks(text)
         for slow in (False, True):
             if any(("slow" in block.hints) == slow for block in blocks):
-                marks = [pytest.mark.slow] if slow else []
+                marks = [] if page in QUICK_PAGES and not slow else [pytest.mark.slow]
                 found.append(pytest.param(page, slow, id=f"{page}{', slow' if slow else ''}", marks=marks))
     return found
 

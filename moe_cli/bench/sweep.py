@@ -19,7 +19,8 @@ from moe_cli.sweeps.plan import SweepPlan
 from moe_cli.sweeps.run_sweep import Execution, PreparedSweep, prepare, run_sweep
 from moe_cli.sweeps.search_space import SearchOptions, plan_words
 
-DEFAULT_WORDS = ("train=smoke", "expert=8")
+# A small model and a small validation split, so that a run is short and its overhead shows.
+DEFAULT_WORDS = ("train=smoke", "expert=8", "model.num_layers=2", "model.d_model=48", "data.val_fraction=0.01")
 DEFAULT_SEEDS = 16
 
 

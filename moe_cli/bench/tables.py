@@ -9,6 +9,7 @@ from moe_cli.bench.spread import Spread
 from moe_cli.bench.step import StepBenchmark
 from moe_cli.bench.sweep import SweepBenchmark
 from moe_cli.formatting import count, plural
+from moe_cli.report.render.line_wrap import wrap_lines
 
 
 def layer_heading(benchmark: LayerBenchmark) -> list[str]:
@@ -65,11 +66,9 @@ def step_table(benchmark: StepBenchmark) -> Table:
 
 
 def sweep_heading(benchmark: SweepBenchmark) -> list[str]:
-    """Returns the line above a table: the sweep."""
-    return [
-        f"{plural(benchmark.runs, 'run')} of {' '.join(benchmark.settings)}   {benchmark.jobs} at a time   "
-        f"{plural(len(benchmark.rounds), 'round')}"
-    ]
+    """Returns the lines above a table: the number of runs, and their settings."""
+    counts = (plural(benchmark.runs, "run"), f"{benchmark.jobs} at a time", plural(len(benchmark.rounds), "round"))
+    return ["   ".join(counts), *wrap_lines(" ".join(benchmark.settings), 80, indent="  ")]
 
 
 def sweep_table(benchmark: SweepBenchmark) -> Table:

@@ -126,7 +126,7 @@ def sweep(
         list[str] | None,
         typer.Argument(
             metavar="SETTING=VALUE",
-            help="The settings of the runs.  [default: train=smoke expert=8]",
+            help="The settings of the runs.  [default: train=smoke and a model of two layers with 8 experts]",
             show_default=False,
         ),
     ] = None,

@@ -1,6 +1,7 @@
 """The console of the commands, and its width."""
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -66,9 +67,34 @@ def _environment() -> Mapping[str, str]:
     return found
 
 
+# A line that is a command, after an indent or a label.
+_COMMAND = re.compile(r"(?P<before> *(?:next +)?)moe \S")
+# A word of a shell, with its quoted parts.
+_WORD = re.compile(r"(?:'[^']*'|\"[^\"]*\"|[^\s'\"])+")
+
+
 def print_lines(console: Console, lines: Sequence[Text]) -> None:
-    """Prints each text on one line, however long."""
+    """Prints each text on one line, however long; on a screen a command is continued between its words."""
+    if console.is_terminal:
+        lines = [part for line in lines for part in continued_command(line, console.width)]
     if console.is_terminal or console.color_system is not None:
         console.print(Text("\n").join(lines), soft_wrap=True, highlight=False)
     else:
         console.file.write("".join(f"{shown(line.plain)}\n" for line in lines))
+
+
+def continued_command(line: Text, width: int) -> list[Text]:
+    """Returns a command as lines that end in a backslash between its words, so that it can be read and pasted."""
+    command = _COMMAND.match(line.plain)
+    if command is None or line.cell_len <= width:
+        return [line]
+    indent = Text(" " * (len(command["before"]) + 2))
+    parts: list[Text] = []
+    start, end = 0, len(command["before"])
+    for word in _WORD.finditer(line.plain, end):
+        offset = len(indent) if parts else 0
+        if offset + word.end() - start > width - 2 and end > start + len(command["before"]) * (not parts):
+            parts.append((indent if parts else Text()) + line[start:end] + Text(" \\"))
+            start = word.start()
+        end = word.end()
+    return [*parts, (indent if parts else Text()) + line[start:end]]

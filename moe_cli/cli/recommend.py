@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 
 from moe_cli.cli.options import AsJson, Baseline, Outputs, Sweeps, Where, print_json
-from moe_cli.cli.terminal import echo
 
 AllowDifferent = Annotated[
     str | None,
@@ -30,7 +29,9 @@ def recommend(
         moe recommend sparsity
         moe recommend sparsity --baseline balance=none
     """
-    from moe_cli.cli.console import text_width
+    from rich.text import Text
+
+    from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.load import load_selection
     from moe_cli.report.recommend.looks import remember
@@ -49,5 +50,6 @@ def recommend(
     if as_json:
         print_json(found.to_dict())
     else:
-        echo(recommendation_text(found, text_width()))
+        console = Terminal()
+        print_lines(console, [Text(line) for line in recommendation_text(found, text_width(console)).split("\n")])
     remember(found.look)

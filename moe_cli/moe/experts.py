@@ -85,6 +85,10 @@ class Experts(nn.Module):
         self.w_in = nn.Parameter(torch.empty(num_experts, rows, d_in))
         self.w_out = nn.Parameter(torch.empty(num_experts, d_out, d_expert))
 
+    def extra_repr(self) -> str:
+        d_in, (_, d_out, d_expert) = self.w_in.shape[2], self.w_out.shape
+        return f"num_experts={self.num_experts}, {d_in} -> {d_expert} -> {d_out}, {self.ffn_type} {self.activation}"
+
     def reset_parameters(
         self, generator: torch.Generator | None = None, out_scale: float = 1.0, init_scale: float = 1.0
     ) -> None:

@@ -32,6 +32,10 @@ class LinearGate(nn.Module):
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
         return F.linear(x, self.weight.to(x.dtype))
 
+    def extra_repr(self) -> str:
+        num_experts, d_model = self.weight.shape
+        return f"d_model={d_model}, num_experts={num_experts}"
+
 
 class CosineGate(nn.Module):
     """Scores the cosine of the projected token and the expert's embedding, divided by a learned temperature.

@@ -92,6 +92,9 @@ class MoELayer(SparseLayer):
         self.causal = causal
         self.renormalise_after_drop = renormalise_after_drop
 
+    def extra_repr(self) -> str:
+        return f"top_k={self.top_k}, capacity_factor={self.capacity_factor}"
+
     def forward(
         self,
         x: Float[Tensor, "*batch D"],

@@ -170,7 +170,7 @@ def load_importances(paths: Iterable[str]) -> tuple[dict[str, dict[str, dict[str
     Also returns notes on searches whose importances are missing, so that the report can continue without them.
     """
     found, notes = {}, []
-    for folder in dict.fromkeys(Path(path).parent for path in paths):
+    for folder in map(Path, dict.fromkeys(os.path.dirname(path) for path in paths)):
         try:
             study = load_study(folder)
             if study is not None:

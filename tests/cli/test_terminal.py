@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.text import Text
 
 from moe_cli.cli import terminal
 from moe_cli.cli.app import app
-from moe_cli.cli.console import Terminal, print_lines, text_width
+from moe_cli.cli.console import Terminal, continued_command, print_lines, text_width
 from moe_cli.cli.terminal import READABLE, echo, echo_data, is_screen, screen_lines, shown
 from tests.report.folders import complete
 from tests.runner import CliRunner
@@ -276,3 +277,15 @@ def test_colours_are_readable_on_black_and_on_white(name: str) -> None:
     assert min(1.05 / (value + 0.05), (value + 0.05) / 0.05) > 4.45
     console = Terminal(color_system="256", force_terminal=True)
     assert READABLE[name] == (console.get_style(name).color or Color.default()).number
+
+
+@given(st.lists(st.sampled_from(["expert=8", "k=1,2", "--seeds", "5", "--where 'expert == 1 or k != 1'", "a" * 30])))
+def test_a_command_is_continued_between_its_words(words: list[str]) -> None:
+    """A shell reads the same words; every line fits if its words do; a sentence stays as it is."""
+    line = "  next         " + " ".join(["moe sweep", *words])
+    parts = [part.plain for part in continued_command(Text(line), 60)]
+    read = [word for word in shlex.split("\n".join(parts)) if word.strip()]
+    assert shlex.split(line) == read
+    assert all(len(part) <= 60 for part in parts)
+    assert all(part.endswith(" \\") for part in parts[:-1])
+    assert [Text("word " * 30)] == continued_command(Text("word " * 30), 60)

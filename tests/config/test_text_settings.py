@@ -84,7 +84,7 @@ def test_a_sweep_and_a_search_keep_text(written: str, tmp_path: Path) -> None:
     assert [written, "b"] == [each["data.field"] for each in block.settings()]
 
 
-@pytest.mark.parametrize("written", ["2024_01", "010", "1e3", "nan", "on"])
+@pytest.mark.parametrize("written", ["2024_01", "on"])
 def test_files_of_conf_keep_text(written: str, tmp_path: Path) -> None:
     """A group's file, an experiment and an executor."""
     for folder in ("data", "experiment", "executor"):

@@ -391,3 +391,10 @@ def test_sparse_expert_model_refuses_an_impossible_k(k: int) -> None:
     """k must be between 1 and num_experts."""
     with pytest.raises(ConfigError, match=rf"^top_k={k} must be between 1 and num_experts=6\.$"):
         SparseExpertModel(E, D, 3, k)
+
+
+def test_the_representation_names_the_sizes() -> None:
+    """Numbers of experts, widths and K are printed, as torch does for its own layers."""
+    text = repr(MoELayer(d_model=16, num_experts=4, top_k=2, d_expert=32))
+    for part in ("top_k=2, capacity_factor=None", "LinearGate(d_model=16, num_experts=4)", "16 -> 32 -> 16, glu silu"):
+        assert part in text

@@ -235,7 +235,9 @@ def test_globs_on_the_line() -> None:
     assert found == [f"balance={name}" for name in Composer().choices("balance") if name[0] not in "ls"]
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("sparsity", "isoflop") else pytest.mark.slow) for name in GRIDS]
+)
 def test_every_preset_of_every_sweep_can_be_planned(name: str) -> None:
     """Points that can be run, none lost but those that no router allows; and other sizes than a laptop's."""
     default = plan_sweep([name])

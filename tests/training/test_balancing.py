@@ -186,6 +186,7 @@ def again(forward: Any, calls: list[int]) -> Any:
 
 
 @BIASES
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_evaluation_counts_nothing(text_file: Path, tmp_path: Path, balance: BalanceConfig) -> None:
     """A look at the validation text moves no bias, and a run with many looks is the run with none."""
     ended = []

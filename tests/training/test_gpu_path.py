@@ -21,7 +21,7 @@ from moe_cli.training.optimizers import make_optimizers
 from moe_cli.training.trainer import Trainer
 from tests.pretended_device import CUDA, WrongDevice, pretended_cuda
 from tests.tiny import TINY, tiny_config, tiny_task
-from tests.training.test_resume import KINDS, STATELESS
+from tests.training.test_resume import KINDS, QUICK_KINDS
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 BERT: dict[str, Any] = TINY["bert"]
@@ -154,7 +154,8 @@ def test_a_read_is_counted_once(read: Callable[[Tensor], Any], name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow) if case in STATELESS[1:] else case for case in CASES]
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow) if case in KINDS.keys() - QUICK_KINDS else case for case in CASES],
 )
 def test_every_kind_trains_and_evaluates_on_one_device(case: str, text_file: Path, tmp_path: Path) -> None:
     """A step of every model, router, balance, optimizer and back end mixes no devices and reads twice; so an evaluation."""

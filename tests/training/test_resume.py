@@ -82,12 +82,17 @@ def stop_at(step: int) -> Any:
         ({"router": TopKConfig(), "balance": LossFreeBalance(), "optim": AdamWConfig(lr=0.01)}, 5),
         ({"router": SwitchConfig(jitter=0.1), "k": 1, "balance": LossFreeBalance()}, 1),
         ({"router": TopKConfig(), "balance": QUANTILE_AND_GLOBAL}, 3),
-        ({"expert": 1, "k": 1, "optim": AdamWConfig(lr=0.01)}, 4),
-        ({**TINY["bert"], "model": replace(TINY["bert"]["model"], dropout=0.1)}, 5),
-        ({**TINY["vit"], "model": replace(TINY["vit"]["model"], dropout=0.1)}, 5),
-        ({**TINY["mmoe"], "model": replace(TINY["mmoe"]["model"], dropout=0.1)}, 5),
-        ({**TINY["lstm"], "model": replace(TINY["lstm"]["model"], dropout=0.1)}, 3),
-        ({**TINY["t5"], "model": replace(TINY["t5"]["model"], dropout=0.1)}, 4),
+        *(
+            pytest.param({**TINY[name], "model": replace(TINY[name]["model"], dropout=0.1)}, stop, marks=marks, id=name)
+            for name, stop, marks in (
+                ("bert", 5, pytest.mark.slow),
+                ("vit", 5, pytest.mark.slow),
+                ("mmoe", 5, ()),
+                ("lstm", 3, pytest.mark.slow),
+                ("t5", 4, pytest.mark.slow),
+            )
+        ),
+        pytest.param({"expert": 1, "k": 1, "optim": AdamWConfig(lr=0.01)}, 4, marks=pytest.mark.slow, id="dense"),
         ({**FEW_CHOSEN, "optim": AdamWConfig(lr=0.01, weight_decay=0.1, skip_idle_experts=True)}, 4),
         ({**FEW_CHOSEN, "optim": MuonConfig(lr=0.03, weight_decay=0.1, skip_idle_experts=True)}, 5),
     ],
@@ -160,24 +165,12 @@ def settings_of_every_kind() -> dict[str, dict[str, Any]]:
 
 
 KINDS = settings_of_every_kind()
-# They keep no state of their own, and draw nothing.
-STATELESS = (
-    "topk",
-    "sigmoid",
-    "null experts",
-    "cosine",
-    "importance",
-    "z",
-    "entropy",
-    "mutual_information",
-    "SwitchBalance",
-    "latent",
-    "gpt-2",
-)
+# One that draws, one with a state of the router, one with an average of the weights.
+QUICK_KINDS = ("random drops", "relu", "MuonConfig ema")
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in STATELESS else kind for kind in KINDS]
+    "kind", [kind if kind in QUICK_KINDS else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 )
 def test_every_kind_goes_on_exactly(text_file: Path, tmp_path: Path, kind: str) -> None:
     """Stopped after three steps and resumed, a run of each kind equals the undisturbed one bit for bit."""

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -24,6 +25,8 @@ from moe_cli.report.table import ReportTable
 LINE_WIDTH = 10_000  # lines are the page's to wrap
 MAX_UNFINISHED = 100
 MAX_TEXT_LENGTH = 300
+# Beyond so many varying settings, the legend leaves out the values that most rows have.
+MAX_VARYING = 3
 # The quantities of the axes, see `moe_cli.metrics`.
 QUANTITIES = (
     "sparsity",
@@ -129,6 +132,7 @@ def _rows(
             {
                 "index": index,
                 "label": label,
+                "short_label": short_label(table, row)[:MAX_TEXT_LENGTH],
                 "cells": cells,
                 "sort_keys": [_sort_key(row, column) for column in columns],
                 "best": mark in (BEST, RECOMMENDED),
@@ -143,6 +147,13 @@ def _rows(
             }
         )
     return content
+
+
+def short_label(table: ReportTable, row: Configuration) -> str:
+    """Returns the label without settings that have the value of most rows; the whole label where few settings vary."""
+    common = {name: Counter(each.get(name) for each in table.rows).most_common(1)[0][0] for name in table.varying}
+    names = [name for name in table.varying if name in ("expert", "k") or row.get(name) != common[name]]
+    return table.label(row, names) if len(table.varying) > MAX_VARYING and names else table.label(row)
 
 
 def _run(run: Configuration, columns: Sequence[Column]) -> dict[str, Any]:

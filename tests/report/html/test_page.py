@@ -58,6 +58,19 @@ def test_the_answer_comes_before_the_costs(swept: Path) -> None:
     assert ["params", "val_bpb"] == [column["name"] for column in named["columns"]]
 
 
+def test_the_legend_leaves_out_what_most_rows_have(tmp_path: Path) -> None:
+    """With many varying settings a chip names the experts and what is unusual; short labels tell all rows apart."""
+    for index, settings in enumerate(
+        ({}, {"optim.lr": 0.1}, {"optim.warmup_fraction": 0.5}, {"optim.weight_decay": 0.3})
+    ):
+        complete(tmp_path / "o", 2.0 + index / 10, expert=4 if index else 8, **settings)
+    page_of(tmp_path / "o", tmp_path / "page.html")
+    rows = content_of((tmp_path / "page.html").read_text())["rows"]
+    short = [row["short_label"] for row in rows]
+    assert len(set(short)) == len(rows)
+    assert all(len(name) < len(row["label"]) for name, row in zip(short, rows, strict=True))
+
+
 def test_sparsity_intervals_and_front_are_there_to_be_drawn(swept: Path) -> None:
     """For each row sparsity 1 - k / E, FLOPs, the half-width of the interval, and whether it is on the front."""
     rows = content_of((swept / "page.html").read_text())["rows"]

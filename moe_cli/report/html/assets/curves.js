@@ -1,14 +1,14 @@
 // Learning curves: a line for each configuration (the mean over seeds), thin lines for seeds, and a cursor.
 function legend(host, rows) {
   host.replaceChildren(...rows.map(row => el("button", { type: "button", class: colour_class(row.index),
-    "data-row": row.index, "aria-pressed": String(!state.hidden.has(row.index)),
+    "data-row": row.index, title: row.label, "aria-pressed": String(!state.hidden.has(row.index)),
     onclick: event => {
       state.hidden.has(row.index) ? state.hidden.delete(row.index) : state.hidden.add(row.index);
       const place = event.currentTarget.dataset.row;
       notify();
       const button = host.querySelector(`[data-row="${place}"]`);
       if (button) button.focus();
-    } }, el("span", { class: "swatch" }), row.label)));
+    } }, el("span", { class: "swatch" }), row.short_label)));
 }
 
 // Points of a run: [x, y] in order; x by steps, tokens or FLOPs.
