@@ -1,12 +1,12 @@
-"""Expected messages of which a test asserts only a part."""
+"""Messages that a test asserts in part."""
 
 import re
 
 
 class Elided:
-    """Equals every text that has the parts of `text` between `...`, and any words there.
+    """Equals every text that has the parts of `text`, with any words at each `...`.
 
-    The words that are left out stand in the test of the sentence, so that a change of wording changes one test.
+    Only the test of the sentence itself has all its words, so that a new wording changes one test.
     """
 
     def __init__(self, text: str) -> None:

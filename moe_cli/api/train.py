@@ -67,8 +67,8 @@ def train(
     discard(outdated([run], force=force, code=False), folder)
     run = open_or_create_run(folder, "runs", config)
     if progress:
-        words = ["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder)]
-        code = _run([*words, *(["--force-memory"] if force_memory else [])], None)
+        arguments = ["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder)]
+        code = _run([*arguments, *(["--force-memory"] if force_memory else [])], None)
     else:
         code = _run(["-m", "moe_cli.execution.worker", str(run.path), str(folder)], run.path / "log.txt")
     if run.summary() is None:
@@ -76,9 +76,9 @@ def train(
     return run
 
 
-def _run(words: Sequence[str], log: Path | None) -> int:
+def _run(arguments: Sequence[str], log: Path | None) -> int:
     """Runs `python WORDS` and returns its exit code. Its output goes to the log, or to this process's output."""
-    command = [sys.executable, *words]
+    command = [sys.executable, *arguments]
     if log is not None:
         environment = {**os.environ, PARENT_PID_ENV: str(os.getpid())}
         with append(log) as file:

@@ -60,15 +60,15 @@ ERRORS_OF_PATHS = (
 class Group(HelpGroup):
     """Prints errors in one to three lines. A group, and not main(), does so that tests of the app see them too."""
 
-    # The words of the command line.
-    words: tuple[str, ...] = ()
+    # The arguments of the command line.
+    arguments: tuple[str, ...] = ()
 
     def make_context(self, info_name: Any, args: list[str], *others: Any, **options: Any) -> Any:
-        self.words = tuple(args)
+        self.arguments = tuple(args)
         try:
             return super().make_context(info_name, args, *others, **options)
         except UsageError as error:
-            _print_usage(error, self.words)
+            _print_usage(error, self.arguments)
             raise typer.Exit(2) from None
         except OSError as error:  # of the help
             raise typer.Exit(_print_system(error)) from None
@@ -85,7 +85,7 @@ class Group(HelpGroup):
             _check_folder()
             return super().invoke(ctx)
         except UsageError as error:
-            _print_usage(error, self.words)
+            _print_usage(error, self.arguments)
             raise typer.Exit(2) from None
         except MoeError as error:
             if not _is_reported_by_another_rank(error):
@@ -126,12 +126,12 @@ OPTIONS_ELSEWHERE = {
 }
 
 
-def _print_usage(error: Any, words: Sequence[str]) -> None:
+def _print_usage(error: Any, arguments: Sequence[str]) -> None:
     """Prints the error of an option or an argument; for a command without arguments, its help."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return
-    if hint := _option_hint(error, words):
+    if hint := _option_hint(error, arguments):
         return echo_error("error", hint)
     message = " ".join(error.format_message().split())
     for pattern, replacement in PARSER_WORDS:
@@ -141,7 +141,7 @@ def _print_usage(error: Any, words: Sequence[str]) -> None:
     echo(f"See: {command} -h", err=True)
 
 
-def _option_hint(error: Any, words: Sequence[str]) -> str | None:
+def _option_hint(error: Any, arguments: Sequence[str]) -> str | None:
     """Returns what to type instead of an option of Hydra, or of a setting with dashes; None for other errors."""
     option = str(getattr(error, "option_name", ""))
     if option in OPTIONS_ELSEWHERE:
@@ -151,11 +151,15 @@ def _option_hint(error: Any, words: Sequence[str]) -> str | None:
         return None
     from moe_cli.config.habits import explain_option
 
-    index, typed = next(((i, word) for i, word in enumerate(words) if word.startswith(option)), (len(words), option))
+    index, typed = next(
+        ((i, word) for i, word in enumerate(arguments) if word.startswith(option)), (len(arguments), option)
+    )
     name, equals, value = typed.partition("=")
-    following = words[index + 1] if index + 1 < len(words) and not words[index + 1].startswith("-") else "VALUE"
+    following = (
+        arguments[index + 1] if index + 1 < len(arguments) and not arguments[index + 1].startswith("-") else "VALUE"
+    )
     if name in ("-m", "--multirun"):
-        following = " ".join(word for word in words[1:] if not word.startswith("-")) or "expert=1,8"
+        following = " ".join(word for word in arguments[1:] if not word.startswith("-")) or "expert=1,8"
     return explain_option(name, value if equals else following) or explain_option(option)
 
 

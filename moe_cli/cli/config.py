@@ -45,19 +45,21 @@ def config(
         if overrides or diff:
             raise ConfigError("--groups lists every choice. Leave settings and --diff out.")
         return _print_groups(config_dir, as_json)
-    keys, words = _split_keys(overrides or [])
+    keys, settings = _split_keys(overrides or [])
     if keys:
         if diff:
             raise ConfigError(f"--diff compares a whole configuration. Leave {' and '.join(keys)} out, or --diff.")
-        return _explain(keys, words, config_dir, as_json)
-    _print_config(words, diff, outputs, config_dir, as_json)
+        return _explain(keys, settings, config_dir, as_json)
+    _print_config(settings, diff, outputs, config_dir, as_json)
 
 
-def _print_config(words: list[str], diff: bool, outputs: Path | None, config_dir: Path | None, as_json: bool) -> None:
+def _print_config(
+    settings: list[str], diff: bool, outputs: Path | None, config_dir: Path | None, as_json: bool
+) -> None:
     from moe_cli.config.compose import load_config, non_default_settings
     from moe_cli.runs.folder import outputs_folder
 
-    resolved = load_config(words, "config", config_dir)
+    resolved = load_config(settings, "config", config_dir)
     print_notes(resolved.notes)
     tree = resolved.config.to_dict()
     if diff:
@@ -97,19 +99,19 @@ def _print_groups(config_dir: Path | None, as_json: bool) -> None:
         )
 
 
-def _split_keys(words: list[str]) -> tuple[list[str], list[str]]:
-    """Returns the words that name a setting or a group to explain, and the others."""
+def _split_keys(settings: list[str]) -> tuple[list[str], list[str]]:
+    """Splits arguments into settings or groups to explain, and overrides."""
     from moe_cli.config.build import names_of
     from moe_cli.config.folders import GROUPS
     from moe_cli.config.schema import RunConfig
 
     known = {*names_of(RunConfig), *GROUPS}
-    plain = [word for word in words if "=" not in word and word[:1] not in "~+-"]
+    plain = [word for word in settings if "=" not in word and word[:1] not in "~+-"]
     keys = [word for word in plain if word in known or not Path(word).exists()]
-    return keys, [word for word in words if word not in keys]
+    return keys, [word for word in settings if word not in keys]
 
 
-def _explain(keys: list[str], words: list[str], config_dir: Path | None, as_json: bool) -> None:
+def _explain(keys: list[str], settings: list[str], config_dir: Path | None, as_json: bool) -> None:
     from dataclasses import asdict
 
     from moe_cli.config.axes import single_values
@@ -118,7 +120,7 @@ def _explain(keys: list[str], words: list[str], config_dir: Path | None, as_json
     from moe_cli.config.overrides import parse_overrides
     from moe_cli.config.reference import explain_setting
 
-    composer, values = Composer(config_dir), single_values(parse_overrides(words), "config")
+    composer, values = Composer(config_dir), single_values(parse_overrides(settings), "config")
     if as_json:
         print_json([asdict(explain_setting(composer, key, values)) for key in keys])
         return

@@ -1,4 +1,4 @@
-"""The console that commands print with, and how wide it is."""
+"""The console of the commands, and its width."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from rich.theme import Theme
 
 from moe_cli.cli.terminal import READABLE, end_unread, is_harmless, is_screen, shown
 
-# Narrower than this nothing can be read; wider, lines are only padded.
+# Limits of the width of a console: narrower ones are unreadable, and in wider ones lines are only padded.
 MIN_WIDTH, MAX_WIDTH = 20, 1000
 PIPED_WIDTH = 120
 
@@ -52,7 +52,7 @@ class Terminal(Console):
 
 
 def text_width(console: Console | None = None) -> int:
-    """Columns to write in: those of the screen or of COLUMNS, or 120 where the output is piped."""
+    """Returns the width of the output: that of the screen or of COLUMNS, or 120 if the output is piped."""
     console = Terminal() if console is None else console
     return console.width if console.is_terminal or "COLUMNS" in _environment() else PIPED_WIDTH
 

@@ -22,7 +22,7 @@ WINDOWS = ("context_length", "stride")
 SPLITS = {"validation": "val", "test": "test"}
 Split = Annotated[str, typer.Option("--split", metavar="validation|test", help="Split to evaluate.")]
 Domains = Annotated[
-    bool, typer.Option("--domains", help="Print the loss of each domain too; of images, of each class.")
+    bool, typer.Option("--domains", help="Also print the loss of each domain, or of each class of images.")
 ]
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # The families that read a text without changes.
 EXPLAINABLE_MODELS = ("gpt", "bert", "lstm")
 MAX_TOKENS = 16_384
-# Of a page's tokens, those that a browser without scripts shows.
+# The number of tokens of a page that a browser without scripts shows.
 MAX_NOSCRIPT_TOKENS = 1024
 COMMAND = "moe explain"
 
@@ -105,8 +105,8 @@ def _read(text: str) -> str:
     """Returns the text to explain. Raises ConfigError if it is empty or not UTF-8."""
     where = "TEXT"
     if text == "-":
-        where, given = "standard input", sys.stdin.buffer.read()
-        text = given.decode("utf-8", errors="surrogateescape")
+        where, content = "standard input", sys.stdin.buffer.read()
+        text = content.decode("utf-8", errors="surrogateescape")
     check_text(where, text)
     return text
 
@@ -138,11 +138,11 @@ def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
                 f"'{word}' is no setting. A text of several words stands in quotes: {COMMAND} RUN \"...\""
             )
     values = eval_overrides(config, overrides)
-    for name, given in values.items():
-        if len(given) > 1:
-            raise ConfigError(f"eval.{name} has {len(given)} values: {COMMAND} takes one.")
+    for name, found in values.items():
+        if len(found) > 1:
+            raise ConfigError(f"eval.{name} has {len(found)} values: {COMMAND} takes one.")
     windows = {"context_length": None, "stride": None}
-    return eval_config(config, **windows, **{name: given[0] for name, given in values.items()})
+    return eval_config(config, **windows, **{name: found[0] for name, found in values.items()})
 
 
 def _print_result(result: "ExplainResult", page: Path | None, as_json: bool) -> None:

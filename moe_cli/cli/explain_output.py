@@ -1,4 +1,4 @@
-"""An explained text in words and as lines for a terminal: its tokens in columns, the experts of each below it.
+"""Formats an explained text as sentences and as lines for a terminal: tokens in columns, their experts below them.
 
 Colour only repeats the expert's number. Layers and experts are counted from 1.
 """
@@ -29,13 +29,13 @@ GAP = " "
 SEPARATOR = "sep"
 SHOWN = ("max_violation", "routing_entropy", "dropped_fraction")
 RULES = {
-    "soft": "Nothing is chosen: every expert works on mixtures of all tokens, and a weight is its share in the answer.",
-    "expert_choice": "Each expert takes the tokens that suit it best: a token may have many, or none.",
-    "relu": "As many experts answer as have a score above zero; weights need not sum to 1.",
-    "hash": "A fixed table says who answers for a token; only the weights can be learned.",
+    "soft": "No expert is chosen: all process mixtures of all tokens, and a weight is a share of the output.",
+    "expert_choice": "Each expert chooses its tokens with the highest scores: a token may have many experts, or none.",
+    "relu": "All experts with a score above zero are used; their weights need not sum to 1.",
+    "hash": "A fixed table assigns experts to tokens; only the weights can be learned.",
     "random": "Experts are drawn at random, here from a fixed seed.",
 }
-# Those in which a token has not exactly K experts.
+# Routers with which a token may have more or fewer than K experts.
 UNEVEN = ("soft", "expert_choice", "relu")
 
 
@@ -83,7 +83,7 @@ def explained_lines(result: ExplainResult, width: int, ascii_only: bool = False,
         most: tokens to show, from the first; None means all.
     """
     lines = [*wrap(title(result), width, "bold")]
-    reading = "Under each token its experts, the strongest first, and the weight of each one's answer."
+    reading = "Under each token its experts, the strongest first, and the weight of each output."
     for sentence in [*sentences(result), reading]:
         lines += wrap(sentence, width, "dim")
     lines += _text(result, width, ascii_only, most)
@@ -110,7 +110,7 @@ def sentences(result: ExplainResult) -> list[str]:
     seen = "itself and those before it" if model.causal else "the whole text, unmasked"
     lines = [
         f"{'One forward pass' if passes == 1 else f'{passes} forward passes'} of this checkpoint as at evaluation "
-        f"({_routed(result)}): what the router did, not why. Each token saw {seen}."
+        f"({_routed(result)}). It shows the choices of the router, not their causes. Each token saw {seen}."
     ]
     if passes > 1:
         lines.append(
@@ -118,13 +118,13 @@ def sentences(result: ExplainResult) -> list[str]:
         )
     if not result.found.tokens[0].part:
         lines.append(
-            f"In training documents were kept apart: {SEPARATOR} stands before the text, as before each of them."
+            f"In training, documents were kept separate: {SEPARATOR} stands before the text, as before each of them."
         )
     if result.router in RULES:
         lines.append(RULES[result.router])
     lines += _layers(result)
     if any(not choice.kept for layer in result.layers for choices in layer.choices for choice in choices):
-        lines.append("An expert with an x had no room: dropped, the token goes on without its answer.")
+        lines.append("x marks a dropped assignment: the expert was full, and the token gets no output of it.")
     return lines
 
 
@@ -133,9 +133,9 @@ def _routed(result: ExplainResult) -> str:
     capacity = result.policy.capacity
     if result.router == "soft":
         return "router soft"
-    if result.router == "expert_choice":  # where nothing else is said the experts have the room they had in training
+    if result.router == "expert_choice":  # without eval.capacity, the capacity is that of training
         return f"router expert_choice, k={result.k} on average, capacity {capacity or result.config.capacity or 1:g}"
-    limit = "dropless" if capacity is None else f"room for {capacity:g} of a fair share in each expert"
+    limit = "dropless" if capacity is None else f"capacity {capacity:g}"
     return f"router {result.router}, k={result.k}{' aimed at' if result.router == 'relu' else ''}, {limit}"
 
 
@@ -284,7 +284,7 @@ def _text(result: ExplainResult, width: int, ascii_only: bool, most_tokens: int 
     left = max(len(choices) for layer in result.layers for choices in layer.choices) - most
     if left > 0:
         more = "--layer 1 shows more" if result.shown is None else "--json has all"
-        lines += [Text(), *wrap(f"Of each token up to {left} weaker experts are left out: {more}.", width, "dim")]
+        lines += [Text(), *wrap(f"Up to {left} weaker experts per token are left out: {more}.", width, "dim")]
     return lines
 
 

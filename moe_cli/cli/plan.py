@@ -113,8 +113,8 @@ def _print(content: dict[str, Any]) -> None:
     explained = ["dp: the whole model on each GPU. Bytes of each GPU, in float32, at even load."]
     if len(content["shares"]) > 1:
         explained += [
-            "fsdp: weights, gradients and optimizer state sharded. gathered: a sharded block, whole.",
-            "ep N: the experts divided among N GPUs. all-to-all: sent in a step.",
+            "fsdp: weights, gradients and optimizer state sharded. gathered: one block with all its shards.",
+            "ep N: the experts divided among N GPUs. all-to-all: bytes sent per step.",
         ]
     for line in explained:
         console.print(f"  {line}", style="dim", soft_wrap=True)

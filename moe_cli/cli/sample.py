@@ -98,10 +98,10 @@ def _check(prompt: str, temperature: float, top_k: int | None, top_p: float | No
         raise ConfigError(f"--temperature {temperature} is not a number. Use 0 to 2.")
     if top_p is not None and not 0 < top_p <= 1:
         raise ConfigError(f"--top-p {top_p:g} must be above 0 and at most 1.")
-    given = [name for name, value in (("--top-k", top_k), ("--top-p", top_p)) if value is not None]
-    if temperature == 0 and given:
+    options = [name for name, value in (("--top-k", top_k), ("--top-p", top_p)) if value is not None]
+    if temperature == 0 and options:
         raise ConfigError(
-            f"--temperature 0 takes the likeliest token: {' and '.join(given)} would change nothing. "
+            f"--temperature 0 takes the likeliest token: {' and '.join(options)} would change nothing. "
             "Leave out one or the other."
         )
 

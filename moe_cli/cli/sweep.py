@@ -111,9 +111,15 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     chosen, words = split_executor(words or [], executor, config_dir)
     rules = FailurePolicy(_seconds(timeout), retries, fail_fast)
     execution = Execution(chosen, jobs, rules, retry_failed, force, rerun_stale, force_memory)
-    given: Any = {"seeds": seeds, "name": name, "where": where or (), "config_dir": config_dir, "baseline": baseline}
+    arguments: Any = {
+        "seeds": seeds,
+        "name": name,
+        "where": where or (),
+        "config_dir": config_dir,
+        "baseline": baseline,
+    }
     with interruptible(partial(console.print, STOPPED, soft_wrap=True)):
-        plan = plan_words(words, SearchOptions(sampler, trials, objective, prune, search_seed), **given)
+        plan = plan_words(words, SearchOptions(sampler, trials, objective, prune, search_seed), **arguments)
         view = SearchView(console) if isinstance(plan, SearchPlan) else SweepView(console)
         prepared = prepare(plan, folder, execution, build=not dry_run)
         if dry_run:

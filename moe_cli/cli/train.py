@@ -67,7 +67,7 @@ def train(  # noqa: PLR0913  (an argument for each option)
     if dry_run and as_json:
         raise ConfigError("--dry-run prints the plan for people. For programs: moe plan SETTINGS --json")
     if like is not None and resume is not None:
-        raise ConfigError("--resume goes on with a run, and --like starts a new one: give one.")
+        raise ConfigError("--resume continues a run, and --like starts a new one: give one.")
     run = _restarted_run(folder) if resume is None else _resumed_run(resume, overrides or [], config_dir, folder, force)
     config = run.config() if run else _new_config(overrides or [], config_dir, folder, like)
 
@@ -205,9 +205,9 @@ def _launch(console: "Console", run: "Run", config: "RunConfig", folder: Path, a
     """Trains in several processes; rank 0 does the work of `_train`."""
     from moe_cli.execution.run import run_launched
 
-    words = ["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder), "--force-memory"]
+    arguments = ["-m", "moe_cli", "train", "--resume", str(run.path), "--outputs", str(folder), "--force-memory"]
     with suppress(KeyboardInterrupt):
-        run_launched(run, [*words, *(["--json"] if as_json else [])], config)
+        run_launched(run, [*arguments, *(["--json"] if as_json else [])], config)
     if run.summary() is None:
         _print_stopped(console, run)
         raise typer.Exit(130)
@@ -248,7 +248,7 @@ def _new_config(overrides: list[str], config_dir: Path | None, folder: Path, lik
 
 
 def _resumed_run(name: str, changes: list[str], config_dir: Path | None, outputs: Path, force: bool) -> "Run":
-    from moe_cli.config.compose import carried_out, execution_settings
+    from moe_cli.config.compose import execution_settings, with_execution_settings
     from moe_cli.errors import ConfigError
     from moe_cli.loggers.logging_recorder import check_loggers
     from moe_cli.runs.folder import COMPLETED, PENDING, rewrite_config
@@ -267,7 +267,7 @@ def _resumed_run(name: str, changes: list[str], config_dir: Path | None, outputs
             "A longer training is a new run: moe train train.steps=... with its other settings."
         )
     if settings:
-        changed = carried_out(run.config(), settings)
+        changed = with_execution_settings(run.config(), settings)
         check_loggers(changed.log)
         rewrite_config(run, changed)
     if not run.checkpoints() and status != PENDING:

@@ -55,9 +55,9 @@ class Axis:
         return f"{self.key}={','.join(format_setting(value) for value in self.values)}"
 
 
-def repeated_keys(words: Sequence[str]) -> list[str]:
+def repeated_keys(overrides: Sequence[str]) -> list[str]:
     """Returns the keys that are given more than once; the last word on a key holds."""
-    keys = [word.split("=", 1)[0] for word in words]
+    keys = [word.split("=", 1)[0] for word in overrides]
     return sorted({key for key in keys if keys.count(key) > 1})
 
 

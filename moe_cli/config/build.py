@@ -1,4 +1,4 @@
-"""Plain dictionaries into the frozen dataclasses of `schema`, every value checked against its declared type."""
+"""Builds the frozen dataclasses of `schema` from plain dictionaries, and checks every value against its type."""
 
 import dataclasses
 import difflib
@@ -65,7 +65,7 @@ def _ends_with(last: str, options: Sequence[str]) -> str | None:
 
 
 def _has_word(last: str, options: Sequence[str]) -> str | None:
-    """Returns the first option that has the word among its own: num_heads has heads. Short words say too little."""
+    """Returns the first option that contains the word, as num_heads contains heads. Needs at least four letters."""
     parts = ((option, re.split(r"[._/]", option)) for option in options)
     return next((option for option, words in parts if last in words), None) if len(last) >= 4 else None
 
@@ -103,7 +103,7 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
 
 @cache
 def _type_hints(cls: type) -> dict[str, Any]:
-    """Returns the types of the fields of a dataclass; constants of the class are no settings."""
+    """Returns the types of the fields of a dataclass, without constants of the class."""
     hints = get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 

@@ -1,4 +1,4 @@
-"""How many assignments may an expert keep? The rule of the core, the costs and the plan. Imports no torch."""
+"""Computes the capacity of an expert, for the layer, the cost model and the plan. Imports no torch."""
 
 import math
 

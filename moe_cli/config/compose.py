@@ -41,7 +41,7 @@ from moe_cli.errors import BadValue, ConfigError
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-# Hydra's hint on its own command line, which is not ours; where in its tree OmegaConf was, and what it found there.
+# Parts of messages that are removed: Hydra's hint on its own command line, and OmegaConf's position in its tree.
 _ADDED = re.compile(
     r"\nTo append to your (config|default list) use \+[^\n]*\Z"
     r"|\n    full_key: [^\n]*(\n    reference_type=[^\n]*)?\n    object_type=[^\n]*\Z"
@@ -83,7 +83,7 @@ def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
     from hydra.plugins.config_source import ConfigResult
 
     class Files(FileConfigSource):
-        """The files of a folder; the user's are read with bounds, and text in them is kept as it is written."""
+        """Reads the files of a folder: those of the user with bounds, and with numbers of text settings as written."""
 
         def load_config(self, config_path: str) -> Any:
             file = Path(self.path) / self._normalize_file_name(config_path)
@@ -112,7 +112,7 @@ def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
     return ConfigLoaderImpl(path)
 
 
-# What the packaged conf/ alone composes to, shared by all composers of a process: its files do not change.
+# Results of the packaged conf/ alone. All composers of a process share them, because its files do not change.
 _PACKAGED: dict[Path, tuple[Any, Any, Any]] = {}
 
 
@@ -144,7 +144,7 @@ class Composer:
         return (f"./conf is used: {', '.join(self.used)}. To leave it out: --config-dir none",)
 
     def remember(self, path: str) -> None:
-        """Takes note of a file, by its path within conf/, if it is the user's."""
+        """Records that a file of the user was composed, by its path within conf/."""
         if self.user.folder is not None and (self.user.folder / path).is_file():
             self.used[path] = None
 
@@ -197,8 +197,7 @@ class Composer:
         if missing:
             raise ConfigError(
                 f"{self.folders[0] / 'config.yaml'} lacks {', '.join(missing[:4])}{', ...' if missing[4:] else ''}: "
-                "it stands "
-                f"in place of {packaged_conf() / 'config.yaml'}.\nBegin with a copy of that, or rename it to "
+                f"it replaces {packaged_conf() / 'config.yaml'}.\nBegin with a copy of that, or rename it to "
                 "experiment/NAME.yaml, with '# @package _global_' as its first line, and add experiment=NAME."
             )
 
@@ -223,7 +222,7 @@ class Composer:
         """Returns the configuration at one value per key.
 
         Raises:
-            ConfigError: an unknown key or choice, or values that cannot hold.
+            ConfigError: an unknown key or choice, or an invalid value.
         """
         try:
             return self._point(values)
@@ -286,7 +285,9 @@ class Composer:
         groups = dict(choice.split("=", 1) for choice in choices)
         tree = self._grouped(groups)
         names = {group: str(tree[group].get("name")) for group in ("model", "task", "data")}
-        follows = {group: name for group, name in what_follows(**names, given=groups).items() if name != names[group]}
+        follows = {
+            group: name for group, name in what_follows(**names, explicit=groups).items() if name != names[group]
+        }
         follows |= self._selected_by_model(tree, follows, groups)
         if follows:
             tree = self._grouped({**groups, **follows})
@@ -386,7 +387,7 @@ class Composer:
         if having := [choice for choice in choices if key in flatten_dict(self.compose(f"{group}={choice}"))]:
             raise ConfigError(f"no setting '{key}' with {group}={name}. It belongs to {group}={', '.join(having)}.")
         if group == "executor":
-            raise ConfigError(f"'{key}' says who carries out a sweep, and is no part of a run. Use it with: moe sweep")
+            raise ConfigError(f"'{key}' is a setting of the executor of a sweep, not of a run. Use it with: moe sweep")
         kind = ConfigError if key in names_of(RunConfig) else BadValue  # another choice of its group has it
         raise kind(unknown_setting(key, [*known, *GROUPS]))
 
@@ -434,27 +435,27 @@ def shorten_error(error: BaseException) -> str:
 
 
 def load_config(
-    words: Sequence[str], command: str = "train", config_dir: Path | None = None, like: RunConfig | None = None
+    overrides: Sequence[str], command: str = "train", config_dir: Path | None = None, like: RunConfig | None = None
 ) -> Resolved:
-    """Returns the configuration that `moe train WORDS` would run.
+    """Returns the configuration that `moe train OVERRIDES` would run.
 
     Args:
-        words: settings, and at most one path: of a saved configuration (.yaml, .json) to start from, or of own data.
+        overrides: settings, and at most one path: that of a saved configuration (.yaml, .json) or of own data.
         like: the configuration to start from, which the settings change.
 
     Raises:
-        ConfigError: a word is wrong, or the words form an invalid configuration.
+        ConfigError: an override is wrong, or the configuration is invalid.
     """
     composer = Composer(config_dir)
-    file, words = split_path(words)
+    file, overrides = split_path(overrides)
     if file and like:
         raise ConfigError(f"{file} and --like both give the configuration to start from: give one.")
-    settings = single_values(parse_overrides(words), command)
+    settings = single_values(parse_overrides(overrides), command)
     if file:
         like = composer.point(read_saved(file)).config
     values = apply_changes(composer, like, settings) if like else settings
     resolved = composer.point(values)
-    notes = [f"{key} is given more than once: the last one holds." for key in repeated_keys(words)]
+    notes = [f"{key} is given more than once: the last one holds." for key in repeated_keys(overrides)]
     if selection := composer.selection(settings):
         notes.append(selection)
     return Resolved(resolved.config, (*composer.notes, *notes, *resolved.notes))
@@ -467,13 +468,13 @@ def non_default_settings(values: Mapping[str, Any], config_dir: Path | None = No
     return {key: value for key, value in flat.items() if key not in default or default[key] != value}
 
 
-def execution_settings(words: Sequence[str]) -> dict[str, Any]:
-    """Settings that may change when a run is resumed: those of `is_execution`.
+def execution_settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """Returns the settings that may change when a run is resumed: those of `is_execution`.
 
     Raises:
-        ConfigError: another setting is among the words.
+        ConfigError: another setting is among the overrides.
     """
-    settings = single_values(parse_overrides(words), "train --resume")
+    settings = single_values(parse_overrides(overrides), "train --resume")
     for key in settings:
         if not is_execution(key):
             raise ConfigError(
@@ -483,8 +484,8 @@ def execution_settings(words: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def carried_out(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """Returns the configuration with another way to carry it out. Raises ConfigError when a value is wrong."""
+def with_execution_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """Returns the configuration with other execution settings. Raises ConfigError for an invalid value."""
     values = config.to_dict()
     for key, value in settings.items():
         group, _, name = key.rpartition(".")

@@ -139,9 +139,7 @@ class TokenFilesConfig(_SplitByFraction):
         super().check()
         _check_path(self.name, self.path, "a file or folder of tokens", "FILE_OR_FOLDER")
         if self.vocab_size is None:
-            raise ConfigError(
-                "data=tokens needs to know how many tokens there are. Add, for GPT-2's: data.vocab_size=50257"
-            )
+            raise ConfigError("data=tokens needs the size of the vocabulary. Add, for GPT-2's: data.vocab_size=50257")
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ class RatingsConfig(_Data):
     def check(self) -> None:
         if self.test_fold is not None and self.test_fold == self.fold:
             raise ConfigError(
-                f"data.test_fold={self.test_fold} is data.fold too, which is for validation. Give another."
+                f"data.test_fold={self.test_fold} equals data.fold, the fold for validation. Give another."
             )
 
 

@@ -46,7 +46,9 @@ class RayExecutor(_Executor):
         if self.address is not None and self.address != "auto" and not re.fullmatch(r"[^\s/]+:\d+", self.address):
             raise ConfigError(f"executor.address={self.address} is not null, auto or HOST:PORT, such as 10.0.0.1:6379.")
         if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ConfigError(f"executor.gpus={format_setting(self.gpus)}: a part of a GPU, or whole ones.")
+            raise ConfigError(
+                f"executor.gpus={format_setting(self.gpus)} must be a fraction of one GPU or a whole number."
+            )
 
 
 @dataclass(frozen=True)
@@ -98,27 +100,27 @@ def is_executor_word(word: str) -> bool:
 
 
 def split_executor(
-    words: Sequence[str], name: str | None = None, config_dir: Path | None = None
+    overrides: Sequence[str], name: str | None = None, config_dir: Path | None = None
 ) -> tuple[Executor, list[str]]:
-    """Returns the executor, and the words that belong to the sweep itself. Raises ConfigError as `load_executor`."""
-    own = [word for word in words if is_executor_word(word)]
-    return load_executor(own, name, config_dir), [word for word in words if word not in own]
+    """Returns the executor, and the overrides of the sweep itself. Raises ConfigError as `load_executor`."""
+    own = [word for word in overrides if is_executor_word(word)]
+    return load_executor(own, name, config_dir), [word for word in overrides if word not in own]
 
 
-def load_executor(words: Sequence[str], name: str | None = None, config_dir: Path | None = None) -> Executor:
-    """Returns the executor that `--executor NAME` and words such as `executor.cpus=4` describe; local without any.
+def load_executor(overrides: Sequence[str], name: str | None = None, config_dir: Path | None = None) -> Executor:
+    """Returns the executor that `--executor NAME` and overrides such as `executor.cpus=4` describe; local without any.
 
     Raises:
         ConfigError: no such executor or setting, or a value out of range.
     """
-    axes = parse_overrides(words, _ExecutorSettings)
+    axes = parse_overrides(overrides, _ExecutorSettings)
     for axis in axes:
         if len(axis.values) > 1:
             raise ConfigError(f"{axis.key} has several values here; a sweep has one executor.")
     values: dict[str, Any] = {axis.key: axis.values[0] for axis in axes}
     chosen = values.pop("executor", None)
     if name is not None and chosen is not None and name != chosen:
-        raise ConfigError(f"executor={format_setting(chosen)} and --executor {name} both choose: give one.")
+        raise ConfigError(f"executor={format_setting(chosen)} and --executor {name} both name an executor: give one.")
     settings = _file(Composer(config_dir), str(name or chosen or "local"))
     for key, value in values.items():
         setting = key.removeprefix("executor.")

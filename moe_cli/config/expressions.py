@@ -1,4 +1,4 @@
-"""Small conditions over named values, such as `expert >= 8 and router != "switch"`, evaluated without running code.
+"""Conditions on named values, such as `expert >= 8 and router != "switch"`, evaluated without running code.
 
 Names are columns or settings (`expert`, `train.steps`); values are numbers, text in quotes, true, false, null, lists.
 `== null` and `!= null` test for a missing value. Every other comparison with a missing value is false.
@@ -41,7 +41,7 @@ ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True)
 class Expression:
-    """A condition that was read and found well formed. Make it with `parse_expression`."""
+    """A parsed condition; see `parse_expression`."""
 
     text: str
     tree: ast.expr
@@ -88,8 +88,8 @@ class Expression:
         value = self._value(node, values)
         if value is None or isinstance(value, bool):
             return bool(value)
-        given = ast.unparse(node)
-        raise ConfigError(f"'{given}' in '{self.text}' is no condition. Compare it: {given} == ...")
+        source = ast.unparse(node)
+        raise ConfigError(f"'{source}' in '{self.text}' is not a condition. Compare it: {source} == ...")
 
     def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr, values: Mapping[str, Any]) -> bool:
         first, second = self._value(left, values), self._value(right, values)
@@ -215,14 +215,14 @@ def _check(node: ast.expr, text: str, depth: int = 0) -> None:
 
 
 def _keep_written(tree: ast.expr, text: str) -> None:
-    """Notes at every number how it is written."""
+    """Stores the source text of every number in its node."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
             node.written = ast.get_source_segment(text, node)  # type: ignore[attr-defined]
 
 
 class _Renaming(ast.NodeTransformer):
-    """Puts other names in place of names."""
+    """Replaces names."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self.names = names

@@ -15,7 +15,7 @@ from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
 
 GROUPS = ("model", "task", "router", "balance", "data", "optim", "train", "experiment")
-# What --config-dir is given to leave ./conf out.
+# The value of --config-dir that excludes ./conf.
 NO_FOLDER = Path("none")
 _HOW_TO_USE = "To use it: --config-dir conf"
 
@@ -59,10 +59,10 @@ def find_user_conf(config_dir: Path | None) -> UserConf:
         return UserConf()
     if (here / "config.yaml").exists():
         return UserConf(
-            note=f"./conf is not used: it has a config.yaml, as folders of other programs have. {_HOW_TO_USE}"
+            note=f"./conf is not used: it has a config.yaml, so it belongs to another program. {_HOW_TO_USE}"
         )
     if foreign := _foreign_file(here):
-        return UserConf(note=f"./conf is not used: {foreign} is no file of this program. {_HOW_TO_USE}")
+        return UserConf(note=f"./conf is not used: {foreign} is not a file of this program. {_HOW_TO_USE}")
     return UserConf(here)
 
 

@@ -1,4 +1,4 @@
-"""Hints on words of Hydra, of papers and of other libraries: why one does not exist here, and what to type instead."""
+"""Hints on overrides of Hydra, and on names of papers and other libraries: what to type instead."""
 
 import re
 
@@ -7,7 +7,7 @@ from moe_cli.config.build import did_you_mean, names_of
 from moe_cli.config.folders import GROUPS
 from moe_cli.config.schema import RunConfig
 
-# What papers and other libraries call our settings.
+# Settings by their names in papers and other libraries.
 OTHER_NAMES = {
     "num_experts": "expert",
     "n_experts": "expert",
@@ -129,7 +129,7 @@ def explain_word(word: str) -> str | None:
     if "@" in key and equals:
         return f"'{shortened(word)}': a group has one place in the configuration. Write: {plain}={value}"
     if key == "sweep" and equals:
-        return f"'{shortened(word)}': a sweep is no part of a run. Type: moe sweep {value}"
+        return f"'{shortened(word)}': a sweep is not part of a run. Type: moe sweep {value}"
     if key in GROUPS and value.startswith("[") and value.endswith("]"):
         return f"'{shortened(word)}': {key} takes one choice. {_instead_of_list(key, value[1:-1])}"
     return None

@@ -18,7 +18,7 @@ TRAINING_PASSES = 3
 
 
 def stack_input_lengths(config: RunConfig) -> tuple[int, ...]:
-    """Positions that each stack of layers reads of an example of L tokens."""
+    """Returns the number of positions that each stack of layers reads of an example of L tokens."""
     length = config.model.context_length
     return config.task.lengths(length) if isinstance(config.task, SpanCorruption) else (length,)
 
@@ -33,7 +33,7 @@ def stack_input_fraction(config: RunConfig) -> float:
 
 
 def chosen_experts(config: RunConfig) -> float:
-    """Experts that a token chooses, null experts apart, on average at even load: K E / (E + N)."""
+    """Returns the experts per token, without null experts, on average at even load: K E / (E + N)."""
     return (config.k or 1) * config.expert / (config.expert + null_experts(config.router))
 
 
@@ -46,7 +46,7 @@ def assignments_per_token(config: RunConfig) -> float:
     if isinstance(config.router, SoftConfig):
         return config.expert * config.router.slots / config.model.context_length
     if isinstance(config.router, ExpertChoiceConfig):
-        return _room_per_token(config, config.capacity or 1.0, limited=True)
+        return _capacity_per_token(config, config.capacity or 1.0, limited=True)
     return chosen_experts(config)
 
 
@@ -54,7 +54,7 @@ def slots_per_token(config: RunConfig) -> float:
     """Returns E C / T, the rows of a back end with C rows per expert; `assignments_per_token` without a capacity."""
     if config.capacity is None or isinstance(config.router, ExpertChoiceConfig | SoftConfig):
         return assignments_per_token(config)
-    return _room_per_token(config, config.capacity)
+    return _capacity_per_token(config, config.capacity)
 
 
 def computed_per_token(config: RunConfig) -> float:
@@ -62,7 +62,7 @@ def computed_per_token(config: RunConfig) -> float:
     return min(assignments_per_token(config), slots_per_token(config))
 
 
-def _room_per_token(config: RunConfig, factor: float, limited: bool = False) -> float:
+def _capacity_per_token(config: RunConfig, factor: float, limited: bool = False) -> float:
     """Returns E C / T, averaged over stacks; with `limited`, C is at most T."""
     room, tokens = 0.0, 0
     for length in stack_input_lengths(config):
@@ -79,12 +79,12 @@ def capacity_tokens(config: RunConfig, length: int) -> int:
 
 
 def expert_params(config: RunConfig, width: int) -> int:
-    """Numbers in one feed-forward network of this hidden width."""
+    """Returns the number of parameters of one feed-forward network of this hidden width."""
     return config.model.matrices_per_expert * config.model.d_model * width
 
 
 def sparse_params(config: RunConfig, d_expert: int, experts: float) -> float:
-    """Numbers in a sparse layer with this number of routed experts: they, the shared experts and the gates."""
+    """Returns the parameters of a sparse layer with this number of routed experts, its shared experts and its gates."""
     model = config.model
     gate = model.num_tasks * gate_params(config.router, model.d_model, config.expert) + model.shared_gate_params
     return gate + (experts + model.shared_experts) * expert_params(config, d_expert)
@@ -99,7 +99,7 @@ def sparse_forward_flops(config: RunConfig, d_expert: int) -> float:
 
 
 def expert_shapes(config: RunConfig, width: int) -> list[tuple[int, int]]:
-    """Rows and columns of the matrices of one feed-forward network of this hidden width."""
+    """Returns rows and columns of each matrix of one feed-forward network of this hidden width."""
     rows = 2 * width if config.model.ffn_type == "glu" else width
     return [(rows, config.model.d_model), (config.model.d_model, width)]
 

@@ -51,7 +51,7 @@ def matched_d_expert(config: RunConfig) -> int:
     missed = abs(amount(width) - target) / target
     if config.match != "active" and missed > TOLERANCE:
         raise ConfigError(
-            f"{who}: no whole width of an expert brings equal {quantity}: {width} misses those of "
+            f"{who}: no whole width of an expert gives equal {quantity}: {width} misses those of "
             f"model.d_ff={d_ff} by {missed:.0%}. {advice}"
         )
     return width

@@ -20,7 +20,7 @@ class LayersConfig(Settings):
     """
 
     group: ClassVar[str] = "model"
-    # Whether a position sees only those before it, as a model that writes text must.
+    # Whether a position attends only to itself and earlier positions. Models that generate text must be causal.
     causal: ClassVar[bool] = True
     # Number of gates of a sparse layer: one per task.
     num_tasks: ClassVar[int] = 1
@@ -144,7 +144,7 @@ class TransformerConfig(LayersConfig):
     def _check_latent(self) -> None:
         if self.position_encoding != "rope":
             raise ConfigError(
-                f"model.kv_lora_rank={self.kv_lora_rank} keeps positions apart from what is compressed: "
+                f"model.kv_lora_rank={self.kv_lora_rank} separates positions from the compressed keys: "
                 "it needs model.position_encoding=rope."
             )
         if self.qk_rope_head_dim is not None and self.qk_rope_head_dim % 2:
@@ -155,7 +155,7 @@ class TransformerConfig(LayersConfig):
 
 @dataclass(frozen=True)
 class GPTConfig(TransformerConfig):
-    """A decoder-only transformer: it guesses the next token."""
+    """A decoder-only transformer, which predicts the next token."""
 
     name: Literal["gpt"] = "gpt"
 
@@ -251,13 +251,13 @@ class T5Config(LayersConfig):
     def check(self) -> None:
         if self.num_layers % 2:
             raise ConfigError(
-                f"model.num_layers={self.num_layers} is odd: half are of the encoder, half of the decoder."
+                f"model.num_layers={self.num_layers} is odd: encoder and decoder have half of the layers each."
             )
         super().check()
         if self.relative_attention_num_buckets % 4:
             raise ConfigError(
                 f"model.relative_attention_num_buckets={self.relative_attention_num_buckets} must be a multiple of "
-                "4: half are of each side."
+                "4: each direction has half of them."
             )
         if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Words of the command line -> axes: Hydra's grammar, bounded, in which a setting that takes text gets it as typed."""
+"""Parses overrides into axes: Hydra's grammar with bounds. Settings that take text keep it as typed."""
 
 import math
 import os
@@ -58,7 +58,7 @@ class _TextParser(OverridesParser):
         return override
 
 
-def parse_overrides(words: Sequence[str], settings: type = RunConfig) -> list[Axis]:
+def parse_overrides(overrides: Sequence[str], settings: type = RunConfig) -> list[Axis]:
     """Parses Hydra's grammar: `key=value`, `key=a,b,c`, `key=range(1,5)`, `key=choice(a,b)`, `key=glob(a*)`, intervals.
 
     If a key occurs more than once, the last word is used.
@@ -70,7 +70,7 @@ def parse_overrides(words: Sequence[str], settings: type = RunConfig) -> list[Ax
         ConfigError: a word is not an override.
     """
     axes: dict[str, Axis] = {}
-    for word in words:
+    for word in overrides:
         axis = parse_override(word, settings)
         axes[axis.key] = axis
     return list(axes.values())
@@ -85,22 +85,22 @@ def parse_override(word: str, settings: type = RunConfig) -> Axis:
     if not value.lstrip().startswith(("'", '"')) and re.search(r"\s[\w.]+=", value):
         raise ConfigError(f"'{word}' holds two settings in one word. Write them apart, without the quotes: {word}")
     override = _parse(word, _TextParser if is_text(key, settings) else OverridesParser)
-    given: Any = override.value()
-    if isinstance(given, IntervalSweep):
-        return Axis(override.key_or_group, (_interval(word, given),))
-    if isinstance(given, HydraGlob):
-        return Axis(override.key_or_group, (Glob(tuple(given.include), tuple(given.exclude)),))
+    parsed: Any = override.value()
+    if isinstance(parsed, IntervalSweep):
+        return Axis(override.key_or_group, (_interval(word, parsed),))
+    if isinstance(parsed, HydraGlob):
+        return Axis(override.key_or_group, (Glob(tuple(parsed.include), tuple(parsed.exclude)),))
     if not override.is_sweep_override():
-        return Axis(override.key_or_group, (given,))
-    if isinstance(given, RangeSweep):
-        _check_range(word, given)
+        return Axis(override.key_or_group, (parsed,))
+    if isinstance(parsed, RangeSweep):
+        _check_range(word, parsed)
     values = tuple(Override._convert_value(item) for item in override.sweep_iterator())
     if not values:
         raise ConfigError(f"'{word}' names no value.")
     if len(values) > VALUES:
         raise ConfigError(f"'{shortened(word)}' names {len(values):,} values: the most is {VALUES:,}.")
     if key in LOG_KEYS and len(values) > 1:
-        raise ConfigError(f"'{word}' would log one run twice over. Several loggers are: log=tensorboard+mlflow")
+        raise ConfigError(f"'{word}' would log one run twice. Several loggers are: log=tensorboard+mlflow")
     return Axis(override.key_or_group, values)
 
 
@@ -124,9 +124,9 @@ def _parse(word: str, parser: type[OverridesParser]) -> Override:
     return override
 
 
-def _check_range(word: str, given: RangeSweep) -> None:
+def _check_range(word: str, sweep: RangeSweep) -> None:
     """Raises ConfigError for a range without an end, or of more values than a sweep takes, before it is made."""
-    start, stop, step = (number if number is not None else 1 for number in (given.start, given.stop, given.step))
+    start, stop, step = (number if number is not None else 1 for number in (sweep.start, sweep.stop, sweep.step))
     if not all(isinstance(number, int) or math.isfinite(number) for number in (start, stop, step)) or step == 0:
         raise ConfigError(f"'{shortened(word)}' has no end. Write range(START,STOP,STEP), and a step that is not 0.")
     try:
@@ -137,12 +137,12 @@ def _check_range(word: str, given: RangeSweep) -> None:
         raise ConfigError(f"'{shortened(word)}' names more than {VALUES:,} values, the most of a setting.")
 
 
-def _interval(word: str, given: IntervalSweep) -> Interval:
-    low, high = given.start, given.end
-    if given.tags - {"log"}:
+def _interval(word: str, sweep: IntervalSweep) -> Interval:
+    low, high = sweep.start, sweep.end
+    if sweep.tags - {"log"}:
         raise ConfigError(f"'{word}': a tag of an interval can be: log.")
-    if low is None or high is None or not -math.inf < low < high < math.inf or (given.tags and low <= 0):
+    if low is None or high is None or not -math.inf < low < high < math.inf or (sweep.tags and low <= 0):
         raise ConfigError(
-            f"'{word}' is empty: write interval(low,high), low below high, and above 0 with tag(log,...)."
+            f"'{word}' is empty. Write interval(low,high) with low below high; with tag(log,...), low must be above 0."
         )
-    return Interval(low, high, bool(given.tags))
+    return Interval(low, high, bool(sweep.tags))

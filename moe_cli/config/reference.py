@@ -133,7 +133,7 @@ def explain_setting(composer: Composer, key: str, values: Mapping[str, Any]) -> 
     tree = composer.tree(values)
     composer.tree({**values, key: None})  # raises for an unknown setting
     needs_path = tree["data"].get("path", "") is None  # a data set without its path cannot be resolved
-    given = flatten_dict(tree)
+    composed = flatten_dict(tree)
     config = composer.point({**values, "data.path": "."} if needs_path else values).config
     *groups, name = key.split(".")
     group = groups[0] if groups else ""
@@ -151,7 +151,7 @@ def explain_setting(composer: Composer, key: str, values: Mapping[str, Any]) -> 
         defaults = {"": line.default}
     value = resolved.get(key)
     source = _source(key, values, group, choice)
-    if key not in resolved or value != given.get(key):
+    if key not in resolved or value != composed.get(key):
         source = "derived from other settings" if key in resolved else "without effect in this configuration"
     return Explanation(key, value, line.comment, type_text(classes, name), defaults, source)
 

@@ -209,9 +209,7 @@ def sums_to_one(router: RouterConfig | None, top_k: int) -> bool:
 def check_task_router(router: RouterConfig | None) -> None:
     """Raises ConfigError for a router that cannot have a separate gate for each task."""
     if isinstance(router, HashConfig):
-        raise ConfigError(
-            "router=hash knows tokens by their number, and a pair of user and item has none. Use router=topk"
-        )
+        raise ConfigError("router=hash needs token ids, and a pair of user and item has none. Use router=topk")
     if isinstance(router, SoftConfig):
         raise ConfigError(
             "router=soft mixes the tokens of an example, and those of a pair are the same pair for each task. Use "
@@ -219,7 +217,8 @@ def check_task_router(router: RouterConfig | None) -> None:
         )
     if isinstance(router, TokenChoiceConfig) and router.score == "activation":
         raise ConfigError(
-            "router.score=activation asks the experts, which would answer alike for each task. Use router.score=linear"
+            "router.score=activation scores tokens by the experts, which are the same for each task. "
+            "Use router.score=linear"
         )
 
 

@@ -1,4 +1,4 @@
-"""Configurations to start from: a saved file, or that of a run. Which settings of conf/ lead to them?"""
+"""Configurations to start from (a saved file, or that of a run), and the settings of conf/ that lead to them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,13 +24,13 @@ class ComposesSettings(Protocol):
     def tree(self, values: Mapping[str, Any]) -> dict[str, Any]: ...
 
 
-def split_path(words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Returns the saved configuration among the words, and the settings. A path of data becomes `data.path`.
+def split_path(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Returns the saved configuration among the arguments, and the settings. A path of data becomes `data.path`.
 
     Raises:
         ConfigError: two paths of one kind, or a path that does not exist.
     """
-    paths = [word for word in words if "=" not in word and _is_path(word)]
+    paths = [word for word in arguments if "=" not in word and _is_path(word)]
     if missing := [path for path in paths if not Path(path).exists()]:
         raise ConfigError(f"there is no file {missing[0]}. Write a setting as key=value, such as expert=8")
     files = [path for path in paths if path.endswith(CONFIG_SUFFIXES) and Path(path).is_file()]
@@ -39,7 +39,7 @@ def split_path(words: Sequence[str]) -> tuple[Path | None, list[str]]:
         if len(several) > 1:
             raise ConfigError(f"{' and '.join(several[:2])} are two files: give one, or the folder of several texts.")
     quoted = [path.replace("\\", "\\\\").replace('"', '\\"') for path in data]
-    settings = [word for word in words if word not in paths]
+    settings = [word for word in arguments if word not in paths]
     return Path(files[0]) if files else None, [*(f'data.path="{path}"' for path in quoted), *settings]
 
 

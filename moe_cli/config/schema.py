@@ -38,7 +38,7 @@ from moe_cli.errors import ConfigError
 DEFAULT_STEPS = 1500
 DEFAULT_TOP_K = 2
 Match = Literal["active", "total", "flops", "model_flops", "none"]
-# Which assignments are dropped where an expert has no room; see `moe_cli.moe.routing.drop_overflow`.
+# Which assignments are dropped when an expert is full; see `moe_cli.moe.routing.drop_overflow`.
 Drop = Literal["position", "probability", "random", "causal"]
 BUDGETS = ("steps", "tokens", "flops", "minutes")
 # With train.eval_every=null. The last evaluation is at the end.
@@ -130,7 +130,7 @@ class MuonConfig(AdamConfig):
 
 @dataclass(frozen=True)
 class TrainConfig(Settings):
-    """The budget (one of steps, tokens, flops, minutes), the batch, and how often things are written."""
+    """The budget (steps, tokens, flops or minutes), the batch, and the intervals of evaluations and checkpoints."""
 
     group: ClassVar[str] = "train"
     steps: int | None = setting(at_least=1, at_most=10**12)
@@ -158,14 +158,12 @@ class TrainConfig(Settings):
 
     def check(self) -> None:
         if self.upcycle_from == "latest":
+            raise ConfigError("train.upcycle_from=latest changes with every run. Give a run id: see moe report --runs")
+        budgets = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(budgets) > 1:
             raise ConfigError(
-                "train.upcycle_from=latest means another run after every run. Give a run id: see moe report --runs"
-            )
-        given = [name for name in BUDGETS if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ConfigError(
-                f"{' and '.join(f'train.{name}={format_setting(getattr(self, name))}' for name in given)} are "
-                f"{len(given)} budgets: give one, and null to the others."
+                f"{' and '.join(f'train.{name}={format_setting(getattr(self, name))}' for name in budgets)} are "
+                f"{len(budgets)} budgets: give one, and null to the others."
             )
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"train.device={self.device} is not one of: auto, cpu, cuda, cuda:N.")
@@ -257,9 +255,7 @@ class RunConfig(Settings):
                 )
         if self.k is not None:
             if isinstance(self.router, HashConfig) and self.task.name == "images":
-                raise ConfigError(
-                    "router=hash knows tokens by their number, and patches of images have none. Use router=topk"
-                )
+                raise ConfigError("router=hash needs token ids, and patches of images have none. Use router=topk")
             if self.task.name == "ratings":
                 check_task_router(self.router)
             for k in (self.k, max(self.k, self.eval.k or 1)):
@@ -270,7 +266,7 @@ class RunConfig(Settings):
             raise ConfigError("train.compile=on is for one process. Use train.compile=off, or launch.num_processes=1")
         if self.launch.data_parallel == "fsdp" and self.optim.skip_idle_experts and not self.dense:
             raise ConfigError(
-                "optim.skip_idle_experts=true updates single experts, which launch.data_parallel=fsdp cuts up. Use "
+                "optim.skip_idle_experts=true updates single experts, and launch.data_parallel=fsdp shards them. Use "
                 "launch.data_parallel=dp"
             )
         if (
@@ -290,25 +286,29 @@ class RunConfig(Settings):
         refused = [
             (
                 packing != "concat" and self.task.name == "span_corruption",
-                "spans are taken out of whole windows",
+                "spans are removed from whole windows",
                 "concat",
             ),
             (packing == "isolate" and self.model.name == "lstm", "model=lstm has no attention to isolate", "pad"),
-            (packing != "concat" and isinstance(router, SoftConfig), "router=soft mixes all of a window", "concat"),
-            (packing == "pad" and isinstance(router, ReluConfig), "router=relu counts windows as full", "isolate"),
+            (
+                packing != "concat" and isinstance(router, SoftConfig),
+                "router=soft mixes all tokens of a window",
+                "concat",
+            ),
+            (packing == "pad" and isinstance(router, ReluConfig), "router=relu assumes full windows", "isolate"),
             (
                 packing == "pad" and not self.dense and "sequence" in scopes,
-                "balance.scope=sequence takes windows of one length",
+                "balance.scope=sequence needs windows of equal length",
                 "isolate",
             ),
             (
                 packing == "pad" and self.train.grad_accumulation > 1,
-                "train.grad_accumulation averages windows of one length",
+                "train.grad_accumulation averages windows of equal length",
                 "isolate",
             ),
             (
                 packing == "pad" and self.launch.num_processes > 1,
-                "launch.num_processes divides windows of one length",
+                "launch.num_processes divides windows of equal length",
                 "isolate",
             ),
         ]

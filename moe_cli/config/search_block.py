@@ -49,7 +49,7 @@ def parse_search(content: Any) -> SearchBlock:
     if isinstance(objective, list):
         objective = ",".join(map(str, objective))
     return SearchBlock(
-        {str(key): _domain(str(key), given) for key, given in space.items()},
+        {str(key): _domain(str(key), domain) for key, domain in space.items()},
         None if sampler is None else check_choice("search.sampler", sampler, SAMPLERS),
         None if trials is None else check_whole("search.trials", trials, most=TRIALS),
         None if objective is None else str(objective),
@@ -69,12 +69,12 @@ def known_parts(content: Any, known: Sequence[str], what: str) -> dict[str, Any]
     return content
 
 
-def _domain(key: str, given: Any) -> Domain:
-    if isinstance(given, list) and given:
-        return tuple(given)
-    if not isinstance(given, dict):
+def _domain(key: str, domain: Any) -> Domain:
+    if isinstance(domain, list) and domain:
+        return tuple(domain)
+    if not isinstance(domain, dict):
         raise ConfigError(f"search.space.{key} must be a list of values, or {{low: 1, high: 8}}.")
-    parts = known_parts(given, INTERVAL_PARTS, f"search.space.{key}")
+    parts = known_parts(domain, INTERVAL_PARTS, f"search.space.{key}")
     low, high, log, step = (parts.get(part) for part in INTERVAL_PARTS)
     for name, value in (("low", low), ("high", high), *([("step", step)] if step is not None else [])):
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
@@ -91,5 +91,5 @@ def checked(name: str, interval: Interval) -> Interval:
     if interval.log and interval.low <= 0:
         raise ConfigError(f"{name}: a logarithmic scale begins above 0, not at {interval.low:g}.")
     if interval.step is not None and (interval.log or not 0 < interval.step <= interval.high - interval.low):
-        raise ConfigError(f"{name}: a step is above 0, at most high - low, and goes without log.")
+        raise ConfigError(f"{name}: step must be above 0 and at most high - low, and cannot be combined with log.")
     return interval

@@ -55,7 +55,7 @@ class Dimension:
         return list(dict.fromkeys(key for option in self.options for key in option))
 
     def without(self, keys: Sequence[str]) -> "Dimension":
-        """Keys taken out of every option, and options that are equal then taken once."""
+        """Returns the dimension without these keys; options that are then equal occur once."""
         left = [{key: value for key, value in option.items() if key not in keys} for option in self.options]
         return Dimension(tuple(option for index, option in enumerate(left) if option not in left[:index]))
 
@@ -110,7 +110,7 @@ class SweepFile:
 
 
 def list_sweeps(composer: Composer) -> list[str]:
-    """Names of the files of conf/sweep, folders among them: paper/switch_table1."""
+    """Returns the names of the files of conf/sweep, also in folders: paper/switch_table1."""
     folders = [folder / "sweep" for folder in composer.folders]
     return sorted(
         {

@@ -15,7 +15,7 @@ class _Task(Settings):
 
 @dataclass(frozen=True)
 class CausalLM(_Task):
-    """Guess the next token."""
+    """Prediction of the next token."""
 
     special_tokens: ClassVar[int] = 0
     name: Literal["causal_lm"] = "causal_lm"
@@ -32,7 +32,7 @@ class MaskedLM(_Task):
         pseudo_perplexity_tokens: validation tokens masked one at a time for the final pseudo-perplexity.
     """
 
-    # The mask, which no text holds.
+    # The mask token, which does not occur in texts.
     special_tokens: ClassVar[int] = 1
     name: Literal["masked_lm"] = "masked_lm"
     mask_prob: float = setting(between=(0.01, 0.99))
@@ -65,7 +65,7 @@ class SpanCorruption(_Task):
 
     @property
     def special_tokens(self) -> int:
-        """Returns the sentinels, and the token before the first of the decoder."""
+        """Returns the number of sentinels, plus one for the start token of the decoder."""
         return self.num_sentinels + 1
 
     def spans(self, window: int) -> tuple[int, int]:
@@ -74,7 +74,7 @@ class SpanCorruption(_Task):
         return taken, max(1, min(round(taken / self.mean_noise_span_length), window - taken))
 
     def lengths(self, window: int) -> tuple[int, int]:
-        """Tokens of the encoder and of the decoder for a window, always the same, so that nothing is padded."""
+        """Returns the tokens of encoder and decoder for a window. They are always equal, so that nothing is padded."""
         taken, number = self.spans(window)
         return window - taken + number, taken + number + 1
 
@@ -90,7 +90,7 @@ class SpanCorruption(_Task):
 
 @dataclass(frozen=True)
 class ImageTask(_Task):
-    """Tell the class of an image."""
+    """Classification of images."""
 
     special_tokens: ClassVar[int] = 0
     name: Literal["images"] = "images"
@@ -169,19 +169,19 @@ def data_of(task: str) -> tuple[str, ...]:
     return next((use.data for use in MODELS.values() if use.task == task), ())
 
 
-def what_follows(model: str, task: str, data: str, given: Collection[str]) -> dict[str, str]:
+def what_follows(model: str, task: str, data: str, explicit: Collection[str]) -> dict[str, str]:
     """Returns the names of model, task and data.
 
     Choices that are not `given` and do not fit are inferred from the others.
     """
-    if "task" not in given:
-        if data not in (data_of(task) or (data,)) and "data" in given and "model" not in given:
+    if "task" not in explicit:
+        if data not in (data_of(task) or (data,)) and "data" in explicit and "model" not in explicit:
             task = next(use.task for use in MODELS.values() if data in use.data)
         elif model in MODELS:
             task = MODELS[model].task
-    if "model" not in given and model not in (models_of(task) or [model]):
+    if "model" not in explicit and model not in (models_of(task) or [model]):
         model = models_of(task)[0]
-    if "data" not in given and data not in (data_of(task) or (data,)):
+    if "data" not in explicit and data not in (data_of(task) or (data,)):
         data = data_of(task)[0]
     return {"model": model, "task": task, "data": data}
 

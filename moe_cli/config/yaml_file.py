@@ -1,4 +1,4 @@
-"""The text of a YAML file that a user wrote: bounded before anything is made of it, numbers that are text in quotes.
+"""Reads YAML files of users: checks bounds before values are constructed, and quotes numbers of text settings.
 
 YAML 1.1 reads 2024_01 as 202401, 010 as 8 and 1:30 as 90. What a setting of type text is given stays as it is written;
 for any other setting the last two are refused.
@@ -68,7 +68,7 @@ class _Reader:
             elif isinstance(event, yaml.AliasEvent):
                 size = self.sizes.get(event.anchor)
                 if event.anchor in self.sizes and size is None:
-                    raise ConfigError(f"line {event.start_mark.line + 1}: *{event.anchor} holds itself.")
+                    raise ConfigError(f"line {event.start_mark.line + 1}: *{event.anchor} contains itself.")
                 self._count(size or 1)
                 self._step(None)
             elif isinstance(event, yaml.ScalarEvent):
@@ -140,7 +140,7 @@ class _Reader:
 
 
 class _Level:
-    """A list or mapping that is open."""
+    """An open list or mapping."""
 
     def __init__(self, names: tuple[str, ...], is_mapping: bool, anchor: str | None) -> None:
         self.names, self.is_mapping, self.anchor = names, is_mapping, anchor

@@ -24,8 +24,8 @@ MAX_DOMAINS = 8
 # Gap between the splits in one document, so that no training context overlaps held-out text.
 GAP_TOKENS = 1024
 _NAMES = [
-    re.compile(rf"(?<![a-z])({words})(?![a-z])")
-    for words in ("train|training|trainset", "val|valid|validation|valset|dev|devset", "test|testing|testset")
+    re.compile(rf"(?<![a-z])({synonyms})(?![a-z])")
+    for synonyms in ("train|training|trainset", "val|valid|validation|valset|dev|devset", "test|testing|testset")
 ]
 
 

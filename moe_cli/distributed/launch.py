@@ -81,7 +81,7 @@ def hard_exit(code: int) -> NoReturn:
     os._exit(code)
 
 
-def launch(words: Sequence[str], config: "LaunchConfig") -> None:
+def launch(arguments: Sequence[str], config: "LaunchConfig") -> None:
     """Runs `python WORDS` in `config.num_processes` processes until all have ended, by torchrun's launcher.
 
     If one dies, the others are stopped, and all are started again, at most `config.max_restarts` times. WORDS must
@@ -113,7 +113,7 @@ def launch(words: Sequence[str], config: "LaunchConfig") -> None:
     )
     settings.signals_to_handle = _SIGNALS  # a field of some torch versions; others read the environment
     try:
-        elastic_launch(settings, sys.executable)(*words)
+        elastic_launch(settings, sys.executable)(*arguments)
     except ChildFailedError as error:
         signals = {rank: -failure.exitcode for rank, failure in error.failures.items() if failure.exitcode < 0}
         if not signals:

@@ -58,10 +58,10 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
     return run
 
 
-def run_launched(run: Run, words: Sequence[str], config: RunConfig) -> Run:
+def run_launched(run: Run, arguments: Sequence[str], config: RunConfig) -> Run:
     """Executes a run in config.launch.num_processes processes `python WORDS`. Raises the exceptions of `launch`."""
     try:
-        launch(words, config.launch)
+        launch(arguments, config.launch)
     except LostProcess as error:
         raise LostProcess(f"{error} For {run.id}, {run.kept()}.\n{resume_hint(run)}") from None
     return run

@@ -172,15 +172,15 @@ def _command(settings: Settings, seeds: Sequence[int], choice: Settings) -> str:
     # A dense model starts from its initial weights, because upcycling applies only to experts.
     wanted = {name: settings[name] for name in shared if name != "train.upcycle_from"}
     try:
-        words = words_for(Composer(), {**choice}, wanted)
+        overrides = overrides_for(Composer(), {**choice}, wanted)
     except MoeError:
-        words = {**choice}
+        overrides = {**choice}
     seeds = seeds or [0]
     if seeds[0] != 0:
-        words["seed"] = seeds[0]
+        overrides["seed"] = seeds[0]
     if len(seeds) == 1:
-        return f"moe train {_written(words)}".rstrip()
-    return "moe sweep " + _written({**words, "seed": ",".join(map(str, seeds))})
+        return f"moe train {_written(overrides)}".rstrip()
+    return "moe sweep " + _written({**overrides, "seed": ",".join(map(str, seeds))})
 
 
 def overrides_of(run: RunRow, without: Collection[str]) -> dict[str, Value]:
@@ -202,7 +202,7 @@ def overrides_of_settings(settings: Settings, without: Collection[str] = ()) -> 
         for name in CHOICES
         if settings.get(name) is not None and setting_applies(name, settings) and name not in without
     }
-    return words_for(Composer(), choices, wanted)
+    return overrides_for(Composer(), choices, wanted)
 
 
 def settings_without_choices(settings: Settings) -> dict[str, Value]:
@@ -214,38 +214,38 @@ def settings_without_choices(settings: Settings) -> dict[str, Value]:
     }
 
 
-def words_for(composer: "Composer", words: dict[str, Value], wanted: Settings) -> dict[str, Value]:
-    """Returns these words, and those for the wanted settings that they do not resolve to. Raises MoeError."""
-    default = resolved_settings(composer, words)
+def overrides_for(composer: "Composer", overrides: dict[str, Value], wanted: Settings) -> dict[str, Value]:
+    """Adds the overrides that lead to the wanted settings. Raises MoeError."""
+    default = resolved_settings(composer, overrides)
     for group in ("model", "data", "optim"):
         if wanted.get(f"{group}.name") not in (None, default.get(f"{group}.name")):
-            words[group] = wanted[f"{group}.name"]
+            overrides[group] = wanted[f"{group}.name"]
     # The configuration cannot be resolved without these.
-    words.update((name, wanted[name]) for name in ("data.path", "data.vocab_size") if wanted.get(name))
-    kept = set(words)
-    words.update(settings_still_differing(resolved_settings(composer, words), wanted, with_null=False))
-    words.update(settings_still_differing(resolved_settings(composer, words), wanted, with_null=True))
-    return _without_derived(composer, words, kept, wanted)
+    overrides.update((name, wanted[name]) for name in ("data.path", "data.vocab_size") if wanted.get(name))
+    kept = set(overrides)
+    overrides.update(settings_still_differing(resolved_settings(composer, overrides), wanted, with_null=False))
+    overrides.update(settings_still_differing(resolved_settings(composer, overrides), wanted, with_null=True))
+    return _without_derived(composer, overrides, kept, wanted)
 
 
 def _without_derived(
-    composer: "Composer", words: dict[str, Value], kept: Collection[str], wanted: Settings
+    composer: "Composer", overrides: dict[str, Value], kept: Collection[str], wanted: Settings
 ) -> dict[str, Value]:
-    """Returns the words without those that follow from others, such as the number of heads from the width."""
-    for name in [name for name in words if name not in kept]:
-        fewer = {other: value for other, value in words.items() if other != name}
+    """Returns the overrides without those that follow from others, such as the number of heads from the width."""
+    for name in [name for name in overrides if name not in kept]:
+        fewer = {other: value for other, value in overrides.items() if other != name}
         with suppress(MoeError):
             if not settings_still_differing(resolved_settings(composer, fewer), wanted, with_null=True):
-                words = fewer
-    return words
+                overrides = fewer
+    return overrides
 
 
-def _written(words: Settings) -> str:
-    return " ".join(shlex.quote(f"{key}={format_setting(value)}") for key, value in words.items())
+def _written(overrides: Settings) -> str:
+    return " ".join(shlex.quote(f"{key}={format_setting(value)}") for key, value in overrides.items())
 
 
-def resolved_settings(composer: "Composer", words: dict[str, Value]) -> dict[str, Value]:
-    return flat_settings(composer.point(words).config.to_dict())
+def resolved_settings(composer: "Composer", overrides: dict[str, Value]) -> dict[str, Value]:
+    return flat_settings(composer.point(overrides).config.to_dict())
 
 
 def settings_still_differing(default: Settings, wanted: Settings, with_null: bool) -> dict[str, Value]:

@@ -347,9 +347,9 @@ def compose(composer: Composer, values: Partial, where: Sequence[Expression]) ->
         raise
     except ConfigError as error:
         return str(error)
-    given = {name: _setting_value(tree, values, name) for name in names}
-    decided = [condition for condition in where if all(given[name] is not None for name in condition.names)]
-    if not all(condition.holds(given) for condition in decided):
+    present = {name: _setting_value(tree, values, name) for name in names}
+    decided = [condition for condition in where if all(present[name] is not None for name in condition.names)]
+    if not all(condition.holds(present) for condition in decided):
         return None
     try:
         resolved = _run(composer, values)
@@ -357,7 +357,7 @@ def compose(composer: Composer, values: Partial, where: Sequence[Expression]) ->
         raise
     except ConfigError as error:
         return str(error)
-    derived = {name: _derived(resolved.config, name) if value is None else value for name, value in given.items()}
+    derived = {name: _derived(resolved.config, name) if value is None else value for name, value in present.items()}
     return resolved if all(condition.holds(derived) for condition in where) else None
 
 

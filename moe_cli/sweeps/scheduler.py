@@ -305,7 +305,7 @@ class _Scheduler:
         now, running, limit = time.monotonic(), self.progress.running, self.rules.timeout
         for run in self.feed.to_prune([run for run in running if run not in self.stop_requests]):
             step = run.status().get("step")
-            reason = f"pruned: others do better{f' (step {step})' if step else ''}"
+            reason = f"pruned: other runs are better{f' (step {step})' if step else ''}"
             self._request_stop(run, _StopRequest(PRUNED, reason, now))
         for run, job in running.items():
             if isinstance(job, SupportsQueueState) and job.queued():

@@ -152,7 +152,7 @@ class SearchPlan:
 
 
 def plan_if_search(
-    words: Sequence[str], options: SearchOptions, config_dir: Path | None = None, **given: Any
+    words: Sequence[str], options: SearchOptions, config_dir: Path | None = None, **arguments: Any
 ) -> SearchPlan | None:
     """Returns the planned search if --sampler or the sweep file requests one, else None.
 
@@ -161,26 +161,26 @@ def plan_if_search(
     """
     composer = Composer(config_dir)
     if options.sampler is not None or (is_named(words) and load_sweep_file(composer, words[0]).search is not None):
-        return plan_search(words, options, composer=composer, **given)
+        return plan_search(words, options, composer=composer, **arguments)
     if typed := options.first_option():
         raise ConfigError(f"{typed} is for a search. Add: --sampler tpe")
     return None
 
 
 def plan_words(
-    words: Sequence[str], options: SearchOptions, *, baseline: str | None = None, **given: Any
+    words: Sequence[str], options: SearchOptions, *, baseline: str | None = None, **arguments: Any
 ) -> SweepPlan | SearchPlan:
     """Returns the planned search or sweep of the words.
 
     Args:
-        given: seeds, name, where and config_dir, as `plan_sweep` takes them.
+        arguments: seeds, name, where and config_dir, as `plan_sweep` takes them.
 
     Raises:
         ConfigError: a word is wrong, no point can be run, or a search has a baseline.
     """
-    search = plan_if_search(words, options, **given)
+    search = plan_if_search(words, options, **arguments)
     if search is None:
-        return plan_sweep(words, baseline=baseline, **given)
+        return plan_sweep(words, baseline=baseline, **arguments)
     check_no_baseline(baseline)
     return search
 

@@ -91,7 +91,7 @@ def test_like_starts_from_the_configuration_of_a_run(moe: Moe, settings: list[st
 def test_like_and_resume_are_two_commands(moe: Moe) -> None:
     """Both options at once are an error of one line."""
     result = moe("train", "--like", "latest", "--resume", "latest")
-    assert (2, "error: --resume goes on with a run, and --like starts a new one: give one.\n") == (
+    assert (2, "error: --resume continues a run, and --like starts a new one: give one.\n") == (
         result.exit_code,
         result.stderr,
     )

@@ -226,9 +226,9 @@ def test_many_and_missing_choices(text_file: Path) -> None:
     start = lines.index("     a b")
     expected = ["     a b", "L1   1 -", "    12", "     2", "   1.1", "L2   1 -"]
     assert expected == lines[start : start + 6]
-    assert "Of each token up to 9 weaker experts are left out: --layer 1 shows more." in lines
+    assert "Up to 9 weaker experts per token are left out: --layer 1 shows more." in lines
     lines = [line.plain for line in explained_lines(explained(config, "ab", [many, []], shown=1), 80)]
-    assert "Of each token up to 3 weaker experts are left out: --json has all." in lines
+    assert "Up to 3 weaker experts per token are left out: --json has all." in lines
     assert ["12", "1.1", "1.0", ".99", ".00"] == [format_weight(each.weight) for each in many[:5]]
 
 
@@ -241,17 +241,17 @@ def test_many_and_missing_choices(text_file: Path) -> None:
             "In addition 2 shared experts of each layer answer for every token: never chosen, not shown.",
         ),
         ({"router": TopKConfig(null_experts=2)}, "E5 to E6 compute nothing (null experts)."),
-        ({"router": ReluConfig()}, "As many experts answer as have a score above zero; weights need not sum to 1."),
+        ({"router": ReluConfig()}, "All experts with a score above zero are used; their weights need not sum to 1."),
         ({"router": RandomConfig()}, "Experts are drawn at random, here from a fixed seed."),
         (
             {**TINY["bert"], "router": SoftConfig()},
-            "Nothing is chosen: every expert works on mixtures of all tokens, and a weight is its share in the answer.",
+            "No expert is chosen: all process mixtures of all tokens, and a weight is a share of the output.",
         ),
         (
             {**TINY["bert"], "router": ExpertChoiceConfig()},
-            "Each expert takes the tokens that suit it best: a token may have many, or none.",
+            "Each expert chooses its tokens with the highest scores: a token may have many experts, or none.",
         ),
-        ({**TINY["bert"], "router": SoftConfig()}, "as at evaluation (router soft): what"),
+        ({**TINY["bert"], "router": SoftConfig()}, "as at evaluation (router soft). It"),
         (
             {**TINY["bert"], "router": ExpertChoiceConfig(), "capacity": 1.5},
             "(router expert_choice, k=2 on average, capacity 1.5)",
@@ -260,7 +260,7 @@ def test_many_and_missing_choices(text_file: Path) -> None:
         ({"eval": EvalConfig(k=1)}, "(router topk, k=1, dropless)"),
         (TINY["bert"], "Each token saw the whole text, unmasked."),
         ({}, "Each token saw itself and those before it."),
-        ({"eval": EvalConfig(capacity=0.5)}, "room for 0.5 of a fair share in each expert"),
+        ({"eval": EvalConfig(capacity=0.5)}, "capacity 0.5"),
     ],
 )
 def test_parts_of_the_model_that_are_not_shown_are_named(text_file: Path, changes: dict[str, Any], piece: str) -> None:
@@ -278,7 +278,7 @@ def test_windows_and_drops_are_said(text_file: Path) -> None:
     result = explained(tiny_config(text_file), "a" * 17, [[choice(0, kept=False)]] * 17)
     assert "2 forward passes of this checkpoint" in sentences(result)[0]
     assert "The text is longer than the context of 16: 2 windows, each read without the others." in sentences(result)
-    assert "An expert with an x had no room: dropped, the token goes on without its answer." in sentences(result)
+    assert "x marks a dropped assignment: the expert was full, and the token gets no output of it." in sentences(result)
     lines = [line.plain for line in explained_lines(result, 200)]
     assert ["window 1", "window 2"] == [line for line in lines if line.startswith("window")]
     assert [16, 1] == [len(cells(line)) for line in lines if set(line) == {" ", "a"}]

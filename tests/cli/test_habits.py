@@ -47,7 +47,7 @@ HABITS = {
     "experiment=[a,b]": "'experiment=[a,b]': experiment takes one choice. Compare them: moe sweep experiment=a,b",
     "balance=[switch,z]": "'balance=[switch,z]': balance takes one choice. Combine them: balance=switch+z. "
     "Compare them: moe sweep balance=switch,z",
-    "sweep=sparsity": "'sweep=sparsity': a sweep is no part of a run. Type: moe sweep sparsity",
+    "sweep=sparsity": "'sweep=sparsity': a sweep is not part of a run. Type: moe sweep sparsity",
     "top_k=2": "no setting 'top_k'. Here it is 'k'.",
     "num_experts=8": "no setting 'num_experts'. Here it is 'expert'.",
     "num_experts_per_tok=2": "no setting 'num_experts_per_tok'. Here it is 'k'.",

@@ -172,10 +172,10 @@ def test_ages() -> None:
             ["ls", "--status", ","],
             "error: --status is empty: give some of pending, running, completed, failed, pruned, interrupted.",
         ),
-        (["rm"], "error: say which: either runs by name, or --status and --sweep. See: moe runs ls"),
+        (["rm"], "error: give either runs by name, or --status and --sweep. See: moe runs ls"),
         (
             ["rm", "x", "--sweep", "sparsity"],
-            "error: say which: either runs by name, or --status and --sweep. See: moe runs ls",
+            "error: give either runs by name, or --status and --sweep. See: moe runs ls",
         ),
         (["rm", "--sweep", "nosuch"], "error: no sweep 'nosuch' in OUTPUTS. There are: runs, sparsity."),
         (

@@ -164,6 +164,7 @@ ARGUMENTS = {
     ("plan",): [],
     ("bench", "layer"): [],
     ("bench", "step"): ["expert=0"],
+    ("bench", "sweep"): ["expert=0"],
 }
 
 

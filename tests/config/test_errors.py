@@ -210,7 +210,7 @@ TOGETHER = [
     (["data=tokens"], "data=tokens needs a file or folder of tokens. Add: data.path=FILE_OR_FOLDER"),
     (
         ["data=tokens", "data.path=a"],
-        "data=tokens needs to know how many tokens there are. Add, for GPT-2's: data.vocab_size=50257",
+        "data=tokens needs the size of the vocabulary. Add, for GPT-2's: data.vocab_size=50257",
     ),
     (
         ["data=tokens", "data.path=a", "data.vocab_size=50257", "data.dtype=int16"],

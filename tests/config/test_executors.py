@@ -52,14 +52,14 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     ("words", "name", "said"),
     [
         (["executor=ra"], None, "no executor 'ra'. Did you mean 'ray'? There are: local, ray, slurm."),
-        (["executor=ray"], "slurm", "executor=ray and --executor slurm both choose: give one."),
+        (["executor=ray"], "slurm", "executor=ray and --executor slurm both name an executor: give one."),
         (["executor=ray,slurm"], None, "executor has several values here; a sweep has one executor."),
         (["executor.cpus=4"], None, "no setting 'executor.cpus' with executor=local. It belongs to executor=ray."),
         (["executor.qos=x"], "ray", "no setting 'executor.qos' with executor=ray. It belongs to executor=slurm."),
         (["executor.cpu=1"], "ray", "no setting 'executor.cpu' with executor=ray. Did you mean 'cpus'?"),
         (["executor.name=x"], "ray", "'executor.name' follows from the choice. Write: executor=x"),
         (["executor.cpus=two"], "slurm", "executor.cpus=two is not a whole number."),
-        (["executor.gpus=1.5"], "ray", "executor.gpus=1.5: a part of a GPU, or whole ones."),
+        (["executor.gpus=1.5"], "ray", "executor.gpus=1.5 must be a fraction of one GPU or a whole number."),
         (
             ["executor.address=here"],
             "ray",
@@ -94,6 +94,6 @@ def test_what_cannot_be_is_refused(words: list[str], name: str | None, said: str
 def test_it_is_no_part_of_a_run(word: str) -> None:
     """moe train says where it belongs; a sweep's points do not know it."""
     result = CliRunner().invoke(app, ["train", word])
-    assert (2, True) == (result.exit_code, "is no part of a run. Use it with: moe sweep" in result.output)
+    assert (2, True) == (result.exit_code, "not of a run. Use it with: moe sweep" in result.output)
     with pytest.raises(ConfigError):
         plan_sweep(["expert=1,4", "k=1", word])

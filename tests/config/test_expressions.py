@@ -167,5 +167,5 @@ def test_what_has_no_order_or_sum_is_an_error_of_the_user(text: str) -> None:
 @pytest.mark.parametrize("text", ["expert", "'a'", "3", "expert and k"])
 def test_a_value_is_no_condition(text: str) -> None:
     """A number or text alone is neither true nor false."""
-    with pytest.raises(ConfigError, match="is no condition"):
+    with pytest.raises(ConfigError, match="is not a condition"):
         parse_expression(text).holds(VALUES)

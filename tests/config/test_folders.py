@@ -46,17 +46,17 @@ def test_config_dir_none_leaves_it_out(here: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "why"),
     [
-        ({"model__gpt": TINY, "config": "a: 1\n"}, "it has a config.yaml, as folders of other programs have"),
-        ({"model__resnet": "_target_: torchvision.resnet\n"}, "model/resnet.yaml is no file of this program"),
-        ({"model__gpt": "_target_: other.gpt\n"}, "model/gpt.yaml is no file of this program"),
-        ({"optim__adam": "name: adam\nlr: 1\n"}, "optim/adam.yaml is no file of this program"),
-        ({"train__default": "epochs: 3\n"}, "train/default.yaml is no file of this program"),
-        ({"data__list": "[1, 2]\n"}, "data/list.yaml is no file of this program"),
+        ({"model__gpt": TINY, "config": "a: 1\n"}, "it has a config.yaml, so it belongs to another program"),
+        ({"model__resnet": "_target_: torchvision.resnet\n"}, "model/resnet.yaml is not a file of this program"),
+        ({"model__gpt": "_target_: other.gpt\n"}, "model/gpt.yaml is not a file of this program"),
+        ({"optim__adam": "name: adam\nlr: 1\n"}, "optim/adam.yaml is not a file of this program"),
+        ({"train__default": "epochs: 3\n"}, "train/default.yaml is not a file of this program"),
+        ({"data__list": "[1, 2]\n"}, "data/list.yaml is not a file of this program"),
         (
             {"optim__muon": "defaults: [base]\n_target_: torch.optim.Adam\n"},
-            "optim/muon.yaml is no file of this program",
+            "optim/muon.yaml is not a file of this program",
         ),
-        ({"model__gpt": "name: gpt\nn_layer: 2\nn_head: 2\n"}, "model/gpt.yaml is no file of this program"),
+        ({"model__gpt": "name: gpt\nn_layer: 2\nn_head: 2\n"}, "model/gpt.yaml is not a file of this program"),
     ],
 )
 def test_the_conf_folder_of_another_program_is_left_alone(here: Path, files: dict[str, str], why: str) -> None:

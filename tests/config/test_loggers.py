@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_cli.config.compose import carried_out, execution_settings, load_config
+from moe_cli.config.compose import execution_settings, load_config, with_execution_settings
 from moe_cli.config.loggers import loggers_of
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.errors import ConfigError
@@ -18,7 +18,7 @@ PLACES = "There are: tensorboard, mlflow, wandb, trackio; several as tensorboard
         ("log=mlflow+mlflow", "log=mlflow+mlflow names a logger twice."),
         (
             "log=tensorboard,mlflow",
-            "'log=tensorboard,mlflow' would log one run twice over. Several loggers are: log=tensorboard+mlflow",
+            "'log=tensorboard,mlflow' would log one run twice. Several loggers are: log=tensorboard+mlflow",
         ),
         (
             "log_project=x",
@@ -52,4 +52,4 @@ def test_a_run_keeps_its_name_with_every_logger() -> None:
     plain = load_config([]).config
     logged = load_config(["log=mlflow", "log_project=x"]).config
     assert plain.run_id == logged.run_id
-    assert logged == carried_out(plain, execution_settings(["log=mlflow", "log_project=x"]))
+    assert logged == with_execution_settings(plain, execution_settings(["log=mlflow", "log_project=x"]))

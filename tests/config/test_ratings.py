@@ -30,7 +30,7 @@ def test_model_task_and_data_bring_each_other_along(word: str) -> None:
     [
         (
             ["router=hash"],
-            "router=hash knows tokens by their number, and a pair of user and item has none. Use router=topk",
+            "router=hash needs token ids, and a pair of user and item has none. Use router=topk",
         ),
         (
             ["router=soft"],
@@ -38,7 +38,7 @@ def test_model_task_and_data_bring_each_other_along(word: str) -> None:
         ),
         (
             ["router.score=activation"],
-            "router.score=activation asks the experts, which would answer alike for each task. Use router.score=linear",
+            "router.score=activation scores tokens by the experts, which are the same for each task. Use router.score=linear",
         ),
         (
             ["model.context_length=4"],

@@ -351,7 +351,7 @@ def test_flops_and_active_parameters_differ_where_a_gate_computes_more_than_it_h
             2,
             150,
             "total",
-            "expert=32: no whole width of an expert brings equal total parameters: 4 misses those of "
+            "expert=32: no whole width of an expert gives equal total parameters: 4 misses those of "
             "model.d_ff=150 by 8%. Raise model.d_ff, lower expert, or use match=none.",
         ),
     ],

@@ -121,7 +121,7 @@ WRONG = {
     "octal": ("grid: {expert: [010]}\n", "line 1: 010 would be read as octal"),
     "sixtieths": ("grid:\n  expert: 1:30\n", "line 2: 1:30 would be read in sixtieths"),
     "deep": ("a: " + "[" * 3000 + "]" * 3000, "nested deeper than 50 levels"),
-    "itself": ("a: &a\n- *a\n", r"line 2: \*a holds itself"),
+    "itself": ("a: &a\n- *a\n", r"line 2: \*a contains itself"),
     "laughs": (LAUGHS, "more than 50,000 values"),
     "large": ("# " + "x" * 2**20 + "\n", "at most 1,048,576 are read"),
     "digits": ("grid: {expert: [" + "9" * 5000 + "]}\n", "a number of 5000 characters"),

@@ -267,7 +267,7 @@ def test_mean_and_deviation() -> None:
         ),
         (
             ["model=vit", "router=hash", "balance=none"],
-            "router=hash knows tokens by their number, and patches of images have none. Use router=topk",
+            "router=hash needs token ids, and patches of images have none. Use router=topk",
         ),
         (
             ["model=vit", "model.tie_embeddings=true"],

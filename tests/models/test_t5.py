@@ -183,14 +183,14 @@ def test_routers_that_look_ahead_are_refused(router: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model.num_layers=3"], "model.num_layers=3 is odd: half are of the encoder, half of the decoder."),
+        (["model.num_layers=3"], "model.num_layers=3 is odd: encoder and decoder have half of the layers each."),
         (
             ["model.num_layers=2"],
             "model.moe_layer_freq=2 ... model.num_layers=2 over 2 stacks: ...",
         ),
         (
             ["model.relative_attention_num_buckets=6"],
-            "model.relative_attention_num_buckets=6 must be a multiple of 4: half are of each side.",
+            "model.relative_attention_num_buckets=6 must be a multiple of 4: each direction has half of them.",
         ),
         (
             ["model.relative_attention_max_distance=16"],

@@ -276,7 +276,7 @@ def test_without_a_baseline_each_is_compared_with_the_lowest(tmp_path: Path) -> 
         in text
     )
     memo = " ".join(recommendation(tmp_path, "mine").stdout.split())
-    assert "Whether experts pay is not known" in memo
+    assert "The benefit of experts is unknown" in memo
     assert "allow for all 3 pairs" in memo
 
 

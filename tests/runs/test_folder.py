@@ -280,7 +280,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_ours(tmp_path: Path) -> Non
         make_folder(tmp_path / "file" / "runs")
 
 
-def test_a_sweeps_run_takes_over_how_it_is_carried_out(tmp_path: Path) -> None:
+def test_a_sweeps_run_takes_over_how_it_is_with_execution_settings(tmp_path: Path) -> None:
     """New device, threads and intervals reach an unlocked, incomplete run; a complete run stays as it was."""
     config = RunConfig()
     again = replace(config, train=replace(config.train, threads=3, eval_every=7))

@@ -158,7 +158,7 @@ def test_an_unpromising_run_is_pruned(runs: list[Run]) -> None:
     feed = Critic(runs, runs[:1])
     progress = run_all(feed, pool, rules=FailurePolicy(retries=3))
     assert (runs[:1], runs[1:], []) == (progress.pruned, progress.finished, progress.failed)
-    assert ("pruned", "pruned: others do better (step 7)") == tuple(
+    assert ("pruned", "pruned: other runs are better (step 7)") == tuple(
         runs[0].status()[key] for key in ("status", "reason")
     )
     assert runs == feed.ended_runs

@@ -247,27 +247,27 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
         ),
         (
             ["model=bert", "router=soft", "data.packing=pad"],
-            "data.packing=pad: router=soft mixes all of a window. Use data.packing=concat",
+            "data.packing=pad: router=soft mixes all tokens of a window. Use data.packing=concat",
         ),
         (
             ["router=relu", "data.packing=pad"],
-            "data.packing=pad: router=relu counts windows as full. Use data.packing=isolate",
+            "data.packing=pad: router=relu assumes full windows. Use data.packing=isolate",
         ),
         (
             ["balance.scope=sequence", "data.packing=pad"],
-            "data.packing=pad: balance.scope=sequence takes windows of one length. Use data.packing=isolate",
+            "data.packing=pad: balance.scope=sequence needs windows of equal length. Use data.packing=isolate",
         ),
         (
             ["model=t5", "data.packing=pad"],
-            "data.packing=pad: spans are taken out of whole windows. Use data.packing=concat",
+            "data.packing=pad: spans are removed from whole windows. Use data.packing=concat",
         ),
         (
             ["train.grad_accumulation=2", "data.packing=pad"],
-            "data.packing=pad: train.grad_accumulation averages windows of one length. Use data.packing=isolate",
+            "data.packing=pad: train.grad_accumulation averages windows of equal length. Use data.packing=isolate",
         ),
         (
             ["launch.num_processes=2", "data.packing=pad"],
-            "data.packing=pad: launch.num_processes divides windows of one length. Use data.packing=isolate",
+            "data.packing=pad: launch.num_processes divides windows of equal length. Use data.packing=isolate",
         ),
     ],
 )
@@ -319,7 +319,7 @@ def test_a_text_is_explained_as_documents_were_read(folder: Path, tmp_path: Path
     assert (
         (packing != "concat")
         == any(line.split()[:1] == ["sep"] for line in screen.splitlines())
-        == ("In training documents were kept apart: sep" in screen)
+        == ("In training, documents were kept separate: sep" in screen)
     )
     if packing == "concat":
         return

@@ -165,13 +165,13 @@ def tag_run(
     from moe_cli.runs.tags import check_tag, read_tags, set_tags
 
     found = find_run(outputs_folder(outputs), run)
-    given = list(dict.fromkeys(map(check_tag, tags)))
+    checked = list(dict.fromkeys(map(check_tag, tags)))
     before = read_tags(found)
-    idle = [tag for tag in given if (tag in before) != remove]
+    idle = [tag for tag in checked if (tag in before) != remove]
     print_notes(tuple(f"{found.id} {'has no' if remove else 'already has the'} tag '{tag}'." for tag in idle))
-    after = [tag for tag in before if not (remove and tag in given)]
-    after += [] if remove else [tag for tag in given if tag not in before]
-    if len(idle) < len(given):
+    after = [tag for tag in before if not (remove and tag in checked)]
+    after += [] if remove else [tag for tag in checked if tag not in before]
+    if len(idle) < len(checked):
         set_tags(found, after)
     _echo(f"{found.id}   tags {', '.join(after) or 'none'}")
 
@@ -198,7 +198,7 @@ def rm(
 
     folder = outputs_folder(outputs)
     if bool(names) == bool(status or sweep):
-        raise ConfigError("say which: either runs by name, or --status and --sweep. See: moe runs ls")
+        raise ConfigError("give either runs by name, or --status and --sweep. See: moe runs ls")
     chosen = _named(folder, names) if names else _matching(folder, status, sweep)
     if not chosen:
         echo("no matching runs: nothing is removed.", err=True)

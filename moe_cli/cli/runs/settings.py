@@ -37,8 +37,8 @@ def run_labels(runs: Sequence[Run]) -> dict[Path, str]:
     found = DifferingSettings(runs)
     labels = {run.path: run.id for run in runs}
     for run, row in found.rows.items():
-        words = [f"{name}={format_setting(row[name])}" for name in found.names if setting_applies(name, row)] or [
+        parts = [f"{name}={format_setting(row[name])}" for name in found.names if setting_applies(name, row)] or [
             run.id
         ]
-        labels[run.path] = " ".join([*words, f"seed={format_setting(row.get('seed'))}"])
+        labels[run.path] = " ".join([*parts, f"seed={format_setting(row.get('seed'))}"])
     return labels

@@ -84,7 +84,7 @@ def print_run(run: Run) -> None:
 
 
 def wrap_labelled(label: str, pieces: Sequence[str], width: int) -> list[Text]:
-    """Pieces side by side after a label, on as many lines as it takes."""
+    """Returns the pieces after a label, packed into lines of at most `width`."""
     lines = pack([*map(sanitise, pieces)], max(8, width - LABEL_WIDTH))
     labels = [label, *[""] * (len(lines) - 1)]
     return [

@@ -25,7 +25,7 @@ from moe_cli.report.table import ReportTable
 LINE_WIDTH = 10_000  # lines are the page's to wrap
 MAX_UNFINISHED = 100
 MAX_TEXT_LENGTH = 300
-# Beyond so many varying settings, the legend leaves out the values that most rows have.
+# With more varying settings than this, the legend leaves out the values that most rows have.
 MAX_VARYING = 3
 # The quantities of the axes, see `moe_cli.metrics`.
 QUANTITIES = (

@@ -1,4 +1,4 @@
-"""Choice of the recommended configuration. The memo, the marks of the table and the page all use this decision."""
+"""Choice of the recommended configuration. The text, the table and the page use this decision."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ from moe_cli.report.significance import (
     paired,
 )
 
-# Routing has collapsed when more than this share of the experts is dead: weights are paid for that no token uses. One
-# dead expert in one layer of one seed is below it in all but the smallest models.
+# Routing has collapsed if more than this fraction of the experts is dead, because their parameters are unused. One dead
+# expert in one layer of one seed is below it in all but the smallest models.
 MAX_DEAD_EXPERTS = 0.05
-# Or when the most loaded expert is this far on the way from an even load (0) to every token (1): with 8 experts and k=2
-# it then gets 81 % of the tokens. MaxVio alone does not say so, because its largest value is experts / k - 1.
+# Or if the load of the most loaded expert, scaled from even load (0) to every token (1), is above this value: with 8
+# experts and k=2 it then gets 81 % of the tokens. MaxVio is scaled because its maximum, experts / k - 1, varies.
 MAX_IMBALANCE = 0.75
 # Configurations that tie and whose losses differ by less than this are ranked by their cost.
 SAME_LOSS = 0.005
@@ -144,7 +144,7 @@ def _max_possible_violation(row: Configuration) -> float | None:
 
 
 def health_text(row: Configuration) -> str:
-    """Returns a text such as: 25 % dead experts, MaxVio 2.93 of at most 3."""
+    """Returns a description such as: 25 % dead experts, MaxVio 2.93 of at most 3."""
     parts = [f"{percent(row.results.dead_experts)} dead experts"] if row.results.dead_experts else []
     largest = _max_possible_violation(row)
     if row.results.max_violation is not None and largest is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import MoeError
-from moe_cli.report.baseline import resolved_settings, settings_without_choices, words_for
+from moe_cli.report.baseline import overrides_for, resolved_settings, settings_without_choices
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.recommend.choice import Choice
 from moe_cli.report.run_row import DENSE, Settings, Value, is_baseline, setting_applies
@@ -40,7 +40,7 @@ def next_sweep(
 
     Args:
         names: the settings that vary.
-        options: further options of the command, as words.
+        options: further arguments of the command.
     """
     best = choice.row
     settings = _settings(best)
@@ -62,10 +62,10 @@ def next_sweep(
     written = {
         name.removesuffix(".name"): ",".join(map(format_setting, values)) for name, values in {**axes, "k": ks}.items()
     }
-    words = {**settings, **written}
+    overrides = {**settings, **written}
     name = best.sweep if best.sweep not in ("runs", "sweep") and best.sweep.isprintable() else ""
     options = [*(["--name", name] if name else []), *options]
-    command = f"moe sweep {_written(words, written)} --seeds {seeds}{condition} {shlex.join(options)}".rstrip()
+    command = f"moe sweep {_written(overrides, written)} --seeds {seeds}{condition} {shlex.join(options)}".rstrip()
     return NextSweep(command, _seconds(axes, rows, seeds))
 
 
@@ -128,27 +128,27 @@ def _settings(row: Configuration) -> dict[str, Value] | None:
     """Returns the row's differences from the defaults; None means that this version cannot make its settings."""
     from moe_cli.config.compose import Composer
 
-    words: dict[str, Value] = {"expert": 8 if row.is_dense else row.expert}
+    overrides: dict[str, Value] = {"expert": 8 if row.is_dense else row.expert}
     if not row.is_dense:
-        words["k"] = row.k
+        overrides["k"] = row.k
     try:
         composer = Composer()
         for group in ("router", "balance"):
             choice = row.settings.get(group)
             if not row.is_dense and choice and "+" not in str(choice):
-                words[group] = choice
-        words = words_for(composer, words, settings_without_choices(row.settings))
-        resolved_settings(composer, words)
+                overrides[group] = choice
+        overrides = overrides_for(composer, overrides, settings_without_choices(row.settings))
+        resolved_settings(composer, overrides)
         for group in ("router", "balance"):
-            bare = {name: value for name, value in words.items() if name != group}
-            if group in words and resolved_settings(composer, bare) == resolved_settings(composer, words):
-                words = bare
+            bare = {name: value for name, value in overrides.items() if name != group}
+            if group in overrides and resolved_settings(composer, bare) == resolved_settings(composer, overrides):
+                overrides = bare
     except MoeError:
         return None
-    return words
+    return overrides
 
 
-def _written(words: Mapping[str, Any], axes: Collection[str]) -> str:
+def _written(overrides: Mapping[str, Any], axes: Collection[str]) -> str:
     return " ".join(
-        shlex.quote(f"{key}={value if key in axes else format_setting(value)}") for key, value in words.items()
+        shlex.quote(f"{key}={value if key in axes else format_setting(value)}") for key, value in overrides.items()
     )

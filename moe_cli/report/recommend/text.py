@@ -1,4 +1,4 @@
-"""A recommendation in a few lines that can be pasted into a memo."""
+"""Formats a recommendation as sentences."""
 
 from moe_cli.formatting import duration, percent, plural, sanitise
 from moe_cli.report.baseline import baseline_name
@@ -10,7 +10,7 @@ from moe_cli.report.recommend.recommendation import Recommendation
 from moe_cli.report.run_row import DENSE
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 
-# From this many times the FLOPs of the cheapest configuration on, the memo names the ratio.
+# The ratio of FLOPs is shown from this value on.
 FLOPS_NOTE_RATIO = 1.1
 MAX_TIES = 4
 
@@ -47,7 +47,7 @@ def format_recommendation(found: Recommendation) -> list[str]:
     if found.next is None:
         return [*lines, "No command is given for a next sweep: this version of moe cannot make these settings."]
     about = f" (about {duration(found.next_seconds)}, one run at a time)" if found.next_seconds else ""
-    return [*lines, f"To be surer, run{about}:", found.next]
+    return [*lines, f"For more certainty, run{about}:", found.next]
 
 
 def _statistics(found: Recommendation) -> list[str]:
@@ -110,7 +110,7 @@ def _headline(found: Recommendation) -> list[str]:
     at = f"{found.score:.3f} {found.unit}, {plural(found.seeds, 'seed')}"
     on = f"On {found.context}: "
     if found.reason == "single":
-        return [f"{on}nothing to recommend yet, only {name} was run ({at})."]
+        return [f"{on}nothing to recommend yet: only {name} was run ({at})."]
     if found.reason == "better" and found.vs_baseline:
         equal = " of equal active parameters" if found.equal_params and dense else ""
         first = (
@@ -120,9 +120,9 @@ def _headline(found: Recommendation) -> list[str]:
         return [f"{on}use {name}.", first + _second(found)]
     if found.reason == "one seed":
         against = f", {_amount(found.vs_baseline, signed=True)} against {base}" if found.vs_baseline else ""
-        lowest = "Lowest of what was run" if found.passed_over is None else "Lowest but one that has collapsed"
+        lowest = "Lowest of the runs" if found.passed_over is None else "Lowest without collapsed routing"
         unknown = "" if found.comparisons else _unknown(found)
-        return [f"{on}one seed does not decide. {lowest}: {name} ({at}{against}).{unknown}"]
+        return [f"{on}one seed is not enough for a verdict. {lowest}: {name} ({at}{against}).{unknown}"]
     if found.reason == "worse" and found.vs_baseline:
         use = "the dense model (expert=1)" if dense else f"{base}, the baseline"
         return [
@@ -134,7 +134,7 @@ def _headline(found: Recommendation) -> list[str]:
         return [f"{on}use {what}. No other configuration is significantly better." + _nearest(found.runner_up)]
     if found.reason == "tie":
         return [f"{on}use {name}: it is not distinguishable from {base} ({at})."]
-    lead = f"{on}use {name} ({at})" if found.passed_over else f"{on}lowest of what was run is {name} ({at})"
+    lead = f"{on}use {name} ({at})" if found.passed_over else f"{on}lowest of the runs is {name} ({at})"
     if found.pairs is not None:
         named = found.passed_over and found.runner_up and found.passed_over.name == found.runner_up.name
         return [f"{lead}." + ("" if named else _nearest(found.runner_up)) + _unknown(found)]
@@ -153,7 +153,7 @@ def _unknown(found: Recommendation) -> str:
             f" How it compares with {baseline_name(found.baseline)} is not known: that was not run with its "
             "settings and seeds."
         )
-    return " Whether experts pay is not known: no dense model was run with its settings and seeds."
+    return " The benefit of experts is unknown: no dense model was run with these settings and seeds."
 
 
 def _second(found: Recommendation) -> str:

@@ -25,13 +25,13 @@ def points_of(text: str, runs: Sequence[RunRow]) -> Points:
         ConfigError: a setting is wrong, or the budget is a time, so that the number of tokens is unknown.
     """
     try:
-        given = shlex.split(text)
+        budget = shlex.split(text)
     except ValueError:
         raise ConfigError(f"--predict {text}: a quote is not closed. Give settings such as 'expert=64 k=2'") from None
-    if not given or any("=" not in word for word in given):
+    if not budget or any("=" not in word for word in budget):
         raise ConfigError(f"--predict '{text}': give settings such as 'expert=64 k=2 train.tokens=1000000'")
-    overrides, vocab_size = _overrides_of_largest(runs, {word.split("=")[0] for word in given})
-    config = load_config([*overrides, *given]).config
+    overrides, vocab_size = _overrides_of_largest(runs, {word.split("=")[0] for word in budget})
+    config = load_config([*overrides, *budget]).config
     costs, steps = estimate_cost(config, vocab_size), training_steps(config, vocab_size)
     if steps is None:
         raise ConfigError(f"--predict '{text}': the budget is a time; give train.steps, train.tokens or train.flops.")
@@ -54,15 +54,15 @@ def points_of(text: str, runs: Sequence[RunRow]) -> Points:
     return Points(*(np.array([value]) for value in values))
 
 
-def _overrides_of_largest(runs: Sequence[RunRow], given: Collection[str]) -> tuple[list[str], int]:
+def _overrides_of_largest(runs: Sequence[RunRow], budget: Collection[str]) -> tuple[list[str], int]:
     """Returns the settings of the run with the most FLOPs without those in `given`, and its vocabulary size."""
     measured = [run for run in runs if run.results.flops_per_token and run.results.tokens and run.results.params]
     if not measured:
         return [], DEFAULT_VOCAB_SIZE
     largest = max(measured, key=lambda run: (run.results.flops_per_token or 0) * (run.results.tokens or 0))
     budgets = {f"train.{name}" for name in BUDGETS}
-    of_budget = budgets.intersection(given)
-    overrides = overrides_of(largest, {*given, *(budgets if of_budget else ())})
+    of_budget = budgets.intersection(budget)
+    overrides = overrides_of(largest, {*budget, *(budgets if of_budget else ())})
     if not of_budget and not any(overrides.get(name) for name in budgets):
         overrides["train.tokens"] = largest.results.tokens
     words = [f"{key}={format_setting(value)}" for key, value in overrides.items()]

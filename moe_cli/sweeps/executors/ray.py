@@ -73,8 +73,8 @@ def _probe(address: str) -> None:
     reason: object = "the program that listens there is no Ray head of this version"
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-        words = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
-        if subprocess.run(words, capture_output=True, timeout=HEALTH_SECONDS, check=False).returncode == 0:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        if subprocess.run(command, capture_output=True, timeout=HEALTH_SECONDS, check=False).returncode == 0:
             return
     except subprocess.TimeoutExpired:
         pass

@@ -104,20 +104,20 @@ class State:
     code: int = 0
 
 
-def command(*words: str) -> str:
+def command(*arguments: str) -> str:
     """Runs one of Slurm's commands and returns its output. Raises MoeError with its message."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
     except FileNotFoundError:
         raise MoeError(
-            f"executor=slurm needs Slurm's commands, and this machine has no {words[0]}.\n"
+            f"executor=slurm needs Slurm's commands, and this machine has no {arguments[0]}.\n"
             "Sweep from a login node of the cluster, or use --executor local."
         ) from None
     except subprocess.TimeoutExpired:
-        raise MoeError(f"{words[0]} has not answered for {COMMAND_SECONDS:.0f} seconds: is Slurm down?") from None
+        raise MoeError(f"{arguments[0]} has not answered for {COMMAND_SECONDS:.0f} seconds: is Slurm down?") from None
     if done.returncode:
         errors = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise MoeError("\n".join(errors[-2:]) or f"{words[0]} failed with code {done.returncode}.")
+        raise MoeError("\n".join(errors[-2:]) or f"{arguments[0]} failed with code {done.returncode}.")
     return done.stdout
 
 
@@ -295,8 +295,8 @@ class SlurmPool:
         runs, file = folder / f"{name}.runs", folder / f"{name}.sh"
         write_text(runs, "".join(f"{job.run.path}\n" for job in jobs))
         write_text(file, format_script(self.executor, runs, self.outputs))
-        words = sbatch_command(self.executor, f"moe-{jobs[0].run.sweep}", len(jobs))
-        array = command(*words, str(file)).strip().split(";")[0]
+        arguments = sbatch_command(self.executor, f"moe-{jobs[0].run.sweep}", len(jobs))
+        array = command(*arguments, str(file)).strip().split(";")[0]
         for number, job in enumerate(jobs, start=1):
             job.number = f"{array}_{number}"
             write_json(job.run.path / JOB_FILE, {"job": job.number, "script": str(file)})

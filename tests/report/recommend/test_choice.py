@@ -239,7 +239,7 @@ def test_one_seed_is_said_where_nothing_could_be_compared(tmp_path: Path) -> Non
     complete(tmp_path, 1.9, "mine", balance="switch", seed=1)
     answer = recommend(load_runs(tmp_path))
     assert "one seed" == answer.reason
-    assert "one seed does not decide" in format_recommendation(answer)[0]
+    assert "one seed is not enough" in format_recommendation(answer)[0]
 
 
 def test_the_baseline_is_recommended_where_the_others_are_worse(tmp_path: Path) -> None:

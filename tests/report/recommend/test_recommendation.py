@@ -167,7 +167,7 @@ def test_one_seed_tells_nothing(tmp_path: Path) -> None:
     make(tmp_path, 1.60, EIGHT, seeds=1)
     answer, text = found(tmp_path)
     assert (answer.reason, answer.settings["expert"]) == ("one seed", 8)
-    assert text.startswith(f"{ON}one seed does not decide.")
+    assert text.startswith(f"{ON}one seed is not enough for a verdict.")
     assert "--seeds 3" in answer.next
 
 
@@ -177,14 +177,14 @@ def test_without_a_dense_model(tmp_path: Path) -> None:
     make(tmp_path, 1.76, SIXTEEN)
     answer, text = found(tmp_path)
     assert (answer.reason, answer.vs_baseline, answer.equal_time) == ("untested", None, None)
-    assert "Whether experts pay is not known" in text
+    assert "The benefit of experts is unknown" in text
     assert "expert=1,8" in answer.next
 
 
 def test_a_single_configuration(tmp_path: Path) -> None:
     """There is nothing to choose between."""
     make(tmp_path, 1.70, EIGHT)
-    assert found(tmp_path)[1].startswith(f"{ON}nothing to recommend yet, only expert=8 k=2")
+    assert found(tmp_path)[1].startswith(f"{ON}nothing to recommend yet: only expert=8 k=2")
 
 
 def test_nothing_complete_is_an_error(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_dense_that_was_not_compared_is_no_answer(tmp_path: Path) -> None:
     make(tmp_path, 1.8, {**EIGHT, "optim__lr": 0.02})
     answer, text = found(tmp_path)
     assert ("untested", 8) == (answer.reason, answer.settings["expert"])
-    assert "Whether experts pay is not known" in text
+    assert "The benefit of experts is unknown" in text
 
 
 def test_seeds_of_unequal_difficulty_rank_nothing(tmp_path: Path) -> None:
@@ -379,7 +379,7 @@ def test_baselines_from_elsewhere_are_of_one_kind(tmp_path: Path) -> None:
         complete(tmp_path, 1.7, "mine", seed=seed, **EIGHT)
         complete(tmp_path, 1.8, "mine", seed=seed, **SIXTEEN)
     result = recommendation(tmp_path, "mine")
-    assert "Whether experts pay is not known" in " ".join(result.stdout.split())
+    assert "The benefit of experts is unknown" in " ".join(result.stdout.split())
 
 
 def test_odd_runs_are_left_alone(tmp_path: Path) -> None:
