@@ -79,10 +79,11 @@ def optimizer_heading(benchmark: OptimizerBenchmark) -> list[str]:
 
 def optimizer_table(benchmark: OptimizerBenchmark) -> Table:
     """Returns the table of pass and update by number of experts; the first row is what `x first` refers to."""
-    table = _table("experts", "period", "pass", "update", "its share", "min - max", "x first", "min - max")
+    table = _table("experts", "k", "period", "pass", "update", "share", "min - max", "x first", "min - max")
     for result in benchmark.results:
         table.add_row(
-            f"{result.experts} of which {result.top_k}",
+            str(result.experts),
+            str(result.top_k),
             str(result.period),
             milliseconds(result.pass_seconds.median),
             milliseconds(result.update_seconds.median),
