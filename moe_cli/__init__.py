@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from moe_cli.api.sweep import sweep
     from moe_cli.api.train import train
     from moe_cli.moe.balance import load_balancing_loss, router_z_loss
-    from moe_cli.moe.layer import MoELayer, SparseExpertModel
+    from moe_cli.moe.layer import MoELayer
+    from moe_cli.moe.sparse_expert_model import SparseExpertModel
     from moe_cli.report.load import load_runs
     from moe_cli.report.long_format import load_curves, load_routing
     from moe_cli.report.recommend.recommendation import recommend
@@ -33,7 +34,7 @@ __all__ = [
 
 _LAZY_EXPORTS = {
     "MoELayer": "moe_cli.moe.layer",
-    "SparseExpertModel": "moe_cli.moe.layer",
+    "SparseExpertModel": "moe_cli.moe.sparse_expert_model",
     "load_balancing_loss": "moe_cli.moe.balance",
     "router_z_loss": "moe_cli.moe.balance",
     "load_runs": "moe_cli.report.load",

@@ -108,7 +108,7 @@ METRICS = (
     Metric("capacity_val_loss", "loss @ capacity", "validation at the training capacity, nats", _NATS, LOSS, -1,
            range="nats per token",
            description="`val_loss` with the training capacity; null when that is dropless. `dropped_fraction` is "
-           "of the same pass; `capacity_val_drop` is its drop policy: `causal` for a causal model"),
+           "of the same pass; `capacity_val_drop` is its drop rule: `causal` for a causal model"),
     Metric("eval_context", "context", "mean context of a validation token", "tokens", SIZE, 0, digits=1, range="tokens",
            description="mean number of earlier tokens from which `causal_lm` predicts a validation token; a separator "
            "before a document counts; null for other tasks"),
@@ -243,13 +243,13 @@ def curve_title(curve_key: str) -> str:
     return BY_CURVE_KEY[curve_key].title + part
 
 
-def loss_unit(config: Mapping[str, Any]) -> str:
+def target_name(config: Mapping[str, Any]) -> str:
     """Returns the name of the run's prediction target, such as a token or an image, from its config.json."""
     task = config.get("task")
-    return loss_unit_of_task(task.get("name") if isinstance(task, dict) else None)
+    return target_name_of_task(task.get("name") if isinstance(task, dict) else None)
 
 
-def loss_unit_of_task(task: Any) -> str:
+def target_name_of_task(task: Any) -> str:
     """Returns the name of the task's prediction target. Runs older than the task setting predict tokens."""
     return TARGETS.get(task or "causal_lm", "target") if isinstance(task, str | None) else "target"
 

@@ -9,7 +9,7 @@ import jaxtyping
 import torch
 from torch import nn
 
-from moe_cli.config.balances import BalanceLoss, CombinedBalance
+from moe_cli.config.balances import CombinedBalance, WeightedBalance
 from moe_cli.config.data import PackagedImagesConfig, SyntheticRatingsConfig, TextFilesConfig
 from moe_cli.config.model import BERTConfig, GPTConfig, LSTMConfig, MMoEConfig, T5Config, ViTConfig
 from moe_cli.config.resolve import resolve
@@ -53,7 +53,7 @@ TINY: dict[str, dict[str, Any]] = {
         "model": LSTMConfig(num_layers=2, **SIZES),
         "router": NoisyTopKConfig(),
         "balance": CombinedBalance(
-            "importance+load", importance=BalanceLoss(name="importance"), load=BalanceLoss(name="load")
+            "importance+load", importance=WeightedBalance(name="importance"), load=WeightedBalance(name="load")
         ),
     },
 }

@@ -54,7 +54,7 @@ def evaluate(
 
     from moe_cli.cli.console import Terminal, print_lines
     from moe_cli.execution.trained_model import load_trained
-    from moe_cli.metrics import loss_unit, sees_later_tokens
+    from moe_cli.metrics import sees_later_tokens, target_name
     from moe_cli.report.render.terminal import table_lines
 
     trained = load_trained(found, folder, checkpoint, SPLITS[split])
@@ -68,7 +68,7 @@ def evaluate(
         named = [{re.sub("^val_", f"{SPLITS[split]}_", key): value for key, value in row.items()} for row in rows]
         print_json({"run": found.id, "step": trained.step, "split": split, "evaluations": named})
         return
-    unit = loss_unit(found.config_dict())
+    unit = target_name(found.config_dict())
     console = Terminal(emoji=False)
     contexts = {row["eval_context"] for row in rows}
     context = f", mean context {rows[0]['eval_context']:z.1f}" if len(contexts) == 1 and None not in contexts else ""

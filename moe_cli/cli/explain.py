@@ -180,8 +180,8 @@ def _write(result: "ExplainResult", path: Path) -> None:
     from moe_cli import __version__
     from moe_cli.cli.console import PIPED_WIDTH
     from moe_cli.cli.explain_output import explained_lines, page_content, title
-    from moe_cli.report.html.atomic_write import write_file
     from moe_cli.report.html.explain_page import explain_page
+    from moe_cli.report.report_file import write_file
 
     program = f"moe {__version__}"
     made = f"made by {program}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"

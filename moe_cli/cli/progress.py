@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_cli.formatting import count, duration, format_loss, percent, sanitise
-from moe_cli.metrics import loss_unit
+from moe_cli.metrics import target_name
 from moe_cli.report.intervals import Estimate, mean_and_interval
 from moe_cli.report.render.terminal import TextColumn, table_lines
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run
@@ -110,7 +110,7 @@ def _loss(status: RunStatus) -> float | None:
 @cache
 def _target(run: Run) -> str:
     """Returns the unit of a run's loss, read once."""
-    return loss_unit(run.config_dict())
+    return target_name(run.config_dict())
 
 
 @cache

@@ -18,7 +18,7 @@ from moe_cli.cli.train_preview import print_rows
 from moe_cli.config.loggers import loggers_of
 from moe_cli.files.reading import time_in
 from moe_cli.formatting import bars, count, duration, format_bytes, or_dash, percent, plural
-from moe_cli.metrics import format_references, format_task_metrics, loss_unit
+from moe_cli.metrics import format_references, format_task_metrics, target_name
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.runs.folder import Run
 from moe_cli.training.evaluate import Evaluation
@@ -138,7 +138,7 @@ def print_summary(console: Console, run: Run) -> None:
         + (f"   back end {summary['dispatch']}" if summary.get("dispatch") else ""),
         highlight=False,
     )
-    unit = loss_unit(run.config_dict())
+    unit = target_name(run.config_dict())
     found = [f"{summary['val_loss']:z.3f} nats/{unit}", *format_task_metrics(summary, "val_")]
     if summary["val_bpb"] is not None or len(found) == 1:
         found.insert(1, f"{or_dash(summary['val_bpb'])} bits/byte")

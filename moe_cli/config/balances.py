@@ -26,7 +26,7 @@ class SwitchBalance(_Balance):
 
 
 @dataclass(frozen=True)
-class BalanceLoss(_Balance):
+class WeightedBalance(_Balance):
     """A loss that has nothing to set but its weight."""
 
     name: Literal["importance", "load", "z", "entropy", "mutual_information"] = field(kw_only=True)
@@ -50,9 +50,9 @@ class NoBalance(_Balance):
     name: Literal["none"] = "none"
 
 
-LossBalance = SwitchBalance | BalanceLoss
-BiasBalance = LossFreeBalance | QuantileBalance
-Method = LossBalance | BiasBalance
+LossMethod = SwitchBalance | WeightedBalance
+BiasMethod = LossFreeBalance | QuantileBalance
+Method = LossMethod | BiasMethod
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class CombinedBalance:
 
     name: str = "+"
     switch: SwitchBalance | None = None
-    importance: BalanceLoss | None = None
-    load: BalanceLoss | None = None
-    z: BalanceLoss | None = None
+    importance: WeightedBalance | None = None
+    load: WeightedBalance | None = None
+    z: WeightedBalance | None = None
     loss_free: LossFreeBalance | None = None
     quantile: QuantileBalance | None = None
-    entropy: BalanceLoss | None = None
-    mutual_information: BalanceLoss | None = None
+    entropy: WeightedBalance | None = None
+    mutual_information: WeightedBalance | None = None
 
     def __post_init__(self) -> None:
         names = [method.name for method in self.methods]

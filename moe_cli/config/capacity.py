@@ -1,8 +1,13 @@
-"""Computes the capacity of an expert, for the layer, the cost model and the plan. Imports no torch."""
+"""The capacity of an expert and the names of the drop rules, for the layer, the cost model and the plan. No torch."""
 
 import math
+from typing import Literal, get_args
 
 from moe_cli.config.ranges import check_above, check_at_least
+
+# Which assignments are dropped when an expert is full; see `moe_cli.moe.routing.drop_overflow`.
+Drop = Literal["position", "probability", "random", "causal"]
+DROP_RULES: tuple[str, ...] = get_args(Drop)
 
 
 def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_factor: float) -> int:

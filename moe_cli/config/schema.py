@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalance, methods_of
 from moe_cli.config.bounds import THREADS
 from moe_cli.config.build import build
+from moe_cli.config.capacity import Drop
 from moe_cli.config.data import CorpusConfig, DataConfig
 from moe_cli.config.launch import LaunchConfig, check_launch
 from moe_cli.config.loggers import LOG_KEYS, check_log
@@ -38,8 +39,6 @@ from moe_cli.errors import ConfigError
 DEFAULT_STEPS = 1500
 DEFAULT_TOP_K = 2
 Match = Literal["active", "total", "flops", "model_flops", "none"]
-# Which assignments are dropped when an expert is full; see `moe_cli.moe.routing.drop_overflow`.
-Drop = Literal["position", "probability", "random", "causal"]
 BUDGETS = ("steps", "tokens", "flops", "minutes")
 # With train.eval_every=null. The last evaluation is at the end.
 EVALUATIONS_PER_RUN = 10
@@ -341,7 +340,7 @@ class RunConfig(Settings):
 
     @property
     def eval_drop(self) -> str:
-        """Returns the drop policy at evaluation; of an encoder and decoder, that of the decoder."""
+        """Returns the drop rule at evaluation; of an encoder and decoder, that of the decoder."""
         return self.eval.drop or ("causal" if self.model.causal else self.drop or "position")
 
     @property

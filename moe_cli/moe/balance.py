@@ -16,9 +16,9 @@ from torch import Tensor
 
 from moe_cli.config.balances import (
     BalanceConfig,
-    BiasBalance,
-    LossBalance,
+    BiasMethod,
     LossFreeBalance,
+    LossMethod,
     QuantileBalance,
     SwitchBalance,
     methods_of,
@@ -158,7 +158,7 @@ def quantile_bias(
 
 
 def next_bias(
-    balance: BiasBalance,
+    balance: BiasMethod,
     bias: Float[Tensor, " E"],
     tokens_per_expert: Int[Tensor, " E"],
     probs: Sequence[Float[Tensor, "_T E"]],
@@ -175,7 +175,7 @@ def next_bias(
     return quantile_bias(bias, torch.cat(list(probs)), top_k, balance.iterations)
 
 
-def bias_method(balance: BalanceConfig | None) -> BiasBalance | None:
+def bias_method(balance: BalanceConfig | None) -> BiasMethod | None:
     """Returns the method that sets the routing bias; None without one. A configuration has at most one."""
     methods = (method for method in methods_of(balance) if isinstance(method, LossFreeBalance | QuantileBalance))
     return next(methods, None)
@@ -204,7 +204,7 @@ def auxiliary_losses(
     batch_counts: Sequence[Int[Tensor, " E"]] | None = None,
     step_counts: Sequence[Int[Tensor, " E"]] | None = None,
     num_sequences: int = 1,
-) -> dict[LossBalance, Tensor]:
+) -> dict[LossMethod, Tensor]:
     """Computes each balancing loss of the configuration: unweighted, averaged over layers; empty without losses.
 
     Args:
@@ -217,7 +217,7 @@ def auxiliary_losses(
     if batch_counts is None:
         batch_counts = [all_reduce_sum(routing.tokens_per_expert) for routing in routings]
     scopes = {"batch": batch_counts, "global": batch_counts if step_counts is None else step_counts}
-    losses: dict[LossBalance, Tensor] = {}
+    losses: dict[LossMethod, Tensor] = {}
     for method in methods_of(balance) if routings else ():
         if isinstance(method, LossFreeBalance | QuantileBalance):
             continue

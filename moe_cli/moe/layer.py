@@ -7,16 +7,14 @@ from dataclasses import replace
 from typing import Unpack
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_cli.config.capacity import expert_capacity
+from moe_cli.config.capacity import DROP_RULES, expert_capacity
 from moe_cli.config.ranges import check_above, check_between, check_whole
 from moe_cli.config.routers import HashConfig, RouterConfig, SoftConfig, check_router
 from moe_cli.distributed.collectives import world_size
 from moe_cli.errors import ConfigError
-from moe_cli.moe.backends.dispatch import BACKENDS
 from moe_cli.moe.expert_parallel import drop_overflow_global
-from moe_cli.moe.experts import Experts
 from moe_cli.moe.routers.registry import ROUTER_CONFIGS, make_router
 from moe_cli.moe.routers.router import Router
 from moe_cli.moe.routing import (
@@ -29,8 +27,6 @@ from moe_cli.moe.routing import (
 )
 from moe_cli.moe.soft import SoftMoELayer
 from moe_cli.moe.sparse_layer import ExpertOptions, SparseLayer, check_choice
-
-DROP_POLICIES = ("position", "probability", "random", "causal")
 
 
 class MoELayer(SparseLayer):
@@ -76,8 +72,8 @@ class MoELayer(SparseLayer):
         causal: bool = False,
         **options: Unpack[ExpertOptions],
     ) -> None:
-        config = _router_config(router, num_experts, top_k, vocab_size, causal)
-        check_choice("drop", drop, DROP_POLICIES)
+        config = resolve_router_config(router, num_experts, top_k, vocab_size, causal)
+        check_choice("drop", drop, DROP_RULES)
         check_above("capacity_factor", capacity_factor, 0)
         super().__init__(
             d_model,
@@ -147,7 +143,7 @@ class MoELayer(SparseLayer):
         if self.router.fills_capacity and policy.capacity_factor is None:
             policy = replace(policy, capacity_factor=self.capacity_factor)
         routing: Routing = self.router(tokens, token_ids, policy)
-        if num_null := self.num_choices - self.num_experts:
+        if num_null := self.num_scored - self.num_experts:
             routing = replace(routing, num_null=num_null)
         if policy.capacity_factor is None or self.router.fills_capacity:
             return routing
@@ -155,7 +151,7 @@ class MoELayer(SparseLayer):
         return renormalise_kept(routing) if self.renormalise_after_drop else routing
 
     @property
-    def num_choices(self) -> int:
+    def num_scored(self) -> int:
         return self.router.num_experts
 
     def after_step(self, assigned: Int[Tensor, " E"], num_tokens: int) -> None:
@@ -213,9 +209,14 @@ def make_sparse_layer(  # noqa: PLR0913  (the arguments of MoELayer)
     )
 
 
-def _router_config(
+def resolve_router_config(
     router: str | RouterConfig, num_experts: int, top_k: int, vocab_size: int | None = None, causal: bool = False
 ) -> RouterConfig:
+    """Returns the configuration of a router that is given by name or as a configuration, after checks.
+
+    Raises:
+        ConfigError: as for `MoELayer`.
+    """
     check_whole("num_experts", num_experts)
     if isinstance(top_k, int) and not 1 <= top_k <= num_experts:
         raise ConfigError(f"top_k={top_k} must be between 1 and num_experts={num_experts}.")
@@ -235,34 +236,3 @@ def _router_config(
     if isinstance(router, HashConfig) and vocab_size is None:
         raise ConfigError("router=hash needs vocab_size, the number of token ids in its table.")
     return router
-
-
-class SparseExpertModel(nn.Module):
-    """A model of one sparse layer: each input row is sent to `k` of `num_experts` feed-forward networks.
-
-    The gate gets its gradient through the weights. Only the chosen experts are computed and get a gradient.
-
-    Args:
-        num_experts: E.
-        input_dim: width D_in of an input row.
-        output_dim: width D_out of an output row.
-        k: experts chosen per row.
-
-    Raises:
-        ConfigError: a number is not an integer of at least 1, or k is more than num_experts.
-    """
-
-    def __init__(self, num_experts: int, input_dim: int, output_dim: int, k: int) -> None:
-        super().__init__()
-        config = _router_config("topk", num_experts, k)
-        check_whole("input_dim", input_dim)
-        check_whole("output_dim", output_dim)
-        self.router = make_router(config, input_dim, num_experts, k)
-        self.experts = Experts(num_experts, input_dim, input_dim, output_dim, ffn_type="mlp", activation="gelu")
-        self.router.reset_parameters()
-        self.experts.reset_parameters()
-
-    def forward(self, x: Float[Tensor, "*batch D_in"]) -> Float[Tensor, "*batch D_out"]:
-        rows = x.reshape(-1, x.shape[-1])
-        y = BACKENDS["auto"](self.experts, rows, self.router(rows))
-        return y.view(*x.shape[:-1], y.shape[-1])

@@ -100,7 +100,7 @@ class SparseLayer(nn.Module):
         self.reset_parameters()
 
     @property
-    def num_choices(self) -> int:
+    def num_scored(self) -> int:
         """Returns the number of experts that the router scores, null experts included."""
         return self.num_experts
 

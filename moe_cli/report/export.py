@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import sanitise
-from moe_cli.report.html.atomic_write import check_overwrite, write_file
 from moe_cli.report.html.page import GENERATOR, page_text
 from moe_cli.report.html.page_data import Source
 from moe_cli.report.html.recommendation import fit_sections, recommendation_section
 from moe_cli.report.importance import load_importances
 from moe_cli.report.render.latex import latex_text
 from moe_cli.report.render.tables import csv_text, json_text, markdown_text
+from moe_cli.report.report_file import check_overwrite, write_file
 from moe_cli.report.run_row import RunRow
 from moe_cli.report.table import ReportTable
 

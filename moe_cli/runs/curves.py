@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe_cli.files.reading import number_in
-from moe_cli.metrics import ESTIMATES, loss_unit
+from moe_cli.metrics import ESTIMATES, target_name
 from moe_cli.runs.folder import Run
 
 # The maximum number of points of a curve.
@@ -42,7 +42,7 @@ def validation_curves(runs: Sequence[Run], newest: bool = False) -> list[Curve]:
     found = [_estimates(run.latest_metrics() if newest else run.read_metrics()) for run in runs]
     evaluated = [estimates for estimates in found if any(estimates.values())]
     result = next((name for name in ESTIMATES if all(estimates[name] for estimates in evaluated)), "val_loss")
-    units = ["bits/byte" if result == "val_bpb" else f"nats/{loss_unit(run.config_dict())}" for run in runs]
+    units = ["bits/byte" if result == "val_bpb" else f"nats/{target_name(run.config_dict())}" for run in runs]
     return [
         Curve(result, unit, tuple(sorted(estimates[result].items())))
         for estimates, unit in zip(found, units, strict=True)

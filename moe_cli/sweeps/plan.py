@@ -107,7 +107,7 @@ class SweepPlan:
         )
         return runs
 
-    def run_dirs(self, outputs: Path) -> list[Run]:
+    def runs(self, outputs: Path) -> list[Run]:
         """Returns the run folders of the points, which may not exist yet."""
         return [Run(outputs / self.name / point.config.run_id) for point in self.points]
 

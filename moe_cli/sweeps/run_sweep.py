@@ -251,7 +251,7 @@ def prepare(plan: SweepPlan | SearchPlan, outputs: Path, execution: Execution, *
         check([estimate.config for estimate in search.estimates])
         return search
     plan = plan.with_upcycle_source(outputs)
-    configs, runs = [point.config for point in plan.points], plan.run_dirs(outputs)
+    configs, runs = [point.config for point in plan.points], plan.runs(outputs)
     check(configs)
     estimates = estimate_runs(configs, outputs, measure_flops(), build=build)
     if build and execution.checks_memory:

@@ -26,7 +26,8 @@ from moe_cli.files.writing import adopt, delete, ensure_folder, flush_folder, is
 from moe_cli.formatting import is_utf8, print_line
 from moe_cli.runs.folder import RUNNING, Run
 from moe_cli.training.distributed_model import DistributedModel
-from moe_cli.training.optimizers import Optimizers, WeightAverage
+from moe_cli.training.optimizers import Optimizers
+from moe_cli.training.weight_average import WeightAverage
 
 # Prefix of the name of a folder in which a checkpoint is being written.
 SAVING = ".saving-"

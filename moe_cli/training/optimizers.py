@@ -1,12 +1,11 @@
-"""How are weights updated? By Muon for matrices and AdamW for the rest, or by AdamW or SGD; and the schedule.
+"""How are weights updated? By Muon for matrices and AdamW for the rest, or by AdamW or SGD.
 
 E experts in a stack, N matrices of R rows and C columns.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,6 +20,7 @@ from moe_cli.config.layer_costs import NEWTON_SCHULZ_STEPS
 from moe_cli.config.schema import AdamConfig, AdamWConfig, MuonConfig, OptimConfig, SGDConfig
 from moe_cli.distributed.collectives import rank, world_size
 from moe_cli.moe.sparse_layer import moe_layers
+from moe_cli.training.schedule import schedule
 
 # Matrices that AdamW updates also with optim=muon: embeddings and heads, which do not map between hidden spaces;
 # routers; and LSTMs, which store their four gates in one matrix.
@@ -396,71 +396,3 @@ def _param_groups(config: OptimConfig, params: list[nn.Parameter]) -> list[dict[
         {"params": [param for param in params if param.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [param for param in params if param.ndim < 2], "weight_decay": 0.0},
     ]
-
-
-class WeightAverage:
-    """A running average of a model's parameters (Polyak averaging): average = d * average + (1 - d) * weights.
-
-    d is min(decay, n / (9 + n)) in step n = 1, 2, ..., so that the initial weights soon have no influence.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self._params = dict(model.named_parameters())
-        self.tensors = {name: param.detach().clone() for name, param in self._params.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Updates the average after optimizer step `step`, which is counted from 1."""
-        weight = 1 - min(self.decay, step / (9 + step))
-        for name, param in self._params.items():
-            self.tensors[name].lerp_(param, weight)
-
-    @contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """Returns a context in which the model has the average as its weights."""
-        weights = {name: param.detach().clone() for name, param in self._params.items()}
-        self._set(self.tensors)
-        try:
-            yield
-        finally:
-            self._set(weights)
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in self.tensors.items():
-            tensor.copy_(tensors[name])
-
-    @torch.no_grad()
-    def _set(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, param in self._params.items():
-            param.copy_(tensors[name])
-
-
-def schedule(config: OptimConfig, progress: float, after: float | None = None) -> float:
-    """Computes the learning rate of a step as a fraction of its peak.
-
-    The warm-up is linear over the first `warmup_fraction` of the budget. Then the rate is constant, or decays linearly
-    or by a cosine to `min_lr_ratio`. With `wsd` it is constant and then decays linearly to `min_lr_ratio` over the last
-    `decay_fraction` (warm-up, stable, decay: arXiv:2404.06395).
-
-    The warm-up is evaluated at the end of the step and the decay at its beginning, so that neither the first nor the
-    last step has a rate of 0: of W warm-up steps, step s = 1, 2, ... has s / W of the peak.
-
-    Args:
-        progress: fraction of the budget spent before the step, in [0, 1).
-        after: fraction of the budget spent after the step; None means the same as before.
-    """
-    if progress < config.warmup_fraction:
-        return min(1.0, (progress if after is None else after) / config.warmup_fraction)
-    final = 1.0 if config.min_lr_ratio is None else config.min_lr_ratio
-    length = (
-        config.decay_fraction
-        if config.schedule == "wsd" and config.decay_fraction is not None
-        else 1 - config.warmup_fraction
-    )
-    decay_progress = min(1.0, max(0.0, 1 - (1 - progress) / length)) if length else 0.0
-    if config.schedule == "constant":
-        return 1.0
-    if config.schedule == "cosine":
-        return final + (1 - final) * (1 + math.cos(math.pi * decay_progress)) / 2
-    return 1 - (1 - final) * decay_progress

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_cli.config.balances import LossBalance, QuantileBalance
+from moe_cli.config.balances import LossMethod, QuantileBalance
 from moe_cli.config.schema import EVALUATIONS_PER_RUN, RunConfig
 from moe_cli.distributed import collectives
 from moe_cli.errors import TrainingError
@@ -32,10 +32,11 @@ from moe_cli.training.checkpoint import (
 )
 from moe_cli.training.distributed_model import DistributedModel
 from moe_cli.training.evaluate import Evaluation, eval_policy, evaluate, expert_lists, probe_routing
-from moe_cli.training.optimizers import Optimizers, WeightAverage
+from moe_cli.training.optimizers import Optimizers
 from moe_cli.training.precision import autocast
 from moe_cli.training.signals import stop_signals
 from moe_cli.training.state import StepCallback, StepReport, StepResult, TrainState
+from moe_cli.training.weight_average import WeightAverage
 
 HEARTBEAT_SECONDS = 10.0
 # Limits of train.on_nan: skipped steps in a row, and rewinds of a run. Beyond them the run fails.
@@ -194,7 +195,7 @@ class Trainer:
         train, state = self.config.train, self.state
         device = self.device
         loss_sum, aux_sums, dropped_sum = 0.0, dict[str, float](), 0.0
-        step_counts = [torch.zeros(layer.num_choices, dtype=torch.int64, device=device) for layer in self.layers]
+        step_counts = [torch.zeros(layer.num_scored, dtype=torch.int64, device=device) for layer in self.layers]
         probs: list[list[Tensor]] = [[] for _ in self.layers]
         num_tokens = [0 for _ in self.layers]
         rank, world_size = collectives.rank(), collectives.world_size()
@@ -448,7 +449,7 @@ def _counts_of_all(routings: Sequence[Routing]) -> tuple[Tensor, ...]:
     return collectives.all_reduce_sum(torch.stack([routing.tokens_per_expert for routing in routings])).unbind()
 
 
-def _total_loss(loss: Tensor, aux_losses: Mapping[LossBalance, Tensor], routings: Sequence[Routing]) -> Tensor:
+def _total_loss(loss: Tensor, aux_losses: Mapping[LossMethod, Tensor], routings: Sequence[Routing]) -> Tensor:
     """Computes the task's loss plus the weighted balancing losses and the mean of the routers' own losses."""
     total = loss + sum(method.weight * aux_loss for method, aux_loss in aux_losses.items())
     router_losses = [routing.router_loss for routing in routings if routing.router_loss is not None]

@@ -14,7 +14,7 @@ from moe_cli.cli.runs.show import print_run, run_record
 from moe_cli.cli.runs.watch import run_panel
 from moe_cli.cli.search import _step
 from moe_cli.config.data import TokenFilesConfig
-from moe_cli.metrics import ESTIMATES, TARGETS, loss_unit
+from moe_cli.metrics import ESTIMATES, TARGETS, target_name
 from moe_cli.report.columns import curve_column
 from moe_cli.report.configuration import aggregate_seeds
 from moe_cli.report.equal_time import estimates_over_time
@@ -74,7 +74,7 @@ def test_every_task_has_a_curve_everywhere(kind: str, tmp_path: Path, capsys: py
 def test_the_kinds_are_all_there_are() -> None:
     """Every task is among those whose curves are drawn."""
     configs = [tiny_config(Path("words.txt"), **TINY.get(kind, {})) for kind in KINDS]
-    assert set(TARGETS.values()) == {loss_unit(config.to_dict()) for config in configs}
+    assert set(TARGETS.values()) == {target_name(config.to_dict()) for config in configs}
 
 
 def test_two_runs_are_drawn_in_one_unit(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def prepared_of(words: list[str], outputs: Path, execution: Execution, **options
 def prepared(settings: list[str], tmp_path: Path) -> PreparedSweep:
     """Three configurations with two seeds: one run done, one failed; one point is impossible, `where` excludes two."""
     words, options = ["expert=2,4", "k=1,2,3", *settings], {"seeds": 2, "where": ["k != 2"]}
-    runs = plan_sweep(words, **options).run_dirs(tmp_path)
+    runs = plan_sweep(words, **options).runs(tmp_path)
     finish(runs[0], "completed")
     finish(runs[1], "failed")
     return prepared_of(words, tmp_path, Execution(LocalExecutor(), 2), **options)

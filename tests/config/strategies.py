@@ -18,12 +18,12 @@ ROUTERS = (
 )
 BALANCES = (
     balances.SwitchBalance(),
-    balances.BalanceLoss(name="z", weight=0.5),
+    balances.WeightedBalance(name="z", weight=0.5),
     balances.LossFreeBalance(),
     balances.QuantileBalance(),
     balances.SwitchBalance(weight=0.001, scope="global"),
     balances.CombinedBalance(
-        "switch+z", switch=balances.SwitchBalance(scope="sequence"), z=balances.BalanceLoss(name="z")
+        "switch+z", switch=balances.SwitchBalance(scope="sequence"), z=balances.WeightedBalance(name="z")
     ),
     balances.NoBalance(),
     None,

@@ -9,12 +9,12 @@ import pytest
 from moe_cli.config.balances import (
     METHODS,
     BalanceConfig,
-    BalanceLoss,
     CombinedBalance,
     LossFreeBalance,
     NoBalance,
     QuantileBalance,
     SwitchBalance,
+    WeightedBalance,
     combine,
     methods_of,
     replace_method,
@@ -26,7 +26,7 @@ from moe_cli.config.schema import RunConfig, TrainConfig, from_dict
 from moe_cli.errors import ConfigError
 from moe_cli.sweeps.plan import plan_sweep
 
-BOTH = CombinedBalance("switch+z", switch=SwitchBalance(), z=BalanceLoss(name="z"))
+BOTH = CombinedBalance("switch+z", switch=SwitchBalance(), z=WeightedBalance(name="z"))
 
 
 def balance_of(*words: str) -> BalanceConfig | None:
@@ -43,7 +43,8 @@ def test_each_method_has_its_own_settings() -> None:
     """With several methods a setting is named with its method, and the digest tells them apart."""
     typed = balance_of("balance=z+switch", "balance.switch.weight=0.05", "balance.z.weight=0.002")
     assert (
-        CombinedBalance("switch+z", switch=SwitchBalance(weight=0.05), z=BalanceLoss(name="z", weight=0.002)) == typed
+        CombinedBalance("switch+z", switch=SwitchBalance(weight=0.05), z=WeightedBalance(name="z", weight=0.002))
+        == typed
     )
     words = [
         [],
@@ -70,7 +71,7 @@ def test_every_method_combines(method: str) -> None:
     ("balance", "expected"),
     [
         (BOTH, {"name": "switch+z", "switch": {"weight": 0.01, "scope": "batch"}, "z": {"weight": 0.001}}),
-        (BalanceLoss(name="z"), {"name": "z", "weight": 0.001}),
+        (WeightedBalance(name="z"), {"name": "z", "weight": 0.001}),
         (NoBalance(), {"name": "none"}),
     ],
 )
@@ -97,7 +98,7 @@ def test_a_users_file_may_combine_too(tmp_path: Path) -> None:
     (tmp_path / "balance" / "mine.yaml").write_text("# mine\nname: switch\nweight: 0.5\n")
     both = "# both\nname: switch+z\nswitch:\n  weight: 0.5\nz: {}\n"
     (tmp_path / "balance" / "both.yaml").write_text(both)
-    expected = CombinedBalance("switch+z", switch=SwitchBalance(weight=0.5), z=BalanceLoss(name="z"))
+    expected = CombinedBalance("switch+z", switch=SwitchBalance(weight=0.5), z=WeightedBalance(name="z"))
     assert expected == load_config(["balance=both"], config_dir=tmp_path).config.balance
     assert expected == load_config(["balance=z+mine"], config_dir=tmp_path).config.balance
     with pytest.raises(
@@ -109,7 +110,7 @@ def test_a_users_file_may_combine_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"name": "z+switch", "switch": SwitchBalance(), "z": BalanceLoss(name="z")},
+        {"name": "z+switch", "switch": SwitchBalance(), "z": WeightedBalance(name="z")},
         {"name": "switch+z", "switch": SwitchBalance()},
         {"name": "switch", "switch": SwitchBalance()},
         {"name": "switch+z"},
@@ -123,14 +124,18 @@ def test_a_name_and_its_settings_agree(values: dict[str, Any]) -> None:
 
 def test_methods_are_listed_and_replaced() -> None:
     """One method, several, or none are walked through alike."""
-    assert (SwitchBalance(), BalanceLoss(name="z")) == methods_of(BOTH)
-    assert (BalanceLoss(name="z"),) == methods_of(BalanceLoss(name="z"))
+    assert (SwitchBalance(), WeightedBalance(name="z")) == methods_of(BOTH)
+    assert (WeightedBalance(name="z"),) == methods_of(WeightedBalance(name="z"))
     assert () == methods_of(NoBalance()) == methods_of(None)
-    assert replace(BOTH, z=BalanceLoss(name="z", weight=1.0)) == replace_method(BOTH, BalanceLoss(name="z", weight=1.0))
-    assert BalanceLoss(name="z", weight=1.0) == replace_method(BalanceLoss(name="z"), BalanceLoss(name="z", weight=1.0))
+    assert replace(BOTH, z=WeightedBalance(name="z", weight=1.0)) == replace_method(
+        BOTH, WeightedBalance(name="z", weight=1.0)
+    )
+    assert WeightedBalance(name="z", weight=1.0) == replace_method(
+        WeightedBalance(name="z"), WeightedBalance(name="z", weight=1.0)
+    )
     assert ("balance.z.", "balance.") == (
-        setting_key(BOTH, BalanceLoss(name="z")),
-        setting_key(BalanceLoss(name="z"), BalanceLoss(name="z")),
+        setting_key(BOTH, WeightedBalance(name="z")),
+        setting_key(WeightedBalance(name="z"), WeightedBalance(name="z")),
     )
     assert "z+entropy" == combine({"entropy": {"name": "entropy", "weight": 1.0}, "z": {}})["name"]
 
@@ -182,4 +187,4 @@ def test_methods_without_effect_on_a_random_router_are_set_aside() -> None:
 
 def test_a_dense_model_has_no_balance_to_check() -> None:
     """A dense model sets aside a balance that would be refused with experts."""
-    assert resolve(RunConfig(expert=1, balance=BalanceLoss(name="load"))).config.balance is None
+    assert resolve(RunConfig(expert=1, balance=WeightedBalance(name="load"))).config.balance is None

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from moe_cli.cli.evaluate import eval_overrides
-from moe_cli.config.balances import BalanceLoss, LossFreeBalance, QuantileBalance, SwitchBalance
+from moe_cli.config.balances import LossFreeBalance, QuantileBalance, SwitchBalance, WeightedBalance
 from moe_cli.config.build import build
 from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.resolve import Resolved, resolve
@@ -366,7 +366,7 @@ DO_NOTHING: list[tuple[dict[str, Any], str, Any]] = [
     (BASES["gpt all experts"], "balance", SwitchBalance(weight=1.0)),
     (BASES["gpt all experts"], "balance", LossFreeBalance(bias_update_rate=0.1)),
     (BASES["gpt all experts"], "balance", QuantileBalance()),
-    ({**BASES["gpt all experts"], "router": "noisy_topk"}, "balance", BalanceLoss(name="load", weight=1.0)),
+    ({**BASES["gpt all experts"], "router": "noisy_topk"}, "balance", WeightedBalance(name="load", weight=1.0)),
     (BASES["gpt one expert a token"], "renormalise_after_drop", True),
     (GPT, "capacity", 2.0),
     (BASES["expert_choice"], "balance", SwitchBalance(weight=1.0)),

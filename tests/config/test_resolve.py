@@ -107,7 +107,7 @@ def test_a_dense_model_keeps_nothing_of_the_experts() -> None:
         drop="probability",
         match="none",
         router=SWITCH,
-        balance=balances.BalanceLoss(name="z"),
+        balance=balances.WeightedBalance(name="z"),
         model=model,
         optim=schema.MuonConfig(skip_idle_experts=True),
         eval=schema.EvalConfig(k=1, capacity=1.0),

@@ -33,7 +33,7 @@ from moe_cli.files.writing import (
     write_json,
     write_text,
 )
-from moe_cli.report.html.atomic_write import write_file
+from moe_cli.report.report_file import write_file
 from moe_cli.runs import folder as run_folder
 from moe_cli.runs.cleanup import delete_reclaimable, find_reclaimable
 from moe_cli.runs.folder import create_run

@@ -13,12 +13,12 @@ from torch import Tensor
 from moe_cli.config import balances
 from moe_cli.config.balances import (
     BalanceConfig,
-    BalanceLoss,
     CombinedBalance,
     LossFreeBalance,
     NoBalance,
     QuantileBalance,
     SwitchBalance,
+    WeightedBalance,
 )
 from moe_cli.config.build import names_of_variants
 from moe_cli.config.routers import TopKConfig
@@ -226,7 +226,7 @@ def test_importance_of_a_routing_is_that_of_its_weights_laid_out(top_k: int) -> 
     """The loss of the configuration is Shazeer's on the T x E matrix of all weights asked for, and teaches them."""
     logits = random_logits(20).requires_grad_()
     routing = drop_overflow(routing_of(logits, top_indices(logits.detach(), top_k)), 1)
-    loss = only_loss(balances.BalanceLoss(name="importance"), [routing])
+    loss = only_loss(balances.WeightedBalance(name="importance"), [routing])
     assert loss.item() == pytest.approx(squared_cv(dense(routing, routing.weights).sum(0)).item())
     loss.backward()
     assert logits.grad is not None
@@ -283,7 +283,7 @@ def test_a_process_with_an_empty_batch_calls_the_same_collectives(
         )
         clean, noisy_logits, std = noisy(num_tokens)
         routing = routing_of(noisy_logits, top_indices(noisy_logits, top_k))
-        only_loss(BalanceLoss(name=name), [replace(routing, clean_logits=clean, noise_std=std)])  # type: ignore[arg-type]
+        only_loss(WeightedBalance(name=name), [replace(routing, clean_logits=clean, noise_std=std)])  # type: ignore[arg-type]
         sizes.append(calls)
     assert sizes[0] == sizes[1]
 
@@ -305,7 +305,7 @@ def test_load_of_a_routing_is_that_of_its_noise(top_k: int) -> None:
     routing = routing_of(noisy_logits, top_indices(noisy_logits, top_k))
     routing = replace(routing, clean_logits=clean, noise_std=std)
     expected = load_loss(clean, noisy_logits, std, top_k)
-    assert expected.item() == only_loss(balances.BalanceLoss(name="load"), [routing]).item()
+    assert expected.item() == only_loss(balances.WeightedBalance(name="load"), [routing]).item()
 
 
 @pytest.mark.parametrize("wanted", [1, 2, 4, E])
@@ -418,7 +418,7 @@ def three_layers() -> list[Routing]:
 
 def balance_of(name: str) -> Any:
     """The configuration of a loss by its name."""
-    return SwitchBalance() if name == "switch" else BalanceLoss(name=name)
+    return SwitchBalance() if name == "switch" else WeightedBalance(name=name)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -432,13 +432,13 @@ def test_auxiliary_loss_is_the_mean_over_layers(name: str) -> None:
 def test_every_loss_of_a_combination_is_measured_by_itself() -> None:
     """switch+z+loss_free gives the losses of switch and of z, and the bias method."""
     balance = CombinedBalance(
-        "switch+z+loss_free", switch=SwitchBalance(), z=BalanceLoss(name="z"), loss_free=LossFreeBalance()
+        "switch+z+loss_free", switch=SwitchBalance(), z=WeightedBalance(name="z"), loss_free=LossFreeBalance()
     )
     layers = three_layers()
     losses = auxiliary_losses(balance, layers)
     assert {
         SwitchBalance(): only_loss(SwitchBalance(), layers),
-        BalanceLoss(name="z"): only_loss(BalanceLoss(name="z"), layers),
+        WeightedBalance(name="z"): only_loss(WeightedBalance(name="z"), layers),
     } == losses
     assert LossFreeBalance() == bias_method(balance)
 

@@ -26,7 +26,7 @@ from moe_cli.errors import ConfigError
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.gates import CosineGate, MlpGate
 from moe_cli.moe.layer import MoELayer
-from moe_cli.moe.routers.fixed import balanced_table
+from moe_cli.moe.routers.hash_and_random import balanced_table
 from moe_cli.moe.routers.registry import make_router
 from moe_cli.moe.routers.sinkhorn import sinkhorn
 from moe_cli.moe.routing import Routing, RoutingPolicy

@@ -14,9 +14,10 @@ from moe_cli.config.routers import RandomConfig, RouterConfig, SwitchConfig, Top
 from moe_cli.errors import ConfigError
 from moe_cli.moe.backends.dispatch import BACKENDS
 from moe_cli.moe.experts import FeedForward
-from moe_cli.moe.layer import MoELayer, SparseExpertModel
+from moe_cli.moe.layer import MoELayer
 from moe_cli.moe.routing import RoutingPolicy
 from moe_cli.moe.routing_metrics import dropped_fraction
+from moe_cli.moe.sparse_expert_model import SparseExpertModel
 from moe_cli.moe.sparse_layer import moe_layers
 from tests.moe.formulas import FFN_TYPES, network, top_k_weights
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from moe_cli.config.balances import (
-    BalanceLoss,
     SwitchBalance,
+    WeightedBalance,
 )
 from moe_cli.config.ranges import check_above, check_at_least, check_between, check_fraction, check_whole
 from moe_cli.errors import ConfigError
@@ -17,11 +17,12 @@ from moe_cli.moe import routing_metrics
 from moe_cli.moe.backends.dispatch import BACKENDS
 from moe_cli.moe.balance import auxiliary_losses, loss_free_bias, quantile_bias
 from moe_cli.moe.gates import LinearGate, PerTaskGate
-from moe_cli.moe.layer import MoELayer, SparseExpertModel, make_sparse_layer
+from moe_cli.moe.layer import MoELayer, make_sparse_layer
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.moe.routers.registry import ROUTER_CONFIGS
 from moe_cli.moe.routers.token_choice import ReluRouter
 from moe_cli.moe.routing import Routing, RoutingPolicy
+from moe_cli.moe.sparse_expert_model import SparseExpertModel
 from moe_cli.moe.sparse_layer import SparseLayer
 
 # No tokens in every place, one token, and several.
@@ -30,10 +31,10 @@ MASKS = ("none", "full", "all padding", "one padded")
 BALANCES = (
     SwitchBalance(),
     SwitchBalance(scope="global"),
-    BalanceLoss(name="importance"),
-    BalanceLoss(name="z"),
-    BalanceLoss(name="entropy"),
-    BalanceLoss(name="mutual_information"),
+    WeightedBalance(name="importance"),
+    WeightedBalance(name="z"),
+    WeightedBalance(name="entropy"),
+    WeightedBalance(name="mutual_information"),
 )
 BAD_COUNTS = (0, -1, True, 10**30)
 
@@ -74,7 +75,7 @@ def check_pass(layer: SparseLayer, shape: tuple[int, ...], masked: str, policy: 
         sequences = math.prod(shape[:-2]) if len(shape) > 2 else 1
         losses += auxiliary_losses(SwitchBalance(scope="sequence"), [routing], num_sequences=sequences).values()
     if routing.clean_logits is not None:
-        losses += auxiliary_losses(BalanceLoss(name="load"), [routing]).values()
+        losses += auxiliary_losses(WeightedBalance(name="load"), [routing]).values()
     if routing.router_loss is not None:
         losses.append(routing.router_loss)
     loss = y.square().sum() + torch.stack(losses).sum()

@@ -284,7 +284,7 @@ def test_the_sweep_is_written_next_to_its_runs_and_left_alone(tmp_path: Path) ->
     assert {"name": "paper-loss_free_table2", **declared, "commands": [{**command, **declared}]} == written
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     stamps = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
-    assert runs == plan.create_runs(tmp_path) == plan.run_dirs(tmp_path)
+    assert runs == plan.create_runs(tmp_path) == plan.runs(tmp_path)
     assert stamps == {
         path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()
     }

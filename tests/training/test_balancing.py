@@ -12,11 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from moe_cli.config.balances import (
     BalanceConfig,
-    BalanceLoss,
     CombinedBalance,
     LossFreeBalance,
     QuantileBalance,
     SwitchBalance,
+    WeightedBalance,
 )
 from moe_cli.config.schema import MuonConfig
 from moe_cli.moe.balance import quantile_bias
@@ -29,12 +29,12 @@ from tests.tiny import finish, tiny_config
 from tests.training.test_trainer import make_training, weights
 
 PLAIN = MuonConfig(schedule="constant", warmup_fraction=0.0, grad_clip=None)
-SWITCH_AND_Z = CombinedBalance("switch+z", switch=SwitchBalance(weight=0.3), z=BalanceLoss(name="z", weight=0.2))
+SWITCH_AND_Z = CombinedBalance("switch+z", switch=SwitchBalance(weight=0.3), z=WeightedBalance(name="z", weight=0.2))
 THREE = CombinedBalance(
     "switch+z+entropy",
     switch=SwitchBalance(weight=2.0, scope="sequence"),
-    z=BalanceLoss(name="z", weight=0.5),
-    entropy=BalanceLoss(name="entropy", weight=1.5),
+    z=WeightedBalance(name="z", weight=0.5),
+    entropy=WeightedBalance(name="entropy", weight=1.5),
 )
 
 
@@ -107,7 +107,7 @@ def test_global_counts_are_of_one_step(text_file: Path, tmp_path: Path) -> None:
     assert training.step().aux_losses == training.step().aux_losses
 
 
-@pytest.mark.parametrize("balance", [SWITCH_AND_Z, BalanceLoss(name="z")])
+@pytest.mark.parametrize("balance", [SWITCH_AND_Z, WeightedBalance(name="z")])
 def test_each_loss_is_recorded(text_file: Path, tmp_path: Path, balance: BalanceConfig) -> None:
     """Under train/aux_loss when there is one, under train/aux_loss/NAME when there are several."""
     training = make_training(tiny_config(text_file, balance=balance), tmp_path)

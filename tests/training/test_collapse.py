@@ -13,11 +13,11 @@ import torch
 
 from moe_cli.config.balances import (
     BalanceConfig,
-    BalanceLoss,
     LossFreeBalance,
     NoBalance,
     QuantileBalance,
     SwitchBalance,
+    WeightedBalance,
 )
 from moe_cli.config.routers import NoisyTopKConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig
@@ -36,18 +36,18 @@ CASES: list[tuple[BalanceConfig, bool]] = [
     (NoBalance(), False),
     (SwitchBalance(), False),
     (SwitchBalance(weight=1.0), True),
-    (BalanceLoss(name="importance"), False),
-    (BalanceLoss(name="importance", weight=1.0), True),
-    (BalanceLoss(name="load"), True),
-    (BalanceLoss(name="load", weight=1.0), True),
-    (BalanceLoss(name="z"), False),
-    (BalanceLoss(name="z", weight=1.0), False),
+    (WeightedBalance(name="importance"), False),
+    (WeightedBalance(name="importance", weight=1.0), True),
+    (WeightedBalance(name="load"), True),
+    (WeightedBalance(name="load", weight=1.0), True),
+    (WeightedBalance(name="z"), False),
+    (WeightedBalance(name="z", weight=1.0), False),
     (LossFreeBalance(), True),
     (QuantileBalance(), True),
-    (BalanceLoss(name="entropy"), False),
-    (BalanceLoss(name="entropy", weight=1.0), True),
-    (BalanceLoss(name="mutual_information"), False),
-    (BalanceLoss(name="mutual_information", weight=1.0), False),
+    (WeightedBalance(name="entropy"), False),
+    (WeightedBalance(name="entropy", weight=1.0), True),
+    (WeightedBalance(name="mutual_information"), False),
+    (WeightedBalance(name="mutual_information", weight=1.0), False),
 ]
 
 

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from moe_cli.config.balances import (
-    BalanceLoss,
     LossFreeBalance,
     QuantileBalance,
     SwitchBalance,
+    WeightedBalance,
 )
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import (
@@ -67,9 +67,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "capacity-probability": (EXPERTS, {"capacity": 0.6, "drop": "probability", "renormalise_after_drop": True}),
     "capacity-causal": ({}, {"capacity": 0.6, "drop": "causal", "eval": {"stride": 5}}),
     "global": (BOTH, {"balance": SwitchBalance(weight=0.5, scope="global"), "train": {"grad_accumulation": 2}}),
-    "importance": ({}, {"balance": BalanceLoss(name="importance", weight=0.5)}),
-    "entropy": (FSDP, {"balance": BalanceLoss(name="entropy", weight=0.5)}),
-    "information": ({}, {"balance": BalanceLoss(name="mutual_information", weight=0.5)}),
+    "importance": ({}, {"balance": WeightedBalance(name="importance", weight=0.5)}),
+    "entropy": (FSDP, {"balance": WeightedBalance(name="entropy", weight=0.5)}),
+    "information": ({}, {"balance": WeightedBalance(name="mutual_information", weight=0.5)}),
     "loss-free": (EXPERTS, {"balance": LossFreeBalance(bias_update_rate=0.05)}),
     "quantile": ({}, {"balance": QuantileBalance()}),
     "sinkhorn": ({}, {"router": SinkhornConfig()}),
@@ -80,7 +80,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             **TINY["bert"],
             "router": ExpertChoiceConfig(),
             "capacity": 0.6,
-            "balance": BalanceLoss(name="importance", weight=0.5),
+            "balance": WeightedBalance(name="importance", weight=0.5),
         },
     ),
     "soft": (EXPERTS, {**TINY["bert"], "router": SoftConfig(slots=2), "balance": None}),
@@ -127,7 +127,7 @@ QUICK = {
 # Each process draws its own random numbers: such runs differ, and must end as well.
 NOISY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "random": ({}, {"router": RandomConfig(), "balance": None}),
-    "noisy": (BOTH, {"router": NoisyTopKConfig(), "balance": BalanceLoss(name="load", weight=0.1)}),
+    "noisy": (BOTH, {"router": NoisyTopKConfig(), "balance": WeightedBalance(name="load", weight=0.1)}),
     "jitter": (FSDP, {"router": SwitchConfig(jitter=0.1), "k": 1}),
     "dropout": (EXPERTS, {"model": {"dropout": 0.1, "expert_dropout": 0.2}}),
     "random-drops": ({}, {"capacity": 0.6, "drop": "random"}),

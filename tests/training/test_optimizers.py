@@ -23,8 +23,8 @@ from moe_cli.training.optimizers import (
     Optimizers,
     make_optimizers,
     orthogonalise,
-    schedule,
 )
+from moe_cli.training.schedule import schedule
 from tests.tiny import tiny_config
 
 SHAPES = [(6, 6), (4, 9), (9, 4), (1, 5), (5, 1)]

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from moe_cli.config.balances import (
-    BalanceLoss,
     CombinedBalance,
     LossFreeBalance,
     NoBalance,
     QuantileBalance,
     SwitchBalance,
+    WeightedBalance,
 )
 from moe_cli.config.data import TokenFilesConfig
 from moe_cli.config.routers import NoisyTopKConfig, SigmoidConfig, SwitchConfig, TopKConfig
@@ -151,8 +151,11 @@ def settings_of_every_kind() -> dict[str, dict[str, Any]]:
         "cosine": {"router": TopKConfig(score="cosine")},
         "grouped": {"expert": 8, "router": SigmoidConfig(groups=4, top_groups=2), "balance": LossFreeBalance()},
         **{each.__name__: {"balance": each()} for each in (SwitchBalance, LossFreeBalance, QuantileBalance)},
-        **{name: {"balance": BalanceLoss(name=name)} for name in ("importance", "z", "entropy", "mutual_information")},
-        "load": {"router": NoisyTopKConfig(), "balance": BalanceLoss(name="load")},
+        **{
+            name: {"balance": WeightedBalance(name=name)}
+            for name in ("importance", "z", "entropy", "mutual_information")
+        },
+        "load": {"router": NoisyTopKConfig(), "balance": WeightedBalance(name="load")},
         **{
             f"{each.__name__} ema": {"optim": each(lr=0.01, ema_decay=0.9)}
             for each in (MuonConfig, AdamWConfig, SGDConfig)

@@ -20,9 +20,9 @@ from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import checkpoint as checkpoint_module
 from moe_cli.training import trainer as loop_module
 from moe_cli.training.checkpoint import find_checkpoint, latest_checkpoint
-from moe_cli.training.optimizers import WeightAverage
 from moe_cli.training.state import SPIKE_WARMUP, StepReport, TrainState
 from moe_cli.training.trainer import MAX_CONSECUTIVE_SKIPS, MAX_REWINDS, Trainer
+from moe_cli.training.weight_average import WeightAverage
 from tests.tiny import finish, tiny_config
 from tests.training.test_resume import assert_equal_runs, stop_at
 

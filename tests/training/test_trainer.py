@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_cli.config.balances import BalanceLoss, LossFreeBalance, NoBalance, SwitchBalance
+from moe_cli.config.balances import LossFreeBalance, NoBalance, SwitchBalance, WeightedBalance
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.routers import TopKConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
@@ -33,7 +33,8 @@ from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import trainer as loop_module
 from moe_cli.training.checkpoint import latest_checkpoint
 from moe_cli.training.distributed_model import DistributedModel
-from moe_cli.training.optimizers import Optimizers, make_optimizers, schedule
+from moe_cli.training.optimizers import Optimizers, make_optimizers
+from moe_cli.training.schedule import schedule
 from moe_cli.training.signals import STOP_SIGNALS, stop_signals
 from moe_cli.training.state import StepReport
 from moe_cli.training.trainer import Trainer
@@ -120,7 +121,7 @@ def test_without_loss_free_balancing_there_is_no_bias(text_file: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "balance", [SwitchBalance(weight=3.0), BalanceLoss(name="z", weight=0.5), NoBalance(), LossFreeBalance()]
+    "balance", [SwitchBalance(weight=3.0), WeightedBalance(name="z", weight=0.5), NoBalance(), LossFreeBalance()]
 )
 def test_the_balancing_loss_is_added_with_its_weight(text_file: Path, tmp_path: Path, balance: Any) -> None:
     """A step of gradient descent is that on cross-entropy + weight * mean over layers of the loss written out.

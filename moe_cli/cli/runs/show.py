@@ -22,7 +22,7 @@ from moe_cli.formatting import (
     sanitise,
     sparkline,
 )
-from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, loss_unit
+from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, target_name
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.report.expert_usage import expert_load
 from moe_cli.report.render.line_wrap import pack
@@ -120,7 +120,7 @@ def _results(status: RunStatus) -> list[tuple[str, list[str]]]:
         progress = f"step {status.step:,}" + (f" of {status.steps:,}" if status.steps else "")
         estimate = [] if status.val_bpb is None else [f"validation about {status.val_bpb:z.3f} bits/byte"]
         return [("progress", [progress, *estimate])]
-    unit = loss_unit(status.run.config_dict())
+    unit = target_name(status.run.config_dict())
     seconds = found.get("seconds")
     time_taken = [] if seconds is None else [duration(seconds)]
     measured = format_task_metrics(found, "val_")

@@ -14,7 +14,7 @@ from moe_cli.config.routers import (
 )
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.routers.expert_choice import ExpertChoiceRouter
-from moe_cli.moe.routers.fixed import HashRouter, RandomRouter
+from moe_cli.moe.routers.hash_and_random import HashRouter, RandomRouter
 from moe_cli.moe.routers.router import Router
 from moe_cli.moe.routers.sinkhorn import SinkhornRouter
 from moe_cli.moe.routers.token_choice import NoisyTopKRouter, ReluRouter, SigmoidRouter, SwitchRouter, TopKRouter

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import MoeError
 from moe_cli.formatting import count, plural, sanitise
-from moe_cli.metrics import EQUAL, loss_unit_of_task
+from moe_cli.metrics import EQUAL, target_name_of_task
 from moe_cli.report.baseline import baseline_name, sweep_baseline
 from moe_cli.report.comparability import CODE, check_across, is_comparable, select_comparable
 from moe_cli.report.configuration import Configuration, aggregate_seeds
@@ -192,7 +192,7 @@ def make_recommendation(
         label=label(best, found.names),
         reason=choice.reason,
         score=best.primary_loss or 0.0,
-        unit=f"nats/{loss_unit_of_task(best.settings.get('task.name'))}"
+        unit=f"nats/{target_name_of_task(best.settings.get('task.name'))}"
         if best.results.val_bpb is None
         else "bits/byte",
         seeds=len(best.seeds),

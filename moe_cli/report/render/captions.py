@@ -7,7 +7,7 @@ from rich.text import Text
 
 from moe_cli.config.tasks import CAUSAL_MODELS
 from moe_cli.formatting import count, duration, plural, sanitise
-from moe_cli.metrics import eval_windows, format_references, loss_unit_of_task, sees_later_tokens, unequal_flops
+from moe_cli.metrics import eval_windows, format_references, sees_later_tokens, target_name_of_task, unequal_flops
 from moe_cli.report.baseline import ambiguity, baseline_command, baseline_name
 from moe_cli.report.columns import truncate_left
 from moe_cli.report.comparability import count_code_versions
@@ -238,7 +238,7 @@ def _limits_of_ranking(table: ReportTable, rows: Sequence[Configuration], width:
     """Returns lines on what is ranked apart: tasks, data, budgets. They explain the marks, so they follow the table."""
     lines = []
     data = {row.corpus_sha256: row.corpus for row in rows}
-    targets = sorted({loss_unit_of_task(row.settings.get("task.name")) for row in rows})
+    targets = sorted({target_name_of_task(row.settings.get("task.name")) for row in rows})
     if len(targets) > 1:
         lines += wrap(
             f"different tasks: nats per {', '.join(targets)} do not compare. They are ranked within one task only.",

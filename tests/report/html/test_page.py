@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli.report.html.atomic_write import write_file
 from moe_cli.report.html.downsample import downsampled, rounded
 from moe_cli.report.html.page import as_script_data
 from moe_cli.report.pareto import tolerance
+from moe_cli.report.report_file import write_file
 from tests.report.folders import complete, edit_summary
 from tests.report.html.pages import HOSTILE, content_of, curves_and_experts, page_of, report, sweep
 
