@@ -44,7 +44,7 @@ class OptimizerBenchResult:
 
 @dataclass(frozen=True)
 class OptimizerBenchmark:
-    """The results of all candidates, the first of which is the one that `ratio` refers to.
+    """The results of all candidates; `ratio` refers to the first.
 
     Attributes:
         config: the configuration of the first candidate.

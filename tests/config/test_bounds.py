@@ -148,7 +148,7 @@ def options(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
     for each in command.params:
         kind = getattr(getattr(each, "type_descriptor", None), "annotation", None)
         if kind in (int, float) or (
-            path == ("bench", "layer") and each.name in ("tokens", "experts", "k", "threads", "d_model")
+            path[:1] == ("bench",) and each.name in ("tokens", "experts", "k", "threads", "d_model")
         ):
             yield path, each.opts[-1]
     for name, sub in getattr(command, "commands", {}).items():
@@ -164,6 +164,7 @@ ARGUMENTS = {
     ("plan",): [],
     ("bench", "layer"): [],
     ("bench", "step"): ["expert=0"],
+    ("bench", "optimizer"): ["expert=0"],
     ("bench", "sweep"): ["expert=0"],
 }
 
@@ -189,7 +190,7 @@ def test_an_option_refuses_or_bears_absurd_numbers(
 ) -> None:
     """Exit code 0 or 2, at most three lines on standard error, and an end."""
     monkeypatch.setenv("MOE_OUTPUTS", str(tmp_path))
-    for name in ("layer", "step", "tables") if path[0] == "bench" else ():
+    for name in ("layer", "step", "optimizer", "tables") if path[0] == "bench" else ():
         monkeypatch.setitem(sys.modules, f"moe_cli.bench.{name}", _NoBench(name))
     search = ["--sampler", "tpe"] if option in ("--trials", "--search-seed") else []
     for value in ABSURD:
