@@ -5,7 +5,6 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,30 +51,6 @@ def test_files_are_one_thing() -> None:
     texts = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
     assert [] == [name for name, text in texts.items() if not ast.get_docstring(ast.parse(text))]
     assert [] == [name for name in texts if Path(name).name in DRAWERS]
-
-
-# Words of prose that name no quantity of the field: a name says what it holds.
-BANNED_NAMES = {"told", "said", "asked", "given", "held", "beside", "elsewhere", "chosen", "each", "words", "of"}
-
-
-def _names(tree: ast.AST) -> Iterator[str]:
-    """Yields the names that a file gives to variables, parameters, attributes, functions, classes, and imports."""
-    for node in ast.walk(tree):
-        match node:
-            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.Attribute(attr=name, ctx=ast.Store()):
-                yield name
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                yield name
-            case ast.ExceptHandler(name=str(name)) | ast.alias(asname=str(name)):
-                yield name
-            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name)):
-                yield name
-
-
-def test_names_say_what_they_hold() -> None:
-    """No name of the package is a banned word."""
-    found = {path.relative_to(PACKAGE).as_posix(): set(_names(ast.parse(path.read_text("utf-8")))) for path in FILES}
-    assert {} == {file: names & BANNED_NAMES for file, names in found.items() if names & BANNED_NAMES}
 
 
 def test_nothing_executes_on_load() -> None:
