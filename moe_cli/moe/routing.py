@@ -162,7 +162,8 @@ def renormalise_kept(routing: Routing) -> Routing:
 def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Routing:
     """Drops assignments so that no expert keeps more than `capacity`. Null experts keep all.
 
-    With each rule a later token can displace an earlier one; with `drop_overflow_in_order` it cannot.
+    A later token can displace an earlier one of its sequence; with `position` only for K > 1, because the first choices
+    of all tokens come before the second. With `drop_overflow_in_order` it cannot.
 
     Args:
         drop: the assignments that an expert keeps. `position`: the first in the order of the record. `probability`:

@@ -1,6 +1,8 @@
 """How evenly, certainly and specifically are tokens routed? The metrics of a Routing, each with its unit and range.
 
-Callers remove null experts first (`moe_cli.moe.routing.without_null_experts`).
+Null experts take part in the entropies, which measure the router's decision. For every other metric the caller removes
+them first (`moe_cli.moe.routing.without_null_experts`).
+
 T tokens, E experts, K chosen, G groups of tokens (domains, or token ids of the vocabulary).
 """
 
