@@ -1,4 +1,7 @@
-"""Every error that a user can cause, in one family: the command line prints its text and exits with 2."""
+"""Every error that a user can cause, in one family.
+
+The command line prints its text and exits with 2, or with 1 for a TrainingError, whose request was valid.
+"""
 
 
 class MoeError(Exception):

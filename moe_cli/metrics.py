@@ -10,8 +10,8 @@ from typing import Any
 
 from moe_cli.formatting import count, format_bytes, percent
 
-# Kinds of metrics. summary.json has those of the first six kinds, metrics.jsonl alone those of the seventh. The report
-# computes those of the last two.
+# Kinds of metrics. Those of TRAINING are in metrics.jsonl alone; the report computes COMPARISON and DERIVED; all others
+# are in summary.json.
 SIZE, LOSS, SPEED, ROUTING, TEXT_REFERENCE, TASK = "size", "loss", "speed", "routing", "text reference", "task"
 TRAINING, COMPARISON, DERIVED = "training", "comparison", "derived"
 # An expert with less than this share of a fair load over an evaluation counts as dead.
@@ -84,9 +84,9 @@ METRICS = (
            curve_key="tokens_per_second", range="tokens/s",
            description="training steps only, without evaluation and saving"),
     Metric("max_violation", "MaxVio", "MaxVio, largest load above the mean", "share above the mean load", ROUTING, -1,
-           "signed percent", curve_key="val/max_violation", range="0 to E / K - 1",
-           description="(largest load - mean) / mean: 0 is best, all experts are chosen equally often; E / K - 1 at "
-           "most, every token chooses the same K"),
+           "signed percent", curve_key="val/max_violation", range="0 to E - 1",
+           description="(largest load - mean) / mean: 0 is best, all experts are chosen equally often. If every token "
+           "has K assignments, it is at most E / K - 1: all choose the same K"),
     Metric("dropped_fraction", "dropped", "dropped, share of assignments", _ASSIGNMENTS, ROUTING, -1, "percent",
            curve_key="val/dropped_fraction", range="0 to 1",
            description="share of assignments that exceed an expert's capacity: 0 is best, and always 0 if dropless"),
@@ -116,10 +116,11 @@ METRICS = (
     Metric("routing_entropy", "entropy", "routing entropy, share of the largest possible", _ENTROPY, ROUTING,
            curve_key="val/routing_entropy", range="0 to 1",
            description="mean entropy of a token's routing probabilities / ln E: 0 if one expert has probability 1, 1 "
-           "if all are equally likely"),
+           "if all are equally likely; null experts count as experts"),
     Metric("mean_routing_entropy", "mean entropy", "entropy of the mean routing probabilities", _ENTROPY, ROUTING,
            curve_key="val/mean_routing_entropy", range="0 to 1",
-           description="entropy of the mean probabilities / ln E: 1 when all experts are equally likely"),
+           description="entropy of the mean probabilities / ln E: 1 when all experts are equally likely; null experts "
+           "count as experts"),
     Metric("load_cv", "load CV", "coefficient of variation of the load", "standard deviation over mean load", ROUTING,
            -1, curve_key="val/load_cv", range="0 to sqrt(E - 1)",
            description="standard deviation of the load / mean, averaged over layers: the unevenness of all experts, "

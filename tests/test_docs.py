@@ -30,6 +30,7 @@ import pytest
 import torch
 from typer.main import get_command
 
+from moe_cli.bench.optimizer import OptimizerBenchmark, OptimizerBenchResult
 from moe_cli.bench.spread import Spread
 from moe_cli.bench.step import StepBenchmark, StepBenchResult, step_to_dicts
 from moe_cli.bench.sweep import SweepBenchmark, SweepRound
@@ -224,6 +225,14 @@ def test_json_of_bench_step_is_documented() -> None:
     benchmark = StepBenchmark(load_config([]).config, "cpu", 1, 3, "moe", [result], {})
     rows = dict(JSON_TABLE.findall(PAGES["docs/reference/json"]))
     check_documented("step", rows["step"], step_to_dicts(benchmark))
+
+
+def test_json_of_bench_optimizer_is_documented() -> None:
+    """The keys of a result of `moe bench optimizer --json` are those of its table."""
+    result = OptimizerBenchResult(8, 2, 1, *[Spread(1.0, 1.0, 1.0)] * 4)
+    benchmark = OptimizerBenchmark(load_config([]).config, "cpu", 1, 3, [result])
+    rows = dict(JSON_TABLE.findall(PAGES["docs/reference/json"]))
+    check_documented("optimizer", rows["optimizer"], benchmark.to_dicts())
 
 
 def test_json_of_bench_sweep_is_documented() -> None:

@@ -237,14 +237,14 @@ def run_step_benchmark(
 
         def warm_up(name: str, candidate: StepCandidate) -> None:
             for number in range(2):  # in the second step the optimizer has its state, and code is compiled
-                candidate.step(_tokens(config, -number, device))
+                candidate.step(random_tokens(config, -number, device))
 
         candidates, skipped = build_candidates(builders, warm_up)
         if not candidates:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
             raise ConfigError(f"no candidate could take a step: {reasons}")
         calls = {name: candidate.step for name, candidate in candidates.items()}
-        times = interleave(calls, lambda number: _tokens(config, number + 1, device), seconds)
+        times = interleave(calls, lambda number: random_tokens(config, number + 1, device), seconds)
     baseline = BASELINE if BASELINE in candidates else next(iter(candidates))
     per_step = config.train.batch_size * config.model.context_length
     results = [
@@ -259,7 +259,7 @@ def run_step_benchmark(
     return StepBenchmark(config, device, threads, len(times[baseline]), baseline, results, skipped)
 
 
-def _tokens(config: RunConfig, seed: int, device: str) -> Tensor:
+def random_tokens(config: RunConfig, seed: int, device: str) -> Int[Tensor, "B L1"]:
     generator = torch.Generator().manual_seed(seed + 1)
     size = (config.train.batch_size, config.model.context_length + 1)
     return torch.randint(VOCAB_SIZE, size, generator=generator).to(device)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from moe_cli.bench.layer import LayerBenchmark
+from moe_cli.bench.optimizer import OptimizerBenchmark
 from moe_cli.bench.spread import Spread
 from moe_cli.bench.step import StepBenchmark
 from moe_cli.bench.sweep import SweepBenchmark
@@ -59,6 +60,35 @@ def step_table(benchmark: StepBenchmark) -> Table:
             result.name,
             count(rate.median),
             f"{count(rate.min)} - {count(rate.max)}",
+            f"{result.ratio.median:.2f}",
+            _range(result.ratio, "{:.2f}"),
+        )
+    return table
+
+
+def optimizer_heading(benchmark: OptimizerBenchmark) -> list[str]:
+    """Returns the lines above a table: the model and the batch."""
+    config, model = benchmark.config, benchmark.config.model
+    return [
+        f"optim={config.optim.name}   {model.num_layers} layers   d_model {model.d_model}   d_ff {model.d_ff}   "
+        f"context {model.context_length}",
+        f"  batch {config.train.batch_size}   {_where(benchmark.device, benchmark.threads)}   "
+        f"{plural(benchmark.rounds, 'round')}   milliseconds of a step",
+    ]
+
+
+def optimizer_table(benchmark: OptimizerBenchmark) -> Table:
+    """Returns the table of pass and update by number of experts; the first row is what `x first` refers to."""
+    table = _table("experts", "k", "period", "pass", "update", "share", "min - max", "x first", "min - max")
+    for result in benchmark.results:
+        table.add_row(
+            str(result.experts),
+            str(result.top_k),
+            str(result.period),
+            milliseconds(result.pass_seconds.median),
+            milliseconds(result.update_seconds.median),
+            f"{100 * result.share.median:.0f} %",
+            f"{100 * result.share.min:.0f} - {100 * result.share.max:.0f}",
             f"{result.ratio.median:.2f}",
             _range(result.ratio, "{:.2f}"),
         )

@@ -143,11 +143,12 @@ def _print_usage(error: Any, arguments: Sequence[str]) -> None:
 
 def _option_hint(error: Any, arguments: Sequence[str]) -> str | None:
     """Returns what to type instead of an option of Hydra, or of a setting with dashes; None for other errors."""
-    option = str(getattr(error, "option_name", ""))
+    if type(error).__name__ != "NoSuchOption":
+        return None
+    option = str(error.option_name)
     if option in OPTIONS_ELSEWHERE:
         return f"no option {option} here. {OPTIONS_ELSEWHERE[option]}"
-    takes_settings = error.ctx and any("SETTING=VALUE" in str(param.metavar) for param in error.ctx.command.params)
-    if not option or not takes_settings or type(error).__name__ != "NoSuchOption":
+    if not error.ctx or not any("SETTING=VALUE" in str(param.metavar) for param in error.ctx.command.params):
         return None
     from moe_cli.config.habits import explain_option
 

@@ -1,4 +1,4 @@
-"""moe bench layer, moe bench step, moe bench sweep."""
+"""moe bench layer, moe bench step, moe bench optimizer, moe bench sweep."""
 
 import re
 from collections.abc import Iterable
@@ -10,11 +10,12 @@ from moe_cli.cli.help import HelpCommand, HelpGroup
 from moe_cli.cli.options import AsJson, ConfigDir, Overrides, print_json, print_notes
 from moe_cli.config.bounds import BENCH, JOBS, SECONDS, SEEDS, shortened
 
-HELP = """Time a layer, a training step or a sweep.
+HELP = """Time a layer, a training step, an optimizer or a sweep.
 
 Examples:
     moe bench layer --experts 8,64
     moe bench step expert=16
+    moe bench optimizer
     moe bench sweep
 """
 bench = typer.Typer(cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None, help=HELP)
@@ -102,9 +103,9 @@ def step(
     from moe_cli.execution.runtime_tuning import configure_malloc
 
     configure_malloc()  # as in training
-    words = overrides or []
-    keys = [axis.key for axis in parse_overrides(words)]
-    kept = [word for word in words if word.partition("=")[0].split(".")[0] != "optim"]
+    arguments = overrides or []
+    keys = [axis.key for axis in parse_overrides(arguments)]
+    kept = [word for word in arguments if word.partition("=")[0].split(".")[0] != "optim"]
     resolved = load_config([*kept, "optim=adamw"], "bench step", config_dir)
     print_notes(resolved.notes + unused_settings_note(keys))
 
@@ -121,8 +122,51 @@ def step(
 
 
 @bench.command(cls=HelpCommand)
+def optimizer(
+    overrides: Overrides = None,
+    experts: Annotated[str, _axis("Number of experts; the first is what ratios refer to.")] = "1,8,16,64",
+    seconds: Seconds = 60.0,
+    config_dir: ConfigDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time the optimizer's part of a training step.
+
+    With Muon, each number of experts is timed with updates in every step, and with the default period of the experts.
+
+    Examples:
+        moe bench optimizer
+        moe bench optimizer optim=adamw --experts 1,16
+    """
+    numbers = _whole_numbers("experts", experts)
+
+    from moe_cli.bench.optimizer import every_step_too, run_optimizer_benchmark
+    from moe_cli.bench.step import VOCAB_SIZE
+    from moe_cli.bench.tables import optimizer_heading, optimizer_table
+    from moe_cli.config.compose import load_config
+    from moe_cli.errors import ConfigError
+    from moe_cli.execution.machine import pick_device, pick_threads
+    from moe_cli.execution.memory import check_config_memory
+    from moe_cli.execution.runtime_tuning import configure_malloc
+
+    configure_malloc()  # as in training
+    resolved = [load_config([*(overrides or []), f"expert={n}"], "bench optimizer", config_dir) for n in numbers]
+    print_notes(resolved[-1].notes)
+    configs = [config for result in resolved for config in every_step_too(result.config)]
+    for config in configs:
+        if config.model.name != "gpt":
+            raise ConfigError(f"model={config.model.name}: moe bench optimizer times the GPT. Leave it out.")
+        check_config_memory(config, VOCAB_SIZE)
+    device = str(pick_device(configs[0].train.device))
+    benchmark = run_optimizer_benchmark(configs, seconds, pick_threads(configs[0]), device)
+    if as_json:
+        print_json(benchmark.to_dicts())
+    else:
+        _print(optimizer_heading(benchmark), optimizer_table(benchmark), [])
+
+
+@bench.command(cls=HelpCommand)
 def sweep(
-    words: Annotated[
+    overrides: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="SETTING=VALUE",
@@ -148,7 +192,7 @@ def sweep(
     """
     from moe_cli.bench.sweep import run_sweep_benchmark
 
-    benchmark = run_sweep_benchmark(words or [], seeds=seeds, jobs=jobs, rounds=rounds, config_dir=config_dir)
+    benchmark = run_sweep_benchmark(overrides or [], seeds=seeds, jobs=jobs, rounds=rounds, config_dir=config_dir)
     if as_json:
         print_json(benchmark.to_dict())
         return

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 Gpus = Annotated[int, typer.Option(metavar="N", help="Number of GPUs that train it.")]
 Gpu = Annotated[str, typer.Option(metavar="NAME", help="Model of GPU: h100, h200, b200, mi300x, a100, l4 or rtx4090.")]
 Mfu = Annotated[
-    float, typer.Option(metavar="SHARE", help="Model FLOP utilisation: the share of the GPU's peak that is reached.")
+    float,
+    typer.Option(
+        metavar="SHARE",
+        help="Model FLOP utilisation: the share of the GPU's peak that is reached, with the optimizer's FLOPs.",
+    ),
 ]
 
 # The share that large dense models reach: 38 to 43 % in bfloat16 on H100 (arXiv:2407.21783, table 4).

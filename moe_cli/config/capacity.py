@@ -6,7 +6,9 @@ from moe_cli.config.ranges import check_above, check_at_least
 
 
 def expert_capacity(num_tokens: int, num_experts: int, top_k: int, capacity_factor: float) -> int:
-    """Computes C = ceil(capacity_factor * T * K / E), at least 1: the most assignments of an expert in a forward pass.
+    """Computes C = ceil(capacity_factor * T * K / E), at least 1: the most assignments that an expert keeps.
+
+    The T tokens are those of a forward pass; in training, of all processes; with drop=causal, of one sequence.
 
     Source: GShard, arXiv:2006.16668, section 2.2. Other libraries round differently.
 

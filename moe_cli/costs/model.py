@@ -6,9 +6,9 @@
   if a causal kernel skips a part. Embedding look-ups, norms and activations do not count. Training counts as three
   forward passes minus the gradient of inputs that need none. Recomputation in backward is not counted, so that the
   figure does not depend on the implementation.
-- Optimizer: the matrix products of Muon's Newton-Schulz iterations, which do not depend on the batch. AdamW, SGD and
-  the average of weights have none. They are counted once, even if several processes compute the same products
-  (launch.data_parallel=dp).
+- Optimizer: the matrix products of Muon's Newton-Schulz iterations, averaged over steps. They do not depend on the
+  batch, except with optim.skip_idle_experts (`updated_experts`). AdamW, SGD and the average of weights have none. They
+  are counted once, even if several processes compute the same products (launch.data_parallel=dp).
 
 D width, F hidden width of an expert, E experts, K chosen, K' chosen experts that compute, S slots, V logits, T tokens.
 """
@@ -47,14 +47,12 @@ class Cost:
 
     Attributes:
         num_params: all trained parameters, embedding and head included.
-        num_active_params: parameters that a token uses: K of E experts, minus null assignments at even load, and all
-            other parameters. With router=soft, whose tokens use all experts, K experts count, as for match=active.
+        num_active_params: parameters that a token uses: those of K' experts at even load, and all outside the experts.
+            router=soft counts as K experts, as with match=active, although its tokens use all.
         num_expert_params: parameters of all routed experts.
         forward_flops_per_token: forward FLOPs of a token in training.
         model_flops_per_token: forward and backward FLOPs of a training token.
-        optimizer_flops_per_step: Muon's matrix products, the mean over steps; 0 for AdamW and SGD. With
-            optim.skip_idle_experts, those of the experts with assignments at even load: all experts, unless a step has
-            fewer assignments.
+        optimizer_flops_per_step: FLOPs of Muon's matrix products, averaged over steps; 0 for AdamW and SGD.
         tokens_per_step: tokens of an optimizer step.
         padding_flops_per_token: forward FLOPs of empty rows at even load; only `einsum` has them, because it computes C
             rows for every expert.

@@ -14,7 +14,7 @@ def training_cost(config: RunConfig, vocab_size: int, gpus: int, gpu: Gpu, mfu: 
     Args:
         vocab_size: number of token ids.
         gpus: number of GPUs.
-        mfu: fraction of their peak FLOPs that the GPUs reach (model FLOPs utilisation).
+        mfu: model FLOPs utilisation, the fraction of their peak that the GPUs reach, with the optimizer's FLOPs.
     """
     costs = estimate_cost(config, vocab_size)
     steps = training_steps(config, vocab_size)

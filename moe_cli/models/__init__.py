@@ -1,1 +1,1 @@
-"""Model families. Each is built on the sparse core; none imports another's model."""
+"""Model families, built on the sparse core and on `blocks`. ViT extends Transformer; the others import no model."""

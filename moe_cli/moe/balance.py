@@ -3,7 +3,8 @@
 Losses count assignments before drops. A model's loss is the mean of its layers' losses. Counts are never pooled over
 layers, because two layers that collapse onto different experts would then look balanced. With several processes, sums
 over the batch include the batches of all processes. Every loss is defined without tokens (an empty batch, or padding
-only) and for E = 1; the bias is then not updated. The collective calls are the same in every case.
+only) and for E = 1; the bias is then not updated. The losses call their collectives in these cases too, because other
+processes wait for them.
 """
 
 import math
@@ -87,13 +88,14 @@ def load_loss(
 
     The load of expert i is sum_t Phi((clean_ti - threshold_ti) / std_ti): its expected number of tokens if only its own
     noise were sampled again. threshold_ti is the K-th largest noisy logit among the other experts. The variance is that
-    of the population. The loss is 0 for K = E, where the calls of collectives are the same as for smaller K.
+    of the population. For K = E the loss is 0. It is then averaged too, because all processes must call the same
+    collectives.
     """
     if top_k == clean_logits.shape[-1]:
         return squared_cv(clean_logits.new_zeros(top_k))
     top = noisy_logits.topk(top_k + 1, dim=-1).values
-    chosen = noisy_logits > top[:, top_k:]
-    threshold = torch.where(chosen, top[:, top_k:], top[:, top_k - 1 : top_k])
+    selected = noisy_logits > top[:, top_k:]
+    threshold = torch.where(selected, top[:, top_k:], top[:, top_k - 1 : top_k])
     return squared_cv(torch.special.ndtr((clean_logits - threshold) / noise_std).sum(0))
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 def max_violation(tokens_per_expert: Sequence[float]) -> float:
     """Computes MaxVio from the counts of one layer: (largest - mean) / mean, arXiv:2408.15664; 0 without counts.
 
-    0 is an even load. E / K - 1 is the largest possible value where each token is sent to K of E experts.
+    0 is an even load. E / K - 1 is the largest possible value if every token has K assignments, and
+    E - 1 if their number varies.
     """
     mean = sum(tokens_per_expert) / len(tokens_per_expert)
     return (max(tokens_per_expert) - mean) / mean if mean else 0.0

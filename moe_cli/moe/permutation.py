@@ -170,7 +170,7 @@ def sum_by_token(
 def add_to_tokens(
     permutation: Permutation, rows: Float[Tensor, "R D"], weights: Float[Tensor, " A"], num_tokens: int
 ) -> Float[Tensor, "T D"]:
-    """Computes the weighted sum of each token's rows as `index_add`, for rows whose product autograd saves.
+    """Computes the weighted sum of each token's rows by `index_add`. Autograd saves the rows.
 
     Args:
         weights: weight of every assignment, in the order of the record.

@@ -45,7 +45,9 @@ def check_across(names: Collection[str]) -> frozenset[str]:
 
 
 def comparison_key(row: "Record") -> tuple[Any, Any]:
-    """Returns what is equal for rows with comparable losses, without the code: text and units of the loss, and budget.
+    """Returns the text, unit and evaluation of the loss, and the budget. Equal keys mean comparable losses.
+
+    The version of the code is not in the key, although it is one of `ASPECTS`.
 
     The key is computed once per row: see `Record.comparison_key`.
     """

@@ -1,8 +1,8 @@
 """Scheduler of many runs: starts runs in a pool, collects exit codes, and applies timeouts and retries.
 
 A *feed* gives the next run. A *pool* executes runs, each by the worker `python -m moe_cli.execution.worker RUN_FOLDER
-OUTPUTS` or an equivalent process. The worker reads and writes only the folder of its run, so that a failure affects no
-other run.
+OUTPUTS` or an equivalent process. The worker writes only the folder of its run and the caches of outputs/.cache, so
+that a failure affects no other run.
 
 A sweep executes each run exactly once, also if several processes execute the same sweep. Four steps ensure this:
 

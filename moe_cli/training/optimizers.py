@@ -292,9 +292,9 @@ class Optimizers:
             number: number of the step, counted from 0.
             progress: fraction of the budget spent before this step, in [0, 1).
             load: for each sparse layer, the assignments to each expert in all batches of the step, before drops. With
-                optim.skip_idle_experts the experts without assignments are skipped. (An expert with assignments keeps
-                at least one, because a capacity is at least 1.) A zero gradient would not identify them: in the first
-                step, when the second matrix is zero, it is zero for active experts too.
+                optim.skip_idle_experts the experts without assignments are skipped. An expert with assignments keeps at
+                least one, because a capacity is at least 1. Gradients do not show which experts are idle: in the first
+                step, when second matrices are zero, those of first matrices are zero for all experts.
             after: fraction of the budget spent after this step; see `schedule`.
         """
         active: ActiveExperts = {

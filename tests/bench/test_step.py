@@ -12,11 +12,11 @@ from moe_cli.bench.step import (
     BASELINE,
     OURS,
     StepCandidate,
-    _tokens,
     make_mixtral,
     make_moe,
     mixtral,
     next_token_loss,
+    random_tokens,
     run_step_benchmark,
     step_builders,
     unused_settings_note,
@@ -73,7 +73,7 @@ def test_a_step_trains(make: Callable[..., StepCandidate], precision: str, monke
     config = tiny()
     trainee = make(config, "cpu", precision=precision)
     for _ in range(8):
-        trainee.step(_tokens(config, 0, "cpu"))
+        trainee.step(random_tokens(config, 0, "cpu"))
     assert losses[-1] < losses[0] - 0.05
     assert [1.0] * 8 == clipped
 
@@ -88,7 +88,7 @@ def test_the_balancing_loss_is_part_of_our_step(monkeypatch: pytest.MonkeyPatch)
         lambda balance, routings, **options: asked.append(len(routings)) or original(balance, routings, **options),
     )
     config = tiny()
-    make_moe(config, "cpu").step(_tokens(config, 0, "cpu"))
+    make_moe(config, "cpu").step(random_tokens(config, 0, "cpu"))
     assert [config.model.num_layers] == asked
 
 

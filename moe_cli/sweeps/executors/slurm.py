@@ -1,9 +1,9 @@
 """Pool of runs on a Slurm cluster: each run is a job of an array, whose shell script starts the run's worker.
 
-The scripts are plain files for `sbatch`, which a user can read. No library is needed. A job goes on after the sweep
-that submitted it has ended. It loads no serialised code, and its worker receives Slurm's signals. A job that has to
-leave its node saves and is queued again, by Slurm or, if Slurm does not requeue, by the end of its script. The outputs
-folder must be on a file system that all nodes share, and Python at the same path on all nodes.
+The scripts are plain files for `sbatch`, which a user can read. No library is needed. A sweep that ends cancels its
+jobs; one that is killed leaves them running. A job loads no serialised code, and its worker receives Slurm's signals. A
+job that has to leave its node saves and is queued again, by Slurm or, if Slurm does not requeue, by the end of its
+script. The outputs folder must be on a file system that all nodes share, and Python at the same path on all nodes.
 
 `slurm.json` in a run's folder names its job, so that a later sweep finds the job and does not submit it again.
 """
@@ -35,7 +35,7 @@ NO_ANSWER_TIMEOUT = 600.0
 COMMAND_SECONDS = 60.0
 # The most jobs of an array by Slurm's default settings.
 MAX_JOBS = 1000
-# A run that loses more jobs than this without a training step is taken to be the cause, and stops.
+# A run is stopped if Slurm ends more of its jobs in a row than this, each before a training step.
 MAX_LOSSES = 3
 # Exit codes of a job whose node does not see the run, and of a shell whose worker was ended by SIGTERM.
 EXIT_RUN_NOT_VISIBLE, TERMINATED = 66, 143
@@ -158,8 +158,8 @@ def sbatch_command(executor: SlurmExecutor, name: str, number: int) -> list[str]
         "nodes": 1,
         "ntasks": 1,
     }
-    given = [f"--{key}={value}" for key, value in options.items() if value is not None]
-    return ["sbatch", "--parsable", "--requeue" if executor.requeue else "--no-requeue", *given]
+    arguments = [f"--{key}={value}" for key, value in options.items() if value is not None]
+    return ["sbatch", "--parsable", "--requeue" if executor.requeue else "--no-requeue", *arguments]
 
 
 def format_script(executor: SlurmExecutor, runs: Path, outputs: Path) -> str:
