@@ -1,6 +1,8 @@
 """Code, configuration, and documents are in plain technical English."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -41,3 +43,28 @@ def test_no_line_has_a_banned_word() -> None:
 def test_no_docstring_opens_with_a_question_word() -> None:
     """A docstring begins with a verb or with the noun that it describes."""
     assert [] == [f"{where} {line.strip()}" for where, line in lines() if QUESTION.match(line)]
+
+
+# Words of prose that name no quantity of the field: a name says what it holds.
+BANNED_NAMES = {"told", "said", "asked", "given", "held", "beside", "elsewhere", "chosen", "each", "words", "of"}
+
+
+def _names(tree: ast.AST) -> Iterator[str]:
+    """Yields the names that a file gives to variables, parameters, attributes, functions, classes, and imports."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.Attribute(attr=name, ctx=ast.Store()):
+                yield name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.ExceptHandler(name=str(name)) | ast.alias(asname=str(name)):
+                yield name
+            case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name)):
+                yield name
+
+
+def test_names_say_what_they_hold() -> None:
+    """No name of the package is a banned word."""
+    files = sorted(ROOT.glob("moe_cli/**/*.py"))
+    found = {path.relative_to(ROOT).as_posix(): set(_names(ast.parse(path.read_text("utf-8")))) for path in files}
+    assert {} == {file: names & BANNED_NAMES for file, names in found.items() if names & BANNED_NAMES}

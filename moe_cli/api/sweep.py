@@ -15,14 +15,14 @@ from moe_cli.config.ranges import check_above, check_between
 from moe_cli.runs.folder import outputs_folder
 from moe_cli.sweeps.run_sweep import Execution, PreparedSearch, PreparedSweep, View, prepare, run_sweep
 from moe_cli.sweeps.scheduler import FailurePolicy
-from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_words
+from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_sweep_or_search
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def sweep(  # noqa: PLR0913  (an argument for each option)
-    words: Sequence[str],
+    overrides: Sequence[str],
     *,
     seeds: int | None = None,
     where: Sequence[str] = (),
@@ -45,7 +45,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     search_seed: int | None = None,
     progress: bool = False,
 ) -> "pd.DataFrame":
-    """Runs `moe sweep WORDS` and returns one row per run, as `load_runs` does.
+    """Runs `moe sweep OVERRIDES` and returns one row per run, as `load_runs` does.
 
     Args:
         jobs: the number of parallel runs; None means as many as this machine or the cluster can hold.
@@ -62,17 +62,17 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     """
     from moe_cli.report.load import load_runs
 
-    check_list("words", words)
+    check_list("overrides", overrides)
     check_list("where", where)
     check_between("jobs", 1 if jobs is None else jobs, 1, JOBS)
     check_between("retries", retries, 0, RETRIES)
     check_above("timeout", timeout, 0)
     folder = outputs_folder(outputs)
-    chosen, words = split_executor(words, executor)
+    executor_settings, overrides = split_executor(overrides, executor)
     rules = FailurePolicy(timeout, retries, fail_fast)
-    execution = Execution(chosen, jobs, rules, retry_failed, force, rerun_stale, force_memory)
+    execution = Execution(executor_settings, jobs, rules, retry_failed, force, rerun_stale, force_memory)
     options = SearchOptions(sampler, trials, objective, prune, search_seed)
-    plan = plan_words(words, options, baseline=baseline, seeds=seeds, name=name, where=where)
+    plan = plan_sweep_or_search(overrides, options, baseline=baseline, seeds=seeds, name=name, where=where)
     shown: View = SearchView(Terminal()) if isinstance(plan, SearchPlan) else SweepView(Terminal())
     run_sweep(prepare(plan, folder, execution), shown if progress else Notes())
     return load_runs(folder / plan.name)

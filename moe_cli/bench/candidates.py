@@ -107,12 +107,12 @@ class LoopOfLinears(nn.Module):
                 linear.weight.copy_(weight)  # type: ignore[operator]
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-        weights, chosen = self.gate(x).float().softmax(-1).topk(self.top_k)
+        weights, expert_ids = self.gate(x).float().softmax(-1).topk(self.top_k)
         if self.top_k > 1:
             weights = weights / weights.sum(-1, keepdim=True)
         y = torch.zeros_like(x)
         for expert, (w_in, w_out) in enumerate(zip(self.w_in, self.w_out, strict=True)):
-            tokens, choices = torch.where(chosen == expert)
+            tokens, choices = torch.where(expert_ids == expert)
             gate, up = w_in(x[tokens]).chunk(2, dim=-1)
             outputs = w_out(nn.functional.silu(gate) * up)
             y.index_add_(0, tokens, (outputs * weights[tokens, choices, None]).to(y.dtype))

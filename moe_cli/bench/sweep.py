@@ -17,10 +17,10 @@ from moe_cli.errors import ConfigError, MoeError
 from moe_cli.runs.folder import COMPLETED
 from moe_cli.sweeps.plan import SweepPlan
 from moe_cli.sweeps.run_sweep import Execution, PreparedSweep, prepare, run_sweep
-from moe_cli.sweeps.search_space import SearchOptions, plan_words
+from moe_cli.sweeps.search_space import SearchOptions, plan_sweep_or_search
 
 # A small model and a small validation split, so that a run is short and its overhead shows.
-DEFAULT_WORDS = ("train=smoke", "expert=8", "model.num_layers=2", "model.d_model=48", "data.val_fraction=0.01")
+DEFAULT_OVERRIDES = ("train=smoke", "expert=8", "model.num_layers=2", "model.d_model=48", "data.val_fraction=0.01")
 DEFAULT_SEEDS = 16
 
 
@@ -44,7 +44,7 @@ class SweepBenchmark:
     """The rounds of one sweep.
 
     Attributes:
-        settings: the words of the sweep.
+        settings: the overrides of the sweep.
         runs: the number of runs of a round.
         jobs: the number of parallel runs.
     """
@@ -56,46 +56,53 @@ class SweepBenchmark:
 
     @property
     def runs_per_hour(self) -> Spread:
-        return spread([3600 * self.runs / each.wall for each in self.rounds])
+        return spread([3600 * self.runs / measurement.wall for measurement in self.rounds])
 
     @property
     def worker_seconds(self) -> Spread:
         """Returns the time of a worker for each run."""
-        return self._per_run(lambda each: self.jobs * each.wall)
+        return self._per_run(lambda measurement: self.jobs * measurement.wall)
 
     @property
     def training_seconds(self) -> Spread:
         """Returns the time of the training steps of a run."""
-        return self._per_run(lambda each: each.training)
+        return self._per_run(lambda measurement: measurement.training)
 
     @property
     def evaluation_seconds(self) -> Spread:
         """Returns the other time within a run: data, model, evaluations and files."""
-        return self._per_run(lambda each: each.runs - each.training)
+        return self._per_run(lambda measurement: measurement.runs - measurement.training)
 
     @property
     def sweep_seconds(self) -> Spread:
         """Returns the time of a worker outside runs: plan, start of processes, waiting."""
-        return self._per_run(lambda each: self.jobs * each.wall - each.runs)
+        return self._per_run(lambda measurement: self.jobs * measurement.wall - measurement.runs)
 
     @property
     def overhead_seconds(self) -> Spread:
         """Returns the time of a worker for each run besides the training steps."""
-        return self._per_run(lambda each: self.jobs * each.wall - each.training)
+        return self._per_run(lambda measurement: self.jobs * measurement.wall - measurement.training)
 
     def _per_run(self, seconds: Callable[[SweepRound], float]) -> Spread:
-        return spread([seconds(each) / self.runs for each in self.rounds])
+        return spread([seconds(measurement) / self.runs for measurement in self.rounds])
 
     def to_dict(self) -> dict[str, object]:
         """Returns the result as a JSON object."""
-        shared = {"settings": list(self.settings), "runs": self.runs, "jobs": self.jobs, "rounds": len(self.rounds)}
+        record: dict[str, object] = {
+            "settings": list(self.settings),
+            "runs": self.runs,
+            "jobs": self.jobs,
+            "rounds": len(self.rounds),
+        }
         names = ("runs_per_hour", "worker_seconds", "training_seconds", "evaluation_seconds", "sweep_seconds")
         spreads: dict[str, Spread] = {name: getattr(self, name) for name in (*names, "overhead_seconds")}
-        return {**shared, **{key: value for name, each in spreads.items() for key, value in each.to_dict(name).items()}}
+        for name, value_spread in spreads.items():
+            record |= value_spread.to_dict(name)
+        return record
 
 
 def run_sweep_benchmark(
-    words: Sequence[str],
+    overrides: Sequence[str],
     *,
     seeds: int = DEFAULT_SEEDS,
     jobs: int | None = None,
@@ -103,7 +110,7 @@ def run_sweep_benchmark(
     config_dir: Path | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> SweepBenchmark:
-    """Runs the sweep of these words `rounds` times.
+    """Runs the sweep of these overrides `rounds` times.
 
     Args:
         seeds: the number of seeds of each configuration.
@@ -112,22 +119,24 @@ def run_sweep_benchmark(
     Raises:
         MoeError: a word is wrong, or a run fails.
     """
-    executor, words = split_executor([*(words or DEFAULT_WORDS)], None, config_dir)
+    executor, overrides = split_executor([*(overrides or DEFAULT_OVERRIDES)], None, config_dir)
     if executor.name != "local":
         raise ConfigError(f"executor={executor.name}: the benchmark measures this machine. Leave it out.")
     with TemporaryDirectory(prefix="moe-bench-") as folder:
 
         def make(name: str) -> PreparedSweep:
-            plan = plan_words(words, SearchOptions(), seeds=seeds, name=name, config_dir=config_dir)
+            plan = plan_sweep_or_search(overrides, SearchOptions(), seeds=seeds, name=name, config_dir=config_dir)
             if not isinstance(plan, SweepPlan):
-                raise ConfigError(f"{words[0]} is a search, whose runs depend on their results. Name settings instead.")
+                raise ConfigError(
+                    f"{overrides[0]} is a search, whose runs depend on their results. Name settings instead."
+                )
             prepared = prepare(plan, Path(folder), Execution(executor, jobs))
             assert isinstance(prepared, PreparedSweep)
             return prepared
 
         first = make("round-0")  # builds the data
         measured = [_measure(partial(make, f"round-{number}"), clock) for number in range(1, rounds + 1)]
-    return SweepBenchmark(words, len(first.runs), first.max_parallel or 1, measured)
+    return SweepBenchmark(overrides, len(first.runs), first.max_parallel or 1, measured)
 
 
 def _measure(make: Callable[[], PreparedSweep], clock: Callable[[], float]) -> SweepRound:

@@ -103,9 +103,9 @@ def step(
     from moe_cli.execution.runtime_tuning import configure_malloc
 
     configure_malloc()  # as in training
-    words = overrides or []
-    keys = [axis.key for axis in parse_overrides(words)]
-    kept = [word for word in words if word.partition("=")[0].split(".")[0] != "optim"]
+    arguments = overrides or []
+    keys = [axis.key for axis in parse_overrides(arguments)]
+    kept = [word for word in arguments if word.partition("=")[0].split(".")[0] != "optim"]
     resolved = load_config([*kept, "optim=adamw"], "bench step", config_dir)
     print_notes(resolved.notes + unused_settings_note(keys))
 
@@ -166,7 +166,7 @@ def optimizer(
 
 @bench.command(cls=HelpCommand)
 def sweep(
-    words: Annotated[
+    overrides: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="SETTING=VALUE",
@@ -192,7 +192,7 @@ def sweep(
     """
     from moe_cli.bench.sweep import run_sweep_benchmark
 
-    benchmark = run_sweep_benchmark(words or [], seeds=seeds, jobs=jobs, rounds=rounds, config_dir=config_dir)
+    benchmark = run_sweep_benchmark(overrides or [], seeds=seeds, jobs=jobs, rounds=rounds, config_dir=config_dir)
     if as_json:
         print_json(benchmark.to_dict())
         return

@@ -45,36 +45,36 @@ class Line:
     """A command line up to the cursor.
 
     Args:
-        words: the complete words, without the name of the program.
+        arguments: the complete words, without the name of the program.
         current: the part of the last word before the cursor.
     """
 
-    def __init__(self, words: Sequence[str], current: str) -> None:
+    def __init__(self, arguments: Sequence[str], current: str) -> None:
         self.current = current
         commands = program()["commands"]
         self.name = ""
-        rest = list(words)
+        rest = list(arguments)
         while rest and (f"{self.name} {rest[0]}".strip() in commands or rest[0].startswith("-")):
             if commands[self.name]["commands"] == {} and self.name:
                 break
             word = rest.pop(0)
             self.name = self.name if word.startswith("-") else f"{self.name} {word}".strip()
         self.command = commands[self.name]
-        self.given: dict[str, str] = {}
+        self.option_values: dict[str, str] = {}
         self.arguments: list[str] = []
         # The option whose value is at the cursor.
         self.open_option: str | None = None
         self._read(rest)
 
-    def _read(self, words: Sequence[str]) -> None:
+    def _read(self, arguments: Sequence[str]) -> None:
         """Sorts the words after the command into options and arguments."""
-        for word in words:
+        for word in arguments:
             name, equals, value = word.partition("=")
             if self.open_option is not None:
-                self.given[self.open_option] = word
+                self.option_values[self.open_option] = word
                 self.open_option = None
             elif name.startswith("-") and name in self.command["options"]:
-                self.given[name] = value
+                self.option_values[name] = value
                 needs_value = "kind" in self.command["options"][name] and not equals
                 self.open_option = name if needs_value else None
             else:
@@ -88,19 +88,19 @@ class Line:
     @cached_property
     def conf(self) -> Path | None:
         """The user's folder of conf/ files."""
-        given = self.given.get("--config-dir")
-        folder = Path(given or "conf").expanduser()
-        is_ours = given is not None or not (folder / "config.yaml").exists()
-        return folder if given != "none" and is_ours and folder.is_dir() else None
+        typed = self.option_values.get("--config-dir")
+        folder = Path(typed or "conf").expanduser()
+        is_ours = typed is not None or not (folder / "config.yaml").exists()
+        return folder if typed != "none" and is_ours and folder.is_dir() else None
 
     @cached_property
     def outputs(self) -> Path:
-        return Path(self.given.get("--outputs") or os.environ.get("MOE_OUTPUTS") or "outputs").expanduser()
+        return Path(self.option_values.get("--outputs") or os.environ.get("MOE_OUTPUTS") or "outputs").expanduser()
 
 
-def complete(words: Sequence[str], current: str) -> list[Candidate]:
+def complete(arguments: Sequence[str], current: str) -> list[Candidate]:
     """Returns the words that could stand at the cursor; all of them begin with `current`, except for short keys."""
-    line = Line(words, current)
+    line = Line(arguments, current)
     found = {candidate.text: candidate for candidate in _candidates(line)}
     return [candidate for candidate in found.values() if candidate.text.startswith(current)] or _by_last_part(
         line, found.values()
@@ -121,7 +121,7 @@ def _candidates(line: Line) -> Iterable[Candidate]:
         return [
             Candidate(name, about["help"])
             for name, about in options.items()
-            if name.startswith("--") and (name not in line.given or about.get("repeats"))
+            if name.startswith("--") and (name not in line.option_values or about.get("repeats"))
         ]
     if line.command["commands"]:
         return [Candidate(name, text) for name, text in line.command["commands"].items()]
@@ -185,7 +185,7 @@ def _overrides(line: Line, current: str) -> list[Candidate]:
 
 def _groups(line: Line) -> dict[str, str]:
     """Returns the groups that the command takes, and what is chosen in them."""
-    if "--resume" in line.given or "settings" in line.command:
+    if "--resume" in line.option_values or "settings" in line.command:
         return {}
     groups: dict[str, str] = program()["groups"]
     return {name: text for name, text in groups.items() if line.name == "sweep" or name not in ("executor", "preset")}
@@ -196,7 +196,7 @@ def _settings(line: Line) -> dict[str, dict[str, Any]]:
     settings: dict[str, dict[str, Any]] = program()["settings"]
     if names := line.command.get("settings"):
         return {name: settings[name] for name in names}
-    if "--resume" in line.given:
+    if "--resume" in line.option_values:
         return {name: about for name, about in settings.items() if about.get("execution")}
     return {name: about for name, about in settings.items() if _applies(name, about, line)}
 
@@ -210,9 +210,9 @@ def _applies(name: str, about: dict[str, Any], line: Line) -> bool:
         return True
     if group not in line.settings and ("experiment" in line.settings or "model" in line.settings):
         return True
-    chosen = line.settings.get(group) or program()["defaults"].get(group, "")
+    choice = line.settings.get(group) or program()["defaults"].get(group, "")
     known = program()["choices"][group]
-    return chosen not in known or chosen in about["choices"]
+    return choice not in known or choice in about["choices"]
 
 
 def _values_of(key: str, line: Line, value: str) -> list[Candidate]:
@@ -323,7 +323,9 @@ def _nothing(line: Line, current: str) -> list[Candidate]:
 
 def _overrides_or_file(line: Line, current: str) -> list[Candidate]:
     """Returns settings, and files where the word is the beginning of a path and the command takes one."""
-    takes_file = current and "=" not in current and "settings" not in line.command and "--resume" not in line.given
+    takes_file = (
+        current and "=" not in current and "settings" not in line.command and "--resume" not in line.option_values
+    )
     return _overrides(line, current) + (_files(line, current) if takes_file else [])
 
 

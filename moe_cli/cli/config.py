@@ -135,8 +135,8 @@ def _explain(keys: list[str], settings: list[str], config_dir: Path | None, as_j
 
 def _print_choices(composer: "Composer", group: str, values: dict[str, Any]) -> None:
     tree = composer.tree(values)
-    chosen = tree[group].get("name") if isinstance(tree.get(group), dict) else values.get(group)
-    echo(f"{group}={chosen}" if chosen else group)
+    choice = tree[group].get("name") if isinstance(tree.get(group), dict) else values.get(group)
+    echo(f"{group}={choice}" if choice else group)
     echo_definitions({f"{group}={name}": composer.describe(group, name) for name in composer.choices(group)})
 
 

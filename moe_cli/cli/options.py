@@ -99,7 +99,7 @@ def print_json(content: Any) -> None:
 
 def print_written(files: Sequence[Path]) -> None:
     """Prints the path and size of each file."""
-    for path in (each.expanduser() for each in files):
+    for path in (file.expanduser() for file in files):
         echo(f"{sanitise(str(path))}   {format_bytes(path.stat().st_size)}")
 
 

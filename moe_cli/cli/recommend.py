@@ -42,11 +42,11 @@ def recommend(
 
     folder = outputs_folder(outputs)
     runs = load_selection(folder, sweeps or [])
-    chosen = select_runs(runs, where)
+    selected = select_runs(runs, where)
     whole = not sweeps and where is None
-    base, extra = find_baseline(baseline, folder, chosen, [run.path for run in runs], whole=whole)
+    base, extra = find_baseline(baseline, folder, selected, [run.path for run in runs], whole=whole)
     aspects = tuple(name.strip() for name in (allow_different or "").split(",") if name.strip())
-    found = make_recommendation(chosen, aspects, extra, base)
+    found = make_recommendation(selected, aspects, extra, base)
     if as_json:
         print_json(found.to_dict())
     else:

@@ -145,12 +145,12 @@ def _print_table(table: "ReportTable", title: str, paths: list[str]) -> None:
     from moe_cli.cli.terminal import ascii_only
     from moe_cli.report.importance import load_importances
     from moe_cli.report.render.captions import importance
-    from moe_cli.report.render.tables import table_lines
+    from moe_cli.report.render.tables import report_lines
 
     console = Terminal(highlight=False, emoji=False, markup=False)
     width = text_width(console)
     found, notes = load_importances(paths)
-    print_lines(console, [*table_lines(table, title, width, not ascii_only()), *importance(found, width)])
+    print_lines(console, [*report_lines(table, title, width, not ascii_only()), *importance(found, width)])
     print_notes(notes)
 
 

@@ -48,16 +48,18 @@ def scaling(
     if page and (as_json or page.suffix.lower() != ".html"):
         raise ConfigError("--output writes a page: give the name of a .html file, without --json.")
     runs = load_selection(outputs_folder(outputs), sweeps or [])
-    chosen, title = select_runs(runs, where), title_of(runs, sweeps or [])
-    found = analyse(chosen, law, {" ".join(text.split()): points_of(text, chosen) for text in predict or ()}, validate)
+    selected, title = select_runs(runs, where), title_of(runs, sweeps or [])
+    found = analyse(
+        selected, law, {" ".join(text.split()): points_of(text, selected) for text in predict or ()}, validate
+    )
     if page:
         from moe_cli.report.export import check_files, export
         from moe_cli.report.html.page_data import Source
         from moe_cli.report.table import ReportQuery, build_table
 
         check_files([page])
-        source = Source(chosen, (), title, f"moe {moe_cli.__version__}")
-        export([page], build_table(chosen, ReportQuery()), source, found)
+        source = Source(selected, (), title, f"moe {moe_cli.__version__}")
+        export([page], build_table(selected, ReportQuery()), source, found)
         print_written([page])
     elif as_json:
         print_json(analysis_record(found))

@@ -59,7 +59,7 @@ def summary_lines(plan: SearchPlan, estimate: SearchEstimate, folder: Path, jobs
         )
     )
     if plan.fixed:
-        lines.append(("", f"  {'settings':<10} {' '.join(plan.overrides({}))}"))
+        lines.append(("", f"  {'settings':<10} {' '.join(plan.trial_overrides({}))}"))
     sides = [f"{name} ({'higher' if BY_KEY[name].direction > 0 else 'lower'} is better)" for name in plan.objectives]
     lines.append(("", f"  {'objective':<10} {', '.join(sides)}"))
     if plan.prune:
@@ -219,4 +219,4 @@ def _equal(objectives: Sequence[str]) -> str:
 
 
 def _command(plan: SearchPlan, trial: "FrozenTrial") -> str:
-    return "moe train " + " ".join(map(shlex.quote, plan.overrides(trial.params)))
+    return "moe train " + " ".join(map(shlex.quote, plan.trial_overrides(trial.params)))

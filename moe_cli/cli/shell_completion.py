@@ -40,15 +40,15 @@ def bash_lines(line: str, breaks: str) -> list[str]:
 
     An open quote has no completions: bash would add it to them.
     """
-    words, end = [], 0
+    arguments, end = [], 0
     for match in _WORD.finditer(line):
-        words.append(match[0])
+        arguments.append(match[0])
         end = match.end()
     if re.search("['\"]", _WORD.sub("", line)):
         return []
-    current = "" if line[end:] or not words else words.pop()
+    current = "" if line[end:] or not arguments else arguments.pop()
     typed = max((current.rfind(mark) + 1 for mark in breaks if mark in "=:"), default=0)
-    found = complete([unquoted(word) for word in words[1:]], unquoted(current))
+    found = complete([unquoted(word) for word in arguments[1:]], unquoted(current))
     start = len(unquoted(current[:typed]))
     return [_SPECIAL.sub(r"\\\1", candidate.text[start:]) + " " * candidate.is_complete for candidate in found]
 

@@ -19,7 +19,7 @@ from moe_cli.cli.options import (
 )
 from moe_cli.config.bounds import JOBS, RETRIES, SEEDS
 
-Words = Annotated[
+SweepOverrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="NAME|SETTING=VALUE,VALUE", help="A sweep of conf/sweep, or settings with several values."),
 ]
@@ -68,7 +68,7 @@ STOPPED = "stopped. The same command continues, each run from its last checkpoin
 
 
 def sweep(  # noqa: PLR0913  (an argument for each option)
-    words: Words = None,
+    overrides: SweepOverrides = None,
     seeds: Seeds = None,
     jobs: Jobs = None,
     where: Where = None,
@@ -105,12 +105,12 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.sweeps.run_sweep import Execution, prepare, run_sweep
     from moe_cli.sweeps.scheduler import FailurePolicy
-    from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_words
+    from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_sweep_or_search
 
     folder, console = outputs_folder(outputs), Terminal(unread=130)
-    chosen, words = split_executor(words or [], executor, config_dir)
+    executor_settings, overrides = split_executor(overrides or [], executor, config_dir)
     rules = FailurePolicy(_seconds(timeout), retries, fail_fast)
-    execution = Execution(chosen, jobs, rules, retry_failed, force, rerun_stale, force_memory)
+    execution = Execution(executor_settings, jobs, rules, retry_failed, force, rerun_stale, force_memory)
     arguments: Any = {
         "seeds": seeds,
         "name": name,
@@ -119,7 +119,9 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         "baseline": baseline,
     }
     with interruptible(partial(console.print, STOPPED, soft_wrap=True)):
-        plan = plan_words(words, SearchOptions(sampler, trials, objective, prune, search_seed), **arguments)
+        plan = plan_sweep_or_search(
+            overrides, SearchOptions(sampler, trials, objective, prune, search_seed), **arguments
+        )
         view = SearchView(console) if isinstance(plan, SearchPlan) else SweepView(console)
         prepared = prepare(plan, folder, execution, build=not dry_run)
         if dry_run:

@@ -67,7 +67,7 @@ def _ends_with(last: str, options: Sequence[str]) -> str | None:
 def _has_word(last: str, options: Sequence[str]) -> str | None:
     """Returns the first option that contains the word, as num_heads contains heads. Needs at least four letters."""
     parts = ((option, re.split(r"[._/]", option)) for option in options)
-    return next((option for option, words in parts if last in words), None) if len(last) >= 4 else None
+    return next((option for option, segments in parts if last in segments), None) if len(last) >= 4 else None
 
 
 def _similar(word: str, options: Iterable[str], cutoff: float) -> str | None:
@@ -91,8 +91,8 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     hints, required = _type_hints(cls), _required(cls)
     for key in values:
         if key not in hints:
-            chosen = f" with {prefix[:-1]}={format_setting(values['name'])}" if prefix and "name" in values else ""
-            raise ConfigError(f"no setting '{prefix}{key}'{chosen}.{did_you_mean(str(key), hints)}")
+            suffix = f" with {prefix[:-1]}={format_setting(values['name'])}" if prefix and "name" in values else ""
+            raise ConfigError(f"no setting '{prefix}{key}'{suffix}.{did_you_mean(str(key), hints)}")
     for name in required:
         if name not in values:
             raise ConfigError(f"setting '{prefix}{name}' is missing.")

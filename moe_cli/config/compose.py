@@ -276,10 +276,10 @@ class Composer:
         groups = {key: value for key, value in values.items() if key in GROUPS}
         own = self._own_data(groups) if "data.path" in values and "data" not in groups else {}
         selected = {**own, **self.base(*_choice_words({**groups, **own})).selected}
-        given = [f"{group}={groups[group]}" for group in ("model", "task", "data") if group in groups]
-        given = given or (["data.path"] if own else [])
+        selecting = [f"{group}={groups[group]}" for group in ("model", "task", "data") if group in groups]
+        selecting = selecting or (["data.path"] if own else [])
         listed = [f"{group}={selected[group]}" for group in GROUPS if group in selected]
-        return f"{' '.join(given)} selects {' '.join(listed)}." if given and listed else ""
+        return f"{' '.join(selecting)} selects {' '.join(listed)}." if selecting and listed else ""
 
     def _base(self, *choices: str) -> _Base:
         groups = dict(choice.split("=", 1) for choice in choices)
@@ -300,15 +300,15 @@ class Composer:
         )
 
     def _selected_by_model(
-        self, tree: dict[str, Any], follows: Mapping[str, str], given: Mapping[str, str]
+        self, tree: dict[str, Any], follows: Mapping[str, str], choices: Mapping[str, str]
     ) -> dict[str, str]:
         """Returns the choices that the model selects, except those given or made by an experiment."""
         plain, model = self.compose(), follows.get("model", str(tree["model"].get("name")))
         selects = MODELS[model].selects if model in MODELS else {}
-        if "router" in selects and given.get("router", selects["router"]) != selects["router"]:
+        if "router" in selects and choices.get("router", selects["router"]) != selects["router"]:
             return {}  # the balance goes with that router
         return {
-            group: choice for group, choice in selects.items() if group not in given and tree[group] == plain[group]
+            group: choice for group, choice in selects.items() if group not in choices and tree[group] == plain[group]
         }
 
     def _grouped(self, groups: dict[str, str]) -> dict[str, Any]:
@@ -316,8 +316,8 @@ class Composer:
         parts = _parts("balance", groups.get("balance"))
         trees = []
         for part in parts:
-            chosen = {**groups, "balance": part} if "balance" in groups else groups
-            choices = sorted(f"{group}={choice}" for group, choice in chosen.items())
+            selection = {**groups, "balance": part} if "balance" in groups else groups
+            choices = sorted(f"{group}={choice}" for group, choice in selection.items())
             trees.append(deepcopy(self.compose(*choices)))
             self._remember_files(choices)
         tree = trees[0]

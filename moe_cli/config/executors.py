@@ -118,10 +118,10 @@ def load_executor(overrides: Sequence[str], name: str | None = None, config_dir:
         if len(axis.values) > 1:
             raise ConfigError(f"{axis.key} has several values here; a sweep has one executor.")
     values: dict[str, Any] = {axis.key: axis.values[0] for axis in axes}
-    chosen = values.pop("executor", None)
-    if name is not None and chosen is not None and name != chosen:
-        raise ConfigError(f"executor={format_setting(chosen)} and --executor {name} both name an executor: give one.")
-    settings = _file(Composer(config_dir), str(name or chosen or "local"))
+    choice = values.pop("executor", None)
+    if name is not None and choice is not None and name != choice:
+        raise ConfigError(f"executor={format_setting(choice)} and --executor {name} both name an executor: give one.")
+    settings = _file(Composer(config_dir), str(name or choice or "local"))
     for key, value in values.items():
         setting = key.removeprefix("executor.")
         if setting == "name":

@@ -216,8 +216,8 @@ def _class_schemas(group: str, cls: Any) -> list[dict[str, Any]]:
     for name in names:
         lines = by_choice[name or ("default" if group in GROUPS else "")]
         settings = _settings_schemas(cls, lines)
-        chosen = {"name": {"const": name}} if name else {}
-        schemas.append(_object_schema(chosen | settings, ("name",) if name else ()))
+        name_schema = {"name": {"const": name}} if name else {}
+        schemas.append(_object_schema(name_schema | settings, ("name",) if name else ()))
     return schemas
 
 

@@ -66,9 +66,9 @@ def read_saved(file: Path) -> dict[str, Any]:
 def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a tree as settings: `model.name` becomes the choice `model`, and a group without a value is left out."""
     flat = flatten_dict(tree)
-    chosen = {key.removesuffix(".name"): value for key, value in flat.items() if key.removesuffix(".name") in GROUPS}
+    choices = {key.removesuffix(".name"): value for key, value in flat.items() if key.removesuffix(".name") in GROUPS}
     values = {key: value for key, value in flat.items() if key not in GROUPS and not key.endswith(".name")}
-    return {key: value for key, value in chosen.items() if value is not None} | values
+    return {key: value for key, value in choices.items() if value is not None} | values
 
 
 def apply_changes(composer: ComposesSettings, config: RunConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +89,9 @@ def apply_changes(composer: ComposesSettings, config: RunConfig, changes: Mappin
 def fewest_settings(composer: ComposesSettings, config: RunConfig) -> dict[str, Any]:
     """Returns the choices of a resolved configuration, and its settings that do not follow from them.
 
-    A derived value, such as the width of experts, is left out, so that it follows changes of other settings.
+    A derived value, such as the width of experts, is left out, so that it follows changes of other settings. The
+    configuration is complete and valid. `report.baseline.overrides_for` does this for the settings in a report, which
+    may be of another version, around choices that stay.
     """
     settings = _settings(config.to_dict())
     default = flatten_dict(composer.tree({key: value for key, value in settings.items() if key in GROUPS}))

@@ -285,8 +285,8 @@ def _once(fixed: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 def _budget(budget: Any) -> dict[str, Any]:
     """Returns the one budget, with null for the others, so that it replaces the budget of the `train` choice."""
     if not isinstance(budget, dict) or len(budget) != 1 or set(budget) - set(BUDGETS):
-        given = ", ".join(map(str, budget)) if isinstance(budget, dict) else format_setting(budget)
-        raise ConfigError(f"budget must hold one of {', '.join(BUDGETS)}, not: {given or 'nothing'}.")
+        names = ", ".join(map(str, budget)) if isinstance(budget, dict) else format_setting(budget)
+        raise ConfigError(f"budget must hold one of {', '.join(BUDGETS)}, not: {names or 'nothing'}.")
     name, amount = next(iter(budget.items()))
     if isinstance(amount, bool) or not isinstance(amount, int | float) or not amount > 0:
         raise ConfigError(f"budget: {name}: {format_setting(amount)} is not a number above 0.")
@@ -295,23 +295,25 @@ def _budget(budget: Any) -> dict[str, Any]:
 
 def _grid(composer: Composer, parts: Mapping[str, Any]) -> list[Dimension]:
     dimensions = []
-    for key, given in _mapping(parts, "grid").items():
-        values = _values(composer, key, given)
+    for key, content in _mapping(parts, "grid").items():
+        values = _values(composer, key, content)
         if not values:
             raise ConfigError(f"grid.{key} names no value.")
         dimensions.append(Dimension(tuple({key: value} for value in values)))
     return dimensions
 
 
-def _values(composer: Composer, key: str, given: Any) -> tuple[Any, ...]:
+def _values(composer: Composer, key: str, content: Any) -> tuple[Any, ...]:
     """Returns the values of a list, one value, or Hydra's grammar: range(1,9,2), glob(s*), and for non-text 1,2,4."""
-    if isinstance(given, dict):
+    if isinstance(content, dict):
         raise ConfigError(f"grid.{key} must be a list of values.")
-    if isinstance(given, list):
-        return tuple(given)
-    if isinstance(given, str) and (_FUNCTION.fullmatch(given) or ("," in given and not takes_text(RunConfig, key))):
-        return discrete(composer, parse_override(f"{key}={given}")).values
-    return (given,)
+    if isinstance(content, list):
+        return tuple(content)
+    if isinstance(content, str) and (
+        _FUNCTION.fullmatch(content) or ("," in content and not takes_text(RunConfig, key))
+    ):
+        return discrete(composer, parse_override(f"{key}={content}")).values
+    return (content,)
 
 
 def discrete(composer: Composer, axis: Axis) -> Axis:
@@ -332,8 +334,8 @@ def _zip(parts: Mapping[str, Any]) -> list[Dimension]:
             raise ConfigError(f"zip.{key} must be a list of values.")
     lengths = {key: len(values) for key, values in columns.items()}
     if len(set(lengths.values())) > 1:
-        given = " and ".join(f"{key} {length}" for key, length in lengths.items())
-        raise ConfigError(f"zip: keys advance together, so each needs as many values as the others, not: {given}.")
+        counts = " and ".join(f"{key} {length}" for key, length in lengths.items())
+        raise ConfigError(f"zip: keys advance together, so each needs as many values as the others, not: {counts}.")
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return [Dimension(tuple(rows))] if rows else []
 
@@ -350,8 +352,8 @@ def _points(parts: Mapping[str, Any]) -> list[Dimension]:
 
 
 def _conditions(parts: Mapping[str, Any]) -> tuple[Expression, ...]:
-    given = parts.get("where", [])
-    conditions = given if isinstance(given, list) else [given]
+    content = parts.get("where", [])
+    conditions = content if isinstance(content, list) else [content]
     if not all(isinstance(condition, str) for condition in conditions):
         raise ConfigError("where must be a condition or a list of them, as in: where: k <= expert")
     return tuple(parse_expression(condition) for condition in conditions)

@@ -190,20 +190,20 @@ def hash_tokenizer_file(path: str) -> str:
 
 
 def _content(path: str) -> str:
-    given = f"data.tokenizer={path}"
+    setting = f"data.tokenizer={path}"
     file = Path(path)
     if os.path.isdir(file):
-        raise DataError(f"{given} is a folder. Give the tokenizer.json in it.")
+        raise DataError(f"{setting} is a folder. Give the tokenizer.json in it.")
     if not os.path.lexists(file):
-        raise DataError(f"{given} does not exist. Use bytes, chars, bpe, or the path of a tokenizer.json.")
-    with open_file(file, given) as content:
+        raise DataError(f"{setting} does not exist. Use bytes, chars, bpe, or the path of a tokenizer.json.")
+    with open_file(file, setting) as content:
         raw = content.read(MAX_JSON_BYTES + 1)
     if len(raw) > MAX_JSON_BYTES:
-        raise DataError(f"{given} is more than {MAX_JSON_BYTES:,} bytes long: no tokenizer.json is.")
+        raise DataError(f"{setting} is more than {MAX_JSON_BYTES:,} bytes long: no tokenizer.json is.")
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        raise DataError(f"{given} is not JSON. Give a tokenizer.json of the library tokenizers.") from None
+        raise DataError(f"{setting} is not JSON. Give a tokenizer.json of the library tokenizers.") from None
 
 
 def _parsed(name: str, text: str) -> Any:

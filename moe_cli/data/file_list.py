@@ -67,7 +67,7 @@ class DataFiles:
 
 
 def find_files(
-    given: str,
+    path: str,
     exclude: Sequence[str] = (),
     outputs: Path | None = None,
     endings: Collection[str] | None = None,
@@ -85,19 +85,19 @@ def find_files(
         DataError: there are no files; the path is neither a regular file nor a folder, or is in the outputs; or it is a
             single file and patterns to exclude are given.
     """
-    root = Path(given)
+    root = Path(path)
     pattern: tuple[str, ...] = ()
-    if not os.path.lexists(given) and glob.has_magic(given):
+    if not os.path.lexists(path) and glob.has_magic(path):
         fixed = tuple(takewhile(lambda part: not glob.has_magic(part), root.parts))
         root, pattern = Path(*fixed), root.parts[len(fixed) :]
         if not os.path.isdir(root):
-            raise DataError(f"data.path={given} matches no file.")
-    mode = check_readable(root, f"data.path={given}").st_mode
-    _check_no_outputs(root, given, outputs)
+            raise DataError(f"data.path={path} matches no file.")
+    mode = check_readable(root, f"data.path={path}").st_mode
+    _check_no_outputs(root, path, outputs)
     if not stat.S_ISDIR(mode):
         if exclude:
             raise DataError(
-                f"data.exclude={','.join(exclude)} has no effect: data.path={given} is a file. Leave it out."
+                f"data.exclude={','.join(exclude)} has no effect: data.path={path} is a file. Leave it out."
             )
         return DataFiles(root, [root])
     walk = _Walk(root, pattern, exclude, outputs, None if pattern else endings)
@@ -105,18 +105,18 @@ def find_files(
     if not found.paths:
         kinds = f"{', '.join(endings)} " if endings else ""
         missing = "matches no file." if pattern else f"is a folder without {kinds}files.{hint and ' ' + hint}"
-        raise DataError("\n".join([f"data.path={given} {missing}", *found.notes[:2]]))
+        raise DataError("\n".join([f"data.path={path} {missing}", *found.notes[:2]]))
     return found
 
 
-def find_named(given: str, names: Sequence[str]) -> Path | None:
+def find_named(folder: str, names: Sequence[str]) -> Path | None:
     """Returns the first of `names` in a folder; None if it has none.
 
     Raises DataError if the folder or file is unreadable.
     """
-    check_readable(Path(given), f"data.path={given}")
+    check_readable(Path(folder), f"data.path={folder}")
     for name in names:
-        path = Path(given, name)
+        path = Path(folder, name)
         if os.path.lexists(path):
             check_readable(path, str(path))
             return path
@@ -297,17 +297,17 @@ class _Walk:
         self.left_out.setdefault(reason, []).append(str(name))
 
 
-def _check_no_outputs(root: Path, given: str, outputs: Path | None) -> None:
+def _check_no_outputs(root: Path, path: str, outputs: Path | None) -> None:
     """Raises DataError when a path lies in a run folder, or is an outputs folder."""
     real = root.resolve()
     run = next((folder for folder in (real, *real.parents) if is_run_folder(folder)), None)
     if run is not None:
         raise DataError(
-            f"data.path={given} is in the run folder {run}, and outputs of moe are not data. Copy it elsewhere."
+            f"data.path={path} is in the run folder {run}, and outputs of moe are not data. Copy it elsewhere."
         )
     if root.is_dir() and (is_outputs(root) or (outputs is not None and _identity(root) == _identity(outputs))):
         raise DataError(
-            f"data.path={given} is the outputs folder {real}, and outputs of moe are not data.\n"
+            f"data.path={path} is the outputs folder {real}, and outputs of moe are not data.\n"
             f"Give another folder, or keep runs elsewhere: --outputs DIR (where no runs are, remove {real / MARKER})"
         )
 

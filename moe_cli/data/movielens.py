@@ -30,14 +30,14 @@ MAX_RATING = 1e6
 
 def find_ratings(data: MovieLensConfig) -> Path:
     """Returns the file of ratings. Raises DataError if there is none."""
-    given = data.path or ""
-    check_readable(Path(given), f"data.path={given}")
-    path = find_named(given, list(DELIMITERS)) if os.path.isdir(given) else Path(given)
+    location = data.path or ""
+    check_readable(Path(location), f"data.path={location}")
+    path = find_named(location, list(DELIMITERS)) if os.path.isdir(location) else Path(location)
     if path is None:
-        raise DataError(f"data.path={given} has no {', '.join(DELIMITERS)}. Unpack MovieLens there.")
+        raise DataError(f"data.path={location} has no {', '.join(DELIMITERS)}. Unpack MovieLens there.")
     if path.name not in DELIMITERS:
         raise DataError(
-            f"data.path={given} has an unknown format: its name is none of {', '.join(DELIMITERS)}. Rename it."
+            f"data.path={location} has an unknown format: its name is none of {', '.join(DELIMITERS)}. Rename it."
         )
     return path
 

@@ -92,9 +92,9 @@ def _tiny_shakespeare() -> CorpusSource:
     plays = {path.stem: path for path in paths}
     if not plays.keys() >= set(_PLAYS):
         return CorpusSource([], None, version)
-    chosen = [plays[name] for name in _PLAYS]
-    file = CorpusFile(chosen[0].parent.parent, "tiny_shakespeare", partial(_speeches, chosen))
-    return CorpusSource([file], fingerprints(chosen), version)
+    files = [plays[name] for name in _PLAYS]
+    file = CorpusFile(files[0].parent.parent, "tiny_shakespeare", partial(_speeches, files))
+    return CorpusSource([file], fingerprints(files), version)
 
 
 def _speeches(plays: Sequence[Path]) -> Iterator[Document]:

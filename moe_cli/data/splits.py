@@ -117,11 +117,11 @@ def split_documents(
             continue
         rest = np.flatnonzero(parts == TRAIN).tolist()
         left, of_domains = ([values[number] for number in rest] if len(values) else [] for values in (sizes, domains))
-        chosen = _choose(left, of_domains, fraction)
-        if not chosen:
+        held_out = _choose(left, of_domains, fraction)
+        if not held_out:
             cut = _cut_text(sum(left), val_fraction, test_fraction if part == TEST else 0.0)
             break
-        parts[[rest[index] for index in chosen]] = part
+        parts[[rest[index] for index in held_out]] = part
     split_sizes = np.bincount(parts, np.asarray(sizes), len(SPLITS)).astype(np.int64).tolist()
     if cut is None:
         return Split(parts, None, tuple(split_sizes))
@@ -132,11 +132,11 @@ def split_documents(
 
 
 def _choose(sizes: Sequence[int], domains: Sequence[int], fraction: float) -> set[int]:
-    chosen: set[int] = set()
+    held_out: set[int] = set()
     for domain in set(domains):
         inside = [number for number, label in enumerate(domains) if label == domain]
-        chosen |= {inside[index] for index in choose_held_out([sizes[number] for number in inside], fraction)}
-    return chosen or choose_held_out(sizes, fraction)
+        held_out |= {inside[index] for index in choose_held_out([sizes[number] for number in inside], fraction)}
+    return held_out or choose_held_out(sizes, fraction)
 
 
 def _cut_text(total: int, val_fraction: float, test_fraction: float) -> tuple[tuple[int, int], ...]:
@@ -160,12 +160,12 @@ def choose_held_out(sizes: Sequence[int], fraction: float) -> set[int]:
     """
     wanted = fraction * sum(sizes)
     for largest in (MAX_DOCUMENT_FRACTION * wanted, math.inf):
-        chosen: set[int] = set()
+        held_out: set[int] = set()
         total = 0
         for number in range(len(sizes) - 1, 0, -1):
             if sizes[number] <= largest and abs(total + sizes[number] - wanted) < abs(total - wanted):
-                chosen.add(number)
+                held_out.add(number)
                 total += sizes[number]
         if wanted / 2 <= total <= 2 * wanted:
-            return chosen
+            return held_out
     return set()

@@ -49,9 +49,9 @@ def load_data_read_only(data: DataConfig, context_length: int, outputs: Path, bu
 
 def model_vocab_size(config: RunConfig, corpus: Data) -> int:
     """Returns the number of rows of the embedding. Raises ConfigError if the data have more tokens."""
-    chosen, needed = config.model.vocab_size, int(corpus.meta["vocab_size"]) + config.task.special_tokens
-    if chosen is not None and chosen < needed:
+    vocab_size, needed = config.model.vocab_size, int(corpus.meta["vocab_size"]) + config.task.special_tokens
+    if vocab_size is not None and vocab_size < needed:
         raise ConfigError(
-            f"model.vocab_size={chosen} is less than the {needed} tokens of the data. Use at least {needed}."
+            f"model.vocab_size={vocab_size} is less than the {needed} tokens of the data. Use at least {needed}."
         )
-    return chosen or needed
+    return vocab_size or needed

@@ -100,9 +100,9 @@ def _cpu_ticks() -> tuple[int, int]:
     """Returns idle and total time of this process's cores since the start of a Linux system."""
     names, idle, total = {f"cpu{core}" for core in _own_cores()}, 0, 0
     with open(_CPU_TIMES, encoding="ascii") as file:
-        for name, *words in map(str.split, file):
+        for name, *fields in map(str.split, file):
             if name in names:
-                ticks = [int(word) for word in words]
+                ticks = [int(word) for word in fields]
                 idle, total = idle + ticks[3] + ticks[4], total + sum(ticks[:8])
     return idle, total
 
@@ -155,9 +155,9 @@ def _quota_cores() -> float | None:
     """Returns the CPU quota of this process in cores, the least of its control groups; None means no limit."""
     quotas = []
     for folder in _group_folders("cpu"):
-        limit = _words_of(f"{folder}/cpu.max") or [
-            *_words_of(f"{folder}/cpu.cfs_quota_us"),
-            *_words_of(f"{folder}/cpu.cfs_period_us"),
+        limit = _fields_of(f"{folder}/cpu.max") or [
+            *_fields_of(f"{folder}/cpu.cfs_quota_us"),
+            *_fields_of(f"{folder}/cpu.cfs_period_us"),
         ]
         # Without a limit, version 2 writes max and version 1 writes -1.
         if len(limit) == 2 and all(word.isdecimal() and int(word) > 0 for word in limit):
@@ -190,7 +190,7 @@ def _lines_of(path: str) -> list[str]:
         return []
 
 
-def _words_of(path: str) -> list[str]:
+def _fields_of(path: str) -> list[str]:
     return [word for line in _lines_of(path) for word in line.split()]
 
 
@@ -243,14 +243,14 @@ def total_memory_bytes() -> int | None:
 
 def resident_bytes(pid: int) -> int:
     """Returns the resident memory of a process; 0 if it is unknown."""
-    words = _words_of(f"/proc/{pid}/statm")
-    return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 else 0
+    fields = _fields_of(f"/proc/{pid}/statm")
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
 
 
 def _number_after(path: str, word: str = "") -> int | None:
     """Returns the first number of a file, or of its line that begins with a word."""
-    words = next((line.removeprefix(word).split() for line in _lines_of(path) if line.startswith(word)), [])
-    return int(words[0]) if words and words[0].isdecimal() else None
+    fields = next((line.removeprefix(word).split() for line in _lines_of(path) if line.startswith(word)), [])
+    return int(fields[0]) if fields and fields[0].isdecimal() else None
 
 
 def code_version(meta: Mapping[str, Any] | None = None) -> tuple[str | None, str | None, str]:
@@ -329,8 +329,10 @@ def _git_state(folder: Path) -> dict[str, str] | None:
         return None
     try:
         texts = [
-            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=5, check=True).stdout
-            for words in (["rev-parse", "HEAD"], ["diff", "HEAD"])
+            subprocess.run(
+                ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=5, check=True
+            ).stdout
+            for arguments in (["rev-parse", "HEAD"], ["diff", "HEAD"])
         ]
     except (OSError, subprocess.SubprocessError):
         return None

@@ -3,6 +3,8 @@
 B sequences, L positions, P cached positions, D model width, N heads, W head width, V tokens.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -82,6 +84,32 @@ class Rotary(nn.Module):
         return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
+def attend(
+    q: Float[Tensor, "B N L W"],
+    k: Float[Tensor, "B M S W"],
+    v: Float[Tensor, "B M S V"],
+    attn_mask: Tensor | None,
+    dropout: float,
+    causal: bool = False,
+) -> Float[Tensor, "B N L V"]:
+    """Computes the attention of queries to keys and values, whose M heads N is a multiple of.
+
+    On a CPU it computes in float32 under autocast too, because the backward pass of attention in bfloat16 takes four
+    times as long (docs/benchmarks.md).
+
+    Args:
+        attn_mask: bool, or values that are added to the scores.
+    """
+    uses_gqa = q.shape[1] != k.shape[1]
+    is_narrowed = q.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if is_narrowed:
+        q, k, v = (rows.float() if rows.dtype == torch.bfloat16 else rows for rows in (q, k, v))
+    if attn_mask is not None and attn_mask.is_floating_point():
+        attn_mask = attn_mask.to(q.dtype)
+    with torch.autocast("cpu", enabled=False) if is_narrowed else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, causal, enable_gqa=uses_gqa)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, optionally with normalised queries and keys (QK norm, arXiv:2302.05442).
 
@@ -94,7 +122,6 @@ class Attention(nn.Module):
         assert model.num_kv_heads
         assert model.d_head
         self.d_head = model.d_head
-        self.uses_gqa = model.num_heads != model.num_kv_heads
         self.widths = [heads * model.d_head for heads in (model.num_heads, model.num_kv_heads, model.num_kv_heads)]
         self.qk_norm = model.qk_norm
         self.dropout = attention_dropout(model)
@@ -123,7 +150,7 @@ class Attention(nn.Module):
             k, v = layer_cache.append(k, v)
         dropout = self.dropout if self.training else 0.0
         causal = self.causal and attn_mask is None and offset == 0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, causal, enable_gqa=self.uses_gqa)
+        y = attend(q, k, v, attn_mask, dropout, causal)
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -182,7 +209,7 @@ class LatentAttention(nn.Module):
         k = torch.cat((k, key.expand(-1, k.shape[1], -1, -1)), dim=-1)
         dropout = self.dropout if self.training else 0.0
         causal = self.causal and attn_mask is None and offset == 0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, causal)
+        y = attend(q, k, v, attn_mask, dropout, causal)
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     @staticmethod

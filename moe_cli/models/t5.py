@@ -7,7 +7,6 @@ B sequences, L positions of the encoder, M of the decoder, D width, N heads, W h
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.models.blocks import (
     OUT_SCALE,
     TIED_STD,
+    attend,
     init_embedding,
     make_dense_layer,
     output_logits,
@@ -103,8 +103,7 @@ class T5Attention(nn.Module):
             rows.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
             for rows in (self.q(x), *self.kv(source).chunk(2, dim=-1))
         )
-        bias = None if bias is None else bias.to(q.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, bias, self.dropout if self.training else 0.0)
+        y = attend(q, k, v, bias, self.dropout if self.training else 0.0)
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 

@@ -94,8 +94,8 @@ def load_loss(
     if top_k == clean_logits.shape[-1]:
         return squared_cv(clean_logits.new_zeros(top_k))
     top = noisy_logits.topk(top_k + 1, dim=-1).values
-    chosen = noisy_logits > top[:, top_k:]
-    threshold = torch.where(chosen, top[:, top_k:], top[:, top_k - 1 : top_k])
+    selected = noisy_logits > top[:, top_k:]
+    threshold = torch.where(selected, top[:, top_k:], top[:, top_k - 1 : top_k])
     return squared_cv(torch.special.ndtr((clean_logits - threshold) / noise_std).sum(0))
 
 

@@ -15,10 +15,16 @@ from torch import Tensor
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.routing import Routing, count_ids
 
+# oneDNN multiplies bfloat16 on a CPU. It compiles a kernel for every new number of rows, which takes longer than a
+# small product. Multiples of this number are few.
+ROW_MULTIPLE_BFLOAT16 = 16
+
 
 @dataclass(frozen=True)
 class Permutation:
     """The kept assignments sorted by expert ("rows"), and the order that sums them by token.
+
+    Padding rows, which `pad_rows` adds, have assignment A and belong to no token.
 
     Attributes:
         assignments: index of the assignment of each row.
@@ -26,13 +32,15 @@ class Permutation:
         rows_per_expert: rows of each expert, in the order of the rows.
         token_order: indices of the rows, sorted by token.
         token_offsets: start of each token's rows in `token_order`.
+        is_padded: whether there are padding rows.
     """
 
     assignments: Int[Tensor, " R"]
     token_ids: Int[Tensor, " R"]
     rows_per_expert: Int[Tensor, " E"]
-    token_order: Int[Tensor, " R"]
+    token_order: Int[Tensor, " _"]
     token_offsets: Int[Tensor, " T"]
+    is_padded: bool = False
 
     @cached_property
     def counts(self) -> list[int]:
@@ -88,6 +96,50 @@ def build_permutation(
     )
 
 
+def row_multiple(x: Tensor) -> int:
+    """Returns the multiple to which the rows of every expert are rounded up in products of this dtype and device."""
+    return ROW_MULTIPLE_BFLOAT16 if x.is_cpu and x.dtype == torch.bfloat16 else 1
+
+
+def pad_rows(permutation: Permutation, multiple: int, num_assignments: int) -> Permutation:
+    """Rounds the rows of every expert up to a multiple. A padding row reads token 0 until `sorted_inputs` clears it."""
+    if multiple == 1:
+        return permutation
+    counts, device = permutation.rows_per_expert, permutation.token_ids.device
+    padded = (counts + multiple - 1).div(multiple, rounding_mode="floor") * multiple
+    padding, num_rows, total = padded - counts, len(permutation.token_ids), int(padded.sum())
+    padding_before = (padding.cumsum(0) - padding).repeat_interleave(counts, output_size=num_rows)
+    rows = torch.arange(num_rows, device=device) + padding_before
+    return Permutation(
+        assignments=torch.full((total,), num_assignments, device=device).index_copy_(0, rows, permutation.assignments),
+        token_ids=permutation.token_ids.new_zeros(total).index_copy_(0, rows, permutation.token_ids),
+        rows_per_expert=padded,
+        token_order=rows[permutation.token_order],
+        token_offsets=permutation.token_offsets,
+        is_padded=True,
+    )
+
+
+def sorted_inputs(permutation: Permutation, x: Float[Tensor, "T D"], num_assignments: int) -> Float[Tensor, "R D"]:
+    """Returns the token of each row; zeros for padding rows."""
+    inputs = x.index_select(0, permutation.token_ids)
+    if not permutation.is_padded:
+        return inputs
+    return inputs.index_fill_(0, (permutation.assignments == num_assignments).nonzero().squeeze(1), 0)
+
+
+def row_weights(permutation: Permutation, weights: Float[Tensor, " A"]) -> Float[Tensor, " R"]:
+    """Returns the weight of each row; 0 for padding rows."""
+    weights = F.pad(weights, (0, 1)) if permutation.is_padded else weights
+    return weights.index_select(0, permutation.assignments)
+
+
+def row_masks(permutation: Permutation, mask: Float[Tensor, "A F"], rows: slice = slice(None)) -> Tensor:
+    """Returns the mask of each of the `rows`; that of a padding row is arbitrary, because its values are zero."""
+    assignments = permutation.assignments[rows]
+    return mask[assignments.clamp(max=len(mask) - 1) if permutation.is_padded else assignments]
+
+
 def stable_argsort(ids: Int[Tensor, " N"], bound: int) -> Int[Tensor, " N"]:
     """Returns the indices that sort ids in [0, bound), equal ids in their order."""
     if ids.device.type != "cpu":
@@ -123,7 +175,7 @@ def add_to_tokens(
     Args:
         weights: weight of every assignment, in the order of the record.
     """
-    weighted = rows * weights.index_select(0, permutation.assignments).to(rows.dtype).unsqueeze(1)
+    weighted = rows * row_weights(permutation, weights).to(rows.dtype).unsqueeze(1)
     return rows.new_zeros(1, rows.shape[1]).expand(num_tokens, -1).index_add(0, permutation.token_ids, weighted)
 
 

@@ -102,17 +102,17 @@ def count_ids(ids: Int[Tensor, " N"], bound: int) -> Int[Tensor, " bound"]:
 def routing_from_top_k(
     logits: Float[Tensor, "T E"],
     probs: Float[Tensor, "T E"],
-    chosen: Int[Tensor, "T K"],
+    top_experts: Int[Tensor, "T K"],
     weights: Float[Tensor, "T K"],
     *,
     clean_logits: Float[Tensor, "T E"] | None = None,
     noise_std: Float[Tensor, "T E"] | None = None,
 ) -> Routing:
     """Returns the Routing of K choices per token: first choices of all tokens, then second choices, and so on."""
-    num_tokens, top_k = chosen.shape
-    token_ids = torch.arange(num_tokens, device=chosen.device).repeat(top_k)
-    kept = torch.ones(num_tokens * top_k, dtype=torch.bool, device=chosen.device)
-    expert_ids, weights = chosen.T.reshape(-1), weights.T.reshape(-1)
+    num_tokens, top_k = top_experts.shape
+    token_ids = torch.arange(num_tokens, device=top_experts.device).repeat(top_k)
+    kept = torch.ones(num_tokens * top_k, dtype=torch.bool, device=top_experts.device)
+    expert_ids, weights = top_experts.T.reshape(-1), weights.T.reshape(-1)
     return Routing(
         logits,
         probs,

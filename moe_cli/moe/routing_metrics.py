@@ -26,27 +26,27 @@ def load_cv(tokens_per_expert: Tensor) -> float:
     return load.std(correction=0).item() / mean if mean else 0.0
 
 
-def chosen_mask(routing: Routing) -> Bool[Tensor, "T E"]:
+def assignment_mask(routing: Routing) -> Bool[Tensor, "T E"]:
     """Returns True for the experts that each token was assigned to, before drops."""
-    chosen = torch.zeros(routing.probs.shape, dtype=torch.bool, device=routing.probs.device)
-    chosen[routing.token_ids, routing.expert_ids] = True
-    return chosen
+    mask = torch.zeros(routing.probs.shape, dtype=torch.bool, device=routing.probs.device)
+    mask[routing.token_ids, routing.expert_ids] = True
+    return mask
 
 
-def co_activation(chosen: Bool[Tensor, "T E"]) -> Int[Tensor, "E E"]:
+def co_activation(mask: Bool[Tensor, "T E"]) -> Int[Tensor, "E E"]:
     """Counts, for each pair of experts, the tokens that chose both; the diagonal counts the tokens of one expert."""
     # float32 is exact here, because a batch has far fewer than 2^24 tokens.
-    matrix = chosen.float()
+    matrix = mask.float()
     return (matrix.T @ matrix).round().long()
 
 
-def router_saturation(chosen: Bool[Tensor, "T E"], final: Bool[Tensor, "T E"]) -> float:
+def router_saturation(mask: Bool[Tensor, "T E"], final: Bool[Tensor, "T E"]) -> float:
     """Computes the fraction of the final router's choices that an earlier router also made (OLMoE, arXiv:2409.02060).
 
     Both route the same tokens. The range is 0 to 1; about K / E means agreement by chance.
     """
     total = final.sum().item()
-    return (chosen & final).sum().item() / total if total else 1.0
+    return (mask & final).sum().item() / total if total else 1.0
 
 
 def assignments_by_group(routing: Routing, groups: Int[Tensor, " T"], num_groups: int) -> Int[Tensor, "G E"]:

@@ -128,7 +128,7 @@ def chosen_baseline(text: str, runs: Sequence[RunRow], extra_baselines: Sequence
     others = [run for run in done if not is_baseline(run, baseline)]
     if done and not others:
         raise ConfigError(f"--baseline {text} fits every configuration: name a setting that varies, or leave it out.")
-    if others and not any(baselines.of(run) for run in others):
+    if others and not any(baselines.find(run) for run in others):
         raise ConfigError(
             f"--baseline {text}: no configuration differs from it in these settings alone, at equal data, "
             "budget and evaluation context. Add what else it brings along, or name another."
@@ -215,7 +215,15 @@ def settings_without_choices(settings: Settings) -> dict[str, Value]:
 
 
 def overrides_for(composer: "Composer", overrides: dict[str, Value], wanted: Settings) -> dict[str, Value]:
-    """Adds the overrides that lead to the wanted settings. Raises MoeError."""
+    """Adds to `overrides` those that lead to the wanted settings, without derived ones.
+
+    The wanted settings are those of a saved run, perhaps of another version and without some names. They are compared
+    as flat settings, and the choices in `overrides` stay. `config.saved.fewest_settings` instead reduces a complete
+    configuration of this version, and finds its choices.
+
+    Raises:
+        MoeError: a setting is invalid.
+    """
     default = resolved_settings(composer, overrides)
     for group in ("model", "data", "optim"):
         if wanted.get(f"{group}.name") not in (None, default.get(f"{group}.name")):

@@ -35,7 +35,7 @@ class Baselines:
     shared: tuple[str, ...]
     ambiguous: tuple[RunRow, ...]
 
-    def of(self, run: RunRow) -> SeedRuns | None:
+    def find(self, run: RunRow) -> SeedRuns | None:
         """Returns the runs of the baseline of a run's configuration; None where losses may not be ranked together."""
         found = self.runs.get(_applicable_key(run, self.shared))
         return found if found and comparison_key(next(iter(found.values()))) == comparison_key(run) else None
@@ -64,11 +64,11 @@ def find_baselines(
     found: dict[Key, SeedRuns] = {}
     ambiguous: list[RunRow] = []
     for key, alternatives in fitting.items():
-        chosen = [alternative for alternative in alternatives if alternative in preferred] or list(alternatives)
-        if len(chosen) == 1:
-            found[key] = alternatives[chosen[0]]
-        elif chosen[0] in preferred:
-            ambiguous += [next(iter(alternatives[alternative].values())) for alternative in chosen]
+        selected = [alternative for alternative in alternatives if alternative in preferred] or list(alternatives)
+        if len(selected) == 1:
+            found[key] = alternatives[selected[0]]
+        elif selected[0] in preferred:
+            ambiguous += [next(iter(alternatives[alternative].values())) for alternative in selected]
     if "expert" in baseline:
         for_dense = [(_dense_key(next(iter(seeds.values())), shared), seeds) for seeds in found.values()]
         number = Counter(key for key, _ in for_dense)

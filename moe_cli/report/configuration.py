@@ -304,8 +304,8 @@ def aggregate_seeds(
 def _all_columns(columns: Sequence[str], settings: Sequence[str]) -> list[str]:
     """Returns the columns of configurations: the most important first, settings last."""
     last = ["reason", "sweep", "created", "path", "paths", "baseline", "baseline_path", *CORPUS]
-    chosen = {*settings, *last}
-    return list(dict.fromkeys([*JSON_KEYS, *(name for name in columns if name not in chosen), *last, *settings]))
+    placed = {*settings, *last}
+    return list(dict.fromkeys([*JSON_KEYS, *(name for name in columns if name not in placed), *last, *settings]))
 
 
 def _aggregate(runs: Sequence[RunRow], baselines: Baselines) -> tuple[Configuration, PairedSample | None]:
@@ -328,7 +328,7 @@ def _aggregate(runs: Sequence[RunRow], baselines: Baselines) -> tuple[Configurat
         _half_width([run.results.val_loss for run in done]),
         _half_width([run.results.val_bpb for run in done]),
     )
-    baseline = baselines.of(first) if done else None
+    baseline = baselines.find(first) if done else None
     return _compare_with_baseline(row, done, baseline) if baseline else (row, None)
 
 
@@ -430,7 +430,7 @@ def _compare_with_lowest(rows: Sequence[Configuration]) -> tuple[list[Configurat
 
 def _add_equal_time(row: Configuration, baselines: Baselines, curves: TimedCurves | None) -> Configuration:
     """Returns the row with its comparison with the baseline at the end of the baseline's training."""
-    if curves is None or row.baseline_path is None or (baseline := baselines.of(row.runs[0])) is None:
+    if curves is None or row.baseline_path is None or (baseline := baselines.find(row.runs[0])) is None:
         return row
     found = compare_at_equal_time(row.runs, baseline, curves)
     if found and row.is_own_baseline:  # a difference of 0 to itself is not a measurement

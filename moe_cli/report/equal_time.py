@@ -53,7 +53,7 @@ class TimedCurves:
     def __init__(self) -> None:
         self._known: dict[str, Points] = {}
 
-    def of(self, run: RunRow) -> Points:
+    def read_points(self, run: RunRow) -> Points:
         """Returns (seconds of training, estimate) of each evaluation, in the unit of the run's result."""
         if run.path not in self._known:
             key = ESTIMATES["val_loss" if run.results.val_bpb is None else "val_bpb"]
@@ -62,7 +62,7 @@ class TimedCurves:
 
     def end(self, run: RunRow) -> float | None:
         """Returns the training time of a run, up to its last estimate; None without a curve."""
-        points = self.of(run)
+        points = self.read_points(run)
         return points[-1][0] if points else None
 
 
@@ -143,7 +143,7 @@ def _final_losses(run: RunRow, base: RunRow) -> tuple[float, float] | str:
 
 def _losses_at(seconds: float, run: RunRow, base: RunRow, curves: TimedCurves) -> tuple[float, float] | str:
     """Returns the losses of both runs at a time, or the reason why they are unknown."""
-    own, other = curves.of(run), interpolate(curves.of(base), seconds)
+    own, other = curves.read_points(run), interpolate(curves.read_points(base), seconds)
     if not own or other is None:
         return NO_CURVE
     if not is_same_machine(run, base):

@@ -84,8 +84,8 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
     every = list_runs(outputs)
     if len(names) < 2:
         return read_rows(find_runs(outputs, next(iter(names), None), every))
-    chosen = [run for name in names for run in find_runs(outputs, name, every)]
-    return read_rows(list({os.path.realpath(run.path): run for run in chosen}.values()))
+    selected = [run for name in names for run in find_runs(outputs, name, every)]
+    return read_rows(list({os.path.realpath(run.path): run for run in selected}.values()))
 
 
 def title_of(runs: Sequence[RunRow], names: Collection[str]) -> str:
@@ -290,7 +290,7 @@ def _rows(read: Sequence[_Parts]) -> list[RunRow]:
         settings, execution, own = split[id(parts.config)]
         run, sweep, folder, status, reason, created, tags = parts.identity
         settings = {**settings, "seed": _whole(parts.seed)} if settings else {}
-        found, others = Results.of(measured), {**own, **rest}
+        found, others = Results.from_dict(measured), {**own, **rest}
         rows.append(RunRow(run, sweep, folder, status, reason, created, tags, settings, execution, found, others))
     return rows
 

@@ -52,7 +52,7 @@ def entries(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 def record_command(
     folder: Path,
-    words: Sequence[str],
+    overrides: Sequence[str],
     declared: Mapping[str, Any],
     *,
     seeds: Sequence[int],
@@ -65,7 +65,7 @@ def record_command(
         declared: the question and the baseline, where the command declares them. They replace those of the sweep, which
             stay in the command that declared them.
     """
-    command = {"words": list(words), "seeds": list(seeds), "where": list(where), "version": version, **declared}
+    command = {"words": list(overrides), "seeds": list(seeds), "where": list(where), "version": version, **declared}
 
     def change(old: dict[str, Any]) -> dict[str, Any]:
         commands = entries(old, "commands")

@@ -95,18 +95,18 @@ class ReportTable:
 
     def label(self, row: Configuration, names: Sequence[str] | None = None) -> str:
         """Returns the settings that tell the row apart, or those that are named; the run if there are none."""
-        words = [
+        parts = [
             _word(name, row)
             for name in (self.varying if names is None else names)
             if setting_applies(name, row.settings)
         ]
-        if self.by_run or not words:
-            words = [
+        if self.by_run or not parts:
+            parts = [
                 row.run if len(row.runs) <= 1 else f"expert={format_setting(row.expert)} k={format_setting(row.k)}"
             ]
         if row.is_dense:
-            words.append("(dense)")
-        return sanitise(" ".join(words))
+            parts.append("(dense)")
+        return sanitise(" ".join(parts))
 
     def _repr_html_(self) -> str:
         """Returns the table of `moe report` for a notebook."""
@@ -153,12 +153,12 @@ def _build_table(
     settings = settings_of(known)
     unmeasured = {*RUN_LEVEL_COLUMNS, *SETTINGS, *CORPUS, *settings}
     _check_conditions(parts, on_runs, known, unmeasured)
-    chosen = [row for row in rows if matches(on_rows, row)]
-    shown = _with_results(chosen, query.by_run)
+    matching = [row for row in rows if matches(on_rows, row)]
+    shown = _with_results(matching, query.by_run)
     varying = _varying(shown, settings)
     usual = _usual_columns(shown, varying, query.by_run, baseline, aggregate.pairs)
     names = tuple(dict.fromkeys(column_named(name, [*known, CURVE], usual) for name in query.columns))
-    ordered = _sorted(chosen, _sort_key(query.sort, known, usual))
+    ordered = _sorted(matching, _sort_key(query.sort, known, usual))
     shown = _with_results(ordered, query.by_run)
     to_lowest = aggregate.pairs is not None
     return ReportTable(
@@ -224,10 +224,10 @@ def select_runs(runs: Sequence[RunRow], condition: str | None) -> list[RunRow]:
     if together := sorted(expression.names.intersection(JSON_KEYS).difference(known)):
         raise ConfigError(f"--where chooses runs here, and {together[0]} is of a row of several: {condition}")
     expression.check(known)
-    chosen = [run for run in runs if matches([expression], run)]
-    if not chosen:
+    matching = [run for run in runs if matches([expression], run)]
+    if not matching:
         raise ConfigError(f"no run matches --where '{condition}'.")
-    return chosen
+    return matching
 
 
 def _parts(condition: str | None, known: Sequence[str]) -> tuple[Expression, ...]:
@@ -307,8 +307,8 @@ def parse_condition(text: str, known: Sequence[str]) -> Expression:
         return under[0]
 
     # Headings such as bits/byte and val loss are no names in a condition, so their columns are written first.
-    phrases = sorted((each for each in by_heading if not each.isidentifier()), key=len, reverse=True)
-    phrases = [each for each in phrases if each not in known]
+    phrases = sorted((heading for heading in by_heading if not heading.isidentifier()), key=len, reverse=True)
+    phrases = [heading for heading in phrases if heading not in known]
     quoted, phrase = r"\"[^\"]*\"|'[^']*'", "|".join(map(re.escape, phrases))
     pattern = rf"{quoted}|`([^`]*)`|(?<![\w.])({phrase})(?![\w.])" if phrases else quoted
 

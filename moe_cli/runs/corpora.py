@@ -83,7 +83,7 @@ def _key(data: DataConfig) -> str:
 @contextmanager
 def _corpora_lock(folder: Path) -> Iterator[None]:
     """Prevents other processes from recording data. Has no effect where locks are not supported."""
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with suppress(OSError):
-            held.enter_context(hold(folder / f".{CORPORA_FILE}.lock"))
+            stack.enter_context(hold(folder / f".{CORPORA_FILE}.lock"))
         yield

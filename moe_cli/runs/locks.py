@@ -37,10 +37,10 @@ def lock(path: Path) -> Iterator[None]:
     Raises:
         RunBusy: another process holds it.
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
         for attempt in range(20):
             try:
-                held.enter_context(hold(path / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
+                stack.enter_context(hold(path / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
                 break
             except BlockingIOError:
                 if attempt == 19:
@@ -64,9 +64,9 @@ def break_lock(path: Path) -> None:
 def sweep_lock(folder: Path) -> Iterator[None]:
     """Marks a sweep's folder as in use; several processes may do so. Has no effect where locks are not supported."""
     delete_abandoned(folder, f".*{TEMPORARY}")
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with suppress(OSError):
-            held.enter_context(hold(folder / ".at-work", fcntl.LOCK_SH))
+            stack.enter_context(hold(folder / ".at-work", fcntl.LOCK_SH))
         yield
 
 

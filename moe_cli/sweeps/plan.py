@@ -62,7 +62,7 @@ class SweepPlan:
         question: the question that a sweep file answers; "" for a sweep typed by hand.
         num_repeats: points with the same configuration as an earlier one, such as dense with each router.
         num_excluded: points that a condition of `where` excludes.
-        words: the words of the command: the name of the sweep, if one is given, and overrides.
+        overrides: the arguments of the command: overrides, after the name of the sweep if it has one.
         where: the conditions of the command.
         baseline: the partial configuration of the report's baseline; None means that the report chooses it.
     """
@@ -75,7 +75,7 @@ class SweepPlan:
     num_seeds: int
     notes: tuple[str, ...]
     num_excluded: int = 0
-    words: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
     baseline: Partial | None = None
     where: tuple[str, ...] = ()
     conf_notes: tuple[str, ...] = ()
@@ -96,10 +96,10 @@ class SweepPlan:
         """Creates the missing run folders, writes sweep.json, and returns all run folders."""
         runs = [open_or_create_run(outputs, self.name, point.config) for point in self.points]
         seeds = dict.fromkeys(point.config.seed for point in self.points)
-        declared = declared_by(self.words, self.question, self.baseline)
+        declared = declared_by(self.overrides, self.question, self.baseline)
         record_command(
             make_folder(outputs / self.name),
-            self.words,
+            self.overrides,
             declared,
             seeds=tuple(seeds),
             where=self.where,
@@ -113,7 +113,7 @@ class SweepPlan:
 
 
 def plan_sweep(
-    words: Sequence[str],
+    overrides: Sequence[str],
     *,
     seeds: int | None = None,
     name: str | None = None,
@@ -133,23 +133,28 @@ def plan_sweep(
         ConfigError: a word is wrong, or no point is left.
     """
     composer = Composer(config_dir)
-    axes = {axis.key: axis for axis in parse_overrides(words[1:] if is_named(words) else words)}
-    sweep = sweep_file_of_words(composer, words, axes.pop("preset", None))
+    axes = {axis.key: axis for axis in parse_overrides(overrides[1:] if is_named(overrides) else overrides)}
+    sweep = find_sweep_file(composer, overrides, axes.pop("preset", None))
     assert sweep.search is None, "plan_search plans searches"
     if baseline is not None:
         sweep = replace(sweep, baseline=parse_baseline(baseline))
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
-    chosen = seeds_of(axes.pop("seed", None), seeds, sweep)
+    run_seeds = seeds_of(axes.pop("seed", None), seeds, sweep)
     conditions = parse_conditions(where)
-    if not is_named(words) and not seeds and len(chosen) == 1 and all(len(axis.values) == 1 for axis in axes.values()):
+    if (
+        not is_named(overrides)
+        and not seeds
+        and len(run_seeds) == 1
+        and all(len(axis.values) == 1 for axis in axes.values())
+    ):
         composer.point({key: axis.values[0] for key, axis in axes.items()})  # reports unknown names first
         raise ConfigError(
             "nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. "
             "Or name a sweep: moe config --groups"
         )
     blocks = [_apply_overrides(block, axes.values(), conditions) for block in sweep.blocks]
-    _check_size(blocks, len(chosen))
-    found = _find(composer, blocks, sweep.baseline, chosen[0])
+    _check_size(blocks, len(run_seeds))
+    found = _find(composer, blocks, sweep.baseline, run_seeds[0])
     if not found.configs:
         raise ConfigError(_reasons(found))
     if found.no_baseline and (baseline is not None or found.wrong_baseline):
@@ -157,7 +162,7 @@ def plan_sweep(
     folder = check_folder(sweep_folder(sweep.name) if name is None else name)
     points = [
         SweepPoint(f"{label} seed={seed}".strip(), replace_unchecked(config, seed=seed))
-        for seed in chosen
+        for seed in run_seeds
         for config, label in found.configs.items()
     ]
     return SweepPlan(
@@ -165,11 +170,11 @@ def plan_sweep(
         sweep.question,
         tuple(points),
         tuple(found.left_out.values()),
-        found.repeats * len(chosen),
-        len(chosen),
+        found.repeats * len(run_seeds),
+        len(run_seeds),
         tuple(found.notes),
         found.excluded,
-        tuple(words),
+        tuple(overrides),
         sweep.baseline,
         tuple(where),
         composer.notes,
@@ -197,25 +202,25 @@ def check_folder(folder: str) -> str:
     return folder
 
 
-def is_named(words: Sequence[str]) -> bool:
+def is_named(overrides: Sequence[str]) -> bool:
     """Returns whether the first word names a sweep file."""
-    return bool(words) and "=" not in words[0] and explain_word(words[0]) is None
+    return bool(overrides) and "=" not in overrides[0] and explain_word(overrides[0]) is None
 
 
-def declared_by(words: Sequence[str], question: str, baseline: Partial | None) -> dict[str, Any]:
+def declared_by(overrides: Sequence[str], question: str, baseline: Partial | None) -> dict[str, Any]:
     """Returns the declarations of a command: question and baseline of a named sweep, else the typed baseline."""
-    if is_named(words):
+    if is_named(overrides):
         return {"question": question, "baseline": baseline}
     return {} if baseline is None else {"baseline": baseline}
 
 
-def sweep_file_of_words(composer: Composer, words: Sequence[str], preset: Axis | None) -> SweepFile:
+def find_sweep_file(composer: Composer, overrides: Sequence[str], preset: Axis | None) -> SweepFile:
     """Returns the named sweep file with its preset; for a sweep typed by hand, an empty one."""
-    if is_named(words):
+    if is_named(overrides):
         if preset is not None and len(preset.values) > 1:
             raise ConfigError(f"'{preset}' names several presets: a sweep has one.")
         name = DEFAULT_PRESET if preset is None else format_setting(preset.values[0])
-        return load_sweep_file(composer, words[0], name)
+        return load_sweep_file(composer, overrides[0], name)
     if preset is not None:
         raise ConfigError(f"'{preset}' chooses the size of a named sweep. Name one first: moe config --groups")
     return SweepFile(UNNAMED_SWEEP, "", (Block(),), 1, None)

@@ -42,9 +42,9 @@ def evaluations_to_prune_at(config: RunConfig, steps: int | None) -> int:
     """
     count, every = config.train.num_evaluations(steps), config.train.eval_every
     if count < 1:
-        given = f"train.eval_every={every} of {steps} steps" if every else f"train.steps={steps}"
+        budget = f"train.eval_every={every} of {steps} steps" if every else f"train.steps={steps}"
         raise ConfigError(
-            f"--prune needs evaluations during training, and with {given} there are none. "
+            f"--prune needs evaluations during training, and with {budget} there are none. "
             "Leave out --prune, or change that setting."
         )
     return count

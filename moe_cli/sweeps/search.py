@@ -90,7 +90,7 @@ def open_study(plan: SearchPlan, outputs: Path, evaluations: int) -> "Study":
             study.set_user_attr(IDENTITY, json.loads(json.dumps(plan.identity)))
     check_identity(plan, study, folder)
     where = [condition.text for condition in plan.where]
-    record_command(folder, plan.words, plan.declared, seeds=plan.seeds, where=where, version=__version__)
+    record_command(folder, plan.overrides, plan.declared, seeds=plan.seeds, where=where, version=__version__)
     return study
 
 

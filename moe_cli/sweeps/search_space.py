@@ -27,11 +27,11 @@ from moe_cli.sweeps.plan import (
     check_folder,
     compose,
     declared_by,
+    find_sweep_file,
     is_named,
     parse_conditions,
     plan_sweep,
     seeds_of,
-    sweep_file_of_words,
 )
 
 UNNAMED_SEARCH = "search"
@@ -75,7 +75,7 @@ class SearchPlan:
         seeds: the seeds of each configuration; the result of a trial is the mean over them.
         trials: the number of trials, including those of earlier commands.
         objectives: keys of the metrics in OBJECTIVES.
-        words: the words of the command: the name of the sweep, if one is given, and overrides.
+        overrides: the arguments of the command: overrides, after the name of the sweep if it has one.
         declared: the question and the baseline that the command declares.
     """
 
@@ -91,7 +91,7 @@ class SearchPlan:
     prune: str | None
     search_seed: int
     composer: Composer
-    words: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
     declared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -122,7 +122,7 @@ class SearchPlan:
             size *= number
         return size
 
-    def overrides(self, drawn: Mapping[str, Any]) -> list[str]:
+    def trial_overrides(self, drawn: Mapping[str, Any]) -> list[str]:
         """Returns the settings of a trial as overrides of `moe train`."""
         return [f"{key}={format_setting(value)}" for key, value in (*self.fixed.items(), *self.settings(drawn).items())]
 
@@ -152,7 +152,7 @@ class SearchPlan:
 
 
 def plan_if_search(
-    words: Sequence[str], options: SearchOptions, config_dir: Path | None = None, **arguments: Any
+    overrides: Sequence[str], options: SearchOptions, config_dir: Path | None = None, **arguments: Any
 ) -> SearchPlan | None:
     """Returns the planned search if --sampler or the sweep file requests one, else None.
 
@@ -160,17 +160,19 @@ def plan_if_search(
         ConfigError: a word or an option is wrong, or a search option is given without a search.
     """
     composer = Composer(config_dir)
-    if options.sampler is not None or (is_named(words) and load_sweep_file(composer, words[0]).search is not None):
-        return plan_search(words, options, composer=composer, **arguments)
+    if options.sampler is not None or (
+        is_named(overrides) and load_sweep_file(composer, overrides[0]).search is not None
+    ):
+        return plan_search(overrides, options, composer=composer, **arguments)
     if typed := options.first_option():
         raise ConfigError(f"{typed} is for a search. Add: --sampler tpe")
     return None
 
 
-def plan_words(
-    words: Sequence[str], options: SearchOptions, *, baseline: str | None = None, **arguments: Any
+def plan_sweep_or_search(
+    overrides: Sequence[str], options: SearchOptions, *, baseline: str | None = None, **arguments: Any
 ) -> SweepPlan | SearchPlan:
-    """Returns the planned search or sweep of the words.
+    """Returns the planned search, or else sweep, of these overrides.
 
     Args:
         arguments: seeds, name, where and config_dir, as `plan_sweep` takes them.
@@ -178,9 +180,9 @@ def plan_words(
     Raises:
         ConfigError: a word is wrong, no point can be run, or a search has a baseline.
     """
-    search = plan_if_search(words, options, **arguments)
+    search = plan_if_search(overrides, options, **arguments)
     if search is None:
-        return plan_sweep(words, baseline=baseline, **arguments)
+        return plan_sweep(overrides, baseline=baseline, **arguments)
     check_no_baseline(baseline)
     return search
 
@@ -195,7 +197,7 @@ def check_no_baseline(baseline: str | None) -> None:
 
 
 def plan_search(
-    words: Sequence[str],
+    overrides: Sequence[str],
     options: SearchOptions,
     *,
     seeds: int | None = None,
@@ -208,13 +210,13 @@ def plan_search(
     Raises:
         ConfigError: a word or an option is wrong, or no setting has several values.
     """
-    axes = {axis.key: axis for axis in parse_overrides(words[1:] if is_named(words) else words)}
-    sweep = sweep_file_of_words(composer, words, axes.pop("preset", None))
+    axes = {axis.key: axis for axis in parse_overrides(overrides[1:] if is_named(overrides) else overrides)}
+    sweep = find_sweep_file(composer, overrides, axes.pop("preset", None))
     block = sweep.search or SearchBlock({})
     seed = axes.pop("seed", None)
     if seed is not None and isinstance(seed.values[0], Interval):
         raise ConfigError(f"{seed}: seeds are not searched. Give: --seeds 3")
-    chosen = seeds_of(seed, seeds, sweep)
+    run_seeds = seeds_of(seed, seeds, sweep)
     domains = _domains(composer, sweep, block, axes.values())
     space = {key: domain for key, domain in domains.items() if isinstance(domain, Interval) or len(domain) > 1}
     conditions = (*sweep.blocks[0].where, *parse_conditions(where))
@@ -231,12 +233,12 @@ def plan_search(
     prune = block.prune if options.prune is None else check_choice("--prune", options.prune, PRUNERS)
     _check_prune(prune, objectives)
     return SearchPlan(
-        check_folder(name if name is not None else sweep_folder(sweep.name) if is_named(words) else UNNAMED_SEARCH),
+        check_folder(name if name is not None else sweep_folder(sweep.name) if is_named(overrides) else UNNAMED_SEARCH),
         sweep.question,
         space,
         {key: domain[0] for key, domain in domains.items() if key not in space},  # type: ignore[index]
         conditions,
-        tuple(chosen),
+        tuple(run_seeds),
         (block.sampler or "tpe") if options.sampler is None else check_choice("--sampler", options.sampler, SAMPLERS),
         (block.trials or DEFAULT_TRIALS)
         if options.trials is None
@@ -245,8 +247,8 @@ def plan_search(
         prune,
         check_whole("--search-seed", options.seed or 0, 0, SEARCH_SEED),
         composer,
-        tuple(words),
-        declared_by(words, sweep.question, sweep.baseline),
+        tuple(overrides),
+        declared_by(overrides, sweep.question, sweep.baseline),
     )
 
 

@@ -165,9 +165,9 @@ class TextTask(Task):
         keep = len(windows.starts)
         if max_tokens is not None:
             keep = min(keep, max(1, int(max_tokens / windows.sizes.mean())))
-        chosen = np.linspace(0, len(windows.starts) - 1, keep).astype(np.int64)
+        selected = np.linspace(0, len(windows.starts) - 1, keep).astype(np.int64)
         for first in range(0, keep, size):
-            indices = chosen[first : first + size]
+            indices = selected[first : first + size]
             yield self._padded(
                 val, windows.starts[indices] - 1, windows.sizes[indices], length, windows.skipped[indices]
             )
@@ -230,11 +230,11 @@ class TextTask(Task):
         starts = np.empty(size, np.int64)
         for epoch in np.unique(epochs).tolist():
             order, in_epoch = self._order(epoch), epochs == epoch
-            chosen = order.windows[positions[in_epoch]]
+            windows = order.windows[positions[in_epoch]]
             if self.packing == "pad":
-                starts[in_epoch] = self._windows(self.dataset.train).starts[chosen] - 1
+                starts[in_epoch] = self._windows(self.dataset.train).starts[windows] - 1
             else:
-                starts[in_epoch] = chosen * self.context_length + order.offset
+                starts[in_epoch] = windows * self.context_length + order.offset
         return tuple(starts.tolist())
 
     def _order_of(self, epoch: int) -> EpochOrder:

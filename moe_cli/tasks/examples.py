@@ -46,9 +46,9 @@ class ExampleTask(Task):
     def val_batches(self, size: int, max_tokens: int | None = None) -> Iterator[Any]:
         """Yields the validation examples in order; or evenly spaced ones for which about `max_tokens` are routed."""
         wanted = None if max_tokens is None else max_tokens // self._tokens_per_example
-        chosen = evenly_spaced(len(self.dataset.val), wanted)
-        for first in range(0, len(chosen), size):
-            yield self._batch(self.dataset.val, chosen[first : first + size])
+        indices = evenly_spaced(len(self.dataset.val), wanted)
+        for first in range(0, len(indices), size):
+            yield self._batch(self.dataset.val, indices[first : first + size])
 
     @abstractmethod
     def _batch(self, split: Any, indices: NDArray[np.int64]) -> Any:

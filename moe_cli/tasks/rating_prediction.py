@@ -107,10 +107,12 @@ class RatingsTask(ExampleTask):
         return torch.stack((rating, click), dim=1)
 
     def _batch(self, pairs: Pairs, indices: NDArray[np.int64]) -> PairBatch:
-        chosen = pairs.select(indices)
-        ratings = ((chosen.ratings - self._mean) / self._std).astype(np.float32)
+        selected = pairs.select(indices)
+        ratings = ((selected.ratings - self._mean) / self._std).astype(np.float32)
         return PairBatch(
-            torch.from_numpy(chosen.rows), torch.from_numpy(ratings), torch.from_numpy(chosen.clicks.astype(np.float32))
+            torch.from_numpy(selected.rows),
+            torch.from_numpy(ratings),
+            torch.from_numpy(selected.clicks.astype(np.float32)),
         )
 
 

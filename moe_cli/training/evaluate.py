@@ -20,8 +20,8 @@ from moe_cli.metrics import layer_key
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.moe.routing import Routing, RoutingPolicy, without_null_experts
 from moe_cli.moe.routing_metrics import (
+    assignment_mask,
     assignments_by_group,
-    chosen_mask,
     co_activation,
     dead_experts,
     load_cv,
@@ -79,7 +79,7 @@ class LayerRoutingStats:
         self.by_token.add(routing, token_ids)
         self.by_domain += assignments_by_group(routing, domain_ids, len(self.by_domain)).cpu()
         if self.pairs is not None:
-            self.pairs += co_activation(chosen_mask(routing)).cpu()
+            self.pairs += co_activation(assignment_mask(routing)).cpu()
         self.tokens_per_expert += routing.tokens_per_expert.cpu()
         self.kept += routing.kept_per_expert.cpu()
 
@@ -325,14 +325,14 @@ def probe_routing(
     with evaluation_mode(model, RoutingPolicy(top_k), precision) as (routed, device):
         batches = task.val_batches(PROBE_TOKENS, PROBE_TOKENS)
         passes = [
-            [chosen_mask(routing).cpu() for routing in task.loss(routed, batch.to(device))[1]] for batch in batches
+            [assignment_mask(routing).cpu() for routing in task.loss(routed, batch.to(device))[1]] for batch in batches
         ]
     return [torch.cat(layer) for layer in zip(*passes, strict=True)]
 
 
-def expert_lists(chosen: Bool[Tensor, "T E"]) -> list[list[int]]:
+def expert_lists(mask: Bool[Tensor, "T E"]) -> list[list[int]]:
     """Returns the experts of each token, in ascending order."""
-    return [row.nonzero().flatten().tolist() for row in chosen]
+    return [row.nonzero().flatten().tolist() for row in mask]
 
 
 def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "_T E"]]) -> list[dict[int, float]]:
@@ -347,10 +347,10 @@ def saturations(records: Iterable[dict[str, Any]], final: list[Bool[Tensor, "_T 
         if "choices" in record:
             with suppress(LookupError, TypeError, ValueError, RuntimeError):  # the file may be damaged or edited
                 last = final[record["layer"]]
-                chosen = torch.zeros_like(last)
-                for row, experts in zip(chosen, record["choices"], strict=True):
+                mask = torch.zeros_like(last)
+                for row, experts in zip(mask, record["choices"], strict=True):
                     row[experts] = True
-                result[record["layer"]][int(record["step"])] = router_saturation(chosen, last)
+                result[record["layer"]][int(record["step"])] = router_saturation(mask, last)
     return result
 
 

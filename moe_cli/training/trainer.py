@@ -422,8 +422,8 @@ class Trainer:
                 f"the validation loss is {result.loss} at step {self.state.step}; {self._saved_state()}. "
                 "Try a lower optim.lr."
             )
-        chosen = probe_routing(self.model, self.task, self.config.eval.k, self.config.train.precision)
-        for record, layer in zip(result.layer_records(), chosen, strict=True):
+        masks = probe_routing(self.model, self.task, self.config.eval.k, self.config.train.precision)
+        for record, layer in zip(result.layer_records(), masks, strict=True):
             self.recorder.routing({"step": self.state.step, **record, "choices": expert_lists(layer)})
         return result
 

@@ -59,12 +59,15 @@ def test_a_killed_process_is_explained_with_the_log_that_there_is(run: Run, logg
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"words": "expert=1,2 k=1"}, "words='expert=1,2 k=1' is a string. Give a list: words=['expert=1,2', 'k=1']"),
-        ({"words": ["expert=1,2"], "where": "k == 1"}, "where='k == 1' is a string. Give a list: "),
-        ({"words": ["expert=1,2"], "jobs": 0}, "jobs=0 must be between 1 and "),
-        ({"words": ["expert=1,2"], "retries": -1}, "retries=-1 must be between 0 and "),
-        ({"words": ["expert=1,2"], "timeout": 0}, "timeout=0 must be "),
-        ({"words": ["expert=1,2"], "timeout": float("nan")}, "timeout=nan is not a number."),
+        (
+            {"overrides": "expert=1,2 k=1"},
+            "overrides='expert=1,2 k=1' is a string. Give a list: overrides=['expert=1,2', 'k=1']",
+        ),
+        ({"overrides": ["expert=1,2"], "where": "k == 1"}, "where='k == 1' is a string. Give a list: "),
+        ({"overrides": ["expert=1,2"], "jobs": 0}, "jobs=0 must be between 1 and "),
+        ({"overrides": ["expert=1,2"], "retries": -1}, "retries=-1 must be between 0 and "),
+        ({"overrides": ["expert=1,2"], "timeout": 0}, "timeout=0 must be "),
+        ({"overrides": ["expert=1,2"], "timeout": float("nan")}, "timeout=nan is not a number."),
     ],
 )
 def test_wrong_arguments_of_a_sweep_are_named(tmp_path: Path, given: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from moe_cli.bench.spread import Spread
-from moe_cli.bench.sweep import DEFAULT_WORDS, SweepBenchmark, SweepRound, run_sweep_benchmark
+from moe_cli.bench.sweep import DEFAULT_OVERRIDES, SweepBenchmark, SweepRound, run_sweep_benchmark
 from moe_cli.bench.tables import sweep_heading, sweep_table
 from moe_cli.cli.app import app
 from moe_cli.config.schema import RunConfig
@@ -59,7 +59,7 @@ def test_the_table_is_narrow() -> None:
     console.print(sweep_table(MADE_UP))
     lines = console.export_text().splitlines()
     assert ["4 runs   2 at a time   2 rounds", "  expert=8"] == sweep_heading(MADE_UP)
-    assert 3 == len(sweep_heading(replace(MADE_UP, settings=DEFAULT_WORDS)))
+    assert 3 == len(sweep_heading(replace(MADE_UP, settings=DEFAULT_OVERRIDES)))
     assert ["runs", "per", "hour", "300", "240", "-", "360"] == lines[1].split()
     assert max(map(len, lines)) <= 80
 

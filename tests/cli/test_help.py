@@ -61,7 +61,7 @@ def test_every_command_has_two_examples_that_parse() -> None:
 
 def check_settings(composer: Composer, name: str, given: dict[str, Any]) -> None:
     """Composes the settings of an example, and finds the sweep that it names."""
-    words = given.get("overrides") or given.get("words") or []
+    words = given.get("overrides") or []
     explained = [word for word in words if name == "moe config" and "=" not in word]
     assert set(explained) <= set(names_of(RunConfig))
     words = [word for word in words if word not in explained]

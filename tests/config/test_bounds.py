@@ -25,7 +25,7 @@ from moe_cli.errors import ConfigError
 from moe_cli.execution.estimate import step_work
 from moe_cli.execution.memory import memory_bytes
 from moe_cli.sweeps.plan import plan_sweep
-from moe_cli.sweeps.search_space import SearchOptions, plan_words
+from moe_cli.sweeps.search_space import SearchOptions, plan_sweep_or_search
 from tests.runner import CliRunner
 
 ABSURD = ("0", "-1", str(2**63), "nan", "inf", "9" * 5000)
@@ -173,7 +173,7 @@ def test_an_option_of_a_search_is_bounded() -> None:
     """Whatever the words are."""
     for options in (SearchOptions("tpe", trials=10**30), SearchOptions("tpe", seed=2**32)):
         with pytest.raises(ConfigError, match="whole number"):
-            plan_words(["optim.lr=interval(0.001,0.1)"], options)
+            plan_sweep_or_search(["optim.lr=interval(0.001,0.1)"], options)
 
 
 def test_the_options_are_found() -> None:
@@ -264,7 +264,7 @@ WRONG_VALUES = [
 def test_a_wrong_value_among_good_ones_is_an_error(words: list[str], why: str, search: bool) -> None:
     """A value that is wrong by itself is an error even among good ones, in a sweep and in a search."""
     with pytest.raises(ConfigError, match=why):
-        plan_words(words, SearchOptions("random" if search else None))
+        plan_sweep_or_search(words, SearchOptions("random" if search else None))
 
 
 def test_what_cannot_be_together_is_left_out() -> None:

@@ -19,7 +19,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweep_file import load_sweep_file
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
-from moe_cli.sweeps.search_space import SearchOptions, plan_words
+from moe_cli.sweeps.search_space import SearchOptions, plan_sweep_or_search
 
 TEXTS = sorted(name for name in names_of(RunConfig) if is_text(name) and name not in ("log", "balance.name"))
 # What YAML or Hydra's grammar would read as something else.
@@ -72,9 +72,9 @@ def test_numbers_stay_numbers() -> None:
 def test_a_sweep_and_a_search_keep_text(written: str, tmp_path: Path) -> None:
     """Typed or in a file: the points have the folders that are named."""
     words = ["data=text", f"data.path=/{written}", f"data.field={written},b", "train.steps=1"]
-    plan: Any = plan_words(words, SearchOptions())
+    plan: Any = plan_sweep_or_search(words, SearchOptions())
     assert [written, "b"] == [point.config.data.field for point in plan.points]
-    search: Any = plan_words(words, SearchOptions("random"))
+    search: Any = plan_sweep_or_search(words, SearchOptions("random"))
     assert {"data.field": (written, "b")} == search.space
     (tmp_path / "sweep").mkdir()
     text = f"set: {{data: text, data.path: {written}}}\ngrid:\n  data.field: [{written}, b]\n"

@@ -1,6 +1,7 @@
 """Attention and blocks against formulas written out. B sequences, L positions, D model width, N heads, W head width."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_cli.config.model import GPTConfig
+from moe_cli.config.model import GPTConfig, T5Config
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.blocks import Attention, Block, LatentAttention, Rotary
+from moe_cli.models.t5 import T5Attention
 from moe_cli.moe.layer import MoELayer
 from tests.tiny import randomise, tiny_config
 
@@ -73,6 +75,40 @@ def test_attention_equals_the_formula(changes: dict[str, Any]) -> None:
     x = sequences()
     # The tables of rotary positions are float32.
     torch.testing.assert_close(attention(x), attention_formula(attention, x, model), rtol=1e-5, atol=1e-5)
+
+
+LATENT = replace(MODEL, kv_lora_rank=6, qk_rope_head_dim=4)
+
+
+@pytest.mark.parametrize(
+    ("make", "num_inputs"),
+    [
+        (lambda: Attention(MODEL), 1),
+        (lambda: LatentAttention(LATENT), 1),
+        (lambda: T5Attention(T5Config(d_model=D, num_heads=N, d_head=W)), 2),
+    ],
+    ids=["plain", "latent", "t5"],
+)
+def test_attention_is_float32_under_autocast_on_a_cpu(
+    make: Callable[[], torch.nn.Module], num_inputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores and their softmax are float32, because their backward pass is slow in bfloat16; projections are not."""
+    attention = randomise(make())
+    seen = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+
+    def record(*arguments: Any, **options: Any) -> Tensor:
+        y = fused(*arguments, **options)
+        seen.append({y.dtype, *(value.dtype for value in arguments[:3])})
+        return y
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
+    inputs = [sequences().float()] * num_inputs
+    with torch.autocast("cpu", torch.bfloat16):
+        y = attention(*inputs)
+    assert [{torch.float32}] == seen
+    assert torch.bfloat16 == y.dtype
+    torch.testing.assert_close(attention(*inputs), y.float(), rtol=0.05, atol=0.05)
 
 
 def test_rotary_scores_depend_on_the_distance_alone() -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.moe.routing import Routing, drop_overflow
 from moe_cli.moe.routing_metrics import (
+    assignment_mask,
     assignments_by_group,
-    chosen_mask,
     co_activation,
     dead_experts,
     dropped_fraction,
@@ -133,7 +133,7 @@ def test_choices_and_co_activation_count_tokens(routing: Routing) -> None:
     asked = [set() for _ in range(routing.num_tokens)]
     for token, expert in zip(routing.token_ids.tolist(), routing.expert_ids.tolist(), strict=True):
         asked[token].add(expert)
-    chosen = chosen_mask(routing)
+    chosen = assignment_mask(routing)
     assert [sorted(experts) for experts in asked] == [row.nonzero().flatten().tolist() for row in chosen]
     experts = range(routing.num_experts)
     pairs = [[sum(i in one and j in one for one in asked) for j in experts] for i in experts]

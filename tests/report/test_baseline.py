@@ -15,7 +15,7 @@ from moe_cli.config.compose import load_config
 from moe_cli.files.writing import write_json
 from moe_cli.report.baseline import dense_baseline_command, sweep_baseline
 from moe_cli.report.load import rows_below
-from moe_cli.report.render.tables import table_lines
+from moe_cli.report.render.tables import report_lines
 from moe_cli.report.run_row import DENSE
 from moe_cli.report.significance import INCONCLUSIVE, compare_with_first
 from moe_cli.report.table import ReportQuery, ReportTable, build_table
@@ -65,7 +65,7 @@ def test_the_table_names_the_baseline(tmp_path: Path) -> None:
     with_baseline(tmp_path, RANDOM)
     complete(tmp_path, 2.0, group="mine", router="random")
     complete(tmp_path, 1.8, group="mine", router="topk")
-    text = [line.plain for line in table_lines(view_of(tmp_path), "mine", 120)]
+    text = [line.plain for line in report_lines(view_of(tmp_path), "mine", 120)]
     assert "baseline   router=random" in text
     assert any("vs baseline" in line for line in text)
     view = view_of(tmp_path)
@@ -78,7 +78,7 @@ def test_a_baseline_that_is_missing_is_said(tmp_path: Path) -> None:
     with_baseline(tmp_path, RANDOM)
     complete(tmp_path, 2.0, group="mine", router="random", seed=1)
     complete(tmp_path, 1.8, group="mine", router="topk", seed=0)
-    text = "\n".join(line.plain for line in table_lines(view_of(tmp_path), "mine", 120))
+    text = "\n".join(line.plain for line in report_lines(view_of(tmp_path), "mine", 120))
     assert (
         "baseline   none: router=random was not run with the same settings, seeds, budget and evaluation context"
         in text
@@ -367,7 +367,7 @@ def test_no_difference_is_taken_across_what_is_ranked_apart(tmp_path: Path, othe
         complete(tmp_path, 1.8 + 0.02 * seed, "mine", balance="switch", seed=seed)
     view = view_of(tmp_path)
     assert [None] * 2 == [row["verdict"] for row in view.all_rows]
-    text = " ".join(" ".join(line.plain for line in table_lines(view, "mine", 120)).split())
+    text = " ".join(" ".join(line.plain for line in report_lines(view, "mine", 120)).split())
     assert "was not run with the same settings, seeds, budget and evaluation context" in text
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from moe_cli.errors import ConfigError
 from moe_cli.report.columns import curve_column
 from moe_cli.report.load import rows_below
-from moe_cli.report.render.tables import csv_text, json_text, table_lines
+from moe_cli.report.render.tables import csv_text, json_text, report_lines
 from moe_cli.report.table import ReportQuery, build_table
 from tests.report.folders import complete, sweep_of_three_seeds
 from tests.report.render.test_tables import headings, view
@@ -93,7 +93,7 @@ def test_a_curve_can_be_asked_for(tmp_path: Path) -> None:
     run = complete(tmp_path, 1.7, expert=8)
     (run.path / "metrics.jsonl").write_text('{"step": 1, "val/loss": 3.0}\n{"step": 2, "val/loss": 2.0}\n')
     asked = view(tmp_path, columns=("expert", "curve"))
-    assert "█▁" in "\n".join(map(str, table_lines(asked, "t", 80, True)))
-    text = "\n".join(map(str, table_lines(asked, "t", 80, False)))
+    assert "█▁" in "\n".join(map(str, report_lines(asked, "t", 80, True)))
+    text = "\n".join(map(str, report_lines(asked, "t", 80, False)))
     assert (True, False) == ("81" in text, "█" in text)
     assert "expert,curve\n8,3.0 2.0\n" == csv_text(asked)

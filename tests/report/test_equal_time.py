@@ -11,7 +11,7 @@ from moe_cli.report.equal_time import estimates_over_time, interpolate
 from moe_cli.report.html.page_data import Source, page_content
 from moe_cli.report.intervals import mean_and_interval
 from moe_cli.report.load import rows_below
-from moe_cli.report.render.tables import csv_text, json_text, markdown_text, table_lines
+from moe_cli.report.render.tables import csv_text, json_text, markdown_text, report_lines
 from moe_cli.report.table import ReportQuery, build_table
 from moe_cli.runs.folder import Run
 from tests.report.folders import complete
@@ -43,7 +43,7 @@ def row(outputs: Path, expert: int, **options: Any) -> Configuration:
 
 
 def footer(outputs: Path) -> list[str]:
-    lines = [line.plain for line in table_lines(build_table(rows_below(outputs), ReportQuery()), "runs", 200)]
+    lines = [line.plain for line in report_lines(build_table(rows_below(outputs), ReportQuery()), "runs", 200)]
     return [line for line in lines if line.startswith("equal time")]
 
 
@@ -152,7 +152,7 @@ def test_every_form_of_a_report_has_the_column(tmp_path: Path) -> None:
         train(tmp_path, DENSE, expert=1, seed=seed)
         train(tmp_path, SLOW, expert=8, seed=seed)
     table = build_table(rows_below(tmp_path), ReportQuery())
-    lines = [line.plain for line in table_lines(table, "runs", 80)]
+    lines = [line.plain for line in report_lines(table, "runs", 80)]
     heading = next(line for line in lines if "bits/byte" in line)
     assert "equal time" in heading
     assert max(map(len, lines)) <= 80

@@ -77,7 +77,7 @@ def test_every_trial_is_a_run_with_its_result(tmp_path: Path) -> None:
     assert ["COMPLETE"] * 6 == states(feed)
     assert 6 == len(set(pool.started))
     for trial in feed.trials():
-        config = load_config([*feed.plan.overrides(trial.params), "train.threads=1"]).config
+        config = load_config([*feed.plan.trial_overrides(trial.params), "train.threads=1"]).config
         assert config == Run(tmp_path / "search" / config.run_id).config()
         assert bowl(config)["val_bpb"] == trial.values[0]
     least = min(feed.trials(), key=lambda trial: trial.values[0])

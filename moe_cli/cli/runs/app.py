@@ -199,25 +199,25 @@ def rm(
     folder = outputs_folder(outputs)
     if bool(names) == bool(status or sweep):
         raise ConfigError("give either runs by name, or --status and --sweep. See: moe runs ls")
-    chosen = _named(folder, names) if names else _matching(folder, status, sweep)
-    if not chosen:
+    selected = _named(folder, names) if names else _matching(folder, status, sweep)
+    if not selected:
         echo("no matching runs: nothing is removed.", err=True)
         return
-    for run in chosen:
+    for run in selected:
         check_idle(run)  # before the first is moved
-    if len(chosen) > 1 and not yes:
-        _confirm(f"move {len(chosen)} runs to the trash?", [f"{run.sweep}/{run.id}" for run in chosen])
+    if len(selected) > 1 and not yes:
+        _confirm(f"move {len(selected)} runs to the trash?", [f"{run.sweep}/{run.id}" for run in selected])
     moved = 0
     try:
-        for run in chosen:
+        for run in selected:
             remove(run, folder)
             moved += 1
-            if len(chosen) <= 10:
+            if len(selected) <= 10:
                 _echo(f"removed {run.sweep}/{run.id}")
     except MoeError as error:
-        raise type(error)(f"{error}\n{moved} of {len(chosen)} runs were removed." if moved else str(error)) from None
-    groups = {run.sweep for run in chosen}
-    undo = f"moe runs restore {chosen[0].id if moved == 1 else ' '.join(sorted(groups))}"
+        raise type(error)(f"{error}\n{moved} of {len(selected)} runs were removed." if moved else str(error)) from None
+    groups = {run.sweep for run in selected}
+    undo = f"moe runs restore {selected[0].id if moved == 1 else ' '.join(sorted(groups))}"
     _echo(f"{moved} {'run is' if moved == 1 else 'runs are'} in the trash. Undo: {undo}")
 
 
@@ -281,9 +281,9 @@ def restore(
     folder = outputs_folder(outputs)
     trash = trashed_runs(folder)
     if names:
-        chosen = {run.path: run for name in names for run in find_trashed(name, trash)}
+        selected = {run.path: run for name in names for run in find_trashed(name, trash)}
         back = []
-        for removed in chosen.values():
+        for removed in selected.values():
             back.append(bring_back(removed, folder))
             if not as_json:
                 _echo(f"restored {back[-1].sweep}/{back[-1].id}")
@@ -320,8 +320,8 @@ def clean(
 
     waste = list(find_reclaimable(outputs_folder(outputs), parse_age(older_than)))
     options = {"trash": True, "unfinished": True, "checkpoints": checkpoints, "cache": cache}
-    chosen = [item for item in waste if options[item.kind]]
-    freed = delete_all(chosen) if yes else []
+    selected = [item for item in waste if options[item.kind]]
+    freed = delete_all(selected) if yes else []
     if as_json:
         records = [
             {
@@ -336,7 +336,7 @@ def clean(
         ]
         print_json(records)
     else:
-        print_reclaimable(waste, chosen, freed if yes else None)
+        print_reclaimable(waste, selected, freed if yes else None)
 
 
 @runs.command(cls=HelpCommand)

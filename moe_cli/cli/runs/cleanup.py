@@ -76,15 +76,15 @@ def delete_all(waste: Sequence[Reclaimable]) -> list[Reclaimable]:
 
 
 def print_reclaimable(
-    waste: Sequence[Reclaimable], chosen: Sequence[Reclaimable], freed: Sequence[Reclaimable] | None
+    waste: Sequence[Reclaimable], selected: Sequence[Reclaimable], freed: Sequence[Reclaimable] | None
 ) -> None:
     """Prints by kind what can be deleted, or what was deleted."""
     console = Terminal()
     if freed is not None:
         total = sum(item.num_bytes for item in freed)
         echo(f"deleted {format_bytes(total)}: " + (_counted(freed) if freed else "nothing to delete") + ".")
-        if len(freed) < len(chosen):
-            echo(f"{len(chosen) - len(freed)} not deleted: in use.")
+        if len(freed) < len(selected):
+            echo(f"{len(selected) - len(freed)} not deleted: in use.")
         return
     if not waste:
         echo("nothing can be deleted.")
@@ -98,9 +98,9 @@ def print_reclaimable(
         TextColumn("with", [KINDS[kind][1] or "-" for kind in kinds], align_left=True),
     ]
     print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
-    total = sum(item.num_bytes for item in chosen)
-    if chosen:
-        echo(f"nothing was deleted. With --yes, permanently: {_counted(chosen)}, {format_bytes(total)}.")
+    total = sum(item.num_bytes for item in selected)
+    if selected:
+        echo(f"nothing was deleted. With --yes, permanently: {_counted(selected)}, {format_bytes(total)}.")
     else:
         echo("nothing was deleted. Add an option of the table, and --yes.")
 

@@ -17,7 +17,16 @@ from moe_cli.errors import ConfigError
 from moe_cli.moe.backends.loop import loop
 from moe_cli.moe.backends.one_hot import einsum
 from moe_cli.moe.experts import Experts, expert_activation
-from moe_cli.moe.permutation import add_to_tokens, cast_for_matmul, operand_dtype, permutation_of
+from moe_cli.moe.permutation import (
+    add_to_tokens,
+    cast_for_matmul,
+    operand_dtype,
+    pad_rows,
+    permutation_of,
+    row_masks,
+    row_multiple,
+    sorted_inputs,
+)
 from moe_cli.moe.routing import Routing
 
 # On a CPU in float32 the grouped product is faster than the loop up to this number of rows per expert.
@@ -60,13 +69,13 @@ def grouped_mm(
             f"dispatch=grouped_mm is not available for {query.dtype} on {query.device} with widths {query.widths}. "
             "Use dispatch=auto, or widths that are multiples of 16 bytes."
         )
-    permutation = permutation_of(routing)
-    ends = permutation.rows_per_expert.cumsum(0, dtype=torch.int32)
     operands = cast_for_matmul(experts, x)
-    inputs = operands.x.index_select(0, permutation.token_ids)
+    permutation = pad_rows(permutation_of(routing), row_multiple(operands.x), len(routing.weights))
+    ends = permutation.rows_per_expert.cumsum(0, dtype=torch.int32)
+    inputs = sorted_inputs(permutation, operands.x, len(routing.weights))
     pre = F.grouped_mm(inputs, operands.w_in.transpose(1, 2), offs=ends)
     act = expert_activation(pre, experts.ffn_type, experts.activation)
-    act = act if mask is None else act * mask[permutation.assignments].to(act.dtype)
+    act = act if mask is None else act * row_masks(permutation, mask).to(act.dtype)
     outputs = F.grouped_mm(act, operands.w_out.transpose(1, 2), offs=ends)
     return add_to_tokens(permutation, outputs, routing.weights, len(x))
 

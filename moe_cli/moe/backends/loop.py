@@ -8,12 +8,23 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moe_cli.moe.experts import Experts, expert_activation, expert_activation_backward
-from moe_cli.moe.permutation import Permutation, build_permutation, cast_for_matmul, permutation_of, sum_by_token
+from moe_cli.moe.permutation import (
+    Permutation,
+    build_permutation,
+    cast_for_matmul,
+    pad_rows,
+    permutation_of,
+    row_masks,
+    row_multiple,
+    row_weights,
+    sorted_inputs,
+    sum_by_token,
+)
 from moe_cli.moe.routing import Routing
 
 # Pointwise operations process about this number of rows at a time, which fit in the processor's cache.
@@ -26,8 +37,8 @@ def loop(
     """Sorts rows by expert and computes one matrix product per expert: fast on a CPU, correct on any device.
 
     Saved for backward: x [T, D_in], the weights [A], the permutation, the first product [R, H], and the mask if there
-    is one. (When compiled, the first product has A rows, because R is unknown.) Backward recomputes the sorted input
-    and the activation. It does not need the experts' outputs, because d(weight) = <dy W_out, hidden>.
+    is one. (When compiled, the first product has A rows or more, because R is unknown.) Backward recomputes the sorted
+    input and the activation. It does not need the experts' outputs, because d(weight) = <dy W_out, hidden>.
     """
     operands = cast_for_matmul(experts, x)
     if torch.compiler.is_compiling():
@@ -49,7 +60,7 @@ def loop(
         operands.w_in,
         operands.w_out,
         mask,
-        permutation_of(routing),
+        pad_rows(permutation_of(routing), row_multiple(operands.x), len(routing.weights)),
         (experts.ffn_type, experts.activation),
     )
 
@@ -91,26 +102,26 @@ class SavedForBackward:
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self.x, self.weights, self.w_in, self.w_out, self.pre, self.mask
 
-    def apply_mask_(self, values: Float[Tensor, "N F"], assignments: Int[Tensor, " N"]) -> Float[Tensor, "N F"]:
-        """Multiplies the values by the mask of their assignments, in place, and returns them."""
-        return values if self.mask is None else values.mul_(self.mask[assignments])
+    def apply_mask_(self, values: Float[Tensor, "N F"], permutation: Permutation, rows: slice) -> Float[Tensor, "N F"]:
+        """Multiplies the values of these rows by their mask, in place, and returns them."""
+        return values if self.mask is None else values.mul_(row_masks(permutation, self.mask, rows))
 
 
 def _forward(
     saved: SavedForBackward, permutation: Permutation, ffn_type: str, activation: str
 ) -> Float[Tensor, "T D_out"]:
     """Returns the output and fills `saved.pre`."""
-    inputs, pre = saved.x.index_select(0, permutation.token_ids), saved.pre[: len(permutation.token_ids)]
+    inputs, pre = sorted_inputs(permutation, saved.x, len(saved.weights)), saved.pre[: len(permutation.token_ids)]
     outputs = inputs.new_empty(len(inputs), saved.w_out.shape[1])
     w_in_t, w_out_t = saved.w_in.transpose(1, 2).unbind(0), saved.w_out.transpose(1, 2).unbind(0)
     for experts, rows in chunks(permutation.counts):
         counts = permutation.counts[experts.start : experts.stop]
         for e, source, target in zip(experts, inputs[rows].split(counts), pre[rows].split(counts), strict=True):
             torch.mm(source, w_in_t[e], out=target)
-        act = saved.apply_mask_(expert_activation(pre[rows], ffn_type, activation), permutation.assignments[rows])
+        act = saved.apply_mask_(expert_activation(pre[rows], ffn_type, activation), permutation, rows)
         for e, source, target in zip(experts, act.split(counts), outputs[rows].split(counts), strict=True):
             torch.mm(source, w_out_t[e], out=target)
-    return sum_by_token(permutation, outputs, saved.weights.index_select(0, permutation.assignments).to(outputs.dtype))
+    return sum_by_token(permutation, outputs, row_weights(permutation, saved.weights).to(outputs.dtype))
 
 
 def _backward(
@@ -118,20 +129,21 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     """Returns the gradients of x, weights, w_in and w_out."""
     w_in, w_out, pre = saved.w_in, saved.w_out, saved.pre
-    inputs, grads = saved.x.index_select(0, permutation.token_ids), grad_y.index_select(0, permutation.token_ids)
-    row_weights = saved.weights.index_select(0, permutation.assignments)
-    scale = row_weights.to(grads.dtype).unsqueeze(1)
-    grad_row_weights, grad_inputs = torch.empty_like(row_weights), torch.empty_like(inputs)
+    inputs = sorted_inputs(permutation, saved.x, len(saved.weights))
+    grads = grad_y.index_select(0, permutation.token_ids)
+    weights = row_weights(permutation, saved.weights)
+    scale = weights.to(grads.dtype).unsqueeze(1)
+    grad_weights_of_rows, grad_inputs = torch.empty_like(weights), torch.empty_like(inputs)
     grad_w_in, grad_w_out = torch.empty_like(w_in), torch.empty_like(w_out)
     for experts, rows in chunks(permutation.counts):
         counts = permutation.counts[experts.start : experts.stop]
         grad_hidden = pre.new_empty(rows.stop - rows.start, w_out.shape[2])
         for e, source, target in zip(experts, grads[rows].split(counts), grad_hidden.split(counts), strict=True):
             torch.mm(source, w_out[e], out=target)
-        saved.apply_mask_(grad_hidden, permutation.assignments[rows])
+        saved.apply_mask_(grad_hidden, permutation, rows)
         act = expert_activation(pre[rows], ffn_type, activation)
-        grad_row_weights[rows] = (grad_hidden * act).sum(1, dtype=row_weights.dtype)
-        saved.apply_mask_(act, permutation.assignments[rows]).mul_(scale[rows])
+        grad_weights_of_rows[rows] = (grad_hidden * act).sum(1, dtype=weights.dtype)
+        saved.apply_mask_(act, permutation, rows).mul_(scale[rows])
         grad_pre = expert_activation_backward(grad_hidden.mul_(scale[rows]), pre[rows], ffn_type, activation)
         split = zip(
             experts,
@@ -146,7 +158,9 @@ def _backward(
             torch.mm(grad.T, act_e, out=grad_w_out[e])
             torch.mm(grad_pre_e.T, input_e, out=grad_w_in[e])
             torch.mm(grad_pre_e, w_in[e], out=grad_input_e)
-    grad_weights = torch.zeros_like(saved.weights).index_copy_(0, permutation.assignments, grad_row_weights)
+    # The last entry is that of padding rows.
+    grad_weights = saved.weights.new_zeros(len(saved.weights) + 1)
+    grad_weights = grad_weights.index_copy_(0, permutation.assignments, grad_weights_of_rows)[:-1]
     return sum_by_token(permutation, grad_inputs), grad_weights, grad_w_in, grad_w_out
 
 
@@ -167,6 +181,7 @@ class _ExpertsLoop(torch.autograd.Function):
         saved = SavedForBackward(x, weights, w_in, w_out, x.new_empty(len(permutation.token_ids), w_in.shape[1]), mask)
         # From the list and on the CPU, so that the backward pass does not wait for a GPU again.
         ctx.rows_per_expert, ctx.ffn_type_and_activation = torch.tensor(permutation.counts), ffn_type_and_activation
+        ctx.is_padded = permutation.is_padded
         ctx.save_for_backward(*saved.tensors, *permutation.tensors)
         return _forward(saved, permutation, *ffn_type_and_activation)
 
@@ -174,8 +189,15 @@ class _ExpertsLoop(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         *saved, assignments, token_ids, token_order, token_offsets = ctx.saved_tensors
-        permutation = Permutation(assignments, token_ids, ctx.rows_per_expert, token_order, token_offsets)
+        permutation = Permutation(
+            assignments, token_ids, ctx.rows_per_expert, token_order, token_offsets, ctx.is_padded
+        )
         return *_backward(grad_y, SavedForBackward(*saved), permutation, *ctx.ffn_type_and_activation), None, None, None
+
+
+def _new_pre(x: Tensor, num_assignments: int, w_in: Tensor) -> Float[Tensor, "_ H"]:
+    """Returns an empty first product with as many rows as any routing of the assignments can need."""
+    return x.new_empty(num_assignments + w_in.shape[0] * (row_multiple(x) - 1), w_in.shape[1])
 
 
 # The loop under torch.compile. It cannot be traced, because the number of rows of an expert depends on the data. It is
@@ -200,7 +222,8 @@ def experts_loop_op(  # noqa: PLR0913  (an operator takes tensors one by one)
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     permutation = build_permutation(token_ids, expert_ids, kept, (len(x), len(w_in)))
-    pre = x.new_empty(len(expert_ids), w_in.shape[1])
+    permutation = pad_rows(permutation, row_multiple(x), len(weights))
+    pre = _new_pre(x, len(expert_ids), w_in)
     return _forward(SavedForBackward(x, weights, w_in, w_out, pre, mask), permutation, ffn_type, activation), pre
 
 
@@ -225,13 +248,14 @@ def _compiled_backward(  # noqa: PLR0913  (an operator takes tensors one by one)
     activation: str,
 ) -> tuple[Tensor, ...]:
     permutation = build_permutation(token_ids, expert_ids, kept, (len(x), len(w_in)))
+    permutation = pad_rows(permutation, row_multiple(x), len(weights))
     return _backward(grad_y, SavedForBackward(x, weights, w_in, w_out, pre, mask), permutation, ffn_type, activation)
 
 
 @experts_loop_op.register_fake
 def _fake_forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     _, expert_ids, _, _, w_in, w_out, *_ = others
-    return x.new_empty(x.shape[0], w_out.shape[1]), x.new_empty(expert_ids.shape[0], w_in.shape[1])
+    return x.new_empty(x.shape[0], w_out.shape[1]), _new_pre(x, expert_ids.shape[0], w_in)
 
 
 @_compiled_backward.register_fake

@@ -33,11 +33,11 @@ class ExpertChoiceRouter(GatedRouter):
         scores = all_gather_rows(probs.detach()) if is_gathered else probs.detach()
         factor, top_k = policy.capacity_factor or 1.0, policy.top_k or self.top_k
         capacity = min(len(scores), expert_capacity(len(scores), self.num_experts, top_k, factor))
-        chosen = top_indices(scores.T.contiguous(), capacity).flatten()
+        rows = top_indices(scores.T.contiguous(), capacity).flatten()
         expert_ids = torch.arange(self.num_experts, device=tokens.device).repeat_interleave(capacity)
         if is_gathered:
-            is_local = chosen // len(tokens) == rank()
-            chosen, expert_ids = chosen[is_local] % len(tokens), expert_ids[is_local]
-        kept = torch.ones(len(chosen), dtype=torch.bool, device=tokens.device)
-        weights = probs[chosen, expert_ids]
-        return Routing(logits, probs, chosen, expert_ids, weights, kept, is_dropless=True)
+            is_local = rows // len(tokens) == rank()
+            rows, expert_ids = rows[is_local] % len(tokens), expert_ids[is_local]
+        kept = torch.ones(len(rows), dtype=torch.bool, device=tokens.device)
+        weights = probs[rows, expert_ids]
+        return Routing(logits, probs, rows, expert_ids, weights, kept, is_dropless=True)

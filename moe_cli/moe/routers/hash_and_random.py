@@ -20,10 +20,10 @@ class RandomRouter(Router):
         self, tokens: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"] | None, policy: RoutingPolicy
     ) -> Routing:
         scores = torch.rand(len(tokens), self.num_experts, dtype=gate_dtype(tokens), device=tokens.device)
-        chosen = top_indices(scores, policy.top_k or self.top_k)
+        expert_ids = top_indices(scores, policy.top_k or self.top_k)
         probs = torch.full_like(scores, 1 / self.num_experts)
-        weights = torch.full(chosen.shape, 1 / chosen.shape[1], dtype=scores.dtype, device=tokens.device)
-        return routing_from_top_k(torch.zeros_like(scores), probs, chosen, weights)
+        weights = torch.full(expert_ids.shape, 1 / expert_ids.shape[1], dtype=scores.dtype, device=tokens.device)
+        return routing_from_top_k(torch.zeros_like(scores), probs, expert_ids, weights)
 
 
 class HashRouter(GatedRouter):
@@ -69,12 +69,12 @@ class HashRouter(GatedRouter):
         top_k = policy.top_k or self.top_k
         logits, probs = self.scores(tokens)
         shifts = (self.shifts[:top_k] - self.shifts[0]) % self.num_experts
-        chosen = (self.table[token_ids].unsqueeze(1) + shifts) % self.num_experts
+        expert_ids = (self.table[token_ids].unsqueeze(1) + shifts) % self.num_experts
         if self.config.learned and top_k == 1:
-            return routing_from_top_k(logits, probs, chosen, probs.gather(1, chosen))
+            return routing_from_top_k(logits, probs, expert_ids, probs.gather(1, expert_ids))
         # Without a gate all scores are equal, and this softmax is 1 / K.
-        weights = logits.gather(1, chosen).softmax(-1)
-        return routing_from_top_k(logits, probs, chosen, weights)
+        weights = logits.gather(1, expert_ids).softmax(-1)
+        return routing_from_top_k(logits, probs, expert_ids, weights)
 
 
 def balanced_table(vocab_size: int, num_experts: int) -> Int[Tensor, " V"]:

@@ -141,9 +141,9 @@ def top_indices(scores: Float[Tensor, "T E"], top_k: int) -> Int[Tensor, "T K"]:
     if not 0 < top_k <= 8:
         return scores.argsort(dim=-1, descending=True, stable=True)[:, :top_k]
     scores = scores.clone()
-    chosen = []
+    indices = []
     for _ in range(top_k):
         best = scores.argmax(-1, keepdim=True)
-        chosen.append(best)
+        indices.append(best)
         scores.scatter_(1, best, -torch.inf)
-    return torch.cat(chosen, dim=1)
+    return torch.cat(indices, dim=1)

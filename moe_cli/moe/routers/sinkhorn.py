@@ -29,11 +29,11 @@ class SinkhornRouter(GatedRouter):
         top_k = policy.top_k or self.top_k
         if self.training:
             balanced = sinkhorn(all_gather_rows(logits.detach()), self.config.iterations)
-            chosen = top_indices(local_rows(balanced), top_k)
+            expert_ids = top_indices(local_rows(balanced), top_k)
         else:
-            chosen = self.select_experts(probs, policy)
-        weights = probs.gather(1, chosen) if top_k == 1 else logits.gather(1, chosen).softmax(-1)
-        return routing_from_top_k(logits, probs, chosen, weights)
+            expert_ids = self.select_experts(probs, policy)
+        weights = probs.gather(1, expert_ids) if top_k == 1 else logits.gather(1, expert_ids).softmax(-1)
+        return routing_from_top_k(logits, probs, expert_ids, weights)
 
 
 def sinkhorn(logits: Float[Tensor, "T E"], iterations: int) -> Float[Tensor, "T E"]:

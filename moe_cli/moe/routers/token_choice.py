@@ -28,10 +28,10 @@ class TopKRouter(GatedRouter):
         self, tokens: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"] | None, policy: RoutingPolicy
     ) -> Routing:
         logits, probs = self.scores(tokens)
-        chosen = self.select_experts(probs, policy)
+        expert_ids = self.select_experts(probs, policy)
         # The softmax over the chosen logits equals the renormalised softmax, without a gradient for the other experts.
-        weights = logits.gather(1, chosen).softmax(-1) if renormalises(self) else probs.gather(1, chosen)
-        return routing_from_top_k(logits, probs, chosen, weights)
+        weights = logits.gather(1, expert_ids).softmax(-1) if renormalises(self) else probs.gather(1, expert_ids)
+        return routing_from_top_k(logits, probs, expert_ids, weights)
 
 
 def renormalises(router: GatedRouter) -> bool:
@@ -54,8 +54,8 @@ class SwitchRouter(GatedRouter):
         if self.training and self.config.jitter:
             tokens = tokens * torch.empty_like(tokens).uniform_(1 - self.config.jitter, 1 + self.config.jitter)
         logits, probs = self.scores(tokens)
-        chosen = self.select_experts(probs, policy)
-        return routing_from_top_k(logits, probs, chosen, probs.gather(1, chosen))
+        expert_ids = self.select_experts(probs, policy)
+        return routing_from_top_k(logits, probs, expert_ids, probs.gather(1, expert_ids))
 
 
 class NoisyTopKRouter(GatedRouter):
@@ -88,10 +88,10 @@ class NoisyTopKRouter(GatedRouter):
             with torch.autocast(tokens.device.type, enabled=False):
                 clean_logits, noise_std = logits, F.softplus(self.noise_gate(tokens.to(logits.dtype)))
                 logits = clean_logits + torch.randn_like(clean_logits) * noise_std
-        chosen = self.select_experts(logits, policy)
-        weights = logits.gather(1, chosen).softmax(-1)
+        expert_ids = self.select_experts(logits, policy)
+        weights = logits.gather(1, expert_ids).softmax(-1)
         return routing_from_top_k(
-            logits, logits.softmax(-1), chosen, weights, clean_logits=clean_logits, noise_std=noise_std
+            logits, logits.softmax(-1), expert_ids, weights, clean_logits=clean_logits, noise_std=noise_std
         )
 
 
@@ -109,12 +109,12 @@ class SigmoidRouter(GatedRouter):
     ) -> Routing:
         logits = self.logits(tokens)
         scores = logits.sigmoid()
-        chosen = self.select_experts(scores, policy)
-        weights = scores.gather(1, chosen)
+        expert_ids = self.select_experts(scores, policy)
+        weights = scores.gather(1, expert_ids)
         if renormalises(self):
             weights = weights / weights.sum(-1, keepdim=True)
         probs = scores / scores.sum(-1, keepdim=True)
-        return routing_from_top_k(logits, probs, chosen, weights * self.config.scale)
+        return routing_from_top_k(logits, probs, expert_ids, weights * self.config.scale)
 
     def select_experts(self, scores: Float[Tensor, "T E"], policy: RoutingPolicy) -> Int[Tensor, "T K"]:
         biased = scores.detach() + self.expert_bias

@@ -36,8 +36,8 @@ CURVES = (
 
 def curve_content(runs: Sequence[Sequence[Configuration]]) -> tuple[dict[str, Any], list[str]]:
     """Returns the curves of the runs of each row, and lines on omitted runs."""
-    chosen = [(index, run) for index, members in enumerate(runs) for run in members]
-    kept = chosen[:MAX_RUNS]
+    indexed_runs = [(index, run) for index, members in enumerate(runs) for run in members]
+    kept = indexed_runs[:MAX_RUNS]
     found: list[tuple[int, dict[str, list[CurvePoint]]]] = []
     for row, run in kept:
         curves = thinned_curves(Run(Path(run.path)), CURVES)
@@ -62,7 +62,7 @@ def curve_content(runs: Sequence[Sequence[Configuration]]) -> tuple[dict[str, An
                         "value": [rounded(value) for value in values],
                     }
                 )
-    left = len(chosen) - len(kept)
+    left = len(indexed_runs) - len(kept)
     notes = (
         [f"Curves of the first {MAX_RUNS} runs only: the page would be too large with those of {left} more."]
         if left

@@ -18,7 +18,7 @@ from json import dumps
 from moe_cli.formatting import sanitise
 from moe_cli.report.html.page_data import Source, page_content
 from moe_cli.report.html.section import Section
-from moe_cli.report.render.tables import table_lines
+from moe_cli.report.render.tables import report_lines
 from moe_cli.report.table import ReportTable
 
 GENERATOR = "moe report"
@@ -43,7 +43,7 @@ def page_text(table: ReportTable, source: Source, sections: Sequence[Section] = 
     Args:
         sections: further sections; those with `before_table` are placed before the table.
     """
-    plain = "\n".join(line.plain for line in table_lines(table, source.title, PLAIN_WIDTH, curves=False))
+    plain = "\n".join(line.plain for line in report_lines(table, source.title, PLAIN_WIDTH, curves=False))
     content = page_content(table, source, sections)
     return render(content, PageTemplate(source.title, plain, f"{GENERATOR}, {source.program}", SCRIPTS))
 

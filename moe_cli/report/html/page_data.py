@@ -91,7 +91,7 @@ def page_content(table: ReportTable, source: Source, sections: Sequence[Section]
         "settings": settings,
         "curves": curves,
         "experts": experts,
-        "sections": [each.content() for each in (*sections, *_unfinished(table))],
+        "sections": [section.content() for section in (*sections, *_unfinished(table))],
     }
 
 
@@ -127,7 +127,7 @@ def _rows(
         cells = [sanitise(column.write(row)) for column in columns]
         label = table.label(row)[:MAX_TEXT_LENGTH]
         mark = mark_of(row, table)
-        words = [label, *cells, *(f"{run.run} {' '.join(run.tags)}" for run in members), row.status]
+        parts = [label, *cells, *(f"{run.run} {' '.join(run.tags)}" for run in members), row.status]
         content.append(
             {
                 "index": index,
@@ -138,9 +138,9 @@ def _rows(
                 "best": mark in (BEST, RECOMMENDED),
                 "mark": mark if mark != PARETO else "",
                 "pareto": bool(row.pareto),
-                "text": sanitise(" ".join(words)).lower(),
+                "text": sanitise(" ".join(parts)).lower(),
                 "flops": _plain(row.results.flops_per_token),
-                "values": {each["name"]: _plain(_quantity(row, each["name"])) for each in quantities},
+                "values": {quantity["name"]: _plain(_quantity(row, quantity["name"])) for quantity in quantities},
                 "interval": {"val_bpb": _plain(row.val_bpb_interval), "val_loss": _plain(row.val_loss_interval)},
                 "settings": settings["of"][index],
                 "runs": [_run(run, columns) for run in members],
@@ -151,7 +151,7 @@ def _rows(
 
 def short_label(table: ReportTable, row: Configuration) -> str:
     """Returns the label without settings that have the value of most rows; the whole label where few settings vary."""
-    common = {name: Counter(each.get(name) for each in table.rows).most_common(1)[0][0] for name in table.varying}
+    common = {name: Counter(other.get(name) for other in table.rows).most_common(1)[0][0] for name in table.varying}
     names = [name for name in table.varying if name in ("expert", "k") or row.get(name) != common[name]]
     return table.label(row, names) if len(table.varying) > MAX_VARYING and names else table.label(row)
 
@@ -213,7 +213,7 @@ def _fronts(table: ReportTable, quantities: Sequence[Mapping[str, Any]]) -> dict
 
     The rows are a list for each group of comparable rows, sorted by X.
     """
-    directed = [(each["name"], each["better"]) for each in quantities if each["better"]]
+    directed = [(quantity["name"], quantity["better"]) for quantity in quantities if quantity["better"]]
     found = {}
     for (x, x_better), (y, y_better) in permutations(directed, 2):
         points = [(place, number_of(row, x), number_of(row, y)) for place, row in enumerate(table.rows)]
@@ -221,7 +221,9 @@ def _fronts(table: ReportTable, quantities: Sequence[Mapping[str, Any]]) -> dict
         costs = [(as_cost(a, x_better), as_cost(b, y_better)) for _, a, b in known]
         marks = fronts_of([table.rows[place] for place, _, _ in known], costs, (tolerance(x), tolerance(y)))
         groups: dict[object, list[int]] = {}
-        for (place, _, _), mark in sorted(zip(known, marks, strict=True), key=lambda each: (each[0][1], -each[0][2])):
+        for (place, _, _), mark in sorted(
+            zip(known, marks, strict=True), key=lambda entry: (entry[0][1], -entry[0][2])
+        ):
             if mark:
                 groups.setdefault(comparison_key(table.rows[place]), []).append(place)
         found[f"{x}|{y}"] = list(groups.values())
@@ -231,9 +233,15 @@ def _fronts(table: ReportTable, quantities: Sequence[Mapping[str, Any]]) -> dict
 def _settings(table: ReportTable) -> dict[str, Any]:
     """Returns the settings that are the same for all rows, and those of each row alone."""
     names = settings_of(table.aggregate.columns)
-    each = [{name: _setting(row, name) for name in names if setting_applies(name, row.settings)} for row in table.rows]
-    same = {name: each[0].get(name) for name in names if each and len({repr(one.get(name)) for one in each}) == 1}
-    own = [{name: value for name, value in one.items() if name not in same} for one in each]
+    applicable = [
+        {name: _setting(row, name) for name in names if setting_applies(name, row.settings)} for row in table.rows
+    ]
+    same = {
+        name: applicable[0].get(name)
+        for name in names
+        if applicable and len({repr(one.get(name)) for one in applicable}) == 1
+    }
+    own = [{name: value for name, value in one.items() if name not in same} for one in applicable]
     return {
         "names": [sanitise(name) for name in names],
         "same": {sanitise(name): value for name, value in same.items() if value is not None or name in TOP_LEVEL},

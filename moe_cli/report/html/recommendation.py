@@ -41,7 +41,7 @@ def fit_sections(found: "Analysis", title: str) -> list[Section]:
     note = f"Points are measurements. Each line is the prediction of the {found.fit.law.name} law at equal tokens."
     sections = [Section("scaling", "Scaling law", text, chart=_fitted(found.fit), preformatted=True, note=note)]
     if found.iso_flop:
-        lines = tuple(line for style, each in enumerate(found.iso_flop) for line in _iso_lines(style, each))
+        lines = tuple(line for style, budget in enumerate(found.iso_flop) for line in _iso_lines(style, budget))
         chart = Chart("active parameters", "loss, nats per token", lines, log_x=True)
         note = "Each line is one budget. A ring marks its best size, from a parabola of log loss over log size."
         sections.append(Section("isoflop", "Loss against size at equal training FLOPs", chart=chart, note=note))
@@ -53,34 +53,34 @@ def _fitted(found: "Fit") -> Chart:
     points = found.points
     predicted = np.exp(found.log_loss(points))
     lines = []
-    for style, each in enumerate(sorted(set(points.expansion.tolist()))):
-        chosen = points.expansion == each
-        name = "dense" if each == 1 else f"{each:g} experts per chosen one"
-        lines.append(Line(name, _pairs(points.flops[chosen], points.loss[chosen]), style))
+    for style, expansion in enumerate(sorted(set(points.expansion.tolist()))):
+        mask = points.expansion == expansion
+        name = "dense" if expansion == 1 else f"{expansion:g} experts per chosen one"
+        lines.append(Line(name, _pairs(points.flops[mask], points.loss[mask]), style))
         lines += [
             Line(name, _pairs(points.flops[one], predicted[one]), style, connect=True, mark="")
-            for one in _equal(points, chosen)
+            for one in _equal(points, mask)
         ]
     return Chart("training FLOP", "loss, nats per token", tuple(lines), log_x=True)
 
 
-def _equal(points: "Points", chosen: "Array") -> list["Array"]:
+def _equal(points: "Points", mask: "Array") -> list["Array"]:
     """Returns the points of equal tokens and equal expert shape, by FLOPs, if they have several sizes."""
     found = []
     keys = list(zip(points.tokens, points.granularity, points.density, strict=True))
-    for key in sorted({keys[place] for place in np.flatnonzero(chosen)}):
-        places = np.array([place for place in np.flatnonzero(chosen) if keys[place] == key])
+    for key in sorted({keys[place] for place in np.flatnonzero(mask)}):
+        places = np.array([place for place in np.flatnonzero(mask) if keys[place] == key])
         if len(set(points.flops[places].tolist())) > 1:
             found.append(places[np.argsort(points.flops[places])])
     return found
 
 
-def _iso_lines(style: int, each: "IsoFlop") -> list[Line]:
+def _iso_lines(style: int, budget: "IsoFlop") -> list[Line]:
     """Returns the line of the measurements at one budget, and the point of the size with the lowest loss if known."""
-    name = f"{format_flops(each.flops)}, " + ("dense" if each.expansion == 1 else f"expert/k {each.expansion:g}")
-    lines = [Line(name, _pairs(each.sizes, each.losses), style, connect=True)]
-    if each.best is not None and each.best_loss is not None:
-        lines.append(Line(name, _pairs([each.best], [each.best_loss]), style, mark=RING))
+    name = f"{format_flops(budget.flops)}, " + ("dense" if budget.expansion == 1 else f"expert/k {budget.expansion:g}")
+    lines = [Line(name, _pairs(budget.sizes, budget.losses), style, connect=True)]
+    if budget.best is not None and budget.best_loss is not None:
+        lines.append(Line(name, _pairs([budget.best], [budget.best_loss]), style, mark=RING))
     return lines
 
 

@@ -218,13 +218,18 @@ def _cheapest(best: Configuration, others: Sequence[Configuration], known: Known
 
     Cheaper means fewer FLOPs, or fewer parameters at equal FLOPs.
     """
-    chosen = best
+    cheapest = best
     for row in others:
         found = compare(best, row, known)
         close = found is not None and found.verdict == INCONCLUSIVE and abs(found.difference) < SAME_LOSS
-        if close and comparison_key(row) == comparison_key(best) and not is_collapsed(row) and _is_cheaper(row, chosen):
-            chosen = row
-    return chosen
+        if (
+            close
+            and comparison_key(row) == comparison_key(best)
+            and not is_collapsed(row)
+            and _is_cheaper(row, cheapest)
+        ):
+            cheapest = row
+    return cheapest
 
 
 def _is_cheaper(one: Configuration, other: Configuration) -> bool:

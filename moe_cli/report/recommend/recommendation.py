@@ -270,8 +270,8 @@ def _compare_all(
     if not complete:
         raise MoeError(f"no run of {len(runs)} is complete: nothing can be recommended. See: moe report --runs")
     comparable = select_comparable(complete, free)
-    first, chosen = comparable.rows[0], {run.path for run in comparable.rows}
-    own = [run for run in runs if run.path in chosen]
+    first, paths = comparable.rows[0], {run.path for run in comparable.rows}
+    own = [run for run in runs if run.path in paths]
     base = sweep_baseline(own) if baseline is None else baseline
     extra = [
         run

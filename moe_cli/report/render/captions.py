@@ -185,25 +185,29 @@ def _equal_time(rows: Sequence[Configuration], table: ReportTable) -> str | None
     if rows and table.aggregate.curves is None:
         return f"equal time: not computed for more than {MAX_RUNS} runs"
     found = [row.at_equal_time for row in rows if row.at_equal_time and not row.is_own_baseline]
-    known = [each for each in found if each.difference is not None]
+    known = [comparison for comparison in found if comparison.difference is not None]
     missing: Counter[str] = Counter()
-    for each in found:
-        missing.update(each.missing)
+    for comparison in found:
+        missing.update(comparison.missing)
     if not known and not set(missing) - {NO_CURVE}:
         return None
-    if known and all(each.is_budget for each in known):
+    if known and all(comparison.is_budget for comparison in known):
         return "equal time: all runs trained for the same time (train.minutes)"
     without = ", ".join(f"{number} {reason}" for reason, number in sorted(missing.items()))
     without = f"no value for {plural(missing.total(), 'run')} ({without})" if missing else ""
     if not known:
         return f"equal time: {without}"
-    undecided = [each for each in known if each.interval is not None and abs(each.difference or 0.0) <= each.interval]
-    ahead = sum((each.difference or 0.0) < 0 for each in known if each not in undecided)
+    undecided = [
+        comparison
+        for comparison in known
+        if comparison.interval is not None and abs(comparison.difference or 0.0) <= comparison.interval
+    ]
+    ahead = sum((comparison.difference or 0.0) < 0 for comparison in known if comparison not in undecided)
     counts = ((ahead, "ahead"), (len(known) - ahead - len(undecided), "behind"), (len(undecided), "undecided"))
     standing = ", ".join(f"{number} {word}" for number, word in counts if number)
     to = "the shortest run" if table.pairs is not None else "the dense model" if table.baseline == DENSE else "baseline"
-    how = "paired by seed" if any(each.interval is not None for each in known) else "one seed"
-    time = _span((each.seconds for each in known), duration)
+    how = "paired by seed" if any(comparison.interval is not None for comparison in known) else "one seed"
+    time = _span((comparison.seconds for comparison in known), duration)
     return f"equal time (training time of {to}, {time}): {standing}, {how}{'; ' + without if without else ''}"
 
 

@@ -22,11 +22,11 @@ def expert_usage_lines(found: ExpertUsage, layer: int | None, width: int, ascii_
     """Returns the load of every layer over time, then the tables of `layer` (from 1), or of the most uneven layer."""
     size = len(found.layers[0].load)
     shown = max(found.layers, key=lambda layer: layer.max_violation) if layer is None else found.layers[layer - 1]
-    of = "whole validation split" if shown.whole_split else "estimate during training"
+    source = "whole validation split" if shown.whole_split else "estimate during training"
     layers = f"{plural(len(found.layers), 'sparse layer')} of {plural(size, 'expert')}"
     shades = ASCII_SHADES if ascii_only else SHADES
     return [
-        *wrap(f"{sanitise(found.run)}   {layers}   {of}, step {shown.step:,}", width, "bold"),
+        *wrap(f"{sanitise(found.run)}   {layers}   {source}, step {shown.step:,}", width, "bold"),
         Text(),
         *_load(found, width, shades),
         Text(),
@@ -152,7 +152,7 @@ def _curve(values: Sequence[float], room: int, ascii_only: bool, signed: bool) -
     return f"{percent(values[0], signed)} {drawn} {percent(values[-1], signed)}"
 
 
-def _details(shown: LayerUsage, found: ExpertUsage, chosen: bool, width: int, shades: str) -> list[Text]:
+def _details(shown: LayerUsage, found: ExpertUsage, is_most_uneven: bool, width: int, shades: str) -> list[Text]:
     name = f"L{shown.layer + 1}"
     lines: list[Text] = []
     if shown.by_domain:
@@ -196,7 +196,7 @@ def _details(shown: LayerUsage, found: ExpertUsage, chosen: bool, width: int, sh
         ]
         lines += [_tokens(number, tokens, width) for number, tokens in enumerate(shown.top_tokens)]
     if lines and len(found.layers) > 1:
-        why = f"{name} is the most uneven layer. " if chosen else ""
+        why = f"{name} is the most uneven layer. " if is_most_uneven else ""
         lines += [Text(), *wrap(f"{why}Others: --layer 1 to {len(found.layers)}", width, "dim")]
     return lines
 

@@ -22,7 +22,7 @@ BEST, LOWEST, RECOMMENDED, PARETO = "best", "lowest", "recommended", "pareto"
 IN_BOLD = (BEST, RECOMMENDED)
 
 
-def table_lines(table: ReportTable, title: str, width: int, curves: bool = True) -> list[Text]:
+def report_lines(table: ReportTable, title: str, width: int, curves: bool = True) -> list[Text]:
     """Returns the report for a terminal of `width` characters: captions, aligned rows, best in bold, hidden columns.
 
     With `curves`, training curves are shown as sparklines if all other columns fit. Without, a requested curve is shown
@@ -53,8 +53,8 @@ def table_lines(table: ReportTable, title: str, width: int, curves: bool = True)
         cells[curve.name], widths[curve.name] = [curve.write(row) for row in table.rows], CURVE_WIDTH
         kept.append(curve)
     bold = ["bold" if mark in IN_BOLD else "" for mark in marks]
-    columns = [TextColumn(each.heading, cells[each.name], align_left=each.left, styles=bold) for each in kept]
-    columns.append(TextColumn("", marks, align_left=True, styles=["bold green" if each else "dim" for each in bold]))
+    columns = [TextColumn(column.heading, cells[column.name], align_left=column.left, styles=bold) for column in kept]
+    columns.append(TextColumn("", marks, align_left=True, styles=["bold green" if style else "dim" for style in bold]))
     lines = terminal.table_lines(columns, None)
     missing = hidden_columns_note([column.heading for column in table.columns if column not in kept], width)
     return [*header_lines(table, title, width), Text(), *lines, Text(), *footer_lines(table, width), *missing]
@@ -72,7 +72,7 @@ def columns_within(columns: Sequence[Column], rows: Sequence[Configuration], wid
 def mark_of(row: Configuration, table: ReportTable) -> str:
     """Returns the marks of a row: lowest loss, recommended, or on the front. The first two may be different rows."""
     lowest, recommended, front = (
-        any(row is each for each in rows) for rows in (table.best, table.recommended, table.pareto)
+        any(row is member for member in rows) for rows in (table.best, table.recommended, table.pareto)
     )
     if lowest and (recommended or table.by_run):
         return BEST

@@ -95,9 +95,9 @@ def _fit(columns: Sequence[TextColumn], kept: list[int], widths: list[int], widt
         del leaving[0]
     spare = max(0, room - sum(least))
     for index, smallest in zip(kept, least, strict=True):
-        given = min(widths[index] - smallest, spare)
-        spare -= given
-        widths[index] = smallest + given
+        growth = min(widths[index] - smallest, spare)
+        spare -= growth
+        widths[index] = smallest + growth
     return kept, widths
 
 

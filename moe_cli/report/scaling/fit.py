@@ -186,10 +186,10 @@ def fit_law(points: Points, name: str, samples: int = SAMPLES) -> Fit:
     """
     reasons = []
     for law in LAWS[name]:
-        chosen = points.take(points.expansion > 1) if "expansion" in law.constant else points
+        supporting = points.take(points.expansion > 1) if "expansion" in law.constant else points
         try:
-            check_support(law, chosen)
-            return _with_samples(_fitted(law, chosen), samples)
+            check_support(law, supporting)
+            return _with_samples(_fitted(law, supporting), samples)
         except NotIdentifiable as error:
             reasons.append(error)
     raise reasons[-1]

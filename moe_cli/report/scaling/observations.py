@@ -66,16 +66,16 @@ class Points:
     def num_configurations(self) -> int:
         return len(np.unique(self.cluster))
 
-    def take(self, chosen: Array) -> "Points":
+    def take(self, indices: Array) -> "Points":
         """Returns the points of a mask or of indices."""
-        return Points(**{entry.name: getattr(self, entry.name)[chosen] for entry in fields(self)})
+        return Points(**{entry.name: getattr(self, entry.name)[indices] for entry in fields(self)})
 
     def mean_over_seeds(self) -> "Points":
         """Returns one point per configuration; its loss is the geometric mean over seeds."""
         clusters, places = np.unique(self.cluster, return_index=True)
         means = [np.exp(np.log(self.loss[self.cluster == cluster]).mean()) for cluster in clusters]
-        chosen = self.take(places)
-        return Points(**{**vars(chosen), "loss": np.array(means)})
+        first_points = self.take(places)
+        return Points(**{**vars(first_points), "loss": np.array(means)})
 
 
 @dataclass(frozen=True)

@@ -65,5 +65,5 @@ def _overrides_of_largest(runs: Sequence[RunRow], budget: Collection[str]) -> tu
     overrides = overrides_of(largest, {*budget, *(budgets if of_budget else ())})
     if not of_budget and not any(overrides.get(name) for name in budgets):
         overrides["train.tokens"] = largest.results.tokens
-    words = [f"{key}={format_setting(value)}" for key, value in overrides.items()]
-    return words, int(largest.results.vocab_size or DEFAULT_VOCAB_SIZE)
+    arguments = [f"{key}={format_setting(value)}" for key, value in overrides.items()]
+    return arguments, int(largest.results.vocab_size or DEFAULT_VOCAB_SIZE)

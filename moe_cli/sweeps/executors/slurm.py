@@ -158,8 +158,8 @@ def sbatch_command(executor: SlurmExecutor, name: str, number: int) -> list[str]
         "nodes": 1,
         "ntasks": 1,
     }
-    given = [f"--{key}={value}" for key, value in options.items() if value is not None]
-    return ["sbatch", "--parsable", "--requeue" if executor.requeue else "--no-requeue", *given]
+    arguments = [f"--{key}={value}" for key, value in options.items() if value is not None]
+    return ["sbatch", "--parsable", "--requeue" if executor.requeue else "--no-requeue", *arguments]
 
 
 def format_script(executor: SlurmExecutor, runs: Path, outputs: Path) -> str:

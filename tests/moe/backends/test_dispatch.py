@@ -315,6 +315,47 @@ def test_gradients_are_those_of_finite_differences(backend: Backend) -> None:
     assert torch.autograd.gradcheck(answer, (case.x, *gate.parameters(), *experts.parameters()), fast_mode=True)
 
 
+@given(routing=routings(num_experts=E), with_mask=st.booleans())
+def test_any_routing_is_served_in_bfloat16(routing: Routing, with_mask: bool) -> None:
+    """Under autocast every back end is within rounding of the float32 reference, for any number of rows per expert;
+    the gradients of x, weights and parameters are float32.
+    """
+    case = make_case("top2", routing.num_tokens, dtype=torch.float32)
+    weights = routing.weights.float().requires_grad_()
+    routing = replace(routing, weights=weights)
+    mask = torch.rand(len(routing.expert_ids), F, generator=torch.Generator().manual_seed(3)) if with_mask else None
+    leaves = [case.x, weights, *case.experts.parameters()]
+
+    def outcome(backend: Backend, is_narrow: bool) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_narrow):
+            y = backend(case.experts, case.x, routing, mask)
+        cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(8))
+        loss = (y.float() * cotangent).sum() + 0 * sum(leaf.sum() for leaf in leaves)
+        return [y.detach().float(), *torch.autograd.grad(loss, leaves)]
+
+    expected = outcome(reference, is_narrow=False)
+    for backend in (loop, grouped_mm, einsum):
+        for wide, narrow in zip(expected, outcome(backend, is_narrow=True), strict=True):
+            assert torch.float32 == narrow.dtype
+            # Some ten roundings of 2^-9 each, relative to the largest value of the tensor.
+            limit = 0.02 * float(wide.abs().max()) if wide.numel() else 0.0
+            assert torch.allclose(wide, narrow, rtol=0.02, atol=limit + 1e-6)
+
+
+def test_bfloat16_products_on_a_cpu_have_few_numbers_of_rows() -> None:
+    """Rows of every expert are a multiple of 16 in bfloat16; padding rows are zero and have no weight."""
+    case = make_case("top2", 300, 1.0, dtype=torch.float32)
+    routing, x = case.routing(), case.x.bfloat16()
+    assert 1 == permutation.row_multiple(case.x)
+    exact = permutation.permutation_of(routing)
+    padded = permutation.pad_rows(exact, permutation.row_multiple(x), len(routing.weights))
+    assert [-(-count // 16) * 16 for count in exact.counts] == padded.counts
+    inputs = permutation.sorted_inputs(padded, x, len(routing.weights))
+    weights = permutation.row_weights(padded, routing.weights)
+    assert 0 < sum(padded.counts) - sum(exact.counts) == int((inputs == 0).all(1).sum()) == int((weights == 0).sum())
+    assert torch.equal(permutation.sum_by_token(exact, x[exact.token_ids]), permutation.sum_by_token(padded, inputs))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @every_backend
 def test_autocast_is_obeyed(backend: Backend, dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ from moe_cli.report.html.page_data import Source, page_content
 from moe_cli.report.load import rows_below
 from moe_cli.report.recommend.choice import Known, choose, compare, is_collapsed
 from moe_cli.report.recommend.text import format_recommendation
-from moe_cli.report.render.tables import mark_of, markdown_text, table_lines
+from moe_cli.report.render.tables import mark_of, markdown_text, report_lines
 from moe_cli.report.run_row import Results, RunRow
 from moe_cli.report.table import ReportQuery, build_table
 from moe_cli.runs.folder import COMPLETED
@@ -149,7 +149,7 @@ def test_dense_that_is_recommended_is_marked_as_is_the_lowest(tmp_path: Path) ->
         complete(tmp_path, 1.82 + spread, "mine", expert=8, seed=seed)
     frame = load_runs(tmp_path)
     assert "use the dense model" in format_recommendation(recommend(frame))[0]
-    lines = [line.plain for line in table_lines(build_table(rows_below(tmp_path), ReportQuery()), "mine", 140)]
+    lines = [line.plain for line in report_lines(build_table(rows_below(tmp_path), ReportQuery()), "mine", 140)]
     assert [("8", "lowest"), ("1", "recommended")] == [
         (line.split()[0], line.split()[-1]) for line in lines if line.endswith(("lowest", "recommended", "best"))
     ]

@@ -9,7 +9,7 @@ from rich.text import Text
 from moe_cli.report.load import rows_below
 from moe_cli.report.recommend.recommendation import make_recommendation
 from moe_cli.report.render.notebook import lines_html
-from moe_cli.report.render.tables import table_lines
+from moe_cli.report.render.tables import report_lines
 from moe_cli.report.table import ReportQuery, build_table
 from tests.report.folders import complete, sweep_of_three_seeds
 
@@ -22,7 +22,7 @@ def test_the_table_of_a_notebook_has_the_figures_of_the_terminal(tmp_path: Path)
     table = build_table(rows_below(tmp_path), ReportQuery())
     page = table._repr_html_()
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page)]
-    shown = [line.plain.split() for line in table_lines(table, "report", 1000, curves=False)]
+    shown = [line.plain.split() for line in report_lines(table, "report", 1000, curves=False)]
     for row in rows:
         assert " ".join(map(unescape, row)).split() in shown
 

@@ -18,7 +18,7 @@ from moe_cli.report.columns import make_columns, truncate_left
 from moe_cli.report.configuration import JSON_KEYS, aggregate_seeds
 from moe_cli.report.intervals import mean_and_interval, paired_difference
 from moe_cli.report.load import UNITS, flat_settings, rows_below
-from moe_cli.report.render.tables import csv_text, json_text, markdown_text, table_lines
+from moe_cli.report.render.tables import csv_text, json_text, markdown_text, report_lines
 from moe_cli.report.run_row import settings_of
 from moe_cli.report.table import ReportQuery, ReportTable, build_table
 from moe_cli.runs.folder import FAILED, PENDING
@@ -30,7 +30,7 @@ def view(outputs: Path, **question: Any) -> ReportTable:
 
 
 def lines(outputs: Path, width: int = 120, **question: Any) -> list[str]:
-    return [line.plain for line in table_lines(view(outputs, **question), "sparsity", width)]
+    return [line.plain for line in report_lines(view(outputs, **question), "sparsity", width)]
 
 
 def table(outputs: Path, width: int = 120, **question: Any) -> list[str]:
@@ -64,7 +64,7 @@ def test_the_table_of_a_sweep(tmp_path: Path) -> None:
 def test_the_best_row_is_bold(tmp_path: Path) -> None:
     """The mark and the weight are on the same row, and on no other."""
     sweep_of_three_seeds(tmp_path)
-    rows = table_lines(view(tmp_path), "s", 120)[3:]
+    rows = report_lines(view(tmp_path), "s", 120)[3:]
     bold = [row.plain for row in rows if any(span.style == "bold" for span in row.spans)]
     assert len(bold) == 1
     assert bold[0].endswith("best")
@@ -330,7 +330,7 @@ def test_mixed_corpora_are_said(tmp_path: Path) -> None:
     """Rows on different data get one line that names them."""
     complete(tmp_path, 1.7, expert=4)
     complete(tmp_path, 1.7, expert=8, results={"corpus_sha256": "cd" * 32, "corpus": "notes"})
-    warned = [line for line in table_lines(view(tmp_path), "s", 200) if "different data" in line.plain]
+    warned = [line for line in report_lines(view(tmp_path), "s", 200) if "different data" in line.plain]
     assert len(warned) == 1
     assert "notes cdcdcd, python ababab" in warned[0].plain
     assert warned[0].style == "yellow"
@@ -340,7 +340,7 @@ def test_of_many_corpora_those_without_room_are_counted(tmp_path: Path) -> None:
     """Four are named."""
     for number, expert in enumerate((1, 2, 4, 8, 16, 32)):
         complete(tmp_path, 1.8, expert=expert, k=1, results={"corpus": f"c{number}", "corpus_sha256": f"{number}" * 64})
-    (line,) = [line.plain for line in table_lines(view(tmp_path), "s", 200) if "different data" in line.plain]
+    (line,) = [line.plain for line in report_lines(view(tmp_path), "s", 200) if "different data" in line.plain]
     assert "different data: c0 000000, c1 111111, c2 222222, c3 333333 and 2 more." in line
 
 
@@ -478,7 +478,7 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
     text = lines(tmp_path, 80, columns=("run", "note", "sweep", "val_bpb"))
     assert all(line.isprintable() for line in text)
     assert "[red]x[/]" in "\n".join(text)
-    written = [line.plain for line in table_lines(view(tmp_path), HOSTILE, 80)]
+    written = [line.plain for line in report_lines(view(tmp_path), HOSTILE, 80)]
     assert written[0].startswith("...yyy")
     assert len(markdown_text(view(tmp_path, columns=("note", "sweep"))).splitlines()) == 4
 
@@ -666,9 +666,9 @@ def test_curves_stand_where_there_is_room(tmp_path: Path) -> None:
     for path in tmp_path.glob("sparsity/*/config.json"):
         records = [json.dumps({"step": step, "val/bpb": 8 / step}) for step in (1, 2, 4)]
         (path.parent / "metrics.jsonl").write_text("\n".join(records))
-    shown = {width: "\n".join(map(str, table_lines(view(tmp_path), "t", width, True))) for width in (80, 120, 200)}
+    shown = {width: "\n".join(map(str, report_lines(view(tmp_path), "t", width, True))) for width in (80, 120, 200)}
     assert [False, False, True] == ["█▅▁" in text or "█▄▁" in text for text in shown.values()]
-    assert "█" not in "\n".join(map(str, table_lines(view(tmp_path), "t", 200, False)))
+    assert "█" not in "\n".join(map(str, report_lines(view(tmp_path), "t", 200, False)))
 
 
 def test_what_tokens_are_guessed_without_is_of_one_task(tmp_path: Path) -> None:
