@@ -77,6 +77,7 @@ def train(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.execution.machine import check_devices, pick_device
     from moe_cli.execution.memory import check_memory, memory_warning
     from moe_cli.execution.run import with_launched_world_size
+    from moe_cli.execution.trained_model import with_decided_precision
     from moe_cli.execution.upcycling import resolve_upcycle_source
     from moe_cli.execution.warnings import run_warnings
 
@@ -100,7 +101,8 @@ def train(  # noqa: PLR0913  (an argument for each option)
         if config.launch.num_processes > 1 and not is_distributed():
             return _launch(console, run, config, folder, as_json)
         with _mark_interrupted_if_unread(run):
-            print_estimate(console, estimate, str(run.path), run.checkpoint_step() or 0)
+            precision = with_decided_precision(run, config, device).train.precision
+            print_estimate(console, estimate, str(run.path), run.checkpoint_step() or 0, precision)
         print_notes(run_warnings(estimate, device.type))
         _train(console, run, folder, as_json)
 
@@ -142,8 +144,8 @@ def _resume_notes(run: "Run", is_resume: bool) -> tuple[str, ...]:
         is_resume: whether --resume was given; otherwise the command of the run was repeated.
     """
     from moe_cli.execution.machine import pick_device
+    from moe_cli.execution.precision import decide_precision
     from moe_cli.execution.trained_model import with_decided_precision
-    from moe_cli.training.precision import pick_precision
 
     step = run.checkpoint_step()
     if step is None:
@@ -153,10 +155,8 @@ def _resume_notes(run: "Run", is_resume: bool) -> tuple[str, ...]:
     ]
     config = run.config()
     device = pick_device(config.train.device)
-    precision, here = (
-        with_decided_precision(run, config, device).train.precision,
-        pick_precision(config.train.precision, device),
-    )
+    precision = with_decided_precision(run, config, device).train.precision
+    here = decide_precision(config, device)
     if precision != here:
         notes.append(f"it continues in {precision}, as it began; a new run would use {here} here.")
     return tuple(notes)

@@ -10,6 +10,7 @@ from moe_cli.cli.runs.show import wrap_labelled
 from moe_cli.data.load import data_notes
 from moe_cli.execution.estimate import RunEstimate
 from moe_cli.execution.memory import PROCESS_BYTES, memory_bytes
+from moe_cli.execution.precision import planned_precision
 from moe_cli.formatting import count, duration, format_bytes, format_flops, percent, plural
 
 
@@ -19,9 +20,16 @@ def model_label(estimate: RunEstimate) -> str:
     return f"{config.model.name} " + ("dense" if config.dense else f"{config.expert}x{config.k}")
 
 
-def print_estimate(console: Console, estimate: RunEstimate, folder: str | None, step: int = 0) -> None:
-    """Prints parameters, sparsity, cost, expected time after a step and the run's folder before the start."""
+def print_estimate(
+    console: Console, estimate: RunEstimate, folder: str | None, step: int = 0, precision: str | None = None
+) -> None:
+    """Prints parameters, sparsity, cost, expected time after a step and the run's folder before the start.
+
+    Args:
+        precision: the precision of the run; None means that it is decided here, unless a GPU decides it later.
+    """
     config, costs = estimate.config, estimate.cost
+    precision = precision or planned_precision(config)
     console.print(
         f"[bold]{model_label(estimate)}[/]   {escape(estimate.corpus.describe())}   seed {config.seed}", highlight=False
     )
@@ -46,7 +54,8 @@ def print_estimate(console: Console, estimate: RunEstimate, folder: str | None, 
     rows.append(
         (
             "training",
-            f"{length}   {flops}   {time} on {plural(estimate.threads, 'thread')}",
+            f"{length}   {flops}   {time} on {plural(estimate.threads, 'thread')}"
+            + (f" in {precision}" if precision else ""),
         )
     )
     rows.append(

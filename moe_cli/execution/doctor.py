@@ -20,6 +20,7 @@ from moe_cli.execution.machine import (
     visible_gpus,
 )
 from moe_cli.execution.memory import PROCESS_BYTES
+from moe_cli.execution.precision import cpu_has_bfloat16
 from moe_cli.files.writing import write_failure_hint
 from moe_cli.formatting import format_bytes, plural, sanitise
 from moe_cli.loggers.logging_recorder import is_installed
@@ -231,6 +232,8 @@ def _examine_torch() -> tuple[Torch | None, list[str], list[str]]:
         notes.append(f"torch (build: {build}) cannot use this machine's {plural(len(named), 'GPU')}. {remedy}")
     gpus = tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count() if usable else 0))
     precision = pick_precision("auto", torch.device("cuda" if usable else "cpu"))
+    if not usable and cpu_has_bfloat16():
+        precision = "bfloat16 for wide models, else float32"
     return Torch(torch.__version__, build, gpus, precision), problems, notes
 
 

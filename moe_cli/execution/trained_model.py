@@ -8,6 +8,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.execution.data import check_same_data, load_data_read_only, model_vocab_size
 from moe_cli.execution.machine import pick_device
+from moe_cli.execution.precision import decide_precision
 from moe_cli.runs.folder import Run
 
 
@@ -16,12 +17,11 @@ def with_decided_precision(run: Run, config: RunConfig, device: Any) -> RunConfi
 
     The configuration in the run folder keeps `auto`, because a sweep names its runs before their devices are known.
     """
-    from moe_cli.training.precision import pick_precision
-
     precision: Any = config.train.precision
     if precision == "auto" and run.checkpoints():
         precision = run.meta().get("precision", "auto")
-    precision = pick_precision(precision, device)
+    if precision == "auto":
+        precision = decide_precision(config, device)
     return replace(config, train=replace(config.train, precision=precision))
 
 

@@ -196,6 +196,20 @@ def operand_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device)
 
 
+def hidden_multiple(device: str, dtype: torch.dtype) -> int:
+    """Returns the multiple to which `pad_hidden` rounds the hidden width up: bfloat16 weights are copies on a CPU."""
+    return 8 if device == "cpu" and dtype == torch.bfloat16 else 1
+
+
+def pad_hidden(operands: CastOperands, multiple: int) -> CastOperands:
+    """Rounds the hidden width up to a multiple with hidden units whose weights are zero."""
+    width = operands.w_out.shape[2]
+    if width % multiple == 0:
+        return operands
+    padding, parts = -width % multiple, operands.w_in.unflatten(1, (-1, width))
+    return CastOperands(operands.x, F.pad(parts, (0, 0, 0, padding)).flatten(1, 2), F.pad(operands.w_out, (0, padding)))
+
+
 def cast_for_matmul(experts: Experts, x: Float[Tensor, "T D_in"]) -> CastOperands:
     """Casts input and weights explicitly, because autocast casts neither products with `out=` nor grouped products."""
     if not torch.is_autocast_enabled(x.device.type):

@@ -7,7 +7,10 @@ import torch
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
-    """Resolves `auto`: bfloat16 on a GPU with bfloat16 units (capability 8.0 or more), else float32."""
+    """Resolves `auto`: bfloat16 on a GPU with bfloat16 units (capability 8.0 or more), else float32.
+
+    On a CPU a run has decided before, by its model (moe_cli.execution.precision).
+    """
     if precision != "auto":
         return precision
     has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

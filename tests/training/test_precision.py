@@ -10,9 +10,12 @@ import torch
 from torch import nn
 
 from moe_cli.cli.evaluate import _evaluate
+from moe_cli.config.compose import load_config
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import EvalConfig, RunConfig, TrainConfig
 from moe_cli.errors import CheckpointError
+from moe_cli.execution import precision as precision_of
+from moe_cli.execution.precision import decide_precision, planned_precision
 from moe_cli.execution.run import run_one
 from moe_cli.execution.trained_model import load_trained
 from moe_cli.models.registry import make_model
@@ -20,6 +23,54 @@ from moe_cli.training.evaluate import evaluate
 from moe_cli.training.precision import autocast, pick_precision
 from tests.tiny import finish, tiny_config, tiny_task
 from tests.training.test_resume import assert_equal_runs, stop_at
+
+FLAGS = {"": False, "flags : fpu avx512f": False, "flags : fpu avx512_bf16": True, "flags : amx_bf16 fpu": True}
+
+
+@pytest.mark.parametrize(("cpuinfo", "expected"), FLAGS.items())
+def test_a_processor_names_its_bfloat16_instructions(
+    cpuinfo: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AVX-512 BF16 and AMX multiply bfloat16; a system without the list of flags has none."""
+    file = tmp_path / "cpuinfo"
+    monkeypatch.setattr("moe_cli.execution.precision.CPU_INFO", file)
+    assert not precision_of.cpu_has_bfloat16.__wrapped__()
+    file.write_text(f"processor : 0\n{cpuinfo}\n")
+    assert expected == precision_of.cpu_has_bfloat16.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "float32"),
+        (["expert=1"], "float32"),
+        (["model.d_model=256", "model.d_ff=1024"], "bfloat16"),
+        (["model.d_model=256", "model.d_ff=1024", "expert=1"], "bfloat16"),
+        (["model.d_model=224", "model.d_ff=1024"], "float32"),
+        (["model.d_model=256", "model.d_ff=1024", "expert=32"], "bfloat16"),
+        (["model.d_model=256", "model.d_ff=1024", "expert=128"], "float32"),
+        (["model.d_model=256", "model.d_ff=1024", "match=none", "model.d_expert=64"], "float32"),
+        (["model.d_model=256", "model.d_ff=1024", "train.batch_size=1"], "float32"),
+        (["model=bert", "model.d_model=256", "model.d_ff=1024"], "bfloat16"),
+        (["model=t5", "model.d_model=256", "model.d_ff=1024"], "float32"),
+        (["model=lstm", "model.d_model=512"], "float32"),
+        (["experiment=nanogpt_cpu"], "float32"),
+    ],
+)
+def test_auto_on_a_cpu_is_decided_by_sizes(words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 where it was measured to be faster, on a processor that multiplies it; a given precision is kept."""
+    config = load_config([*words, "data=python"]).config
+    cpu = torch.device("cpu")
+    for has_bfloat16 in (False, True):
+        monkeypatch.setattr("moe_cli.execution.precision.cpu_has_bfloat16", lambda has=has_bfloat16: has)
+        monkeypatch.setattr("moe_cli.execution.precision.visible_gpus", lambda: ())
+        decided = expected if has_bfloat16 else "float32"
+        assert decided == decide_precision(config, cpu) == planned_precision(config)
+        for given in ("float32", "bfloat16"):
+            fixed = replace(config, train=replace(config.train, precision=given))
+            assert given == decide_precision(fixed, cpu) == planned_precision(fixed)
+    monkeypatch.setattr("moe_cli.execution.precision.visible_gpus", lambda: ("0",))
+    assert planned_precision(config) is None
 
 
 @pytest.mark.parametrize(
@@ -120,8 +171,7 @@ def test_a_run_goes_on_in_the_precision_it_began_in(
     config = tiny_config(text_file)
     whole = finish(config, tmp_path)
     stopped = finish(config, tmp_path, stop_at(3))
-    gpu = lambda precision, device: "bfloat16" if precision == "auto" else precision  # noqa: E731
-    monkeypatch.setattr("moe_cli.training.precision.pick_precision", gpu)
+    monkeypatch.setattr("moe_cli.execution.precision.cpu_precision", lambda config: "bfloat16")
     resumed = run_one(stopped, tmp_path)
     assert_equal_runs(whole, resumed)
     assert ("float32", False, "cpu") == tuple(resumed.meta()[key] for key in ("precision", "compile", "device"))
@@ -135,7 +185,6 @@ def test_a_checkpoint_is_not_continued_in_another_precision(
     """Without the record of the decision, a machine that decides otherwise refuses."""
     stopped = finish(tiny_config(text_file), tmp_path, stop_at(3))
     (stopped.path / "meta.json").unlink()
-    gpu = lambda precision, device: "bfloat16" if precision == "auto" else precision  # noqa: E731
-    monkeypatch.setattr("moe_cli.training.precision.pick_precision", gpu)
+    monkeypatch.setattr("moe_cli.execution.precision.cpu_precision", lambda config: "bfloat16")
     with pytest.raises(CheckpointError, match="started with other settings"):
         run_one(stopped, tmp_path)

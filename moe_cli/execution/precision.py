@@ -1,0 +1,64 @@
+"""Decision which precision `train.precision=auto` is: by the device and, on a CPU, by the model. Without torch."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from moe_cli.config.layer_costs import assignments_per_token
+from moe_cli.config.model import TransformerConfig
+from moe_cli.config.schema import RunConfig
+from moe_cli.execution.machine import visible_gpus
+
+# The smallest sizes at which `auto` is bfloat16 on a CPU that multiplies it, see `cpu_precision`: width of the model,
+# width of an expert, and rows per expert.
+MIN_D_MODEL, MIN_D_EXPERT, MIN_ROWS = 256, 128, 128
+CPU_INFO = Path("/proc/cpuinfo")
+# Instructions that multiply bfloat16, by the names that Linux gives them.
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+
+
+def decide_precision(config: RunConfig, device: Any) -> str:
+    """Returns train.precision or, if it is auto, the precision of a run that starts on this torch device."""
+    if config.train.precision != "auto":
+        return config.train.precision
+    if device.type == "cpu":
+        return cpu_precision(config)
+    from moe_cli.training.precision import pick_precision
+
+    return pick_precision("auto", device)
+
+
+def planned_precision(config: RunConfig) -> str | None:
+    """Returns the precision of a run that will start on this machine; None if a GPU will decide it."""
+    if config.train.precision != "auto":
+        return config.train.precision
+    return None if config.train.device != "cpu" and visible_gpus() else cpu_precision(config)
+
+
+def cpu_precision(config: RunConfig) -> str:
+    """Returns the faster precision on a CPU.
+
+    Source: docs/benchmarks.md, section "bfloat16 on a CPU".
+    """
+    return "bfloat16" if cpu_has_bfloat16() and is_faster_in_bfloat16(config) else "float32"
+
+
+def is_faster_in_bfloat16(config: RunConfig) -> bool:
+    """Returns whether a model is a transformer whose products are large enough."""
+    model, rows = config.model, config.train.batch_size * config.model.context_length / config.launch.num_processes
+    if not isinstance(model, TransformerConfig):
+        return False
+    if config.dense:
+        return model.d_model >= MIN_D_MODEL and rows >= MIN_ROWS
+    rows *= assignments_per_token(config) / config.expert
+    return model.d_model >= MIN_D_MODEL and (model.d_expert or 0) >= MIN_D_EXPERT and rows >= MIN_ROWS
+
+
+@cache
+def cpu_has_bfloat16() -> bool:
+    """Returns whether the processor multiplies bfloat16; False where the system does not tell (not Linux)."""
+    try:
+        lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    return any(line.startswith("flags") and BFLOAT16_FLAGS & set(line.split()) for line in lines)
