@@ -329,7 +329,7 @@ def _overrides_or_file(line: Line, current: str) -> list[Candidate]:
     return _overrides(line, current) + (_files(line, current) if takes_file else [])
 
 
-def _sweep_words(line: Line, current: str) -> list[Candidate]:
+def _sweeps_and_overrides(line: Line, current: str) -> list[Candidate]:
     """Returns the names of sweeps, which stand first, and settings."""
     names = {} if line.arguments or "=" in current else _choices("sweep", line.conf)
     return [*(Candidate(name, text) for name, text in names.items()), *_overrides_or_file(line, current)]
@@ -345,6 +345,6 @@ _KINDS: dict[str, Callable[[Line, str], list[Candidate]]] = {
     "folder": _directories,
     "setting": _overrides,
     "setting or file": _overrides_or_file,
-    "sweep or setting": _sweep_words,
+    "sweep or setting": _sweeps_and_overrides,
     "text": _nothing,
 }

@@ -18,7 +18,7 @@ def parse_baseline(text: str) -> dict[str, Any]:
     if any(sign in text for sign in ("==", "<", ">", "!=")):
         found = equalities(parse_expression(text), is_text)
     else:
-        found = _from_words(text)
+        found = _parse_settings(text)
     if not found:
         raise ConfigError(f"--baseline '{text}' must give settings by equality, as in: --baseline balance=none")
     if "seed" in found:
@@ -26,7 +26,7 @@ def parse_baseline(text: str) -> dict[str, Any]:
     return found
 
 
-def _from_words(text: str) -> dict[str, Any]:
+def _parse_settings(text: str) -> dict[str, Any]:
     from moe_cli.config.overrides import parse_overrides
 
     try:

@@ -258,7 +258,7 @@ class Composer:
                 self._check_choice(group, part)
         if "data.path" in values and "data" not in groups:
             groups |= self._own_data(groups)
-        base = self.base(*_choice_words(groups))
+        base = self.base(*_group_overrides(groups))
         tree = dict(base.tree)
         for key, value in values.items():
             if key not in groups:
@@ -267,7 +267,7 @@ class Composer:
 
     def _own_data(self, groups: Mapping[str, Any]) -> dict[str, str]:
         """Returns the choice of data that `data.path` alone selects; none where the data have a path."""
-        tree = self.base(*_choice_words(groups)).tree
+        tree = self.base(*_group_overrides(groups)).tree
         use = MODELS.get(tree["model"].get("name"))
         return {"data": use.own_data} if use and "path" not in tree["data"] else {}
 
@@ -275,7 +275,7 @@ class Composer:
         """Returns a line on the choices that the given choices select, such as the task of a model; "" if none."""
         groups = {key: value for key, value in values.items() if key in GROUPS}
         own = self._own_data(groups) if "data.path" in values and "data" not in groups else {}
-        selected = {**own, **self.base(*_choice_words({**groups, **own})).selected}
+        selected = {**own, **self.base(*_group_overrides({**groups, **own})).selected}
         selecting = [f"{group}={groups[group]}" for group in ("model", "task", "data") if group in groups]
         selecting = selecting or (["data.path"] if own else [])
         listed = [f"{group}={selected[group]}" for group in GROUPS if group in selected]
@@ -398,7 +398,7 @@ def first_comment(file: Path) -> str:
     return next((line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line), "")
 
 
-def _choice_words(groups: Mapping[str, Any]) -> list[str]:
+def _group_overrides(groups: Mapping[str, Any]) -> list[str]:
     return sorted(f"{group}={choice}" for group, choice in groups.items() if choice is not None)
 
 

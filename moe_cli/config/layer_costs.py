@@ -32,7 +32,7 @@ def stack_input_fraction(config: RunConfig) -> float:
     return sum(lengths) / len(lengths) / config.model.context_length
 
 
-def chosen_experts(config: RunConfig) -> float:
+def experts_per_token(config: RunConfig) -> float:
     """Returns the experts per token, without null experts, on average at even load: K E / (E + N)."""
     return (config.k or 1) * config.expert / (config.expert + null_experts(config.router))
 
@@ -40,14 +40,14 @@ def chosen_experts(config: RunConfig) -> float:
 def assignments_per_token(config: RunConfig) -> float:
     """Returns the rows assigned to experts per token that a layer reads, at even load.
 
-    `chosen_experts`; E C / T with expert_choice, where C is at most T; E S / L with soft, whose experts compute S slots
-    of every example.
+    `experts_per_token`; E C / T with expert_choice, where C is at most T; E S / L with soft, whose experts compute S
+    slots of every example.
     """
     if isinstance(config.router, SoftConfig):
         return config.expert * config.router.slots / config.model.context_length
     if isinstance(config.router, ExpertChoiceConfig):
         return _capacity_per_token(config, config.capacity or 1.0, limited=True)
-    return chosen_experts(config)
+    return experts_per_token(config)
 
 
 def slots_per_token(config: RunConfig) -> float:

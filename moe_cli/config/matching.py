@@ -4,9 +4,9 @@ from bisect import bisect_right
 from collections.abc import Callable
 
 from moe_cli.config.layer_costs import (
-    chosen_experts,
     dense_step_flops,
     expert_params,
+    experts_per_token,
     sparse_params,
     sparse_step_flops,
 )
@@ -85,6 +85,6 @@ def _sparse_amount(config: RunConfig) -> Callable[[int], float]:
     """Returns the same quantity of a layer with experts of a width; it rises with the width."""
     if config.match in ("flops", "model_flops"):
         return lambda width: sparse_step_flops(config, width, with_optimizer=config.match == "flops")
-    experts = config.expert if config.match == "total" else chosen_experts(config)
+    experts = config.expert if config.match == "total" else experts_per_token(config)
     gates, networks = sparse_params(config, 0, experts), experts + config.model.shared_experts
     return lambda width: gates + networks * expert_params(config, width)

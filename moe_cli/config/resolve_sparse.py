@@ -56,9 +56,9 @@ def default_expert_period(num_experts: int, top_k: int) -> int:
     return max(1, min(MAX_EXPERT_PERIOD, num_experts // (4 * top_k)))
 
 
-def without_experts(config: RunConfig, notes: Notes, given_k: int | None) -> RunConfig:
-    """Removes the settings of experts from a dense configuration. `given_k` is k as given, None without one."""
-    keys = SPARSE_ONLY if given_k not in (None, 1) else (key for key in SPARSE_ONLY if key != "k")
+def without_experts(config: RunConfig, notes: Notes, initial_k: int | None) -> RunConfig:
+    """Removes the settings of experts from a dense configuration. `initial_k` is k before resolution; None if unset."""
+    keys = SPARSE_ONLY if initial_k not in (None, 1) else (key for key in SPARSE_ONLY if key != "k")
     notes.ignored("expert=1 is dense", *keys)
     config = replace_group(
         config,
@@ -87,8 +87,8 @@ def without_experts(config: RunConfig, notes: Notes, given_k: int | None) -> Run
     )
 
 
-def resolve_sparse(config: RunConfig, notes: Notes, given_k: int | None) -> RunConfig:
-    """Resolves the settings of experts. `given_k` is k as given, None without one."""
+def resolve_sparse(config: RunConfig, notes: Notes, initial_k: int | None) -> RunConfig:
+    """Resolves the settings of experts. `initial_k` is k before resolution; None if unset."""
     if not config.model.shared_experts and config.model.shared_gate:
         config = replace_group(config, "model", shared_gate=False)
         notes.ignored("there are no model.shared_experts", "model.shared_gate")
@@ -104,7 +104,7 @@ def resolve_sparse(config: RunConfig, notes: Notes, given_k: int | None) -> RunC
         if not isinstance(config.balance, NoBalance):
             notes.ignored(f"router={config.router.name} learns no choice", "balance")
         config = replace_unchecked(config, balance=NoBalance())
-    config = _with_choice(_with_balance(config, notes), notes, given_k)
+    config = _with_choice(_with_balance(config, notes), notes, initial_k)
     return config if config.train.upcycle_from is None else _with_copies(config, notes)
 
 
@@ -147,14 +147,14 @@ def _with_copies(config: RunConfig, notes: Notes) -> RunConfig:
     return replace_group(config, "model", expert_init_scale=1.0)
 
 
-def _with_choice(config: RunConfig, notes: Notes, given_k: int | None) -> RunConfig:
+def _with_choice(config: RunConfig, notes: Notes, initial_k: int | None) -> RunConfig:
     """Removes settings of a choice that the router does not make, and those that only state the default."""
     router = config.router
     if isinstance(router, SoftConfig | ExpertChoiceConfig):
         notes.ignored(f"router={router.name} gives every expert tokens", "optim.skip_idle_experts")
         config = replace_group(config, "optim", skip_idle_experts=False)
     if isinstance(router, SoftConfig):
-        keys = ("capacity", "drop", "renormalise_after_drop", *ROUTING_AT_EVALUATION, *(["k"] if given_k else []))
+        keys = ("capacity", "drop", "renormalise_after_drop", *ROUTING_AT_EVALUATION, *(["k"] if initial_k else []))
         notes.ignored("router=soft chooses no experts and drops no tokens", *keys)
         return replace_unchecked(_evaluated_as_trained(config), capacity=None, drop=None, renormalise_after_drop=False)
     config = _with_capacity(config, notes)

@@ -20,10 +20,10 @@ from functools import lru_cache
 from moe_cli.config.layer_costs import (
     TRAINING_PASSES,
     add_matrices,
-    chosen_experts,
     computed_per_token,
     dense_matrices,
     expert_params,
+    experts_per_token,
     optimizer_flops,
     slots_per_token,
     sparse_forward_flops,
@@ -98,7 +98,7 @@ def estimate_cost(config: RunConfig, vocab_size: int) -> Cost:
     active = total = backbone.num_params + networks
     if sparse:
         forward += input_fraction * sparse * sparse_forward_flops(config, d_expert)
-        active += round(sparse * sparse_params(config, d_expert, chosen_experts(config)))
+        active += round(sparse * sparse_params(config, d_expert, experts_per_token(config)))
         total += round(sparse * sparse_params(config, d_expert, config.expert))
     muon = isinstance(config.optim, MuonConfig)
     padding = max(0.0, slots_per_token(config) - computed_per_token(config)) if sparse else 0.0

@@ -67,7 +67,7 @@ def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> CorpusSour
     splits = splits_by_name(names)
     if splits:
         refuse_unused_fraction(data, {TEST, *splits}, source(data))
-    split_of_each: Sequence[int | None] = splits or [None] * len(names)
+    file_splits: Sequence[int | None] = splits or [None] * len(names)
     files = [
         CorpusFile(
             root / name,
@@ -75,7 +75,7 @@ def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> CorpusSour
             partial(read_documents, root / name, data.field),
             split,
         )
-        for name, split in zip(names, split_of_each, strict=True)
+        for name, split in zip(names, file_splits, strict=True)
     ]
     return CorpusSource(
         files,

@@ -5,14 +5,14 @@ T tokens of this process, A assignments, E experts, D width.
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from moe_cli.distributed import collectives
 from moe_cli.moe.backends.dispatch import Backend
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.permutation import add_to_tokens, permutation_of
-from moe_cli.moe.routing import Routing, drop_overflow, position_in_queue, to_null
+from moe_cli.moe.routing import Routing, drop_overflow, identity_routing, position_in_queue, to_null
 
 
 def drop_overflow_global(routing: Routing, capacity: int, drop: str) -> Routing:
@@ -66,12 +66,3 @@ def expert_parallel_forward(
     )
     outputs = collectives.all_to_all(outputs, recv_splits, send_splits, group)
     return add_to_tokens(permutation, outputs, routing.weights, len(x))
-
-
-def identity_routing(expert_ids: Int[Tensor, " A"], num_experts: int) -> Routing:
-    """Returns the routing that sends row i to expert_ids[i] with weight 1."""
-    none = torch.zeros(1, 1, device=expert_ids.device).expand(len(expert_ids), num_experts)
-    kept: Bool[Tensor, " A"] = torch.ones_like(expert_ids, dtype=torch.bool)
-    return Routing(
-        none, none, torch.arange(len(kept), device=kept.device), expert_ids, kept.float(), kept, is_dropless=True
-    )

@@ -148,14 +148,6 @@ def stable_argsort(ids: Int[Tensor, " N"], bound: int) -> Int[Tensor, " N"]:
     return torch.from_numpy(np.argsort(ids.numpy().astype(dtype), kind="stable"))
 
 
-def position_in_expert(permutation: Permutation) -> Int[Tensor, " R"]:
-    """Returns the index of each row among the rows of its expert."""
-    counts = permutation.rows_per_expert
-    starts = counts.cumsum(0) - counts
-    rows = len(permutation.token_ids)
-    return torch.arange(rows, device=starts.device) - starts.repeat_interleave(counts, output_size=rows)
-
-
 def sum_by_token(
     permutation: Permutation, rows: Float[Tensor, "R D"], weights: Tensor | None = None
 ) -> Float[Tensor, "T D"]:

@@ -1,7 +1,7 @@
 """How evenly, certainly and specifically are tokens routed? The metrics of a Routing, each with its unit and range.
 
-Null experts take part in the entropies, which measure the router's decision. For every other metric the caller removes
-them first (`moe_cli.moe.routing.without_null_experts`).
+Null experts take part in the entropies, which measure the router's decision. `dropped_fraction` removes
+them. For every other metric the caller does (`moe_cli.moe.routing.without_null_experts`).
 
 T tokens, E experts, K chosen, G groups of tokens (domains, or token ids of the vocabulary).
 """
@@ -77,15 +77,13 @@ def normalised_information(
     return min(1.0, max(0.0, information / bound)) if bound > 1e-12 else 0.0
 
 
-def dropped_fraction(routing: Routing) -> float:
-    """Computes the fraction of assignments that were dropped, 0 to 1; null experts are not counted."""
-    return 1 - kept_fraction(routing).item()
+def dropped_fraction(routing: Routing) -> Float[Tensor, ""]:
+    """Computes the fraction of assignments that were dropped, a float64 tensor on the routing's device.
 
-
-def kept_fraction(routing: Routing) -> Float[Tensor, ""]:
-    """Computes 1 - `dropped_fraction` as a float64 tensor on the routing's device; 1 without assignments."""
-    kept = without_null_experts(routing).kept.double()
-    return kept.mean() if len(kept) else kept.new_ones(())
+    The range is 0 to 1; without assignments it is 0. Null experts are not counted.
+    """
+    dropped = 1 - without_null_experts(routing).kept.double()
+    return dropped.sum() / max(1, len(dropped))
 
 
 def routing_entropy(probs: Float[Tensor, "T E"]) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from moe_cli.config.ranges import check_whole
 from moe_cli.moe.routers.router import gate_dtype
-from moe_cli.moe.routing import Routing, RoutingPolicy
+from moe_cli.moe.routing import Routing, RoutingPolicy, identity_routing
 from moe_cli.moe.sparse_layer import ExpertOptions, SparseLayer
 
 
@@ -116,11 +116,7 @@ class SlotGate(nn.Module):
     def slot_routing(self, num_sequences: int, device: torch.device) -> Routing:
         """Returns the routing that sends every slot to its expert with weight 1."""
         expert_ids = torch.arange(self.num_experts, device=device).repeat_interleave(self.slots).repeat(num_sequences)
-        ones = torch.ones(len(expert_ids), device=device)
-        even = ones.unsqueeze(1).expand(-1, self.num_experts)
-        slots = torch.arange(len(expert_ids), device=device)
-        probs = even / self.num_experts
-        return Routing(torch.zeros_like(even), probs, slots, expert_ids, ones, ones.bool(), is_dropless=True)
+        return identity_routing(expert_ids, self.num_experts)
 
     def token_routing(self, flat: Float[Tensor, "T S_E"]) -> Routing:
         """Returns the routing of the tokens: each uses all experts, weighted by the sums of its combine weights."""
@@ -130,5 +126,11 @@ class SlotGate(nn.Module):
         expert_ids = torch.arange(self.num_experts, device=flat.device).repeat_interleave(len(flat))
         kept = torch.ones(len(expert_ids), dtype=torch.bool, device=flat.device)
         return Routing(
-            by_expert.logsumexp(-1), probs, tokens.repeat(self.num_experts), expert_ids, probs.T.flatten(), kept
+            by_expert.logsumexp(-1),
+            probs,
+            tokens.repeat(self.num_experts),
+            expert_ids,
+            probs.T.flatten(),
+            kept,
+            is_dropless=True,
         )

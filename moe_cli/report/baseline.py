@@ -94,10 +94,10 @@ def find_baseline(
     """
     named = None if text is None else parse_baseline(text)
     extra = [] if whole else extra_baseline_runs(outputs, runs, named, also)
-    return None if text is None else chosen_baseline(text, runs, extra), extra
+    return None if text is None else resolve_baseline(text, runs, extra), extra
 
 
-def chosen_baseline(text: str, runs: Sequence[RunRow], extra_baselines: Sequence[RunRow] = ()) -> Settings:
+def resolve_baseline(text: str, runs: Sequence[RunRow], extra_baselines: Sequence[RunRow] = ()) -> Settings:
     """Returns the settings that `--baseline` names.
 
     Raises:

@@ -53,17 +53,17 @@ class JournalLock:
 
     def __init__(self, journal: Path) -> None:
         self.journal = journal
-        self._held: Any = None
+        self._lock: Any = None
 
     def acquire(self) -> bool:
-        self._held = hold(self.journal.with_name(".journal.lock"))
-        self._held.__enter__()
+        self._lock = hold(self.journal.with_name(".journal.lock"))
+        self._lock.__enter__()
         with edit(self.journal) as file:
             file.truncate(_end_of_lines(file))
         return True
 
     def release(self) -> None:
-        self._held.__exit__(None, None, None)
+        self._lock.__exit__(None, None, None)
 
 
 def _end_of_lines(file: Any) -> int:

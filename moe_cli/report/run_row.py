@@ -45,6 +45,7 @@ SETTING_PARENTS: dict[str, tuple[str, ...]] = {
     "optim.name": (),
     "optim.schedule": ("optim.name",),
     "optim.": ("optim.name", "optim.schedule"),
+    "optim.expert_period": ("optim.name", "optim.schedule", "expert", "k"),
 }
 # Settings that follow from others unless they are set. They tell apart only configurations in which one was set.
 FOLLOWS: dict[str, Callable[[Settings], Value]] = {

@@ -102,10 +102,9 @@ class DistributedModel:
         dist.all_reduce(divided, group=self.experts.group)
         return (full_tensor(replicated).square() + divided).sqrt()
 
-    def local_counts(self, load: Sequence[Tensor]) -> list[Tensor]:
-        """Returns, per layer, the counts of the experts whose parameters this process has, without null experts."""
-        counted = [counts[: layer.num_experts] for layer, counts in zip(self.layers, load, strict=True)]
-        return counted if self.experts is None else [self.experts.local_shard(counts) for counts in counted]
+    def local_counts(self, load: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Returns, per layer, the counts of this process's experts, from the counts of all but null experts."""
+        return load if self.experts is None else [self.experts.local_shard(counts) for counts in load]
 
     def to_full(self, tensor: Tensor, name: str) -> Tensor:
         """Returns the full tensor of a parameter or of its optimizer state, from the parts of all processes.

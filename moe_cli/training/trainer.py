@@ -18,7 +18,7 @@ from moe_cli.metrics import ESTIMATES, validation_key
 from moe_cli.moe.balance import auxiliary_losses, bias_method, next_bias
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.moe.routing import Routing
-from moe_cli.moe.routing_metrics import kept_fraction
+from moe_cli.moe.routing_metrics import dropped_fraction
 from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.runs.folder import RUNNING
 from moe_cli.runs.recorder import Recorder
@@ -219,9 +219,11 @@ class Trainer:
                     num_sequences=batch.num_examples,
                 )
                 total = _total_loss(loss, aux_losses, routings)
-                kept = [kept_fraction(routing) for routing in routings] if self.config.capacity is not None else []
+                has_capacity = self.config.capacity is not None
+                dropped = [dropped_fraction(routing) for routing in routings] if has_capacity else []
                 # Read together, because each read makes the CPU wait for a GPU.
-                losses = torch.stack([value.detach().double() for value in (total, loss, *aux_losses.values(), *kept)])
+                scalars = (total, loss, *aux_losses.values(), *dropped)
+                losses = torch.stack([value.detach().double() for value in scalars])
                 total_value, loss_value, *values = collectives.all_reduce_mean(losses).tolist()
                 if not math.isfinite(total_value):
                     raise NotFiniteError(
@@ -232,12 +234,12 @@ class Trainer:
             loss_sum += loss_value / train.grad_accumulation
             for method, value in zip(aux_losses, values[: len(aux_losses)], strict=True):
                 aux_sums[method.name] = aux_sums.get(method.name, 0.0) + value / train.grad_accumulation
-            if kept:
-                dropped_sum += sum(1 - value for value in values[len(aux_losses) :]) / len(kept)
+            if dropped:
+                dropped_sum += sum(values[len(aux_losses) :]) / len(dropped)
         self.distributed_model.reduce_expert_gradients()
         grad_norm, load = self._clip(step_counts)
-        dropped = None if self.config.capacity is None else dropped_sum / train.grad_accumulation
-        return StepResult(loss_sum, aux_sums, grad_norm, dropped, load, probs, num_tokens)
+        mean_dropped = None if self.config.capacity is None else dropped_sum / train.grad_accumulation
+        return StepResult(loss_sum, aux_sums, grad_norm, mean_dropped, load, probs, num_tokens)
 
     def _clip(self, step_counts: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
         """Clips the gradient to optim.grad_clip. Returns its norm before, and the counts on the CPU.
@@ -269,7 +271,7 @@ class Trainer:
         """
         elapsed = 0.0 if self.total_steps is not None else collectives.all_reduce_max(time.perf_counter() - started)
         after = self._budget_fraction(self.state.step + 1, self.state.seconds + elapsed)
-        load = self.distributed_model.local_counts(result.load)
+        load = self.distributed_model.local_counts(self._without_null_experts(result.load))
         lr_factor = self.optimizers.step(self.state.step, self.progress, load, after)
         self.optimizers.zero_grad()
         self._update_bias(result.load, result.probs)

@@ -70,7 +70,7 @@ def test_a_fold_is_for_a_test(tmp_path: Path) -> None:
     pairs = [tuple(row) for part in (ratings.train, ratings.val, tested.val) for row in part.rows.tolist()]
     assert 20_000 == len(set(pairs)) == len(pairs)
     assert [12_000, 4_000, 4_000] == [len(part) for part in (ratings.train, ratings.val, tested.val)]
-    with pytest.raises(ConfigError, match=r"data.test_fold=1 is data.fold too"):
+    with pytest.raises(ConfigError, match=r"data.test_fold=1 equals data.fold"):
         SyntheticRatingsConfig(fold=1, test_fold=1)
 
 

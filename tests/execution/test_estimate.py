@@ -221,7 +221,7 @@ def test_what_cannot_be_upcycled(text_file: Path, tmp_path: Path) -> None:
     check_upcycle(replace(reader, **of_chars), tmp_path)
     with pytest.raises(RunNotFound, match="gpt-nothing"):
         check_upcycle(tiny_config(text_file, train={"upcycle_from": "gpt-nothing"}), tmp_path)
-    with pytest.raises(ConfigError, match=r"train\.upcycle_from=latest means another run"):
+    with pytest.raises(ConfigError, match=r"train\.upcycle_from=latest changes with every run"):
         tiny_config(text_file, train={"upcycle_from": "latest"})
 
 

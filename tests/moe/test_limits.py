@@ -54,7 +54,7 @@ def check_measures(layer: SparseLayer, routing: Routing) -> None:
         max_violation(asked.tolist()),
         routing_metrics.load_cv(asked),
         routing_metrics.dead_experts(asked),
-        routing_metrics.dropped_fraction(routing),
+        routing_metrics.dropped_fraction(routing).item(),
         routing_metrics.routing_entropy(routing.probs),
     ]
     assert all(map(math.isfinite, measures)), measures

@@ -61,7 +61,7 @@ def test_dropped_fraction_is_what_found_no_room(routing: Routing, capacity: int)
     dropped = drop_overflow(routing, capacity)
     requested = len(dropped.kept)
     expected = (requested - int(dropped.kept.sum())) / requested if requested else 0.0
-    assert dropped_fraction(dropped) == pytest.approx(expected)
+    assert dropped_fraction(dropped).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

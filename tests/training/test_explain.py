@@ -98,7 +98,7 @@ def test_measures_are_those_of_the_text(text_file: Path, capacity: float | None)
         load = routing.tokens_per_expert
         assert (load / load.double().mean()).tolist() == pytest.approx(list(layer.load))
         assert 4 == pytest.approx(sum(layer.load))
-        expected = max_violation(load.tolist()), routing_entropy(routing.probs), dropped_fraction(routing)
+        expected = max_violation(load.tolist()), routing_entropy(routing.probs), dropped_fraction(routing).item()
         names = ("max_violation", "routing_entropy", "dropped_fraction")
         assert expected == pytest.approx(tuple(layer.measures[name] for name in names))
         assert (capacity is not None) == (layer.measures["dropped_fraction"] > 0)

@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_cli.config.schema import AdamWConfig, MuonConfig, OptimConfig
+from moe_cli.config.schema import AdamWConfig, MuonConfig
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import MoELayer
 from moe_cli.training import optimizers as module
@@ -24,7 +22,6 @@ from moe_cli.training.optimizers import (
     make_optimizers,
     orthogonalise,
 )
-from moe_cli.training.schedule import schedule
 from tests.tiny import tiny_config
 
 SHAPES = [(6, 6), (4, 9), (9, 4), (1, 5), (5, 1)]
@@ -330,36 +327,6 @@ def test_vectors_are_never_decayed(config: Any) -> None:
     assert torch.equal(before["vector"], module.get_parameter("vector"))
 
 
-def optim(**changes: Any) -> OptimConfig:
-    return AdamWConfig(**{"warmup_fraction": 0.1, **changes})
-
-
-@given(st.floats(0.1, 1.0), st.floats(0.0, 1.0))
-def test_schedules_are_closed_forms(progress: float, final: float) -> None:
-    """After warm-up: constant, linear and cosine over the rest, and wsd's plateau with its linear end."""
-    done = (progress - 0.1) / 0.9
-    expected = {
-        "constant": 1.0,
-        "linear": 1 - (1 - final) * done,
-        "cosine": final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)),
-        "wsd": 1.0 if progress <= 0.6 else 1 - (1 - final) * (progress - 0.6) / 0.4,
-    }
-    for name, value in expected.items():
-        decay = {"decay_fraction": 0.4} if name == "wsd" else {}
-        found = schedule(optim(schedule=name, min_lr_ratio=None if name == "constant" else final, **decay), progress)
-        assert value == pytest.approx(found, abs=1e-9)
-
-
-@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "wsd"])
-def test_warm_up_rises_in_a_line(name: Any) -> None:
-    """Step s = 1, 2, ... of W warm-up steps has s / W of the peak, and the step after them has the peak."""
-    config = optim(schedule=name, decay_fraction=0.5 if name == "wsd" else None)
-    for steps in (10, 50, 10_000):
-        found = [schedule(config, step / steps, (step + 1) / steps) for step in range(steps // 10 + 1)]
-        assert [*(10 * (step + 1) / steps for step in range(steps // 10)), 1.0] == pytest.approx(found)
-    assert 1.0 == schedule(optim(schedule=name, warmup_fraction=0.0, decay_fraction=config.decay_fraction), 0.0, 0.01)
-
-
 def test_both_parts_follow_one_schedule() -> None:
     """Muon at lr and AdamW at adam_lr are scaled by the same factor, from their peaks, at every step."""
     config = MuonConfig(lr=0.4, adam_lr=0.2, schedule="linear", warmup_fraction=0.0, min_lr_ratio=0.0)
@@ -391,13 +358,6 @@ def test_state_comes_back_from_tensors(config: Any) -> None:
         assert torch.equal(one, other)
     assert tensors.keys() == second.state_tensors().keys()
     assert all(torch.equal(value, second.state_tensors()[name]) for name, value in first.state_tensors().items())
-
-
-@pytest.mark.parametrize("warmup", [0.0, 1e-4, 5e-4, 0.02, 0.5])
-def test_no_step_is_above_the_peak(warmup: float) -> None:
-    """However short the warm-up, the learning rate never exceeds its peak."""
-    config = MuonConfig(warmup_fraction=warmup, decay_fraction=0.4, min_lr_ratio=0.1)
-    assert all(0 < schedule(config, step / 5000, (step + 1) / 5000) <= 1 for step in range(5000))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

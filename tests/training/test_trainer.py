@@ -179,7 +179,10 @@ def test_what_a_capacity_drops_in_training_is_recorded(text_file: Path, tmp_path
 
 @pytest.mark.parametrize(
     "optim",
-    [MuonConfig(weight_decay=0.1, skip_idle_experts=True), AdamWConfig(weight_decay=0.1, skip_idle_experts=True)],
+    [
+        MuonConfig(weight_decay=0.1, skip_idle_experts=True, expert_period=1),
+        AdamWConfig(weight_decay=0.1, skip_idle_experts=True),
+    ],
 )
 def test_only_the_chosen_experts_learn(text_file: Path, tmp_path: Path, optim: Any) -> None:
     """Experts asked in none of a step's batches keep every bit; those asked in one of them alone learn."""

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moe_cli.moe.experts import Experts, expert_activation
-from moe_cli.moe.permutation import cast_for_matmul, permutation_of, position_in_expert
-from moe_cli.moe.routing import Routing
+from moe_cli.moe.permutation import cast_for_matmul, permutation_of
+from moe_cli.moe.routing import Routing, position_in_queue
 
 
 def einsum(
@@ -24,7 +24,8 @@ def einsum(
     """
     permutation = permutation_of(routing)
     operands = cast_for_matmul(experts, x)
-    index = (permutation.token_ids, routing.expert_ids[permutation.assignments], position_in_expert(permutation))
+    expert_ids = routing.expert_ids[permutation.assignments]
+    index = (permutation.token_ids, expert_ids, position_in_queue(expert_ids, routing.num_experts))
     zeros = operands.x.new_zeros(len(x), len(permutation.counts), max(permutation.counts))
     dispatch = zeros.index_put(index, zeros.new_ones(()))
     combine = zeros.index_put(index, routing.weights[permutation.assignments].to(zeros.dtype))

@@ -23,7 +23,7 @@ SCORES = ("val_bpb", "val_loss", "vs_baseline")
 
 def latex_text(table: ReportTable) -> str:
     """Returns a table environment as wide as a page, with as many columns as fit. It needs \\usepackage{booktabs}."""
-    columns = table.columns if table.names else _chosen(table)
+    columns = table.columns if table.names else _fitting_columns(table)
     missing = [sanitise(column.heading) for column in table.columns if column not in columns]
     lines = ["% made by moe report; needs \\usepackage{booktabs}"]
     if missing:
@@ -46,7 +46,7 @@ def latex_text(table: ReportTable) -> str:
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
 
 
-def _chosen(table: ReportTable) -> list[Column]:
+def _fitting_columns(table: ReportTable) -> list[Column]:
     """Returns the columns that fit, without the verdict. The caption says that an interval is for one comparison."""
     shown = [column for column in table.columns if column.name != "verdict"]
     return columns_within(shown, table.rows, PAPER_WIDTH)
