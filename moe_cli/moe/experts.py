@@ -102,11 +102,11 @@ class Experts(nn.Module):
         self.num_experts = len(self.w_in)
 
     def forward_one(
-        self, expert: int, x: Float[Tensor, "T D_in"], mask: Tensor | None = None
+        self, expert: int, x: Float[Tensor, "T D_in"], dropout_mask: Tensor | None = None
     ) -> Float[Tensor, "T D_out"]:
-        """Computes the output of one expert, with its hidden values multiplied by `mask` [T, F]."""
+        """Computes the output of one expert, with its hidden values multiplied by `dropout_mask` [T, F]."""
         act = expert_activation(F.linear(x, self.w_in[expert]), self.ffn_type, self.activation)
-        return F.linear(act if mask is None else act * mask, self.w_out[expert])
+        return F.linear(act if dropout_mask is None else act * dropout_mask, self.w_out[expert])
 
     def sample_dropout_mask(self, num_assignments: int) -> Float[Tensor, "A F"] | None:
         """Samples inverted dropout of the hidden values: 0 or 1 / (1 - dropout). Returns None without dropout."""

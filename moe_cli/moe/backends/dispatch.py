@@ -1,7 +1,7 @@
 """The back ends that compute the experts of a routing, and the choice of `auto`.
 
-A back end maps (experts, x, routing, mask) to y. `reference` is the slow definition, which the others must equal. The
-mask multiplies the hidden values of every assignment: dropout inside the experts.
+A back end maps (experts, x, routing, dropout_mask) to y. `reference` is the slow definition, which the others must
+equal. The mask multiplies the hidden values of every assignment: it holds 0, or 1 / (1 - p) for a value that is kept.
 T tokens, A assignments, R kept assignments (rows), E experts, D widths, F hidden width, H = 2F (gated) or F.
 """
 
@@ -36,7 +36,7 @@ MAX_ROWS_GROUPED_MM_CPU = 32
 
 
 def reference(
-    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
+    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, dropout_mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
     """Computes one assignment at a time: y_t = sum of weight * expert(x_t) over the kept assignments of token t.
 
@@ -46,7 +46,8 @@ def reference(
     for a in range(len(routing.token_ids)):
         if routing.kept[a]:
             token, expert = int(routing.token_ids[a]), int(routing.expert_ids[a])
-            output = experts.forward_one(expert, x[token : token + 1], None if mask is None else mask[a])[0]
+            factors = None if dropout_mask is None else dropout_mask[a]
+            output = experts.forward_one(expert, x[token : token + 1], factors)[0]
             rows[token].append(routing.weights[a].to(output.dtype) * output)
     zeros = x.new_zeros(experts.w_out.shape[1])
     sums = [torch.stack(row).sum(0) if row else zeros for row in rows]
@@ -54,7 +55,7 @@ def reference(
 
 
 def grouped_mm(
-    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
+    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, dropout_mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
     """Sorts rows by expert and uses torch's grouped matrix product, which is fast on a GPU.
 
@@ -78,9 +79,9 @@ def grouped_mm(
     inputs = sorted_inputs(permutation, operands.x, len(routing.weights))
     pre = F.grouped_mm(inputs, operands.w_in.transpose(1, 2), offs=ends)
     act = expert_activation(pre, experts.ffn_type, experts.activation)
-    if mask is not None:
-        mask = F.pad(mask, (0, act.shape[1] - mask.shape[1]))
-        act = act * row_masks(permutation, mask).to(act.dtype)
+    if dropout_mask is not None:
+        dropout_mask = F.pad(dropout_mask, (0, act.shape[1] - dropout_mask.shape[1]))
+        act = act * row_masks(permutation, dropout_mask).to(act.dtype)
     outputs = F.grouped_mm(act, operands.w_out.transpose(1, 2), offs=ends)
     return add_to_tokens(permutation, outputs, routing.weights, len(x))
 
@@ -150,16 +151,16 @@ def choose_backend(query: BackendQuery) -> str:
 
 
 def auto(
-    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
+    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, dropout_mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
     """Runs the back end that `choose_backend` names."""
     query = backend_query(experts, operand_dtype(x), len(routing.expert_ids) / experts.num_experts)
-    return BACKENDS[choose_backend(query)](experts, x, routing, mask)
+    return BACKENDS[choose_backend(query)](experts, x, routing, dropout_mask)
 
 
 @runtime_checkable
 class Backend(Protocol):
-    def __call__(self, experts: Experts, x: Tensor, routing: Routing, mask: Tensor | None = None) -> Tensor: ...
+    def __call__(self, experts: Experts, x: Tensor, routing: Routing, dropout_mask: Tensor | None = None) -> Tensor: ...
 
 
 BACKENDS: dict[str, Backend] = {

@@ -32,7 +32,7 @@ CHUNK_ROWS = 512
 
 
 def loop(
-    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
+    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, dropout_mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
     """Sorts rows by expert and computes one matrix product per expert: fast on a CPU, correct on any device.
 
@@ -50,7 +50,7 @@ def loop(
             routing.kept,
             operands.w_in,
             operands.w_out,
-            mask,
+            dropout_mask,
             experts.ffn_type,
             experts.activation,
         )[0]
@@ -59,7 +59,7 @@ def loop(
         routing.weights,
         operands.w_in,
         operands.w_out,
-        mask,
+        dropout_mask,
         pad_rows(permutation_of(routing), row_multiple(operands.x), len(routing.weights)),
         (experts.ffn_type, experts.activation),
     )
@@ -88,7 +88,7 @@ class SavedForBackward:
 
     Attributes:
         pre: the first product, in its first R rows.
-        mask: factors of the hidden values; None means 1.
+        dropout_mask: factors of the hidden values; None means 1.
     """
 
     x: Float[Tensor, "T D_in"]
@@ -96,15 +96,15 @@ class SavedForBackward:
     w_in: Float[Tensor, "E H D_in"]
     w_out: Float[Tensor, "E D_out F"]
     pre: Float[Tensor, "_ H"]
-    mask: Float[Tensor, "A F"] | None
+    dropout_mask: Float[Tensor, "A F"] | None
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.x, self.weights, self.w_in, self.w_out, self.pre, self.mask
+        return self.x, self.weights, self.w_in, self.w_out, self.pre, self.dropout_mask
 
-    def apply_mask_(self, values: Float[Tensor, "N F"], permutation: Permutation, rows: slice) -> Float[Tensor, "N F"]:
-        """Multiplies the values of these rows by their mask, in place, and returns them."""
-        return values if self.mask is None else values.mul_(row_masks(permutation, self.mask, rows))
+    def drop_(self, values: Float[Tensor, "N F"], permutation: Permutation, rows: slice) -> Float[Tensor, "N F"]:
+        """Multiplies the values of these rows by their dropout masks, in place, and returns them."""
+        return values if self.dropout_mask is None else values.mul_(row_masks(permutation, self.dropout_mask, rows))
 
 
 def _forward(
@@ -118,7 +118,7 @@ def _forward(
         counts = permutation.counts[experts.start : experts.stop]
         for e, source, target in zip(experts, inputs[rows].split(counts), pre[rows].split(counts), strict=True):
             torch.mm(source, w_in_t[e], out=target)
-        act = saved.apply_mask_(expert_activation(pre[rows], ffn_type, activation), permutation, rows)
+        act = saved.drop_(expert_activation(pre[rows], ffn_type, activation), permutation, rows)
         for e, source, target in zip(experts, act.split(counts), outputs[rows].split(counts), strict=True):
             torch.mm(source, w_out_t[e], out=target)
     return sum_by_token(permutation, outputs, row_weights(permutation, saved.weights).to(outputs.dtype))
@@ -140,10 +140,10 @@ def _backward(
         grad_hidden = pre.new_empty(rows.stop - rows.start, w_out.shape[2])
         for e, source, target in zip(experts, grads[rows].split(counts), grad_hidden.split(counts), strict=True):
             torch.mm(source, w_out[e], out=target)
-        saved.apply_mask_(grad_hidden, permutation, rows)
+        saved.drop_(grad_hidden, permutation, rows)
         act = expert_activation(pre[rows], ffn_type, activation)
         grad_weights_of_rows[rows] = (grad_hidden * act).sum(1, dtype=weights.dtype)
-        saved.apply_mask_(act, permutation, rows).mul_(scale[rows])
+        saved.drop_(act, permutation, rows).mul_(scale[rows])
         grad_pre = expert_activation_backward(grad_hidden.mul_(scale[rows]), pre[rows], ffn_type, activation)
         split = zip(
             experts,
@@ -174,11 +174,12 @@ class _ExpertsLoop(torch.autograd.Function):
         weights: Tensor,
         w_in: Tensor,
         w_out: Tensor,
-        mask: Tensor | None,
+        dropout_mask: Tensor | None,
         permutation: Permutation,
         ffn_type_and_activation: tuple[str, str],
     ) -> Tensor:
-        saved = SavedForBackward(x, weights, w_in, w_out, x.new_empty(len(permutation.token_ids), w_in.shape[1]), mask)
+        pre = x.new_empty(len(permutation.token_ids), w_in.shape[1])
+        saved = SavedForBackward(x, weights, w_in, w_out, pre, dropout_mask)
         # From the list and on the CPU, so that the backward pass does not wait for a GPU again.
         ctx.rows_per_expert, ctx.ffn_type_and_activation = torch.tensor(permutation.counts), ffn_type_and_activation
         ctx.is_padded = permutation.is_padded
@@ -207,7 +208,7 @@ def _new_pre(x: Tensor, num_assignments: int, w_in: Tensor) -> Float[Tensor, "_ 
     "moe_cli::experts_loop",
     mutates_args=(),
     schema="(Tensor x, Tensor token_ids, Tensor expert_ids, Tensor weights, Tensor kept, Tensor w_in, Tensor w_out, "
-    "Tensor? mask, str ffn_type, str activation) -> (Tensor, Tensor)",
+    "Tensor? dropout_mask, str ffn_type, str activation) -> (Tensor, Tensor)",
 )
 def experts_loop_op(  # noqa: PLR0913  (an operator takes tensors one by one)
     x: Tensor,
@@ -217,21 +218,22 @@ def experts_loop_op(  # noqa: PLR0913  (an operator takes tensors one by one)
     kept: Tensor,
     w_in: Tensor,
     w_out: Tensor,
-    mask: Tensor | None,
+    dropout_mask: Tensor | None,
     ffn_type: str,
     activation: str,
 ) -> tuple[Tensor, Tensor]:
     permutation = build_permutation(token_ids, expert_ids, kept, (len(x), len(w_in)))
     permutation = pad_rows(permutation, row_multiple(x), len(weights))
     pre = _new_pre(x, len(expert_ids), w_in)
-    return _forward(SavedForBackward(x, weights, w_in, w_out, pre, mask), permutation, ffn_type, activation), pre
+    saved = SavedForBackward(x, weights, w_in, w_out, pre, dropout_mask)
+    return _forward(saved, permutation, ffn_type, activation), pre
 
 
 @torch.library.custom_op(
     "moe_cli::experts_loop_backward",
     mutates_args=(),
     schema="(Tensor grad_y, Tensor x, Tensor token_ids, Tensor expert_ids, Tensor weights, Tensor kept, Tensor w_in, "
-    "Tensor w_out, Tensor? mask, Tensor pre, str ffn_type, str activation) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor w_out, Tensor? dropout_mask, Tensor pre, str ffn_type, str activation) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _compiled_backward(  # noqa: PLR0913  (an operator takes tensors one by one)
     grad_y: Tensor,
@@ -242,14 +244,15 @@ def _compiled_backward(  # noqa: PLR0913  (an operator takes tensors one by one)
     kept: Tensor,
     w_in: Tensor,
     w_out: Tensor,
-    mask: Tensor | None,
+    dropout_mask: Tensor | None,
     pre: Tensor,
     ffn_type: str,
     activation: str,
 ) -> tuple[Tensor, ...]:
     permutation = build_permutation(token_ids, expert_ids, kept, (len(x), len(w_in)))
     permutation = pad_rows(permutation, row_multiple(x), len(weights))
-    return _backward(grad_y, SavedForBackward(x, weights, w_in, w_out, pre, mask), permutation, ffn_type, activation)
+    saved = SavedForBackward(x, weights, w_in, w_out, pre, dropout_mask)
+    return _backward(grad_y, saved, permutation, ffn_type, activation)
 
 
 @experts_loop_op.register_fake

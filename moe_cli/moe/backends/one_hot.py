@@ -14,7 +14,7 @@ from moe_cli.moe.routing import Routing, position_in_queue
 
 
 def einsum(
-    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, mask: Float[Tensor, "A F"] | None = None
+    experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, dropout_mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
     """Dispatches and combines by one-hot tensors [T, E, C]: algorithm 1 of GShard, arXiv:2006.16668.
 
@@ -33,7 +33,7 @@ def einsum(
     act = expert_activation(
         torch.einsum("ecd,ehd->ech", dispatched, operands.w_in), experts.ffn_type, experts.activation
     )
-    if mask is not None:
-        act = act * torch.zeros_like(act).index_put(index[1:], mask[permutation.assignments].to(act.dtype))
+    if dropout_mask is not None:
+        act = act * torch.zeros_like(act).index_put(index[1:], dropout_mask[permutation.assignments].to(act.dtype))
     outputs = torch.einsum("ecf,edf->ecd", act, operands.w_out)
     return torch.einsum("tec,ecd->td", combine, outputs)
