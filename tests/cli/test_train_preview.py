@@ -107,7 +107,7 @@ def test_a_dry_run_imports_no_torch(settings: list[str], tmp_path: Path) -> None
     ("decided", "expected"), [(None, "on 1 thread in float32"), ("bfloat16", "on 1 thread in bfloat16")]
 )
 def test_the_plan_names_the_precision(text_file: Path, tmp_path: Path, decided: str | None, expected: str) -> None:
-    """What auto decides on this machine, or what a run that continues decided at its start."""
+    """The decision of auto on this machine, or that of a run that continues, at its start."""
     pipe = io.StringIO()
     (plan,) = estimate_runs([tiny_config(text_file, train={"device": "cpu"})], tmp_path, 1e9)
     print_estimate(Console(file=pipe), plan, None, precision=decided)
