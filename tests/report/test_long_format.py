@@ -24,12 +24,12 @@ def layer_record(step: int, layer: int, asked: list[Any], **more: Any) -> dict[s
 
 
 def test_a_real_runs_frames_are_its_files(finished: Run) -> None:
-    """The frames of a trained run hold every number of metrics.jsonl and the loads of routing.jsonl."""
+    """The frames of a trained run hold every number of metrics.jsonl, flags apart, and the loads of routing.jsonl."""
     written = {
         (record["step"], key): value
         for record in finished.metrics()
         for key, value in record.items()
-        if key not in ("step", "tokens")
+        if key not in ("step", "tokens", "final")
     }
     curves = load_curves(finished)
     assert written == dict(zip(zip(curves["step"], curves["metric"], strict=True), curves["value"], strict=True))

@@ -235,7 +235,7 @@ def test_an_executor_can_be_named_in_python(outputs: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", "")
     with pytest.raises(MoeError, match="executor=slurm needs Slurm's commands"):
         sweep(["data=text", "data.path=words.txt", *TINY], outputs=outputs, name="a", executor="slurm")
-    with pytest.raises(MoeError, match="executor=ray and --executor slurm both choose"):
+    with pytest.raises(MoeError, match="executor=ray and --executor slurm both name an executor"):
         sweep([*TINY, "executor=ray"], outputs=outputs, executor="slurm")
 
 
