@@ -64,7 +64,7 @@ BASES: dict[str, dict[str, Any]] = {
     "gpt adamw": {**GPT, "optim": "adamw", "optim.schedule": "cosine"},
     "gpt sgd": {**GPT, "optim": "sgd", "optim.schedule": "constant"},
     "gpt no decay": {**GPT, "optim.decay_fraction": 0.0},
-    "gpt many experts": {**GPT, "expert": 32, "k": 1, "model.context_length": 8, "train.batch_size": 4},
+    "gpt many experts": {**GPT, "optim.expert_period": 1, "expert": 32, "k": 1, "model.context_length": 8, "train.batch_size": 4},
     "gpt bpe": {**GPT, "data.tokenizer": "bpe", "data.bpe_vocab": 280},
     "gpt jsonl": {**GPT, "data.path": "JSONL"},
     "gpt tokens": {**OTHER_DATA, "data": "tokens", "data.path": "TOKENS", "data.vocab_size": 60,

@@ -27,6 +27,7 @@ from moe_cli.training.trainer import Trainer
 from tests.tiny import tiny_config
 from tests.training.test_trainer import make_training
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 STEPS = 1000
 JUDGED = 50
 RECOVERED = 0.6
