@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_cli.config.folders import find_user_conf
+from moe_cli.costs.processor import cpu_has_bfloat16
 from moe_cli.execution.machine import (
     available_memory_bytes,
     busy_cores,
@@ -20,7 +21,6 @@ from moe_cli.execution.machine import (
     visible_gpus,
 )
 from moe_cli.execution.memory import PROCESS_BYTES
-from moe_cli.execution.precision import cpu_has_bfloat16
 from moe_cli.files.writing import write_failure_hint
 from moe_cli.formatting import format_bytes, plural, sanitise
 from moe_cli.loggers.logging_recorder import is_installed

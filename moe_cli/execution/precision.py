@@ -1,20 +1,16 @@
 """Decision which precision `train.precision=auto` is: by the device and, on a CPU, by the model. Without torch."""
 
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from moe_cli.config.layer_costs import assignments_per_token
 from moe_cli.config.model import TransformerConfig
 from moe_cli.config.schema import RunConfig
+from moe_cli.costs.processor import cpu_has_bfloat16
 from moe_cli.execution.machine import visible_gpus
 
 # The smallest sizes at which `auto` is bfloat16 on a CPU that multiplies it, see `cpu_precision`: width of the model,
 # width of an expert, and rows per expert.
 MIN_D_MODEL, MIN_D_EXPERT, MIN_ROWS = 256, 128, 128
-CPU_INFO = Path("/proc/cpuinfo")
-# Instructions that multiply bfloat16, by the names that Linux gives them.
-BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 def decide_precision(config: RunConfig, device: Any) -> str:
@@ -52,13 +48,3 @@ def is_faster_in_bfloat16(config: RunConfig) -> bool:
         return model.d_model >= MIN_D_MODEL and rows >= MIN_ROWS
     rows *= assignments_per_token(config) / config.expert
     return model.d_model >= MIN_D_MODEL and (model.d_expert or 0) >= MIN_D_EXPERT and rows >= MIN_ROWS
-
-
-@cache
-def cpu_has_bfloat16() -> bool:
-    """Returns whether the processor multiplies bfloat16; False where the system does not tell (not Linux)."""
-    try:
-        lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    return any(line.startswith("flags") and BFLOAT16_FLAGS & set(line.split()) for line in lines)

@@ -7,7 +7,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.optim.adamw import adamw
 
 from moe_cli.config.layer_costs import NEWTON_SCHULZ_STEPS
 from moe_cli.config.schema import AdamConfig, AdamWConfig, MuonConfig, OptimConfig, SGDConfig
+from moe_cli.costs.processor import cpu_has_bfloat16
 from moe_cli.distributed.collectives import rank, world_size
 from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.training.schedule import schedule
@@ -50,14 +50,8 @@ def orthogonalise(matrices: Float[Tensor, "N R C"], steps: int = NEWTON_SCHULZ_S
 
 def _product_dtype(x: Tensor) -> torch.dtype:
     """Returns bfloat16 for float32 matrices if the device multiplies it, which takes a third of the time."""
-    has_bfloat16 = x.is_cuda or _cpu_has_bfloat16()
+    has_bfloat16 = x.is_cuda or cpu_has_bfloat16()
     return torch.bfloat16 if has_bfloat16 and x.dtype == torch.float32 else x.dtype
-
-
-@cache
-def _cpu_has_bfloat16() -> bool:
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16"))
 
 
 # The experts of each stacked parameter that a step updates, in ascending order. Without an entry all are updated.

@@ -13,8 +13,8 @@ from moe_cli.cli.evaluate import _evaluate
 from moe_cli.config.compose import load_config
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import EvalConfig, RunConfig, TrainConfig
+from moe_cli.costs.processor import cpu_has_bfloat16
 from moe_cli.errors import CheckpointError
-from moe_cli.execution import precision as precision_of
 from moe_cli.execution.precision import decide_precision, planned_precision
 from moe_cli.execution.run import run_one
 from moe_cli.execution.trained_model import load_trained
@@ -33,10 +33,10 @@ def test_a_processor_names_its_bfloat16_instructions(
 ) -> None:
     """AVX-512 BF16 and AMX multiply bfloat16; a system without the list of flags has none."""
     file = tmp_path / "cpuinfo"
-    monkeypatch.setattr("moe_cli.execution.precision.CPU_INFO", file)
-    assert not precision_of.cpu_has_bfloat16.__wrapped__()
+    monkeypatch.setattr("moe_cli.costs.processor.CPU_INFO", file)
+    assert not cpu_has_bfloat16.__wrapped__()
     file.write_text(f"processor : 0\n{cpuinfo}\n")
-    assert expected == precision_of.cpu_has_bfloat16.__wrapped__()
+    assert expected == cpu_has_bfloat16.__wrapped__()
 
 
 @pytest.mark.parametrize(
