@@ -132,6 +132,18 @@ def test_figures_show_every_configuration(outputs: Path, tmp_path: Path, ending:
     assert content == file.read_bytes()
 
 
+@pytest.mark.parametrize("factor", [2, 300])
+def test_ticks_of_a_logarithmic_axis_are_counts(tmp_path: Path, factor: int) -> None:
+    """Ticks are 4M or 1G, within a power of ten and over several; no tick is the source text of a formula."""
+    pytest.importorskip("matplotlib")
+    for expert, flops in ((1, 4e6), (8, factor * 4e6)):
+        complete(tmp_path / "o", 1.7, "s", {"flops_per_token": flops}, expert=expert)
+    assert 0 == report(tmp_path / "o", "-o", tmp_path / "r.svg").exit_code
+    text = "".join(ET.fromstring((tmp_path / "r.svg").read_bytes()).itertext())
+    assert "mathdefault" not in text
+    assert "10M" in text or "6M" in text
+
+
 def test_hostile_names_are_drawn_as_text(tmp_path: Path) -> None:
     """Dollar signs are no mathematics, brackets no markup."""
     pytest.importorskip("matplotlib")

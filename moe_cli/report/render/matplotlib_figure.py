@@ -83,20 +83,27 @@ def _points(axes: "Axes", table: ReportTable, rows: Sequence[Configuration], sco
         axes.set_xlabel("sparsity, 1 - k / experts")
         return
     axes.set_xlabel("training FLOP per token")
-    _count_in_thousands(axes)
     there = [place for place in places if place]
     if there and max(there) > 1.5 * min(there):
         axes.set_xscale("log")
+    _count_in_thousands(axes, minor=bool(there) and max(there) < 10 * min(there))
     for front in _fronts([row for row in rows if row.get(name)], name, score):
         axes.plot([x for x, _ in front], [y for _, y in front], "--", color="0.3", linewidth=1, zorder=0)
         axes.set_xlabel("training FLOP per token; dashed: Pareto front")
 
 
-def _count_in_thousands(axes: "Axes") -> None:
-    """Writes 1.2M: a power of ten at the end of the axis would cover its name."""
-    from matplotlib.ticker import EngFormatter
+def _count_in_thousands(axes: "Axes", minor: bool = False) -> None:
+    """Writes 1.2M: a power of ten at the end of the axis would cover its name, and formulas are not drawn.
+
+    It must follow the choice of a scale, which brings formatters of its own.
+
+    Args:
+        minor: whether minor ticks have labels too, for an axis of less than a power of ten.
+    """
+    from matplotlib.ticker import EngFormatter, NullFormatter
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(EngFormatter(sep="") if minor else NullFormatter())
 
 
 def _fronts(rows: Sequence[Configuration], name: str, score: str) -> list[list[tuple[float, float]]]:
