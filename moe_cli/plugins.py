@@ -139,8 +139,8 @@ def use_files(paths: Sequence[Path]) -> None:
     for path in paths:
         if path.suffix != ".py" or not path.is_file():
             raise ConfigError(f"--plugin {path} is not a Python file. An installed plug-in needs no option.")
-    given = [str(path.resolve()) for path in paths]
-    os.environ[FILES_VARIABLE] = os.pathsep.join(dict.fromkeys([*_files(), *given]))
+    absolute = [str(path.resolve()) for path in paths]
+    os.environ[FILES_VARIABLE] = os.pathsep.join(dict.fromkeys([*_files(), *absolute]))
 
 
 def names(group: str) -> list[str]:

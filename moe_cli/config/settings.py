@@ -147,8 +147,10 @@ class Settings:
         return read_choice(cls.group, name)
 
 
-class PluginSettings(Settings):
-    """Base of the settings that a plug-in brings, whose defaults are in the plug-in's own yaml."""
+class PluginSettings:
+    """First base of settings that a plug-in brings, whose defaults are in the plug-in's own yaml."""
+
+    group: ClassVar[str]
 
     @classmethod
     def from_conf(cls, name: str) -> dict[str, Any]:
