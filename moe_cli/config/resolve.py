@@ -99,8 +99,8 @@ def _with_attention(model: Transformer, notes: Notes) -> Transformer:
         notes.ignored(reason, "model.q_lora_rank", "model.qk_rope_head_dim")
         model = replace_unchecked(model, q_lora_rank=None, qk_rope_head_dim=None)
     else:
-        ignored = ("model.num_kv_heads", "model.qk_norm", "model.qkv_bias")
-        notes.ignored("model.kv_lora_rank is latent attention", *ignored)
+        reason = "model.kv_lora_rank is latent attention"
+        notes.ignored(reason, "model.num_kv_heads", "model.qk_norm", "model.qkv_bias")
         model = replace_unchecked(
             model,
             num_kv_heads=num_heads,

@@ -162,8 +162,7 @@ class Attention(nn.Module):
         self.widths = [heads * model.d_head for heads in (model.num_heads, model.num_kv_heads, model.num_kv_heads)]
         self.qk_norm, self.qk_norm_weights = model.qk_norm, model.qk_norm_weights
         self.norm_eps = model.norm_eps
-        norms = {"none": [], "head": [model.d_head] * 2, "full": self.widths[:2]}[model.qk_norm_weights]
-        self.q_norm, self.k_norm = (nn.RMSNorm(width, model.norm_eps) for width in norms) if norms else (None, None)
+        self.q_norm, self.k_norm = (_qk_norm(model, width) for width in self.widths[:2])
         self.dropout = attention_dropout(model)
         self.causal = model.causal
         self.qkv = nn.Linear(model.d_model, sum(self.widths), bias=model.qkv_bias)
@@ -202,6 +201,14 @@ class Attention(nn.Module):
         if self.q_norm is None or self.k_norm is None:
             return F.rms_norm(q, q.shape[-1:], eps=self.norm_eps), F.rms_norm(k, k.shape[-1:], eps=self.norm_eps)
         return _normalise(self.q_norm, q), _normalise(self.k_norm, k)
+
+
+def _qk_norm(model: TransformerConfig, width: int) -> nn.RMSNorm | None:
+    """Builds the norm, with weights, of queries or keys of a width over all heads; None without weights."""
+    if model.qk_norm_weights == "none":
+        return None
+    assert model.d_head
+    return nn.RMSNorm(model.d_head if model.qk_norm_weights == "head" else width, model.norm_eps)
 
 
 def _normalise(norm: nn.RMSNorm, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
