@@ -147,19 +147,21 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
     width, layers, heads = model.d_model, model.num_layers, model.num_heads or 1
     shapes = _attention_shapes(model)
     queries, keys, outputs = _attention_widths(model)
-    norms = (2 * layers + 1) * width + layers * _latent_width(model)
+    norms = (2 * layers + 1) * width + layers * (_latent_width(model) + _qk_norm_width(model))
+    biases = layers * (queries + 2 * keys) if model.qkv_bias else 0
     positions = model.context_length * width if model.position_encoding == "learned" else 0
     head = vocab_size * width
     products = layers * sum(rows * columns for rows, columns in shapes)
     norm = 3 * width + 1 if model.norm == "rms" else 2 * width + 2
     attention = queries + 2 * keys + 2 * outputs + (queries + keys if model.position_encoding == "rope" else 0)
     attention += heads * (3 if model.qk_norm else 1)
+    attention += queries + keys if model.qk_norm_weights != "none" else 0
     if model.kv_lora_rank:
         attention = (
             2 * queries + keys + 4 * outputs + heads + 3 * _latent_width(model) + 2 + 2 * (model.qk_rope_head_dim or 0)
         )
     return Backbone(
-        num_params=products + norms + positions + head * (1 if model.tie_embeddings else 2),
+        num_params=products + norms + biases + positions + head * (1 if model.tie_embeddings else 2),
         matmul_params=products + head,
         flops_per_token=layers * 2 * model.context_length * (queries + outputs),
         saved_values_per_token=FLOATS_PER_INT64 + layers * (2 * norm + attention) + norm,
@@ -190,6 +192,12 @@ def _attention_shapes(model: TransformerConfig) -> list[tuple[int, int]]:
         (width, outputs),
     ]
     return shapes if model.q_lora_rank is None else [(model.q_lora_rank, width), *shapes]
+
+
+def _qk_norm_width(model: TransformerConfig) -> int:
+    """Returns the number of trained weights of the norms of queries and keys of one attention layer."""
+    queries, keys, _ = _attention_widths(model)
+    return {"none": 0, "head": 2 * (model.d_head or 0), "full": queries + keys}[model.qk_norm_weights]
 
 
 def _latent_width(model: TransformerConfig) -> int:
