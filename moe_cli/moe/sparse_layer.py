@@ -126,7 +126,7 @@ class SparseLayer(nn.Module):
         backend = BACKENDS[self.dispatch]
         if self.expert_group is not None:
             return expert_parallel_forward(self.experts, tokens, routing, self.expert_group, backend)
-        return backend(self.experts, tokens, routing, self.experts.sample_dropout_mask(len(routing.expert_ids)))
+        return backend(self.experts, tokens, routing, self.experts.sample_dropout_mask(routing.expert_ids.shape[0]))
 
     def add_shared(self, y: Float[Tensor, "T D"], tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         """Adds the output of the shared experts, if the layer has any."""
