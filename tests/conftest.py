@@ -4,6 +4,7 @@ import gc
 import os
 import random
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ CHECKED = ("moe", "models", "tasks", "training")
 install_shape_checks([f"moe_cli.{package}" for package in CHECKED])
 MEMORY = "/dev/shm"
 torch.set_num_threads(1)
+# Some machines forbid Python to keep compiled modules: then each of hundreds of processes would compile the whole package.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Workers of pytest-xdist are given a width, which a test that writes to no terminal has not.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)

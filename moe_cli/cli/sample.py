@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import SAMPLING, Checkpoint, Outputs, RunName, check_text, option, trained_run
+from moe_cli.cli.options import SAMPLING, Checkpoint, Outputs, PluginFiles, RunName, check_text, option, trained_run
 from moe_cli.cli.terminal import echo
 from moe_cli.config.bounds import SAMPLE_TOKENS, TOP_K
 from moe_cli.formatting import plural
@@ -47,6 +47,7 @@ def sample(  # noqa: PLR0913  (an option each)
     seed: Seed = 0,
     checkpoint: Checkpoint = "latest",
     outputs: Outputs = None,
+    plugin: PluginFiles = None,
 ) -> None:
     """Write text with a trained model.
 

@@ -15,6 +15,7 @@ from moe_cli.cli.options import (
     ForceMemory,
     Outputs,
     Overrides,
+    PluginFiles,
     interruptible,
     option,
     print_json,
@@ -48,6 +49,7 @@ def train(  # noqa: PLR0913  (an argument for each option)
     force_memory: ForceMemory = False,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
+    plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Train one model and evaluate it.

@@ -17,7 +17,8 @@ from moe_cli.config.build import flatten_dict, options_of
 from moe_cli.config.compose import Composer
 from moe_cli.config.folders import GROUPS
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.settings import Limits, packaged_conf
+from moe_cli.config.settings import Limits, PluginSettings, packaged_conf
+from moe_cli.plugins import names
 
 SETTING = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:#(?P<comment>.*))?$")
 TYPE_NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
@@ -187,6 +188,12 @@ def json_schema() -> dict[str, Any]:
         else:
             line = settings_by_choice("")[""][field.name]
             properties[field.name] = _value_schema(hint, field.metadata["limits"], line)
+    by_name = {"type": "object", "additionalProperties": {"type": "string"}}
+    properties["plugins"] = {
+        "type": "object",
+        "additionalProperties": by_name,
+        "description": "distributions of the plug-ins, by group and name",
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Configuration of a run of moe",
@@ -210,10 +217,12 @@ def _class_schemas(group: str, cls: Any) -> list[dict[str, Any]]:
     """Returns a schema for each name of a class, with the comments and defaults of that choice."""
     if cls is CombinedBalance:
         return [_combination_schema(group)]
+    if issubclass(cls, PluginSettings):  # the settings are known to the plug-ins only, which are not imported
+        found = names(group)
+        return [{"type": "object", "required": ["name"], "properties": {"name": {"enum": found}}}] if found else []
     by_choice = settings_by_choice(group)
-    names = get_args(get_type_hints(cls).get("name")) or (None,)
     schemas = []
-    for name in names:
+    for name in get_args(get_type_hints(cls).get("name")) or (None,):
         lines = by_choice[name or ("default" if group in GROUPS else "")]
         settings = _settings_schemas(cls, lines)
         name_schema = {"name": {"const": name}} if name else {}

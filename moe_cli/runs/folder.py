@@ -43,6 +43,7 @@ from moe_cli.files.writing import (
     write_json,
     write_text,
 )
+from moe_cli.plugins import not_imported
 from moe_cli.runs.locks import is_locked, lock
 
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
@@ -117,7 +118,8 @@ class Run:
         if not named or not values or digest_of(values) == named:
             return True
         try:
-            digest = from_dict(values).digest
+            with not_imported():
+                digest = from_dict(values).digest
         except (ConfigError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
             note_unreadable(self.path, f"has a config.json that is no configuration: {str(error)[:120]}", "changed")
             return False
