@@ -16,6 +16,7 @@ from moe_cli.exchange.tensors import their_tensors
 from moe_cli.exchange.tokenizer import generation_config, tokenizer_config, tokenizer_json
 from moe_cli.execution.data import check_same_data, load_data_read_only
 from moe_cli.files.tensor_file import TensorFile, Values
+from moe_cli.files.writing import make_folder, write_text
 from moe_cli.runs.folder import Run
 
 if TYPE_CHECKING:
@@ -84,19 +85,22 @@ def export_run(
             done += number
             on_bytes(done, total)
 
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         written = files.write_weights(folder, tensors, shard_bytes, report)
     vocab_size = shapes["embedding.weight"][0]
     described = to_their_config(config, family, vocab_size)
     contents: dict[str, Any] = {files.CONFIG: described, "generation_config.json": generation_config(tokenizer)}
+    texts: dict[str, str] = {}
     if tokenizer is not None:
         contents["tokenizer_config.json"] = tokenizer_config(config.model.context_length)
-    written += [files.write_json(folder / name, content) for name, content in contents.items()]
+    written += [files.write_object(folder / name, content) for name, content in contents.items()]
     if tokenizer is not None:
-        written.append(files.write_text(folder / files.TOKENIZER, tokenizer_json(tokenizer)))
+        texts[files.TOKENIZER] = tokenizer_json(tokenizer)
     step = checkpoint.state["step"]
-    card = model_card(run, config, step, family.title, tokenizer is not None)
-    written.append(files.write_text(folder / "README.md", card))
+    texts["README.md"] = model_card(run, config, step, family.title, tokenizer is not None)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+        written.append(folder / name)
     return Export(run.id, step, folder, family.architecture, total, tuple(written), tokenizer is not None)
 
 

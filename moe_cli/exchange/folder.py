@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,15 @@ from moe_cli.errors import ConfigError
 from moe_cli.exchange.tensors import Shards
 from moe_cli.files.reading import Unreadable, parse_object, read_bytes
 from moe_cli.files.tensor_file import NewTensor, TensorFile, write_tensors
-from moe_cli.files.writing import is_inside_outputs
+from moe_cli.files.writing import delete, is_inside_outputs, replaced, write_text
 from moe_cli.formatting import sanitise
 
 CONFIG, TOKENIZER, WEIGHTS, INDEX = "config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"
 # The largest part of the weights in one file.
 SHARD_BYTES = 4 * 10**9
 MAX_SHARDS, MAX_INDEX_BYTES = 512, 2**26
-# Endings of files of weights that may execute code when they are read, or that are not read here.
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Endings of files of weights that may execute code when they are read.
+UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SHARD = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors")
 _OURS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
@@ -94,10 +94,10 @@ def _weight_map(index: dict[str, Any]) -> dict[str, str]:
 
 
 def _no_weights(folder: Path, name: str) -> ConfigError:
-    pickles = sorted(entry.name for entry in folder.iterdir() if entry.suffix in PICKLES)
-    if pickles:
+    unsafe = sorted(entry.name for entry in folder.iterdir() if entry.suffix in UNSAFE)
+    if unsafe:
         return ConfigError(
-            f"{sanitise(str(folder))} has {sanitise(pickles[0])}, whose format can execute code when it is read, and "
+            f"{sanitise(str(folder))} has {sanitise(unsafe[0])}, whose format can execute code when it is read, and "
             f"no {name}.\nSave the model as safetensors where you trust it: model.save_pretrained(FOLDER)"
         )
     return ConfigError(f"{sanitise(str(folder))} has no {name}.")
@@ -128,10 +128,10 @@ def write_weights(
     if len(shards) > 1:
         place = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         total = {"total_size": sum(tensor.num_bytes for tensor in tensors)}
-        written.append(write_json(folder / INDEX, {"metadata": total, "weight_map": place}))
+        written.append(write_object(folder / INDEX, {"metadata": total, "weight_map": place}))
     for entry in folder.iterdir():  # of an earlier export
         if _OURS.fullmatch(entry.name) and entry not in written:
-            entry.unlink()
+            delete(entry)
     return written
 
 
@@ -148,28 +148,6 @@ def split(tensors: Sequence[NewTensor], shard_bytes: int) -> list[list[NewTensor
     return shards
 
 
-def write_json(path: Path, content: Any) -> Path:
-    return write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Replaces a file as a whole; returns its path."""
-    with replaced(path) as file:
-        file.write(text.encode())
+def write_object(path: Path, content: Any) -> Path:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return path
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[Any]:
-    """Opens a new file that takes the place of `path`, or of a link there, at the end; deleted after an error."""
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise

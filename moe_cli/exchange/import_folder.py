@@ -23,7 +23,7 @@ from moe_cli.exchange.tensors import our_tensors
 from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.execution.machine import describe_environment
 from moe_cli.files.tensor_file import NewTensor, write_tensors
-from moe_cli.files.writing import delete, write_json
+from moe_cli.files.writing import delete, replaced, write_json
 from moe_cli.runs.folder import IMPORTED, Run, create_run
 from moe_cli.runs.locks import claim_run
 from moe_cli.runs.recorder import Recorder
@@ -136,7 +136,7 @@ def _write(
         on_bytes(done, total)
 
     def write_model(path: Path) -> None:
-        with open(path, "xb") as file:
+        with replaced(path) as file:
             write_tensors(file, tensors, report)
 
     with claim_run(run):
@@ -160,7 +160,7 @@ class _State:
 
 @dataclass
 class _Imported:
-    """What the results of a run are computed from: that of a training, with an imported model."""
+    """The parts of a training that the results of a run are computed from, with an imported model."""
 
     config: RunConfig
     model: Any

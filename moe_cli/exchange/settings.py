@@ -1,4 +1,4 @@
-"""Which family and which config.json has a run, and which settings have a foreign config.json? By `families`.
+"""Translates the settings of a run to a config.json of a family, and those of a foreign config.json back.
 
 What one side cannot express is refused in a line that names the setting and its value.
 """

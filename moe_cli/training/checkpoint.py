@@ -34,7 +34,7 @@ SAVING = ".saving-"
 FORMAT = 1
 _MODEL, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 _EMA = "ema.safetensors"
-# Bytes of weights that are read before their file is opened anew.
+# Bytes of weights that are read before their file is opened again.
 _MAPPED_BYTES = 2**28
 # Prefix of the name of a checkpoint that had wrong checksums when the run was resumed.
 DAMAGED = "damaged-"

@@ -1,4 +1,4 @@
-"""Which folders are written and read: files, refusals, spellings, hostile contents. No transformers is needed."""
+"""Folders that are written and read: files, refusals, spellings, hostile contents. No transformers is needed."""
 
 import json
 import os
@@ -312,7 +312,7 @@ def test_a_dense_imported_model_can_be_upcycled(tmp_path: Path, text_file: Path,
 
 
 def refusal(model: Path, tmp_path: Path, data: list[str]) -> str:
-    """What the command prints about a folder that it refuses: at most three lines, exit code 2, and no run is left."""
+    """The message of the command about a folder that it refuses: at most three lines, exit code 2, and no run is left."""
     result = moe("import", model, *data, "--outputs", tmp_path / "out")
     assert result.exit_code == 2, result.output
     assert 1 <= len(result.stderr.strip().splitlines()) <= 3
