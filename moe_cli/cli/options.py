@@ -66,7 +66,10 @@ ForceMemory = Annotated[
 ]
 Sweeps = Annotated[
     list[str] | None,
-    typer.Argument(metavar="SWEEP", help="Sweeps, runs, beginnings of ids, patterns or folders. None: all runs."),
+    typer.Argument(
+        metavar="SWEEP",
+        help="Sweeps, runs, beginnings of ids, patterns, folders or tables (.csv, .tsv, .jsonl). None: all runs.",
+    ),
 ]
 Where = Annotated[
     str | None,

@@ -200,7 +200,8 @@ def test_a_run_of_several_processes_is_launched(
     assert 1 == main(str(run.path), str(tmp_path))
 
 
-@pytest.mark.parametrize("launcher", ["moe", pytest.param("torchrun", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["moe", "torchrun"])
 def test_two_processes_by_command(command: Any, tmp_path: Path, launcher: str) -> None:
     """Both ways give one run folder, one plan and one summary, and nothing on standard error but torchrun's own words."""
     words = command("train.steps=4")
