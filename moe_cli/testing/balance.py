@@ -1,4 +1,4 @@
-"""Does a balancing loss keep the promises of one? T tokens, E experts, K chosen per token."""
+"""Does a balancing loss keep the promises of one? T tokens, E experts, K expert_ids per token."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,14 +22,14 @@ T, E, K = 24, 4, 2
 
 @dataclass(frozen=True)
 class _Case:
-    """A loss under test; `of` computes it from the routing of one layer."""
+    """A loss under test; `compute` computes it from the routing of one layer."""
 
     name: str
-    of: Callable[[Routing], Tensor]
+    compute: Callable[[Routing], Tensor]
 
     def loss(self, routing: Routing) -> Tensor:
         with expected_to_run(self.name, f"the loss of {routing.num_tokens} tokens and {routing.num_experts} experts"):
-            loss = self.of(routing)
+            loss = self.compute(routing)
         require(isinstance(loss, Tensor) and loss.ndim == 0, self.name, "the loss is no scalar tensor.")
         require(bool(loss.isfinite()), self.name, f"the loss of {routing.num_tokens} tokens is {loss.item()}.")
         return loss
@@ -85,13 +85,13 @@ def build_balance(values: dict[str, Any]) -> Any:
 def _routing(logits: Tensor) -> Routing:
     """Returns the routing of a top-k router with weights that sum to 1; with noise, as router=noisy_topk has it."""
     top_k = min(K, logits.shape[1])
-    chosen = logits.detach().argsort(dim=-1, descending=True, stable=True)[:, :top_k]
+    expert_ids = logits.detach().argsort(dim=-1, descending=True, stable=True)[:, :top_k]
     noise = torch.ones_like(logits)
     return routing_from_top_k(
         logits,
         logits.softmax(-1),
-        chosen,
-        logits.gather(1, chosen).softmax(-1),
+        expert_ids,
+        logits.gather(1, expert_ids).softmax(-1),
         clean_logits=logits,
         noise_std=noise,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from moe_cli.config.compose import load_config
 from moe_cli.config.executors import Executor
 from moe_cli.execution.worker import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from moe_cli.files.writing import make_folder, write_text
 from moe_cli.plugins import Plugin
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.runs.locks import is_locked
@@ -61,7 +62,7 @@ def _check_ends(name: str, pool: Pool, outputs: Path) -> None:
         (pool.workers, pool.room()) == (2, 2), name, f"a pool of 2 has {pool.workers} workers and room {pool.room()}."
     )
     done, wrong = _run(outputs, seed=0, steps=4), _run(outputs, seed=1, steps=4)
-    (wrong.path / "config.json").write_text("{}", encoding="utf-8")
+    write_text(wrong.path / "config.json", "{}")
     jobs = [pool.start(done), pool.start(wrong)]
     require(pool.room() == 0, name, f"with both places taken the room is {pool.room()}.")
     _wait(name, "end", lambda: all(job.poll() is not None for job in jobs))
@@ -92,8 +93,8 @@ def _check_stop_and_kill(name: str, pool: Pool, outputs: Path) -> None:
 def _run(outputs: Path, seed: int, steps: int) -> Run:
     text = outputs / "words.txt"
     if not text.exists():
-        outputs.mkdir(parents=True, exist_ok=True)
-        text.write_text("the quick brown fox jumps over the lazy dog. " * 100, encoding="utf-8")
+        make_folder(outputs)
+        write_text(text, "the quick brown fox jumps over the lazy dog. " * 100)
     config = load_config([*TINY, f'data.path="{text}"', f"train.steps={steps}", f"seed={seed}"]).config
     return create_run(outputs, "check", config)
 

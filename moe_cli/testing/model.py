@@ -70,13 +70,13 @@ def check_model(model: Plugin | ModelConfig | str) -> None:
 
 def _case(model: Any) -> _Case:
     name = model if isinstance(model, str) else model.name
-    words = [f"expert={EXPERTS}", "k=2", "match=none", "balance=none", "router=topk", "data.path=.", "optim=adamw"]
+    overrides = [f"expert={EXPERTS}", "k=2", "match=none", "balance=none", "router=topk", "data.path=.", "optim=adamw"]
     try:
         if isinstance(model, Plugin):
             assert model.config is not None, f"{name}: it is the plug-in of a logger, not of a model."
             model = model.config()
-        settings = load_config([*words, f"model={name}"]).config.model if isinstance(model, str) else model
-        base = load_config([*words, f"model={'gpt' if settings.causal else 'bert'}"]).config
+        settings = load_config([*overrides, f"model={name}"]).config.model if isinstance(model, str) else model
+        base = load_config([*overrides, f"model={'gpt' if settings.causal else 'bert'}"]).config
         heads = {key: None for key in ("num_heads", "num_kv_heads", "d_head") if hasattr(settings, key)}
         small = replace_unchecked(settings, **SIZES, **heads)
         return _Case(name, resolve(replace_unchecked(base, model=small)).config)

@@ -123,8 +123,8 @@ def _annotated_config(router: type[Router]) -> RouterConfig:
         config: RouterConfig = cls()
     except (AssertionError, TypeError, ConfigError) as error:
         raise AssertionError(
-            f"{router.__name__}: its settings are not known. Write `config: MySettings` in the class, of which there "
-            f"is a Plugin, or give check_router(..., config=MySettings(...)). {error}"
+            f"{router.__name__}: its settings are not known. Write `config: MySettings` in the class, for settings "
+            f"that have a Plugin, or give check_router(..., config=MySettings(...)). {error}"
         ) from None
     return config
 
@@ -138,7 +138,7 @@ def check_record(case: _Case) -> None:
     layer = case.layer(training=False)
     for top_k in (case.top_k, 1):
         routing = case.route(layer, random_tokens(T, D), policy=RoutingPolicy(top_k=top_k))
-        sizes = {len(each) for each in (routing.token_ids, routing.expert_ids, routing.weights, routing.kept)}
+        sizes = {len(ids) for ids in (routing.token_ids, routing.expert_ids, routing.weights, routing.kept)}
         require(len(sizes) == 1, case.name, "token_ids, expert_ids, weights and kept differ in length.")
         columns = E + null_experts(case.config)
         require(routing.probs.shape == (T, columns), case.name, f"probs are {tuple(routing.probs.shape)}, not [T, E].")
@@ -264,8 +264,8 @@ def check_bias(case: _Case) -> None:
     assert isinstance(layer.router.expert_bias, Tensor)
     layer.router.expert_bias[E - 1] = 1e6
     routing = case.route(layer, random_tokens(T, D))
-    chosen = int(choices(routing)[:, E - 1].sum())
-    require(chosen == T, case.name, "bias_methods names methods, and the choice does not follow expert_bias.")
+    count = int(choices(routing)[:, E - 1].sum())
+    require(count == T, case.name, "bias_methods names methods, and the choice does not follow expert_bias.")
 
 
 def check_costs(case: _Case) -> None:
