@@ -49,6 +49,11 @@ def unchecked_shapes(checked_shapes: None) -> None:
     jaxtyping.config.update("jaxtyping_disable", True)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores, because tests wait for processes; four at most, as each imports torch."""
+    return min((os.cpu_count() or 1) + 1, 4)
+
+
 def pytest_collection() -> None:
     """Collecting makes objects that stay until the end: the collector need not look through them each time."""
     gc.disable()

@@ -74,7 +74,8 @@ def sample(  # noqa: PLR0913  (an option each)
     torch.manual_seed(seed)  # for router=random, which draws too
     sampling = SamplingParams(temperature, top_k, 1.0 if top_p is None else top_p)
     read, length = trained.task.prompt(prompt), trained.config.model.context_length
-    ids = draw(trained.model, read, tokens, length, sampling, seed, tokenizer.vocab_size)
+    cached = getattr(trained.config.model, "has_cache", True)  # False for a plug-in's model without one
+    ids = draw(trained.model, read, tokens, length, sampling, seed, tokenizer.vocab_size, cached)
     echo(prompt, nl=False)
     started = time.perf_counter()
     with autocast(trained.config.train.precision, next(trained.model.parameters()).device):

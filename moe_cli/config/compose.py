@@ -34,7 +34,7 @@ from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.saved import apply_changes, read_saved, split_path
 from moe_cli.config.schema import RunConfig, from_dict, is_execution
 from moe_cli.config.settings import packaged_conf, parse_conf
-from moe_cli.config.tasks import MODELS, what_follows
+from moe_cli.config.tasks import MODELS, model_use, what_follows
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.plugins import describe, find, names, origin_of
@@ -309,7 +309,7 @@ class Composer:
     def _own_data(self, groups: Mapping[str, Any]) -> dict[str, str]:
         """Returns the choice of data that `data.path` alone selects; none where the data have a path."""
         tree = self.base(*_group_overrides(groups)).tree
-        use = MODELS.get(tree["model"].get("name"))
+        use = model_use(str(tree["model"].get("name")))
         return {"data": use.own_data} if use and "path" not in tree["data"] else {}
 
     def selection(self, values: Mapping[str, Any]) -> str:

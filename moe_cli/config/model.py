@@ -1,10 +1,11 @@
 """Settings of the model: one class for each family, selected by `name`, with the rules between its settings."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from moe_cli.config.ranges import check_divisible
-from moe_cli.config.settings import Settings, setting
+from moe_cli.config.settings import PluginSettings, Settings, setting
 from moe_cli.errors import ConfigError
 
 MAX_WIDTH = 2**20
@@ -282,4 +283,25 @@ class T5Config(LayersConfig):
             check_divisible("model.d_model", self.d_model, "model.num_heads", self.num_heads)
 
 
-ModelConfig = GPTConfig | BERTConfig | LSTMConfig | ViTConfig | T5Config | MMoEConfig
+@dataclass(frozen=True)
+class PluginModel(PluginSettings, LayersConfig):
+    """Base of the settings of a model of tokens that a plug-in brings. TransformerConfig may be the second base.
+
+    Attributes:
+        task: causal_lm or masked_lm.
+        has_cache: whether `forward` takes a DecodingCache, with which text is sampled faster.
+    """
+
+    task: ClassVar[Literal["causal_lm", "masked_lm"]] = "causal_lm"
+    has_cache: ClassVar[bool] = False
+    name: str = ""
+
+    def backbone(self, vocab_size: int) -> Mapping[str, float]:
+        """Returns the cost without feed-forward layers and gates, by the names of `moe_cli.costs.backbone.Backbone`.
+
+        With TransformerConfig as a base, {} means the cost of a transformer.
+        """
+        return {}
+
+
+ModelConfig = GPTConfig | BERTConfig | LSTMConfig | ViTConfig | T5Config | MMoEConfig | PluginModel

@@ -237,7 +237,7 @@ class RunConfig(Settings):
         return dict(vars(build(cls, values | groups)))
 
     def check(self) -> None:
-        check_task(self.task, self.model.name, self.data.name)
+        check_task(self.task, self.model.name, self.data.name, getattr(self.model, "task", None))
         self.check_choice()
         check_launch(self.launch, self.train.batch_size, 1 if self.dense else self.expert)
         check_log(self.log, self.log_project)

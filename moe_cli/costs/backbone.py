@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from moe_cli.config.data import ImageData
 from moe_cli.config.layer_costs import stack_input_lengths
-from moe_cli.config.model import LSTMConfig, MMoEConfig, T5Config, TransformerConfig, ViTConfig
+from moe_cli.config.model import LSTMConfig, MMoEConfig, PluginModel, T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.schema import RunConfig
+from moe_cli.errors import ConfigError
 
 # An int64, such as a token id, counts as two 4-byte values.
 FLOATS_PER_INT64 = 2
@@ -42,6 +43,8 @@ class Backbone:
 def backbone_cost(config: RunConfig, vocab_size: int) -> Backbone:
     """Estimates the backbone of a resolved configuration."""
     model = config.model
+    if isinstance(model, PluginModel) and (cost := model.backbone(vocab_size)):
+        return Backbone(**cost)  # type: ignore[arg-type]
     if isinstance(model, LSTMConfig):
         return _lstm(model, vocab_size)
     if isinstance(model, ViTConfig):
@@ -51,6 +54,8 @@ def backbone_cost(config: RunConfig, vocab_size: int) -> Backbone:
         return _mmoe(model, vocab_size)
     if isinstance(model, T5Config):
         return _t5(model, stack_input_lengths(config), vocab_size)
+    if not isinstance(model, TransformerConfig):
+        raise ConfigError(f"model={model.name} states no cost: its settings need the method backbone(vocab_size).")
     return _transformer(model, vocab_size)
 
 
