@@ -260,7 +260,7 @@ def test_a_training_starts_again_by_itself(command: Any, tmp_path: Path, launche
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_to_the_launcher_saves_and_stops(command: Any, tmp_path: Path, number: int) -> None:
     """One message, exit code 130, nothing left running; resumed by one process the run is completed."""
     process = start(command("train.steps=2000", "launch.num_processes=2"))
