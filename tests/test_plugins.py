@@ -241,29 +241,42 @@ def test_help_reads_no_metadata() -> None:
 
 
 def test_every_kind_of_plug_in_works(site: Path, tmp_path: Path, text_file: Path) -> None:
-    """A model, a loss in a combination and a logger of one file: training, evaluation, samples and the report."""
+    """A model, a loss in a combination, a text and a logger of one file: training, evaluation, samples, the report."""
     file, outputs = tmp_path / "kinds.py", tmp_path / "outputs"
     file.write_text(ALL_KINDS)
     options = ["--plugin", str(file), "--outputs", str(outputs)]
-    settings = ["model=averages", "balance=spread+switch", "balance.spread.power=3", "log=notebook"]
+    settings = [
+        "model=averages",
+        "data=counted",
+        "data.documents=30",
+        "balance=spread+switch",
+        "balance.spread.power=3",
+        "log=notebook",
+    ]
     sizes = [word for word in TINY if "model." not in word]
-    output = moe("train", *sizes, "model.context_length=16", f"data.path={text_file}", *settings, *options)
+    output = moe("train", *sizes, "model.context_length=16", *settings, *options)
     run = run_of(outputs)
     assert run.summary() is not None, output
     assert {"name": "switch+spread", "power": 3.0} == {
         "name": run.config_dict()["balance"]["name"],
         "power": run.config_dict()["balance"]["spread"]["power"],
     }
-    assert {"model", "balance", "log"} == run.meta()["plugins"].keys()
-    assert {"model", "balance"} == run.config_dict()["plugins"].keys()
+    assert {"model", "balance", "data", "log"} == run.meta()["plugins"].keys()
+    assert {"numbers"} == set(run.meta()["corpus"]["domains"])
+    assert {"model", "balance", "data"} == run.config_dict()["plugins"].keys()
     assert "begun\ncompleted at 2\n" == (run.path / "notebook.txt").read_text()
     assert "nats/token" in moe("eval", "latest", *options)
     assert "tokens/s" in moe("sample", "latest", "--tokens", "20", *options)
     assert "switch+spread" in moe("report", "--outputs", str(outputs))
     dense = moe("train", "expert=1", *sizes[1:], "model=averages", f"data.path={text_file}", *options)
     assert "moe report" in dense, dense
+    assert "bert" == load_config(["data=counted", "task=masked_lm"]).config.model.name
+    assert "cannot be done with data=" in moe("config", "data=counted", "task=images", "--plugin", str(file))
     listed = moe("config", "--groups", "--plugin", str(file))
-    assert all(name in listed for name in ("model=averages", "balance=spread", "executor=one_by_one", "log=notebook"))
+    assert all(
+        name in listed
+        for name in ("model=averages", "data=counted", "balance=spread", "executor=one_by_one", "log=notebook")
+    )
     assert "of the mean probabilities" in moe("config", "balance.power", "balance=spread", "--plugin", str(file))
 
 
