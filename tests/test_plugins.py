@@ -362,7 +362,7 @@ def test_tab_runs_no_code(site: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_saved_configurations_and_own_conf_files_name_plug_ins(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What `moe config` prints is read again; a file of ./conf may choose the settings of a plug-in."""
+    """A printed configuration is read again; a file of ./conf may choose the settings of a plug-in."""
     install_router(site, "saved")
     config = load_config(["router=saved", "router.power=5"]).config
     (tmp_path / "saved.yaml").write_text(yaml.safe_dump(config.to_dict()))
