@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moe_cli.moe.experts import Experts, expert_activation, expert_activation_backward
+from moe_cli.moe.experts import Experts, activate
 from moe_cli.moe.permutation import (
     Permutation,
     build_permutation,
@@ -114,13 +114,13 @@ def _forward(
     inputs, pre = sorted_inputs(permutation, saved.x, len(saved.weights)), saved.pre[: len(permutation.token_ids)]
     outputs = inputs.new_empty(len(inputs), saved.w_out.shape[1])
     w_in_t, w_out_t = saved.w_in.transpose(1, 2).unbind(0), saved.w_out.transpose(1, 2).unbind(0)
+    inputs_of, pre_of, outputs_of = (rows.split(permutation.counts) for rows in (inputs, pre, outputs))
     for experts, rows in chunks(permutation.counts):
-        counts = permutation.counts[experts.start : experts.stop]
-        for e, source, target in zip(experts, inputs[rows].split(counts), pre[rows].split(counts), strict=True):
-            torch.mm(source, w_in_t[e], out=target)
-        act = saved.drop_(expert_activation(pre[rows], ffn_type, activation), permutation, rows)
-        for e, source, target in zip(experts, act.split(counts), outputs[rows].split(counts), strict=True):
-            torch.mm(source, w_out_t[e], out=target)
+        for e in experts:
+            torch.mm(inputs_of[e], w_in_t[e], out=pre_of[e])
+        hidden = saved.drop_(activate(pre[rows], ffn_type, activation).values, permutation, rows)
+        for e, hidden_e in zip(experts, hidden.split(permutation.counts[experts.start : experts.stop]), strict=True):
+            torch.mm(hidden_e, w_out_t[e], out=outputs_of[e])
     return sum_by_token(permutation, outputs, row_weights(permutation, saved.weights).to(outputs.dtype))
 
 
@@ -128,36 +128,30 @@ def _backward(
     grad_y: Tensor, saved: SavedForBackward, permutation: Permutation, ffn_type: str, activation: str
 ) -> tuple[Tensor, ...]:
     """Returns the gradients of x, weights, w_in and w_out."""
-    w_in, w_out, pre = saved.w_in, saved.w_out, saved.pre
+    pre = saved.pre[: len(permutation.token_ids)]
+    w_in, w_out = saved.w_in.unbind(0), saved.w_out.unbind(0)
     inputs = sorted_inputs(permutation, saved.x, len(saved.weights))
     grads = grad_y.index_select(0, permutation.token_ids)
     weights = row_weights(permutation, saved.weights)
     scale = weights.to(grads.dtype).unsqueeze(1)
     grad_weights_of_rows, grad_inputs = torch.empty_like(weights), torch.empty_like(inputs)
-    grad_w_in, grad_w_out = torch.empty_like(w_in), torch.empty_like(w_out)
+    grad_w_in, grad_w_out = torch.empty_like(saved.w_in), torch.empty_like(saved.w_out)
+    inputs_of, grads_of, grad_inputs_of = (rows.split(permutation.counts) for rows in (inputs, grads, grad_inputs))
+    grad_w_in_of, grad_w_out_of = grad_w_in.unbind(0), grad_w_out.unbind(0)
     for experts, rows in chunks(permutation.counts):
         counts = permutation.counts[experts.start : experts.stop]
-        grad_hidden = pre.new_empty(rows.stop - rows.start, w_out.shape[2])
-        for e, source, target in zip(experts, grads[rows].split(counts), grad_hidden.split(counts), strict=True):
-            torch.mm(source, w_out[e], out=target)
+        grad_hidden = pre.new_empty(rows.stop - rows.start, saved.w_out.shape[2])
+        for e, target in zip(experts, grad_hidden.split(counts), strict=True):
+            torch.mm(grads_of[e], w_out[e], out=target)
         saved.drop_(grad_hidden, permutation, rows)
-        act = expert_activation(pre[rows], ffn_type, activation)
-        grad_weights_of_rows[rows] = (grad_hidden * act).sum(1, dtype=weights.dtype)
-        saved.drop_(act, permutation, rows).mul_(scale[rows])
-        grad_pre = expert_activation_backward(grad_hidden.mul_(scale[rows]), pre[rows], ffn_type, activation)
-        split = zip(
-            experts,
-            grads[rows].split(counts),
-            act.split(counts),
-            grad_pre.split(counts),
-            inputs[rows].split(counts),
-            grad_inputs[rows].split(counts),
-            strict=True,
-        )
-        for e, grad, act_e, grad_pre_e, input_e, grad_input_e in split:
-            torch.mm(grad.T, act_e, out=grad_w_out[e])
-            torch.mm(grad_pre_e.T, input_e, out=grad_w_in[e])
-            torch.mm(grad_pre_e, w_in[e], out=grad_input_e)
+        hidden = activate(pre[rows], ffn_type, activation)
+        grad_weights_of_rows[rows] = (grad_hidden * hidden.values).sum(1, dtype=weights.dtype)
+        grad_pre = hidden.backward(grad_hidden.mul_(scale[rows]))
+        weighted = saved.drop_(hidden.values, permutation, rows).mul_(scale[rows])
+        for e, hidden_e, grad_pre_e in zip(experts, weighted.split(counts), grad_pre.split(counts), strict=True):
+            torch.mm(grads_of[e].T, hidden_e, out=grad_w_out_of[e])
+            torch.mm(grad_pre_e.T, inputs_of[e], out=grad_w_in_of[e])
+            torch.mm(grad_pre_e, w_in[e], out=grad_inputs_of[e])
     # The last entry is that of padding rows.
     grad_weights = saved.weights.new_zeros(len(saved.weights) + 1)
     grad_weights = grad_weights.index_copy_(0, permutation.assignments, grad_weights_of_rows)[:-1]
