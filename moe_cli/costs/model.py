@@ -152,7 +152,7 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     The peak is the sum of the values that forward saves and those that the beginning of backward adds.
 
     Saved per token in addition to the backbone:
-    - dense layer: 4 F if gated, else 2 F, or F with relu;
+    - dense layer: 3 F if gated, else 2 F, or F with relu;
     - experts: K' (D + 2 F) if gated, else K' (D + F), and K' F with dropout;
     - router: E probabilities, 2 D with jitter, and about 7 K' for the routing record;
     - router=soft instead: four mixtures of E S, the record (7 E), the normalised input (2 D), slot outputs (K' D).
@@ -161,12 +161,12 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     - at the loss: 3 V per token;
     - in the last sparse layer: 2 K' D per token, a second copy of its experts' gradients, and 7 F (4 F if not gated)
       per row of one expert at even load;
-    - in a dense last layer: F per token (2 F with relu).
+    - in a dense last layer: 6 F per token if gated, else F (2 F with relu).
     """
     model, tokens = config.model, _tokens_per_pass(config)
     width, gated = model.d_model, model.ffn_type == "glu"
     # relu saves its output only.
-    copies = 4 if gated else 1 if model.activation == "relu" else 2
+    copies = 3 if gated else 1 if model.activation == "relu" else 2
     dense = copies * model.d_ff
     d_expert = model.d_expert or 0
     computed = computed_per_token(config)
@@ -181,7 +181,11 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     ffn = (model.num_layers - sparse) * dense + sparse * (rows + shared + scores)
     backward = 2 * width + (7 if gated else 4) * d_expert / config.expert
     gradients = config.expert * model.matrices_per_expert * width * d_expert
-    last_dense = model.d_ff * (2 if copies == 1 else 1) if model.num_layers - 1 not in config.sparse_layers else 0
+    last_dense = (
+        model.d_ff * (6 if gated else 2 if copies == 1 else 1)
+        if model.num_layers - 1 not in config.sparse_layers
+        else 0
+    )
     last_layer_tokens = config.train.batch_size * stack_input_lengths(config)[-1]
     peak_extra = max(
         3 * tokens * backbone.logits_per_token,

@@ -5,6 +5,7 @@ E experts, D_in and D_out widths in and out, F hidden width, H = 2F for a gated 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,16 +38,20 @@ class Hidden:
     """The hidden values of a network, with the intermediate values of their gradient.
 
     Attributes:
-        values: act(gate) * up for `glu` (arXiv:2002.05202), act(pre) for `mlp`.
+        pre: the first product.
         gate: the gate for `glu`, else `pre`.
         activated: act(gate).
     """
 
-    values: Float[Tensor, "... F"]
     pre: Float[Tensor, "... H"]
     gate: Float[Tensor, "... F"]
     activated: Float[Tensor, "... F"]
     activation: Activation
+
+    @cached_property
+    def values(self) -> Float[Tensor, "... F"]:
+        """Returns act(gate) * up for `glu` (arXiv:2002.05202), act(pre) for `mlp`."""
+        return self.activated if self.gate is self.pre else self.activated * self.pre.chunk(2, dim=-1)[1]
 
     def backward(self, grad: Float[Tensor, "... F"]) -> Float[Tensor, "... H"]:
         """Returns the gradient of `pre` from that of the values."""
@@ -60,35 +65,32 @@ class Hidden:
 
 
 def activate(pre: Float[Tensor, "... H"], ffn_type: str, activation: str) -> Hidden:
-    """Computes the hidden values from the first product."""
+    """Applies the activation to the first product."""
+    # A copy, because functions of rows with gaps take twice as long on a CPU.
+    gate = pre.chunk(2, dim=-1)[0].contiguous() if ffn_type == "glu" else pre
     act = ACTIVATIONS[activation]
-    if ffn_type == "mlp":
-        values = act.function(pre)
-        return Hidden(values, pre, pre, values, act)
-    gate, up = pre.chunk(2, dim=-1)
-    gate = gate.contiguous()  # because functions of rows with gaps take twice as long on a CPU
-    activated = act.function(gate)
-    return Hidden(activated * up, pre, gate, activated, act)
+    return Hidden(pre, gate, act.function(gate), act)
 
 
 def expert_activation(pre: Float[Tensor, "... H"], ffn_type: str, activation: str) -> Float[Tensor, "... F"]:
-    """Computes the hidden values from the first product. Autograd saves `pre` alone."""
-    if torch.compiler.is_compiling():  # the compiler fuses the operations itself
+    """Computes the hidden values from the first product. Autograd saves no more than that product."""
+    if ffn_type == "mlp" or torch.compiler.is_compiling():  # the compiler fuses the operations itself
         return activate(pre, ffn_type, activation).values
-    return _Activate.apply(pre, ffn_type, activation)  # type: ignore[no-any-return]
+    return _GatedActivation.apply(pre, activation)  # type: ignore[no-any-return]
 
 
-class _Activate(torch.autograd.Function):
+class _GatedActivation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, ffn_type: str, activation: str) -> Tensor:
-        ctx.ffn_type_and_activation = ffn_type, activation
+    def forward(ctx: Any, pre: Tensor, activation: str) -> Tensor:
+        ctx.activation = activation
         ctx.save_for_backward(pre)
-        return activate(pre, ffn_type, activation).values
+        return activate(pre, "glu", activation).values
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return activate(*ctx.saved_tensors, *ctx.ffn_type_and_activation).backward(grad), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (pre,) = ctx.saved_tensors
+        return activate(pre, "glu", ctx.activation).backward(grad), None
 
 
 class Experts(nn.Module):
