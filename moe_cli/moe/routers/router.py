@@ -139,7 +139,7 @@ def softmax(scores: Float[Tensor, "T E"]) -> Float[Tensor, "T E"]:
     On a CPU, rows that do not fill a vector register take two to five times as long as columns.
     """
     is_short = scores.is_cpu and scores.shape[1] < FLOATS_PER_REGISTER
-    return scores.T.softmax(0).T if is_short else scores.softmax(1)
+    return scores.T.softmax(0).T.contiguous() if is_short else scores.softmax(1)
 
 
 def top_indices(scores: Float[Tensor, "T E"], top_k: int) -> Int[Tensor, "T K"]:
