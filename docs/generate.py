@@ -244,6 +244,7 @@ METAVAR_KINDS = {
     "DIR": "folder",
     "FILE": "file",
     "FILE.html": "file",
+    "FILE.py": "file",
 }
 
 

@@ -4,6 +4,7 @@ import gc
 import os
 import random
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ CHECKED = ("moe", "models", "tasks", "training")
 install_shape_checks([f"moe_cli.{package}" for package in CHECKED])
 MEMORY = "/dev/shm"
 torch.set_num_threads(1)
+# Some machines forbid Python to keep compiled modules: then each of hundreds of processes would compile the whole package.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Workers of pytest-xdist are given a width, which a test that writes to no terminal has not.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
@@ -43,6 +47,11 @@ def checked_shapes(request: pytest.FixtureRequest) -> None:
 def unchecked_shapes(checked_shapes: None) -> None:
     """For long trainings; and for what is compiled, as the checks are Python that torch.compile cannot follow."""
     jaxtyping.config.update("jaxtyping_disable", True)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores, because tests wait for processes; four at most, as each imports torch."""
+    return min((os.cpu_count() or 1) + 1, 4)
 
 
 def pytest_collection() -> None:

@@ -20,7 +20,9 @@ from moe_cli.cli.config import config
 from moe_cli.cli.doctor import doctor
 from moe_cli.cli.evaluate import evaluate
 from moe_cli.cli.explain import explain
+from moe_cli.cli.export import export
 from moe_cli.cli.help import HelpCommand, HelpGroup
+from moe_cli.cli.import_model import import_model
 from moe_cli.cli.plan import plan
 from moe_cli.cli.recommend import recommend
 from moe_cli.cli.report import report
@@ -271,17 +273,19 @@ def _root(
     return
 
 
+# The commands whose names Python keeps for itself.
+KEYWORDS = {"evaluate": "eval", "import_model": "import"}
 # The commands under the headings of `moe --help`.
 PANELS = {
     "Train": (train, sweep),
     "Compare": (report, recommend, scaling),
-    "Use a trained model": (evaluate, sample, explain),
+    "Use a trained model": (evaluate, sample, explain, export, import_model),
     "Before training": (config, plan),
     "Runs and this machine": (doctor,),
 }
 for panel, commands in PANELS.items():
     for command in commands:
-        name = "eval" if command is evaluate else command.__name__
+        name = KEYWORDS.get(command.__name__, command.__name__)
         app.command(name, cls=HelpCommand, rich_help_panel=panel)(command)
 app.add_typer(runs, name="runs", rich_help_panel="Runs and this machine")
 app.add_typer(bench, name="bench", rich_help_panel="Runs and this machine")

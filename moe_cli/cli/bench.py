@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from moe_cli.cli.help import HelpCommand, HelpGroup
-from moe_cli.cli.options import AsJson, ConfigDir, Overrides, print_json, print_notes
+from moe_cli.cli.options import AsJson, ConfigDir, Overrides, PluginFiles, print_json, print_notes
 from moe_cli.config.bounds import BENCH, JOBS, SECONDS, SEEDS, shortened
 
 HELP = """Time a layer, a training step, an optimizer or a sweep.
@@ -84,6 +84,7 @@ def step(
     bf16: Annotated[bool, typer.Option("--bf16", help="Time bfloat16 autocast too.")] = False,
     seconds: Seconds = 30.0,
     config_dir: ConfigDir = None,
+    plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Time a training step against transformers' Mixtral.
@@ -127,6 +128,7 @@ def optimizer(
     experts: Annotated[str, _axis("Number of experts; the first is what ratios refer to.")] = "1,8,16,64",
     seconds: Seconds = 60.0,
     config_dir: ConfigDir = None,
+    plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Time the optimizer's part of a training step.
@@ -180,6 +182,7 @@ def sweep(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Repeat the sweep this often.")] = 3,
     config_dir: ConfigDir = None,
+    plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Time sweeps of small runs: runs per hour, and overhead.

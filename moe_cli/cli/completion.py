@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moe_cli.plugins import describe_installed, installed_names
+
 # Tags are read only from this many runs.
 MAX_TAGGED_RUNS = 1000
 # Groups whose choices can be combined: balance=switch+z.
@@ -230,7 +232,9 @@ def _one_value(key: str, line: Line, value: str) -> list[Candidate]:
         return [candidate._replace(text=f"{head}+{candidate.text}") for candidate in found]
     if key in program()["groups"]:
         return [Candidate(name, text) for name, text in _choices(key, line.conf).items()]
-    found = [Candidate(text) for text in program()["settings"].get(key, {}).get("values", [])]
+    built_in = program()["settings"].get(key, {}).get("values", [])
+    found = [Candidate(text) for text in built_in]
+    found += [Candidate(name, describe_installed(key, name)) for name in installed_names(key) if name not in built_in]
     return found + list(_KINDS[SETTING_KINDS[key]](line, value) if key in SETTING_KINDS else [])
 
 
@@ -240,7 +244,8 @@ def _choices(group: str, conf: Path | None) -> dict[str, str]:
     if conf is not None:
         for path in sorted((conf / group).rglob("[!_]*.yaml")):
             found[path.relative_to(conf / group).with_suffix("").as_posix()] = _first_comment(path)
-    return found | {name: text for name, text in program()["choices"][group].items() if name not in found}
+    found |= {name: text for name, text in program()["choices"][group].items() if name not in found}
+    return found | {name: describe_installed(group, name) for name in installed_names(group) if name not in found}
 
 
 def _first_comment(path: Path) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, print_json, print_notes
+from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, PluginFiles, print_json, print_notes
 from moe_cli.cli.terminal import echo, echo_definitions
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def config(
     ] = False,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
+    plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a resolved configuration, or explain a setting.
@@ -80,12 +81,15 @@ def _print_groups(config_dir: Path | None, as_json: bool) -> None:
     from moe_cli.config.compose import Composer
     from moe_cli.config.folders import GROUPS
     from moe_cli.config.sweep_file import list_sweeps
+    from moe_cli.plugins import describe, names
 
     composer = Composer(config_dir)
     listed = {
-        group: {name: composer.describe(group, name) for name in composer.choices(group)}
+        group: {name: composer.describe(group, name) for name in composer.choices_with_plugins(group)}
         for group in (*GROUPS, "executor")
     }
+    if loggers := names("log"):
+        listed["log"] = {name: describe("log", name) for name in loggers}
     listed["sweep"] = {name: composer.describe("sweep", name) for name in list_sweeps(composer)}
     if as_json:
         print_json(listed)
@@ -137,7 +141,9 @@ def _print_choices(composer: "Composer", group: str, values: dict[str, Any]) -> 
     tree = composer.tree(values)
     choice = tree[group].get("name") if isinstance(tree.get(group), dict) else values.get(group)
     echo(f"{group}={choice}" if choice else group)
-    echo_definitions({f"{group}={name}": composer.describe(group, name) for name in composer.choices(group)})
+    echo_definitions(
+        {f"{group}={name}": composer.describe(group, name) for name in composer.choices_with_plugins(group)}
+    )
 
 
 def _print_explanation(explained: "Explanation") -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_cli.cli.options import AsJson, Checkpoint, Outputs, Overrides, RunName, print_json, trained_run
+from moe_cli.cli.options import AsJson, Checkpoint, Outputs, Overrides, PluginFiles, RunName, print_json, trained_run
 
 if TYPE_CHECKING:
     from moe_cli.config.schema import EvalConfig, RunConfig
@@ -31,6 +31,7 @@ def evaluate(
     overrides: Overrides = None,
     checkpoint: Checkpoint = "latest",
     outputs: Outputs = None,
+    plugin: PluginFiles = None,
     split: Split = "validation",
     domains: Domains = False,
     as_json: AsJson = False,

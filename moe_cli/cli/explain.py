@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, check_text, print_json, print_written, trained_run
+from moe_cli.cli.options import (
+    AsJson,
+    Checkpoint,
+    Outputs,
+    PluginFiles,
+    RunName,
+    check_text,
+    print_json,
+    print_written,
+    trained_run,
+)
 
 if TYPE_CHECKING:
     from moe_cli.cli.explain_output import ExplainResult
@@ -23,7 +33,7 @@ MAX_NOSCRIPT_TOKENS = 1024
 COMMAND = "moe explain"
 
 
-def explain(
+def explain(  # noqa: PLR0913  (an option each)
     run: RunName,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The text, in quotes; - for standard input.")],
     overrides: Annotated[
@@ -39,6 +49,7 @@ def explain(
     ] = None,
     checkpoint: Checkpoint = "latest",
     outputs: Outputs = None,
+    plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which experts each token of a text goes to.

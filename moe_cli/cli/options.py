@@ -39,12 +39,37 @@ ConfigDir = Annotated[
         FOLDERS, metavar="DIR", help="Your conf/ folder, searched before the packaged one; none: ignore ./conf too."
     ),
 ]
+
+
+def _use_plugins(paths: list[Path] | None) -> list[Path] | None:
+    """Makes files of --plugin known, with a note: they are programs."""
+    if paths:
+        from moe_cli.plugins import use_files
+
+        use_files(paths)
+        print_notes((f"--plugin runs the code of {' and '.join(str(path) for path in paths)}.",))
+    return paths
+
+
+PluginFiles = Annotated[
+    list[Path] | None,
+    option(
+        FOLDERS,
+        "--plugin",
+        metavar="FILE.py",
+        callback=_use_plugins,
+        help="A Python file with a router or another plug-in of yours; its code is run. Repeatable.",
+    ),
+]
 ForceMemory = Annotated[
     bool, typer.Option("--force-memory", help="Start even if far more memory is needed than available.")
 ]
 Sweeps = Annotated[
     list[str] | None,
-    typer.Argument(metavar="SWEEP", help="Sweeps, runs, beginnings of ids, patterns or folders. None: all runs."),
+    typer.Argument(
+        metavar="SWEEP",
+        help="Sweeps, runs, beginnings of ids, patterns, folders or tables (.csv, .tsv, .jsonl). None: all runs.",
+    ),
 ]
 Where = Annotated[
     str | None,

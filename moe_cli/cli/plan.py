@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, print_json, print_notes
+from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, PluginFiles, print_json, print_notes
 from moe_cli.config.bounds import GPUS, shortened
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def plan(
     mfu: Mfu = DEFAULT_MFU,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
+    plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Estimate the size, memory, FLOPs and time of a configuration.

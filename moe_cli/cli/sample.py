@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import SAMPLING, Checkpoint, Outputs, RunName, check_text, option, trained_run
+from moe_cli.cli.options import SAMPLING, Checkpoint, Outputs, PluginFiles, RunName, check_text, option, trained_run
 from moe_cli.cli.terminal import echo
 from moe_cli.config.bounds import SAMPLE_TOKENS, TOP_K
 from moe_cli.formatting import plural
@@ -47,6 +47,7 @@ def sample(  # noqa: PLR0913  (an option each)
     seed: Seed = 0,
     checkpoint: Checkpoint = "latest",
     outputs: Outputs = None,
+    plugin: PluginFiles = None,
 ) -> None:
     """Write text with a trained model.
 
@@ -73,7 +74,8 @@ def sample(  # noqa: PLR0913  (an option each)
     torch.manual_seed(seed)  # for router=random, which draws too
     sampling = SamplingParams(temperature, top_k, 1.0 if top_p is None else top_p)
     read, length = trained.task.prompt(prompt), trained.config.model.context_length
-    ids = draw(trained.model, read, tokens, length, sampling, seed, tokenizer.vocab_size)
+    cached = getattr(trained.config.model, "has_cache", True)  # False for a plug-in's model without one
+    ids = draw(trained.model, read, tokens, length, sampling, seed, tokenizer.vocab_size, cached)
     echo(prompt, nl=False)
     started = time.perf_counter()
     with autocast(trained.config.train.precision, next(trained.model.parameters()).device):

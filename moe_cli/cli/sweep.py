@@ -14,6 +14,7 @@ from moe_cli.cli.options import (
     ConfigDir,
     ForceMemory,
     Outputs,
+    PluginFiles,
     interruptible,
     option,
 )
@@ -90,6 +91,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     baseline: Baseline = None,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
+    plugin: PluginFiles = None,
 ) -> None:
     """Train every combination of settings, or search them.
 

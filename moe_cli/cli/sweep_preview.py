@@ -92,12 +92,15 @@ def _expected(prepared: "PreparedSweep") -> str:
 
 def _oversubscription_warning(prepared: "PreparedSweep") -> str:
     """Returns a warning if runs use more threads than cores, or on a cluster another number than the reserved cores."""
+    from moe_cli.config.executors import LocalExecutor, PluginExecutor
     from moe_cli.execution.machine import count_cores
     from moe_cli.formatting import plural
 
     threads = max((estimate.threads for estimate in prepared.estimates), default=1)
     executor = prepared.execution.executor
-    if executor.name == "local":
+    if isinstance(executor, PluginExecutor):
+        return ""  # whose cores are not known here
+    if isinstance(executor, LocalExecutor):
         wanted = (prepared.max_parallel or 1) * threads
         return (
             f"{wanted} threads on {plural(count_cores(), 'core')}: slower. Fewer: -j" if wanted > count_cores() else ""

@@ -15,6 +15,7 @@ from moe_cli.cli.options import (
     ForceMemory,
     Outputs,
     Overrides,
+    PluginFiles,
     interruptible,
     option,
     print_json,
@@ -48,6 +49,7 @@ def train(  # noqa: PLR0913  (an argument for each option)
     force_memory: ForceMemory = False,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
+    plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Train one model and evaluate it.
@@ -251,7 +253,7 @@ def _resumed_run(name: str, changes: list[str], config_dir: Path | None, outputs
     from moe_cli.config.compose import execution_settings, with_execution_settings
     from moe_cli.errors import ConfigError
     from moe_cli.loggers.logging_recorder import check_loggers
-    from moe_cli.runs.folder import COMPLETED, PENDING, rewrite_config
+    from moe_cli.runs.folder import COMPLETED, IMPORTED, PENDING, rewrite_config
     from moe_cli.runs.lookup import find_run
 
     if force:
@@ -261,6 +263,11 @@ def _resumed_run(name: str, changes: list[str], config_dir: Path | None, outputs
     settings = execution_settings(changes)
     run = find_run(outputs, name)
     status = run.status()["status"]
+    if status == IMPORTED:
+        raise ConfigError(
+            f"{run.id} was imported: it has no training to resume.\n"
+            "To train on from it: moe train train.upcycle_from=RUN, with its settings"
+        )
     if status == COMPLETED:
         raise ConfigError(
             f"{run.id} is complete: there is nothing to resume. See: moe report\n"

@@ -4,10 +4,11 @@ One method is its own class; several (`balance=switch+z`) are a CombinedBalance 
 """
 
 import dataclasses
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from moe_cli.config.settings import Settings, setting
+from moe_cli.config.settings import PluginSettings, Settings, setting
 from moe_cli.errors import ConfigError
 
 
@@ -50,14 +51,25 @@ class NoBalance(_Balance):
     name: Literal["none"] = "none"
 
 
-LossMethod = SwitchBalance | WeightedBalance
+@dataclass(frozen=True)
+class PluginBalance(PluginSettings, _Balance):
+    """Base of the settings of a balancing loss that a plug-in brings."""
+
+    name: str = ""
+    weight: float = setting(above=0)
+
+
+LossMethod = SwitchBalance | WeightedBalance | PluginBalance
 BiasMethod = LossFreeBalance | QuantileBalance
 Method = LossMethod | BiasMethod
 
 
 @dataclass(frozen=True)
 class CombinedBalance:
-    """Several methods at once. The name is theirs, joined by "+" in the order of the fields: switch+z is z+switch."""
+    """Several methods at once. The name is theirs, joined by "+" in the order of the fields: switch+z is z+switch.
+
+    Methods of plug-ins come last, in the order of their names.
+    """
 
     name: str = "+"
     switch: SwitchBalance | None = None
@@ -68,6 +80,7 @@ class CombinedBalance:
     quantile: QuantileBalance | None = None
     entropy: WeightedBalance | None = None
     mutual_information: WeightedBalance | None = None
+    plugins: tuple[PluginBalance, ...] = ()
 
     def __post_init__(self) -> None:
         names = [method.name for method in self.methods]
@@ -82,7 +95,7 @@ class CombinedBalance:
     @property
     def methods(self) -> tuple[Method, ...]:
         values = [getattr(self, name) for name in METHODS]
-        return tuple(value for value in values if value is not None)
+        return (*(value for value in values if value is not None), *self.plugins)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the name, and under each method's name its settings; the methods that are not used do not occur."""
@@ -93,7 +106,7 @@ class CombinedBalance:
 
 
 BalanceConfig = Method | NoBalance | CombinedBalance
-METHODS = tuple(field.name for field in dataclasses.fields(CombinedBalance) if field.name != "name")
+METHODS = tuple(field.name for field in dataclasses.fields(CombinedBalance) if field.name not in ("name", "plugins"))
 
 
 def methods_of(balance: BalanceConfig | None) -> tuple[Method, ...]:
@@ -111,7 +124,7 @@ def combine(methods: dict[str, Any]) -> dict[str, Any]:
     """
     if "none" in methods:
         raise ConfigError("balance=none is the control without balancing: it cannot be combined.")
-    ordered = sorted(methods, key=lambda name: METHODS.index(name) if name in METHODS else len(METHODS))
+    ordered = sorted(methods, key=lambda name: (METHODS.index(name) if name in METHODS else len(METHODS), name))
     settings = {name: {key: value for key, value in methods[name].items() if key != "name"} for name in ordered}
     return {"name": "+".join(ordered), **settings}
 
@@ -123,8 +136,10 @@ def setting_key(balance: BalanceConfig | None, method: Method) -> str:
 
 def replace_method(balance: BalanceConfig, method: Method) -> BalanceConfig:
     """Returns the balance with other settings of one of its methods."""
-    changes: dict[str, Any] = {method.name: method}
-    return replace(balance, **changes) if isinstance(balance, CombinedBalance) else method
+    if not isinstance(balance, CombinedBalance):
+        return method
+    methods = {other.name: other for other in methods_of(balance)} | {method.name: method}
+    return _combined(list(methods.values()))
 
 
 def without_method(balance: BalanceConfig, method: Method) -> BalanceConfig:
@@ -132,5 +147,11 @@ def without_method(balance: BalanceConfig, method: Method) -> BalanceConfig:
     rest = [other for other in methods_of(balance) if other != method]
     if len(rest) < 2:
         return rest[0] if rest else NoBalance()
-    kept: dict[str, Any] = {other.name: other for other in rest}
-    return CombinedBalance("+".join(kept), **kept)
+    return _combined(rest)
+
+
+def _combined(methods: Sequence[Method]) -> CombinedBalance:
+    """Returns the combination of several methods, in its order."""
+    built_in: dict[str, Any] = {method.name: method for method in methods if method.name in METHODS}
+    plugins = tuple(method for method in methods if isinstance(method, PluginBalance))
+    return CombinedBalance("+".join(method.name for method in methods), **built_in, plugins=plugins)

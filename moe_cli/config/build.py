@@ -11,8 +11,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from moe_cli.config.bounds import shortened
 from moe_cli.config.ranges import format_assignment, format_setting
-from moe_cli.config.settings import Limits, Settings, limits_of
+from moe_cli.config.settings import Limits, PluginSettings, Settings, limits_of
 from moe_cli.errors import BadValue, ConfigError
+from moe_cli.plugins import find, names
 
 # Excludes infinities, NaN, and whole numbers that no float can hold.
 LARGEST = sys.float_info.max
@@ -144,8 +145,10 @@ def names_of_variants(cls: type, group: str) -> set[str]:
     return {name for variant in variants for name in _variant_names(variant)}
 
 
-def _variant_names(variant: type) -> tuple[str, ...]:
+def _variant_names(variant: Any) -> tuple[str, ...]:
     """Returns the names that choose a variant of a group; "+" is the combination of others."""
+    if issubclass(variant, PluginSettings):  # of plug-ins, which are found when a name is unknown
+        return ()
     return get_args(_type_hints(variant)["name"]) or ("+",)
 
 
@@ -182,6 +185,8 @@ def _convert(value: Any, hint: Any, key: str, limits: Limits | None = None) -> A
         return None
     if variants:
         return _convert_group(value, variants, key)
+    if isinstance(value, tuple) and value and all(isinstance(item, PluginSettings) for item in value):  # built before
+        return value
     if plain[0] == tuple[str, ...]:
         return _convert_lines(value, key)
     return _convert_scalar(value, plain[0], key, optional, limits or _ANY)
@@ -199,11 +204,24 @@ def _convert_group(value: Any, variants: list[Any], key: str) -> Any:
     name = value.get("name")
     combining = by_name.pop("+", None)  # the variant that combines several others, whose name is a+b
     if combining and isinstance(name, str) and "+" in name:
-        return build(combining, value, key + ".")
+        own = {part: value[part] for part in name.split("+") if part in value and part not in _type_hints(combining)}
+        methods = tuple(_build_plugin({**own[part], "name": part}, [], key, f"{key}.{part}.") for part in sorted(own))
+        rest = {part: settings for part, settings in value.items() if part not in own}
+        return build(combining, rest | ({"plugins": methods} if methods else {}), key + ".")
     if name not in by_name:
-        hint = did_you_mean(str(name), by_name)
-        raise ConfigError(f"{key}={format_setting(name)} is not one of: {', '.join(sorted(by_name))}.{hint}")
+        return _build_plugin(value, by_name, key, f"{key}.")
     return build(by_name[name], value, key + ".")
+
+
+def _build_plugin(value: Mapping[str, Any], built_in: Iterable[str], group: str, prefix: str) -> Any:
+    """Returns the settings of a choice that a plug-in brings. Raises ConfigError where none does."""
+    plugin = find(group, value.get("name"))
+    if plugin is None or plugin.config is None:
+        choices = sorted({*built_in, *names(group)})
+        name = value.get("name")
+        hint = did_you_mean(str(name), choices)
+        raise ConfigError(f"{group}={format_setting(name)} is not one of: {', '.join(choices)}.{hint}")
+    return build(plugin.config, value, prefix)
 
 
 def _convert_lines(value: Any, key: str) -> tuple[str, ...]:

@@ -33,10 +33,11 @@ from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.saved import apply_changes, read_saved, split_path
 from moe_cli.config.schema import RunConfig, from_dict, is_execution
-from moe_cli.config.settings import packaged_conf
-from moe_cli.config.tasks import MODELS, what_follows
+from moe_cli.config.settings import packaged_conf, parse_conf
+from moe_cli.config.tasks import MODELS, model_use, what_follows
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import BadValue, ConfigError
+from moe_cli.plugins import describe, find, names, origin_of
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -102,14 +103,49 @@ def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
             place = Path(self.path) / config_path
             return [name for name in names if (place / f"{name}.yaml").is_file() or (place / name).is_dir()]
 
-    for source in (Files, ImportlibResourcesConfigSource, StructuredConfigSource):
+    for source in (Files, _plugin_source(), ImportlibResourcesConfigSource, StructuredConfigSource):
         SourcesRegistry.instance().register(source)
     path = ConfigSearchPathImpl()
     path.append("hydra", "pkg://hydra.conf")
     for folder in folders:
         path.append("main", f"file://{folder}")
+    path.append("plugins", "plugin://")
     path.append("schema", "structured://")
     return ConfigLoaderImpl(path)
+
+
+def _plugin_source() -> Any:
+    """Returns the class by which Hydra reads the yaml of plug-ins."""
+    from hydra.plugins.config_source import ConfigResult, ConfigSource
+
+    class Plugins(ConfigSource):
+        """Reads the yaml of a plug-in, as if it were a file of the packaged conf/."""
+
+        @staticmethod
+        def scheme() -> str:
+            return "plugin"
+
+        def available(self) -> bool:
+            return True
+
+        def is_group(self, config_path: str) -> bool:
+            return False
+
+        def is_config(self, config_path: str) -> bool:
+            group, _, name = config_path.removesuffix(".yaml").partition("/")
+            return find(group, name) is not None
+
+        def load_config(self, config_path: str) -> Any:
+            group, _, name = config_path.removesuffix(".yaml").partition("/")
+            plugin = find(group, name)
+            assert plugin is not None
+            tree = OmegaConf.create(parse_conf(plugin.conf_text(), f"{group}={name}") | {"name": name})
+            return ConfigResult(self.provider, f"plugin://{config_path}", tree, {"package": None})
+
+        def list(self, config_path: str, results_filter: Any) -> list[str]:
+            return []
+
+    return Plugins
 
 
 # Results of the packaged conf/ alone. All composers of a process share them, because its files do not change.
@@ -159,13 +195,18 @@ class Composer:
         ]
         return [option for option in options if not option.rpartition("/")[2].startswith("_")]
 
+    def choices_with_plugins(self, group: str) -> list[str]:
+        """Returns the choices of a group and the names of its plug-ins, for a list: nothing is imported."""
+        choices = self.choices(group)
+        return [*choices, *(name for name in names(group) if name not in choices)]
+
     def describe(self, group: str, choice: str) -> str:
         """Returns the first comment of the choice's file, which describes its use."""
         for folder in self.folders:
             file = folder / group / f"{choice}.yaml"
             if file.is_file():
                 return first_comment(file)
-        return ""
+        return describe(group, choice)
 
     def _compose(self, *choices: str) -> dict[str, Any]:
         """Returns the tree of these choices, interpolations as they are written.
@@ -268,7 +309,7 @@ class Composer:
     def _own_data(self, groups: Mapping[str, Any]) -> dict[str, str]:
         """Returns the choice of data that `data.path` alone selects; none where the data have a path."""
         tree = self.base(*_group_overrides(groups)).tree
-        use = MODELS.get(tree["model"].get("name"))
+        use = model_use(str(tree["model"].get("name")))
         return {"data": use.own_data} if use and "path" not in tree["data"] else {}
 
     def selection(self, values: Mapping[str, Any]) -> str:
@@ -337,7 +378,8 @@ class Composer:
         choices = self.choices(group)
         if choice is None and group == "experiment":
             return
-        if choice not in choices:
+        if choice not in choices and not (isinstance(choice, str) and origin_of(group, choice)):
+            choices = self.choices_with_plugins(group)
             listed = ", ".join(choices) if choices else "none"
             if group == "data" and os.path.exists(os.path.expanduser(str(choice))):
                 raise BadValue(f"data={choice}: no such choice. To read own text: data.path={choice}")

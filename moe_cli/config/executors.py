@@ -13,9 +13,10 @@ from moe_cli.config.compose import Composer
 from moe_cli.config.folders import is_text
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.settings import Settings, setting
+from moe_cli.config.settings import PluginSettings, Settings, parse_conf, setting
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
+from moe_cli.plugins import find
 
 _TIME = re.compile(r"(\d+-)?\d+(:\d\d){0,2}")
 _MEMORY = re.compile(r"\d+[KMGT]?")
@@ -81,10 +82,24 @@ class SlurmExecutor(_Executor):
             raise ConfigError(f"executor.mem={self.mem} is not an amount of memory, such as 16G.")
 
 
-Executor = LocalExecutor | RayExecutor | SlurmExecutor
+@dataclass(frozen=True)
+class PluginExecutor(PluginSettings, _Executor):
+    """Base of the settings of an executor that a plug-in brings."""
+
+    name: str = ""
+
+
+Executor = LocalExecutor | RayExecutor | SlurmExecutor | PluginExecutor
 _SETTINGS = {
     kind.name: {field.name: None for field in fields(kind)} for kind in (LocalExecutor, RayExecutor, SlurmExecutor)
 }
+
+
+def _settings_of(name: Any) -> dict[str, None]:
+    """Returns the settings of a kind of executor; none of an unknown one."""
+    if name not in _SETTINGS and (plugin := find("executor", name)) and plugin.config is not None:
+        return {field.name: None for field in fields(plugin.config)}
+    return _SETTINGS.get(name, {})
 
 
 @dataclass(frozen=True)
@@ -136,6 +151,9 @@ def _file(composer: Composer, name: str) -> dict[str, Any]:
     """Reads conf/executor/NAME.yaml: `name` and settings of that kind of executor."""
     choices = composer.choices("executor")
     if name not in choices:
+        if plugin := find("executor", name):
+            return {**parse_conf(plugin.conf_text(), f"executor={name}"), "name": name}
+        choices = composer.choices_with_plugins("executor")
         raise ConfigError(
             f"no executor '{name}'.{did_you_mean(name, choices)} There are: {', '.join(choices)}."
             f"{composer.misnamed('executor', name)}"
@@ -145,7 +163,7 @@ def _file(composer: Composer, name: str) -> dict[str, Any]:
         content = yaml.safe_load(read_yaml_text(file, lambda key: is_text(key, _ExecutorSettings), "executor"))
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{file}: {str(error).splitlines()[0]}") from None
-    if not isinstance(content, dict) or content.get("name") not in _SETTINGS:
+    if not isinstance(content, dict) or not _settings_of(content.get("name")):
         raise ConfigError(
             f"{file} must hold 'name: local', 'name: ray' or 'name: slurm', and settings of that executor."
         )
@@ -155,11 +173,12 @@ def _file(composer: Composer, name: str) -> dict[str, Any]:
 def _refuse_unknown(settings: dict[str, Any]) -> None:
     """Raises ConfigError for a setting that the executor does not have."""
     name = settings["name"]
+    own = _settings_of(name)
     for key in settings:
-        if key in _SETTINGS[name]:
+        if key in own:
             continue
         other = next((other for other, known in _SETTINGS.items() if key in known), None)
-        hint = f" It belongs to executor={other}." if other else did_you_mean(key, _SETTINGS[name])
-        listed = ", ".join(setting for setting in _SETTINGS[name] if setting != "name")
+        hint = f" It belongs to executor={other}." if other else did_you_mean(key, own)
+        listed = ", ".join(setting for setting in own if setting != "name")
         hint = hint or (f" There are: {listed}." if listed else "")
         raise ConfigError(f"no setting 'executor.{key}' with executor={name}.{hint}")

@@ -13,6 +13,7 @@ from moe_cli.config.schema import RunConfig, TrainConfig
 from moe_cli.config.settings import packaged_conf
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
+from moe_cli.plugins import origin_of
 
 GROUPS = ("model", "task", "router", "balance", "data", "optim", "train", "experiment")
 # The value of --config-dir that excludes ./conf.
@@ -79,7 +80,7 @@ def _foreign_file(folder: Path) -> str | None:
             known = isinstance(content, Mapping) and (
                 set(content) <= settings
                 if group == "train"
-                else "defaults" in content or str(content.get("name")) in names
+                else "defaults" in content or (name := str(content.get("name"))) in names or origin_of(group, name)
             )
             if not known or _of_others(group, content):
                 return f"{group}/{file.relative_to(folder / group).as_posix()}"

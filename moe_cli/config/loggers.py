@@ -3,6 +3,8 @@
 from moe_cli.config.build import did_you_mean
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
+from moe_cli.plugins import names as plugin_names
+from moe_cli.plugins import origin_of
 
 LOGGERS = ("tensorboard", "mlflow", "wandb", "trackio")
 # Those that sort runs into projects; MLflow says experiment.
@@ -18,10 +20,11 @@ def loggers_of(log: str | None) -> tuple[str, ...]:
     """
     names = tuple(log.split("+")) if log is not None else ()
     for name in names:
-        if name not in LOGGERS:
+        if name not in LOGGERS and origin_of("log", name) is None:
+            loggers = (*LOGGERS, *plugin_names("log"))
             raise ConfigError(
-                f"log={log}: no logger '{name}'.{did_you_mean(name, LOGGERS)} "
-                f"There are: {', '.join(LOGGERS)}; several as {LOGGERS[0]}+{LOGGERS[1]}."
+                f"log={log}: no logger '{name}'.{did_you_mean(name, loggers)} "
+                f"There are: {', '.join(loggers)}; several as {LOGGERS[0]}+{LOGGERS[1]}."
             )
     if len(set(names)) < len(names):
         raise ConfigError(f"log={log} names a logger twice.")

@@ -1,10 +1,11 @@
 """Settings of the model: one class for each family, selected by `name`, with the rules between its settings."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from moe_cli.config.ranges import check_divisible
-from moe_cli.config.settings import Settings, setting
+from moe_cli.config.settings import PluginSettings, Settings, setting
 from moe_cli.errors import ConfigError
 
 MAX_WIDTH = 2**20
@@ -99,6 +100,11 @@ class TransformerConfig(LayersConfig):
             attention.
         q_lora_rank: width of the latent of the queries; None means no latent. Only with kv_lora_rank.
         qk_rope_head_dim: rotary dimensions of a head, in addition to d_head. Only with kv_lora_rank.
+        norm_eps: epsilon of all norms but those of latents; None means torch's default.
+        qk_norm_weights: `head` for one trained weight per value of a head; `full` for a norm, with weights, over all
+            heads. Only with qk_norm.
+        rope_factor: factor by which rope_scaling extends the context.
+        rope_original_context: length of the context before its extension. Only with rope_scaling=yarn.
     """
 
     num_heads: int | None = setting(at_least=1, at_most=2**16)
@@ -111,9 +117,15 @@ class TransformerConfig(LayersConfig):
     qk_rope_head_dim: int | None = setting(at_least=1, at_most=MAX_WIDTH)
     tie_embeddings: bool = setting()
     norm: Literal["rms", "layer"] = setting()
+    norm_eps: float | None = setting(above=0, at_most=1)
     qk_norm: bool = setting()
+    qk_norm_weights: Literal["none", "head", "full"] = setting()
+    qkv_bias: bool = setting()
     position_encoding: Literal["rope", "learned"] = setting()
     rope_base: float = setting(above=1)
+    rope_scaling: Literal["none", "linear", "yarn"] = setting()
+    rope_factor: float | None = setting(at_least=1, at_most=1e6)
+    rope_original_context: int | None = setting(at_least=1, at_most=2**24)
     logit_softcap: float | None = setting(above=0)
     init_std: float | None = setting(above=0)
 
@@ -123,6 +135,8 @@ class TransformerConfig(LayersConfig):
             self._check_heads(self.num_heads)
         if self.kv_lora_rank is not None:
             self._check_latent()
+        if self.rope_scaling != "none" and self.rope_factor is None and self.position_encoding == "rope":
+            raise ConfigError(f"model.rope_scaling={self.rope_scaling} needs a factor. Add: model.rope_factor=4")
 
     def _check_heads(self, num_heads: int) -> None:
         if self.num_kv_heads is not None and num_heads % self.num_kv_heads:
@@ -269,4 +283,25 @@ class T5Config(LayersConfig):
             check_divisible("model.d_model", self.d_model, "model.num_heads", self.num_heads)
 
 
-ModelConfig = GPTConfig | BERTConfig | LSTMConfig | ViTConfig | T5Config | MMoEConfig
+@dataclass(frozen=True)
+class PluginModel(PluginSettings, LayersConfig):
+    """Base of the settings of a model of tokens that a plug-in brings. TransformerConfig may be the second base.
+
+    Attributes:
+        task: causal_lm or masked_lm.
+        has_cache: whether `forward` takes a DecodingCache, with which text is sampled faster.
+    """
+
+    task: ClassVar[Literal["causal_lm", "masked_lm"]] = "causal_lm"
+    has_cache: ClassVar[bool] = False
+    name: str = ""
+
+    def backbone(self, vocab_size: int) -> Mapping[str, float]:
+        """Returns the cost without feed-forward layers and gates, by the names of `moe_cli.costs.backbone.Backbone`.
+
+        With TransformerConfig as a base, {} means the cost of a transformer.
+        """
+        return {}
+
+
+ModelConfig = GPTConfig | BERTConfig | LSTMConfig | ViTConfig | T5Config | MMoEConfig | PluginModel

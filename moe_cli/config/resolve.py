@@ -99,11 +99,13 @@ def _with_attention(model: Transformer, notes: Notes) -> Transformer:
         notes.ignored(reason, "model.q_lora_rank", "model.qk_rope_head_dim")
         model = replace_unchecked(model, q_lora_rank=None, qk_rope_head_dim=None)
     else:
-        notes.ignored("model.kv_lora_rank is latent attention", "model.num_kv_heads", "model.qk_norm")
+        reason = "model.kv_lora_rank is latent attention"
+        notes.ignored(reason, "model.num_kv_heads", "model.qk_norm", "model.qkv_bias")
         model = replace_unchecked(
             model,
             num_kv_heads=num_heads,
             qk_norm=False,
+            qkv_bias=False,
             qk_rope_head_dim=model.qk_rope_head_dim or max(2, (model.d_head or 0) // 4 * 2),
         )
     if model.sliding_window is not None and model.sliding_window >= model.context_length:
@@ -113,8 +115,30 @@ def _with_attention(model: Transformer, notes: Notes) -> Transformer:
         model = replace_unchecked(model, attention_dropout=None)
     if model.position_encoding == "learned":
         model = replace_unchecked(model, rope_base=default_of(model, "rope_base"))
-        notes.ignored("model.position_encoding=learned has no rotation", "model.rope_base")
-    return model
+        model = replace_unchecked(model, rope_scaling="none")
+        ignored = ("model.rope_base", "model.rope_scaling", "model.rope_factor", "model.rope_original_context")
+        notes.ignored("model.position_encoding=learned has no rotation", *ignored)
+    if not model.qk_norm:
+        notes.ignored("there is no norm of queries and keys", "model.qk_norm_weights")
+        model = replace_unchecked(model, qk_norm_weights="none")
+    return _with_rope_scaling(model, notes)
+
+
+def _with_rope_scaling(model: Transformer, notes: Notes) -> Transformer:
+    """Derives the context before its extension, and removes settings that the kind of scaling does not read."""
+    if model.rope_factor == 1 and model.rope_scaling != "none":
+        notes.ignored("model.rope_factor=1 extends nothing", "model.rope_scaling", "model.rope_original_context")
+        return replace_unchecked(model, rope_scaling="none", rope_factor=None, rope_original_context=None)
+    if model.rope_scaling == "none":
+        if model.position_encoding == "rope":
+            ignored = ("model.rope_factor", "model.rope_original_context")
+            notes.ignored("model.rope_scaling=none extends nothing", *ignored)
+        return replace_unchecked(model, rope_factor=None, rope_original_context=None)
+    if model.rope_scaling == "linear":
+        notes.ignored("model.rope_scaling=linear does not read it", "model.rope_original_context")
+        return replace_unchecked(model, rope_original_context=None)
+    derived = max(1, round(model.context_length / (model.rope_factor or 1)))
+    return replace_unchecked(model, rope_original_context=model.rope_original_context or derived)
 
 
 def _with_patches(config: RunConfig, model: ViTConfig, notes: Notes) -> ViTConfig:

@@ -2,6 +2,7 @@
 
 from moe_cli.config.balances import (
     LossFreeBalance,
+    Method,
     NoBalance,
     QuantileBalance,
     SwitchBalance,
@@ -17,8 +18,10 @@ from moe_cli.config.routers import (
     ExpertChoiceConfig,
     HashConfig,
     NoisyTopKConfig,
+    PluginRouter,
     RandomConfig,
     ReluConfig,
+    RouterConfig,
     SigmoidConfig,
     SinkhornConfig,
     SoftConfig,
@@ -26,6 +29,7 @@ from moe_cli.config.routers import (
     TopKConfig,
     null_experts,
     sums_to_one,
+    takes_one,
 )
 from moe_cli.config.schema import DEFAULT_TOP_K, MuonConfig, RunConfig
 from moe_cli.config.settings import replace_group, replace_unchecked
@@ -45,7 +49,7 @@ def top_k(config: RunConfig) -> int:
         return 1
     if config.k is not None and not isinstance(config.router, SoftConfig):
         return config.k
-    return 1 if isinstance(config.router, SwitchConfig) else min(DEFAULT_TOP_K, config.expert)
+    return 1 if takes_one(config.router) else min(DEFAULT_TOP_K, config.expert)
 
 
 def default_expert_period(num_experts: int, top_k: int) -> int:
@@ -238,6 +242,13 @@ def _takes_all_experts(config: RunConfig) -> bool:
     return chooses and config.k == config.expert and not null_experts(config.router) and config.eval.k is None
 
 
+def _takes_bias(router: RouterConfig | None, method: Method) -> bool:
+    """Returns whether a method has no bias, or one that can move the choice of the router."""
+    if isinstance(router, PluginRouter):
+        return type(method) not in ROUTERS_WITH_BIAS or method.name in router.bias_methods
+    return router is None or router.name in ROUTERS_WITH_BIAS.get(type(method), (router.name,))
+
+
 def _with_balance(config: RunConfig, notes: Notes) -> RunConfig:
     """Replaces equivalent scopes by the simplest one. Raises ConfigError for a balance that the router cannot have."""
     balance = config.balance or NoBalance()
@@ -248,7 +259,7 @@ def _with_balance(config: RunConfig, notes: Notes) -> RunConfig:
                 f"balance={balance.name}: the load loss is estimated from the noise of the router, and "
                 f"router={router} has none. Use router=noisy_topk, or balance=importance."
             )
-        if router and router not in ROUTERS_WITH_BIAS.get(type(method), (router,)):
+        if router and not _takes_bias(config.router, method):
             raise ConfigError(
                 f"balance={balance.name}: {method.name} adds a bias to the scores, and router={router} has no bias. "
                 f"Use one of router={','.join(ROUTERS_WITH_BIAS[type(method)])}."

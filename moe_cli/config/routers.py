@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moe_cli.config.settings import Settings, setting
+from moe_cli.config.settings import PluginSettings, Settings, setting
 from moe_cli.errors import ConfigError
 
 
@@ -104,6 +104,40 @@ class RandomConfig(_Router):
     name: Literal["random"] = "random"
 
 
+@dataclass(frozen=True)
+class PluginRouter(PluginSettings, _Router):
+    """Base of the settings of a router that a plug-in brings. With TokenChoiceConfig as second base, it has those too.
+
+    Attributes:
+        causal: whether the choice for a token does not depend on later tokens.
+        bias_methods: the balancing methods (loss_free, quantile) whose bias moves the choice; those of GatedRouter's
+            `select_experts` are both.
+        takes_one: whether the router sends each token to one expert, so that k must be 1.
+    """
+
+    causal: ClassVar[bool] = True
+    bias_methods: ClassVar[tuple[str, ...]] = ()
+    takes_one: ClassVar[bool] = False
+    name: str = ""
+
+    def gate_params(self, d_model: int, num_experts: int) -> int:
+        """Returns the number of trained parameters; here of the gate of a GatedRouter.
+
+        Args:
+            num_experts: number of scored experts, null experts included.
+        """
+        score = self.score if isinstance(self, TokenChoiceConfig) else "linear"
+        return _score_params(score, d_model, num_experts)
+
+    def gate_flops(self, d_model: int, num_experts: int) -> int:
+        """Returns the FLOPs of the matrix products that score one token."""
+        return 2 * (self.gate_params(d_model, num_experts) - (getattr(self, "score", "") == "cosine"))
+
+    def sums_to_one(self, top_k: int) -> bool:
+        """Returns whether the weights of every token's experts sum to 1."""
+        return False
+
+
 RouterConfig = (
     TopKConfig
     | SwitchConfig
@@ -115,6 +149,7 @@ RouterConfig = (
     | ExpertChoiceConfig
     | SoftConfig
     | RandomConfig
+    | PluginRouter
 )
 # Their choice for one token depends on the others, later ones included.
 NOT_CAUSAL = (ExpertChoiceConfig, SoftConfig)
@@ -140,12 +175,18 @@ def gate_params(router: RouterConfig | None, d_model: int, num_experts: int) -> 
     if isinstance(router, SoftConfig):
         return num_experts * router.slots * d_model + 1
     columns = num_experts + null_experts(router)
-    linear = columns * d_model
+    if isinstance(router, PluginRouter):
+        return router.gate_params(d_model, columns)
     if not isinstance(router, TokenChoiceConfig):
-        return linear
-    width = cosine_width(columns)
+        return columns * d_model
+    noise = columns * d_model if isinstance(router, NoisyTopKConfig) else 0
+    return _score_params(router.score, d_model, columns) + noise
+
+
+def _score_params(score: str, d_model: int, columns: int) -> int:
+    linear, width = columns * d_model, cosine_width(columns)
     scores = {"linear": linear, "cosine": width * (d_model + columns) + 1, "mlp": d_model**2 + linear, "activation": 0}
-    return scores[router.score] + (linear if isinstance(router, NoisyTopKConfig) else 0)
+    return scores[score]
 
 
 def gate_flops(router: RouterConfig | None, d_model: int, num_experts: int, expert_rows: int = ACTIVATION_WIDTH) -> int:
@@ -158,6 +199,8 @@ def gate_flops(router: RouterConfig | None, d_model: int, num_experts: int, expe
     """
     if isinstance(router, SoftConfig):
         return 3 * 2 * num_experts * router.slots * d_model
+    if isinstance(router, PluginRouter) and getattr(router, "score", "") != "activation":
+        return router.gate_flops(d_model, num_experts + null_experts(router))
     products = gate_params(router, d_model, num_experts)
     if isinstance(router, TokenChoiceConfig) and router.score == "cosine":
         products -= 1  # the temperature
@@ -173,13 +216,13 @@ def cosine_width(num_experts: int) -> int:
 
 def check_router(router: RouterConfig | None, num_experts: int, top_k: int, causal: bool) -> None:
     """Raises ConfigError when the router cannot choose `top_k` of `num_experts` in such a model."""
-    if isinstance(router, NOT_CAUSAL) and causal:
+    if causal and router is not None and not is_causal(router):
         raise ConfigError(
             f"router={router.name} looks at later tokens to place earlier ones: a causal model would read what it is "
             "to guess. Use router=topk, or a model that is not: model=bert, model=vit."
         )
-    if isinstance(router, SwitchConfig) and top_k > 1:
-        raise ConfigError(f"k={top_k}: router=switch sends each token to one expert. Use k=1, or router=topk.")
+    if takes_one(router) and top_k > 1 and router is not None:
+        raise ConfigError(f"k={top_k}: router={router.name} sends each token to one expert. Use k=1, or router=topk.")
     if isinstance(router, TopKConfig | SigmoidConfig) and router.renormalise and top_k == 1:
         raise ConfigError(
             "k=1 with router.renormalise=true makes every weight 1 and leaves the gate without a gradient. "
@@ -194,10 +237,22 @@ def check_router(router: RouterConfig | None, num_experts: int, top_k: int, caus
         _check_groups(router, num_experts, top_k)
 
 
+def is_causal(router: RouterConfig) -> bool:
+    """Returns whether the choice for a token does not depend on later tokens."""
+    return router.causal if isinstance(router, PluginRouter) else not isinstance(router, NOT_CAUSAL)
+
+
+def takes_one(router: RouterConfig | None) -> bool:
+    """Returns whether the router sends each token to one expert."""
+    return router.takes_one if isinstance(router, PluginRouter) else isinstance(router, SwitchConfig)
+
+
 def sums_to_one(router: RouterConfig | None, top_k: int) -> bool:
     """Returns whether the weights of every token's experts sum to 1, so that equal experts act as one of them."""
     if null_experts(router):
         return False
+    if isinstance(router, PluginRouter):
+        return router.sums_to_one(top_k)
     if isinstance(router, TopKConfig | SigmoidConfig):
         renormalised = top_k > 1 if router.renormalise is None else router.renormalise
         return renormalised and (isinstance(router, TopKConfig) or router.scale == 1)

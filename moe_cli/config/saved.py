@@ -65,7 +65,7 @@ def read_saved(file: Path) -> dict[str, Any]:
 
 def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a tree as settings: `model.name` becomes the choice `model`, and a group without a value is left out."""
-    flat = flatten_dict(tree)
+    flat = {key: value for key, value in flatten_dict(tree).items() if not key.startswith("plugins.")}
     choices = {key.removesuffix(".name"): value for key, value in flat.items() if key.removesuffix(".name") in GROUPS}
     values = {key: value for key, value in flat.items() if key not in GROUPS and not key.endswith(".name")}
     return {key: value for key, value in choices.items() if value is not None} | values

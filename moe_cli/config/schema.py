@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal
 
 from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalance, methods_of
 from moe_cli.config.bounds import THREADS
-from moe_cli.config.build import build
+from moe_cli.config.build import build, names_of_variants
 from moe_cli.config.capacity import Drop
-from moe_cli.config.data import CorpusConfig, DataConfig
+from moe_cli.config.data import CorpusConfig, DataConfig, PluginCorpus
 from moe_cli.config.launch import LaunchConfig, check_launch
 from moe_cli.config.loggers import LOG_KEYS, check_log
 from moe_cli.config.model import ModelConfig
@@ -32,9 +32,11 @@ from moe_cli.config.routers import (
     check_router,
     check_task_router,
 )
-from moe_cli.config.settings import Settings, fields_of, read_choice, read_conf, setting
-from moe_cli.config.tasks import TEXT_TASKS, TaskConfig, check_task
+from moe_cli.config.settings import PluginSettings, Settings, fields_of, read_choice, read_conf, setting
+from moe_cli.config.tasks import OWN_TEXT, TEXT_TASKS, TaskConfig, check_task
 from moe_cli.errors import ConfigError
+from moe_cli.formatting import sanitise
+from moe_cli.plugins import Origin, origin_of
 
 DEFAULT_STEPS = 1500
 DEFAULT_TOP_K = 2
@@ -235,7 +237,8 @@ class RunConfig(Settings):
         return dict(vars(build(cls, values | groups)))
 
     def check(self) -> None:
-        check_task(self.task, self.model.name, self.data.name)
+        data = OWN_TEXT if isinstance(self.data, PluginCorpus) else self.data.name
+        check_task(self.task, self.model.name, data, getattr(self.model, "task", None))
         self.check_choice()
         check_launch(self.launch, self.train.batch_size, 1 if self.dense else self.expert)
         check_log(self.log, self.log_project)
@@ -381,7 +384,19 @@ class RunConfig(Settings):
         values = _values(self)
         if isinstance(self.balance, CombinedBalance):
             values["balance"] = self.balance.to_dict()
-        return values
+        return values | ({"plugins": plugins} if (plugins := self.plugins()) else {})
+
+    def plugins(self) -> dict[str, dict[str, str]]:
+        """Returns where the plug-ins of this configuration come from, by group and name; they are part of its identity.
+
+        An executor and a logger are not part of it.
+        """
+        found: dict[str, dict[str, str]] = {}
+        for choice in (self.model, self.router, *methods_of(self.balance), self.data):
+            if isinstance(choice, PluginSettings):
+                origin = origin_of(choice.group, choice.name)
+                found.setdefault(choice.group, {})[choice.name] = str(origin or "unknown")
+        return found
 
     @cached_property
     def digest(self) -> str:
@@ -407,7 +422,8 @@ def digest_of(values: dict[str, Any]) -> str | None:
 def identity_text(values: dict[str, Any]) -> str | None:
     """Returns the text that the digest of a config.json is computed from; None if it is no configuration."""
     try:
-        return _identity_text(values, () if values["expert"] == 1 else _sparse_layers(values["model"]))
+        known = values["expert"] == 1 or "model" in values.get("plugins", ())
+        return _identity_text(values, () if known else _sparse_layers(values["model"]))
     except (ConfigError, KeyError, TypeError, AttributeError, ValueError):
         return None
 
@@ -430,6 +446,8 @@ MAX_KNOWN_LAYERS = 1024
 def _sparse_layers(model: dict[str, Any]) -> tuple[int, ...]:
     key = repr(model)
     if key not in _known_layers:
+        if model["name"] not in names_of_variants(_OfModel, "model"):  # a name in a file imports no plug-in
+            raise ConfigError(f"model={model['name']} is a plug-in, and its distribution is not recorded.")
         config: _OfModel = build(_OfModel, {"model": model})
         if len(_known_layers) >= MAX_KNOWN_LAYERS:
             _known_layers.clear()
@@ -446,6 +464,8 @@ def _identity_text(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> st
     )  # results do not depend on them; match acts through the width of the experts
     values = {key: value for key, value in values.items() if key not in left_out}
     values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
+    if "model" in values.get("plugins", ()):  # whose layers with experts are known to the plug-in only
+        return json.dumps(values, sort_keys=True)
     # Left out, because `sparse_layers` says it: moe_layer_freq and first_k_dense; and d_ff if no layer is dense.
     model = values["model"] | {"sparse_layers": sparse_layers}
     through = ("moe_layer_freq", "first_k_dense", *(["d_ff"] if len(sparse_layers) == model["num_layers"] else []))
@@ -472,5 +492,28 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     Raises:
         ConfigError: a key or value this version does not know.
     """
+    values = dict(values)
+    check_plugins(values.pop("plugins", {}))
     config: RunConfig = build(RunConfig, values)
     return config
+
+
+def check_plugins(recorded: Any) -> None:
+    """Raises ConfigError where a recorded plug-in is not installed, or is another version. Imports none.
+
+    Args:
+        recorded: the `plugins` of a config.json.
+    """
+    if not isinstance(recorded, dict) or not all(isinstance(found, dict) for found in recorded.values()):
+        raise ConfigError("plugins must be names of plug-ins with their distributions, by group.")
+    for group, found in recorded.items():
+        for name, origin in found.items():
+            here = origin_of(group, name)
+            if here is None or str(here) != origin:
+                raise ConfigError(_missing_plugin(f"{group}={name}", origin, here))
+
+
+def _missing_plugin(choice: str, recorded: Any, here: Origin | None) -> str:
+    source, _, version = sanitise(str(recorded)).rpartition(" ")
+    found = "which is not here" if here is None else f"and here is {here}"
+    return f"{choice} was of {source} {version}, {found}. {Origin(source, version).how_to_get}"

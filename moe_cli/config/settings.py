@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from moe_cli.config.bounds import MAX_NUMBER, MAX_WHOLE, check_most
 from moe_cli.config.ranges import check_above, check_at_least, check_between, check_fraction
 from moe_cli.errors import ConfigError
+from moe_cli.plugins import plugin_of
 
 
 class _FromConf:
@@ -146,6 +147,34 @@ class Settings:
         return read_choice(cls.group, name)
 
 
+class PluginSettings:
+    """First base of settings that a plug-in brings, whose defaults are in the plug-in's own yaml."""
+
+    group: ClassVar[str]
+
+    @classmethod
+    def from_conf(cls, name: str) -> dict[str, Any]:
+        plugin = plugin_of(cls)
+        if plugin is None:
+            raise ConfigError(
+                f"{cls.__name__} has no defaults: make moe_cli.plugins.Plugin(config={cls.__name__}, ...)."
+            )
+        return merge_bases(cls.group, parse_conf(plugin.conf_text(), f"{cls.group}={name}"))
+
+
+def parse_conf(text: str, origin: str) -> dict[str, Any]:
+    """Returns the settings in the yaml of a plug-in. Raises ConfigError where it is not yaml, or has no settings."""
+    import yaml
+
+    try:
+        content = _loader()(text).get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: the plug-in's yaml cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{origin}: the plug-in's yaml holds no settings.")
+    return content
+
+
 def replace_unchecked(config: AnySettings, **changes: Any) -> AnySettings:
     """Returns the configuration with other values, as `dataclasses.replace`, but checks nothing: `check_whole` does."""
     old = config.__dict__
@@ -196,7 +225,11 @@ def packaged_conf() -> Path:
 
 def read_choice(group: str, name: str) -> dict[str, Any]:
     """Returns the settings of conf/GROUP/NAME.yaml, and those of the files of its group that its `defaults` name."""
-    values = read_conf(f"{group}/{name}")
+    return merge_bases(group, read_conf(f"{group}/{name}"))
+
+
+def merge_bases(group: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a file, and those of the files of its group that its `defaults` name."""
     merged: dict[str, Any] = {}
     for base in values.pop("defaults", ["_self_"]):
         merged |= values if base == "_self_" else read_choice(group, base)

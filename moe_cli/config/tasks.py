@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from moe_cli.config.settings import Settings, setting
 from moe_cli.errors import ConfigError
+from moe_cli.plugins import find, origin_of
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,24 @@ MODELS = {
     "vit": ModelUse("images", IMAGES, "image_folder"),
     "mmoe": ModelUse("ratings", RATINGS, "movielens", {"optim": "adamw", "train": "ratings"}),
 }
+# The choice of one's own texts. The texts of plug-ins fit the same tasks.
+OWN_TEXT = "text"
 TEXT_TASKS = tuple(dict.fromkeys(use.task for use in MODELS.values() if use.data is TEXTS))
 # Models whose predictions must not depend on later tokens (of t5, in the decoder).
 CAUSAL_MODELS = tuple(name for name, use in MODELS.items() if use.task in ("causal_lm", "span_corruption"))
+
+
+def model_use(model: str) -> ModelUse | None:
+    """Returns the use of a model, that of a plug-in included; None for an unknown one."""
+    if model in MODELS:
+        return MODELS[model]
+    plugin = find("model", model)
+    return _use_of_task(getattr(plugin.config, "task", None)) if plugin else None
+
+
+def _use_of_task(task: str | None) -> ModelUse | None:
+    """Returns the use of a plug-in's model with this task of text; None for another task."""
+    return MODELS["gpt"] if task == "causal_lm" else MODELS["bert"] if task == "masked_lm" else None
 
 
 def models_of(task: str) -> list[str]:
@@ -169,31 +185,45 @@ def data_of(task: str) -> tuple[str, ...]:
     return next((use.data for use in MODELS.values() if use.task == task), ())
 
 
+def _kind(data: str) -> str:
+    """Returns the data, or `text` for that of a plug-in, which fits the same tasks."""
+    is_known = any(data in use.data for use in MODELS.values())
+    return OWN_TEXT if not is_known and origin_of("data", data) else data
+
+
 def what_follows(model: str, task: str, data: str, explicit: Collection[str]) -> dict[str, str]:
     """Returns the names of model, task and data.
 
     Choices that are not `given` and do not fit are inferred from the others.
     """
+    use, kind = model_use(model), _kind(data)
     if "task" not in explicit:
-        if data not in (data_of(task) or (data,)) and "data" in explicit and "model" not in explicit:
-            task = next(use.task for use in MODELS.values() if data in use.data)
-        elif model in MODELS:
-            task = MODELS[model].task
-    if "model" not in explicit and model not in (models_of(task) or [model]):
+        if kind not in (data_of(task) or (kind,)) and "data" in explicit and "model" not in explicit:
+            task = next(use.task for use in MODELS.values() if kind in use.data)
+        elif use:
+            task = use.task
+    if "model" not in explicit and use and use.task != task and models_of(task):
         model = models_of(task)[0]
-    if "data" not in explicit and data not in (data_of(task) or (data,)):
+    if "data" not in explicit and kind not in (data_of(task) or (kind,)):
         data = data_of(task)[0]
     return {"model": model, "task": task, "data": data}
 
 
-def check_task(task: TaskConfig, model: str, data: str) -> None:
-    """Raises ConfigError where the model does not do the task, or the data do not fit it."""
+def check_task(task: TaskConfig, model: str, data: str, own_task: str | None = None) -> None:
+    """Raises ConfigError where the model does not do the task, or the data do not fit it.
+
+    Args:
+        own_task: the task of a plug-in's model.
+    """
     if data not in data_of(task.name):
         raise ConfigError(
             f"task={task.name} cannot be done with data={data}. Use one of data={', '.join(data_of(task.name))}"
         )
-    if MODELS[model].task != task.name:
+    use = MODELS.get(model) or _use_of_task(own_task)
+    if use is None:
+        raise ConfigError(f"model={model} does not say its task: causal_lm or masked_lm.")
+    if use.task != task.name:
         raise ConfigError(
             f"model={model} cannot do task={task.name}. Use model={' or '.join(models_of(task.name))}, "
-            f"or task={MODELS[model].task}"
+            f"or task={use.task}"
         )

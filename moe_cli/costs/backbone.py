@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from moe_cli.config.data import ImageData
 from moe_cli.config.layer_costs import stack_input_lengths
-from moe_cli.config.model import LSTMConfig, MMoEConfig, T5Config, TransformerConfig, ViTConfig
+from moe_cli.config.model import LSTMConfig, MMoEConfig, PluginModel, T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.schema import RunConfig
+from moe_cli.errors import ConfigError
 
 # An int64, such as a token id, counts as two 4-byte values.
 FLOATS_PER_INT64 = 2
@@ -42,6 +43,8 @@ class Backbone:
 def backbone_cost(config: RunConfig, vocab_size: int) -> Backbone:
     """Estimates the backbone of a resolved configuration."""
     model = config.model
+    if isinstance(model, PluginModel) and (cost := model.backbone(vocab_size)):
+        return Backbone(**cost)  # type: ignore[arg-type]
     if isinstance(model, LSTMConfig):
         return _lstm(model, vocab_size)
     if isinstance(model, ViTConfig):
@@ -51,6 +54,8 @@ def backbone_cost(config: RunConfig, vocab_size: int) -> Backbone:
         return _mmoe(model, vocab_size)
     if isinstance(model, T5Config):
         return _t5(model, stack_input_lengths(config), vocab_size)
+    if not isinstance(model, TransformerConfig):
+        raise ConfigError(f"model={model.name} states no cost: its settings need the method backbone(vocab_size).")
     return _transformer(model, vocab_size)
 
 
@@ -147,7 +152,8 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
     width, layers, heads = model.d_model, model.num_layers, model.num_heads or 1
     shapes = _attention_shapes(model)
     queries, keys, outputs = _attention_widths(model)
-    norms = (2 * layers + 1) * width + layers * _latent_width(model)
+    norms = (2 * layers + 1) * width + layers * (_latent_width(model) + _qk_norm_width(model))
+    biases = layers * (queries + 2 * keys) if model.qkv_bias else 0
     positions = model.context_length * width if model.position_encoding == "learned" else 0
     head = vocab_size * width
     products = layers * sum(rows * columns for rows, columns in shapes)
@@ -155,12 +161,13 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
     changes_queries = model.qk_norm or model.position_encoding == "rope"
     attention = queries + 2 * keys + outputs + (queries + keys if changes_queries else 0)
     attention += heads * (3 if model.qk_norm else 1)
+    attention += queries + keys if model.qk_norm_weights != "none" else 0
     if model.kv_lora_rank:
         attention = (
             queries + keys + 3 * outputs + heads + 3 * _latent_width(model) + 2 + 2 * (model.qk_rope_head_dim or 0)
         )
     return Backbone(
-        num_params=products + norms + positions + head * (1 if model.tie_embeddings else 2),
+        num_params=products + norms + biases + positions + head * (1 if model.tie_embeddings else 2),
         matmul_params=products + head,
         flops_per_token=layers * 2 * model.context_length * (queries + outputs),
         saved_values_per_token=FLOATS_PER_INT64 + layers * (2 * norm + attention) + norm,
@@ -191,6 +198,12 @@ def _attention_shapes(model: TransformerConfig) -> list[tuple[int, int]]:
         (width, outputs),
     ]
     return shapes if model.q_lora_rank is None else [(model.q_lora_rank, width), *shapes]
+
+
+def _qk_norm_width(model: TransformerConfig) -> int:
+    """Returns the number of trained weights of the norms of queries and keys of one attention layer."""
+    queries, keys, _ = _attention_widths(model)
+    return {"none": 0, "head": 2 * (model.d_head or 0), "full": queries + keys}[model.qk_norm_weights]
 
 
 def _latent_width(model: TransformerConfig) -> int:

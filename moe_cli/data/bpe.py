@@ -229,7 +229,7 @@ def _token_bytes(library: Any, content: dict[str, Any], vocab_size: int, separat
     """Returns the bytes of each token, by the alphabet of byte-level tokenizers, else by the characters for spaces."""
     table = [b""] * vocab_size
     added = {token["id"]: token["content"] for token in content.get("added_tokens") or []}
-    alphabet = _byte_alphabet() if '"ByteLevel"' in json.dumps(content.get("decoder")) else {}
+    alphabet = byte_alphabet() if '"ByteLevel"' in json.dumps(content.get("decoder")) else {}
     is_wordpiece = content["model"].get("type") == "WordPiece"
     prefix = content["model"].get("continuing_subword_prefix") or "##"
     for token, number in library.get_vocab(with_added_tokens=True).items():
@@ -247,7 +247,7 @@ def _token_bytes(library: Any, content: dict[str, Any], vocab_size: int, separat
     return table
 
 
-def _byte_alphabet() -> dict[str, bytes]:
+def byte_alphabet() -> dict[str, bytes]:
     """Returns the byte of each character of GPT-2's alphabet: printable bytes stay, others follow from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     signs = {chr(byte): bytes([byte]) for byte in printable}

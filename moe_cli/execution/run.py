@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moe_cli.config.loggers import LOGGERS, loggers_of
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import training_steps
 from moe_cli.data.load import Data
@@ -22,6 +23,7 @@ from moe_cli.execution.trained_model import with_decided_precision
 from moe_cli.execution.upcycling import check_upcycle
 from moe_cli.files.writing import delete, guard
 from moe_cli.loggers.logging_recorder import check_loggers, make_recorder
+from moe_cli.plugins import origin_of
 from moe_cli.runs.corpora import check_corpus
 from moe_cli.runs.folder import INTERRUPTED, RUNNING, Run
 from moe_cli.runs.locks import claim_run
@@ -127,12 +129,20 @@ def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Reco
             "device": device.type,
             "machine": machine_name(device.type),
         }
-        recorder.meta(describe_environment(corpus) | decided)
+        plugins = {"plugins": found} if (found := used_plugins(config)) else {}
+        recorder.meta(describe_environment(corpus) | decided | plugins)
     if trainer.run():
         with trainer.averaged():
             recorder.complete(summarise(run, config, corpus, trainer))
     else:
         recorder.status(INTERRUPTED, step=trainer.state.step, steps=steps, reason=f"stopped; {run.kept()}")
+
+
+def used_plugins(config: RunConfig) -> dict[str, dict[str, str]]:
+    """Returns where the plug-ins of a run come from, by group and name: those of its identity, and its loggers."""
+    own = (name for name in loggers_of(config.log) if name not in LOGGERS)
+    loggers = {name: str(origin_of("log", name)) for name in own}
+    return config.plugins() | ({"log": loggers} if loggers else {})
 
 
 def _is_compiled(run: Run, config: RunConfig, vocab_size: int, device: Any) -> bool:

@@ -80,7 +80,7 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
         "steps": state.step,
         "tokens": state.tokens,
         "seconds": round(state.seconds, 3),
-        "tokens_per_second": round(state.tokens / state.seconds, 1),
+        "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else None,
         "machine": run.meta().get("machine"),
         "peak_memory_bytes": int(collectives.all_reduce_max(peak_memory_bytes())),
         "bigram_bpb": corpus.meta["bigram_bpb"],

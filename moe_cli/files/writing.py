@@ -73,6 +73,13 @@ def json_safe(value: Any) -> Any:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces the file, or a link, atomically: writes a temporary file, flushes it to disk and renames it."""
+    with replaced(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file that replaces the file, or a link, at the end; it is deleted after an error."""
     name = f".{path.name[:100]}.{os.urandom(4).hex()}{TEMPORARY}"
     with _at(path) as folder:
         try:
@@ -81,7 +88,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             ) as file:
                 with suppress(OSError):  # the lock shows that its writer is alive
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(name, path.name, src_dir_fd=folder, dst_dir_fd=folder)

@@ -14,6 +14,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import print_line
 from moe_cli.loggers.logger import Logger, ResumeState, RunContext, last_steps, step_of
+from moe_cli.plugins import Plugin, find
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, Run
 from moe_cli.runs.recorder import Recorder
 
@@ -29,8 +30,11 @@ LOCAL_MLFLOW = ("sqlalchemy", "alembic")  # packages for MLflow's local database
 
 
 def check_loggers(log: str | None) -> None:
-    """Raises ConfigError when a library that `log` needs is not installed."""
+    """Raises ConfigError when a library that `log` needs is not installed, or a plug-in is broken."""
     for name in loggers_of(log):
+        if name not in CLASSES:
+            _plugin(name).code()
+            continue
         local = LOCAL_MLFLOW if name == "mlflow" and not os.environ.get("MLFLOW_TRACKING_URI") else ()
         missing = [needed for needed in (name, *local) if not is_installed(needed)]
         if missing:
@@ -53,7 +57,16 @@ def make_recorder(run: Run, config: RunConfig, outputs: Path) -> Recorder:
     return LoggedRecorder(RunContext(run, config, outputs)) if config.log else Recorder(run)
 
 
+def _plugin(name: str) -> Plugin:
+    plugin = find("log", name)
+    assert plugin is not None, name
+    return plugin
+
+
 def _make(name: str, about: RunContext) -> Logger:
+    if name not in CLASSES:
+        made: Logger = _plugin(name).code()(about)
+        return made
     logger: Logger = getattr(importlib.import_module(f"moe_cli.loggers.{name}"), CLASSES[name])(about)
     return logger
 

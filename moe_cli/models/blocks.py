@@ -3,6 +3,7 @@
 B sequences, L positions, P cached positions, D model width, N heads, W head width, V tokens.
 """
 
+import math
 from contextlib import nullcontext
 
 import torch
@@ -22,6 +23,10 @@ from moe_cli.moe.sparse_layer import SparseLayer
 
 # Factor of the initial last matrix of every residual branch. With 0, and a zero head, the first prediction is uniform.
 OUT_SCALE = 0.0
+# Epsilon of the norms of latents, as in DeepSeek-V2 and V3.
+LATENT_EPS = 1e-6
+# Epsilon of LayerNorm with model.norm_eps=null.
+LAYER_NORM_EPS = 1e-5
 # Standard deviation of an initial embedding with a head of its own.
 EMBEDDING_STD = 1.0
 # The same for an embedding that is also the head, and for positions.
@@ -65,17 +70,49 @@ def attention_mask(
     return (attn_mask | (distance == 0)).unsqueeze(1)
 
 
+# Rotations within the original context above which YaRN keeps a frequency, and below which it divides it.
+YARN_FAST, YARN_SLOW = 32, 1
+
+
+def rotary_rates(model: TransformerConfig, d_head: int) -> Float[Tensor, " pairs"]:
+    """Returns the rotation per position of each pair of a head: base^(-2i/W), scaled by `model.rope_scaling`.
+
+    `linear` divides all rates by the factor (arXiv:2306.15595). `yarn` divides the slow ones, keeps the fast ones, and
+    interpolates between them (arXiv:2309.00071, eq. 23).
+    """
+    pairs = torch.arange(0, d_head, 2).double()
+    rates = model.rope_base ** (-pairs / d_head)
+    if model.rope_scaling == "none":
+        return rates
+    assert model.rope_factor
+    if model.rope_scaling == "linear":
+        return rates / model.rope_factor
+    assert model.rope_original_context
+
+    def pair_of(rotations: float) -> float:
+        """Returns the index of the pair that turns this often within the original context."""
+        wavelengths = model.rope_original_context / (2 * math.pi * rotations)  # type: ignore[operator]
+        return d_head * math.log(wavelengths) / (2 * math.log(model.rope_base))
+
+    first, last = max(0, math.floor(pair_of(YARN_FAST))), min(d_head - 1, math.ceil(pair_of(YARN_SLOW)))
+    divided = ((pairs / 2 - first) / (last - first or 0.001)).clamp(0, 1)
+    return rates * (1 - divided + divided / model.rope_factor)
+
+
 class Rotary(nn.Module):
-    """Rotary positions (RoFormer, arXiv:2104.09864): rotates pair (i, i + W/2) of a head by position * base^(-2i/W)."""
+    """Rotary positions (RoFormer, arXiv:2104.09864): rotates pair (i, i + W/2) of a head by position * rate.
+
+    YaRN also lengthens the rotated values (arXiv:2309.00071, eq. 22).
+    """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, d_head: int, context_length: int, base: float) -> None:
+    def __init__(self, model: TransformerConfig, d_head: int) -> None:
         super().__init__()
-        rates = base ** (-torch.arange(0, d_head, 2).double() / d_head)
-        angles = torch.outer(torch.arange(context_length).double(), rates).unsqueeze(1)
-        cos, sin = angles.cos().float(), angles.sin().float()
+        angles = torch.outer(torch.arange(model.context_length).double(), rotary_rates(model, d_head)).unsqueeze(1)
+        length = 0.1 * math.log(model.rope_factor or 1) + 1 if model.rope_scaling == "yarn" else 1.0
+        cos, sin = (angles.cos() * length).float(), (angles.sin() * length).float()
         self.register_buffer("cos", torch.cat((cos, cos), -1), persistent=False)
         self.register_buffer("sin", torch.cat((-sin, sin), -1), persistent=False)
 
@@ -132,17 +169,21 @@ class Attention(nn.Module):
         assert model.num_kv_heads
         assert model.d_head
         self.d_head, self.num_heads, self.num_kv_heads = model.d_head, model.num_heads, model.num_kv_heads
-        self.qk_norm = model.qk_norm
+        widths = [heads * model.d_head for heads in (model.num_heads, model.num_kv_heads, model.num_kv_heads)]
+        self.qk_norm, self.qk_norm_weights = model.qk_norm, model.qk_norm_weights
+        self.norm_eps = model.norm_eps
+        self.q_norm, self.k_norm = (_qk_norm(model, width) for width in widths[:2])
         self.dropout = attention_dropout(model)
         self.causal = model.causal
-        num_rows = (self.num_heads + 2 * self.num_kv_heads) * self.d_head
-        self.qkv = nn.Linear(model.d_model, num_rows, bias=False)
-        self.out = nn.Linear(self.num_heads * self.d_head, model.d_model, bias=False)
+        self.qkv = nn.Linear(model.d_model, sum(widths), bias=model.qkv_bias)
+        self.out = nn.Linear(widths[0], model.d_model, bias=False)
         rope = model.position_encoding == "rope"
-        self.rotary = Rotary(model.d_head, model.context_length, model.rope_base) if rope else None
+        self.rotary = Rotary(model, model.d_head) if rope else None
 
     def reset_parameters(self, generator: torch.Generator | None, out_scale: float) -> None:
         init_matrix(self.qkv.weight, generator)
+        if self.qkv.bias is not None:
+            nn.init.zeros_(self.qkv.bias)
         init_matrix(self.out.weight, generator, out_scale)
 
     def forward(
@@ -152,7 +193,7 @@ class Attention(nn.Module):
         rows = attention_operand(self.qkv(x)).unflatten(-1, (-1, self.d_head))
         qk, v = rows.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=2)
         if self.qk_norm:
-            qk = rms_norm(qk)
+            qk = self._normalise_qk(qk)
         offset = layer_cache.length if layer_cache else 0
         if self.rotary is not None:
             qk = self.rotary(qk, offset)
@@ -164,6 +205,25 @@ class Attention(nn.Module):
         causal = self.causal and attn_mask is None and offset == 0
         y = attend(q, k, v, attn_mask, dropout, causal)
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _normalise_qk(self, qk: Float[Tensor, "B L NM W"]) -> Float[Tensor, "B L NM W"]:
+        """Normalises queries and keys: each head or, with weights over all heads, all heads together."""
+        if self.q_norm is None or self.k_norm is None:
+            return rms_norm(qk, eps=self.norm_eps)
+        q, k = qk.split([self.num_heads, self.num_kv_heads], dim=2)
+        if self.qk_norm_weights == "full":
+            q, k = (norm(heads.flatten(2)).view_as(heads) for norm, heads in ((self.q_norm, q), (self.k_norm, k)))
+        else:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return torch.cat((q, k), dim=2)
+
+
+def _qk_norm(model: TransformerConfig, width: int) -> RMSNorm | None:
+    """Builds the norm, with weights, of queries or keys of a width over all heads; None without weights."""
+    if model.qk_norm_weights == "none":
+        return None
+    assert model.d_head
+    return RMSNorm(model.d_head if model.qk_norm_weights == "head" else width, model.norm_eps)
 
 
 class LatentAttention(nn.Module):
@@ -185,13 +245,13 @@ class LatentAttention(nn.Module):
         self.d_head, self.qk_rope_head_dim, self.kv_lora_rank = model.d_head, model.qk_rope_head_dim, model.kv_lora_rank
         width, heads = model.d_model, model.num_heads
         self.q_down = None if model.q_lora_rank is None else nn.Linear(width, model.q_lora_rank, bias=False)
-        self.q_norm = None if model.q_lora_rank is None else RMSNorm(model.q_lora_rank)
+        self.q_norm = None if model.q_lora_rank is None else RMSNorm(model.q_lora_rank, LATENT_EPS)
         self.q_up = nn.Linear(model.q_lora_rank or width, heads * (model.d_head + model.qk_rope_head_dim), bias=False)
         self.kv_down = nn.Linear(width, model.kv_lora_rank + model.qk_rope_head_dim, bias=False)
-        self.kv_norm = RMSNorm(model.kv_lora_rank)
+        self.kv_norm = RMSNorm(model.kv_lora_rank, LATENT_EPS)
         self.kv_up = nn.Linear(model.kv_lora_rank, heads * 2 * model.d_head, bias=False)
         self.out = nn.Linear(heads * model.d_head, width, bias=False)
-        self.rotary = Rotary(model.qk_rope_head_dim, model.context_length, model.rope_base)
+        self.rotary = Rotary(model, model.qk_rope_head_dim)
 
     def reset_parameters(self, generator: torch.Generator | None, out_scale: float) -> None:
         for linear in (self.q_down, self.q_up, self.kv_down, self.kv_up):
@@ -302,7 +362,9 @@ def attention_dropout(model: TransformerConfig) -> float:
 
 def make_norm(model: TransformerConfig) -> nn.Module:
     """Builds RMSNorm or LayerNorm, with one scale per value and without bias."""
-    return RMSNorm(model.d_model) if model.norm == "rms" else nn.LayerNorm(model.d_model, bias=False)
+    if model.norm == "rms":
+        return RMSNorm(model.d_model, model.norm_eps)
+    return nn.LayerNorm(model.d_model, LAYER_NORM_EPS if model.norm_eps is None else model.norm_eps, bias=False)
 
 
 def make_dense_layer(model: ModelConfig) -> FeedForward:

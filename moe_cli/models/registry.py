@@ -8,6 +8,7 @@ from moe_cli.models.mmoe import MMoE
 from moe_cli.models.t5 import T5
 from moe_cli.models.transformer import Transformer
 from moe_cli.models.vit import ViT
+from moe_cli.plugins import plugin_of
 
 MODELS: dict[str, type[nn.Module]] = {
     "gpt": Transformer,
@@ -25,6 +26,7 @@ def make_model(config: RunConfig, vocab_size: int) -> nn.Module:
     Args:
         vocab_size: number of token ids; of classes for images; of users and items for ratings.
     """
-    model = MODELS[config.model.name](config, vocab_size)
+    plugin = plugin_of(config.model)
+    model = plugin.code()(config, vocab_size) if plugin else MODELS[config.model.name](config, vocab_size)
     model.reset_parameters(config.seed)  # type: ignore[operator]
     return model

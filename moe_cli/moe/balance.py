@@ -9,6 +9,7 @@ processes wait for them.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -19,12 +20,14 @@ from moe_cli.config.balances import (
     BiasMethod,
     LossFreeBalance,
     LossMethod,
+    PluginBalance,
     QuantileBalance,
     SwitchBalance,
     methods_of,
 )
 from moe_cli.distributed.collectives import all_reduce_mean, all_reduce_sum
 from moe_cli.moe.routing import Routing
+from moe_cli.plugins import plugin_of
 
 
 def load_balancing_loss(
@@ -197,6 +200,13 @@ LOSSES: dict[str, Callable[[Routing], Tensor]] = {
 }
 
 
+def plugin_loss(method: PluginBalance) -> Callable[[Routing], Tensor]:
+    """Returns the loss of a plug-in, which gets the routing of a layer and the settings."""
+    plugin = plugin_of(method)
+    assert plugin is not None
+    return partial(plugin.code(), config=method)
+
+
 def auxiliary_losses(
     balance: BalanceConfig | None,
     routings: Sequence[Routing],
@@ -229,6 +239,7 @@ def auxiliary_losses(
                 for routing, counts in zip(routings, scopes[method.scope], strict=True)
             ]
         else:
-            layers = [LOSSES[method.name](routing) for routing in routings]
+            loss = plugin_loss(method) if isinstance(method, PluginBalance) else LOSSES[method.name]
+            layers = [loss(routing) for routing in routings]
         losses[method] = torch.stack(layers).mean()
     return losses

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from moe_cli.config.capacity import DROP_RULES, expert_capacity
 from moe_cli.config.ranges import check_above, check_between, check_whole
-from moe_cli.config.routers import HashConfig, RouterConfig, SoftConfig, check_router
+from moe_cli.config.routers import HashConfig, PluginRouter, RouterConfig, SoftConfig, check_router
 from moe_cli.distributed.collectives import world_size
 from moe_cli.errors import ConfigError
 from moe_cli.moe.expert_parallel import drop_overflow_global
-from moe_cli.moe.routers.registry import ROUTER_CONFIGS, make_router
+from moe_cli.moe.routers.registry import ROUTER_CONFIGS, make_router, named_config
 from moe_cli.moe.routers.router import Router
 from moe_cli.moe.routing import (
     Routing,
@@ -224,9 +224,8 @@ def resolve_router_config(
     if router == "soft" or isinstance(router, SoftConfig):
         raise ConfigError("router=soft is a layer of its own. Use moe_cli.moe.soft.SoftMoELayer.")
     if isinstance(router, str):
-        check_choice("router", router, ROUTER_CONFIGS)
-        router = ROUTER_CONFIGS[router]()
-    if type(router) not in ROUTER_CONFIGS.values():
+        router = named_config(router)
+    if type(router) not in ROUTER_CONFIGS.values() and not isinstance(router, PluginRouter):
         raise ConfigError(
             f"router={router!r} is not a router's configuration. Give a name: {', '.join(ROUTER_CONFIGS)}."
         )

@@ -13,6 +13,7 @@ from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import sanitise
+from moe_cli.plugins import not_imported
 from moe_cli.report.baseline_runs import find_baselines, shared_with_dense
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.load import flat_settings, read_rows
@@ -214,6 +215,7 @@ def settings_without_choices(settings: Settings) -> dict[str, Value]:
     }
 
 
+@not_imported()
 def overrides_for(composer: "Composer", overrides: dict[str, Value], wanted: Settings) -> dict[str, Value]:
     """Adds to `overrides` those that lead to the wanted settings, without derived ones.
 
@@ -252,6 +254,7 @@ def _written(overrides: Settings) -> str:
     return " ".join(shlex.quote(f"{key}={format_setting(value)}") for key, value in overrides.items())
 
 
+@not_imported()
 def resolved_settings(composer: "Composer", overrides: dict[str, Value]) -> dict[str, Value]:
     return flat_settings(composer.point(overrides).config.to_dict())
 

@@ -15,7 +15,7 @@ from moe_cli.report.run_row import (
     setting_applies,
     setting_parents,
 )
-from moe_cli.runs.folder import COMPLETED
+from moe_cli.runs.folder import DONE, IMPORTED
 
 Key = tuple[Value, ...]
 SeedRuns = Mapping[int | None, RunRow]
@@ -84,8 +84,9 @@ def group_seeds(
     `replaced` counts the others.
     """
     groups: dict[Key, dict[int | None, RunRow]] = {}
-    for run in sorted((run for run in runs if run.status == COMPLETED), key=lambda run: run.created or 0):
-        key = _key(run, settings)
+    for run in sorted((run for run in runs if run.status in DONE), key=lambda run: run.created or 0):
+        # Imported models of equal settings are different models.
+        key = (*_key(run, settings), *([run.run] if run.status == IMPORTED else []))
         seeds = groups.setdefault(key, {})
         if replaced is not None and run.seed in seeds:
             replaced[key] += 1

@@ -64,8 +64,6 @@ def result_columns(
         "vs_baseline",
         "tokens_per_second",
     ]
-    if measured and all(row.results.val_bpb is None for row in rows):  # no text
-        names.remove("val_bpb")
     if baseline == DENSE and not to_lowest and all(row.is_dense for row in rows):
         names.remove("vs_baseline")
     if any(row.vs_baseline_interval is not None for row in rows):
@@ -82,7 +80,11 @@ def result_columns(
         names.append("capacity_val_loss")
     if any(row.results.dead_experts is not None for row in rows):
         names.append("dead_experts")
-    return [_result(name, to_lowest) for name in names]
+    complete = [row for row in rows if row.is_complete]
+    unknown = {
+        name for name in ("val_bpb", "tokens_per_second") if complete and all(row.get(name) is None for row in complete)
+    }
+    return [_result(name, to_lowest) for name in names if name not in unknown]
 
 
 def _has_equal_time(row: Configuration) -> bool:

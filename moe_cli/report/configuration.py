@@ -37,7 +37,7 @@ from moe_cli.report.significance import (
     paired,
     verdicts,
 )
-from moe_cli.runs.folder import COMPLETED
+from moe_cli.runs.folder import DONE
 
 MAIN_RESULTS = (
     "params",
@@ -171,7 +171,7 @@ class Configuration(Record):
 
     @property
     def is_complete(self) -> bool:
-        return self.status == COMPLETED
+        return self.status in DONE
 
     @cached_property
     def paths(self) -> list[str]:
@@ -287,7 +287,7 @@ def aggregate_seeds(
     for key, seeds in groups.items():
         row, sample = _aggregate(in_order_of_seed(seeds), baselines)
         made.append((replace(row, num_replaced=replaced[key]) if replaced[key] else row, sample))
-    made += [_aggregate([run], baselines) for run in runs if run.status != COMPLETED]
+    made += [_aggregate([run], baselines) for run in runs if run.status not in DONE]
     rows = _add_verdicts([row for row, _ in made], [sample for _, sample in made])
     rows = _add_pareto(rows)
     pairs = None
@@ -311,7 +311,7 @@ def _all_columns(columns: Sequence[str], settings: Sequence[str]) -> list[str]:
 def _aggregate(runs: Sequence[RunRow], baselines: Baselines) -> tuple[Configuration, PairedSample | None]:
     """Returns a configuration without verdict, and the paired differences that its verdict rests on."""
     first = runs[0]
-    done = [run for run in runs if run.status == COMPLETED]
+    done = [run for run in runs if run.status in DONE]
     if len(done) == 1 == len(runs):
         results, execution, others = first.results, first.execution, first.others
     else:

@@ -76,16 +76,24 @@ def rows_below(path: str | Path) -> list[RunRow]:
 
 
 def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
-    """Returns the runs a user means by names of sweeps, run ids, their beginnings or patterns, `latest`, or folders.
+    """Returns the runs a user means by names of sweeps, runs or folders, patterns, `latest`, or files of tables.
 
     Raises:
         RunNotFound: a name that means no run, or no runs at all.
+        ConfigError: a table cannot be read (`table_file.read_table`).
     """
+    from moe_cli.report.table_file import is_table_file, read_table
+
+    tables = [name for name in names if is_table_file(name)]
+    names = [name for name in names if name not in tables]
+    rows = [row for name in tables for row in rows_from_values(read_table(name))]
+    if tables and not names:
+        return rows
     every = list_runs(outputs)
     if len(names) < 2:
-        return read_rows(find_runs(outputs, next(iter(names), None), every))
+        return rows + read_rows(find_runs(outputs, next(iter(names), None), every))
     selected = [run for name in names for run in find_runs(outputs, name, every)]
-    return read_rows(list({os.path.realpath(run.path): run for run in selected}.values()))
+    return rows + read_rows(list({os.path.realpath(run.path): run for run in selected}.values()))
 
 
 def title_of(runs: Sequence[RunRow], names: Collection[str]) -> str:

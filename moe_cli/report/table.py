@@ -36,7 +36,7 @@ from moe_cli.report.run_row import (
     varying_settings,
 )
 from moe_cli.runs.curves import validation_curve
-from moe_cli.runs.folder import COMPLETED, Run
+from moe_cli.runs.folder import DONE, Run
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _recommended(rows: Sequence[Configuration], baseline: Settings, to_lowest: b
 
 def _unfinished(rows: Sequence[Configuration], on_settings: Sequence[Expression]) -> list[Configuration]:
     """Returns the rows without results for whose settings the conditions hold."""
-    return [row for row in rows if row.status != COMPLETED and matches(on_settings, row)]
+    return [row for row in rows if row.status not in DONE and matches(on_settings, row)]
 
 
 def _with_results(rows: list[Configuration], by_run: bool) -> list[Configuration]:

@@ -1,8 +1,8 @@
 """Run folders: one per run, with plain files that hold its whole state.
 
     config.json   config.yaml   the configuration, for programs and for readers
-    status.json                 pending, running, completed, failed, pruned or interrupted; pid, host, heartbeat, step,
-                                number of starts
+    status.json                 pending, running, completed, failed, pruned, interrupted or imported; pid, host,
+                                heartbeat, step, number of starts
     meta.json                   code, packages, hardware and data of the run
     metrics.jsonl               a record per line, appended during training; a torn last line is ignored
     routing.jsonl               per layer, how often each expert was chosen at each evaluation
@@ -43,11 +43,15 @@ from moe_cli.files.writing import (
     write_json,
     write_text,
 )
+from moe_cli.plugins import not_imported
 from moe_cli.runs.locks import is_locked, lock
 
 PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED = "pending", "running", "completed", "failed", "interrupted"
 PRUNED = "pruned"  # stopped early, because other runs do better
-STATUSES = (PENDING, RUNNING, COMPLETED, FAILED, PRUNED, INTERRUPTED)
+IMPORTED = "imported"  # a model of another program, whose training is unknown
+STATUSES = (PENDING, RUNNING, COMPLETED, FAILED, PRUNED, INTERRUPTED, IMPORTED)
+# With a model that can be evaluated, and nothing left to train.
+DONE = (COMPLETED, IMPORTED)
 # A run on another machine without a heartbeat for this long counts as interrupted.
 HEARTBEAT_TIMEOUT = 120.0
 LATEST_BYTES = 16_384
@@ -114,7 +118,8 @@ class Run:
         if not named or not values or digest_of(values) == named:
             return True
         try:
-            digest = from_dict(values).digest
+            with not_imported():
+                digest = from_dict(values).digest
         except (ConfigError, TypeError, AttributeError, ArithmeticError, LookupError) as error:
             note_unreadable(self.path, f"has a config.json that is no configuration: {str(error)[:120]}", "changed")
             return False
@@ -137,6 +142,8 @@ class Run:
 
     def effective_status(self, status: dict[str, Any], complete: bool) -> dict[str, Any]:
         """Returns the effective status for a status.json that was read. `complete` is whether a summary exists."""
+        if status.get("status") == IMPORTED:
+            return status
         if complete:
             return {**status, "status": COMPLETED}
         recorded = status.get("status")

@@ -67,7 +67,7 @@ class Recorder:
 
     def complete(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json after all other files, because its presence means that the run is complete."""
-        self.status(COMPLETED, reason=self._status.get("damage"))
+        self.status(summary.get("status", COMPLETED), reason=self._status.get("damage"))
         write_sealed(self.run.path / "summary.json", summary)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_cli.files.reading import number_in, read_json, read_lines, time_in, whole_number_in
 from moe_cli.metrics import BY_KEY
-from moe_cli.runs.folder import COMPLETED, RUNNING, Run
+from moe_cli.runs.folder import DONE, RUNNING, Run
 from moe_cli.runs.tags import read_tags
 
 # The end of metrics.jsonl that is read. The newest evaluation of a model with many layers fits in it.
@@ -50,7 +50,7 @@ class RunStatus:
     @property
     def progress(self) -> float:
         """Returns the fraction of its steps that is done; 0 when their number is unknown."""
-        if self.status == COMPLETED:
+        if self.status in DONE:
             return 1.0
         return min(1.0, self.step / self.steps) if self.steps else 0.0
 

@@ -5,17 +5,17 @@ and ema.safetensors with the average of the weights, if optim.ema_decay is set.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from moe_cli.distributed import collectives
@@ -34,6 +34,8 @@ SAVING = ".saving-"
 FORMAT = 1
 _MODEL, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 _EMA = "ema.safetensors"
+# Bytes of weights that are read before their file is opened again.
+_MAPPED_BYTES = 2**26
 # Prefix of the name of a checkpoint that had wrong checksums when the run was resumed.
 DAMAGED = "damaged-"
 # Counters of a state other than steps and tokens; and the largest number of threads that a state may have.
@@ -62,9 +64,38 @@ class Checkpoint:
         average = _load(self.folder / _EMA) if (self.folder / _EMA).exists() else {}
         return {**_load(self.folder / _MODEL), **average}
 
+    def evaluated_files(self) -> list[Path]:
+        """Returns the files of the weights for evaluation: their running average, if there is one, comes first."""
+        return [path for path in (self.folder / _EMA, self.folder / _MODEL) if path.exists()]
+
     def load_model(self, model: nn.Module) -> None:
-        """Loads the weights for evaluation. Raises CheckpointError if the tensors do not fit the model."""
-        self._load_into(model, self.model_tensors())
+        """Loads the weights for evaluation, one after the other: a model needs no memory for a second copy.
+
+        Raises CheckpointError if the tensors do not fit the model.
+        """
+        missing = model.state_dict()
+        for path in self.evaluated_files():
+            loaded = 0
+            names = _names_in(path)
+            if unknown := sorted(set(names) - model.state_dict().keys()):
+                raise self._misfit(unknown[0])
+            while names:
+                with _opened(path) as file:  # the pages of a mapped file count as memory until it is closed
+                    while names and loaded < _MAPPED_BYTES:
+                        name = names.pop()
+                        if (target := missing.pop(name, None)) is None:
+                            continue
+                        tensor = file.get_tensor(name)
+                        if tensor.shape != target.shape:
+                            raise self._misfit(name)
+                        target.copy_(tensor)
+                        loaded += tensor.nbytes
+                loaded = 0
+        if missing:
+            raise self._misfit(min(missing))
+
+    def _misfit(self, name: str) -> CheckpointError:
+        return CheckpointError(f"{self.folder} was made for a model of another shape: {name} does not fit.")
 
     def _load_into(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
         try:
@@ -268,11 +299,30 @@ class AsyncCheckpointWriter:
         self._thread.shutdown()
 
 
-def _write(folder: Path, snapshot: Snapshot) -> None:
+def save_imported(run: Run, write_model: Callable[[Path], object], state: dict[str, Any]) -> Path:
+    """Writes a checkpoint of step 0 without state of an optimizer; returns its folder.
+
+    Args:
+        write_model: writes the weights into the file of this path.
+        state: the contents of state.json besides the step.
+    """
+    root, final = run.path / "checkpoints", _folder(run, 0)
+    ensure_folder(root)
+    with new_folder(root, SAVING) as temporary:
+        write_model(temporary / _MODEL)
+        adopt(temporary / _MODEL)
+        _write(temporary, Snapshot({_OPTIMIZER: {}}, {"step": 0, **state}), [_MODEL])
+        rename(temporary, final)
+    flush_folder(root)
+    return final
+
+
+def _write(folder: Path, snapshot: Snapshot, written: Sequence[str] = ()) -> None:
+    """Writes the files of a checkpoint; `written` are those that are there."""
     for name, content in snapshot.files.items():
         save_file(content, folder / name)
         adopt(folder / name)
-    checksums = {name: _sha256(folder / name) for name in snapshot.files}
+    checksums = {name: _sha256(folder / name) for name in (*written, *snapshot.files)}
     write_sealed(folder / "state.json", {"format": FORMAT, "checksums": checksums, "state": snapshot.state})
 
 
@@ -420,10 +470,25 @@ def _damaged(folder: Path, problem: str) -> DamagedCheckpoint:
 
 
 def _load(path: Path) -> dict[str, Tensor]:
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dictionary)
+
+
+def _names_in(path: Path) -> list[str]:
+    with _opened(path) as file:
+        return list(file.keys())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Opens a safetensors file. Raises CheckpointError if it cannot be read."""
     try:
         if is_utf8(str(path)):
-            return load_file(path)
-        with open(path, "rb") as file:  # safetensors opens paths in UTF-8 only, and this is one
-            return load_file(f"/dev/fd/{file.fileno()}")
+            with safe_open(path, framework="pt") as file:
+                yield file
+            return
+        # safetensors opens paths in UTF-8 only, and /dev/fd/N is one.
+        with open(path, "rb") as plain, safe_open(f"/dev/fd/{plain.fileno()}", framework="pt") as file:
+            yield file
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None

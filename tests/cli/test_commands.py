@@ -334,6 +334,7 @@ def test_config_is_resolved(moe: Moe) -> None:
     assert all(len(line.split(maxsplit=1)) == 2 for line in lines if line.startswith("  "))
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_terminal_saves_and_says_how_to_go_on(moe: Moe, settings: list[str], tmp_path: Path) -> None:
     """On a terminal of 80 columns progress is redrawn, with a bar of the experts' load, and no line is longer than 80.
 

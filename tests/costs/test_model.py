@@ -58,6 +58,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "wide heads": {"model": {"num_heads": 3, "d_head": 10}},
     "first dense": {"model": {"num_layers": 4, "moe_layer_freq": 2, "first_k_dense": 2}},
     "gpt-2": {"model": {"norm": "layer", "position_encoding": "learned", "qk_norm": False, "init_std": 0.02}},
+    "norm weights of heads": {
+        "model": {"qk_norm_weights": "head", "qkv_bias": True, "num_heads": 4, "num_kv_heads": 1}
+    },
+    "norm weights of all heads": {"model": {"qk_norm_weights": "full", "num_heads": 4, "num_kv_heads": 1}},
     "capped": {"model": {"logit_softcap": 15.0}},
     "latent": {"model": {"kv_lora_rank": 6, "num_layers": 3}},
     "latent queries": {

@@ -619,6 +619,7 @@ TRAINED = [
 ]
 
 
+@pytest.mark.slow
 def test_train_is_public(
     tmp_path: Path,
     text_file: Path,

@@ -113,7 +113,7 @@ def test_attention_is_float32_under_autocast_on_a_cpu(
 
 def test_rotary_scores_depend_on_the_distance_alone() -> None:
     """<q at m, k at n> is the same for every m - n, differs with it, and no vector changes its length."""
-    rotary = Rotary(W, 16, 100.0)
+    rotary = Rotary(replace(MODEL, context_length=16, rope_base=100.0), W)
     q, k = torch.randn(2, 1, 1, 1, W, generator=torch.Generator().manual_seed(0)).expand(2, 1, 16, 1, W)
     scores = (rotary(q).transpose(1, 2) @ rotary(k).transpose(1, 2).mT)[0, 0]
     for distance in range(-15, 16):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moe_cli.config.routers import (
     HashConfig,
+    PluginRouter,
     RandomConfig,
     RouterConfig,
     SigmoidConfig,
@@ -282,7 +283,7 @@ def test_the_gate_starts_small_and_from_its_generator() -> None:
 
 def test_every_router_of_the_schema_can_be_made() -> None:
     """The schema's variants, ROUTERS and the names that users type agree."""
-    assert {SoftConfig, *ROUTERS} == set(get_args(RouterConfig))
+    assert {SoftConfig, PluginRouter, *ROUTERS} == set(get_args(RouterConfig))
     assert set(ROUTERS) == set(ROUTER_CONFIGS.values())
     for name, config in ROUTER_CONFIGS.items():
         assert name == config.name

@@ -79,7 +79,7 @@ def violation(view: StepReport) -> float:
     return sum(max_violation(load.tolist()) for load in view.load) / len(view.load)
 
 
-@pytest.mark.slow
+@pytest.mark.results
 @pytest.mark.parametrize(("balance", "recovers"), CASES, ids=str)
 def test_who_recovers_from_collapse(balance: BalanceConfig, recovers: bool, tmp_path: Path) -> None:
     """MaxVio falls from 3 to below 0.6 in 1000 steps, or does not, as the page's table says."""

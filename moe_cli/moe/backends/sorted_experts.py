@@ -121,14 +121,19 @@ class _SortedExperts(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         *tensors, permutation, products, network = inputs
         y, pre = compute_forward(products, Operands(*tensors, *network), permutation)
-        # The permutation is kept with the counts that the CPU has read, so that backward does not wait for a GPU again.
-        ctx.permutation, ctx.products, ctx.network = permutation, products, network
-        ctx.save_for_backward(*tensors, pre)
+        # If the CPU has read the counts, backward takes them from there, so that it does not wait for a GPU again.
+        has_counts = "counts" in vars(permutation)
+        ctx.rows_per_expert = torch.tensor(permutation.counts) if has_counts else permutation.rows_per_expert
+        ctx.is_padded, ctx.products, ctx.network = permutation.is_padded, products, network
+        ctx.save_for_backward(*tensors, pre, *permutation.tensors)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, pre = ctx.saved_tensors
-        operands = Operands(*tensors, *ctx.network)
-        return *compute_backward(ctx.products, operands, ctx.permutation, pre, grad_y), None, None, None, None
+        *tensors, pre, assignments, token_ids, token_order, token_offsets = ctx.saved_tensors
+        permutation = Permutation(
+            assignments, token_ids, ctx.rows_per_expert, token_order, token_offsets, ctx.is_padded
+        )
+        gradients = compute_backward(ctx.products, Operands(*tensors, *ctx.network), permutation, pre, grad_y)
+        return *gradients, None, None, None, None

@@ -7,7 +7,7 @@ from moe_cli.report.equal_time import EqualTime
 from moe_cli.report.recommend.choice import Comparison
 from moe_cli.report.recommend.looks import looks_sentence
 from moe_cli.report.recommend.recommendation import Recommendation
-from moe_cli.report.run_row import DENSE
+from moe_cli.report.run_row import DENSE, Settings
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 
 # The ratio of FLOPs is shown from this value on.
@@ -100,11 +100,20 @@ def _ties(found: Recommendation) -> list[str]:
     return [f"{ties}: {'; '.join(found.ties[:MAX_TIES])}{more}."]
 
 
+def _configuration_name(label: str, settings: Settings) -> str:
+    """Returns `expert=8 k=2 (topk, switch, dropless)`; of runs of a table no router is known."""
+    if settings["expert"] == 1:
+        return "the dense model (expert=1)"
+    details = [sanitise(str(settings[name])) for name in ("router", "balance") if settings[name]]
+    if not details:
+        return label
+    capacity = "dropless" if settings["capacity"] is None else f"capacity {settings['capacity']:g}"
+    return f"{label} ({', '.join([*details, capacity])})"
+
+
 def _headline(found: Recommendation) -> list[str]:
     settings = found.settings
-    with_ = ", ".join(sanitise(str(settings[name])) for name in ("router", "balance") if settings[name])
-    capacity = "dropless" if settings["capacity"] is None else f"capacity {settings['capacity']:g}"
-    name = f"{found.label} ({with_}, {capacity})" if settings["expert"] != 1 else "the dense model (expert=1)"
+    name = _configuration_name(found.label, settings)
     dense = found.baseline == DENSE
     base = "dense" if dense else baseline_name(found.baseline)
     at = f"{found.score:.3f} {found.unit}, {plural(found.seeds, 'seed')}"

@@ -20,6 +20,7 @@ from moe_cli.report.render.terminal import wrap
 from moe_cli.report.run_row import DENSE, comparison_key, is_baseline
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 from moe_cli.report.table import ReportTable
+from moe_cli.report.table_file import is_table_row
 from moe_cli.runs.folder import FAILED, PRUNED
 
 # With more runs their code versions are not read.
@@ -101,7 +102,10 @@ def _baseline(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
         if len(without) < len(others):
             how_many = f"{len(without)} of {plural(len(others), 'sparse configuration')}"
         has = "has" if len(without) == 1 else "have"
-        lines += wrap(f"baseline   {how_many} {has} no dense model to compare with. Train it:", width, "yellow")
+        missing = f"baseline   {how_many} {has} no dense model to compare with."
+        if is_table_row(without[0].runs[0]):
+            return lines + wrap(f"{missing} It has expert=1 and the same other settings.", width, "yellow")
+        lines += wrap(f"{missing} Train it:", width, "yellow")
         lines.append(Text("  " + sanitise(baseline_command(without[0])), "yellow"))
     return lines
 
@@ -218,7 +222,8 @@ def _constants(table: ReportTable, rows: Sequence[Configuration]) -> list[str]:
     for name in CONSTANTS:
         subjects = [row for row in rows if not row.is_dense] if name in EXPERT_SETTINGS else rows
         values = {row.settings.get(name) for row in subjects}
-        if name in hidden or len(values) != 1 or (values == {None} and name != "capacity"):
+        known = name == "capacity" and any(name in row.settings for row in subjects)
+        if name in hidden or len(values) != 1 or (values == {None} and not known):
             continue
         shared.append(_constant(name, subjects, hidden))
     contexts = [row.results.eval_context for row in rows if row.results.eval_context]

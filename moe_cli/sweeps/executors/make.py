@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from moe_cli.config.executors import Executor, LocalExecutor, RayExecutor, SlurmExecutor
+from moe_cli.config.executors import Executor, LocalExecutor, PluginExecutor, RayExecutor, SlurmExecutor
 from moe_cli.execution.estimate import RunEstimate
+from moe_cli.plugins import plugin_of
 from moe_cli.sweeps.executors.local import LocalPool, default_workers
-
-if TYPE_CHECKING:
-    from moe_cli.sweeps.executors.ray import RayPool
-    from moe_cli.sweeps.executors.slurm import SlurmPool
+from moe_cli.sweeps.scheduler import Pool
 
 
 def max_parallel(executor: Executor, workers: int | None, estimates: Sequence[RunEstimate]) -> int | None:
@@ -21,9 +18,7 @@ def max_parallel(executor: Executor, workers: int | None, estimates: Sequence[Ru
     return min((number for number in (workers, limit) if number is not None), default=None)
 
 
-def make_pool(
-    executor: Executor, outputs: Path, workers: int | None, estimates: Sequence[RunEstimate]
-) -> "LocalPool | RayPool | SlurmPool":
+def make_pool(executor: Executor, outputs: Path, workers: int | None, estimates: Sequence[RunEstimate]) -> Pool:
     """Returns a pool for `workers` parallel runs; None means as many as this machine or the cluster can hold.
 
     Raises:
@@ -37,4 +32,9 @@ def make_pool(
         from moe_cli.sweeps.executors.slurm import SlurmPool
 
         return SlurmPool(executor, outputs, workers)
+    if isinstance(executor, PluginExecutor):
+        plugin = plugin_of(executor)
+        assert plugin is not None
+        pool: Pool = plugin.code()(executor, outputs, workers)
+        return pool
     return LocalPool(outputs, workers or default_workers(estimates))

@@ -22,6 +22,7 @@ from typing import Any
 from moe_cli.config.executors import RayExecutor
 from moe_cli.errors import MoeError
 from moe_cli.execution.worker import EXIT_BUSY, EXIT_INTERRUPTED, PARENT_PID_ENV
+from moe_cli.plugins import FILES_VARIABLE
 from moe_cli.runs.folder import Run
 from moe_cli.runs.locks import break_lock, is_locked
 
@@ -295,5 +296,5 @@ class RayPool:
 
 def _environment(gpus: float) -> dict[str, str]:
     """Returns the environment variables of workers. Ray itself sets CUDA_VISIBLE_DEVICES of runs that use GPUs."""
-    variables = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
+    variables = {name: os.environ[name] for name in ("PYTHONPATH", FILES_VARIABLE) if name in os.environ}
     return variables if gpus else {**variables, "CUDA_VISIBLE_DEVICES": ""}

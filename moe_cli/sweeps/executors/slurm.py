@@ -25,6 +25,7 @@ from moe_cli.errors import MoeError
 from moe_cli.execution.worker import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_OK
 from moe_cli.files.reading import read_json
 from moe_cli.files.writing import delete, make_folder, write_json, write_text
+from moe_cli.plugins import FILES_VARIABLE
 from moe_cli.runs.folder import Run
 
 JOB_FILE = "slurm.json"
@@ -77,6 +78,7 @@ run=$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {list})
 [ -f "$run/config.json" ] && [ -x {python} ] || exit {unseen}
 exec >>"$run/log.txt" 2>&1
 {setup}
+{plugins}
 {python} -m moe_cli.execution.worker "$run" {outputs} &
 worker=$!
 # Slurm signals this shell alone or all its processes: the worker must receive the signal at least once.
@@ -172,6 +174,7 @@ def format_script(executor: SlurmExecutor, runs: Path, outputs: Path) -> str:
         stopped=EXIT_INTERRUPTED,
         terminated=TERMINATED,
         setup="\n".join(executor.setup) or ":",
+        plugins=f"export {FILES_VARIABLE}={shlex.quote(files)}" if (files := os.environ.get(FILES_VARIABLE)) else ":",
         requeue="yes" if executor.requeue else "no",
     )
 

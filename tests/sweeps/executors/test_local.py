@@ -267,6 +267,7 @@ def test_the_parent_of_forks_has_one_thread(tmp_path: Path, text_file: Path) -> 
     assert (run.path / "log.txt").exists()
 
 
+@pytest.mark.slow
 def test_when_the_parent_of_forks_dies_another_takes_its_place(tmp_path: Path, text_file: Path) -> None:
     """Its run saves, stops and is carried on from there by the next: it is neither lost nor failed."""
     (run,) = make(tmp_path, text_file, {"train": {"steps": 100, "checkpoint_every": 1}})
@@ -284,6 +285,7 @@ def test_when_the_parent_of_forks_dies_another_takes_its_place(tmp_path: Path, t
     assert list(range(1, 101)) == [each["step"] for each in run.metrics() if "train/loss" in each]
 
 
+@pytest.mark.slow
 def test_without_a_parent_for_forks_runs_start_from_nothing(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

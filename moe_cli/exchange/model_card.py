@@ -1,0 +1,144 @@
+"""Writes README.md of an exported model: what it is, what it learned from, how good it is, and how to load it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from moe_cli import __version__
+from moe_cli.config.schema import RunConfig, identity_text
+from moe_cli.files.reading import number_in
+from moe_cli.formatting import count, percent, sanitise
+from moe_cli.report.intervals import mean_and_interval
+from moe_cli.runs.folder import IMPORTED, Run
+from moe_cli.runs.lookup import list_runs
+
+# The results that are printed with their interval, and the routing health.
+LOSSES = {"val_bpb": "bits per byte", "val_loss": "nats per token", "val_perplexity": "perplexity"}
+HEALTH = {
+    "max_violation": "MaxVio: load of the busiest expert above the mean",
+    "dead_experts": "experts that no token chose",
+    "dropped_fraction": "dropped assignments",
+}
+
+
+def model_card(run: Run, config: RunConfig, step: int, title: str, has_tokenizer: bool) -> str:
+    """Returns the text of README.md.
+
+    Args:
+        step: that of the exported checkpoint.
+        title: the name of the family.
+    """
+    results, corpus = run.summary() or {}, run.meta().get("corpus") or {}
+    seeds = list(_results_of_seeds(run, config))
+    parts = [
+        _front(config),
+        f"# {_cell(run.id)}",
+        f"A causal language model in the format of {title}, {_origin(run)} and exported by moe-cli {__version__}.",
+        "## Model",
+        _table("setting", "value", _model_rows(config, results)),
+        "## Data",
+        _table("property", "value", _data_rows(config, corpus, results, step)),
+        *_results(results, seeds),
+        "## Use",
+        _use(has_tokenizer),
+        "## Licence",
+        "Not stated: add the licence of the weights, which may depend on that of the data.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _origin(run: Run) -> str:
+    return "imported" if run.status().get("status") == IMPORTED else "trained"
+
+
+def _front(config: RunConfig) -> str:
+    tags = ["mixture-of-experts"] if not config.dense else []
+    lines = ["library_name: transformers", "pipeline_tag: text-generation", f"tags: [{', '.join([*tags, 'moe-cli'])}]"]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _model_rows(config: RunConfig, results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    model = config.model
+    for key, label in (("params", "parameters"), ("active_params", "active parameters of a token")):
+        if (number := number_in(results.get(key))) is not None:
+            yield label, count(number)
+    yield "layers", f"{model.num_layers}, {len(config.sparse_layers)} with experts"
+    yield "width", model.d_model
+    if not config.dense:
+        yield "experts", f"{config.expert} of width {model.d_expert}, {config.k} for each token"
+        yield "shared experts", model.shared_experts
+        yield "router", config.router.name if config.router else None
+        yield "balancing", config.balance.name if config.balance else None
+    yield "context", f"{model.context_length} tokens"
+    yield "optimizer", config.optim.name
+    yield "digest of the configuration", config.digest
+
+
+def _data_rows(
+    config: RunConfig, corpus: Mapping[str, Any], results: Mapping[str, Any], step: int
+) -> Iterator[tuple[str, Any]]:
+    yield "data", corpus.get("name") or config.data.name
+    yield "source", corpus.get("source")
+    yield "SHA-256", corpus.get("sha256")
+    yield "tokenizer", config.data.tokenizer
+    yield "steps", f"{step:,}"
+    yield "tokens", f"{step * config.tokens_per_step:,}"
+    yield "seed", config.seed
+    if (read := number_in(results.get("val_tokens"))) is not None:
+        yield "tokens of the validation split", f"{read:,.0f}"
+
+
+def _results_of_seeds(run: Run, config: RunConfig) -> Iterator[Mapping[str, Any]]:
+    """Yields the results of the finished runs of the folder whose configuration differs in the seed alone."""
+    wanted = identity_text({**config.to_dict(), "seed": 0})
+    for other in list_runs(run.path.parent):
+        values = other.config_dict()
+        if values and identity_text({**values, "seed": 0}) == wanted and (results := other.summary()):
+            yield results
+
+
+def _results(results: Mapping[str, Any], seeds: list[Mapping[str, Any]]) -> list[str]:
+    """Returns the sections of the results; none if the run has not finished."""
+    if not results:
+        return ["## Results", "The run has not finished, so that there is no evaluation of the whole split."]
+    rows = []
+    for key, label in LOSSES.items():
+        values = [value for other in seeds if (value := number_in(other.get(key))) is not None]
+        own = number_in(results.get(key))
+        if own is not None:
+            rows.append((label, f"{own:.4f}", _interval(values)))
+    health = [
+        (label, percent(value)) for key, label in HEALTH.items() if (value := number_in(results.get(key))) is not None
+    ]
+    lines = ["| validation loss | this model | mean over seeds |", "| --- | --- | --- |"]
+    text = "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    return ["## Results", text, *(["## Routing health", _table("measure", "value", health)] if health else [])]
+
+
+def _interval(values: list[float]) -> str:
+    if len(values) < 2:
+        return "one seed"
+    estimate = mean_and_interval(values)
+    return f"{estimate.mean:.4f} ± {estimate.half_width or 0:.4f} (95 %, {len(values)} seeds)"
+
+
+def _table(key: str, value: str, rows: Iterable[tuple[str, Any]]) -> str:
+    lines = [f"| {key} | {value} |", "| --- | --- |"]
+    return "\n".join([*lines, *(f"| {name} | {_cell(entry)} |" for name, entry in rows if entry is not None)])
+
+
+def _cell(value: Any) -> str:
+    return sanitise(str(value)).replace("|", "\\|").replace("\n", " ")
+
+
+def _use(has_tokenizer: bool) -> str:
+    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", 'folder = "."']
+    lines.append("model = AutoModelForCausalLM.from_pretrained(folder)")
+    if not has_tokenizer:
+        note = "The run read ready-made tokens, so that there is no tokenizer here."
+        return "\n".join(["```python", lines[0].replace(", AutoTokenizer", ""), *lines[1:], "```", "", note])
+    lines += [
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        'prompt = tokenizer("The ", return_tensors="pt")',
+        "text = tokenizer.decode(model.generate(prompt.input_ids, max_new_tokens=40)[0])",
+    ]
+    return "\n".join(["```python", *lines, "```"])

@@ -1,0 +1,142 @@
+"""Exported and imported models compute what transformers computes, over random configurations of each family."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from moe_cli.data.bpe import train_bpe
+from moe_cli.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+from moe_cli.exchange.export_run import export_run
+from moe_cli.exchange.families import FAMILIES
+from moe_cli.exchange.import_folder import import_folder
+from moe_cli.exchange.tokenizer import tokenizer_config, tokenizer_json
+from moe_cli.execution.trained_model import load_trained
+from moe_cli.runs.folder import Run
+from moe_cli.training.generate import SamplingParams, sample
+from tests.exchange.random_models import LENGTH, VOCAB, our_settings, random_run, randomise, their_settings, tokens
+
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.usefixtures("unchecked_shapes"),
+    pytest.mark.filterwarnings("ignore:Initializing zero-element tensors"),  # of shared experts that are none
+]
+every_family = pytest.mark.parametrize("family", FAMILIES)
+TOLERANCE = 1e-5
+SEEDS = 10
+
+
+@pytest.fixture(scope="module")
+def peers() -> Any:
+    """The library, with no bars and no warnings of its own."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def check_export(peers: Any, family: str, seed: int, folder: Path) -> None:
+    """Logits within 1e-5, equal greedy text, and no tensor too many or too few."""
+    run, ours = random_run(folder / "out", our_settings(family, seed), seed)
+    export = export_run(run, folder / "out", folder / "model")
+    assert FAMILIES[family].architecture == export.architecture
+    theirs, info = peers.AutoModelForCausalLM.from_pretrained(folder / "model", output_loading_info=True)
+    assert [set()] * 3 == [set(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")]
+    read = tokens(seed)
+    with torch.no_grad():
+        expected, logits = ours(read)[0], theirs.eval()(read).logits
+        torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
+        prompt = read[0, :5].tolist()
+        generation = {"do_sample": False, "max_new_tokens": 10, "eos_token_id": None, "pad_token_id": 0}
+        text = theirs.generate(read[:1, :5], **generation)[0, 5:].tolist()
+    assert list(islice(sample(ours, prompt, 10, LENGTH, SamplingParams(0.0), 0), 10)) == text
+
+
+def check_import(peers: Any, family: str, seed: int, folder: Path, data: list[str]) -> None:
+    """Logits within 1e-5; a second import of the exported run has the same bits and the same settings."""
+    config = peers.AutoConfig.for_model(family, **their_settings(family, seed))
+    theirs = randomise(peers.AutoModelForCausalLM.from_config(config, experts_implementation="eager"), seed)
+    theirs.save_pretrained(folder / "theirs", max_shard_size="20KB" if seed % 2 else "5GB")  # type: ignore[operator]
+    (folder / "theirs/tokenizer.json").write_text(tokenizer_json(ByteTokenizer()))
+    run, notes = import_folder(folder / "theirs", folder / "out", data)
+    assert () == notes
+    read = tokens(seed)
+    with torch.no_grad():
+        logits, expected = load_trained(run, folder / "out").model(read)[0], theirs(read).logits
+    torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
+    export_run(run, folder / "out", folder / "model")
+    again, _ = import_folder(folder / "model", folder / "out", data)
+    check_equal(run, again)
+
+
+def check_equal(first: Run, second: Run) -> None:
+    weights, others = (load_file(run.path / "checkpoints/step_00000000/model.safetensors") for run in (first, second))
+    assert weights.keys() == others.keys()
+    assert [] == [name for name in weights if not torch.equal(weights[name], others[name])]
+    settings, values = (run.config_dict() for run in (first, second))
+    assert all(settings[group] == values[group] for group in ("model", "router", "expert", "k"))
+
+
+@pytest.fixture
+def data(text_file: Path) -> list[str]:
+    return ["data=text", f"data.path={text_file}", "train.device=cpu"]
+
+
+@every_family
+def test_an_exported_model_computes_the_same(peers: Any, family: str, tmp_path: Path) -> None:
+    """One random configuration of each family, loaded by transformers."""
+    check_export(peers, family, 0, tmp_path)
+
+
+@every_family
+def test_an_imported_model_computes_the_same(peers: Any, family: str, tmp_path: Path, data: list[str]) -> None:
+    """One random model of each family, made by transformers."""
+    check_import(peers, family, 1, tmp_path, data)
+
+
+@pytest.mark.slow
+@every_family
+def test_ten_configurations_of_each_family(peers: Any, family: str, tmp_path: Path, data: list[str]) -> None:
+    """The same over ten random configurations in each direction."""
+    for seed in range(SEEDS):
+        check_export(peers, family, seed, tmp_path / f"export {seed}")
+        check_import(peers, family, seed, tmp_path / f"import {seed}", data)
+
+
+TEXT = "the router sends each token\nto two experts, é and 𝄞"
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [ByteTokenizer(), CharTokenizer("".join(sorted(set(TEXT + "\0")))), train_bpe(iter([TEXT, "\0"] * 3), 280)],
+    ids=["bytes", "characters", "bpe"],
+)
+def test_an_exported_tokenizer_has_the_same_ids(peers: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """transformers reads the ids that the run reads, and writes the same text."""
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(64)))
+    theirs = peers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode(TEXT).tolist() == theirs(TEXT).input_ids
+    assert TEXT == theirs.decode(theirs(TEXT).input_ids)
+    assert (tokenizer.separator,) == tuple(theirs("\0").input_ids)
+
+
+def test_long_contexts_are_scaled_as_by_transformers(peers: Any, tmp_path: Path, data: list[str]) -> None:
+    """YaRN interpolates rates between kept and divided ones; here some of each kind exist."""
+    rope = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 512}
+    sizes = {"hidden_size": 32, "num_attention_heads": 1, "max_position_embeddings": 2048, "rope_parameters": rope}
+    config = peers.AutoConfig.for_model("llama", **{**their_settings("llama", 0), **sizes, "head_dim": 32})
+    config.num_key_value_heads = 1
+    theirs = randomise(peers.AutoModelForCausalLM.from_config(config), 0)
+    theirs.save_pretrained(tmp_path / "theirs")  # type: ignore[operator]
+    (tmp_path / "theirs/tokenizer.json").write_text(tokenizer_json(ByteTokenizer()))
+    run, _ = import_folder(tmp_path / "theirs", tmp_path / "out", data)
+    read = torch.randint(VOCAB, (1, 256), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, expected = load_trained(run, tmp_path / "out").model(read)[0], theirs(read).logits
+    torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)

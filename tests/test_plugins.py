@@ -1,0 +1,349 @@
+"""Plug-ins: found by metadata alone, part of a run's identity, and never imported because of the folder of a run."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from moe_cli import plugins
+from moe_cli.cli.app import app
+from moe_cli.config.compose import Composer, load_config
+from moe_cli.config.schema import digest_of, from_dict
+from moe_cli.errors import ConfigError
+from moe_cli.moe.layer import MoELayer
+from moe_cli.runs.folder import Run
+from tests.plugin_files import ALL_KINDS, install, leave_mark, router_source
+from tests.runner import CliRunner
+
+TINY = (
+    "expert=4",
+    "train.steps=2",
+    "model.num_layers=1",
+    "model.d_model=16",
+    "model.d_ff=32",
+    "model.context_length=16",
+    "train.batch_size=2",
+    "train.eval_tokens=64",
+)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of sys.path, in which tests install distributions."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv(plugins.FILES_VARIABLE, "")
+    plugins.forget()
+    yield folder
+    plugins.forget()
+
+
+def install_router(site: Path, name: str, source: str = "", version: str = "1.0") -> None:
+    entries = {"moe.routers": f"{name} = plugin_{name}:plugin"}
+    install(site, source + router_source(name), module=f"plugin_{name}", entries=entries, version=version)
+    plugins.forget()
+
+
+def moe(*words: str) -> str:
+    """Runs a command and returns what it prints, errors included."""
+    done = CliRunner().invoke(app, list(words))
+    return done.output + (str(done.exception) if done.exception is not None else "")
+
+
+def run_of(outputs: Path) -> Run:
+    return Run(next((outputs / "runs").iterdir()))
+
+
+def test_a_router_of_a_plug_in_composes_with_its_own_yaml(site: Path) -> None:
+    """The yaml of the plug-in gives the defaults, the bases of conf/ included; settings are checked as others are."""
+    install_router(site, "own_yaml")
+    config = load_config(["router=own_yaml", "router.temperature=3"]).config
+    expected = {"name": "own_yaml", "power": 2.0, "score": "linear", "temperature": 3.0, "null_experts": 0}
+    assert expected == config.to_dict()["router"]
+    with pytest.raises(ConfigError, match=r"router.power=-1.* must be greater than 0"):
+        load_config(["router=own_yaml", "router.power=-1"])
+    assert type(config.router) is type(MoELayer(8, 4, 2, 8, router="own_yaml").router.config)
+
+
+def test_a_listing_imports_nothing(site: Path, tmp_path: Path) -> None:
+    """Choices, hints and completion name plug-ins by their metadata."""
+    install_router(site, "only_listed", leave_mark(tmp_path / "imported"))
+    assert "only_listed" in Composer().choices_with_plugins("router")
+    assert "A plug-in of a test (plugin-only-listed 1.0)" in moe("config", "--groups")
+    with pytest.raises(ConfigError, match="Did you mean 'only_listed'"):
+        load_config(["router=only_lsted"])
+    load_config(["router=switch"])
+    assert not (tmp_path / "imported").exists()
+    load_config(["router=only_listed"])
+    assert (tmp_path / "imported").exists()
+
+
+def test_a_built_in_name_comes_first(site: Path, tmp_path: Path) -> None:
+    install_router(site, "topk", leave_mark(tmp_path / "imported"))
+    assert "plugins" not in load_config(["router=topk"]).config.to_dict()
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import no_such_library\n", r"plugin-broken_a 1\.0 cannot be loaded: ModuleNotFoundError: No module"),
+        ("raise SystemExit(3)\n", r"plugin-broken_b 1\.0 cannot be loaded: SystemExit: 3"),
+    ],
+)
+def test_a_broken_plug_in_is_named_when_it_is_used(site: Path, source: str, message: str) -> None:
+    """It costs those who use it, and no others."""
+    name = "broken_a" if "import" in source else "broken_b"
+    install_router(site, name, source)
+    load_config(["router=switch"])
+    with pytest.raises(ConfigError, match=message.replace("_", "-")):
+        load_config([f"router={name}"])
+
+
+def test_an_entry_point_must_be_a_plug_in_of_its_name(site: Path) -> None:
+    source = router_source("another_name")
+    install(site, source, module="plugin_misnamed", entries={"moe.routers": "misnamed = plugin_misnamed:plugin"})
+    plugins.forget()
+    with pytest.raises(ConfigError, match="plugin_misnamed:plugin is router=another_name, not a Plugin of that"):
+        load_config(["router=misnamed"])
+
+
+def test_two_distributions_of_one_name_are_refused(site: Path) -> None:
+    install_router(site, "twice")
+    source = router_source("twice")
+    install(site, source, module="plugin_second", entries={"moe.routers": "twice = plugin_second:plugin"})
+    plugins.forget()
+    with pytest.raises(ConfigError, match=r"twice is in two plug-ins, plugin-\w+ 1.0 and plugin-\w+ 1.0. Uninstall"):
+        load_config(["router=twice"])
+
+
+def test_what_lies_in_the_working_folder_is_not_installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m` puts the working folder on sys.path: a folder of runs from elsewhere must not bring code."""
+    install_router(site, "in_here")
+    monkeypatch.chdir(site)
+    plugins.forget()
+    assert [] == plugins.names("router")
+
+
+def test_damaged_metadata_are_passed_over(site: Path) -> None:
+    folder = site / "damaged-1.0.dist-info"
+    folder.mkdir()
+    (folder / "entry_points.txt").write_bytes(b"[moe.routers]\nfirst = \xff\xfe\n= =\n[[[\n")
+    install_router(site, "undamaged")
+    assert "undamaged" in plugins.names("router")
+
+
+def test_version_and_distribution_are_part_of_the_identity(site: Path) -> None:
+    """Another version is another run; the digest can be computed where the plug-in is not installed."""
+    install_router(site, "versioned")
+    first = load_config(["router=versioned"]).config
+    values, digest = first.to_dict(), first.digest
+    assert {"router": {"versioned": "plugin-versioned 1.0"}} == values["plugins"]
+    assert first == from_dict(values)
+    shutil.rmtree(site / "plugin_versioned-1.0.dist-info")
+    install_router(site, "versioned", version="1.1")
+    assert digest != load_config(["router=versioned"]).config.digest
+    with pytest.raises(ConfigError, match=r"was of plugin-versioned 1.0, and here is plugin-versioned 1.1"):
+        from_dict(values)
+    shutil.rmtree(site / "plugin_versioned-1.1.dist-info")
+    plugins.forget()
+    assert digest == digest_of(values)
+    with pytest.raises(ConfigError, match=r"which is not here.*pip install plugin-versioned==1.0"):
+        from_dict(values)
+
+
+def test_a_run_folder_imports_no_plug_in(site: Path, tmp_path: Path, text_file: Path) -> None:
+    """Reports and lists of runs neither import the plug-in nor need it; what builds the model says what is missing."""
+    install_router(site, "recorded", leave_mark(tmp_path / "imported"))
+    outputs = str(tmp_path / "outputs")
+    moe("train", *TINY, f"data.path={text_file}", "router=recorded", "--outputs", outputs)
+    run = run_of(tmp_path / "outputs")
+    assert {"router": {"recorded": "plugin-recorded 1.0"}} == run.meta()["plugins"]
+    (tmp_path / "imported").unlink()
+    sys.modules.pop("plugin_recorded")
+    plugins.forget()
+    reading = (["report"], ["recommend"], ["runs", "ls"], ["runs", "show", "latest"], ["runs", "experts", "latest"])
+    for words in reading:
+        assert run.id in moe(*words, "--outputs", outputs) or words[0] == "recommend" or words[1] == "experts"
+    assert "val loss" in moe("report", "--outputs", outputs)
+    config = json.loads((run.path / "config.json").read_text())
+    (run.path / "config.json").write_text(json.dumps({**config, "seed": 5}))  # of another digest than the id's
+    assert "changed" in moe("report", "--outputs", outputs)
+    (run.path / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "plugins"}))
+    moe("report", "--outputs", outputs)
+    (run.path / "config.json").write_text(json.dumps(config))
+    assert not (tmp_path / "imported").exists()
+    assert "nats/token" in moe("eval", "latest", "--outputs", outputs)
+    assert (tmp_path / "imported").exists()
+    shutil.rmtree(site / "plugin_recorded-1.0.dist-info")
+    plugins.forget()
+    for words in reading:
+        assert "error" not in moe(*words, "--outputs", outputs)
+    for words in (["eval", "latest"], ["sample", "latest"], ["train", "--like", "latest"]):
+        assert "pip install plugin-recorded==1.0" in moe(*words, "--outputs", outputs)
+
+
+def test_a_file_of_ones_own(site: Path, tmp_path: Path, text_file: Path) -> None:
+    """--plugin runs a file, whose content is part of the identity."""
+    file, outputs = tmp_path / "mine.py", str(tmp_path / "outputs")
+    file.write_text(router_source("of_file"))
+    words = ["train", *TINY, f"data.path={text_file}", "router=of_file", "--plugin", str(file), "--outputs", outputs]
+    assert f"note: --plugin runs the code of {file}." in moe(*words)
+    run = run_of(tmp_path / "outputs")
+    assert run.config_dict()["plugins"]["router"]["of_file"].startswith("mine.py sha256:")
+    plugins.forget()
+    file.write_text(router_source("of_file") + "# changed\n")
+    assert "Give the file: --plugin mine.py" in moe("eval", "latest", "--plugin", str(file), "--outputs", outputs)
+
+
+def test_a_file_must_be_given_again(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of a run names a file, and that alone never runs it."""
+    file = tmp_path / "again.py"
+    file.write_text(leave_mark(tmp_path / "run") + router_source("again"))
+    plugins.use_files([file])
+    values = load_config(["router=again"]).config.to_dict()
+    (tmp_path / "run").unlink()
+    monkeypatch.setenv(plugins.FILES_VARIABLE, "")
+    plugins.forget()
+    with pytest.raises(ConfigError, match=r"which is not here\. Give the file: --plugin again\.py"):
+        from_dict(values)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "message"),
+    [
+        ("absent.py", None, "is not a Python file"),
+        ("text.txt", "", "is not a Python file"),
+        ("empty.py", "", "has no plug-in"),
+        ("fails.py", "1 / 0", "cannot be run: ZeroDivisionError: division by zero"),
+        ("wrong.py", "def", "cannot be run: SyntaxError"),
+    ],
+)
+def test_a_wrong_file_is_an_error_in_a_line(
+    site: Path, tmp_path: Path, name: str, source: str | None, message: str
+) -> None:
+    if source is not None:
+        (tmp_path / name).write_text(source)
+    assert message in moe("config", "router=unknown", "--plugin", str(tmp_path / name))
+
+
+def test_help_reads_no_metadata() -> None:
+    """The list of plug-ins takes 40 ms, so that only a name that is not built in is looked up."""
+    code = "import sys; from moe_cli.cli.app import main; sys.argv = ['moe', '--help']\ntry: main()\n"
+    code += "except SystemExit: pass\nassert 'importlib.metadata' not in sys.modules, 'imported'"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_every_kind_of_plug_in_works(site: Path, tmp_path: Path, text_file: Path) -> None:
+    """A model, a loss in a combination, a text and a logger of one file: training, evaluation, samples, the report."""
+    file, outputs = tmp_path / "kinds.py", tmp_path / "outputs"
+    file.write_text(ALL_KINDS)
+    options = ["--plugin", str(file), "--outputs", str(outputs)]
+    settings = [
+        "model=averages",
+        "data=counted",
+        "data.documents=30",
+        "balance=spread+switch",
+        "balance.spread.power=3",
+        "log=notebook",
+    ]
+    sizes = [word for word in TINY if "model." not in word]
+    output = moe("train", *sizes, "model.context_length=16", *settings, *options)
+    run = run_of(outputs)
+    assert run.summary() is not None, output
+    assert {"name": "switch+spread", "power": 3.0} == {
+        "name": run.config_dict()["balance"]["name"],
+        "power": run.config_dict()["balance"]["spread"]["power"],
+    }
+    assert {"model", "balance", "data", "log"} == run.meta()["plugins"].keys()
+    assert {"numbers"} == set(run.meta()["corpus"]["domains"])
+    assert {"model", "balance", "data"} == run.config_dict()["plugins"].keys()
+    assert "begun\ncompleted at 2\n" == (run.path / "notebook.txt").read_text()
+    assert "nats/token" in moe("eval", "latest", *options)
+    assert "tokens/s" in moe("sample", "latest", "--tokens", "20", *options)
+    assert "switch+spread" in moe("report", "--outputs", str(outputs))
+    dense = moe("train", "expert=1", *sizes[1:], "model=averages", f"data.path={text_file}", *options)
+    assert "moe report" in dense, dense
+    assert "bert" == load_config(["data=counted", "task=masked_lm"]).config.model.name
+    assert "cannot be done with data=" in moe("config", "data=counted", "task=images", "--plugin", str(file))
+    listed = moe("config", "--groups", "--plugin", str(file))
+    assert all(
+        name in listed
+        for name in ("model=averages", "data=counted", "balance=spread", "executor=one_by_one", "log=notebook")
+    )
+    assert "of the mean probabilities" in moe("config", "balance.power", "balance=spread", "--plugin", str(file))
+
+
+@pytest.mark.slow
+def test_a_sweep_hands_the_file_to_its_workers(site: Path, tmp_path: Path, text_file: Path) -> None:
+    """Runs of a sweep in forked processes, with an executor of the same file; and a worker in a process of its own."""
+    file, outputs = tmp_path / "kinds.py", tmp_path / "outputs"
+    file.write_text(ALL_KINDS + router_source("swept"))
+    words = [
+        *TINY,
+        f"data.path={text_file}",
+        "router=swept,topk",
+        "balance=spread",
+        "executor=one_by_one",
+        "--name",
+        "s",
+    ]
+    moe("sweep", *words, "--plugin", str(file), "--outputs", str(outputs))
+    runs = [Run(path) for path in (outputs / "s").iterdir() if path.is_dir()]
+    assert [True, True] == [run.summary() is not None for run in runs]
+    assert "made" == (outputs / "pool.txt").read_text()
+    (runs[0].path / "summary.json").unlink()
+    worker = [sys.executable, "-m", "moe_cli.execution.worker", str(runs[0].path), str(outputs)]
+    subprocess.run(worker, check=True)
+    assert runs[0].summary() is not None
+
+
+def test_clusters_hand_the_file_on(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script of Slurm names the file, also where sbatch hands on no environment; so does that of Ray's workers."""
+    from moe_cli.config.executors import SlurmExecutor
+    from moe_cli.sweeps.executors.ray import _environment
+    from moe_cli.sweeps.executors.slurm import format_script
+
+    file = tmp_path / "it's mine.py"
+    monkeypatch.setenv(plugins.FILES_VARIABLE, str(file))
+    script = format_script(SlurmExecutor(), tmp_path / "runs", tmp_path)
+    command = next(line for line in script.splitlines() if line.startswith(f"export {plugins.FILES_VARIABLE}"))
+    shown = subprocess.run(["sh", "-c", f"{command}; echo ${plugins.FILES_VARIABLE}"], capture_output=True, text=True)
+    assert f"{file}\n" == shown.stdout
+    assert str(file) == _environment(0)[plugins.FILES_VARIABLE]
+
+
+def test_an_interrupted_run_resumes_with_its_plug_in(
+    site: Path, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--resume needs the file again, and says so without it."""
+    file, outputs = tmp_path / "mine.py", tmp_path / "outputs"
+    file.write_text(router_source("resumed"))
+    overrides = [*TINY, f"data.path={text_file}", "router=resumed", "--outputs", str(outputs)]
+    moe("train", *overrides, "--plugin", str(file))
+    run = run_of(outputs)
+    (run.path / "summary.json").unlink()
+    plugins.forget()
+    monkeypatch.setenv(plugins.FILES_VARIABLE, "")
+    assert "--plugin mine.py" in moe("train", "--resume", "latest", "--outputs", str(outputs))
+    moe("train", "--resume", "latest", "--outputs", str(outputs), "--plugin", str(file))
+    assert run.summary() is not None
+
+
+def test_tab_runs_no_code(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Completion offers installed plug-ins, and runs neither them nor a file in the environment."""
+    from moe_cli.cli.completion import complete
+
+    install_router(site, "completed", leave_mark(tmp_path / "imported"))
+    file = tmp_path / "mine.py"
+    file.write_text(leave_mark(tmp_path / "run") + router_source("in_file"))
+    monkeypatch.setenv(plugins.FILES_VARIABLE, str(file))
+    found = {candidate.text for candidate in complete(["train"], "router=")}
+    assert {"router=completed", "router=topk"} <= found
+    assert not any((tmp_path / name).exists() for name in ("imported", "run"))
