@@ -1,4 +1,4 @@
-"""Plug-ins: routers, balancing losses, models, executors and loggers of other distributions or of a file of one's own.
+"""Plug-ins: routers, balancing losses, models, texts, executors, loggers of other distributions or a file of one's own.
 
 The metadata of an installed distribution tell its entry points. The module of an entry point is imported when its name
 is used, never to list it, and never because a file of a run names it: only commands that build the model do. A name of
@@ -29,6 +29,7 @@ ENTRY_POINTS = {
     "router": "moe.routers",
     "balance": "moe.balances",
     "model": "moe.models",
+    "data": "moe.data",
     "executor": "moe.executors",
     "log": "moe.loggers",
 }
@@ -46,7 +47,7 @@ class HasText(Protocol):
 
 @dataclass(frozen=True)
 class Plugin:
-    """A router, a balancing loss, a model, an executor or a logger that extends the program.
+    """A router, a balancing loss, a model, a text, an executor or a logger that extends the program.
 
     Attributes:
         build: the code, called as `docs/howto/write-a-plugin.md` says; or "module:name", which is imported when a model
