@@ -22,7 +22,7 @@ from moe_cli.runs.folder import outputs_folder
 LM_EVAL_DEVICE = "cuda:0"
 
 
-class MoELM(TemplateLM):  # type: ignore[misc]  (a class of lm_eval, which has no types)
+class MoELM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     """A run as a model of lm-evaluation-harness: `--model moe --model_args run=latest`.
 
     Args:
