@@ -62,3 +62,127 @@ def install(
     (folder / "METADATA").write_text(text, encoding="utf-8")
     lines = [f"[{group}]\n{entry}\n" for group, entry in entries.items()]
     (folder / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+# A model, a balancing loss, a text, a logger and an executor in one file.
+ALL_KINDS = """
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_cli.config.balances import PluginBalance
+from moe_cli.config.executors import PluginExecutor
+from moe_cli.config.data import PluginCorpus
+from moe_cli.config.model import PluginModel
+from moe_cli.config.settings import setting
+from moe_cli.plugins import Plugin
+
+
+@dataclass(frozen=True)
+class Spread(PluginBalance):
+    name: str = "spread"
+    power: float = setting(above=0)
+
+
+def spread_loss(routing, config):
+    return routing.probs.mean(0).pow(config.power).sum()
+
+
+@dataclass(frozen=True)
+class Averages(PluginModel):
+    name: str = "averages"
+
+    def backbone(self, vocab_size):
+        size = vocab_size * self.d_model
+        return {
+            "num_params": 2 * size,
+            "matmul_params": size,
+            "flops_per_token": 0,
+            "saved_values_per_token": self.d_model,
+            "logits_per_token": vocab_size,
+        }
+
+
+def make_averages(config, vocab_size):
+    import torch
+    from torch import nn
+
+    from moe_cli.models.blocks import make_dense_layer, run_ffn, sparse_layer_from_config
+
+    class AverageModel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(vocab_size, config.model.d_model)
+            self.layers = nn.ModuleList(
+                sparse_layer_from_config(config, vocab_size) if layer in config.sparse_layers else make_dense_layer(config.model)
+                for layer in range(config.model.num_layers)
+            )
+            self.head = nn.Linear(config.model.d_model, vocab_size, bias=False)
+
+        def reset_parameters(self, seed):
+            generator = torch.Generator().manual_seed(seed)
+            for layer in self.layers:
+                layer.reset_parameters(generator)
+            for weight in (self.embedding.weight, self.head.weight):
+                nn.init.normal_(weight, std=0.1, generator=generator)
+
+        def forward(self, tokens, mask=None, documents=None, policy=None):
+            x, routings = self.embedding(tokens).cumsum(1), []
+            for layer in self.layers:
+                y, new = run_ffn(layer, x, tokens, mask, policy)
+                x, routings = x + y, routings + new
+            return self.head(x), routings
+
+    return AverageModel()
+
+
+class Notebook:
+    def __init__(self, context):
+        self.path = context.run.path / "notebook.txt"
+
+    def start(self, past):
+        self.path.write_text("begun\\n")
+
+    def metrics(self, record):
+        pass
+
+    def finish(self, status, step, summary):
+        self.path.write_text(self.path.read_text() + f"{status} at {step}\\n")
+
+
+@dataclass(frozen=True)
+class OneByOne(PluginExecutor):
+    name: str = "one_by_one"
+    note: str = setting()
+
+
+def make_pool(config, outputs, workers):
+    from moe_cli.sweeps.executors.local import LocalPool
+
+    Path(outputs, "pool.txt").write_text(config.note)
+    return LocalPool(outputs, 1)
+
+
+@dataclass(frozen=True)
+class Counted(PluginCorpus):
+    name: str = "counted"
+    documents: int = setting(at_least=1)
+
+
+def count(config):
+    from moe_cli.data.corpus_files import CorpusFile, CorpusSource
+    from moe_cli.data.documents import document
+
+    def texts():
+        for first in range(config.documents):
+            yield document(" ".join(str(first + number) for number in range(200)))
+
+    return CorpusSource([CorpusFile(Path("numbers"), "numbers", texts)], state=None)
+
+
+CONF = "defaults: [_layers, _self_]\\nname: averages\\nnum_layers: 2\\nd_model: 16\\nd_ff: 32\\nffn_type: mlp\\nactivation: gelu\\n"
+model = Plugin(config=Averages, build=make_averages, conf=CONF)
+balance = Plugin(config=Spread, build=spread_loss, conf="name: spread\\nweight: 0.1\\npower: 2 # of the mean probabilities\\n")
+data = Plugin(config=Counted, build=count, conf="defaults: [_text, _self_]\\nname: counted\\ndocuments: 20")
+logger = Plugin(name="notebook", build=Notebook)
+executor = Plugin(config=OneByOne, build=make_pool, conf="name: one_by_one\\nnote: made")
+"""

@@ -13,6 +13,7 @@ A page is one test, in a folder of its own. Comments `<!-- test: ... -->` in the
 
 import io
 import json
+import os
 import re
 import runpy
 import shlex
@@ -36,6 +37,7 @@ from moe_cli.bench.step import StepBenchmark, StepBenchResult, step_to_dicts
 from moe_cli.bench.sweep import SweepBenchmark, SweepRound
 from moe_cli.cli.app import app
 from moe_cli.config.compose import GROUPS, Composer, load_config
+from moe_cli.testing import check_router
 from tests.report.scaling.test_command import planted, scaling
 from tests.runner import CliRunner
 
@@ -368,3 +370,46 @@ def test_the_routers_ten_lines_are_enough(tmp_path: Path) -> None:
     result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
     assert result.returncode == 0, result.stderr
     assert "greedy, balance switch" in result.stdout
+
+
+EXAMPLE = ROOT / "docs/examples/moe-router-example"
+
+
+def test_the_page_on_plug_ins_shows_the_example() -> None:
+    """The page's own file has the router of the example package, and its entry point."""
+    page = PAGES["docs/howto/write-a-plugin"]
+    router = (EXAMPLE / "moe_router_example/router.py").read_text(encoding="utf-8")
+    assert router.partition("    def route(")[2] in page
+    entry_point = (EXAMPLE / "pyproject.toml").read_text(encoding="utf-8").partition("[project.entry-points")[2]
+    assert f"[project.entry-points{entry_point}" in page
+
+
+def test_the_file_of_the_page_keeps_its_promises(tmp_path: Path) -> None:
+    """The code of `mine.py` runs as it stands, and passes the kit."""
+    block = re.search(r"```python\n(.*?)```", PAGES["docs/howto/write-a-plugin"], flags=re.S)
+    assert block
+    (tmp_path / "mine.py").write_text(block[1], encoding="utf-8")
+    check_router(runpy.run_path(str(tmp_path / "mine.py"))["plugin"])
+
+
+@pytest.mark.slow
+def test_the_example_package_is_built_installed_and_used(tmp_path: Path) -> None:
+    """`pip install` into an empty folder; then training with its router, its own test, and the report without it."""
+    site = tmp_path / "site"
+    pip = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", *pip, "--target", str(site), str(EXAMPLE)], check=True)
+    (tmp_path / "notes.txt").write_text(TEXT * 60)
+    paths = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
+    train = [sys.executable, "-m", "moe_cli", "train", "router=sharp", "router.sharpness=3", *TINY]
+    done = subprocess.run(train, cwd=tmp_path, env=paths, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "sharp, balance switch" in done.stdout
+    meta = json.loads(next((tmp_path / "outputs/runs").glob("*/meta.json")).read_text())
+    assert {"router": {"sharp": "moe-router-example 0.1.0"}} == meta["plugins"]
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, str(EXAMPLE / "tests")]
+    done = subprocess.run(tests, cwd=tmp_path, env=paths, capture_output=True, text=True, timeout=100, check=False)
+    assert "2 passed" in done.stdout, done.stdout
+    report = [sys.executable, "-m", "moe_cli", "report"]
+    without = {**paths, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(report, cwd=tmp_path, env=without, capture_output=True, text=True, timeout=100, check=False)
+    assert "router sharp" in done.stdout, done.stderr

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from moe_cli import plugins
 from moe_cli.cli.app import app
@@ -16,7 +17,7 @@ from moe_cli.config.schema import digest_of, from_dict
 from moe_cli.errors import ConfigError
 from moe_cli.moe.layer import MoELayer
 from moe_cli.runs.folder import Run
-from tests.plugin_files import install, leave_mark, router_source
+from tests.plugin_files import ALL_KINDS, install, leave_mark, router_source
 from tests.runner import CliRunner
 
 TINY = (
@@ -81,6 +82,13 @@ def test_a_listing_imports_nothing(site: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "imported").exists()
     load_config(["router=only_listed"])
     assert (tmp_path / "imported").exists()
+
+
+def test_a_file_cannot_take_a_built_in_name(site: Path, tmp_path: Path) -> None:
+    """It would have no effect."""
+    file = tmp_path / "mine.py"
+    file.write_text(router_source("switch"))
+    assert "has a name of the program itself" in moe("config", "router=switch", "--plugin", str(file))
 
 
 def test_a_built_in_name_comes_first(site: Path, tmp_path: Path) -> None:
@@ -148,6 +156,8 @@ def test_version_and_distribution_are_part_of_the_identity(site: Path) -> None:
     shutil.rmtree(site / "plugin_versioned-1.0.dist-info")
     install_router(site, "versioned", version="1.1")
     assert digest != load_config(["router=versioned"]).config.digest
+    with pytest.raises(ConfigError, match="`plugins` does not record its version"):
+        from_dict({key: value for key, value in values.items() if key != "plugins"})
     with pytest.raises(ConfigError, match=r"was of plugin-versioned 1.0, and here is plugin-versioned 1.1"):
         from_dict(values)
     shutil.rmtree(site / "plugin_versioned-1.1.dist-info")
@@ -189,16 +199,13 @@ def test_a_run_folder_imports_no_plug_in(site: Path, tmp_path: Path, text_file: 
 
 
 def test_a_file_of_ones_own(site: Path, tmp_path: Path, text_file: Path) -> None:
-    """--plugin runs a file, whose content is part of the identity; the processes of a run get it too."""
+    """--plugin runs a file, whose content is part of the identity."""
     file, outputs = tmp_path / "mine.py", str(tmp_path / "outputs")
     file.write_text(router_source("of_file"))
     words = ["train", *TINY, f"data.path={text_file}", "router=of_file", "--plugin", str(file), "--outputs", outputs]
     assert f"note: --plugin runs the code of {file}." in moe(*words)
     run = run_of(tmp_path / "outputs")
     assert run.config_dict()["plugins"]["router"]["of_file"].startswith("mine.py sha256:")
-    worker = [sys.executable, "-m", "moe_cli.execution.worker", str(run.path), outputs]
-    (run.path / "summary.json").unlink()
-    subprocess.run(worker, check=True)
     plugins.forget()
     file.write_text(router_source("of_file") + "# changed\n")
     assert "Give the file: --plugin mine.py" in moe("eval", "latest", "--plugin", str(file), "--outputs", outputs)
@@ -241,3 +248,128 @@ def test_help_reads_no_metadata() -> None:
     code = "import sys; from moe_cli.cli.app import main; sys.argv = ['moe', '--help']\ntry: main()\n"
     code += "except SystemExit: pass\nassert 'importlib.metadata' not in sys.modules, 'imported'"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_every_kind_of_plug_in_works(site: Path, tmp_path: Path, text_file: Path) -> None:
+    """A model, a loss in a combination, a text and a logger of one file: training, evaluation, samples, the report."""
+    file, outputs = tmp_path / "kinds.py", tmp_path / "outputs"
+    file.write_text(ALL_KINDS)
+    options = ["--plugin", str(file), "--outputs", str(outputs)]
+    settings = [
+        "model=averages",
+        "data=counted",
+        "data.documents=30",
+        "balance=spread+switch",
+        "balance.spread.power=3",
+        "log=notebook",
+    ]
+    sizes = [word for word in TINY if "model." not in word]
+    output = moe("train", *sizes, "model.context_length=16", *settings, *options)
+    run = run_of(outputs)
+    assert run.summary() is not None, output
+    assert {"name": "switch+spread", "power": 3.0} == {
+        "name": run.config_dict()["balance"]["name"],
+        "power": run.config_dict()["balance"]["spread"]["power"],
+    }
+    assert {"model", "balance", "data", "log"} == run.meta()["plugins"].keys()
+    assert {"numbers"} == set(run.meta()["corpus"]["domains"])
+    assert {"model", "balance", "data"} == run.config_dict()["plugins"].keys()
+    assert "begun\ncompleted at 2\n" == (run.path / "notebook.txt").read_text()
+    assert "nats/token" in moe("eval", "latest", *options)
+    assert "tokens/s" in moe("sample", "latest", "--tokens", "20", *options)
+    assert "switch+spread" in moe("report", "--outputs", str(outputs))
+    dense = moe("train", "expert=1", *sizes[1:], "model=averages", f"data.path={text_file}", *options)
+    assert "moe report" in dense, dense
+    assert "bert" == load_config(["data=counted", "task=masked_lm"]).config.model.name
+    assert "cannot be done with data=" in moe("config", "data=counted", "task=images", "--plugin", str(file))
+    listed = moe("config", "--groups", "--plugin", str(file))
+    assert all(
+        name in listed
+        for name in ("model=averages", "data=counted", "balance=spread", "executor=one_by_one", "log=notebook")
+    )
+    assert "of the mean probabilities" in moe("config", "balance.power", "balance=spread", "--plugin", str(file))
+
+
+@pytest.mark.slow
+def test_a_sweep_hands_the_file_to_its_workers(site: Path, tmp_path: Path, text_file: Path) -> None:
+    """Runs of a sweep in forked processes, with an executor of the same file; and a worker in a process of its own."""
+    file, outputs = tmp_path / "kinds.py", tmp_path / "outputs"
+    file.write_text(ALL_KINDS + router_source("swept"))
+    words = [
+        *TINY,
+        f"data.path={text_file}",
+        "router=swept,topk",
+        "balance=spread",
+        "executor=one_by_one",
+        "--name",
+        "s",
+    ]
+    moe("sweep", *words, "--plugin", str(file), "--outputs", str(outputs))
+    runs = [Run(path) for path in (outputs / "s").iterdir() if path.is_dir()]
+    assert [True, True] == [run.summary() is not None for run in runs]
+    assert "made" == (outputs / "pool.txt").read_text()
+    (runs[0].path / "summary.json").unlink()
+    worker = [sys.executable, "-m", "moe_cli.execution.worker", str(runs[0].path), str(outputs)]
+    subprocess.run(worker, check=True)
+    assert runs[0].summary() is not None
+
+
+def test_clusters_hand_the_file_on(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script of Slurm names the file, also where sbatch hands on no environment; so does that of Ray's workers."""
+    from moe_cli.config.executors import SlurmExecutor
+    from moe_cli.sweeps.executors.ray import _environment
+    from moe_cli.sweeps.executors.slurm import format_script
+
+    file = tmp_path / "it's mine.py"
+    monkeypatch.setenv(plugins.FILES_VARIABLE, str(file))
+    script = format_script(SlurmExecutor(), tmp_path / "runs", tmp_path)
+    command = next(line for line in script.splitlines() if line.startswith(f"export {plugins.FILES_VARIABLE}"))
+    shown = subprocess.run(["sh", "-c", f"{command}; echo ${plugins.FILES_VARIABLE}"], capture_output=True, text=True)
+    assert f"{file}\n" == shown.stdout
+    assert str(file) == _environment(0)[plugins.FILES_VARIABLE]
+
+
+def test_an_interrupted_run_resumes_with_its_plug_in(
+    site: Path, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--resume needs the file again, and says so without it."""
+    file, outputs = tmp_path / "mine.py", tmp_path / "outputs"
+    file.write_text(router_source("resumed"))
+    overrides = [*TINY, f"data.path={text_file}", "router=resumed", "--outputs", str(outputs)]
+    moe("train", *overrides, "--plugin", str(file))
+    run = run_of(outputs)
+    (run.path / "summary.json").unlink()
+    plugins.forget()
+    monkeypatch.setenv(plugins.FILES_VARIABLE, "")
+    assert "--plugin mine.py" in moe("train", "--resume", "latest", "--outputs", str(outputs))
+    moe("train", "--resume", "latest", "--outputs", str(outputs), "--plugin", str(file))
+    assert run.summary() is not None
+
+
+def test_tab_runs_no_code(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Completion offers installed plug-ins, and runs neither them nor a file in the environment."""
+    from moe_cli.cli.completion import complete
+
+    install_router(site, "completed", leave_mark(tmp_path / "imported"))
+    file = tmp_path / "mine.py"
+    file.write_text(leave_mark(tmp_path / "run") + router_source("in_file"))
+    monkeypatch.setenv(plugins.FILES_VARIABLE, str(file))
+    found = {candidate.text for candidate in complete(["train"], "router=")}
+    assert {"router=completed", "router=topk"} <= found
+    assert not any((tmp_path / name).exists() for name in ("imported", "run"))
+
+
+def test_saved_configurations_and_own_conf_files_name_plug_ins(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A printed configuration is read again; a file of ./conf may choose the settings of a plug-in."""
+    install_router(site, "saved")
+    config = load_config(["router=saved", "router.power=5"]).config
+    (tmp_path / "saved.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    assert config == load_config([str(tmp_path / "saved.yaml")]).config
+    (tmp_path / "conf/router").mkdir(parents=True)
+    (tmp_path / "conf/router/strong.yaml").write_text("# strong\ndefaults: [_scores, _self_]\nname: saved\npower: 9\n")
+    monkeypatch.chdir(tmp_path)
+    resolved = load_config(["router=strong"])
+    assert ("saved", 9.0) == (resolved.config.router.name, resolved.config.router.power)
+    assert "./conf is used: router/strong.yaml. To leave it out: --config-dir none" in resolved.notes

@@ -232,8 +232,9 @@ def _one_value(key: str, line: Line, value: str) -> list[Candidate]:
         return [candidate._replace(text=f"{head}+{candidate.text}") for candidate in found]
     if key in program()["groups"]:
         return [Candidate(name, text) for name, text in _choices(key, line.conf).items()]
-    found = [Candidate(text) for text in program()["settings"].get(key, {}).get("values", [])]
-    found += [Candidate(name, describe_installed(key, name)) for name in installed_names(key)]
+    built_in = program()["settings"].get(key, {}).get("values", [])
+    found = [Candidate(text) for text in built_in]
+    found += [Candidate(name, describe_installed(key, name)) for name in installed_names(key) if name not in built_in]
     return found + list(_KINDS[SETTING_KINDS[key]](line, value) if key in SETTING_KINDS else [])
 
 

@@ -39,7 +39,7 @@ def export(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a trained model as a folder for transformers or as an ONNX file.
+    """Write a trained model for transformers or onnxruntime.
 
     Models without a counterpart there are refused. Nothing that is written can execute code.
 

@@ -19,7 +19,7 @@ def import_model(
     outputs: Outputs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a run of a model of transformers, and evaluate it.
+    """Bring a model of transformers in as a run, and evaluate it.
 
     Only JSON and safetensors are read, and nothing in the folder is executed. Settings choose the data.
 

@@ -18,7 +18,7 @@ from moe_cli.config.compose import Composer
 from moe_cli.config.folders import GROUPS
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import Limits, PluginSettings, packaged_conf
-from moe_cli.plugins import names
+from moe_cli.plugins import find, names, origin_of
 
 SETTING = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:#(?P<comment>.*))?$")
 TYPE_NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
@@ -48,7 +48,10 @@ class Explanation:
 
 def read_settings(path: Path) -> list[SettingLine]:
     """Returns the settings of a file, in its order."""
-    text = path.read_text(encoding="utf-8")
+    return _settings_in(path.read_text(encoding="utf-8"))
+
+
+def _settings_in(text: str) -> list[SettingLine]:
     content = yaml.safe_load(text) or {}
     found, parent = [], ""
     for line in text.splitlines():
@@ -66,11 +69,14 @@ def read_settings(path: Path) -> list[SettingLine]:
 
 def read_choice_settings(group: str, name: str) -> list[SettingLine]:
     """Returns the settings of a packaged choice, those of the files that its `defaults` name among them."""
-    path = packaged_conf() / group / f"{name}.yaml"
-    bases = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", ["_self_"])
+    return _with_bases(group, (packaged_conf() / group / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def _with_bases(group: str, text: str) -> list[SettingLine]:
+    bases = (yaml.safe_load(text) or {}).get("defaults", ["_self_"])
     merged: dict[str, SettingLine] = {}
     for base in bases:
-        for line in read_settings(path) if base == "_self_" else read_choice_settings(group, base):
+        for line in _settings_in(text) if base == "_self_" else read_choice_settings(group, base):
             known = merged.get(line.key)
             merged[line.key] = dataclasses.replace(line, comment=line.comment or (known.comment if known else ""))
     return list(merged.values())
@@ -146,6 +152,9 @@ def explain_setting(composer: Composer, key: str, values: Mapping[str, Any]) -> 
     choice = ""
     if group in GROUPS:  # a combination has the settings of each method below the method's name
         choice = groups[1] if len(groups) > 1 else str(values.get(group) or tree[group].get("name", "default"))
+    if choice not in settings_by_choice(group) and (plugin := find(group, choice)):
+        own = {line.key: line for line in _with_bases(group, plugin.conf_text())}
+        lines, classes = {choice: own[name]} if name in own else {}, (plugin.config,)
     line = lines.get(choice) or _line_of_choices(lines) or next(iter(lines.values()), SettingLine(name, "", ""))
     defaults = {choice: line.default for choice, line in lines.items()}
     if len(set(defaults.values())) == 1:
@@ -174,6 +183,8 @@ def _source(key: str, values: Mapping[str, Any], group: str, choice: str) -> str
         file = packaged_conf() / "experiment" / f"{experiment}.yaml"
         if not file.is_file() or key in {line.key for line in read_settings(file)}:
             return f"experiment={experiment}"
+    if choice not in settings_by_choice(group) and (origin := origin_of(group, choice)):
+        return f"{group}={choice} of {origin}"
     return f"conf/{group}/{choice}.yaml" if choice else "conf/config.yaml"
 
 

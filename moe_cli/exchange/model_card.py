@@ -139,6 +139,6 @@ def _use(has_tokenizer: bool) -> str:
     lines += [
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
         'prompt = tokenizer("The ", return_tensors="pt")',
-        "print(tokenizer.decode(model.generate(prompt.input_ids, max_new_tokens=40)[0]))",
+        "text = tokenizer.decode(model.generate(prompt.input_ids, max_new_tokens=40)[0])",
     ]
     return "\n".join(["```python", *lines, "```"])

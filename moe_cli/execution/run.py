@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_cli.config.loggers import loggers_of
+from moe_cli.config.loggers import LOGGERS, loggers_of
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import training_steps
 from moe_cli.data.load import Data
@@ -140,7 +140,8 @@ def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Reco
 
 def used_plugins(config: RunConfig) -> dict[str, dict[str, str]]:
     """Returns where the plug-ins of a run come from, by group and name: those of its identity, and its loggers."""
-    loggers = {name: str(origin) for name in loggers_of(config.log) if (origin := origin_of("log", name))}
+    own = (name for name in loggers_of(config.log) if name not in LOGGERS)
+    loggers = {name: str(origin_of("log", name)) for name in own}
     return config.plugins() | ({"log": loggers} if loggers else {})
 
 

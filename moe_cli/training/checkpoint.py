@@ -35,7 +35,7 @@ FORMAT = 1
 _MODEL, _OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 _EMA = "ema.safetensors"
 # Bytes of weights that are read before their file is opened again.
-_MAPPED_BYTES = 2**28
+_MAPPED_BYTES = 2**26
 # Prefix of the name of a checkpoint that had wrong checksums when the run was resumed.
 DAMAGED = "damaged-"
 # Counters of a state other than steps and tokens; and the largest number of threads that a state may have.

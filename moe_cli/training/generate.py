@@ -79,7 +79,8 @@ def sample(
         if len(ids) > context_length:
             cache = None
         inputs = ids[cache.length :] if cache else ids[-context_length:]
-        logits = model(torch.tensor([inputs], device=device), cache=cache)[0]
+        # Models of plug-ins may have no cache.
+        logits = model(torch.tensor([inputs], device=device), **({"cache": cache} if cache else {}))[0]
         ids.append(sampling.sample_token(logits[0, -1, :vocab_size].float().cpu(), generator))
         yield ids[-1]
 

@@ -166,11 +166,11 @@ def test_ages() -> None:
         ),
         (
             ["ls", "--status", "fail"],
-            "error: --status fail: there are pending, running, completed, failed, pruned, interrupted. Did you mean 'failed'?",
+            "error: --status fail: there are pending, running, completed, failed, pruned, interrupted, imported. Did you mean 'failed'?",
         ),
         (
             ["ls", "--status", ","],
-            "error: --status is empty: give some of pending, running, completed, failed, pruned, interrupted.",
+            "error: --status is empty: give some of pending, running, completed, failed, pruned, interrupted, imported.",
         ),
         (["rm"], "error: give either runs by name, or --status and --sweep. See: moe runs ls"),
         (

@@ -42,7 +42,7 @@ def peak_bytes(words: list[str], outputs: Path) -> int:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/self/status")
 @pytest.mark.parametrize(
     ("vocab_size", "experts", "layers"),
-    [(50257, 512, 4), (50257, 512, 1), (8192, 512, 2), (256, 512, 4), (256, 8, 1), (50257, 8, 2)],
+    [(50257, 512, 4), (8192, 512, 2), (256, 8, 1), (50257, 8, 2)],
 )
 def test_memory_is_as_expected(vocab_size: int, experts: int, layers: int, tmp_path: Path) -> None:
     """Within 20 % over vocabulary, experts and layers, whole evaluation included, which counts tokens by experts."""

@@ -156,18 +156,18 @@ def test_the_user_says_where_and_under_which_name(
 
 @pytest.mark.slow
 def test_runs_that_start_at_once_share_a_new_store(text_file: Path, tmp_path: Path) -> None:
-    """Four processes at a store that none has made yet: none fails, and each run is there."""
+    """Three processes at a store that none has made yet: none fails, and each run is there."""
     code = (
         "import sys; from pathlib import Path; from tests.loggers.runs import begin, logged_config, tell\n"
         "text, outputs, seed = sys.argv[1:]\n"
         "run, recorder = begin(logged_config(Path(text), 'mlflow', seed=int(seed)), Path(outputs))\n"
         "tell(recorder, *range(1, 30)); recorder.complete({'val_loss': 1.0})"
     )
-    words = [[sys.executable, "-c", code, str(text_file), str(tmp_path), str(seed)] for seed in range(4)]
+    words = [[sys.executable, "-c", code, str(text_file), str(tmp_path), str(seed)] for seed in range(3)]
     started = [subprocess.Popen(each, stderr=subprocess.PIPE, text=True) for each in words]
-    assert ["", "", "", ""] == [process.communicate(timeout=60)[1] for process in started]
+    assert ["", "", ""] == [process.communicate(timeout=300)[1] for process in started]
     runs = list_runs_by_age(tmp_path)
-    assert 4 == len(runs)
+    assert 3 == len(runs)
     for run in runs:
         assert points(run) == curves(run, tmp_path)
 

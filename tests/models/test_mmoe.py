@@ -243,7 +243,7 @@ def write_stars(folder: Path) -> None:
     (folder / "u.data").write_text("".join(lines))
 
 
-@pytest.mark.slow
+@pytest.mark.results
 def test_stars_as_of_movielens_are_guessed_as_well_as_by_factorisation(tmp_path: Path) -> None:
     """At its defaults RMSE within 3 % of the best of nine biased matrix factorisations, chosen with the answers in sight,
     on as many ratings as MovieLens 100K has.

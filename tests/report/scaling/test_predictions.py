@@ -123,7 +123,7 @@ def test_what_compares_configurations_leaves_the_seeds_out() -> None:
         assert other.high / other.low < 1.05
 
 
-@pytest.mark.slow
+@pytest.mark.results
 @pytest.mark.parametrize(("seeds", "effect"), [(1, 0.0), (3, 0.008)])
 def test_predictions_hold_fresh_runs_of_new_seeds(seeds: int, effect: float) -> None:
     """Over simulated experiments at least 95 % of fresh runs, each of a new seed, lie in their intervals, less 4 standard errors."""
@@ -137,7 +137,7 @@ def test_predictions_hold_fresh_runs_of_new_seeds(seeds: int, effect: float) -> 
     assert inside / draws >= 0.95 - 4 * math.sqrt(0.95 * 0.05 / draws)
 
 
-@pytest.mark.slow
+@pytest.mark.results
 def test_intervals_cover_as_often_as_they_say() -> None:
     """Over simulated experiments the 95 % intervals hold the planted constants, and new runs outside the design.
 
