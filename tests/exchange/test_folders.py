@@ -495,3 +495,11 @@ def test_tensor_files_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert {name: value.tolist() for name, value in values.items()} == {
         name: value.tolist() for name, value in load_file(tmp_path / "x.safetensors").items()
     }
+
+
+def test_the_experts_of_an_evaluation_are_exported(tmp_path: Path) -> None:
+    """With eval.k the exported model uses as many experts as `moe eval`, and weights that sum to 1 as in training."""
+    run, _ = random_run(tmp_path / "out", [*our_settings("mixtral", 0), "model.qk_norm=true", "k=2", "eval.k=1"], 0)
+    export_run(run, tmp_path / "out", tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    assert (1, True) == (config["num_experts_per_tok"], config["norm_topk_prob"])
