@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from moe_cli.cli.app import app
-from moe_cli.errors import ConfigError
+from moe_cli.config.compose import load_config
+from moe_cli.errors import ConfigError, MoeError
 from moe_cli.exchange.export_run import export_run
+from moe_cli.exchange.families import FAMILIES
 from moe_cli.exchange.import_folder import import_folder
+from moe_cli.exchange.settings import TheirConfig, choose_family, to_our_settings
 from moe_cli.files.reading import Unreadable
 from moe_cli.files.tensor_file import NewTensor, TensorFile, write_tensors
 from moe_cli.runs.folder import Run
@@ -91,16 +96,13 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("settings", REFUSED)
-def test_what_has_no_counterpart_is_refused_by_name(settings: str, tmp_path: Path, text_file: Path) -> None:
+@pytest.mark.parametrize("changes", REFUSED)
+def test_what_has_no_counterpart_is_refused_by_name(changes: str, text_file: Path) -> None:
     """One line names the setting and its value, and says what could be exported."""
-    from moe_cli.config.compose import load_config
-    from moe_cli.exchange.settings import choose_family
-
-    words = ["data=text", f"data.path={text_file}", "model.num_layers=2", "model.d_model=16", *settings.split()]
+    words = ["data=text", f"data.path={text_file}", "model.num_layers=2", "model.d_model=16", *changes.split()]
     with pytest.raises(ConfigError) as refused:
         choose_family(load_config(words).config)
-    assert str(refused.value).startswith(f"{REFUSED[settings]} has no counterpart")
+    assert str(refused.value).startswith(f"{REFUSED[changes]} has no counterpart")
     assert "Exportable: " in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -359,6 +361,34 @@ def test_a_bad_config_is_refused(name: str, model: Path, tmp_path: Path, data: l
     printed = refusal(model, tmp_path, data)
     assert expected in printed
     assert os.environ["HOME"] not in printed
+
+
+NAMES = ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act"]
+NAMES += ["max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "layer_types"]
+NAMES += [
+    "num_experts",
+    "num_experts_per_tok",
+    "norm_topk_prob",
+    "mlp_only_layers",
+    "decoder_sparse_step",
+    "vocab_size",
+]
+NAMES += ["sliding_window", "tie_word_embeddings", "n_shared_experts", "v_head_dim", "n_group", "model_type"]
+ROPE = [{"rope_type": kind, "factor": 2, key: "x"} for kind in ("linear", "yarn") for key in ("factor", "beta_fast")]
+VALUES = [None, "x", -1, 0, 1.5, [], [1], {"a": 1}, True, 10**30, 1e308, *ROPE]
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(sorted(FAMILIES)), st.dictionaries(st.sampled_from(NAMES), st.sampled_from(VALUES), max_size=2))
+def test_no_value_of_a_config_is_a_crash(exported: Path, family: str, changes: dict[str, Any]) -> None:
+    """Any value of any type is taken or refused, in at most three lines."""
+    config = {**json.loads((exported / "config.json").read_text()), "model_type": family, **changes}
+    message = ""
+    try:
+        to_our_settings(TheirConfig(config))
+    except MoeError as error:
+        message = str(error)
+    assert len(message.splitlines()) <= 3
 
 
 def header(described: dict[str, Any], values: int) -> bytes:
