@@ -24,6 +24,7 @@ from moe_cli.exchange.families import (
     QWEN3_MOE,
     Family,
 )
+from moe_cli.formatting import foreign_name
 
 # The values that every family needs.
 _NEEDED = {
@@ -245,7 +246,7 @@ class TheirConfig:
 
 
 def _shown(value: Any) -> str:
-    return f"{format_setting(value):.60}"
+    return foreign_name(format_setting(value))
 
 
 def to_our_settings(theirs: TheirConfig) -> dict[str, Any]:

@@ -331,6 +331,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "code": ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
     "quantised": ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
     "another architecture": ({"model_type": "mamba"}, "model_type=mamba"),
+    "lines of text": ({"model_type": "\x1b[31m\na\nb\nc"}, "model_type="),
     "no architecture": ({"model_type": ["qwen3_moe"]}, "model_type="),
     "unknown positions": ({"rope_scaling": {"rope_type": "longrope", "factor": 2}}, "rope_type=longrope"),
     "positions that are no table": ({"rope_scaling": [1]}, "rope_parameters"),
@@ -417,6 +418,7 @@ FILES: dict[str, bytes] = {
     "product too large": header(one(shape=[2**40, 2**40]), 8),
     "no shape": header({"a": {"dtype": "F32"}}, 0),
     "no description": header({"a": 3}, 0),
+    "type that is a list": header({"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}, 8),
     "another type": header(one(dtype="F8_E4M3", offsets=(0, 2)), 2),
 }
 
@@ -482,6 +484,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing tensor": (drop("model.layers.0.mlp.experts.1.up_proj.weight"), "experts.1.up_proj.weight is missing"),
     "missing norm": (drop("model.norm.weight"), "model.norm.weight is missing"),
     "path as a name": (add("../../evil", torch.zeros(2)), "../../evil has no place"),
+    "lines and colours as a name": (add("a\x1b[31m\nb\nc\nd", torch.zeros(2)), "a?[31m?b?c?d has no place"),
     "one layer more": (add("model.layers.9.input_layernorm.weight", torch.zeros(2)), "has no place"),
     "another shape": (add("model.norm.weight", torch.zeros(3)), "has shape [3]"),
     "transposed": (add("model.layers.0.mlp.gate.weight", torch.zeros(2, 4)), "has shape [2, 4]"),
