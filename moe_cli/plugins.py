@@ -1,4 +1,4 @@
-"""Plug-ins: routers, balancing losses, models, executors and loggers of other distributions or of a file of one's own.
+"""Plug-ins: routers, balancing losses, models, texts, executors, loggers of other distributions or a file of one's own.
 
 The metadata of an installed distribution tell its entry points. The module of an entry point is imported when its name
 is used, never to list it, and never because a file of a run names it: only commands that build the model do. A name of
@@ -29,6 +29,7 @@ ENTRY_POINTS = {
     "router": "moe.routers",
     "balance": "moe.balances",
     "model": "moe.models",
+    "data": "moe.data",
     "executor": "moe.executors",
     "log": "moe.loggers",
 }
@@ -46,7 +47,7 @@ class HasText(Protocol):
 
 @dataclass(frozen=True)
 class Plugin:
-    """A router, a balancing loss, a model, an executor or a logger that extends the program.
+    """A router, a balancing loss, a model, a text, an executor or a logger that extends the program.
 
     Attributes:
         build: the code, called as `docs/howto/write-a-plugin.md` says; or "module:name", which is imported when a model
@@ -139,6 +140,8 @@ def use_files(paths: Sequence[Path]) -> None:
     for path in paths:
         if path.suffix != ".py" or not path.is_file():
             raise ConfigError(f"--plugin {path} is not a Python file. An installed plug-in needs no option.")
+        if os.pathsep in str(path.resolve()):
+            raise ConfigError(f"--plugin {path}: the path has a '{os.pathsep}', which separates paths. Rename it.")
     absolute = [str(path.resolve()) for path in paths]
     os.environ[FILES_VARIABLE] = os.pathsep.join(dict.fromkeys([*_files(), *absolute]))
 
@@ -147,6 +150,13 @@ def names(group: str) -> list[str]:
     """Returns the names of the plug-ins of a group, from metadata alone, and those in files of --plugin."""
     own = [name for path in _files() for found, name in _of_file(path) if found == group]
     return sorted({*own, *installed_names(group)})
+
+
+def refuse_built_in(group: str, name: object) -> None:
+    """Raises ConfigError where a file of --plugin has the name of a choice of the program, which would hide it."""
+    for path in _files():
+        if (group, name) in _of_file(path):
+            raise ConfigError(f"{group}={name} of --plugin {path} has a name of the program itself: give it another.")
 
 
 def installed_names(group: str) -> list[str]:
@@ -288,7 +298,7 @@ def _of_file(path: str) -> Mapping[tuple[str, str], tuple[Origin, Plugin]]:
         content = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"--plugin {path} cannot be read: {error.strerror}.") from None
-    origin = Origin(os.path.basename(path), f"sha256:{hashlib.sha256(content).hexdigest()[:16]}")
+    origin = Origin(sanitise(os.path.basename(path)), f"sha256:{hashlib.sha256(content).hexdigest()[:16]}")
     try:
         module = _run_file(path, content)
     except (Exception, SystemExit) as error:

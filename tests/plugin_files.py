@@ -64,13 +64,14 @@ def install(
     (folder / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
-# A model, a balancing loss, a logger and an executor in one file.
+# A model, a balancing loss, a text, a logger and an executor in one file.
 ALL_KINDS = """
 from dataclasses import dataclass
 from pathlib import Path
 
 from moe_cli.config.balances import PluginBalance
 from moe_cli.config.executors import PluginExecutor
+from moe_cli.config.data import PluginCorpus
 from moe_cli.config.model import PluginModel
 from moe_cli.config.settings import setting
 from moe_cli.plugins import Plugin
@@ -161,9 +162,27 @@ def make_pool(config, outputs, workers):
     return LocalPool(outputs, 1)
 
 
+@dataclass(frozen=True)
+class Counted(PluginCorpus):
+    name: str = "counted"
+    documents: int = setting(at_least=1)
+
+
+def count(config):
+    from moe_cli.data.corpus_files import CorpusFile, CorpusSource
+    from moe_cli.data.documents import document
+
+    def texts():
+        for first in range(config.documents):
+            yield document(" ".join(str(first + number) for number in range(200)))
+
+    return CorpusSource([CorpusFile(Path("numbers"), "numbers", texts)], state=None)
+
+
 CONF = "defaults: [_layers, _self_]\\nname: averages\\nnum_layers: 2\\nd_model: 16\\nd_ff: 32\\nffn_type: mlp\\nactivation: gelu\\n"
 model = Plugin(config=Averages, build=make_averages, conf=CONF)
 balance = Plugin(config=Spread, build=spread_loss, conf="name: spread\\nweight: 0.1\\npower: 2 # of the mean probabilities\\n")
+data = Plugin(config=Counted, build=count, conf="defaults: [_text, _self_]\\nname: counted\\ndocuments: 20")
 logger = Plugin(name="notebook", build=Notebook)
 executor = Plugin(config=OneByOne, build=make_pool, conf="name: one_by_one\\nnote: made")
 """

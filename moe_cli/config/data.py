@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from moe_cli.config.build import did_you_mean
 from moe_cli.config.ranges import check_between
-from moe_cli.config.settings import Settings, setting
+from moe_cli.config.settings import PluginSettings, Settings, setting
 from moe_cli.errors import ConfigError
 
 # Tokenizers that are made here; any other is the path of a tokenizer.json.
@@ -238,9 +238,16 @@ class MovieLensConfig(RatingsConfig):
         _check_path(self.name, self.path, "the folder of u.data, ratings.dat or ratings.csv", "FOLDER")
 
 
+@dataclass(frozen=True)
+class PluginCorpus(PluginSettings, CorpusConfig):
+    """Base of the settings of a text that a plug-in brings."""
+
+    name: str = ""
+
+
 RatingData = SyntheticRatingsConfig | MovieLensConfig
 ImageData = PackagedImagesConfig | FashionMnistConfig | ImageFolderConfig
 # Texts that are made into token files here.
-BuiltCorpusConfig = PackagedCorpusConfig | TextFilesConfig | HubConfig
+BuiltCorpusConfig = PackagedCorpusConfig | TextFilesConfig | HubConfig | PluginCorpus
 CorpusData = BuiltCorpusConfig | TokenFilesConfig
 DataConfig = CorpusData | ImageData | RatingData

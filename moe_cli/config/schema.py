@@ -17,7 +17,7 @@ from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalanc
 from moe_cli.config.bounds import THREADS
 from moe_cli.config.build import build, names_of_variants
 from moe_cli.config.capacity import Drop
-from moe_cli.config.data import CorpusConfig, DataConfig
+from moe_cli.config.data import CorpusConfig, DataConfig, PluginCorpus
 from moe_cli.config.launch import LaunchConfig, check_launch
 from moe_cli.config.loggers import LOG_KEYS, check_log
 from moe_cli.config.model import ModelConfig
@@ -33,7 +33,7 @@ from moe_cli.config.routers import (
     check_task_router,
 )
 from moe_cli.config.settings import PluginSettings, Settings, fields_of, read_choice, read_conf, setting
-from moe_cli.config.tasks import TEXT_TASKS, TaskConfig, check_task
+from moe_cli.config.tasks import OWN_TEXT, TEXT_TASKS, TaskConfig, check_task
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import sanitise
 from moe_cli.plugins import Origin, origin_of
@@ -237,7 +237,8 @@ class RunConfig(Settings):
         return dict(vars(build(cls, values | groups)))
 
     def check(self) -> None:
-        check_task(self.task, self.model.name, self.data.name, getattr(self.model, "task", None))
+        data = OWN_TEXT if isinstance(self.data, PluginCorpus) else self.data.name
+        check_task(self.task, self.model.name, data, getattr(self.model, "task", None))
         self.check_choice()
         check_launch(self.launch, self.train.batch_size, 1 if self.dense else self.expert)
         check_log(self.log, self.log_project)
@@ -391,7 +392,7 @@ class RunConfig(Settings):
         An executor and a logger are not part of it.
         """
         found: dict[str, dict[str, str]] = {}
-        for choice in (self.model, self.router, *methods_of(self.balance)):
+        for choice in (self.model, self.router, *methods_of(self.balance), self.data):
             if isinstance(choice, PluginSettings):
                 origin = origin_of(choice.group, choice.name)
                 found.setdefault(choice.group, {})[choice.name] = str(origin or "unknown")
@@ -492,8 +493,12 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
         ConfigError: a key or value this version does not know.
     """
     values = dict(values)
-    check_plugins(values.pop("plugins", {}))
+    recorded = values.pop("plugins", {})
+    check_plugins(recorded)
     config: RunConfig = build(RunConfig, values)
+    for group, found in config.plugins().items():
+        if left_out := sorted(found.keys() - recorded.get(group, {}).keys()):
+            raise ConfigError(f"{group}={left_out[0]} is a plug-in, and `plugins` does not record its version.")
     return config
 
 

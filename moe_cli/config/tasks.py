@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from moe_cli.config.settings import Settings, setting
 from moe_cli.errors import ConfigError
-from moe_cli.plugins import find
+from moe_cli.plugins import find, origin_of
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,8 @@ MODELS = {
     "vit": ModelUse("images", IMAGES, "image_folder"),
     "mmoe": ModelUse("ratings", RATINGS, "movielens", {"optim": "adamw", "train": "ratings"}),
 }
+# The choice of one's own texts. The texts of plug-ins fit the same tasks.
+OWN_TEXT = "text"
 TEXT_TASKS = tuple(dict.fromkeys(use.task for use in MODELS.values() if use.data is TEXTS))
 # Models whose predictions must not depend on later tokens (of t5, in the decoder).
 CAUSAL_MODELS = tuple(name for name, use in MODELS.items() if use.task in ("causal_lm", "span_corruption"))
@@ -183,20 +185,26 @@ def data_of(task: str) -> tuple[str, ...]:
     return next((use.data for use in MODELS.values() if use.task == task), ())
 
 
+def _kind(data: str) -> str:
+    """Returns the data, or `text` for that of a plug-in, which fits the same tasks."""
+    is_known = any(data in use.data for use in MODELS.values())
+    return OWN_TEXT if not is_known and origin_of("data", data) else data
+
+
 def what_follows(model: str, task: str, data: str, explicit: Collection[str]) -> dict[str, str]:
     """Returns the names of model, task and data.
 
     Choices that are not `given` and do not fit are inferred from the others.
     """
-    use = model_use(model)
+    use, kind = model_use(model), _kind(data)
     if "task" not in explicit:
-        if data not in (data_of(task) or (data,)) and "data" in explicit and "model" not in explicit:
-            task = next(use.task for use in MODELS.values() if data in use.data)
+        if kind not in (data_of(task) or (kind,)) and "data" in explicit and "model" not in explicit:
+            task = next(use.task for use in MODELS.values() if kind in use.data)
         elif use:
             task = use.task
     if "model" not in explicit and use and use.task != task and models_of(task):
         model = models_of(task)[0]
-    if "data" not in explicit and data not in (data_of(task) or (data,)):
+    if "data" not in explicit and kind not in (data_of(task) or (kind,)):
         data = data_of(task)[0]
     return {"model": model, "task": task, "data": data}
 

@@ -77,7 +77,7 @@ def _vit(model: ViTConfig, channels: int, num_classes: int) -> Backbone:
 def _t5(model: T5Config, lengths: tuple[int, ...], vocab_size: int) -> Backbone:
     """Returns the cost of an encoder and a decoder that read M of L tokens each, per token of the L.
 
-    Saved per token read: 3 D + 1 for each norm. Self-attention: 6 N W for queries, keys, values, scaled queries and
+    Saved per token read: 2 D + 1 for each norm. Self-attention: 6 N W for queries, keys, values, scaled queries and
     keys, and the output; and N weights for each position. Attention to the encoder: 3 N W for queries and output, and
     2 N W per encoder token for keys and values.
     """
@@ -87,7 +87,7 @@ def _t5(model: T5Config, lengths: tuple[int, ...], vocab_size: int) -> Backbone:
     head = vocab_size * width
     attended = lengths[0] * encoder + lengths[1] * decoder + lengths[0] * decoder
     shapes = Counter([(heads, width), (2 * heads, width), (width, heads)] * 3 * depth)
-    norm = 3 * width + 1
+    norm = 2 * width + 1
     saved = encoder * (2 * norm + 8 * heads) + decoder * (3 * norm + 9 * heads)
     saved += (model.num_heads or 1) * (lengths[0] * encoder + lengths[1] * decoder)
     return Backbone(
@@ -145,9 +145,9 @@ def _mmoe(model: MMoEConfig, vocab_size: int) -> Backbone:
 def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
     """Returns the cost of a transformer with embedding, norms and head.
 
-    Saved per token by a norm: input, normalised input and output (3 D + 1), or without the normalised input for
-    LayerNorm (2 D + 2). Saved by attention: queries, keys and values before and after rotation, the output and its copy
-    (7 D), N sums, and 2 N norms of queries and keys.
+    Saved per token by a norm: input, output and factor (2 D + 1), or two factors for LayerNorm. Saved by attention:
+    queries, keys and values as multiplied (3 D), queries and keys after norm and rotation (2 D), the output (D), N
+    sums, and 2 N factors of queries and keys.
     """
     width, layers, heads = model.d_model, model.num_layers, model.num_heads or 1
     shapes = _attention_shapes(model)
@@ -157,13 +157,14 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
     positions = model.context_length * width if model.position_encoding == "learned" else 0
     head = vocab_size * width
     products = layers * sum(rows * columns for rows, columns in shapes)
-    norm = 3 * width + 1 if model.norm == "rms" else 2 * width + 2
-    attention = queries + 2 * keys + 2 * outputs + (queries + keys if model.position_encoding == "rope" else 0)
+    norm = 2 * width + (1 if model.norm == "rms" else 2)
+    changes_queries = model.qk_norm or model.position_encoding == "rope"
+    attention = queries + 2 * keys + outputs + (queries + keys if changes_queries else 0)
     attention += heads * (3 if model.qk_norm else 1)
     attention += queries + keys if model.qk_norm_weights != "none" else 0
     if model.kv_lora_rank:
         attention = (
-            2 * queries + keys + 4 * outputs + heads + 3 * _latent_width(model) + 2 + 2 * (model.qk_rope_head_dim or 0)
+            queries + keys + 3 * outputs + heads + 3 * _latent_width(model) + 2 + 2 * (model.qk_rope_head_dim or 0)
         )
     return Backbone(
         num_params=products + norms + biases + positions + head * (1 if model.tie_embeddings else 2),

@@ -152,7 +152,7 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     The peak is the sum of the values that forward saves and those that the beginning of backward adds.
 
     Saved per token in addition to the backbone:
-    - dense layer: 4 F if gated, else 2 F, or F with relu;
+    - dense layer: 3 F if gated, else 2 F, or F with relu;
     - experts: K' (D + 2 F) if gated, else K' (D + F), and K' F with dropout;
     - router: E probabilities, 2 D with jitter, and about 7 K' for the routing record;
     - router=soft instead: four mixtures of E S, the record (7 E), the normalised input (2 D), slot outputs (K' D).
@@ -161,12 +161,17 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     - at the loss: 3 V per token;
     - in the last sparse layer: 2 K' D per token, a second copy of its experts' gradients, and 7 F (4 F if not gated)
       per row of one expert at even load;
-    - in a dense last layer: F per token (2 F with relu).
+    - in a dense last layer: 6 F per token if gated, else F (2 F with relu).
+
+    In bfloat16 the values of dense layers and experts count half, the cast weights are saved too, and backward computes
+    all rows of a layer at once, as the back end `grouped_mm` does. The rest of the model stays in float32 on a CPU.
     """
     model, tokens = config.model, _tokens_per_pass(config)
+    is_narrow = config.train.precision == "bfloat16"
+    narrowed = 0.5 if is_narrow else 1.0
     width, gated = model.d_model, model.ffn_type == "glu"
     # relu saves its output only.
-    copies = 4 if gated else 1 if model.activation == "relu" else 2
+    copies = 3 if gated else 1 if model.activation == "relu" else 2
     dense = copies * model.d_ff
     d_expert = model.d_expert or 0
     computed = computed_per_token(config)
@@ -178,17 +183,26 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     scores += 2 * width if isinstance(router, SwitchConfig) and router.jitter else 0
     if isinstance(router, SoftConfig):
         scores = config.expert * (4 * router.slots + 7) + 2 * width + computed * width
-    ffn = (model.num_layers - sparse) * dense + sparse * (rows + shared + scores)
-    backward = 2 * width + (7 if gated else 4) * d_expert / config.expert
+    ffn = narrowed * ((model.num_layers - sparse) * dense + sparse * (rows + shared)) + sparse * scores
+    backward = 2 * width + (7 if gated else 4) * d_expert / (1 if is_narrow else config.expert)
+    cast_weights = 0.0
+    if is_narrow:
+        networks = (model.num_layers - sparse) * model.d_ff + sparse * config.expert * d_expert
+        cast_weights = narrowed * (backbone.matmul_params + networks * model.matrices_per_expert * width)
     gradients = config.expert * model.matrices_per_expert * width * d_expert
-    last_dense = model.d_ff * (2 if copies == 1 else 1) if model.num_layers - 1 not in config.sparse_layers else 0
+    last_dense = (
+        model.d_ff * (6 if gated else 2 if copies == 1 else 1)
+        if model.num_layers - 1 not in config.sparse_layers
+        else 0
+    )
     last_layer_tokens = config.train.batch_size * stack_input_lengths(config)[-1]
     peak_extra = max(
         3 * tokens * backbone.logits_per_token,
-        last_layer_tokens * computed * backward + gradients if sparse else 0,
-        last_layer_tokens * last_dense,
+        narrowed * last_layer_tokens * computed * backward + gradients if sparse else 0,
+        narrowed * last_layer_tokens * last_dense,
     )
-    return tokens * (backbone.saved_values_per_token + stack_input_fraction(config) * ffn) + peak_extra
+    per_token = backbone.saved_values_per_token + stack_input_fraction(config) * ffn
+    return tokens * per_token + cast_weights + peak_extra
 
 
 def all_to_all_bytes_per_step(config: RunConfig, ranks: int) -> float:

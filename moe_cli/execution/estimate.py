@@ -3,22 +3,26 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.costs.model import Cost, estimate_cost, training_steps
+from moe_cli.costs.processor import cpu_has_bfloat16
 from moe_cli.data.corpora import Corpus
 from moe_cli.data.load import Data, load_data
 from moe_cli.execution.data import load_data_read_only, model_vocab_size
 from moe_cli.execution.machine import pick_threads
+from moe_cli.execution.precision import planned_precision
 from moe_cli.loggers.logging_recorder import check_loggers
 
 # Times are computed from the FLOP rate of the product that `measure_flops` times. The matrix products of a model reach
 # this fraction of that rate; those of Muon, which are batched and in bfloat16, reach all of it.
 PRODUCT_EFFICIENCY = 0.7
+# Products of a model take this fraction of their time in float32 if the processor multiplies bfloat16, casts included.
+BFLOAT16_TIME = 0.6
 # Besides products, training on a batch has a fixed cost on one thread: calls of torch, data, loss and optimizer. It is
 # given as the FLOPs of the same duration, for the model and each layer, each sparse layer, and each expert. An
 # evaluation batch costs a third of it.
@@ -75,6 +79,7 @@ def estimate_runs(
 
 def _estimate_run(config: RunConfig, corpus: Data, flops_per_second: float) -> RunEstimate:
     vocab_size = model_vocab_size(config, corpus)
+    original, config = config, _with_planned_precision(config)
     threads = pick_threads(config, vocab_size)
     costs = estimate_cost(config, vocab_size)
     steps = training_steps(config, vocab_size)
@@ -84,7 +89,13 @@ def _estimate_run(config: RunConfig, corpus: Data, flops_per_second: float) -> R
         times * evaluation_work(config, costs, tokens).seconds(flops_per_second, threads)
         for tokens, times in evaluations(config, _val_tokens(config, corpus), training / step)
     )
-    return RunEstimate(config, corpus, costs, steps, training + seconds, threads)
+    return RunEstimate(original, corpus, costs, steps, training + seconds, threads)
+
+
+def _with_planned_precision(config: RunConfig) -> RunConfig:
+    """Returns the configuration in bfloat16 if a run that starts on this machine will be."""
+    is_narrow = planned_precision(config) == "bfloat16"
+    return replace(config, train=replace(config.train, precision="bfloat16")) if is_narrow else config
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,7 @@ class Work:
 
 def step_work(config: RunConfig, costs: Cost) -> Work:
     """Returns the work of one optimizer step."""
-    products = costs.model_flops_per_token * config.tokens_per_step / PRODUCT_EFFICIENCY
+    products = costs.model_flops_per_token * config.tokens_per_step / _product_speed(config)
     return Work(products + costs.optimizer_flops_per_step, config.train.grad_accumulation * _batch_flops(config, costs))
 
 
@@ -109,9 +120,15 @@ def evaluation_work(config: RunConfig, costs: Cost, tokens: int) -> Work:
     batches = math.ceil(tokens / (config.train.batch_size * config.eval_length))
     counting = tokens * costs.num_sparse_layers * COUNTING_FLOPS
     return Work(
-        tokens * costs.forward_flops_per_token / PRODUCT_EFFICIENCY,
+        tokens * costs.forward_flops_per_token / _product_speed(config),
         batches * _batch_flops(config, costs) / 3 + counting,
     )
+
+
+def _product_speed(config: RunConfig) -> float:
+    """Returns the FLOP rate of the model's products, relative to that of `measure_flops`."""
+    is_narrow = config.train.precision == "bfloat16" and cpu_has_bfloat16()
+    return PRODUCT_EFFICIENCY / (BFLOAT16_TIME if is_narrow else 1)
 
 
 def _batch_flops(config: RunConfig, costs: Cost) -> float:

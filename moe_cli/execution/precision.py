@@ -10,7 +10,7 @@ from moe_cli.execution.machine import visible_gpus
 
 # The smallest sizes at which `auto` is bfloat16 on a CPU that multiplies it, see `cpu_precision`: width of the model,
 # width of an expert, and rows per expert.
-MIN_D_MODEL, MIN_D_EXPERT, MIN_ROWS = 256, 128, 128
+MIN_D_MODEL, MIN_D_EXPERT, MIN_ROWS = 96, 128, 64
 
 
 def decide_precision(config: RunConfig, device: Any) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from moe_cli.config.model import ModelConfig, TransformerConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.decoding_cache import LayerCache
+from moe_cli.models.norms import RMSNorm, rms_norm
 from moe_cli.moe.experts import FeedForward, init_matrix
 from moe_cli.moe.layer import MoELayer, make_sparse_layer
 from moe_cli.moe.routing import Routing, RoutingPolicy
@@ -109,16 +110,27 @@ class Rotary(nn.Module):
 
     def __init__(self, model: TransformerConfig, d_head: int) -> None:
         super().__init__()
-        angles = torch.outer(torch.arange(model.context_length).double(), rotary_rates(model, d_head))
+        angles = torch.outer(torch.arange(model.context_length).double(), rotary_rates(model, d_head)).unsqueeze(1)
         length = 0.1 * math.log(model.rope_factor or 1) + 1 if model.rope_scaling == "yarn" else 1.0
-        self.register_buffer("cos", (angles.cos() * length).float(), persistent=False)
-        self.register_buffer("sin", (angles.sin() * length).float(), persistent=False)
+        cos, sin = (angles.cos() * length).float(), (angles.sin() * length).float()
+        self.register_buffer("cos", torch.cat((cos, cos), -1), persistent=False)
+        self.register_buffer("sin", torch.cat((-sin, sin), -1), persistent=False)
 
-    def forward(self, x: Float[Tensor, "B N L W"], offset: int = 0) -> Float[Tensor, "B N L W"]:
+    def forward(self, x: Float[Tensor, "B L N W"], offset: int = 0) -> Float[Tensor, "B L N W"]:
         """Rotates the positions from `offset` to `offset` + L - 1."""
-        cos, sin = (table[offset : offset + x.shape[2]] for table in (self.cos, self.sin))
-        left, right = x.chunk(2, dim=-1)
-        return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+        cos, sin = (table[offset : offset + x.shape[1]] for table in (self.cos, self.sin))
+        # Whole rows with their halves exchanged take less time on a CPU than halves of rows.
+        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def _is_narrowed(x: Tensor) -> bool:
+    """Returns whether autocast computes in bfloat16 on a CPU."""
+    return x.is_cpu and torch.is_autocast_enabled("cpu")
+
+
+def attention_operand(x: Tensor) -> Tensor:
+    """Returns values in the precision of attention: float32 instead of bfloat16 on a CPU under autocast."""
+    return x.float() if x.dtype == torch.bfloat16 and _is_narrowed(x) else x
 
 
 def attend(
@@ -138,12 +150,10 @@ def attend(
         attn_mask: bool, or values that are added to the scores.
     """
     uses_gqa = q.shape[1] != k.shape[1]
-    is_narrowed = q.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    if is_narrowed:
-        q, k, v = (rows.float() if rows.dtype == torch.bfloat16 else rows for rows in (q, k, v))
+    q, k, v = (attention_operand(rows) for rows in (q, k, v))
     if attn_mask is not None and attn_mask.is_floating_point():
         attn_mask = attn_mask.to(q.dtype)
-    with torch.autocast("cpu", enabled=False) if is_narrowed else nullcontext():
+    with torch.autocast("cpu", enabled=False) if _is_narrowed(q) else nullcontext():
         return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, causal, enable_gqa=uses_gqa)
 
 
@@ -158,15 +168,15 @@ class Attention(nn.Module):
         assert model.num_heads
         assert model.num_kv_heads
         assert model.d_head
-        self.d_head = model.d_head
-        self.widths = [heads * model.d_head for heads in (model.num_heads, model.num_kv_heads, model.num_kv_heads)]
+        self.d_head, self.num_heads, self.num_kv_heads = model.d_head, model.num_heads, model.num_kv_heads
+        widths = [heads * model.d_head for heads in (model.num_heads, model.num_kv_heads, model.num_kv_heads)]
         self.qk_norm, self.qk_norm_weights = model.qk_norm, model.qk_norm_weights
         self.norm_eps = model.norm_eps
-        self.q_norm, self.k_norm = (_qk_norm(model, width) for width in self.widths[:2])
+        self.q_norm, self.k_norm = (_qk_norm(model, width) for width in widths[:2])
         self.dropout = attention_dropout(model)
         self.causal = model.causal
-        self.qkv = nn.Linear(model.d_model, sum(self.widths), bias=model.qkv_bias)
-        self.out = nn.Linear(self.widths[0], model.d_model, bias=False)
+        self.qkv = nn.Linear(model.d_model, sum(widths), bias=model.qkv_bias)
+        self.out = nn.Linear(widths[0], model.d_model, bias=False)
         rope = model.position_encoding == "rope"
         self.rotary = Rotary(model, model.d_head) if rope else None
 
@@ -180,15 +190,15 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "B L D"], attn_mask: AttentionMask = None, layer_cache: LayerCache | None = None
     ) -> Float[Tensor, "B L D"]:
         """Computes the attention of each position to the positions in the mask, cached positions included."""
-        rows = self.qkv(x).split(self.widths, dim=-1)
-        if self.qk_norm_weights == "full":
-            rows = self._normalise_qk(rows[0], rows[1]) + rows[2:]
-        q, k, v = (row.unflatten(-1, (-1, self.d_head)).transpose(1, 2) for row in rows)
-        if self.qk_norm and self.qk_norm_weights != "full":
-            q, k = self._normalise_qk(q, k)
+        rows = attention_operand(self.qkv(x)).unflatten(-1, (-1, self.d_head))
+        qk, v = rows.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=2)
+        if self.qk_norm:
+            qk = self._normalise_qk(qk)
         offset = layer_cache.length if layer_cache else 0
         if self.rotary is not None:
-            q, k = self.rotary(q, offset), self.rotary(k, offset)
+            qk = self.rotary(qk, offset)
+        q, k = qk.split([self.num_heads, self.num_kv_heads], dim=2)
+        q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
         if layer_cache is not None:
             k, v = layer_cache.append(k, v)
         dropout = self.dropout if self.training else 0.0
@@ -196,24 +206,24 @@ class Attention(nn.Module):
         y = attend(q, k, v, attn_mask, dropout, causal)
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def _normalise_qk(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalises the last dimension of queries and keys: that of each head, or that of all heads together."""
+    def _normalise_qk(self, qk: Float[Tensor, "B L NM W"]) -> Float[Tensor, "B L NM W"]:
+        """Normalises queries and keys: each head or, with weights over all heads, all heads together."""
         if self.q_norm is None or self.k_norm is None:
-            return F.rms_norm(q, q.shape[-1:], eps=self.norm_eps), F.rms_norm(k, k.shape[-1:], eps=self.norm_eps)
-        return _normalise(self.q_norm, q), _normalise(self.k_norm, k)
+            return rms_norm(qk, eps=self.norm_eps)
+        q, k = qk.split([self.num_heads, self.num_kv_heads], dim=2)
+        if self.qk_norm_weights == "full":
+            q, k = (norm(heads.flatten(2)).view_as(heads) for norm, heads in ((self.q_norm, q), (self.k_norm, k)))
+        else:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return torch.cat((q, k), dim=2)
 
 
-def _qk_norm(model: TransformerConfig, width: int) -> nn.RMSNorm | None:
+def _qk_norm(model: TransformerConfig, width: int) -> RMSNorm | None:
     """Builds the norm, with weights, of queries or keys of a width over all heads; None without weights."""
     if model.qk_norm_weights == "none":
         return None
     assert model.d_head
-    return nn.RMSNorm(model.d_head if model.qk_norm_weights == "head" else width, model.norm_eps)
-
-
-def _normalise(norm: nn.RMSNorm, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-    """Applies a norm in the precision of its weights, as autocast does on a GPU, but not on a CPU."""
-    return norm(x.to(norm.weight.dtype))  # type: ignore[no-any-return]
+    return RMSNorm(model.d_head if model.qk_norm_weights == "head" else width, model.norm_eps)
 
 
 class LatentAttention(nn.Module):
@@ -235,10 +245,10 @@ class LatentAttention(nn.Module):
         self.d_head, self.qk_rope_head_dim, self.kv_lora_rank = model.d_head, model.qk_rope_head_dim, model.kv_lora_rank
         width, heads = model.d_model, model.num_heads
         self.q_down = None if model.q_lora_rank is None else nn.Linear(width, model.q_lora_rank, bias=False)
-        self.q_norm = None if model.q_lora_rank is None else nn.RMSNorm(model.q_lora_rank, LATENT_EPS)
+        self.q_norm = None if model.q_lora_rank is None else RMSNorm(model.q_lora_rank, LATENT_EPS)
         self.q_up = nn.Linear(model.q_lora_rank or width, heads * (model.d_head + model.qk_rope_head_dim), bias=False)
         self.kv_down = nn.Linear(width, model.kv_lora_rank + model.qk_rope_head_dim, bias=False)
-        self.kv_norm = nn.RMSNorm(model.kv_lora_rank, LATENT_EPS)
+        self.kv_norm = RMSNorm(model.kv_lora_rank, LATENT_EPS)
         self.kv_up = nn.Linear(model.kv_lora_rank, heads * 2 * model.d_head, bias=False)
         self.out = nn.Linear(heads * model.d_head, width, bias=False)
         self.rotary = Rotary(model, model.qk_rope_head_dim)
@@ -253,25 +263,21 @@ class LatentAttention(nn.Module):
         self, x: Float[Tensor, "B L D"], attn_mask: AttentionMask = None, layer_cache: LayerCache | None = None
     ) -> Float[Tensor, "B L D"]:
         """Computes the attention of each position to the positions in the mask; only latent vectors are cached."""
-        queries = x if self.q_down is None or self.q_norm is None else _normalise(self.q_norm, self.q_down(x))
-        q = self._heads(self.q_up(queries), self.d_head + self.qk_rope_head_dim)
+        queries = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
+        q = self.q_up(queries).unflatten(-1, (-1, self.d_head + self.qk_rope_head_dim))
         q_nope, q_rope = q.split([self.d_head, self.qk_rope_head_dim], dim=-1)
         latent, key = self.kv_down(x).split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
         offset = layer_cache.length if layer_cache else 0
-        latent, key = _normalise(self.kv_norm, latent), self.rotary(key.unsqueeze(1), offset)
+        latent, key = self.kv_norm(latent), self.rotary(key.unsqueeze(2), offset).transpose(1, 2)
         if layer_cache is not None:
             latent, key = layer_cache.append(latent, key)
-        k, v = self._heads(self.kv_up(latent), 2 * self.d_head).chunk(2, dim=-1)
-        q = torch.cat((q_nope, self.rotary(q_rope, offset)), dim=-1)
+        k, v = self.kv_up(latent).unflatten(-1, (-1, 2 * self.d_head)).transpose(1, 2).chunk(2, dim=-1)
+        q = torch.cat((q_nope, self.rotary(q_rope, offset)), dim=-1).transpose(1, 2)
         k = torch.cat((k, key.expand(-1, k.shape[1], -1, -1)), dim=-1)
         dropout = self.dropout if self.training else 0.0
         causal = self.causal and attn_mask is None and offset == 0
         y = attend(q, k, v, attn_mask, dropout, causal)
         return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-    @staticmethod
-    def _heads(rows: Float[Tensor, "B L NW"], width: int) -> Float[Tensor, "B N L W"]:
-        return rows.unflatten(-1, (-1, width)).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -357,7 +363,7 @@ def attention_dropout(model: TransformerConfig) -> float:
 def make_norm(model: TransformerConfig) -> nn.Module:
     """Builds RMSNorm or LayerNorm, with one scale per value and without bias."""
     if model.norm == "rms":
-        return nn.RMSNorm(model.d_model, model.norm_eps)
+        return RMSNorm(model.d_model, model.norm_eps)
     return nn.LayerNorm(model.d_model, LAYER_NORM_EPS if model.norm_eps is None else model.norm_eps, bias=False)
 
 

@@ -22,6 +22,7 @@ from moe_cli.models.blocks import (
     run_ffn,
     sparse_layer_from_config,
 )
+from moe_cli.models.norms import RMSNorm
 from moe_cli.moe.experts import init_matrix
 from moe_cli.moe.routing import Routing, RoutingPolicy
 
@@ -114,11 +115,11 @@ class T5Block(nn.Module):
         super().__init__()
         model = config.model
         assert isinstance(model, T5Config)
-        self.attention_norm = nn.RMSNorm(model.d_model)
+        self.attention_norm = RMSNorm(model.d_model)
         self.attention = T5Attention(model)
-        self.cross_norm = nn.RMSNorm(model.d_model) if decoder else None
+        self.cross_norm = RMSNorm(model.d_model) if decoder else None
         self.cross_attention = T5Attention(model) if decoder else None
-        self.ffn_norm = nn.RMSNorm(model.d_model)
+        self.ffn_norm = RMSNorm(model.d_model)
         self.ffn = sparse_layer_from_config(config, vocab_size, causal=decoder) if sparse else make_dense_layer(model)
         self.dropout = nn.Dropout(model.dropout)
 
@@ -174,7 +175,7 @@ class T5(nn.Module):
             T5Block(config, layer in config.sparse_layers, layer >= self.layers_per_stack, vocab_size)
             for layer in range(model.num_layers)
         )
-        self.encoder_norm, self.norm = nn.RMSNorm(model.d_model), nn.RMSNorm(model.d_model)
+        self.encoder_norm, self.norm = RMSNorm(model.d_model), RMSNorm(model.d_model)
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, vocab_size, bias=False)
 
     def reset_parameters(self, seed: int) -> None:

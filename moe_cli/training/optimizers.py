@@ -39,13 +39,11 @@ def orthogonalise(matrices: Float[Tensor, "N R C"], steps: int = NEWTON_SCHULZ_S
     x: Tensor = matrices / (matrices.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None])
     x = x.to(_product_dtype(x))
     is_tall = x.shape[1] > x.shape[2]
-    if is_tall:
-        x = x.mT
-    x = x.contiguous()
     for _ in range(steps):
-        gram = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if is_tall else x).to(matrices.dtype)
+        gram = torch.bmm(x.mT, x) if is_tall else torch.bmm(x, x.mT)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, x, factor, beta=a) if is_tall else torch.baddbmm(x, factor, x, beta=a)
+    return x.to(matrices.dtype)
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:

@@ -224,6 +224,20 @@ class Held(TorchDispatchMode):
         self.now -= size
 
 
+@pytest.mark.parametrize("expert", [1, 8, 64])
+def test_activations_in_bfloat16_are_estimated_within_an_eighth(expert: int) -> None:
+    """Cast weights and experts in bfloat16 are counted, with the back end that `auto` takes for it."""
+    asked = load_config([f"expert={expert}", "model.num_layers=2", "train.precision=bfloat16"]).config
+    model = make_model(asked, 256)
+    for param in model.parameters():
+        param.grad = torch.zeros_like(param)
+    with Held() as held:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(*inputs_of(asked, 16, 256))[0].flatten(0, -2)
+        torch.nn.functional.cross_entropy(logits.float(), torch.zeros(len(logits), dtype=torch.int64)).backward()
+    assert held.peak == pytest.approx(estimate_cost(asked, 256).activation_bytes, rel=0.125)
+
+
 @pytest.mark.parametrize("name", [*CONFIGS, *UNUSUAL, "limited", "no qk norm"])
 def test_activations_are_estimated_within_an_eighth(name: str) -> None:
     """Estimated activations are within 12.5 % of the peak of forward and backward, without weights and gradients."""

@@ -18,6 +18,7 @@ from moe_cli.execution import estimate as module
 from moe_cli.execution.compilation import COMPILE_FLOPS, has_compiler, should_compile
 from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.execution.estimate import (
+    BFLOAT16_TIME,
     COUNTING_FLOPS,
     EXPERT_FLOPS,
     LAYER_FLOPS,
@@ -69,6 +70,27 @@ def test_what_a_step_takes(text_file: Path) -> None:
     assert Work(2 * products + costs.optimizer_flops_per_step, 2 * alone) == step_work(twice, costs)
     dense = tiny_config(text_file, expert=1, k=1)
     assert 3 * LAYER_FLOPS == step_work(dense, estimate_cost(dense, 256)).alone
+
+
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_bfloat16_shortens_products_where_the_processor_multiplies_it(
+    text_file: Path, tmp_path: Path, has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan counts the products of the model, not those of Muon, with the time and memory of the planned precision."""
+    monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: has_bfloat16)
+    wide, narrow = (tiny_config(text_file, train={"precision": precision}) for precision in ("float32", "bfloat16"))
+    costs = estimate_cost(wide, 256)
+    saved = (1 - BFLOAT16_TIME) * costs.model_flops_per_token * wide.tokens_per_step / PRODUCT_EFFICIENCY
+    difference = step_work(wide, costs).shared - step_work(narrow, costs).shared
+    assert difference == pytest.approx(saved if has_bfloat16 else 0)
+    monkeypatch.setattr(module, "planned_precision", lambda config: "bfloat16")
+    auto = tiny_config(text_file, train={"precision": "auto"})
+    (decided,), (given,) = (estimate_runs([config], tmp_path, 1e9) for config in (auto, narrow))
+    assert (auto, given.seconds, given.cost.activation_bytes) == (
+        decided.config,
+        decided.seconds,
+        decided.cost.activation_bytes,
+    )
 
 
 def test_what_an_evaluation_takes(text_file: Path) -> None:

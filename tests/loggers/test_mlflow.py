@@ -165,7 +165,7 @@ def test_runs_that_start_at_once_share_a_new_store(text_file: Path, tmp_path: Pa
     )
     words = [[sys.executable, "-c", code, str(text_file), str(tmp_path), str(seed)] for seed in range(3)]
     started = [subprocess.Popen(each, stderr=subprocess.PIPE, text=True) for each in words]
-    assert ["", "", ""] == [process.communicate(timeout=60)[1] for process in started]
+    assert ["", "", ""] == [process.communicate(timeout=300)[1] for process in started]
     runs = list_runs_by_age(tmp_path)
     assert 3 == len(runs)
     for run in runs:

@@ -114,8 +114,8 @@ def test_attention_is_float32_under_autocast_on_a_cpu(
 def test_rotary_scores_depend_on_the_distance_alone() -> None:
     """<q at m, k at n> is the same for every m - n, differs with it, and no vector changes its length."""
     rotary = Rotary(replace(MODEL, context_length=16, rope_base=100.0), W)
-    q, k = torch.randn(2, 1, 1, 1, W, generator=torch.Generator().manual_seed(0)).expand(2, 1, 1, 16, W)
-    scores = (rotary(q) @ rotary(k).mT)[0, 0]
+    q, k = torch.randn(2, 1, 1, 1, W, generator=torch.Generator().manual_seed(0)).expand(2, 1, 16, 1, W)
+    scores = (rotary(q).transpose(1, 2) @ rotary(k).transpose(1, 2).mT)[0, 0]
     for distance in range(-15, 16):
         diagonal = scores.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-4, atol=1e-5)
@@ -179,11 +179,11 @@ def test_latent_attention_equals_the_formula() -> None:
     )
     layer = LatentAttention(model)
     x = torch.randn(1, 7, 12)
-    cos, sin = layer.rotary.cos, layer.rotary.sin
 
     def turn(pair: torch.Tensor, place: int) -> torch.Tensor:
-        a, b = pair
-        return torch.stack((a * cos[place, 0] - b * sin[place, 0], b * cos[place, 0] + a * sin[place, 0]))
+        a, b = pair  # of a single pair, whose angle is the position
+        cos, sin = math.cos(place), math.sin(place)
+        return torch.stack((a * cos - b * sin, b * cos + a * sin))
 
     rows = []
     for place in range(7):

@@ -1,17 +1,14 @@
 """The experts' networks and their hand-written derivatives. E experts, D widths, F hidden, H = 2F (gated) or F."""
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
 from moe_cli.moe.experts import (
     ACTIVATIONS,
     Experts,
     FeedForward,
+    activate,
     expert_activation,
-    expert_activation_backward,
     init_matrix,
 )
 from tests.moe.formulas import ACTIVATIONS as FORMULAS
@@ -19,20 +16,6 @@ from tests.moe.formulas import FFN_TYPES, network
 
 every_ffn_type = pytest.mark.parametrize("ffn_type", FFN_TYPES)
 every_activation = pytest.mark.parametrize("activation", sorted(FORMULAS))
-
-
-class Hidden(torch.autograd.Function):
-    """`expert_activation` with `expert_activation_backward` as its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, pre: Tensor, ffn_type: str, activation: str) -> Tensor:
-        ctx.save_for_backward(pre)
-        ctx.ffn_type, ctx.activation = ffn_type, activation
-        return expert_activation(pre, ffn_type, activation)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return expert_activation_backward(grad, *ctx.saved_tensors, ctx.ffn_type, ctx.activation), None, None
 
 
 def test_every_activation_has_a_formula() -> None:
@@ -43,14 +26,15 @@ def test_every_activation_has_a_formula() -> None:
 @every_ffn_type
 @every_activation
 def test_hidden_backward_is_the_gradient(ffn_type: str, activation: str) -> None:
-    """The hand-written derivative equals finite differences (gradcheck) and autograd through `expert_activation`."""
+    """The hand-written derivative equals finite differences (gradcheck) and autograd through the operations."""
     torch.manual_seed(0)
     pre = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: Hidden.apply(x, ffn_type, activation), pre)
+    assert torch.autograd.gradcheck(lambda x: expert_activation(x, ffn_type, activation), pre)
 
-    grad = torch.randn_like(expert_activation(pre, ffn_type, activation))
-    (expected,) = torch.autograd.grad(expert_activation(pre, ffn_type, activation), pre, grad)
-    assert torch.allclose(expected, expert_activation_backward(grad, pre.detach(), ffn_type, activation), atol=1e-12)
+    values = activate(pre, ffn_type, activation).values
+    grad = torch.randn_like(values)
+    (expected,) = torch.autograd.grad(values, pre, grad)
+    assert torch.allclose(expected, activate(pre.detach(), ffn_type, activation).backward(grad), atol=1e-12)
 
 
 @every_ffn_type
@@ -58,9 +42,10 @@ def test_hidden_backward_is_the_gradient(ffn_type: str, activation: str) -> None
 def test_hidden_backward_leaves_its_arguments_alone(ffn_type: str, activation: str) -> None:
     """Neither the incoming gradient nor the saved product is written to."""
     pre = torch.randn(4, 6, dtype=torch.float64)
-    grad = torch.randn_like(expert_activation(pre, ffn_type, activation))
+    hidden = activate(pre, ffn_type, activation)
+    grad = torch.randn_like(hidden.values)
     before = pre.clone(), grad.clone()
-    expert_activation_backward(grad, pre, ffn_type, activation)
+    hidden.backward(grad)
     assert torch.equal(before[0], pre)
     assert torch.equal(before[1], grad)
 

@@ -12,7 +12,7 @@ from torch import nn
 from moe_cli.cli.evaluate import _evaluate
 from moe_cli.config.compose import load_config
 from moe_cli.config.resolve import resolve
-from moe_cli.config.schema import EvalConfig, RunConfig, TrainConfig
+from moe_cli.config.schema import EvalConfig, MuonConfig, RunConfig, TrainConfig
 from moe_cli.costs.processor import cpu_has_bfloat16
 from moe_cli.errors import CheckpointError
 from moe_cli.execution.precision import decide_precision, planned_precision
@@ -20,6 +20,7 @@ from moe_cli.execution.run import run_one
 from moe_cli.execution.trained_model import load_trained
 from moe_cli.models.registry import make_model
 from moe_cli.training.evaluate import evaluate
+from moe_cli.training.optimizers import make_optimizers
 from moe_cli.training.precision import autocast, pick_precision
 from tests.tiny import finish, tiny_config, tiny_task
 from tests.training.test_resume import assert_equal_runs, stop_at
@@ -42,19 +43,18 @@ def test_a_processor_names_its_bfloat16_instructions(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "float32"),
-        (["expert=1"], "float32"),
-        (["model.d_model=256", "model.d_ff=1024"], "bfloat16"),
-        (["model.d_model=256", "model.d_ff=1024", "expert=1"], "bfloat16"),
-        (["model.d_model=224", "model.d_ff=1024"], "float32"),
-        (["model.d_model=256", "model.d_ff=1024", "expert=32"], "bfloat16"),
-        (["model.d_model=256", "model.d_ff=1024", "expert=128"], "float32"),
+        ([], "bfloat16"),
+        (["expert=1"], "bfloat16"),
+        (["expert=64"], "bfloat16"),
+        (["expert=128"], "float32"),
+        (["model.d_model=64", "model.d_ff=1024"], "float32"),
+        (["model.d_model=64", "model.d_ff=1024", "expert=1"], "float32"),
         (["model.d_model=256", "model.d_ff=1024", "match=none", "model.d_expert=64"], "float32"),
         (["model.d_model=256", "model.d_ff=1024", "train.batch_size=1"], "float32"),
         (["model=bert", "model.d_model=256", "model.d_ff=1024"], "bfloat16"),
         (["model=t5", "model.d_model=256", "model.d_ff=1024"], "float32"),
         (["model=lstm", "model.d_model=512"], "float32"),
-        (["experiment=nanogpt_cpu"], "float32"),
+        (["experiment=nanogpt_cpu"], "bfloat16"),
     ],
 )
 def test_auto_on_a_cpu_is_decided_by_sizes(words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +139,28 @@ def test_training_and_evaluation_multiply_in_it(
     assert {False} == backward
     trained = load_trained(run, tmp_path)
     assert {torch.float32} == {param.dtype for param in trained.model.parameters()}
+
+
+def test_casts_follow_the_weights(text_file: Path) -> None:
+    """After each optimizer step a pass in bfloat16 equals that of a new model with the float32 weights of that step."""
+    config = tiny_config(text_file, expert=4, optim=MuonConfig())
+    model, tokens = make_model(config, 256), torch.arange(64).view(4, 16)
+    optimizers = make_optimizers(config.optim, model)
+    before = None
+    for step in range(3):
+        with autocast("bfloat16", torch.device("cpu")):
+            logits = model(tokens)[0]
+            loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+        loss.backward()
+        optimizers.step(step, 0.5)
+        optimizers.zero_grad()
+        copy = make_model(config, 256)
+        copy.load_state_dict(model.state_dict())
+        with autocast("bfloat16", torch.device("cpu")):
+            after, expected = model(tokens)[0], copy(tokens)[0]
+        assert torch.equal(expected, after)
+        assert before is None or not torch.equal(before, after)
+        before = after
 
 
 def test_a_run_is_evaluated_as_it_was_trained(text_file: Path, tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from torch import Tensor
 from moe_cli.errors import ConfigError
 from moe_cli.moe.backends.loop import loop
 from moe_cli.moe.backends.one_hot import einsum
+from moe_cli.moe.backends.sorted_experts import Operands, RowGradients, compute_experts
 from moe_cli.moe.experts import Experts, expert_activation
 from moe_cli.moe.permutation import (
+    Permutation,
     add_to_tokens,
     cast_for_matmul,
     hidden_multiple,
@@ -27,10 +29,12 @@ from moe_cli.moe.permutation import (
     permutation_of,
     row_masks,
     row_multiple,
+    row_weights,
     sorted_inputs,
 )
 from moe_cli.moe.routing import Routing
 
+ALL_ROWS = slice(None)
 # On a CPU in float32 the grouped product is faster than the loop up to this number of rows per expert.
 MAX_ROWS_GROUPED_MM_CPU = 32
 
@@ -59,8 +63,7 @@ def grouped_mm(
 ) -> Float[Tensor, "T D_out"]:
     """Sorts rows by expert and uses torch's grouped matrix product, which is fast on a GPU.
 
-    Autograd saves the sorted input [R, D_in], the first product [R, H], the activation, and the outputs [R, D_out].
-    Nothing is recomputed.
+    Saves for backward, and recomputes there, what `loop` does. When compiled, the compiler decides.
 
     Raises:
         ConfigError: torch has no grouped product for this device or precision, or a width is not a multiple of 16
@@ -72,18 +75,58 @@ def grouped_mm(
             f"dispatch=grouped_mm is not available for {query.dtype} on {query.device} with widths {query.widths}. "
             "Use dispatch=auto, or widths that are multiples of 16 bytes."
         )
-    operands = cast_for_matmul(experts, x)
-    operands = pad_hidden(operands, hidden_multiple(query.device, query.dtype))
-    permutation = pad_rows(permutation_of(routing), row_multiple(operands.x), len(routing.weights))
+    cast = pad_hidden(cast_for_matmul(experts, x), hidden_multiple(query.device, query.dtype))
+    permutation = pad_rows(permutation_of(routing), row_multiple(cast.x), len(routing.weights))
+    if dropout_mask is not None:
+        dropout_mask = F.pad(dropout_mask, (0, cast.w_out.shape[2] - dropout_mask.shape[1]))
+    operands = Operands(
+        cast.x, routing.weights, cast.w_in, cast.w_out, dropout_mask, experts.ffn_type, experts.activation
+    )
+    if not query.compiling:
+        return compute_experts(GroupedProducts(), operands, permutation)
     ends = permutation.rows_per_expert.cumsum(0, dtype=torch.int32)
-    inputs = sorted_inputs(permutation, operands.x, len(routing.weights))
-    pre = F.grouped_mm(inputs, operands.w_in.transpose(1, 2), offs=ends)
+    inputs = sorted_inputs(permutation, cast.x, len(routing.weights))
+    pre = F.grouped_mm(inputs, cast.w_in.transpose(1, 2), offs=ends)
     act = expert_activation(pre, experts.ffn_type, experts.activation)
     if dropout_mask is not None:
-        dropout_mask = F.pad(dropout_mask, (0, act.shape[1] - dropout_mask.shape[1]))
         act = act * row_masks(permutation, dropout_mask).to(act.dtype)
-    outputs = F.grouped_mm(act, operands.w_out.transpose(1, 2), offs=ends)
+    outputs = F.grouped_mm(act, cast.w_out.transpose(1, 2), offs=ends)
     return add_to_tokens(permutation, outputs, routing.weights, len(x))
+
+
+class GroupedProducts:
+    """One product for all experts."""
+
+    def forward(
+        self, operands: Operands, permutation: Permutation, inputs: Float[Tensor, "R D_in"]
+    ) -> tuple[Float[Tensor, "R D_out"], Float[Tensor, "R H"]]:
+        ends = permutation.rows_per_expert.cumsum(0, dtype=torch.int32)
+        pre = F.grouped_mm(inputs, operands.w_in.transpose(1, 2), offs=ends)
+        hidden = operands.drop_(operands.hidden(pre).values, permutation, ALL_ROWS)
+        return F.grouped_mm(hidden, operands.w_out.transpose(1, 2), offs=ends), pre
+
+    def backward(
+        self,
+        operands: Operands,
+        permutation: Permutation,
+        inputs: Float[Tensor, "R D_in"],
+        pre: Float[Tensor, "R H"],
+        grads: Float[Tensor, "R D_out"],
+    ) -> RowGradients:
+        ends = permutation.rows_per_expert.cumsum(0, dtype=torch.int32)
+        weights = row_weights(permutation, operands.weights)
+        scale = weights.to(grads.dtype).unsqueeze(1)
+        grad_hidden = operands.drop_(F.grouped_mm(grads, operands.w_out, offs=ends), permutation, ALL_ROWS)
+        hidden = operands.hidden(pre)
+        grad_weights = (grad_hidden * hidden.values).sum(1, dtype=weights.dtype)
+        grad_pre = hidden.backward(grad_hidden.mul_(scale))
+        weighted = operands.drop_(hidden.values, permutation, ALL_ROWS).mul_(scale)
+        return RowGradients(
+            inputs=F.grouped_mm(grad_pre, operands.w_in, offs=ends),
+            weights=grad_weights,
+            w_in=F.grouped_mm(grad_pre.T, inputs, offs=ends),
+            w_out=F.grouped_mm(grads.T, weighted, offs=ends),
+        )
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,31 @@
-"""How are experts computed fast on a CPU? One after the other over contiguous rows, with a hand-written backward.
+"""How are experts computed fast on a CPU? One after the other over contiguous rows.
 
 T tokens, A assignments, R kept assignments (rows), E experts, D widths, F hidden width, H = 2F (gated) or F.
 """
 
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from moe_cli.moe.experts import Experts, expert_activation, expert_activation_backward
+from moe_cli.moe.backends.sorted_experts import (
+    Operands,
+    RowGradients,
+    compute_backward,
+    compute_experts,
+    compute_forward,
+)
+from moe_cli.moe.experts import Experts
 from moe_cli.moe.permutation import (
     Permutation,
     build_permutation,
     cast_for_matmul,
     pad_rows,
     permutation_of,
-    row_masks,
     row_multiple,
     row_weights,
-    sorted_inputs,
-    sum_by_token,
 )
 from moe_cli.moe.routing import Routing
 
@@ -38,31 +40,27 @@ def loop(
 
     Saved for backward: x [T, D_in], the weights [A], the permutation, the first product [R, H], and the mask if there
     is one. (When compiled, the first product has A rows or more, because R is unknown.) Backward recomputes the sorted
-    input and the activation. It does not need the experts' outputs, because d(weight) = <dy W_out, hidden>.
+    input and the activation.
     """
-    operands = cast_for_matmul(experts, x)
+    cast = cast_for_matmul(experts, x)
     if torch.compiler.is_compiling():
         return experts_loop_op(  # type: ignore[no-any-return]
-            operands.x,
+            cast.x,
             routing.token_ids,
             routing.expert_ids,
             routing.weights,
             routing.kept,
-            operands.w_in,
-            operands.w_out,
+            cast.w_in,
+            cast.w_out,
             dropout_mask,
             experts.ffn_type,
             experts.activation,
         )[0]
-    return _ExpertsLoop.apply(  # type: ignore[no-any-return]
-        operands.x,
-        routing.weights,
-        operands.w_in,
-        operands.w_out,
-        dropout_mask,
-        pad_rows(permutation_of(routing), row_multiple(operands.x), len(routing.weights)),
-        (experts.ffn_type, experts.activation),
+    permutation = pad_rows(permutation_of(routing), row_multiple(cast.x), len(routing.weights))
+    operands = Operands(
+        cast.x, routing.weights, cast.w_in, cast.w_out, dropout_mask, experts.ffn_type, experts.activation
     )
+    return compute_experts(LoopProducts(), operands, permutation)
 
 
 def chunks(counts: list[int]) -> list[tuple[range, slice]]:
@@ -82,123 +80,59 @@ def chunks(counts: list[int]) -> list[tuple[range, slice]]:
     return groups
 
 
-@dataclass(frozen=True)
-class SavedForBackward:
-    """Tensors that forward saves for backward.
+class LoopProducts:
+    """One product after the other, and pointwise operations over chunks of rows."""
 
-    Attributes:
-        pre: the first product, in its first R rows.
-        dropout_mask: factors of the hidden values; None means 1.
-    """
-
-    x: Float[Tensor, "T D_in"]
-    weights: Float[Tensor, " A"]
-    w_in: Float[Tensor, "E H D_in"]
-    w_out: Float[Tensor, "E D_out F"]
-    pre: Float[Tensor, "_ H"]
-    dropout_mask: Float[Tensor, "A F"] | None
-
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.x, self.weights, self.w_in, self.w_out, self.pre, self.dropout_mask
-
-    def drop_(self, values: Float[Tensor, "N F"], permutation: Permutation, rows: slice) -> Float[Tensor, "N F"]:
-        """Multiplies the values of these rows by their dropout masks, in place, and returns them."""
-        return values if self.dropout_mask is None else values.mul_(row_masks(permutation, self.dropout_mask, rows))
-
-
-def _forward(
-    saved: SavedForBackward, permutation: Permutation, ffn_type: str, activation: str
-) -> Float[Tensor, "T D_out"]:
-    """Returns the output and fills `saved.pre`."""
-    inputs, pre = sorted_inputs(permutation, saved.x, len(saved.weights)), saved.pre[: len(permutation.token_ids)]
-    outputs = inputs.new_empty(len(inputs), saved.w_out.shape[1])
-    w_in_t, w_out_t = saved.w_in.transpose(1, 2).unbind(0), saved.w_out.transpose(1, 2).unbind(0)
-    for experts, rows in chunks(permutation.counts):
-        counts = permutation.counts[experts.start : experts.stop]
-        for e, source, target in zip(experts, inputs[rows].split(counts), pre[rows].split(counts), strict=True):
-            torch.mm(source, w_in_t[e], out=target)
-        act = saved.drop_(expert_activation(pre[rows], ffn_type, activation), permutation, rows)
-        for e, source, target in zip(experts, act.split(counts), outputs[rows].split(counts), strict=True):
-            torch.mm(source, w_out_t[e], out=target)
-    return sum_by_token(permutation, outputs, row_weights(permutation, saved.weights).to(outputs.dtype))
-
-
-def _backward(
-    grad_y: Tensor, saved: SavedForBackward, permutation: Permutation, ffn_type: str, activation: str
-) -> tuple[Tensor, ...]:
-    """Returns the gradients of x, weights, w_in and w_out."""
-    w_in, w_out, pre = saved.w_in, saved.w_out, saved.pre
-    inputs = sorted_inputs(permutation, saved.x, len(saved.weights))
-    grads = grad_y.index_select(0, permutation.token_ids)
-    weights = row_weights(permutation, saved.weights)
-    scale = weights.to(grads.dtype).unsqueeze(1)
-    grad_weights_of_rows, grad_inputs = torch.empty_like(weights), torch.empty_like(inputs)
-    grad_w_in, grad_w_out = torch.empty_like(w_in), torch.empty_like(w_out)
-    for experts, rows in chunks(permutation.counts):
-        counts = permutation.counts[experts.start : experts.stop]
-        grad_hidden = pre.new_empty(rows.stop - rows.start, w_out.shape[2])
-        for e, source, target in zip(experts, grads[rows].split(counts), grad_hidden.split(counts), strict=True):
-            torch.mm(source, w_out[e], out=target)
-        saved.drop_(grad_hidden, permutation, rows)
-        act = expert_activation(pre[rows], ffn_type, activation)
-        grad_weights_of_rows[rows] = (grad_hidden * act).sum(1, dtype=weights.dtype)
-        saved.drop_(act, permutation, rows).mul_(scale[rows])
-        grad_pre = expert_activation_backward(grad_hidden.mul_(scale[rows]), pre[rows], ffn_type, activation)
-        split = zip(
-            experts,
-            grads[rows].split(counts),
-            act.split(counts),
-            grad_pre.split(counts),
-            inputs[rows].split(counts),
-            grad_inputs[rows].split(counts),
-            strict=True,
-        )
-        for e, grad, act_e, grad_pre_e, input_e, grad_input_e in split:
-            torch.mm(grad.T, act_e, out=grad_w_out[e])
-            torch.mm(grad_pre_e.T, input_e, out=grad_w_in[e])
-            torch.mm(grad_pre_e, w_in[e], out=grad_input_e)
-    # The last entry is that of padding rows.
-    grad_weights = saved.weights.new_zeros(len(saved.weights) + 1)
-    grad_weights = grad_weights.index_copy_(0, permutation.assignments, grad_weights_of_rows)[:-1]
-    return sum_by_token(permutation, grad_inputs), grad_weights, grad_w_in, grad_w_out
-
-
-class _ExpertsLoop(torch.autograd.Function):
-    """The loop in eager execution; `loop` lists the saved tensors."""
-
-    @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weights: Tensor,
-        w_in: Tensor,
-        w_out: Tensor,
-        dropout_mask: Tensor | None,
+        self, operands: Operands, permutation: Permutation, inputs: Float[Tensor, "R D_in"]
+    ) -> tuple[Float[Tensor, "R D_out"], Float[Tensor, "R H"]]:
+        counts = permutation.counts
+        pre = inputs.new_empty(len(inputs), operands.w_in.shape[1])
+        outputs = inputs.new_empty(len(inputs), operands.w_out.shape[1])
+        w_in_t, w_out_t = operands.w_in.transpose(1, 2).unbind(0), operands.w_out.transpose(1, 2).unbind(0)
+        inputs_of, pre_of, outputs_of = (rows.split(counts) for rows in (inputs, pre, outputs))
+        for experts, rows in chunks(counts):
+            for e in experts:
+                torch.mm(inputs_of[e], w_in_t[e], out=pre_of[e])
+            hidden = operands.drop_(operands.hidden(pre[rows]).values, permutation, rows)
+            for e, hidden_e in zip(experts, hidden.split(counts[experts.start : experts.stop]), strict=True):
+                torch.mm(hidden_e, w_out_t[e], out=outputs_of[e])
+        return outputs, pre
+
+    def backward(
+        self,
+        operands: Operands,
         permutation: Permutation,
-        ffn_type_and_activation: tuple[str, str],
-    ) -> Tensor:
-        pre = x.new_empty(len(permutation.token_ids), w_in.shape[1])
-        saved = SavedForBackward(x, weights, w_in, w_out, pre, dropout_mask)
-        # From the list and on the CPU, so that the backward pass does not wait for a GPU again.
-        ctx.rows_per_expert, ctx.ffn_type_and_activation = torch.tensor(permutation.counts), ffn_type_and_activation
-        ctx.is_padded = permutation.is_padded
-        ctx.save_for_backward(*saved.tensors, *permutation.tensors)
-        return _forward(saved, permutation, *ffn_type_and_activation)
+        inputs: Float[Tensor, "R D_in"],
+        pre: Float[Tensor, "R H"],
+        grads: Float[Tensor, "R D_out"],
+    ) -> RowGradients:
+        counts, weights = permutation.counts, row_weights(permutation, operands.weights)
+        scale = weights.to(grads.dtype).unsqueeze(1)
+        gradients = RowGradients(*(torch.empty_like(t) for t in (inputs, weights, operands.w_in, operands.w_out)))
+        inputs_of, grads_of, grad_inputs_of = (rows.split(counts) for rows in (inputs, grads, gradients.inputs))
+        stacks = (operands.w_in, operands.w_out, gradients.w_in, gradients.w_out)
+        w_in, w_out, grad_w_in, grad_w_out = (stack.unbind(0) for stack in stacks)
+        for experts, rows in chunks(counts):
+            chunk_counts = counts[experts.start : experts.stop]
+            grad_hidden = grads.new_empty(rows.stop - rows.start, operands.w_out.shape[2])
+            for e, target in zip(experts, grad_hidden.split(chunk_counts), strict=True):
+                torch.mm(grads_of[e], w_out[e], out=target)
+            operands.drop_(grad_hidden, permutation, rows)
+            hidden = operands.hidden(pre[rows])
+            gradients.weights[rows] = (grad_hidden * hidden.values).sum(1, dtype=weights.dtype)
+            grad_pre = hidden.backward(grad_hidden.mul_(scale[rows])).split(chunk_counts)
+            weighted = operands.drop_(hidden.values, permutation, rows).mul_(scale[rows]).split(chunk_counts)
+            for e, hidden_e, grad_pre_e in zip(experts, weighted, grad_pre, strict=True):
+                torch.mm(grads_of[e].T, hidden_e, out=grad_w_out[e])
+                torch.mm(grad_pre_e.T, inputs_of[e], out=grad_w_in[e])
+                torch.mm(grad_pre_e, w_in[e], out=grad_inputs_of[e])
+        return gradients
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        *saved, assignments, token_ids, token_order, token_offsets = ctx.saved_tensors
-        permutation = Permutation(
-            assignments, token_ids, ctx.rows_per_expert, token_order, token_offsets, ctx.is_padded
-        )
-        return *_backward(grad_y, SavedForBackward(*saved), permutation, *ctx.ffn_type_and_activation), None, None, None
 
-
-def _new_pre(x: Tensor, num_assignments: int, w_in: Tensor) -> Float[Tensor, "_ H"]:
-    """Returns an empty first product with as many rows as any routing of the assignments can need."""
-    return x.new_empty(num_assignments + w_in.shape[0] * (row_multiple(x) - 1), w_in.shape[1])
+def _max_rows(x: Tensor, num_assignments: int, num_experts: int) -> int:
+    """Returns the most rows that any routing of the assignments can need."""
+    return num_assignments + num_experts * (row_multiple(x) - 1)
 
 
 # The loop under torch.compile. It cannot be traced, because the number of rows of an expert depends on the data. It is
@@ -224,9 +158,9 @@ def experts_loop_op(  # noqa: PLR0913  (an operator takes tensors one by one)
 ) -> tuple[Tensor, Tensor]:
     permutation = build_permutation(token_ids, expert_ids, kept, (len(x), len(w_in)))
     permutation = pad_rows(permutation, row_multiple(x), len(weights))
-    pre = _new_pre(x, len(expert_ids), w_in)
-    saved = SavedForBackward(x, weights, w_in, w_out, pre, dropout_mask)
-    return _forward(saved, permutation, ffn_type, activation), pre
+    operands = Operands(x, weights, w_in, w_out, dropout_mask, ffn_type, activation)
+    y, pre = compute_forward(LoopProducts(), operands, permutation)
+    return y, pre.resize_(_max_rows(x, len(expert_ids), len(w_in)), pre.shape[1])
 
 
 @torch.library.custom_op(
@@ -251,14 +185,15 @@ def _compiled_backward(  # noqa: PLR0913  (an operator takes tensors one by one)
 ) -> tuple[Tensor, ...]:
     permutation = build_permutation(token_ids, expert_ids, kept, (len(x), len(w_in)))
     permutation = pad_rows(permutation, row_multiple(x), len(weights))
-    saved = SavedForBackward(x, weights, w_in, w_out, pre, dropout_mask)
-    return _backward(grad_y, saved, permutation, ffn_type, activation)
+    operands = Operands(x, weights, w_in, w_out, dropout_mask, ffn_type, activation)
+    return compute_backward(LoopProducts(), operands, permutation, pre[: len(permutation.token_ids)], grad_y)
 
 
 @experts_loop_op.register_fake
 def _fake_forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     _, expert_ids, _, _, w_in, w_out, *_ = others
-    return x.new_empty(x.shape[0], w_out.shape[1]), _new_pre(x, expert_ids.shape[0], w_in)
+    max_rows = _max_rows(x, expert_ids.shape[0], w_in.shape[0])
+    return x.new_empty(x.shape[0], w_out.shape[1]), x.new_empty(max_rows, w_in.shape[1])
 
 
 @_compiled_backward.register_fake

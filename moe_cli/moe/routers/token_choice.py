@@ -12,7 +12,7 @@ from moe_cli.config.routers import NoisyTopKConfig, ReluConfig, SigmoidConfig, S
 from moe_cli.distributed.collectives import all_reduce_mean
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.gates import LinearGate, PerTaskGate
-from moe_cli.moe.routers.router import GatedRouter, top_indices
+from moe_cli.moe.routers.router import GatedRouter, softmax, top_indices
 from moe_cli.moe.routing import Routing, RoutingPolicy, routing_from_top_k
 
 
@@ -30,7 +30,7 @@ class TopKRouter(GatedRouter):
         logits, probs = self.scores(tokens)
         expert_ids = self.select_experts(probs, policy)
         # The softmax over the chosen logits equals the renormalised softmax, without a gradient for the other experts.
-        weights = logits.gather(1, expert_ids).softmax(-1) if renormalises(self) else probs.gather(1, expert_ids)
+        weights = softmax(logits.gather(1, expert_ids)) if renormalises(self) else probs.gather(1, expert_ids)
         return routing_from_top_k(logits, probs, expert_ids, weights)
 
 
@@ -89,9 +89,9 @@ class NoisyTopKRouter(GatedRouter):
                 clean_logits, noise_std = logits, F.softplus(self.noise_gate(tokens.to(logits.dtype)))
                 logits = clean_logits + torch.randn_like(clean_logits) * noise_std
         expert_ids = self.select_experts(logits, policy)
-        weights = logits.gather(1, expert_ids).softmax(-1)
+        weights = softmax(logits.gather(1, expert_ids))
         return routing_from_top_k(
-            logits, logits.softmax(-1), expert_ids, weights, clean_logits=clean_logits, noise_std=noise_std
+            logits, softmax(logits), expert_ids, weights, clean_logits=clean_logits, noise_std=noise_std
         )
 
 
@@ -154,7 +154,7 @@ class ReluRouter(GatedRouter):
             fraction = active.to(weights.dtype).sum(0) / max(1, len(tokens))
             load = all_reduce_mean(fraction) * self.num_experts / self.top_k
             router_loss = self.l1 * (weights * load).sum() / max(1, weights.numel())
-        kept = torch.ones(len(assigned_tokens), dtype=torch.bool, device=tokens.device)
+        kept = torch.ones_like(assigned_tokens, dtype=torch.bool)
         row_weights = weights[assigned_tokens, expert_ids]
         return Routing(
             logits, probs, assigned_tokens, expert_ids, row_weights, kept, router_loss=router_loss, is_dropless=True

@@ -1,0 +1,99 @@
+"""A run scores text as `moe eval` does, and continues it as `moe sample` does."""
+
+import math
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moe_cli.errors import ConfigError
+from moe_cli.execution.trained_model import TrainedModel, load_trained
+from moe_cli.harness.generation import Generation, read_generation
+from moe_cli.harness.text_model import TextModel
+from moe_cli.runs.folder import Run
+from moe_cli.training.evaluate import eval_policy, evaluate
+from moe_cli.training.generate import SamplingParams, sample
+from tests.tiny import TINY, finish, tiny_config, words
+
+GREEDY = Generation(12, (), SamplingParams(0.0))
+
+
+def trained_on(folder: Path, **changes: Any) -> TrainedModel:
+    """A run with a train and a validation file; the validation text and its separator fill windows of 16 tokens."""
+    for name, size in (("train", 3000), ("val", 16 * 9 - 1)):
+        (folder / name).mkdir()
+        (folder / name / "a.txt").write_text(words(size, seed=len(name)))
+    config = tiny_config(folder, **changes)
+    run = finish(config, folder / "out")
+    return load_trained(run, folder / "out")
+
+
+def evaluated(trained: TrainedModel) -> Any:
+    policy = eval_policy(trained.config.eval)
+    return evaluate(trained.model, trained.task, 4, policy=policy, precision=trained.config.train.precision)
+
+
+@pytest.mark.parametrize("stride", [None, 4])
+def test_a_text_is_scored_as_by_eval(tmp_path: Path, stride: int | None) -> None:
+    """With a separator first, the windows of a text are those of `moe eval` on a validation split that is this text."""
+    trained = trained_on(tmp_path, data={"packing": "isolate"}, eval={"stride": stride})
+    model, result = TextModel(trained, 5), evaluated(trained)
+    text = (tmp_path / "val/a.txt").read_text() + "\0"
+    (score,) = model.score([([model.separator], model.encode(text))])
+    assert result.num_bytes == len(text)
+    assert result.bits_per_byte == pytest.approx(-score.log_prob / math.log(2) / len(text), abs=1e-6)
+
+
+def test_without_separators_the_first_token_is_context(tmp_path: Path) -> None:
+    """With packing=concat `moe eval` does not score the first token: it is the context of the others."""
+    trained = trained_on(tmp_path, eval={"stride": 1})
+    model, result = TextModel(trained, 5), evaluated(trained)
+    tokens = model.encode((tmp_path / "val/a.txt").read_text() + "\0")
+    (score,) = model.score([(tokens[:1], tokens[1:])])
+    assert result.num_tokens == len(tokens) - 1
+    assert result.loss == pytest.approx(-score.log_prob / result.num_tokens, abs=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, TINY["lstm"]], ids=["gpt", "lstm"])
+def test_padding_changes_no_score(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Texts of all lengths in one batch have the scores that each has alone, whose tokens are all read again here."""
+    model = TextModel(trained_on(tmp_path, **changes), 64)
+    texts = [words(length, seed=length) for length in range(1, 15)]
+    pairs = [(model.encode("ba"), model.encode(text)) for text in texts]
+    for score, (context, continuation) in zip(model.score(pairs), pairs, strict=True):
+        with torch.no_grad():
+            logits = model.trained.model(torch.tensor([context + continuation]))[0][0, len(context) - 1 : -1]
+        rows = logits.log_softmax(-1)[range(len(continuation)), continuation]
+        assert score.log_prob == pytest.approx(rows.sum().item(), abs=1e-4)
+        assert score.is_greedy == (logits.argmax(-1).tolist() == continuation)
+
+
+def test_text_is_continued_as_by_sample(finished: Run) -> None:
+    """Greedy text equals that of `moe sample`, ends before a stop, and is a greedy continuation to `score`."""
+    model = TextModel(load_trained(finished, finished.path.parents[1]), 4)
+    prompt = model.encode("ba de")
+    ids = list(islice(sample(model.trained.model, prompt, 11, 16, GREEDY.sampling, 0), 11))
+    text = model.tokenizer.decode(ids)
+    assert text == model.generate("ba de", Generation(11, (), SamplingParams(0.0)), 0)
+    stop = text[5:7]
+    assert text[: text.find(stop)] == model.generate("ba de", read_generation({"until": [stop], "max_gen_toks": 11}), 0)
+    assert model.score([(prompt, ids)])[0].is_greedy
+    assert not model.score([(prompt, [*ids[:-1], ids[-1] ^ 1])])[0].is_greedy
+
+
+def test_a_long_prompt_is_cut_from_the_left(finished: Run) -> None:
+    """Prompt and text fit into the context; a text that alone does not fit is written with the last tokens."""
+    model = TextModel(load_trained(finished, finished.path.parents[1]), 4)
+    assert model.generate("ba de ki lo mu"[-4:], GREEDY, 0) == model.generate("ba de ki lo mu", GREEDY, 0)
+    assert 40 == len(model.generate("ba de", Generation(40, (), SamplingParams(1.0)), 0))
+
+
+def test_only_models_of_text_are_used(finished: Run, text_file: Path) -> None:
+    """A run of another task is refused in a line that names the task."""
+    trained = load_trained(finished, finished.path.parents[1])
+    other = replace(trained, config=tiny_config(text_file, **TINY["bert"]))
+    with pytest.raises(ConfigError, match="task=masked_lm"):
+        TextModel(other, 1)
