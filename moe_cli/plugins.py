@@ -140,6 +140,8 @@ def use_files(paths: Sequence[Path]) -> None:
     for path in paths:
         if path.suffix != ".py" or not path.is_file():
             raise ConfigError(f"--plugin {path} is not a Python file. An installed plug-in needs no option.")
+        if os.pathsep in str(path.resolve()):
+            raise ConfigError(f"--plugin {path}: the path has a '{os.pathsep}', which separates paths. Rename it.")
     absolute = [str(path.resolve()) for path in paths]
     os.environ[FILES_VARIABLE] = os.pathsep.join(dict.fromkeys([*_files(), *absolute]))
 
@@ -148,6 +150,13 @@ def names(group: str) -> list[str]:
     """Returns the names of the plug-ins of a group, from metadata alone, and those in files of --plugin."""
     own = [name for path in _files() for found, name in _of_file(path) if found == group]
     return sorted({*own, *installed_names(group)})
+
+
+def refuse_built_in(group: str, name: object) -> None:
+    """Raises ConfigError where a file of --plugin has the name of a choice of the program, which would hide it."""
+    for path in _files():
+        if (group, name) in _of_file(path):
+            raise ConfigError(f"{group}={name} of --plugin {path} has a name of the program itself: give it another.")
 
 
 def installed_names(group: str) -> list[str]:
@@ -289,7 +298,7 @@ def _of_file(path: str) -> Mapping[tuple[str, str], tuple[Origin, Plugin]]:
         content = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"--plugin {path} cannot be read: {error.strerror}.") from None
-    origin = Origin(os.path.basename(path), f"sha256:{hashlib.sha256(content).hexdigest()[:16]}")
+    origin = Origin(sanitise(os.path.basename(path)), f"sha256:{hashlib.sha256(content).hexdigest()[:16]}")
     try:
         module = _run_file(path, content)
     except (Exception, SystemExit) as error:

@@ -5,50 +5,95 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, print_json, trained_run
+from moe_cli.cli.options import AsJson, Checkpoint, Outputs, PluginFiles, RunName, print_json, trained_run
 from moe_cli.cli.terminal import echo
 from moe_cli.formatting import format_bytes, sanitise
 
 if TYPE_CHECKING:
     from moe_cli.exchange.export_run import Export
+    from moe_cli.exchange.model_file import ModelFile
+    from moe_cli.runs.folder import Run
 
-FORMATS = ("hf",)
+FORMATS = ("hf", "onnx")
 
 
 def export(
     run: RunName,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that is empty or does not exist.")],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER|FILE", help="A new or empty folder, or a new file .onnx."),
+    ],
     form: Annotated[
-        str, typer.Option("--format", metavar="hf", help="hf: a folder for transformers.", show_default=True)
-    ] = "hf",
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="|".join(FORMATS),
+            help="hf: a folder for transformers; onnx: a file for onnxruntime.",
+            show_default="by the ending, else hf",
+        ),
+    ] = None,
     checkpoint: Checkpoint = "latest",
-    force: Annotated[bool, typer.Option("--force", help="Write into a folder that has files.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write into a folder that has files, or replace the file.")
+    ] = False,
     outputs: Outputs = None,
+    plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a trained model as a folder that transformers loads.
+    """Write a trained model for transformers or onnxruntime.
 
-    Models without a counterpart there are refused. Nothing but safetensors and JSON is written.
+    Models without a counterpart there are refused. Nothing that is written can execute code.
 
     Examples:
         moe export latest model
-        moe export latest model --checkpoint best --force
+        moe export latest model.onnx
     """
-    from moe_cli.config.build import check_choice
     from moe_cli.runs.folder import outputs_folder
 
-    check_choice("--format", form, FORMATS)
+    kind = _choose_format(target, form)
     found_in = outputs_folder(outputs)
     found = trained_run(found_in, run)
+    if kind == "hf":
+        _write_folder(found, found_in, target.expanduser(), checkpoint, force=force, as_json=as_json)
+        return
 
+    from moe_cli.cli.console import Terminal
+    from moe_cli.exchange.export_onnx import export_onnx
+
+    with Terminal(stderr=True).status("export"):
+        result = export_onnx(found, found_in, target.expanduser(), checkpoint, force=force)
+    if as_json:
+        print_json(_file_to_dict(result))
+    else:
+        _print_file(result)
+
+
+def _choose_format(target: Path, form: str | None) -> str:
+    """Returns the format. Raises ConfigError if it is unknown, or contradicts the ending of the file."""
+    from moe_cli.config.build import check_choice
+    from moe_cli.errors import ConfigError
+
+    by_ending = target.suffix.lower().removeprefix(".")
+    by_ending = by_ending if by_ending in FORMATS[1:] else "hf"
+    if form is None:
+        return by_ending
+    check_choice("--format", form, FORMATS)
+    if form != by_ending and form != "hf":
+        raise ConfigError(
+            f"--format {form} writes a file, and {sanitise(str(target))} does not end in .{form}. Name one that does."
+        )
+    return form
+
+
+def _write_folder(run: "Run", outputs: Path, folder: Path, checkpoint: str, *, force: bool, as_json: bool) -> None:
     from moe_cli.cli.console import Terminal
     from moe_cli.exchange.export_run import export_run
 
     with Terminal(stderr=True).status("export") as status:
         result = export_run(
-            found,
-            found_in,
-            folder.expanduser(),
+            run,
+            outputs,
+            folder,
             checkpoint,
             force=force,
             on_bytes=lambda done, total: status.update(f"export: {format_bytes(done)} of {format_bytes(total)}"),
@@ -62,6 +107,14 @@ def export(
         echo("note: the run read ready-made tokens: there is no tokenizer.json.", fg="yellow", err=True)
 
 
+def _print_file(result: "ModelFile") -> None:
+    echo(f"{sanitise(str(result.path))}   {result.kind}   step {result.step:,}   {format_bytes(result.num_bytes)}")
+    for file in result.files[1:]:
+        echo(f"{sanitise(str(file))}   its tokenizer")
+    if result.difference is not None:
+        echo(f"onnxruntime's logits differ from those of the run by at most {result.difference:.1g}.")
+
+
 def _to_dict(result: "Export") -> dict[str, object]:
     return {
         "run": result.run,
@@ -70,4 +123,16 @@ def _to_dict(result: "Export") -> dict[str, object]:
         "architecture": result.architecture,
         "bytes": result.num_bytes,
         "files": [path.name for path in result.files],
+    }
+
+
+def _file_to_dict(result: "ModelFile") -> dict[str, object]:
+    return {
+        "run": result.run,
+        "step": result.step,
+        "file": str(result.path),
+        "format": result.kind,
+        "bytes": result.num_bytes,
+        "files": [path.name for path in result.files],
+        "difference": result.difference,
     }
