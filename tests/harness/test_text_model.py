@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from moe_cli.errors import ConfigError, MoeError
+from moe_cli.exchange.tokenizer import generation_config
 from moe_cli.execution.trained_model import TrainedModel, load_trained
 from moe_cli.harness.generation import Generation, read_generation
 from moe_cli.harness.text_model import TextModel
@@ -42,7 +43,7 @@ def test_a_text_is_scored_as_by_eval(tmp_path: Path, stride: int | None) -> None
     trained = trained_on(tmp_path, data={"packing": "isolate"}, eval={"stride": stride})
     model, result = TextModel(trained, 5), evaluated(trained)
     text = (tmp_path / "val/a.txt").read_text() + "\0"
-    (score,) = model.score([([model.separator], model.encode(text))])
+    (score,) = model.score([([model.prefix], model.encode(text))])
     assert result.num_bytes == len(text)
     assert result.bits_per_byte == pytest.approx(-score.log_prob / math.log(2) / len(text), abs=1e-6)
 
@@ -102,6 +103,18 @@ def test_a_long_prompt_is_cut_from_the_left(finished: Run) -> None:
     model = TextModel(load_trained(finished, finished.path.parents[1]), 4)
     assert model.generate("ba de ki lo mu"[-4:], GREEDY, 0) == model.generate("ba de ki lo mu", GREEDY, 0)
     assert 40 == len(model.generate("ba de", Generation(40, (), SamplingParams(1.0)), 0))
+
+
+@pytest.mark.parametrize(("text", "prefix"), [("a b\nc", 0), ("a b c", 0), ("\ta\nb", 1)])
+def test_a_corpus_of_one_document_has_no_separator(text: str, prefix: int, tmp_path: Path) -> None:
+    """Its characters lack one: a text begins after a newline, else after the first character, and ends nowhere."""
+    (tmp_path / "a.txt").write_text(text * 300)
+    config = tiny_config(tmp_path / "a.txt", data={"tokenizer": "chars"})
+    model = TextModel(load_trained(finish(config, tmp_path / "out"), tmp_path / "out"), 4)
+    assert (None, prefix) == (model.separator, model.prefix)
+    assert 0 > model.score([(model.encode_context([]), model.encode("a"))])[0].log_prob
+    assert 12 == len(model.generate("a", GREEDY, 0))
+    assert generation_config(model.tokenizer)["eos_token_id"] is None
 
 
 def test_a_device_is_chosen_or_refused(finished: Run) -> None:
