@@ -91,10 +91,12 @@ class TextModel:
 
     def _score_batch(self, model: nn.Module, device: torch.device, windows: Sequence[Window]) -> list[Score]:
         lengths = torch.tensor([len(window.inputs) for window in windows])
-        inputs = torch.full((len(windows), int(lengths.max())), self.separator)
+        # A capacity per sequence follows from the length of the batch, so that it must not depend on other texts.
+        width = int(lengths.max()) if self.config.eval.capacity is None else self.length
+        inputs = torch.full((len(windows), width), self.separator)
         for row, window in zip(inputs, windows, strict=True):
             row[: len(window.inputs)] = torch.tensor(window.inputs)
-        mask = torch.arange(inputs.shape[1]) < lengths[:, None]
+        mask = torch.arange(width) < lengths[:, None]
         padding = {} if mask.all() else {"mask": mask.to(device)}
         logits: Float[Tensor, "B L V"] = model(inputs.to(device), **padding)[0]
         return [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from moe_cli.errors import ConfigError
+from moe_cli.errors import ConfigError, MoeError
 from moe_cli.execution.trained_model import TrainedModel, load_trained
 from moe_cli.harness.generation import Generation, read_generation
 from moe_cli.harness.text_model import TextModel
@@ -57,18 +57,31 @@ def test_without_separators_the_first_token_is_context(tmp_path: Path) -> None:
     assert result.loss == pytest.approx(-score.log_prob / result.num_tokens, abs=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{}, TINY["lstm"]], ids=["gpt", "lstm"])
-def test_padding_changes_no_score(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """Texts of all lengths in one batch have the scores that each has alone, whose tokens are all read again here."""
-    model = TextModel(trained_on(tmp_path, **changes), 64)
-    texts = [words(length, seed=length) for length in range(1, 15)]
-    pairs = [(model.encode("ba"), model.encode(text)) for text in texts]
+def check_scores(model: TextModel, filled: bool) -> None:
+    """Compares the scores of texts of all lengths with those of each alone, or followed by other tokens if `filled`."""
+    pairs = [(model.encode("ba"), model.encode(words(length, seed=length))) for length in range(1, 9)]
+    policy = eval_policy(model.config.eval)
     for score, (context, continuation) in zip(model.score(pairs), pairs, strict=True):
+        read = [*context, *continuation[:-1]]
+        inputs = torch.tensor([read + [101] * (16 - len(read)) * filled])
         with torch.no_grad():
-            logits = model.trained.model(torch.tensor([context + continuation]))[0][0, len(context) - 1 : -1]
+            logits = model.trained.model(inputs, policy=policy)[0][0, len(context) - 1 : len(read)]
         rows = logits.log_softmax(-1)[range(len(continuation)), continuation]
         assert score.log_prob == pytest.approx(rows.sum().item(), abs=1e-4)
         assert score.is_greedy == (logits.argmax(-1).tolist() == continuation)
+
+
+@pytest.mark.parametrize("changes", [{}, TINY["lstm"]], ids=["gpt", "lstm"])
+def test_padding_changes_no_score(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Texts of different lengths in one batch have the scores that each has alone."""
+    check_scores(TextModel(trained_on(tmp_path, **changes), 64), filled=False)
+
+
+@pytest.mark.parametrize(("drop", "batch_size"), [("causal", 64), ("position", 1)])
+def test_padding_takes_no_capacity(tmp_path: Path, drop: str, batch_size: int) -> None:
+    """The capacity is that of a window of full length with drop=causal, else that of the tokens in the batch."""
+    trained = trained_on(tmp_path, eval={"k": 1, "capacity": 0.6, "drop": drop})
+    check_scores(TextModel(trained, batch_size), filled=drop == "causal")
 
 
 def test_text_is_continued_as_by_sample(finished: Run) -> None:
@@ -89,6 +102,14 @@ def test_a_long_prompt_is_cut_from_the_left(finished: Run) -> None:
     model = TextModel(load_trained(finished, finished.path.parents[1]), 4)
     assert model.generate("ba de ki lo mu"[-4:], GREEDY, 0) == model.generate("ba de ki lo mu", GREEDY, 0)
     assert 40 == len(model.generate("ba de", Generation(40, (), SamplingParams(1.0)), 0))
+
+
+def test_a_device_is_chosen_or_refused(finished: Run) -> None:
+    """The device of the run is replaced by one that exists."""
+    outputs = finished.path.parents[1]
+    assert "cpu" == next(load_trained(finished, outputs, device="cpu").model.parameters()).device.type
+    with pytest.raises(MoeError, match="device=tpu is not one of"):
+        load_trained(finished, outputs, device="tpu")
 
 
 def test_only_models_of_text_are_used(finished: Run, text_file: Path) -> None:
