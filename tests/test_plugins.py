@@ -268,6 +268,9 @@ def test_every_kind_of_plug_in_works(site: Path, tmp_path: Path, text_file: Path
     output = moe("train", *sizes, "model.context_length=16", *settings, *options)
     run = run_of(outputs)
     assert run.summary() is not None, output
+    next_command = " ".join(output.split()).partition("moe train expert=1")[2]
+    assert "model=averages" in next_command
+    assert "data=counted" in next_command
     assert {"name": "switch+spread", "power": 3.0} == {
         "name": run.config_dict()["balance"]["name"],
         "power": run.config_dict()["balance"]["spread"]["power"],

@@ -79,10 +79,7 @@ REFUSED = {
     "model.ffn_type=mlp": "model.ffn_type=mlp",
     "model.sliding_window=4": "model.sliding_window=4",
     "model.logit_softcap=15": "model.logit_softcap=15.0",
-    "router=hash": "router=hash",
     "router=sinkhorn": "router=sinkhorn",
-    "router=noisy_topk": "router=noisy_topk",
-    "router=relu": "router=relu",
     "router.score=cosine": "router.score=cosine",
     "router.null_experts=2": "router.null_experts=2",
     "router=sigmoid": "model.kv_lora_rank=null",
@@ -91,7 +88,6 @@ REFUSED = {
     "model.qk_norm=false model.moe_layer_freq=2": "model.qk_norm=false",
     "model.qkv_bias=true": "model.qkv_bias=true",
     "model=bert": "model=bert",
-    "model=lstm": "model=lstm",
     "model=t5 model.moe_layer_freq=1": "model=t5",
 }
 
