@@ -206,7 +206,7 @@ def find(group: str, name: object) -> Plugin | None:
     for path in _files():
         if (group, name) in _of_file(path):
             return _of_file(path)[group, name][1]
-    if not _MAY_RUN.get():
+    if not _MAY_RUN.get() and (group, name) not in _LOADED:
         raise ConfigError(f"{group}={name} of {origin} is not imported to read the folders of runs.")
     return _load(group, name)
 
@@ -224,6 +224,7 @@ def _load(group: str, name: str) -> Plugin:
     if not isinstance(plugin, Plugin) or (plugin.group, plugin.name) != (group, name):
         is_another = f"{plugin.group}={plugin.name}" if isinstance(plugin, Plugin) else type(plugin).__name__
         raise ConfigError(f"{where}: {entry.value} is {is_another}, not a Plugin of that group and name.")
+    _LOADED.add((group, name))
     return plugin
 
 
@@ -270,11 +271,13 @@ def _entries_of(distribution: "Distribution") -> dict[tuple[str, str], "EntryPoi
 
 
 _MAY_RUN = ContextVar("_MAY_RUN", default=True)
+# The plug-ins, and the files of --plugin, whose code this process has run.
+_LOADED: set[tuple[str, str] | str] = set()
 
 
 @contextmanager
 def not_imported() -> Iterator[None]:
-    """Imports no plug-in meanwhile: names of plug-ins raise ConfigError. For what only reads the folders of runs."""
+    """Imports no further plug-in meanwhile: their names raise ConfigError. For code that only reads folders of runs."""
     before = _MAY_RUN.set(False)
     try:
         yield
@@ -283,9 +286,8 @@ def not_imported() -> Iterator[None]:
 
 
 def _files() -> list[str]:
-    if not _MAY_RUN.get():
-        return []
-    return [path for path in os.environ.get(FILES_VARIABLE, "").split(os.pathsep) if path]
+    paths = (path for path in os.environ.get(FILES_VARIABLE, "").split(os.pathsep) if path)
+    return [path for path in paths if _MAY_RUN.get() or path in _LOADED]
 
 
 @cache
@@ -306,6 +308,7 @@ def _of_file(path: str) -> Mapping[tuple[str, str], tuple[Origin, Plugin]]:
     plugins = [value for value in vars(module).values() if isinstance(value, Plugin)]
     if not plugins:
         raise ConfigError(f"--plugin {path} has no plug-in. Write in it: plugin = moe_cli.plugins.Plugin(...)")
+    _LOADED.add(path)
     return {(plugin.group, plugin.name): (origin, plugin) for plugin in plugins}
 
 
@@ -339,3 +342,4 @@ def forget() -> None:
     """Forgets what was found, for a process in which distributions are installed or removed."""
     for cached in (_installed, _load, _of_file):
         cached.cache_clear()
+    _LOADED.clear()

@@ -181,6 +181,7 @@ def test_a_run_folder_imports_no_plug_in(site: Path, tmp_path: Path, text_file: 
     for words in reading:
         assert run.id in moe(*words, "--outputs", outputs) or words[0] == "recommend" or words[1] == "experts"
     assert "val loss" in moe("report", "--outputs", outputs)
+    assert "plug-ins     router=recorded of plugin-recorded 1.0" in moe("runs", "show", "latest", "--outputs", outputs)
     config = json.loads((run.path / "config.json").read_text())
     (run.path / "config.json").write_text(json.dumps({**config, "seed": 5}))  # of another digest than the id's
     assert "changed" in moe("report", "--outputs", outputs)
@@ -267,6 +268,9 @@ def test_every_kind_of_plug_in_works(site: Path, tmp_path: Path, text_file: Path
     output = moe("train", *sizes, "model.context_length=16", *settings, *options)
     run = run_of(outputs)
     assert run.summary() is not None, output
+    next_command = " ".join(output.split()).partition("moe train expert=1")[2]
+    assert "model=averages" in next_command
+    assert "data=counted" in next_command
     assert {"name": "switch+spread", "power": 3.0} == {
         "name": run.config_dict()["balance"]["name"],
         "power": run.config_dict()["balance"]["spread"]["power"],

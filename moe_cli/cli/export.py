@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moe_cli.cli.options import AsJson, Checkpoint, Outputs, RunName, print_json, trained_run
+from moe_cli.cli.options import AsJson, Checkpoint, Outputs, PluginFiles, RunName, print_json, trained_run
 from moe_cli.cli.terminal import echo
 from moe_cli.formatting import format_bytes, sanitise
 
@@ -41,6 +41,7 @@ def export(
         bool, typer.Option("--force", help="Write into a folder that has files, or replace the file.")
     ] = False,
     outputs: Outputs = None,
+    plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a trained model for another program to run.

@@ -65,8 +65,8 @@ class MoELM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     @property
     def eot_token_id(self) -> int:
-        """Returns the token between documents. It comes before a text without a context, and ends a generated one."""
-        return self.run.separator
+        """Returns the token before a text without a context: that between documents, see `TextModel`."""
+        return self.run.prefix
 
     @property
     def max_length(self) -> int:

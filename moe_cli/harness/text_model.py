@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_cli.config.tasks import CausalLM
-from moe_cli.errors import ConfigError
+from moe_cli.data.tokenizers import find_separator
+from moe_cli.errors import ConfigError, DataError
 from moe_cli.execution.trained_model import TrainedModel
 from moe_cli.harness.generation import Generation
 from moe_cli.harness.windows import Window, split_windows
@@ -50,7 +51,8 @@ class TextModel:
         self.config, self.tokenizer = trained.config, trained.tokenizer
         self.length, self.stride = self.config.eval_length, self.config.eval_stride
         self.vocab_size: int = self.tokenizer.vocab_size
-        self.separator: int = self.tokenizer.separator
+        self.separator = find_separator(self.tokenizer)
+        self.prefix = self._prefix()
 
     def encode(self, text: str) -> list[int]:
         """Returns the tokens of a text."""
@@ -58,7 +60,7 @@ class TextModel:
 
     def encode_context(self, tokens: Sequence[int]) -> list[int]:
         """Returns the tokens of a context as the model saw the beginning of a document: after its prefix, if any."""
-        return [*self.trained.task.document_prefix, *tokens] or [self.separator]
+        return [*self.trained.task.document_prefix, *tokens] or [self.prefix]
 
     @torch.no_grad()
     def score(
@@ -91,10 +93,12 @@ class TextModel:
 
     def _score_batch(self, model: nn.Module, device: torch.device, windows: Sequence[Window]) -> list[Score]:
         lengths = torch.tensor([len(window.inputs) for window in windows])
-        inputs = torch.full((len(windows), int(lengths.max())), self.separator)
+        # A capacity per sequence follows from the length of the batch, so that it must not depend on other texts.
+        width = int(lengths.max()) if self.config.eval.capacity is None else self.length
+        inputs = torch.full((len(windows), width), self.prefix)
         for row, window in zip(inputs, windows, strict=True):
             row[: len(window.inputs)] = torch.tensor(window.inputs)
-        mask = torch.arange(inputs.shape[1]) < lengths[:, None]
+        mask = torch.arange(width) < lengths[:, None]
         padding = {} if mask.all() else {"mask": mask.to(device)}
         logits: Float[Tensor, "B L V"] = model(inputs.to(device), **padding)[0]
         return [
@@ -129,6 +133,15 @@ class TextModel:
                 if options.cut(text) != text:
                     break
         return options.cut(text)
+
+    def _prefix(self) -> int:
+        """Returns the token before a text without a context: the separator; without one a newline, else token 0."""
+        if self.separator is not None:
+            return self.separator
+        try:
+            return self.encode("\n")[0]
+        except DataError:
+            return 0
 
     @property
     def _precision(self) -> Any:
