@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FORMATS = ("hf", "onnx", "gguf")
 
 
-def export(
+def export(  # noqa: PLR0913  (an option each)
     run: RunName,
     target: Annotated[
         Path,
