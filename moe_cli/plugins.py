@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -63,6 +64,10 @@ class Plugin:
     name: str = ""
 
     def __post_init__(self) -> None:
+        if not callable(self.build) and not isinstance(self.build, str):
+            raise ConfigError(
+                f'build={sanitise(repr(self.build))[:80]} is neither a class or function nor "module:name".'
+            )
         if self.config is not None:
             group, name = getattr(self.config, "group", None), getattr(self.config, "name", None)
             if group not in ENTRY_POINTS or not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -305,9 +310,12 @@ def _of_file(path: str) -> Mapping[tuple[str, str], tuple[Origin, Plugin]]:
         module = _run_file(path, content)
     except (Exception, SystemExit) as error:
         raise ConfigError(f"--plugin {path} cannot be run: {_reason(error)}") from None
-    plugins = [value for value in vars(module).values() if isinstance(value, Plugin)]
+    plugins = list({id(value): value for value in vars(module).values() if isinstance(value, Plugin)}.values())
     if not plugins:
         raise ConfigError(f"--plugin {path} has no plug-in. Write in it: plugin = moe_cli.plugins.Plugin(...)")
+    twice = [key for key, times in Counter((plugin.group, plugin.name) for plugin in plugins).items() if times > 1]
+    if twice:
+        raise ConfigError(f"--plugin {path} has two plug-ins {'='.join(twice[0])}: give each another name.")
     _LOADED.add(path)
     return {(plugin.group, plugin.name): (origin, plugin) for plugin in plugins}
 

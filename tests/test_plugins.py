@@ -158,7 +158,7 @@ def test_version_and_distribution_are_part_of_the_identity(site: Path) -> None:
     assert digest != load_config(["router=versioned"]).config.digest
     with pytest.raises(ConfigError, match="`plugins` does not record its version"):
         from_dict({key: value for key, value in values.items() if key != "plugins"})
-    with pytest.raises(ConfigError, match=r"was of plugin-versioned 1.0, and here is plugin-versioned 1.1"):
+    with pytest.raises(ConfigError, match=r"came from plugin-versioned 1.0, and here is plugin-versioned 1.1"):
         from_dict(values)
     shutil.rmtree(site / "plugin_versioned-1.1.dist-info")
     plugins.forget()
@@ -226,6 +226,9 @@ def test_a_file_must_be_given_again(site: Path, tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "run").exists()
 
 
+IMPORT = "from moe_cli.plugins import Plugin\n"
+
+
 @pytest.mark.parametrize(
     ("name", "source", "message"),
     [
@@ -234,6 +237,8 @@ def test_a_file_must_be_given_again(site: Path, tmp_path: Path, monkeypatch: pyt
         ("empty.py", "", "has no plug-in"),
         ("fails.py", "1 / 0", "cannot be run: ZeroDivisionError: division by zero"),
         ("wrong.py", "def", "cannot be run: SyntaxError"),
+        ("number.py", f"{IMPORT}Plugin(build=3, name='one')", "build=3 is neither a class or function"),
+        ("twice.py", f"{IMPORT}a = Plugin(print, name='one')\nb = Plugin(print, name='one')", "two plug-ins log=one"),
     ],
 )
 def test_a_wrong_file_is_an_error_in_a_line(

@@ -1,5 +1,6 @@
 """moe report."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ from moe_cli.cli.options import (
 )
 from moe_cli.cli.terminal import echo_data
 from moe_cli.errors import ConfigError
+from moe_cli.formatting import sanitise
 
 if TYPE_CHECKING:
     from moe_cli.report.table import ReportTable
@@ -100,6 +102,7 @@ def report(  # noqa: PLR0913  (an argument for each option)
         from moe_cli.report.export import check_files
 
         check_files(files)
+        _check_inputs_are_kept(files, sweeps or [])
     with without_garbage_collection():
         folder = outputs_folder(outputs)
         runs = load_selection(folder, sweeps or [])
@@ -121,6 +124,16 @@ def report(  # noqa: PLR0913  (an argument for each option)
         else:
             _print(table, title, form or Format.TABLE, [run.path for run in runs])
         remember(table.look)
+
+
+def _check_inputs_are_kept(files: list[Path], names: list[str]) -> None:
+    """Raises ConfigError for an output that is also a table to be read: the report has less than the runs."""
+    from moe_cli.report.table_file import is_table_file
+
+    tables = {os.path.realpath(Path(name).expanduser()) for name in names if is_table_file(name)}
+    for file in files:
+        if os.path.realpath(file.expanduser()) in tables:
+            raise ConfigError(f"--output {sanitise(str(file))} is the table that is read. Name another file.")
 
 
 def _print(table: "ReportTable", title: str, form: Format, paths: list[str]) -> None:

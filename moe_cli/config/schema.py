@@ -520,4 +520,4 @@ def check_plugins(recorded: Any) -> None:
 def _missing_plugin(choice: str, recorded: Any, here: Origin | None) -> str:
     source, _, version = sanitise(str(recorded)).rpartition(" ")
     found = "which is not here" if here is None else f"and here is {here}"
-    return f"{choice} was of {source} {version}, {found}. {Origin(source, version).how_to_get}"
+    return f"{choice} came from {source} {version}, {found}. {Origin(source, version).how_to_get}"

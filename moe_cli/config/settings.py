@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from moe_cli.config.bounds import MAX_NUMBER, MAX_WHOLE, check_most
 from moe_cli.config.ranges import check_above, check_at_least, check_between, check_fraction
 from moe_cli.errors import ConfigError
+from moe_cli.formatting import sanitise
 from moe_cli.plugins import plugin_of
 
 
@@ -169,10 +170,17 @@ def parse_conf(text: str, origin: str) -> dict[str, Any]:
     try:
         content = _loader()(text).get_single_data()
     except yaml.YAMLError as error:
-        raise ConfigError(f"{origin}: the plug-in's yaml cannot be read: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{origin}: the plug-in's yaml cannot be read: {_yaml_problem(error)}.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{origin}: the plug-in's yaml holds no settings.")
     return content
+
+
+def _yaml_problem(error: Exception) -> str:
+    """Returns the problem and the line where it was found."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    line = f"line {mark.line + 1}: " if mark else ""
+    return sanitise(f"{line}{problem or str(error).splitlines()[0]}")
 
 
 def replace_unchecked(config: AnySettings, **changes: Any) -> AnySettings:
@@ -204,7 +212,8 @@ def defaults_of(cls: Any, name: str) -> Mapping[str, Any]:
     values = cls.from_conf(name)
     missing = limits_of(cls).keys() - values.keys()
     if missing:
-        raise ConfigError(f"conf/{cls.group}/{name}.yaml lacks {', '.join(sorted(missing))}.")
+        where = f"{cls.group}={name}: the plug-in's yaml" if plugin_of(cls) else f"conf/{cls.group}/{name}.yaml"
+        raise ConfigError(f"{where} lacks {', '.join(sorted(missing))}.")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 

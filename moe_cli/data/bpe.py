@@ -164,9 +164,7 @@ def read_tokenizer(path: str) -> SubwordTokenizer:
     try:
         whole = parse_json(text.encode())
     except Unreadable as reason:
-        raise DataError(
-            f"data.tokenizer={path} is not JSON: it {reason}. Give a tokenizer.json of the library tokenizers."
-        ) from None
+        raise DataError(f"data.tokenizer={path} {reason}. Give a tokenizer.json of the library tokenizers.") from None
     if not isinstance(whole, dict) or not isinstance(whole.get("model"), dict):
         raise DataError(
             f"data.tokenizer={path} is JSON, but no tokenizer: it has no 'model'. Give the tokenizer.json that lies "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.schema import RunConfig
 from moe_cli.data.tokenizers import ByteTokenizer, Tokenizer
-from moe_cli.errors import ConfigError
+from moe_cli.errors import ConfigError, MoeError
 from moe_cli.exchange import folder as files
 from moe_cli.exchange.model_card import model_card
 from moe_cli.exchange.settings import choose_family, to_their_config
@@ -16,7 +16,8 @@ from moe_cli.exchange.tensors import their_tensors
 from moe_cli.exchange.tokenizer import generation_config, tokenizer_config, tokenizer_json
 from moe_cli.execution.data import check_same_data, load_data_read_only
 from moe_cli.files.tensor_file import TensorFile, Values
-from moe_cli.files.writing import make_folder, write_text
+from moe_cli.files.writing import ensure_folder, write_text
+from moe_cli.formatting import sanitise
 from moe_cli.runs.folder import Run
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def export_run(
             done += number
             on_bytes(done, total)
 
-        make_folder(folder)
+        _make_folder(folder)
         written = files.write_weights(folder, tensors, shard_bytes, report)
     vocab_size = shapes["embedding.weight"][0]
     described = to_their_config(config, family, vocab_size)
@@ -102,6 +103,15 @@ def export_run(
         write_text(folder / name, text)
         written.append(folder / name)
     return Export(run.id, step, folder, family.architecture, total, tuple(written), tokenizer is not None)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        ensure_folder(folder)
+    except OSError as error:
+        raise MoeError(
+            f"cannot create the folder {sanitise(str(folder))}: {error.strerror}. Name another folder."
+        ) from None
 
 
 def tokenizer_of(run: Run, config: RunConfig, checkpoint: "Checkpoint", outputs: Path) -> Tokenizer | None:

@@ -27,6 +27,10 @@ _OURS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 def check_folder(folder: Path) -> Path:
     """Returns the folder to import. Raises ConfigError if it does not exist."""
+    if folder.is_file():
+        raise ConfigError(
+            f"{sanitise(str(folder))} is a file. Give the folder of a model: config.json and safetensors."
+        )
     if not folder.is_dir():
         raise ConfigError(
             f"there is no folder {sanitise(str(folder))}. Give the folder of a model: config.json and safetensors.\n"

@@ -78,7 +78,7 @@ def imported_config(folder: Path, overrides: Sequence[str] = ()) -> Resolved:
     own = single_values(parse_overrides(overrides), "import")
     for key in own:
         if not any(key == free or key.startswith(f"{free}.") for free in FREE) and not is_execution(key):
-            raise ConfigError(f"'{key}' is fixed by the model. This command takes {', '.join(FREE)}.")
+            raise ConfigError(f"'{key}' cannot be set: the folder of the model decides all but {', '.join(FREE)}.")
     notes, longest, wanted = [], settings["model.context_length"], own.get("model.context_length", 0)
     if not wanted and longest > MAX_CONTEXT:
         settings["model.context_length"] = MAX_CONTEXT

@@ -1,5 +1,6 @@
 """Writes README.md of an exported model: what it is, what it learned from, how good it is, and how to load it."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -75,14 +76,22 @@ def _model_rows(config: RunConfig, results: Mapping[str, Any]) -> Iterator[tuple
 
 def _data_rows(run: Run, config: RunConfig, corpus: Mapping[str, Any], step: int) -> Iterator[tuple[str, Any]]:
     yield "data", corpus.get("name") or config.data.name
-    yield "source", corpus.get("source")
+    yield "source", _without_folders(corpus.get("source"))
     yield "SHA-256", corpus.get("sha256")
-    yield "tokenizer", config.data.tokenizer
+    yield "tokenizer", _without_folders(config.data.tokenizer)
     if not _is_imported(run):
         yield "steps", f"{step:,}"
         yield "tokens", f"{step * config.tokens_per_step:,}"
         yield "optimizer", config.optim.name
         yield "seed", config.seed
+
+
+def _without_folders(value: Any) -> Any:
+    """Returns a value with the name of a file or folder instead of its path, which says where its author works."""
+    if not isinstance(value, str) or "://" in value:
+        return value
+    setting, equals, path = value.rpartition("=")
+    return f"{setting}{equals}{os.path.basename(path.rstrip(os.sep))}" if os.path.isabs(path) else value
 
 
 def _results_of_seeds(run: Run, config: RunConfig) -> Iterator[Mapping[str, Any]]:

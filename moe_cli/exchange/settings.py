@@ -238,11 +238,11 @@ class TheirConfig:
         """Returns a whole number of at least 1. Raises ConfigError for another value."""
         value = self.get(name)
         if type(value) is not int or not 1 <= value < 2**32:
-            raise self.refused(name, value, "a whole number of at least 1")
+            raise self.refused(name, value, "a whole number from 1 to 2^32 - 1")
         return value
 
     def refused(self, name: str, value: Any, instead: str) -> ConfigError:
-        return ConfigError(f"config.json has {name}={_shown(value)}, and this program has {instead}.")
+        return ConfigError(f"config.json has {name}={_shown(value)}. This program takes {instead}.")
 
 
 def _shown(value: Any) -> str:
@@ -280,7 +280,7 @@ def _check_fixed(theirs: TheirConfig) -> None:
     """Raises ConfigError for a setting of theirs with a value other than the one that is like ours."""
     for name, needed in theirs.family.fixed_values().items():
         if (value := theirs.get(name)) != needed and not _is_idle(theirs, name, value):
-            raise theirs.refused(name, value, f"no counterpart but {name}={format_setting(needed)}")
+            raise theirs.refused(name, value, f"only {name}={format_setting(needed)}")
     kinds = theirs.values.get("layer_types") or []
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise theirs.refused("layer_types", kinds, "only full_attention")

@@ -120,7 +120,7 @@ def parse_json(content: bytes) -> Any:
     except UnicodeDecodeError:
         raise Unreadable("is not UTF-8 text") from None
     except ValueError as error:
-        raise Unreadable(f"is not whole JSON: {str(error)[:80]}" if content else "is empty") from None
+        raise Unreadable(f"is not valid JSON: {str(error)[:80]}" if content else "is empty") from None
     _check_value(found)
     return found
 

@@ -195,14 +195,19 @@ def truncate_left(text: str) -> str:
     return text if len(text) <= MAX_CELL_WIDTH else "..." + text[3 - MAX_CELL_WIDTH :]
 
 
+# From this value on, numbers with an interval are written with an exponent: a run that diverged may have any loss.
+LARGE = 1e6
+
+
 def _with_interval(value: float | None, interval: float | None, digits: int, factor: float = 1, sign: str = "") -> str:
     if value is None:
         return "-"
-    text = f"{factor * value:{sign}z.{digits}f}"
+    digits, form = (2, "e") if abs(value) >= LARGE else (digits, "f")
+    text = f"{factor * value:{sign}z.{digits}{form}}"
     unit = " %" if factor == 100 else ""
     if interval is None:
         return text + unit
-    spread = f"{factor * interval:.{digits}f}"
+    spread = f"{factor * interval:.{digits}{form}}"
     # An interval that rounds to nothing is small, not absent.
     least = f"<{10**-digits:.{digits}f}"
     return text + unit + PLUS_MINUS + (spread if float(spread) or not interval else least)

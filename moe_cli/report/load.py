@@ -91,9 +91,21 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
         return rows
     every = list_runs(outputs)
     if len(names) < 2:
-        return rows + read_rows(find_runs(outputs, next(iter(names), None), every))
-    selected = [run for name in names for run in find_runs(outputs, name, every)]
+        return rows + read_rows(_find_runs(outputs, next(iter(names), None), every))
+    selected = [run for name in names for run in _find_runs(outputs, name, every)]
     return rows + read_rows(list({os.path.realpath(run.path): run for run in selected}.values()))
+
+
+def _find_runs(outputs: Path, name: str | None, every: Sequence[Run]) -> list[Run]:
+    """Returns the runs of a name, as `find_runs`. Raises RunNotFound with a hint where the name is that of a file."""
+    from moe_cli.report.table_file import explain_file_name
+
+    try:
+        return find_runs(outputs, name, every)
+    except RunNotFound:
+        if name and (problem := explain_file_name(name)):
+            raise RunNotFound(problem) from None
+        raise
 
 
 def title_of(runs: Sequence[RunRow], names: Collection[str]) -> str:

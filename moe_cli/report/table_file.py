@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_cli.config.bounds import MAX_WHOLE
 from moe_cli.config.habits import OTHER_NAMES
 from moe_cli.errors import ConfigError
 from moe_cli.files.reading import MAX_BYTES, Unreadable, number_in, parse_object, read_bytes
@@ -58,6 +59,8 @@ RESULT_NAMES = {
 # States in which a run of another program has ended well.
 ENDED_WELL = frozenset(("", "completed", "complete", "finished", "success", "succeeded", "done", "ok"))
 _LOSSES = ("val_bpb", "val_loss")
+# Columns of whole numbers that are settings, with the least value of each.
+_WHOLE = {"expert": 1, "k": 1, "seed": 0}
 _OWN = frozenset((*RESULTS, *TOP_LEVEL, *EXECUTION, *CORPUS, "run", "sweep", "status", "reason", "seed", "created"))
 _HEADINGS = {metric.label.lower(): metric.key for metric in METRICS if metric.key in RESULTS}
 # Columns in which runs of one configuration may differ.
@@ -71,6 +74,15 @@ def is_table_file(name: str) -> bool:
     """Returns whether a name on the command line denotes a table: an existing file with one of `ENDINGS`."""
     path = Path(name).expanduser()
     return path.suffix.lower() in ENDINGS and path.is_file()
+
+
+def explain_file_name(name: str) -> str:
+    """Returns why a name that looks like a file is no table; "" for any other name."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return f"{sanitise(name)} is not a table: its name must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}."
+    is_missing = path.suffix.lower() in ENDINGS and not path.exists()
+    return f"there is no file {sanitise(name)}." if is_missing else ""
 
 
 def is_table_row(run: RunRow) -> bool:
@@ -106,6 +118,8 @@ def read_table(name: str) -> list[dict[str, Any]]:
         )
     rows = [{meanings[column]: value for column, value in record.items() if column in meanings} for record in records]
     bare = _no_settings(rows)
+    for line, row in enumerate(rows, 1):
+        _check_whole_numbers(shown, line, row)
     runs = [
         _run(path, line, {bare.get(name, name): value for name, value in row.items()})
         for line, row in enumerate(rows, 1)
@@ -190,7 +204,7 @@ def _meanings(shown: str, columns: Sequence[str]) -> dict[str, str]:
 def meaning_of(column: str) -> str:
     """Returns the column of a run that a column of a table is."""
     lower = column.strip().lower()
-    name = lower.replace(" ", "_").replace("-", "_")
+    name = lower.replace(" ", "_").replace("-", "_").replace("/", "_")
     if lower in _HEADINGS:
         return _HEADINGS[lower]
     if name in _OWN or ("." in name and name not in RESULT_NAMES):
@@ -199,12 +213,34 @@ def meaning_of(column: str) -> str:
     return known if known and " " not in known else f"{_PREFIX}{as_utf8(name)}"
 
 
+def _check_whole_numbers(shown: str, line: int, row: Mapping[str, Value]) -> None:
+    """Raises ConfigError for experts, k or a seed that is no whole number: runs could not be told apart by it."""
+    for name, least in _WHOLE.items():
+        value = row.get(name)
+        number = number_in(value)
+        if value is not None and (number is None or number != int(number) or not least <= number <= MAX_WHOLE):
+            given = sanitise(str(value))[:40]
+            raise ConfigError(f"{shown} row {line}: {name}={given} is not a whole number of at least {least}.")
+
+
+def _problem_of_loss(values: Mapping[str, Value]) -> str:
+    """Returns why a run has no loss: "" where it has one, which is a finite number of at least 0."""
+    given = {name: values[name] for name in _LOSSES if values.get(name) is not None}
+    for name, value in given.items():
+        number = number_in(value)
+        if number is None:
+            return f"its {name} is not a number: {sanitise(str(value))[:40]}"
+        if number < 0:
+            return f"its {name} is negative: {number:g}"
+    return "" if given else "it has no loss"
+
+
 def _run(path: Path, line: int, values: Mapping[str, Value]) -> dict[str, Any]:
     """Returns the values of the run in a line, with what every run has."""
     state = str(values.get("status") or "").lower()
-    has_loss = any(number_in(values.get(loss)) is not None for loss in _LOSSES)
-    ended_well = state in ENDED_WELL and has_loss
-    reason = values.get("reason") or (f"its status is {state}" if state not in ENDED_WELL else "it has no loss")
+    problem = f"its status is {state}" if state not in ENDED_WELL else _problem_of_loss(values)
+    reason = values.get("reason") or problem
+    ended_well = not problem
     expert = values.get("expert", 1)
     return {
         **values,

@@ -78,6 +78,7 @@ class _Case:
         ids = torch.arange(len(tokens)) % VOCABULARY if ids is None else ids
         with expected_to_run(self.name, f"routing {len(tokens)} tokens"):
             routing: Routing = with_seed(1, lambda: layer.router(tokens, ids, policy or RoutingPolicy()))
+        require(isinstance(routing, Routing), self.name, f"it returns {type(routing).__name__}, not Routing.")
         return routing
 
 

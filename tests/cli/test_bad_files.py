@@ -202,7 +202,7 @@ def test_damaged_lines_are_counted(moe: Moe, outputs: Path) -> None:
     result = moe("runs", "show", run.path, "--json")
     assert [1, 2] == [point["step"] for point in json.loads(result.stdout)["curve"]]
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"unreadable: {path} 2 of 6 lines left out; line 2 is not whole JSON")
+    assert line.startswith(f"unreadable: {path} 2 of 6 lines left out; line 2 is not valid JSON")
 
 
 def test_a_changed_configuration_is_named(moe: Moe, outputs: Path) -> None:

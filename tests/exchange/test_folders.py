@@ -156,6 +156,8 @@ def test_the_command_writes_a_folder(text_file: Path, tmp_path: Path) -> None:
     assert (2, True) == (inside.exit_code, "folder of runs" in inside.stderr)
     other = moe("export", finished.id, tmp_path / "other", "--outputs", outputs, "--format", "gguf")
     assert (2, True) == (other.exit_code, "--format gguf" in other.stderr)
+    below_file = moe("export", finished.id, target / "README.md/model", "--outputs", outputs)
+    assert (2, True) == (below_file.exit_code, "Not a directory. Name another folder." in below_file.stderr)
 
 
 def test_the_averaged_weights_and_the_chosen_checkpoint_are_exported(text_file: Path, tmp_path: Path) -> None:
@@ -184,6 +186,8 @@ def test_the_model_card_has_the_interval_over_seeds(text_file: Path, tmp_path: P
     assert "3 seeds" in card
     assert (runs[0].meta()["corpus"] or {})["sha256"] in card
     assert "MaxVio" in card
+    assert f"data.path={text_file.name}" in card
+    assert str(text_file.parent) not in card, "a card is published: it has no paths of its author"
 
 
 # --- import
@@ -282,7 +286,7 @@ def test_settings_of_the_model_are_fixed(model: Path, tmp_path: Path, data: list
     assert 8 == shorter.config().model.context_length
     with pytest.raises(ConfigError, match="more than the model"):
         import_folder(model, tmp_path / "out", [*data, "model.context_length=25"])
-    with pytest.raises(ConfigError, match=r"'model\.d_model' is fixed by the model"):
+    with pytest.raises(ConfigError, match=r"'model\.d_model' cannot be set"):
         import_folder(model, tmp_path / "out", [*data, "model.d_model=8"])
 
 
@@ -322,7 +326,7 @@ def refusal(model: Path, tmp_path: Path, data: list[str]) -> str:
 CONFIGS: dict[str, tuple[Any, str]] = {
     "not a number": ('{"model_type": "qwen3_moe", "rms_norm_eps": NaN}', "number NaN"),
     "an infinity": ('{"model_type": "qwen3_moe", "rms_norm_eps": 1e999}', "number inf"),
-    "not JSON": ("import os", "not whole JSON"),
+    "not JSON": ("import os", "not valid JSON"),
     "deep": ("[" * 100_000, "config.json"),
     "code": ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
     "quantised": ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),

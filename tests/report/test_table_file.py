@@ -79,8 +79,28 @@ def test_every_form_is_read(tmp_path: Path, name: str, delimiter: str) -> None:
 
 
 def test_columns_have_the_names_of_others() -> None:
-    columns = ["Top-K", "learning_rate", "val loss", "bits/byte", "Loss", "epochs", "model.d_model", "State"]
-    expected = ["k", "optim.lr", "val_loss", "val_bpb", "val_loss", "table.epochs", "model.d_model", "status"]
+    columns = [
+        "Top-K",
+        "learning_rate",
+        "val loss",
+        "bits/byte",
+        "Loss",
+        "eval/loss",
+        "epochs",
+        "model.d_model",
+        "State",
+    ]
+    expected = [
+        "k",
+        "optim.lr",
+        "val_loss",
+        "val_bpb",
+        "val_loss",
+        "val_loss",
+        "table.epochs",
+        "model.d_model",
+        "status",
+    ]
     assert expected == [meaning_of(column) for column in columns]
 
 
@@ -98,12 +118,19 @@ def test_without_seeds_runs_are_numbered(tmp_path: Path) -> None:
 
 
 def test_runs_without_result_have_failed(tmp_path: Path) -> None:
-    rows = [{**ROWS[0], "state": state, "loss": loss} for state, loss in [("ok", 3), ("crashed", 3), ("ok", "nan")]]
+    cases = [("ok", 3), ("crashed", 3), ("ok", "nan"), ("ok", "3.O"), ("ok", -3)]
+    rows = [{**ROWS[0], "state": state, "loss": loss} for state, loss in cases]
     for row in rows:
         del row["final_loss"]
     found = read(write(tmp_path / "a.csv", rows))
-    assert ["completed", "failed", "failed"] == [row.status for row in found]
-    assert [None, "its status is crashed", "it has no loss"] == [row.reason for row in found]
+    assert ["completed"] + 4 * ["failed"] == [row.status for row in found]
+    reasons = [
+        "its status is crashed",
+        "it has no loss",
+        "its val_loss is not a number: 3.O",
+        "its val_loss is negative: -3",
+    ]
+    assert [None, *reasons] == [row.reason for row in found]
 
 
 WRONG = {
@@ -116,8 +143,11 @@ WRONG = {
         (b"loss\n\xff\n", "is not UTF-8 text"),
         (b'loss\n"1\n', "is not a whole table"),
         (b"loss,\x1b[31m\n1\n", "has 1 value"),
+        (b"loss,expert\n1,8.0\n1,2.5\n", "row 2: expert=2.5 is not a whole number of at least 1"),
+        (b"loss,k\n1,two\x1b\n", r"row 1: k=two\? is not a whole number"),
+        (b"loss,seed\n1,-1\n", "row 1: seed=-1 is not a whole number of at least 0"),
     ],
-    "a.jsonl": [(b'{"loss": 1}\n[1]\n', "line 2 is JSON, but no object"), (b'{"loss": 1', "line 1 is not whole JSON")],
+    "a.jsonl": [(b'{"loss": 1}\n[1]\n', "line 2 is JSON, but no object"), (b'{"loss": 1', "line 1 is not valid JSON")],
 }
 
 
@@ -138,6 +168,43 @@ def test_nothing_is_written_beside_a_table(tmp_path: Path, monkeypatch: pytest.M
         result = CliRunner().invoke(app, [command, "a.csv"])
         assert result.exit_code in ((0,) if command != "scaling" else (2,)), result.output
     assert ["a.csv"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_a_table_is_not_overwritten_by_its_report(tmp_path: Path) -> None:
+    """A report has a row per configuration, and the runs would be lost; a link to the table is the table."""
+    table, link = write(tmp_path / "a.csv", ROWS), tmp_path / "link.csv"
+    link.symlink_to(table)
+    before = table.read_bytes()
+    for target in (table, link):
+        result = CliRunner().invoke(app, ["report", str(table), "-o", str(target)])
+        assert (2, True) == (result.exit_code, "is the table that is read" in result.output), result.output
+    assert before == table.read_bytes()
+
+
+@pytest.mark.parametrize(("name", "message"), [("b.csv", "there is no file b.csv."), ("b.json", "must end in .csv")])
+def test_a_name_of_a_file_that_is_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.json").write_text("[]")
+    result = CliRunner().invoke(app, ["report", name])
+    assert (2, True) == (result.exit_code, message in result.output), result.output
+
+
+def test_no_command_of_ours_is_given_for_a_table(tmp_path: Path) -> None:
+    """Other settings of these runs are unknown: moe would train other models."""
+    table = write(tmp_path / "a.csv", [row for row in ROWS if row["seed"] == 0])
+    for command in ("report", "recommend"):
+        output = CliRunner().invoke(app, [command, str(table)]).output
+        assert "moe sweep" not in output
+        assert "moe train" not in output
+
+
+def test_a_huge_loss_fits_into_the_table(tmp_path: Path) -> None:
+    table = write(tmp_path / "a.csv", [{"expert": 1, "loss": 3}, {"expert": 8, "loss": 1e300}])
+    output = CliRunner().invoke(app, ["report", str(table)]).output
+    assert "1.00e+300" in output
+    assert max(map(len, output.splitlines())) <= 80
 
 
 def test_a_law_is_fitted_to_a_table(tmp_path: Path) -> None:

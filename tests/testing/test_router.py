@@ -63,6 +63,11 @@ class NoRouter(nn.Module):
         super().__init__()
 
 
+class ReturnsTheLogits(Sound):
+    def route(self, tokens: Tensor, token_ids: Tensor | None, policy: Any) -> Routing:
+        return super().route(tokens, token_ids, policy).logits  # type: ignore[return-value]
+
+
 class SameExpertTwice(Sound):
     def select_experts(self, scores: Tensor, policy: Any) -> Tensor:
         return top_indices(scores, 1).expand(-1, policy.top_k or self.top_k)
@@ -168,6 +173,7 @@ class MoreProducts(Sound):
     ("router", "sentence"),
     [
         (SameExpertTwice, "a token has the same expert twice"),
+        (ReturnsTheLogits, "it returns Tensor, not Routing"),
         (IgnoresTheNumber, "a token has 2 experts with top_k=1"),
         (DropsItself, "it drops assignments itself"),
         (WrongExpert, "a token or an expert that does not exist"),

@@ -36,6 +36,7 @@ from moe_cli.report.run_row import (
     varying_settings,
 )
 from moe_cli.report.scaling.summary import scaling_sentence
+from moe_cli.report.table_file import is_table_row
 from moe_cli.runs.folder import COMPLETED, FAILED
 
 if TYPE_CHECKING:
@@ -180,9 +181,11 @@ def make_recommendation(
     difference = comparison_with_baseline(best, baseline_name(found.baseline)) if found.pairs is None else None
     second = compare(best, choice.runner_up, choice.known, found.names) if choice.runner_up else None
     wanted = [comparison.more_seeds for comparison in (difference, second) if comparison and comparison.more_seeds]
-    following = next_sweep(
-        choice, found.rows, found.names, found.baseline, min(wanted, default=None), _options(found, baseline, runs)
-    )
+    following = None
+    if not any(is_table_row(run) for run in runs):
+        following = next_sweep(
+            choice, found.rows, found.names, found.baseline, min(wanted, default=None), _options(found, baseline, runs)
+        )
     flops = [row.results.flops_per_token for row in found.rows if row.results.flops_per_token]
     passed, alone = choice.passed_over, [row for row in found.rows if row.verdict is None]
     return Recommendation(

@@ -45,7 +45,7 @@ def format_recommendation(found: Recommendation) -> list[str]:
             f"Left out: {plural(number, 'run')} of other {aspect}{alike}; to rank them too: --allow-different {aspect}"
         )
     if found.next is None:
-        return [*lines, "No command is given for a next sweep: this version of moe cannot make these settings."]
+        return [*lines, "No command is given for a next sweep: this program cannot make such runs."]
     about = f" (about {duration(found.next_seconds)}, one run at a time)" if found.next_seconds else ""
     return [*lines, f"For more certainty, run{about}:", found.next]
 

@@ -70,7 +70,8 @@ def _baseline(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
         [row for row in others if row.is_undefined],
     )
     if table.pairs is not None:
-        also = ", or with a dense model:" if dense and others else ""
+        can_train = not is_table_row(rows[0].runs[0])
+        also = ", or with a dense model:" if dense and others and can_train else ""
         missing = _pairs_for(rows, table, name)
         lines = wrap(
             f"baseline   none: {missing}differences are to the lowest. Compare with another: --baseline "
@@ -132,7 +133,8 @@ def footer_lines(table: ReportTable, width: int) -> list[Text]:
             else []
         )
     elif rows and not table.by_run:
-        lines += wrap("only one seed: no intervals. More seeds: moe sweep ... --seeds 3", width, "dim")
+        more = "" if is_table_row(rows[0].runs[0]) else " More seeds: moe sweep ... --seeds 3"
+        lines += wrap(f"only one seed: no intervals.{more}", width, "dim")
     if (text := _equal_time(rows, table)) is not None:
         lines += wrap(text, width, "dim")
     if len({(row.corpus_sha256, row.settings.get("task.name")) for row in rows}) == 1 and (
