@@ -228,7 +228,7 @@ def test_small_integers_sort_like_large_ones(bound: int) -> None:
 
 
 def query_of(case: Case) -> BackendQuery:
-    return backend_query(case.experts, permutation.operand_dtype(case.x), len(case.x) * 2 / E)
+    return backend_query(case.experts, permutation.operand_dtype(case.x))
 
 
 def test_the_regime_is_the_one_after_autocast() -> None:
