@@ -73,7 +73,7 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["a.onnx", "--format", "txt"], "--format txt is not one of: hf, onnx"),
+        (["a.onnx", "--format", "txt"], "--format txt is not one of: hf, onnx, gguf"),
         (["folder", "--format", "onnx"], "--format onnx writes a file, and folder does not end in .onnx"),
     ],
 )
