@@ -172,8 +172,10 @@ def with_generated_part(name: str, generated: str) -> str:
 def python_page() -> str:
     """The page as it is, with a section per public name between its markers."""
     import moe_cli
+    import moe_cli.testing
 
-    sections = (python_section(name, getattr(moe_cli, name)) for name in moe_cli.__all__)
+    exports = [(module, name) for module in (moe_cli, moe_cli.testing) for name in module.__all__]
+    sections = (python_section(name, getattr(module, name)) for module, name in exports)
     return with_generated_part("python.md", "\n".join(sections).rstrip())
 
 

@@ -141,6 +141,11 @@ def sanitise(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
+def foreign_name(text: str) -> str:
+    """Returns a name or a value from a file of another program for a message: at most 80 harmless characters."""
+    return sanitise(text[:80])
+
+
 def print_line(text: str) -> None:
     """Prints a line on standard error, without control characters; a closed stream is no error."""
     if sys.stderr is not None:

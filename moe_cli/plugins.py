@@ -140,6 +140,8 @@ def use_files(paths: Sequence[Path]) -> None:
     for path in paths:
         if path.suffix != ".py" or not path.is_file():
             raise ConfigError(f"--plugin {path} is not a Python file. An installed plug-in needs no option.")
+        if os.pathsep in str(path.resolve()):
+            raise ConfigError(f"--plugin {path}: the path has a '{os.pathsep}', which separates paths. Rename it.")
     absolute = [str(path.resolve()) for path in paths]
     os.environ[FILES_VARIABLE] = os.pathsep.join(dict.fromkeys([*_files(), *absolute]))
 
@@ -148,6 +150,13 @@ def names(group: str) -> list[str]:
     """Returns the names of the plug-ins of a group, from metadata alone, and those in files of --plugin."""
     own = [name for path in _files() for found, name in _of_file(path) if found == group]
     return sorted({*own, *installed_names(group)})
+
+
+def refuse_built_in(group: str, name: object) -> None:
+    """Raises ConfigError where a file of --plugin has the name of a choice of the program, which would hide it."""
+    for path in _files():
+        if (group, name) in _of_file(path):
+            raise ConfigError(f"{group}={name} of --plugin {path} has a name of the program itself: give it another.")
 
 
 def installed_names(group: str) -> list[str]:
@@ -197,7 +206,7 @@ def find(group: str, name: object) -> Plugin | None:
     for path in _files():
         if (group, name) in _of_file(path):
             return _of_file(path)[group, name][1]
-    if not _MAY_RUN.get():
+    if not _MAY_RUN.get() and (group, name) not in _LOADED:
         raise ConfigError(f"{group}={name} of {origin} is not imported to read the folders of runs.")
     return _load(group, name)
 
@@ -215,6 +224,7 @@ def _load(group: str, name: str) -> Plugin:
     if not isinstance(plugin, Plugin) or (plugin.group, plugin.name) != (group, name):
         is_another = f"{plugin.group}={plugin.name}" if isinstance(plugin, Plugin) else type(plugin).__name__
         raise ConfigError(f"{where}: {entry.value} is {is_another}, not a Plugin of that group and name.")
+    _LOADED.add((group, name))
     return plugin
 
 
@@ -261,11 +271,13 @@ def _entries_of(distribution: "Distribution") -> dict[tuple[str, str], "EntryPoi
 
 
 _MAY_RUN = ContextVar("_MAY_RUN", default=True)
+# The plug-ins, and the files of --plugin, whose code this process has run.
+_LOADED: set[tuple[str, str] | str] = set()
 
 
 @contextmanager
 def not_imported() -> Iterator[None]:
-    """Imports no plug-in meanwhile: names of plug-ins raise ConfigError. For what only reads the folders of runs."""
+    """Imports no further plug-in meanwhile: their names raise ConfigError. For code that only reads folders of runs."""
     before = _MAY_RUN.set(False)
     try:
         yield
@@ -274,9 +286,8 @@ def not_imported() -> Iterator[None]:
 
 
 def _files() -> list[str]:
-    if not _MAY_RUN.get():
-        return []
-    return [path for path in os.environ.get(FILES_VARIABLE, "").split(os.pathsep) if path]
+    paths = (path for path in os.environ.get(FILES_VARIABLE, "").split(os.pathsep) if path)
+    return [path for path in paths if _MAY_RUN.get() or path in _LOADED]
 
 
 @cache
@@ -289,7 +300,7 @@ def _of_file(path: str) -> Mapping[tuple[str, str], tuple[Origin, Plugin]]:
         content = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"--plugin {path} cannot be read: {error.strerror}.") from None
-    origin = Origin(os.path.basename(path), f"sha256:{hashlib.sha256(content).hexdigest()[:16]}")
+    origin = Origin(sanitise(os.path.basename(path)), f"sha256:{hashlib.sha256(content).hexdigest()[:16]}")
     try:
         module = _run_file(path, content)
     except (Exception, SystemExit) as error:
@@ -297,6 +308,7 @@ def _of_file(path: str) -> Mapping[tuple[str, str], tuple[Origin, Plugin]]:
     plugins = [value for value in vars(module).values() if isinstance(value, Plugin)]
     if not plugins:
         raise ConfigError(f"--plugin {path} has no plug-in. Write in it: plugin = moe_cli.plugins.Plugin(...)")
+    _LOADED.add(path)
     return {(plugin.group, plugin.name): (origin, plugin) for plugin in plugins}
 
 
@@ -330,3 +342,4 @@ def forget() -> None:
     """Forgets what was found, for a process in which distributions are installed or removed."""
     for cached in (_installed, _load, _of_file):
         cached.cache_clear()
+    _LOADED.clear()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from moe_cli import plugins
 from moe_cli.cli.app import app
@@ -83,6 +84,13 @@ def test_a_listing_imports_nothing(site: Path, tmp_path: Path) -> None:
     assert (tmp_path / "imported").exists()
 
 
+def test_a_file_cannot_take_a_built_in_name(site: Path, tmp_path: Path) -> None:
+    """It would have no effect."""
+    file = tmp_path / "mine.py"
+    file.write_text(router_source("switch"))
+    assert "has a name of the program itself" in moe("config", "router=switch", "--plugin", str(file))
+
+
 def test_a_built_in_name_comes_first(site: Path, tmp_path: Path) -> None:
     install_router(site, "topk", leave_mark(tmp_path / "imported"))
     assert "plugins" not in load_config(["router=topk"]).config.to_dict()
@@ -148,6 +156,8 @@ def test_version_and_distribution_are_part_of_the_identity(site: Path) -> None:
     shutil.rmtree(site / "plugin_versioned-1.0.dist-info")
     install_router(site, "versioned", version="1.1")
     assert digest != load_config(["router=versioned"]).config.digest
+    with pytest.raises(ConfigError, match="`plugins` does not record its version"):
+        from_dict({key: value for key, value in values.items() if key != "plugins"})
     with pytest.raises(ConfigError, match=r"was of plugin-versioned 1.0, and here is plugin-versioned 1.1"):
         from_dict(values)
     shutil.rmtree(site / "plugin_versioned-1.1.dist-info")
@@ -171,6 +181,7 @@ def test_a_run_folder_imports_no_plug_in(site: Path, tmp_path: Path, text_file: 
     for words in reading:
         assert run.id in moe(*words, "--outputs", outputs) or words[0] == "recommend" or words[1] == "experts"
     assert "val loss" in moe("report", "--outputs", outputs)
+    assert "plug-ins     router=recorded of plugin-recorded 1.0" in moe("runs", "show", "latest", "--outputs", outputs)
     config = json.loads((run.path / "config.json").read_text())
     (run.path / "config.json").write_text(json.dumps({**config, "seed": 5}))  # of another digest than the id's
     assert "changed" in moe("report", "--outputs", outputs)
@@ -257,6 +268,9 @@ def test_every_kind_of_plug_in_works(site: Path, tmp_path: Path, text_file: Path
     output = moe("train", *sizes, "model.context_length=16", *settings, *options)
     run = run_of(outputs)
     assert run.summary() is not None, output
+    next_command = " ".join(output.split()).partition("moe train expert=1")[2]
+    assert "model=averages" in next_command
+    assert "data=counted" in next_command
     assert {"name": "switch+spread", "power": 3.0} == {
         "name": run.config_dict()["balance"]["name"],
         "power": run.config_dict()["balance"]["spread"]["power"],
@@ -347,3 +361,19 @@ def test_tab_runs_no_code(site: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     found = {candidate.text for candidate in complete(["train"], "router=")}
     assert {"router=completed", "router=topk"} <= found
     assert not any((tmp_path / name).exists() for name in ("imported", "run"))
+
+
+def test_saved_configurations_and_own_conf_files_name_plug_ins(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A printed configuration is read again; a file of ./conf may choose the settings of a plug-in."""
+    install_router(site, "saved")
+    config = load_config(["router=saved", "router.power=5"]).config
+    (tmp_path / "saved.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    assert config == load_config([str(tmp_path / "saved.yaml")]).config
+    (tmp_path / "conf/router").mkdir(parents=True)
+    (tmp_path / "conf/router/strong.yaml").write_text("# strong\ndefaults: [_scores, _self_]\nname: saved\npower: 9\n")
+    monkeypatch.chdir(tmp_path)
+    resolved = load_config(["router=strong"])
+    assert ("saved", 9.0) == (resolved.config.router.name, resolved.config.router.power)
+    assert "./conf is used: router/strong.yaml. To leave it out: --config-dir none" in resolved.notes

@@ -101,7 +101,7 @@ def _rows(diagnosis: "Diagnosis", terminal: dict[str, Any]) -> list[tuple[str, s
             f"{'writable' if diagnosis.is_writable else 'not writable'}   free: {format_bytes(diagnosis.free_bytes)}   "
             f"{diagnosis.outputs}",
         ),
-        ("settings", f"packaged{', after those of ' + diagnosis.conf if diagnosis.conf else '; no ./conf is used'}"),
+        *([("settings", f"packaged, after those of {diagnosis.conf}")] if diagnosis.conf else []),
         (
             "terminal",
             f"{terminal['columns']} columns   colors: {yes('colors')}   Unicode: {yes('unicode')}   "

@@ -19,7 +19,7 @@ from moe_cli.formatting import count, duration, format_loss, percent, sanitise
 from moe_cli.metrics import target_name
 from moe_cli.report.intervals import Estimate, mean_and_interval
 from moe_cli.report.render.terminal import TextColumn, table_lines
-from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run
+from moe_cli.runs.folder import DONE, FAILED, PRUNED, Run
 from moe_cli.runs.status import RunStatus, StatusCache, read_status
 
 if TYPE_CHECKING:
@@ -341,7 +341,7 @@ def failure_reason(status: RunStatus) -> str:
 
 def finished_line(status: RunStatus, label: str) -> Text:
     """Returns the line of a run that has ended."""
-    if status.status == COMPLETED:
+    if status.status in DONE:
         result = "-" if status.val_loss is None else format_loss(status.val_bpb, status.val_loss, _target(status.run))
         speed = "-" if status.tokens_per_second is None else count(status.tokens_per_second)
         return Text.assemble(("done", "green"), f"    {sanitise(label)}   {result}   {speed} tok/s")
@@ -414,7 +414,7 @@ class SweepDisplay:
         changed = False
         for run in (*progress.finished, *progress.failed):
             before = self._ended.get(run.path)
-            if before is None or (before.status != COMPLETED and run in progress.finished):
+            if before is None or (before.status not in DONE and run in progress.finished):
                 self._ended[run.path] = self._watcher.get(run)
                 self.board.print(finished_line(self._ended[run.path], self.board.label(run)))
                 changed = True
@@ -428,9 +428,9 @@ class SweepDisplay:
             run.path for run in progress.pruned
         }
         return SweepProgress(
-            done=[status for status in ended.values() if status.status == COMPLETED],
+            done=[status for status in ended.values() if status.status in DONE],
             running=[self._watcher.get(run) for run in progress.running],
-            failed=[status for path, status in ended.items() if status.status != COMPLETED and path not in pruned],
+            failed=[status for path, status in ended.items() if status.status not in DONE and path not in pruned],
             waiting=progress.waiting,
             pruned=len(pruned),
         )

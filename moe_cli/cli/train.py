@@ -266,7 +266,7 @@ def _resumed_run(name: str, changes: list[str], config_dir: Path | None, outputs
     if status == IMPORTED:
         raise ConfigError(
             f"{run.id} was imported: it has no training to resume.\n"
-            "To train on from it: moe train train.upcycle_from=RUN, with its settings"
+            f"A dense model can be trained on: moe train --like {run.id} train.upcycle_from={run.id}"
         )
     if status == COMPLETED:
         raise ConfigError(

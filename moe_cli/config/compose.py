@@ -37,7 +37,7 @@ from moe_cli.config.settings import packaged_conf, parse_conf
 from moe_cli.config.tasks import MODELS, model_use, what_follows
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import BadValue, ConfigError
-from moe_cli.plugins import describe, find, names, origin_of
+from moe_cli.plugins import describe, find, names, origin_of, refuse_built_in
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -378,6 +378,8 @@ class Composer:
         choices = self.choices(group)
         if choice is None and group == "experiment":
             return
+        if (packaged_conf() / group / f"{choice}.yaml").is_file():
+            refuse_built_in(group, choice)
         if choice not in choices and not (isinstance(choice, str) and origin_of(group, choice)):
             choices = self.choices_with_plugins(group)
             listed = ", ".join(choices) if choices else "none"

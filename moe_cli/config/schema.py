@@ -493,8 +493,12 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
         ConfigError: a key or value this version does not know.
     """
     values = dict(values)
-    check_plugins(values.pop("plugins", {}))
+    recorded = values.pop("plugins", {})
+    check_plugins(recorded)
     config: RunConfig = build(RunConfig, values)
+    for group, found in config.plugins().items():
+        if left_out := sorted(found.keys() - recorded.get(group, {}).keys()):
+            raise ConfigError(f"{group}={left_out[0]} is a plug-in, and `plugins` does not record its version.")
     return config
 
 

@@ -56,6 +56,9 @@ class CharTokenizer:
 
     @property
     def separator(self) -> int:
+        """Returns the token between documents. Raises DataError if the corpus is one document, which needs none."""
+        if SEPARATOR not in self.alphabet:
+            raise DataError("data.tokenizer=chars has no separator, because the text is one document.")
         return self.alphabet.index(SEPARATOR)
 
     def encode(self, text: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
@@ -97,6 +100,14 @@ class CharTokenizer:
 
 
 Tokenizer = ByteTokenizer | CharTokenizer | SubwordTokenizer
+
+
+def find_separator(tokenizer: Tokenizer) -> int | None:
+    """Returns the token between documents; None if there is none."""
+    try:
+        return tokenizer.separator
+    except DataError:
+        return None
 
 
 def make_tokenizer(name: str, alphabet: Iterable[str]) -> ByteTokenizer | CharTokenizer:

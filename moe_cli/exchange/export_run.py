@@ -69,7 +69,7 @@ def export_run(
     family = choose_family(config)
     files.check_target(folder, force)
     checkpoint = find_checkpoint(run, which)
-    tokenizer = _tokenizer(run, config, checkpoint, outputs)
+    tokenizer = tokenizer_of(run, config, checkpoint, outputs)
     with ExitStack() as stack:
         parts = [stack.enter_context(TensorFile(path)) for path in checkpoint.evaluated_files()]
         shapes = {name: entry.shape for part in reversed(parts) for name, entry in part.entries.items()}
@@ -104,7 +104,7 @@ def export_run(
     return Export(run.id, step, folder, family.architecture, total, tuple(written), tokenizer is not None)
 
 
-def _tokenizer(run: Run, config: RunConfig, checkpoint: "Checkpoint", outputs: Path) -> Tokenizer | None:
+def tokenizer_of(run: Run, config: RunConfig, checkpoint: "Checkpoint", outputs: Path) -> Tokenizer | None:
     """Returns the tokenizer; None for ready-made tokens. Only that of bytes is known without the data."""
     if config.data.tokenizer == "bytes":
         return ByteTokenizer()

@@ -13,7 +13,7 @@ from moe_cli.exchange.tensors import Shards
 from moe_cli.files.reading import Unreadable, parse_object, read_bytes
 from moe_cli.files.tensor_file import NewTensor, TensorFile, write_tensors
 from moe_cli.files.writing import delete, is_inside_outputs, replaced, write_text
-from moe_cli.formatting import sanitise
+from moe_cli.formatting import foreign_name, sanitise
 
 CONFIG, TOKENIZER, WEIGHTS, INDEX = "config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"
 # The largest part of the weights in one file.
@@ -76,7 +76,7 @@ def open_weights(folder: Path) -> Iterator[Shards]:
             place = dict.fromkeys(files[WEIGHTS].entries, WEIGHTS)
         for tensor, name in place.items():
             if tensor not in files[name].entries:
-                raise ConfigError(f"{INDEX} has the tensor {tensor:.80} in {name}, which lacks it.")
+                raise ConfigError(f"{INDEX} has the tensor {foreign_name(tensor)} in {name}, which lacks it.")
         yield Shards(files, place)
 
 
@@ -87,7 +87,9 @@ def _weight_map(index: dict[str, Any]) -> dict[str, str]:
         raise ConfigError(f"{INDEX} has no weight_map.")
     for name in found.values():
         if not isinstance(name, str) or not _SHARD.fullmatch(name):
-            raise ConfigError(f"{INDEX} names the file {name!r:.80}: only safetensors files of the folder are read.")
+            raise ConfigError(
+                f"{INDEX} names the file {foreign_name(repr(name))}: only safetensors files of the folder are read."
+            )
     if len(set(found.values())) > MAX_SHARDS:
         raise ConfigError(f"{INDEX} names more than {MAX_SHARDS} files.")
     return found

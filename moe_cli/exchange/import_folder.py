@@ -79,15 +79,15 @@ def imported_config(folder: Path, overrides: Sequence[str] = ()) -> Resolved:
     for key in own:
         if not any(key == free or key.startswith(f"{free}.") for free in FREE) and not is_execution(key):
             raise ConfigError(f"'{key}' is fixed by the model. This command takes {', '.join(FREE)}.")
-    notes, longest = [], settings["model.context_length"]
-    if "model.context_length" not in own and isinstance(longest, int) and longest > MAX_CONTEXT:
+    notes, longest, wanted = [], settings["model.context_length"], own.get("model.context_length", 0)
+    if not wanted and longest > MAX_CONTEXT:
         settings["model.context_length"] = MAX_CONTEXT
         notes.append(
             f"the model could read {longest:,} tokens, and is given {MAX_CONTEXT:,}. "
             f"For more: model.context_length={longest}"
         )
-    elif own.get("model.context_length", 0) > longest:
-        raise ConfigError(f"model.context_length={own['model.context_length']} is more than the model's {longest:,}.")
+    elif isinstance(wanted, int) and wanted > longest:
+        raise ConfigError(f"model.context_length={wanted} is more than the model's {longest:,}.")
     if own.get("data") != "tokens" and "data.tokenizer" not in own:
         tokenizer = files.file_in(folder, files.TOKENIZER)
         if tokenizer is None:

@@ -28,16 +28,17 @@ def model_card(run: Run, config: RunConfig, step: int, title: str, has_tokenizer
         title: the name of the family.
     """
     results, corpus = run.summary() or {}, run.meta().get("corpus") or {}
-    seeds = list(_results_of_seeds(run, config))
+    seeds = [] if _is_imported(run) else list(_results_of_seeds(run, config))
     parts = [
         _front(config),
         f"# {_cell(run.id)}",
-        f"A causal language model in the format of {title}, {_origin(run)} and exported by moe-cli {__version__}.",
+        f"A causal language model in the format of {title}, {'imported' if _is_imported(run) else 'trained'} and "
+        f"exported by moe-cli {__version__}.",
         "## Model",
         _table("setting", "value", _model_rows(config, results)),
-        "## Data",
-        _table("property", "value", _data_rows(config, corpus, results, step)),
-        *_results(results, seeds),
+        "## Data of the evaluation" if _is_imported(run) else "## Data",
+        _table("property", "value", _data_rows(run, config, corpus, step)),
+        *_results(results, seeds, step),
         "## Use",
         _use(has_tokenizer),
         "## Licence",
@@ -46,8 +47,8 @@ def model_card(run: Run, config: RunConfig, step: int, title: str, has_tokenizer
     return "\n\n".join(parts) + "\n"
 
 
-def _origin(run: Run) -> str:
-    return "imported" if run.status().get("status") == IMPORTED else "trained"
+def _is_imported(run: Run) -> bool:
+    return run.status().get("status") == IMPORTED
 
 
 def _front(config: RunConfig) -> str:
@@ -69,22 +70,19 @@ def _model_rows(config: RunConfig, results: Mapping[str, Any]) -> Iterator[tuple
         yield "router", config.router.name if config.router else None
         yield "balancing", config.balance.name if config.balance else None
     yield "context", f"{model.context_length} tokens"
-    yield "optimizer", config.optim.name
     yield "digest of the configuration", config.digest
 
 
-def _data_rows(
-    config: RunConfig, corpus: Mapping[str, Any], results: Mapping[str, Any], step: int
-) -> Iterator[tuple[str, Any]]:
+def _data_rows(run: Run, config: RunConfig, corpus: Mapping[str, Any], step: int) -> Iterator[tuple[str, Any]]:
     yield "data", corpus.get("name") or config.data.name
     yield "source", corpus.get("source")
     yield "SHA-256", corpus.get("sha256")
     yield "tokenizer", config.data.tokenizer
-    yield "steps", f"{step:,}"
-    yield "tokens", f"{step * config.tokens_per_step:,}"
-    yield "seed", config.seed
-    if (read := number_in(results.get("val_tokens"))) is not None:
-        yield "tokens of the validation split", f"{read:,.0f}"
+    if not _is_imported(run):
+        yield "steps", f"{step:,}"
+        yield "tokens", f"{step * config.tokens_per_step:,}"
+        yield "optimizer", config.optim.name
+        yield "seed", config.seed
 
 
 def _results_of_seeds(run: Run, config: RunConfig) -> Iterator[Mapping[str, Any]]:
@@ -96,7 +94,7 @@ def _results_of_seeds(run: Run, config: RunConfig) -> Iterator[Mapping[str, Any]
             yield results
 
 
-def _results(results: Mapping[str, Any], seeds: list[Mapping[str, Any]]) -> list[str]:
+def _results(results: Mapping[str, Any], seeds: list[Mapping[str, Any]], step: int) -> list[str]:
     """Returns the sections of the results; none if the run has not finished."""
     if not results:
         return ["## Results", "The run has not finished, so that there is no evaluation of the whole split."]
@@ -109,7 +107,11 @@ def _results(results: Mapping[str, Any], seeds: list[Mapping[str, Any]]) -> list
     health = [
         (label, percent(value)) for key, label in HEALTH.items() if (value := number_in(results.get(key))) is not None
     ]
-    lines = ["| validation loss | this model | mean over seeds |", "| --- | --- | --- |"]
+    read = number_in(results.get("val_tokens"))
+    note = f"On the validation split, {read or 0:,.0f} tokens."
+    if results.get("steps") != step:
+        note += f" The results are those of step {results.get('steps')}; the weights here are those of step {step}."
+    lines = [note, "", "| validation loss | this run | mean over seeds |", "| --- | --- | --- |"]
     text = "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
     return ["## Results", text, *(["## Routing health", _table("measure", "value", health)] if health else [])]
 

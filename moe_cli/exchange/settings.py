@@ -24,6 +24,7 @@ from moe_cli.exchange.families import (
     QWEN3_MOE,
     Family,
 )
+from moe_cli.formatting import foreign_name
 
 # The values that every family needs.
 _NEEDED = {
@@ -245,15 +246,13 @@ class TheirConfig:
 
 
 def _shown(value: Any) -> str:
-    return f"{format_setting(value):.60}"
+    return foreign_name(format_setting(value))
 
 
 def to_our_settings(theirs: TheirConfig) -> dict[str, Any]:
     """Returns the settings of a foreign config.json, by their dotted names. Raises ConfigError."""
     family = theirs.family
-    for name, needed in family.fixed_values().items():
-        if (value := theirs.get(name)) != needed and not _is_idle(theirs, name, value):
-            raise theirs.refused(name, value, f"no counterpart but {name}={format_setting(needed)}")
+    _check_fixed(theirs)
     ours = {"model": "gpt", "match": "none", "balance": "none", **family.ours}
     if not family.is_sparse:
         ours["expert"] = 1
@@ -262,6 +261,7 @@ def to_our_settings(theirs: TheirConfig) -> dict[str, Any]:
         if key != "model.activation" and not isinstance(value, int | float | None):  # no text, which may refer
             raise theirs.refused(name, value, "only numbers there")
     ours["model.vocab_size"] = theirs.whole("vocab_size")
+    ours["model.context_length"] = theirs.whole("max_position_embeddings")
     ours["model.activation"] = _activation(theirs)
     _derive_heads(theirs, ours)
     ours |= dict(_rope(theirs))
@@ -276,9 +276,21 @@ def to_our_settings(theirs: TheirConfig) -> dict[str, Any]:
     return ours
 
 
+def _check_fixed(theirs: TheirConfig) -> None:
+    """Raises ConfigError for a setting of theirs with a value other than the one that is like ours."""
+    for name, needed in theirs.family.fixed_values().items():
+        if (value := theirs.get(name)) != needed and not _is_idle(theirs, name, value):
+            raise theirs.refused(name, value, f"no counterpart but {name}={format_setting(needed)}")
+    kinds = theirs.values.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise theirs.refused("layer_types", kinds, "only full_attention")
+
+
 def _is_idle(theirs: TheirConfig, name: str, value: Any) -> bool:
     """Returns whether a window is as long as the context, or off."""
-    return name == "sliding_window" and (not value or value >= theirs.whole("max_position_embeddings"))
+    if name != "sliding_window" or type(value) not in (int, type(None), bool):
+        return False
+    return not value or value >= theirs.whole("max_position_embeddings")
 
 
 def _activation(theirs: TheirConfig) -> str:

@@ -16,6 +16,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.exchange.families import DEEPSEEK_V3, FUSED, THEIR_LAYER, TOP, Family
 from moe_cli.files.tensor_file import NewTensor, TensorFile, Values, chunk_ranges
+from moe_cli.formatting import foreign_name
 
 Shapes = Mapping[str, tuple[int, ...]]
 _LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
@@ -183,7 +184,7 @@ def our_tensors(config: RunConfig, family: Family, shapes: Shapes, shards: Shard
         unused -= {piece.theirs for piece in found}
         tensors.append(NewTensor(mapped.ours, mapped.shape, partial(_values, found, mapped.shape, shards)))
     if unused := {name for name in unused if not _is_ignored(name, config)}:
-        raise ConfigError(f"the tensor {min(unused):.80} has no place in a model with this config.json.")
+        raise ConfigError(f"the tensor {foreign_name(min(unused))} has no place in a model with this config.json.")
     return tensors
 
 
@@ -198,14 +199,14 @@ def _found(mapped: Mapped, family: Family, shards: Shards) -> tuple[Piece, ...]:
         names = {piece.theirs.replace(".block_sparse_moe.", ".mlp."): piece for piece in mapped.pieces}
     for name, piece in names.items():
         if name not in shards:
-            raise ConfigError(f"the tensor {piece.theirs:.80} is missing.")
+            raise ConfigError(f"the tensor {foreign_name(piece.theirs)} is missing.")
     return tuple(Piece(name, piece.shape, piece.first) for name, piece in names.items())
 
 
 def _check_shape(piece: Piece, shards: Shards) -> None:
     if (shape := shards.shape(piece.theirs)) != piece.shape:
         raise ConfigError(
-            f"the tensor {piece.theirs:.80} has shape {list(shape)}, and config.json says {list(piece.shape)}."
+            f"the tensor {foreign_name(piece.theirs)} has shape {list(shape)}; config.json says {list(piece.shape)}."
         )
 
 
@@ -223,5 +224,5 @@ def _values(pieces: Sequence[Piece], shape: tuple[int, ...], shards: Shards) -> 
         for start, number in chunk_ranges(0, piece.count):
             values = shards.read(piece.theirs, start, number)
             if not np.isfinite(values).all():
-                raise ConfigError(f"the tensor {piece.theirs:.80} has values that are not finite.")
+                raise ConfigError(f"the tensor {foreign_name(piece.theirs)} has values that are not finite.")
             yield values

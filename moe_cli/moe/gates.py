@@ -124,7 +124,7 @@ class PerTaskGate(nn.Module):
             gate.reset_parameters(generator)  # type: ignore[operator]
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
-        by_task = x.unflatten(0, (len(x) // len(self.gates), len(self.gates))).unbind(1)
+        by_task = x.unflatten(0, (x.shape[0] // len(self.gates), len(self.gates))).unbind(1)
         return torch.stack([gate(tokens) for gate, tokens in zip(self.gates, by_task, strict=True)], 1).flatten(0, 1)
 
 

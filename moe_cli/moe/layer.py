@@ -3,6 +3,7 @@
 T tokens, E experts, K chosen per token, L positions per sequence, D width.
 """
 
+import math
 from dataclasses import replace
 from typing import Unpack
 
@@ -108,7 +109,7 @@ class MoELayer(SparseLayer):
                 evaluation.
         """
         length = x.shape[-2] if x.ndim > 1 else 1
-        sequences = Sequences(x.shape[:-1].numel() // max(1, length), length, mask)
+        sequences = Sequences(math.prod(x.shape[:-1]) // max(1, length), length, mask)
         tokens, token_ids = x.reshape(-1, x.shape[-1]), None if token_ids is None else token_ids.flatten()
         if mask is not None:
             mask = mask.flatten()

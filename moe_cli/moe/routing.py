@@ -129,9 +129,9 @@ def routing_from_top_k(
 
 def identity_routing(expert_ids: Int[Tensor, " A"], num_experts: int) -> Routing:
     """Returns the routing that sends row i to expert_ids[i] with weight 1; its logits and probabilities are zero."""
-    none = torch.zeros(1, 1, device=expert_ids.device).expand(len(expert_ids), num_experts)
+    none = torch.zeros(1, 1, device=expert_ids.device).expand(expert_ids.shape[0], num_experts)
     kept: Bool[Tensor, " A"] = torch.ones_like(expert_ids, dtype=torch.bool)
-    rows = torch.arange(len(kept), device=kept.device)
+    rows = torch.arange(kept.shape[0], device=kept.device)
     return Routing(none, none, rows, expert_ids, kept.float(), kept, is_dropless=True)
 
 

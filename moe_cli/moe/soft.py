@@ -65,8 +65,8 @@ class SoftMoELayer(SparseLayer):
         mask = None if mask is None else mask.reshape(sequences.shape[:-1])
         logits = self.router(sequences)
         slots = self.router.mix_tokens(sequences, logits, mask)
-        outputs = self.run_experts(slots, self.router.slot_routing(len(sequences), x.device))
-        y = logits.softmax(-1).to(outputs.dtype) @ outputs.view(len(sequences), logits.shape[-1], outputs.shape[-1])
+        outputs = self.run_experts(slots, self.router.slot_routing(sequences.shape[0], x.device))
+        y = logits.softmax(-1).to(outputs.dtype) @ outputs.view(sequences.shape[0], logits.shape[-1], outputs.shape[-1])
         y = y if mask is None else y.masked_fill(~mask.unsqueeze(-1), 0)
         y = self.add_shared(y.flatten(0, 1), tokens)
         return y.view(x.shape), self.router.token_routing(logits.flatten(0, 1) if mask is None else logits[mask])
@@ -122,9 +122,9 @@ class SlotGate(nn.Module):
         """Returns the routing of the tokens: each uses all experts, weighted by the sums of its combine weights."""
         by_expert = flat.unflatten(-1, (self.num_experts, self.slots))
         probs = flat.softmax(-1).unflatten(-1, (self.num_experts, self.slots)).sum(-1)
-        tokens = torch.arange(len(flat), device=flat.device)
-        expert_ids = torch.arange(self.num_experts, device=flat.device).repeat_interleave(len(flat))
-        kept = torch.ones(len(expert_ids), dtype=torch.bool, device=flat.device)
+        tokens = torch.arange(flat.shape[0], device=flat.device)
+        expert_ids = torch.arange(self.num_experts, device=flat.device).repeat_interleave(flat.shape[0])
+        kept = torch.ones_like(expert_ids, dtype=torch.bool)
         return Routing(
             by_expert.logsumexp(-1),
             probs,

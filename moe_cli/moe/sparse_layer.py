@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moe_cli.config.ranges import check_above, check_fraction, check_whole
 from moe_cli.distributed.collectives import ExpertGroup
 from moe_cli.errors import ConfigError
-from moe_cli.moe.backends.dispatch import BACKENDS
+from moe_cli.moe.backends.dispatch import BACKENDS, Backend
 from moe_cli.moe.expert_parallel import expert_parallel_forward
 from moe_cli.moe.experts import ACTIVATIONS, Experts, FeedForward
 from moe_cli.moe.gates import LinearGate
@@ -52,6 +52,7 @@ class SparseLayer(nn.Module):
 
     Attributes:
         top_k: experts per token; E if every token uses all experts.
+        backend: the back end in place of that of `dispatch`; None means none. An export sets it.
         expert_group: the processes that share the experts; None means that this process has all of them.
     """
 
@@ -85,6 +86,7 @@ class SparseLayer(nn.Module):
         self.num_experts = num_experts
         self.dispatch = dispatch
         self.expert_init_scale = expert_init_scale
+        self.backend: Backend | None = None
         self.expert_group: ExpertGroup | None = None
         experts = Experts(
             num_experts, d_model, d_expert, d_model, ffn_type=ffn_type, activation=activation, dropout=expert_dropout
@@ -123,10 +125,10 @@ class SparseLayer(nn.Module):
     def run_experts(self, tokens: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
         """Computes each token's weighted sum of the outputs of its kept experts."""
         routing = without_null_experts(routing)
-        backend = BACKENDS[self.dispatch]
+        backend = self.backend or BACKENDS[self.dispatch]
         if self.expert_group is not None:
             return expert_parallel_forward(self.experts, tokens, routing, self.expert_group, backend)
-        return backend(self.experts, tokens, routing, self.experts.sample_dropout_mask(len(routing.expert_ids)))
+        return backend(self.experts, tokens, routing, self.experts.sample_dropout_mask(routing.expert_ids.shape[0]))
 
     def add_shared(self, y: Float[Tensor, "T D"], tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         """Adds the output of the shared experts, if the layer has any."""

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # The settings that a command gives first, because the defaults of others depend on them.
 CHOICES = ("expert", "k", "router", "balance")
+# What a configuration records of its plug-ins, which is no setting.
+PLUGIN_VERSIONS = ("plugins.",)
 
 
 def declared_baselines(runs: Sequence[RunRow]) -> list[Settings]:
@@ -171,7 +173,8 @@ def _command(settings: Settings, seeds: Sequence[int], choice: Settings) -> str:
 
     shared = shared_with_dense([name for name in settings if "." in name])
     # A dense model starts from its initial weights, because upcycling applies only to experts.
-    wanted = {name: settings[name] for name in shared if name != "train.upcycle_from"}
+    left_out = ("train.upcycle_from", *PLUGIN_VERSIONS)
+    wanted = {name: settings[name] for name in shared if not name.startswith(left_out)}
     try:
         overrides = overrides_for(Composer(), {**choice}, wanted)
     except MoeError:
@@ -211,7 +214,9 @@ def settings_without_choices(settings: Settings) -> dict[str, Value]:
     return {
         name: value
         for name, value in settings.items()
-        if ("." in name or (name in TOP_LEVEL and name not in CHOICES)) and setting_applies(name, settings)
+        if ("." in name or (name in TOP_LEVEL and name not in CHOICES))
+        and setting_applies(name, settings)
+        and not name.startswith(PLUGIN_VERSIONS)
     }
 
 

@@ -15,7 +15,8 @@ from moe_cli.sweeps.executors.make import make_pool
 from moe_cli.sweeps.scheduler import Job, Pool
 from moe_cli.testing.promise import expected_to_run, require
 
-WAIT_SECONDS = 120.0
+# The longest that a run may take to begin or end, and to end after `close`.
+WAIT_SECONDS, CLOSE_SECONDS = 120.0, 30.0
 TINY = (
     "expert=2",
     "k=1",
@@ -53,7 +54,7 @@ def check_executor(executor: Plugin | Executor, outputs: Path) -> None:
         _wait(name, "begin", _at_work(pool.start(left), left))
     finally:
         pool.close()
-    _wait(name, "end when the pool is closed", lambda: not is_locked(left.path))
+    _wait(name, "end when the pool is closed", lambda: not is_locked(left.path), CLOSE_SECONDS)
 
 
 def _check_ends(name: str, pool: Pool, outputs: Path) -> None:
@@ -103,8 +104,8 @@ def _at_work(job: Job, run: Run) -> Callable[[], bool]:
     return lambda: job.poll() is not None or bool(run.checkpoints())
 
 
-def _wait(name: str, what: str, is_done: Callable[[], bool]) -> None:
-    end = time.monotonic() + WAIT_SECONDS
+def _wait(name: str, what: str, is_done: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
+    end = time.monotonic() + seconds
     while not is_done():
-        require(time.monotonic() < end, name, f"a run did not {what} within {WAIT_SECONDS:g} s.")
+        require(time.monotonic() < end, name, f"a run did not {what} within {seconds:g} s.")
         time.sleep(0.05)

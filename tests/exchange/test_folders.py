@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from moe_cli.cli.app import app
-from moe_cli.errors import ConfigError
+from moe_cli.config.compose import load_config
+from moe_cli.errors import ConfigError, MoeError
 from moe_cli.exchange.export_run import export_run
+from moe_cli.exchange.families import FAMILIES
 from moe_cli.exchange.import_folder import import_folder
+from moe_cli.exchange.settings import TheirConfig, choose_family, to_our_settings
 from moe_cli.files.reading import Unreadable
 from moe_cli.files.tensor_file import NewTensor, TensorFile, write_tensors
 from moe_cli.runs.folder import Run
@@ -74,10 +79,7 @@ REFUSED = {
     "model.ffn_type=mlp": "model.ffn_type=mlp",
     "model.sliding_window=4": "model.sliding_window=4",
     "model.logit_softcap=15": "model.logit_softcap=15.0",
-    "router=hash": "router=hash",
     "router=sinkhorn": "router=sinkhorn",
-    "router=noisy_topk": "router=noisy_topk",
-    "router=relu": "router=relu",
     "router.score=cosine": "router.score=cosine",
     "router.null_experts=2": "router.null_experts=2",
     "router=sigmoid": "model.kv_lora_rank=null",
@@ -86,21 +88,17 @@ REFUSED = {
     "model.qk_norm=false model.moe_layer_freq=2": "model.qk_norm=false",
     "model.qkv_bias=true": "model.qkv_bias=true",
     "model=bert": "model=bert",
-    "model=lstm": "model=lstm",
     "model=t5 model.moe_layer_freq=1": "model=t5",
 }
 
 
-@pytest.mark.parametrize("settings", REFUSED)
-def test_what_has_no_counterpart_is_refused_by_name(settings: str, tmp_path: Path, text_file: Path) -> None:
+@pytest.mark.parametrize("changes", REFUSED)
+def test_what_has_no_counterpart_is_refused_by_name(changes: str, text_file: Path) -> None:
     """One line names the setting and its value, and says what could be exported."""
-    from moe_cli.config.compose import load_config
-    from moe_cli.exchange.settings import choose_family
-
-    words = ["data=text", f"data.path={text_file}", "model.num_layers=2", "model.d_model=16", *settings.split()]
+    words = ["data=text", f"data.path={text_file}", "model.num_layers=2", "model.d_model=16", *changes.split()]
     with pytest.raises(ConfigError) as refused:
         choose_family(load_config(words).config)
-    assert str(refused.value).startswith(f"{REFUSED[settings]} has no counterpart")
+    assert str(refused.value).startswith(f"{REFUSED[changes]} has no counterpart")
     assert "Exportable: " in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -329,6 +327,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "code": ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
     "quantised": ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
     "another architecture": ({"model_type": "mamba"}, "model_type=mamba"),
+    "lines of text": ({"model_type": "\x1b[31m\na\nb\nc"}, "model_type="),
     "no architecture": ({"model_type": ["qwen3_moe"]}, "model_type="),
     "unknown positions": ({"rope_scaling": {"rope_type": "longrope", "factor": 2}}, "rope_type=longrope"),
     "positions that are no table": ({"rope_scaling": [1]}, "rope_parameters"),
@@ -361,6 +360,34 @@ def test_a_bad_config_is_refused(name: str, model: Path, tmp_path: Path, data: l
     assert os.environ["HOME"] not in printed
 
 
+NAMES = ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act"]
+NAMES += ["max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "layer_types"]
+NAMES += [
+    "num_experts",
+    "num_experts_per_tok",
+    "norm_topk_prob",
+    "mlp_only_layers",
+    "decoder_sparse_step",
+    "vocab_size",
+]
+NAMES += ["sliding_window", "tie_word_embeddings", "n_shared_experts", "v_head_dim", "n_group", "model_type"]
+ROPE = [{"rope_type": kind, "factor": 2, key: "x"} for kind in ("linear", "yarn") for key in ("factor", "beta_fast")]
+VALUES = [None, "x", -1, 0, 1.5, [], [1], {"a": 1}, True, 10**30, 1e308, *ROPE]
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(sorted(FAMILIES)), st.dictionaries(st.sampled_from(NAMES), st.sampled_from(VALUES), max_size=2))
+def test_no_value_of_a_config_is_a_crash(exported: Path, family: str, changes: dict[str, Any]) -> None:
+    """Any value of any type is taken or refused, in at most three lines."""
+    config = {**json.loads((exported / "config.json").read_text()), "model_type": family, **changes}
+    message = ""
+    try:
+        to_our_settings(TheirConfig(config))
+    except MoeError as error:
+        message = str(error)
+    assert len(message.splitlines()) <= 3
+
+
 def header(described: dict[str, Any], values: int) -> bytes:
     text = json.dumps(described).encode()
     return struct.pack("<Q", len(text)) + text + bytes(values)
@@ -387,6 +414,7 @@ FILES: dict[str, bytes] = {
     "product too large": header(one(shape=[2**40, 2**40]), 8),
     "no shape": header({"a": {"dtype": "F32"}}, 0),
     "no description": header({"a": 3}, 0),
+    "type that is a list": header({"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}, 8),
     "another type": header(one(dtype="F8_E4M3", offsets=(0, 2)), 2),
 }
 
@@ -452,6 +480,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing tensor": (drop("model.layers.0.mlp.experts.1.up_proj.weight"), "experts.1.up_proj.weight is missing"),
     "missing norm": (drop("model.norm.weight"), "model.norm.weight is missing"),
     "path as a name": (add("../../evil", torch.zeros(2)), "../../evil has no place"),
+    "lines and colours as a name": (add("a\x1b[31m\nb\nc\nd", torch.zeros(2)), "a?[31m?b?c?d has no place"),
     "one layer more": (add("model.layers.9.input_layernorm.weight", torch.zeros(2)), "has no place"),
     "another shape": (add("model.norm.weight", torch.zeros(3)), "has shape [3]"),
     "transposed": (add("model.layers.0.mlp.gate.weight", torch.zeros(2, 4)), "has shape [2, 4]"),
@@ -495,3 +524,11 @@ def test_tensor_files_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert {name: value.tolist() for name, value in values.items()} == {
         name: value.tolist() for name, value in load_file(tmp_path / "x.safetensors").items()
     }
+
+
+def test_the_experts_of_an_evaluation_are_exported(tmp_path: Path) -> None:
+    """With eval.k the exported model uses as many experts as `moe eval`, and weights that sum to 1 as in training."""
+    run, _ = random_run(tmp_path / "out", [*our_settings("mixtral", 0), "model.qk_norm=true", "k=2", "eval.k=1"], 0)
+    export_run(run, tmp_path / "out", tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    assert (1, True) == (config["num_experts_per_tok"], config["norm_topk_prob"])

@@ -99,7 +99,7 @@ def test_the_local_executor_passes(tmp_path: Path) -> None:
 def test_a_fault_of_a_running_pool_is_named(
     pool: type[Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor, "WAIT_SECONDS", 8.0)
+    monkeypatch.setattr(executor, "CLOSE_SECONDS", 1.0)
     opened: list[LocalPool] = []
 
     def build(config: Any, outputs: Path, workers: int) -> LocalPool:

@@ -177,6 +177,8 @@ def _load(run: Run) -> list[tuple[str, list[str]]]:
 
 def _origin(meta: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Returns where it ran, with its code and data. Values of another type are left out."""
+    from moe_cli.config.build import flatten_dict
+
     rows = []
     packages = meta.get("packages") if isinstance(meta.get("packages"), dict) else {}
     place = [str(meta[key]) for key in ("platform", "gpu") if meta.get(key)]
@@ -189,6 +191,9 @@ def _origin(meta: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     place += [f"{name} {packages[name]}" for name in ("torch", "moe-cli") if packages and name in packages]
     if place:
         rows.append(("ran on", place))
+    plugins = flatten_dict(found) if isinstance(found := meta.get("plugins"), dict) else {}
+    if plugins:
+        rows.append(("plug-ins", [f"{key.replace('.', '=', 1)} of {origin}" for key, origin in plugins.items()]))
     git, corpus = meta.get("git"), meta.get("corpus")
     if isinstance(git, dict) and git.get("commit"):
         rows.append(

@@ -13,7 +13,7 @@ from moe_cli.cli.progress import LivePanel, SweepProgress, bar_line, failure_rea
 from moe_cli.cli.runs.settings import run_labels
 from moe_cli.formatting import count, duration, percent, plural, sanitise, sparkline
 from moe_cli.runs.curves import validation_curve
-from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, PENDING, PRUNED, RUNNING, Run
+from moe_cli.runs.folder import COMPLETED, DONE, FAILED, IMPORTED, INTERRUPTED, PENDING, PRUNED, RUNNING, Run
 from moe_cli.runs.locks import is_sweep_running
 from moe_cli.runs.lookup import find_folder, find_run, is_run, list_runs, list_runs_by_age, newest_sweep
 from moe_cli.runs.status import RunStatus, StatusCache
@@ -64,6 +64,7 @@ class SweepFolder:
         by = {
             name: [status for status in seen if status.status == name] for name in (COMPLETED, RUNNING, FAILED, PRUNED)
         }
+        by[COMPLETED] += [status for status in seen if status.status == IMPORTED]
         waiting = len(seen) - sum(map(len, by.values()))
         last_heartbeat = max(
             (max(status.created, status.started, status.last_heartbeat) for status in seen), default=0.0
@@ -130,12 +131,12 @@ def watch_run(console: Console, run: Run, sleep: Sleep = time.sleep) -> int:
             if status.status != RUNNING and not _waits(status):
                 break
             sleep(POLL_SECONDS)
-    if status.status in (COMPLETED, FAILED, PRUNED):
+    if status.status in (*DONE, FAILED, PRUNED):
         board.print(finished_line(status, run.id))
     else:
         hint = f"Continue it: moe train --resume {sanitise(run.id)}"
         board.print(Text(f"{sanitise(run.id)} is {status.status} and not running. {hint}"))
-    return 0 if status.status == COMPLETED else 1
+    return 0 if status.status in DONE else 1
 
 
 def _waits(status: RunStatus) -> bool:

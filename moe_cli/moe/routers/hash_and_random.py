@@ -60,7 +60,7 @@ class HashRouter(GatedRouter):
         """Computes the gate's scores; zeros if the router has no gate."""
         if self.config.learned:
             return super().logits(tokens)
-        return torch.zeros(len(tokens), self.num_experts, dtype=gate_dtype(tokens), device=tokens.device)
+        return torch.zeros(tokens.shape[0], self.num_experts, dtype=gate_dtype(tokens), device=tokens.device)
 
     def route(
         self, tokens: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"] | None, policy: RoutingPolicy

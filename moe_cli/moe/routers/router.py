@@ -146,9 +146,9 @@ def top_indices(scores: Float[Tensor, "T E"], top_k: int) -> Int[Tensor, "T K"]:
     """Returns the indices of the K largest scores of each row, largest first.
 
     On a CPU equal scores keep the order of their indices. `topk` does not define that order, and K calls of argmax are
-    as fast for small K.
+    as fast for small K. The operator TopK of an exported ONNX graph does define it.
     """
-    if scores.device.type != "cpu":
+    if scores.device.type != "cpu" or torch.compiler.is_exporting():
         return scores.topk(top_k, dim=-1).indices
     if not 0 < top_k <= 8:
         return scores.argsort(dim=-1, descending=True, stable=True)[:, :top_k]

@@ -154,7 +154,7 @@ class ReluRouter(GatedRouter):
             fraction = active.to(weights.dtype).sum(0) / max(1, len(tokens))
             load = all_reduce_mean(fraction) * self.num_experts / self.top_k
             router_loss = self.l1 * (weights * load).sum() / max(1, weights.numel())
-        kept = torch.ones(len(assigned_tokens), dtype=torch.bool, device=tokens.device)
+        kept = torch.ones_like(assigned_tokens, dtype=torch.bool)
         row_weights = weights[assigned_tokens, expert_ids]
         return Routing(
             logits, probs, assigned_tokens, expert_ids, row_weights, kept, router_loss=router_loss, is_dropless=True

@@ -14,6 +14,7 @@ from moe_cli.errors import ConfigError
 from moe_cli.moe import permutation
 from moe_cli.moe.backends import dispatch
 from moe_cli.moe.backends import loop as loop_module
+from moe_cli.moe.backends.all_experts import all_experts
 from moe_cli.moe.backends.dispatch import (
     BACKENDS,
     BackendQuery,
@@ -33,7 +34,7 @@ from tests.moe.formulas import ACTIVATIONS, FFN_TYPES, ROUTERS, dense, network, 
 Backend = Callable[..., Tensor]
 # Widths whose rows are multiples of 16 bytes in bfloat16 too, which the grouped product needs.
 E, D_IN, F, D_OUT = 6, 8, 24, 16
-every_backend = pytest.mark.parametrize("backend", [reference, loop, grouped_mm, einsum])
+every_backend = pytest.mark.parametrize("backend", [reference, loop, grouped_mm, einsum, all_experts])
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def assert_same(expected: dict[str, Tensor], actual: dict[str, Tensor], toleranc
 def test_every_back_end_equals_the_reference(activation: str, ffn_type: str) -> None:
     """The output and every gradient agree: in float64, and in float32, which is the widest precision of grouped_mm."""
     wide = make_case("top2", 64, 1.0, ffn_type, activation)
-    for backend in (loop, einsum):
+    for backend in (loop, einsum, all_experts):
         assert_same(wide.outcome(reference), wide.outcome(backend), 1e-10)
     narrow = make_case("top2", 64, 1.0, ffn_type, activation, torch.float32)
     for backend in (loop, grouped_mm):
