@@ -14,25 +14,29 @@ if TYPE_CHECKING:
     from moe_cli.exchange.model_file import ModelFile
     from moe_cli.runs.folder import Run
 
-FORMATS = ("hf", "onnx")
+FORMATS = ("hf", "onnx", "gguf")
 
 
-def export(
+def export(  # noqa: PLR0913  (an option each)
     run: RunName,
     target: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER|FILE", help="A new or empty folder, or a new file .onnx."),
+        typer.Argument(metavar="FOLDER|FILE", help="A new or empty folder, or a new file .onnx or .gguf."),
     ],
     form: Annotated[
         str | None,
         typer.Option(
             "--format",
             metavar="|".join(FORMATS),
-            help="hf: a folder for transformers; onnx: a file for onnxruntime.",
+            help="hf: a folder for transformers; onnx, gguf: a file for onnxruntime or llama.cpp.",
             show_default="by the ending, else hf",
         ),
     ] = None,
     checkpoint: Checkpoint = "latest",
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="float32|float16", help="Of matrices in a file .gguf.", show_default="float32"),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Write into a folder that has files, or replace the file.")
     ] = False,
@@ -40,28 +44,26 @@ def export(
     plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a trained model for transformers or onnxruntime.
+    """Write a trained model for another program to run.
 
-    Models without a counterpart there are refused. Nothing that is written can execute code.
+    transformers reads a folder, onnxruntime a file .onnx, llama.cpp a file .gguf. Models without a counterpart are
+    refused. Nothing that is written can execute code.
 
     Examples:
         moe export latest model
-        moe export latest model.onnx
+        moe export latest model.gguf --dtype float16
     """
     from moe_cli.runs.folder import outputs_folder
 
     kind = _choose_format(target, form)
+    _check_dtype(kind, dtype)
     found_in = outputs_folder(outputs)
     found = trained_run(found_in, run)
     if kind == "hf":
         _write_folder(found, found_in, target.expanduser(), checkpoint, force=force, as_json=as_json)
         return
 
-    from moe_cli.cli.console import Terminal
-    from moe_cli.exchange.export_onnx import export_onnx
-
-    with Terminal(stderr=True).status("export"):
-        result = export_onnx(found, found_in, target.expanduser(), checkpoint, force=force)
+    result = _write_file(kind, found, found_in, target.expanduser(), checkpoint, force=force, dtype=dtype or "float32")
     if as_json:
         print_json(_file_to_dict(result))
     else:
@@ -83,6 +85,42 @@ def _choose_format(target: Path, form: str | None) -> str:
             f"--format {form} writes a file, and {sanitise(str(target))} does not end in .{form}. Name one that does."
         )
     return form
+
+
+def _check_dtype(kind: str, dtype: str | None) -> None:
+    """Raises ConfigError for a type that is unknown, or that the format does not have."""
+    from moe_cli.config.build import check_choice
+    from moe_cli.errors import ConfigError
+
+    if dtype is None:
+        return
+    check_choice("--dtype", dtype, ("float32", "float16"))
+    if kind != "gguf":
+        raise ConfigError(f"--dtype {dtype} is for files .gguf. Leave it out: weights are float32.")
+
+
+def _write_file(
+    kind: str, run: "Run", outputs: Path, path: Path, checkpoint: str, *, force: bool, dtype: str
+) -> "ModelFile":
+    from moe_cli.cli.console import Terminal
+
+    with Terminal(stderr=True).status("export") as status:
+        if kind == "onnx":
+            from moe_cli.exchange.export_onnx import export_onnx
+
+            return export_onnx(run, outputs, path, checkpoint, force=force)
+
+        from moe_cli.exchange.export_gguf import export_gguf
+
+        return export_gguf(
+            run,
+            outputs,
+            path,
+            checkpoint,
+            force=force,
+            dtype=dtype,
+            on_bytes=lambda done: status.update(f"export: {format_bytes(done)}"),
+        )
 
 
 def _write_folder(run: "Run", outputs: Path, folder: Path, checkpoint: str, *, force: bool, as_json: bool) -> None:
@@ -111,6 +149,8 @@ def _print_file(result: "ModelFile") -> None:
     echo(f"{sanitise(str(result.path))}   {result.kind}   step {result.step:,}   {format_bytes(result.num_bytes)}")
     for file in result.files[1:]:
         echo(f"{sanitise(str(file))}   its tokenizer")
+    if result.lacks_tokenizer:
+        echo("note: without a tokenizer: it reads token ids only.", fg="yellow", err=True)
     if result.difference is not None:
         echo(f"onnxruntime's logits differ from those of the run by at most {result.difference:.1g}.")
 

@@ -70,7 +70,7 @@ def export_onnx(run: Run, outputs: Path, path: Path, which: str = "latest", *, f
     if tokenizer is not None:
         files.append(path.with_name(f"{path.stem}.tokenizer.json"))
         write_text(files[1], tokenizer_json(tokenizer))
-    return ModelFile(run.id, step, path, "ONNX", len(content), tuple(files), difference)
+    return ModelFile(run.id, step, path, "ONNX", len(content), tuple(files), has_text and tokenizer is None, difference)
 
 
 def _check_libraries() -> None:

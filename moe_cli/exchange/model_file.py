@@ -16,6 +16,7 @@ class ModelFile:
     Attributes:
         kind: what the file holds, for people.
         files: the file, and its tokenizer.
+        lacks_tokenizer: whether the model reads text, and its tokenizer was not written.
         difference: the largest difference of logits to those of the run; None if it was not measured.
     """
 
@@ -25,6 +26,7 @@ class ModelFile:
     kind: str
     num_bytes: int
     files: tuple[Path, ...]
+    lacks_tokenizer: bool
     difference: float | None = None
 
 
