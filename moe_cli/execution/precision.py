@@ -3,7 +3,7 @@
 from typing import Any
 
 from moe_cli.config.layer_costs import assignments_per_token
-from moe_cli.config.model import TransformerConfig
+from moe_cli.config.model import GPTConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.processor import cpu_has_bfloat16
 from moe_cli.execution.machine import visible_gpus
@@ -40,9 +40,9 @@ def cpu_precision(config: RunConfig) -> str:
 
 
 def is_faster_in_bfloat16(config: RunConfig) -> bool:
-    """Returns whether a model is a transformer whose products are large enough."""
+    """Returns whether a model is a gpt, the only one whose loss was compared, with products that are large enough."""
     model, tokens = config.model, config.train.batch_size * config.model.context_length / config.launch.num_processes
-    if not isinstance(model, TransformerConfig) or model.d_model < MIN_D_MODEL or tokens < MIN_TOKENS:
+    if not isinstance(model, GPTConfig) or model.d_model < MIN_D_MODEL or tokens < MIN_TOKENS:
         return False
     rows = tokens * assignments_per_token(config) / config.expert
     return config.dense or ((model.d_expert or 0) >= MIN_D_EXPERT and rows >= MIN_ROWS)

@@ -68,6 +68,7 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
         "val_tokens": result.num_tokens,
         "val_bytes": result.num_bytes,
         "dispatch": _backend_used(config, training.layers),
+        "precision": config.train.precision,
         "capacity_val_loss": limited.loss if limited else None,
         "capacity_val_drop": config.eval_drop if limited else None,
         "eval_context": result.mean_context,
