@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from moe_cli.api.sweep import sweep
+from moe_cli.api.train import train
 from moe_cli.cli.app import app
 from moe_cli.config.compose import load_config
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.exchange.export_run import export_run
+from moe_cli.exchange.import_folder import evaluate_imported
 from moe_cli.exchange.upcycle_source import import_upcycle_source
 from moe_cli.execution.run import run_one
 from moe_cli.execution.upcycling import check_upcycle, resolve_upcycle_source
@@ -65,6 +69,27 @@ def test_each_family_starts_as_its_dense_model(family: str, share: int, tmp_path
     assert moe_layers(sparse)
     expected = model(tokens(0))[0]
     assert torch.allclose(expected, sparse(tokens(0))[0], atol=1e-4 * float(expected.detach().abs().max()))
+
+
+def test_the_first_loss_of_the_command_is_that_of_the_dense_model(tmp_path: Path, data: list[str]) -> None:
+    """`moe train` needs no setting of the model; a shorter context than that of the folder can be given."""
+    folder, _ = dense_model("qwen3", tmp_path)
+    outputs = tmp_path / "out"
+    tiny = ["train.steps=1", "train.batch_size=2", "optim.lr=1e-12", "optim.adam_lr=1e-12", "expert=4", "k=2"]
+    arguments = ["train", SOURCE.format(folder), *data, *tiny, "model.context_length=12", "--outputs", str(outputs)]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    (source,) = (outputs / "imported").glob("gpt-*")
+    assert 12 == Run(source).config().model.context_length
+    expected = evaluate_imported(Run(source), outputs)["val_loss"]
+    assert expected == pytest.approx(json.loads(result.stdout)["val_loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("function", [train, sweep])
+def test_python_reads_the_folder_too(function: Callable[..., object], tmp_path: Path) -> None:
+    """The functions take the words of the commands."""
+    with pytest.raises(ConfigError, match="there is no folder"):
+        function([SOURCE.format(tmp_path / "nowhere")], outputs=tmp_path / "out")
 
 
 def test_the_folder_may_be_gone_after_the_start(tmp_path: Path, data: list[str]) -> None:

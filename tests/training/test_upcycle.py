@@ -146,6 +146,16 @@ def test_the_seed_of_the_run_decides_the_dropped_units(text_file: Path, dense: R
     assert not torch.equal(first, another)
 
 
+def test_a_run_starts_from_varied_experts(text_file: Path, tmp_path: Path, dense: Run) -> None:
+    """Noise and dropped units change the first loss of a run, each in its own way."""
+    losses = set()
+    for varied in ({}, {"upcycle_noise": 0.5}, {"upcycle_drop": 0.5}):
+        words = {"steps": 1, "upcycle_from": dense.id, **varied}
+        run = finish(tiny_config(text_file, model={"d_expert": 32}, train=words), tmp_path)
+        losses.add(run.metrics()[0]["train/loss"])
+    assert 3 == len(losses)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"k": 1}, {"expert": 5}, {"router": NoisyTopKConfig()}, {"router": TopKConfig(score="cosine")},
