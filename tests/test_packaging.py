@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_wheel_holds_conf_and_runs_elsewhere(tmp_path: Path) -> None:
-    """Every file of conf/ is in the built wheel, tests are not, and the unpacked wheel resolves a configuration."""
+    """Every file of conf/ and every task is in the built wheel, tests are not, and the unpacked wheel resolves a configuration."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -24,6 +24,8 @@ def test_wheel_holds_conf_and_runs_elsewhere(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "site")
     wanted = {"moe_cli/py.typed"}
     wanted |= {f"moe_cli/conf/{path.relative_to(ROOT / 'conf').as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
+    wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "moe_cli").rglob("*.yaml")}
+    assert "moe_cli/harness/tasks/moe_text.yaml" in wanted
     assert wanted <= names
     assert not any(name.startswith(("tests/", "conf/", "outputs/")) for name in names)
     (tmp_path / "elsewhere").mkdir()

@@ -12,6 +12,7 @@ from moe_cli.cli.views import SearchView, SweepView
 from moe_cli.config.bounds import JOBS, RETRIES
 from moe_cli.config.executors import split_executor
 from moe_cli.config.ranges import check_above, check_between
+from moe_cli.exchange.upcycle_source import import_upcycle_source
 from moe_cli.runs.folder import outputs_folder
 from moe_cli.sweeps.run_sweep import Execution, PreparedSearch, PreparedSweep, View, prepare, run_sweep
 from moe_cli.sweeps.scheduler import FailurePolicy
@@ -69,6 +70,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     check_above("timeout", timeout, 0)
     folder = outputs_folder(outputs)
     executor_settings, overrides = split_executor(overrides, executor)
+    overrides = import_upcycle_source(overrides, folder)
     rules = FailurePolicy(timeout, retries, fail_fast)
     execution = Execution(executor_settings, jobs, rules, retry_failed, force, rerun_stale, force_memory)
     options = SearchOptions(sampler, trials, objective, prune, search_seed)

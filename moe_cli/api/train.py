@@ -15,6 +15,7 @@ from typing import Any
 from moe_cli.api.arguments import LOGGER, check_list
 from moe_cli.config.compose import load_config
 from moe_cli.errors import DiskFull, MoeError, RunBusy, TrainingError
+from moe_cli.exchange.upcycle_source import import_upcycle_source
 from moe_cli.execution.estimate import estimate_runs, measure_flops
 from moe_cli.execution.machine import check_devices, visible_gpus
 from moe_cli.execution.memory import check_memory
@@ -52,7 +53,7 @@ def train(
     """
     check_list("overrides", overrides)
     folder = outputs_folder(outputs)
-    resolved = load_config(overrides)
+    resolved = load_config(import_upcycle_source(overrides, folder))
     config = resolve_upcycle_source(resolved.config, folder)
     run = Run(folder / "runs" / config.run_id)
     if run.summary() is not None and not force:

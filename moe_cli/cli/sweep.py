@@ -102,6 +102,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         moe sweep sparsity --dry-run
     """
     from moe_cli.cli.console import Terminal
+    from moe_cli.cli.foreign_source import with_imported_source
     from moe_cli.cli.views import SearchView, SweepView
     from moe_cli.config.executors import split_executor
     from moe_cli.runs.folder import outputs_folder
@@ -121,6 +122,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         "baseline": baseline,
     }
     with interruptible(partial(console.print, STOPPED, soft_wrap=True)):
+        overrides = with_imported_source(overrides, folder, may_import=not dry_run)
         plan = plan_sweep_or_search(
             overrides, SearchOptions(sampler, trials, objective, prune, search_seed), **arguments
         )

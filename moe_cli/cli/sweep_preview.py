@@ -51,6 +51,7 @@ def summary_lines(prepared: "PreparedSweep") -> list[tuple[str, str]]:
 
 def data_notes(prepared: "PreparedSweep") -> list[tuple[str, str]]:
     """Returns (style, line) of exclusions, of settings without effect, and of warnings."""
+    from moe_cli.execution.precision import planned_precision
     from moe_cli.formatting import plural
     from moe_cli.metrics import unequal_flops
 
@@ -65,6 +66,10 @@ def data_notes(prepared: "PreparedSweep") -> list[tuple[str, str]]:
     can_match = any(not planned.config.dense and planned.config.match != "flops" for planned in prepared.runs)
     if note := unequal_flops(costs, can_match=can_match):
         lines.append(("dim", f"  FLOPs     {note}"))
+    precisions = Counter(planned_precision(planned.config) for planned in prepared.runs)
+    if len(precisions) > 1:
+        counted = ", ".join(f"{name} for {plural(number, 'run')}" for name, number in precisions.items())
+        lines.append(("yellow", f"  precision {counted}; for a fair comparison set train.precision"))
     if plan.num_repeats:
         lines.append(
             ("dim", f"  left out  {plural(plan.num_repeats, 'point')}: same configuration as an earlier point")

@@ -71,7 +71,7 @@ def train(  # noqa: PLR0913  (an argument for each option)
     if like is not None and resume is not None:
         raise ConfigError("--resume continues a run, and --like starts a new one: give one.")
     run = _restarted_run(folder) if resume is None else _resumed_run(resume, overrides or [], config_dir, folder, force)
-    config = run.config() if run else _new_config(overrides or [], config_dir, folder, like)
+    config = run.config() if run else _new_config(overrides or [], config_dir, folder, like, dry_run)
 
     from moe_cli.cli.console import Terminal
     from moe_cli.cli.train_preview import print_estimate
@@ -239,10 +239,14 @@ def _restarted_run(outputs: Path) -> "Run | None":
     return next((run for run in reversed(runs) if run.status().get("job") == job_id()), None)
 
 
-def _new_config(overrides: list[str], config_dir: Path | None, folder: Path, like: str | None) -> "RunConfig":
+def _new_config(
+    overrides: list[str], config_dir: Path | None, folder: Path, like: str | None, dry_run: bool
+) -> "RunConfig":
+    from moe_cli.cli.foreign_source import with_imported_source
     from moe_cli.config.compose import load_config
     from moe_cli.runs.lookup import find_run
 
+    overrides = with_imported_source(overrides, folder, like=like, may_import=not dry_run)
     start = find_run(folder, like).config() if like is not None else None
     resolved = load_config(overrides, "train", config_dir, start)
     print_notes(resolved.notes)

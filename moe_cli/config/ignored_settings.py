@@ -25,6 +25,8 @@ SPARSE_ONLY = (
     "optim.skip_idle_experts",
     "optim.expert_period",
     "launch.expert_parallel_size",
+    "train.upcycle_noise",
+    "train.upcycle_drop",
 )
 
 

@@ -80,6 +80,7 @@ def without_experts(config: RunConfig, notes: Notes, initial_k: int | None) -> R
     if isinstance(config.optim, MuonConfig):
         config = replace_group(config, "optim", expert_period=1)
     config = replace_group(config, "launch", expert_parallel_size=1)
+    config = replace_group(config, "train", upcycle_noise=0.0, upcycle_drop=0.0)
     return replace_unchecked(
         _evaluated_as_trained(config),
         router=None,
@@ -109,7 +110,10 @@ def resolve_sparse(config: RunConfig, notes: Notes, initial_k: int | None) -> Ru
             notes.ignored(f"router={config.router.name} learns no choice", "balance")
         config = replace_unchecked(config, balance=NoBalance())
     config = _with_choice(_with_balance(config, notes), notes, initial_k)
-    return config if config.train.upcycle_from is None else _with_copies(config, notes)
+    if config.train.upcycle_from is not None:
+        return _with_copies(config, notes)
+    notes.ignored("there is no train.upcycle_from", "train.upcycle_noise", "train.upcycle_drop")
+    return replace_group(config, "train", upcycle_noise=0.0, upcycle_drop=0.0)
 
 
 def _with_router(config: RunConfig, notes: Notes) -> RunConfig:

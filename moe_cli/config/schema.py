@@ -42,6 +42,8 @@ DEFAULT_STEPS = 1500
 DEFAULT_TOP_K = 2
 Match = Literal["active", "total", "flops", "model_flops", "none"]
 BUDGETS = ("steps", "tokens", "flops", "minutes")
+# Prefix of train.upcycle_from before the folder of a model of transformers.
+FOREIGN_MODEL = "hf:"
 # With train.eval_every=null. The last evaluation is at the end.
 EVALUATIONS_PER_RUN = 10
 # Settings of train= for execution and logging, which do not affect the trained model and are not part of its identity.
@@ -149,6 +151,8 @@ class TrainConfig(Settings):
     compile: Literal["auto", "on", "off"] = setting()
     precision: Literal["auto", "float32", "bfloat16"] = setting()
     upcycle_from: str | None = setting()
+    upcycle_noise: float = setting(between=(0, 1000))
+    upcycle_drop: float = setting(between=(0, 1))
     on_nan: Literal["stop", "skip", "rewind"] = setting()
     keep_checkpoints: int = setting(at_least=1)
     keep_best: bool = setting()
@@ -160,6 +164,11 @@ class TrainConfig(Settings):
     def check(self) -> None:
         if self.upcycle_from == "latest":
             raise ConfigError("train.upcycle_from=latest changes with every run. Give a run id: see moe report --runs")
+        if self.upcycle_from is not None and self.upcycle_from.startswith(FOREIGN_MODEL):
+            raise ConfigError(
+                f"train.upcycle_from={self.upcycle_from} is read from the words of moe train and moe sweep alone. "
+                "Elsewhere name a run: moe import FOLDER --no-eval"
+            )
         budgets = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(budgets) > 1:
             raise ConfigError(

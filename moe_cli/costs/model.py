@@ -147,7 +147,7 @@ def _tokens_per_pass(config: RunConfig) -> int:
 
 
 def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
-    """Estimates the peak number of stored values of a batch, with the back end `loop`; other back ends store more.
+    """Estimates the peak number of stored values of a batch, with the back end `loop` or `grouped_mm`.
 
     The peak is the sum of the values that forward saves and those that the beginning of backward adds.
 
@@ -160,11 +160,11 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     Added by backward, the largest of:
     - at the loss: 3 V per token;
     - in the last sparse layer: 2 K' D per token, a second copy of its experts' gradients, and 7 F (4 F if not gated)
-      per row of one expert at even load;
+      per row, with `loop` per row of one expert at even load;
     - in a dense last layer: 6 F per token if gated, else F (2 F with relu).
 
-    In bfloat16 the values of dense layers and experts count half, the cast weights are saved too, and backward computes
-    all rows of a layer at once, as the back end `grouped_mm` does. The rest of the model stays in float32 on a CPU.
+    In bfloat16 the values of dense layers and experts count half, and the cast weights are saved too. The rest of
+    the model stays in float32 on a CPU.
     """
     model, tokens = config.model, _tokens_per_pass(config)
     is_narrow = config.train.precision == "bfloat16"
@@ -184,7 +184,7 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     if isinstance(router, SoftConfig):
         scores = config.expert * (4 * router.slots + 7) + 2 * width + computed * width
     ffn = narrowed * ((model.num_layers - sparse) * dense + sparse * (rows + shared)) + sparse * scores
-    backward = 2 * width + (7 if gated else 4) * d_expert / (1 if is_narrow else config.expert)
+    backward = 2 * width + (7 if gated else 4) * d_expert / (config.expert if model.dispatch == "loop" else 1)
     cast_weights = 0.0
     if is_narrow:
         networks = (model.num_layers - sparse) * model.d_ff + sparse * config.expert * d_expert

@@ -1,5 +1,6 @@
 """Reads and writes Hugging Face folders. Only JSON and safetensors are read, and no link is followed."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from typing import Any
 
 from moe_cli.errors import ConfigError
 from moe_cli.exchange.tensors import Shards
-from moe_cli.files.reading import Unreadable, parse_object, read_bytes
+from moe_cli.files.reading import Unreadable, open_regular, parse_object, read_bytes
 from moe_cli.files.tensor_file import NewTensor, TensorFile, write_tensors
 from moe_cli.files.writing import delete, is_inside_outputs, replaced, write_text
 from moe_cli.formatting import foreign_name, sanitise
@@ -18,6 +19,7 @@ from moe_cli.formatting import foreign_name, sanitise
 CONFIG, TOKENIZER, WEIGHTS, INDEX = "config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"
 # The largest part of the weights in one file.
 SHARD_BYTES = 4 * 10**9
+_CHUNK_BYTES = 2**22
 MAX_SHARDS, MAX_INDEX_BYTES = 512, 2**26
 # Endings of files of weights that may execute code when they are read.
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -60,12 +62,39 @@ def read_object(folder: Path, name: str, max_bytes: int = 2**24) -> dict[str, An
         raise ConfigError(f"{sanitise(str(path))} {problem}.") from None
 
 
+def hash_weights(folder: Path) -> str:
+    """Returns the SHA-256 of the safetensors files that `open_weights` opens, in the order of their names.
+
+    Raises ConfigError for files that cannot be used.
+    """
+    digest = hashlib.sha256()
+    for name in weight_files(folder)[0]:
+        path = file_in(folder, name)
+        if path is None:
+            raise _no_weights(folder, name)
+        try:
+            with open_regular(path) as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+        except Unreadable as problem:
+            raise ConfigError(f"{sanitise(str(path))} {problem}.") from None
+    return digest.hexdigest()
+
+
+def weight_files(folder: Path) -> tuple[list[str], dict[str, str] | None]:
+    """Returns the names of the safetensors files of a folder, and the file of each tensor if there is an index.
+
+    Raises ConfigError for an index that cannot be used.
+    """
+    index = read_object(folder, INDEX, MAX_INDEX_BYTES)
+    place = None if index is None else _weight_map(index)
+    return sorted({WEIGHTS} if place is None else set(place.values())), place
+
+
 @contextmanager
 def open_weights(folder: Path) -> Iterator[Shards]:
     """Opens the safetensors files of a folder. Raises ConfigError for files that cannot be used."""
-    index = read_object(folder, INDEX, MAX_INDEX_BYTES)
-    place = None if index is None else _weight_map(index)
-    names = sorted({WEIGHTS} if place is None else set(place.values()))
+    names, place = weight_files(folder)
     with ExitStack() as stack:
         files: dict[str, TensorFile] = {}
         for name in names:

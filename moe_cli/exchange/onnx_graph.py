@@ -7,8 +7,9 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any
 
 import torch
@@ -16,10 +17,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moe_cli.config.data import ImageData
-from moe_cli.config.model import BERTConfig, MMoEConfig, T5Config, TransformerConfig, ViTConfig
+from moe_cli.config.model import BERTConfig, MMoEConfig, PluginModel, T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.routers import ExpertChoiceConfig, PluginRouter, RandomConfig, SoftConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
+from moe_cli.formatting import sanitise
 from moe_cli.moe.backends.all_experts import all_experts
 from moe_cli.moe.routing import RoutingPolicy
 from moe_cli.moe.sparse_layer import moe_layers
@@ -30,7 +32,7 @@ BATCH, LENGTH, DECODER_LENGTH = 3, 5, 7
 # protobuf holds at most 2 GiB; the rest is for the graph itself.
 MAX_BYTES = 2**31 - 2**25
 # Loggers of the libraries, which remark on other libraries and on their own code.
-_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+_LOGGERS = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ def check_exportable(config: RunConfig, num_bytes: int) -> None:
     Args:
         num_bytes: those of the weights.
     """
+    if isinstance(config.model, PluginModel):
+        raise ConfigError(f"model={config.model.name} comes from a plug-in, whose inputs are not known here.")
     if not config.dense and isinstance(config.router, RandomConfig):
         raise ConfigError("router=random draws the experts of each token, which an ONNX graph cannot repeat.")
     if not config.dense and isinstance(config.router, ExpertChoiceConfig):
@@ -187,7 +191,7 @@ def trace(model: nn.Module, config: RunConfig, inputs: list[Input], metadata: Ma
     except Exception as error:
         if not isinstance(config.router, PluginRouter):
             raise
-        reason = str(error).strip().partition("\n")[0]
+        reason = sanitise(str(error).strip().partition("\n")[0])
         raise ConfigError(f"router={config.router.name} cannot be traced by torch.export: {reason:.200}") from None
     if drawn := {node.op_type for node in proto.graph.node if node.op_type.startswith(("Random", "Bernoulli"))}:
         raise ConfigError(f"the model draws random numbers ({', '.join(drawn)}), which an ONNX graph cannot repeat.")
@@ -234,7 +238,7 @@ def _quiet() -> Iterator[None]:
     try:
         for name in levels:
             logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):  # torch prints the graph where it fails
             warnings.simplefilter("ignore")
             yield
     finally:

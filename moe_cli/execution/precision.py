@@ -3,14 +3,14 @@
 from typing import Any
 
 from moe_cli.config.layer_costs import assignments_per_token
-from moe_cli.config.model import TransformerConfig
+from moe_cli.config.model import GPTConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.processor import cpu_has_bfloat16
 from moe_cli.execution.machine import visible_gpus
 
 # The smallest sizes at which `auto` is bfloat16 on a CPU that multiplies it, see `cpu_precision`: width of the model,
-# width of an expert, and rows per expert.
-MIN_D_MODEL, MIN_D_EXPERT, MIN_ROWS = 96, 128, 64
+# width of an expert, rows per expert, and tokens of a pass.
+MIN_D_MODEL, MIN_D_EXPERT, MIN_ROWS, MIN_TOKENS = 96, 128, 64, 512
 
 
 def decide_precision(config: RunConfig, device: Any) -> str:
@@ -40,11 +40,9 @@ def cpu_precision(config: RunConfig) -> str:
 
 
 def is_faster_in_bfloat16(config: RunConfig) -> bool:
-    """Returns whether a model is a transformer whose products are large enough."""
-    model, rows = config.model, config.train.batch_size * config.model.context_length / config.launch.num_processes
-    if not isinstance(model, TransformerConfig):
+    """Returns whether a model is a gpt, the only one whose loss was compared, with products that are large enough."""
+    model, tokens = config.model, config.train.batch_size * config.model.context_length / config.launch.num_processes
+    if not isinstance(model, GPTConfig) or model.d_model < MIN_D_MODEL or tokens < MIN_TOKENS:
         return False
-    if config.dense:
-        return model.d_model >= MIN_D_MODEL and rows >= MIN_ROWS
-    rows *= assignments_per_token(config) / config.expert
-    return model.d_model >= MIN_D_MODEL and (model.d_expert or 0) >= MIN_D_EXPERT and rows >= MIN_ROWS
+    rows = tokens * assignments_per_token(config) / config.expert
+    return config.dense or ((model.d_expert or 0) >= MIN_D_EXPERT and rows >= MIN_ROWS)

@@ -107,7 +107,7 @@ def _train_and_record(run: Run, config: RunConfig, outputs: Path, recorder: Reco
     steps = training_steps(config, vocab_size)
     checkpoints = run.checkpoints()
     if not checkpoints and (source := check_upcycle(config, outputs)):
-        upcycle(model, source)
+        upcycle(model, source, config.seed, noise=config.train.upcycle_noise, drop=config.train.upcycle_drop)
     config = with_decided_precision(run, config, device)
     compiled = _is_compiled(run, config, vocab_size, device)
     distributed_model = DistributedModel(config.launch, model, compiled)

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from moe_cli.config.layer_costs import assignments_per_token
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import estimate_cost
 from moe_cli.data.load import Data
@@ -69,6 +68,7 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
         "val_tokens": result.num_tokens,
         "val_bytes": result.num_bytes,
         "dispatch": _backend_used(config, training.layers),
+        "precision": config.train.precision,
         "capacity_val_loss": limited.loss if limited else None,
         "capacity_val_drop": config.eval_drop if limited else None,
         "eval_context": result.mean_context,
@@ -92,7 +92,7 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
 
 
 def _backend_used(config: RunConfig, layers: Any) -> str | None:
-    """Returns the back end of the training; with dispatch=auto, the one chosen for this batch size."""
+    """Returns the back end of the training; with dispatch=auto, the one chosen."""
     import torch
 
     from moe_cli.moe.backends.dispatch import backend_query, choose_backend
@@ -100,8 +100,7 @@ def _backend_used(config: RunConfig, layers: Any) -> str | None:
     if not layers or config.model.dispatch != "auto":
         return config.model.dispatch if layers else None
     experts = layers[0].experts
-    rows = config.train.batch_size * config.model.context_length * assignments_per_token(config) / config.expert
-    return choose_backend(backend_query(experts, getattr(torch, config.train.precision), rows))
+    return choose_backend(backend_query(experts, getattr(torch, config.train.precision)))
 
 
 def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:

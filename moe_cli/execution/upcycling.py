@@ -8,6 +8,7 @@ from typing import Any
 from moe_cli.config.data import HELD_OUT, TOKENIZERS, CorpusConfig, DataConfig
 from moe_cli.config.ignored_settings import SPARSE_ONLY
 from moe_cli.config.ranges import format_setting
+from moe_cli.config.routers import TopKConfig, sums_to_one
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import SpanCorruption
 from moe_cli.data.bpe import hash_tokenizer_file
@@ -30,7 +31,7 @@ def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
     if config.train.upcycle_from is None:
         return None
     option, source = f"train.upcycle_from={config.train.upcycle_from}", find_run(outputs, config.train.upcycle_from)
-    dense, model = source.config(), config.model
+    dense = source.config()
     if getattr(config.router, "score", None) == "activation":
         raise ConfigError(
             f"{option} makes all experts equal, and router.score=activation cannot tell equal experts apart. "
@@ -41,7 +42,8 @@ def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
     if not source.checkpoints():
         raise ConfigError(f"{option} has no checkpoint. Finish it: moe train --resume {source.id}")
     ours, theirs = _held_out(config), _held_out(dense)
-    if all(ours[name] == theirs[name] for name in ("data.name", "data.path")) and ours != theirs:
+    learned_here = "imported" not in source.meta()
+    if learned_here and all(ours[name] == theirs[name] for name in ("data.name", "data.path")) and ours != theirs:
         add = " ".join(f"{name}={format_setting(value)}" for name, value in theirs.items() if ours[name] != value)
         raise ConfigError(f"{option} may have learned from data that this run holds out. Add: {add}")
     recorded = source.meta().get("corpus") or {}
@@ -52,12 +54,29 @@ def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
             f"{option} has {key}={format_setting(theirs)}, and this model {format_setting(ours)}. Add: "
             f"{key}={format_setting(theirs)}"
         )
-    if not config.dense and model.d_expert != model.d_ff:
-        raise ConfigError(
-            f"{option}: experts of width {model.d_expert} cannot be copies of a network of width {model.d_ff}. "
-            f"Add: match=none model.d_expert={model.d_ff}"
-        )
+    if not config.dense:
+        _check_width(config, option)
     return source
+
+
+def _check_width(config: RunConfig, option: str) -> None:
+    """Raises ConfigError unless the experts are copies of the dense network, or equal parts that can act as copies."""
+    model = config.model
+    assert model.d_expert is not None
+    parts, rest = divmod(model.d_ff, model.d_expert)
+    if rest or not parts:
+        raise ConfigError(
+            f"{option}: experts of width {model.d_expert} cannot be copies of a network of width {model.d_ff}, or "
+            f"equal parts of one. Add: match=none model.d_expert={model.d_ff}"
+        )
+    router, counts = config.router, (config.expert, config.k or 1, config.eval.k or config.k or 1)
+    chooses_copies = isinstance(router, TopKConfig) and router.score == "linear" and sums_to_one(router, counts[1])
+    if parts > 1 and not (chooses_copies and all(count % parts == 0 for count in counts)):
+        raise ConfigError(
+            f"{option}: experts of width {model.d_expert} are 1/{parts} of a network, and need an expert and a k that "
+            f"are multiples of {parts}, and router=topk router.score=linear router.renormalise=true. For copies: "
+            f"match=none model.d_expert={model.d_ff}"
+        )
 
 
 def resolve_upcycle_source(config: RunConfig, outputs: Path) -> RunConfig:

@@ -1,6 +1,6 @@
 """The model `moe` of lm-evaluation-harness: a run that answers the requests of its tasks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from moe_cli.cli.options import print_notes, trained_run
@@ -62,6 +63,18 @@ class MoELM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         if config.eval.capacity is not None and config.sees_later_tokens:
             print_notes((sees_later_tokens(config.eval_drop),))
         self._device = next(trained.model.parameters()).device
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+    ) -> "MoELM":
+        """Returns the model of `--model_args`, which come before the options --batch_size and --device."""
+        options = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        return cls(**{**options, **arg_dict})
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> "MoELM":
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @property
     def eot_token_id(self) -> int:

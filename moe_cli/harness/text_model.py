@@ -22,10 +22,7 @@ from moe_cli.training.generate import sample
 
 @dataclass(frozen=True)
 class Score:
-    """Attributes:
-    log_prob: log-likelihood of a continuation in nats.
-    is_greedy: whether each of its tokens is the most probable one.
-    """
+    """The log-likelihood of a continuation in nats, and whether each of its tokens is the most probable one."""
 
     log_prob: float
     is_greedy: bool

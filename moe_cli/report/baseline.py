@@ -173,7 +173,7 @@ def _command(settings: Settings, seeds: Sequence[int], choice: Settings) -> str:
 
     shared = shared_with_dense([name for name in settings if "." in name])
     # A dense model starts from its initial weights, because upcycling applies only to experts.
-    left_out = ("train.upcycle_from", *PLUGIN_VERSIONS)
+    left_out = ("train.upcycle_", *PLUGIN_VERSIONS)
     wanted = {name: settings[name] for name in shared if not name.startswith(left_out)}
     try:
         overrides = overrides_for(Composer(), {**choice}, wanted)

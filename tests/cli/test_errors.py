@@ -134,7 +134,8 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         assert (b"", 0) == (process.stderr.read(), process.wait())
 
 
-@pytest.mark.parametrize("reader", [None, pytest.param("head", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", [None, "head"])
 def test_a_training_without_a_reader_says_why_it_stopped(
     reader: str | None, settings: list[str], tmp_path: Path
 ) -> None:

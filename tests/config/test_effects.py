@@ -129,6 +129,8 @@ EXEMPT = {
     "train.minutes": "a budget of time: how many steps it holds is not fixed",
     "train.on_nan": "acts on a loss that is not finite",
     "train.upcycle_from": "needs a dense run",
+    "train.upcycle_noise": "needs a dense run",
+    "train.upcycle_drop": "needs a dense run",
     "train.precision": "auto is decided by the device where a run first starts, and kept from then on",
     "model.dispatch": "back ends give the same results to rounding",
     "data.dtype": "null is what the header of a file says",

@@ -76,6 +76,19 @@ def test_upcycling_says_what_it_changes(router: Any, k: int, given: list[str], n
 
 
 @pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, "there is no train.upcycle_from"), ({"expert": 1}, "expert=1 is dense")],
+)
+def test_noise_without_copies_is_ignored(changes: dict[str, Any], expected: str) -> None:
+    """Noise and dropped units change the copies of upcycling; without any they leave neither digest nor weights."""
+    keys = ["train.upcycle_noise", "train.upcycle_drop"]
+    config = RunConfig(train=schema.TrainConfig(upcycle_noise=0.1, upcycle_drop=0.5), **changes)
+    resolved = resolve(config, keys)
+    assert f"{expected}: train.upcycle_drop, train.upcycle_noise ignored." in resolved.notes
+    assert resolve(RunConfig(**changes)).config == resolved.config
+
+
+@pytest.mark.parametrize(
     ("config", "expected"),
     [
         (RunConfig(), 2),

@@ -224,15 +224,17 @@ class Held(TorchDispatchMode):
         self.now -= size
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("expert", [1, 8, 64])
-def test_activations_in_bfloat16_are_estimated_within_an_eighth(expert: int) -> None:
-    """Cast weights and experts in bfloat16 are counted, with the back end that `auto` takes for it."""
-    asked = load_config([f"expert={expert}", "model.num_layers=2", "train.precision=bfloat16"]).config
+def test_activations_of_auto_are_estimated_within_an_eighth(expert: int, precision: str) -> None:
+    """With the back end that `auto` takes; cast weights and experts in bfloat16 are counted."""
+    asked = load_config([f"expert={expert}", "model.num_layers=2", f"train.precision={precision}"]).config
+    torch.manual_seed(0)
     model = make_model(asked, 256)
     for param in model.parameters():
         param.grad = torch.zeros_like(param)
     with Held() as held:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             logits = model(*inputs_of(asked, 16, 256))[0].flatten(0, -2)
         torch.nn.functional.cross_entropy(logits.float(), torch.zeros(len(logits), dtype=torch.int64)).backward()
     assert held.peak == pytest.approx(estimate_cost(asked, 256).activation_bytes, rel=0.125)
@@ -251,6 +253,7 @@ def test_activations_are_estimated_within_an_eighth(name: str) -> None:
     # Of 16 patches, 2 tasks, or 64 tokens.
     batch = 64 if isinstance(given, ViTConfig) else 512 if isinstance(given, MMoEConfig) else 16
     asked = tiny_config(Path("text"), **{**changes, "model": model, "train": {"batch_size": batch}})
+    torch.manual_seed(0)
     model, inputs = make_model(asked, 256), inputs_of(asked, batch, 256)
     for param in model.parameters():
         param.grad = torch.zeros_like(param)

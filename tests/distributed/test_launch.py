@@ -170,6 +170,7 @@ def test_a_process_that_printed_its_error_is_not_reported_again(tmp_path: Path) 
     assert not isinstance(caught.value, LostProcess)
 
 
+@pytest.mark.slow
 def test_a_launch_starts_again(tmp_path: Path) -> None:
     """With launch.max_restarts, where a launch without them ends as in the tests above."""
     text = "os.environ['TORCHELASTIC_RESTART_COUNT'] == '1' or os.kill(os.getpid(), signal.SIGKILL)"

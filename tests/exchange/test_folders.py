@@ -290,26 +290,6 @@ def test_settings_of_the_model_are_fixed(model: Path, tmp_path: Path, data: list
         import_folder(model, tmp_path / "out", [*data, "model.d_model=8"])
 
 
-def test_a_dense_imported_model_can_be_upcycled(tmp_path: Path, text_file: Path, data: list[str]) -> None:
-    """An imported Qwen3 starts a sparse run, whose first loss is that of the dense model."""
-    settings = [*our_settings("qwen3", 0), "model.qk_norm_weights=head", "model.rope_scaling=none"]
-    run, _ = random_run(tmp_path / "out", settings, 0)
-    export_run(run, tmp_path / "out", tmp_path / "model")
-    outputs = ["--outputs", tmp_path / "out"]
-    made = json.loads(moe("import", tmp_path / "model", *data, *outputs, "--json").stdout)
-    values = Run(Path(made["path"])).config_dict()["model"]
-    words = [f"model.{key}={'null' if value is None else str(value).lower()}" for key, value in values.items()
-             if key not in ("name", "d_expert", "expert_dropout", "dispatch", "dropout")]  # fmt: skip
-    words += ["match=none", f"model.d_expert={values['d_ff']}", f"data.tokenizer={tmp_path}/model/tokenizer.json"]
-    tiny = ["train.steps=1", "train.batch_size=2", "optim.lr=1e-12", "optim.adam_lr=1e-12", "expert=4", "k=2"]
-    trained = moe("train", f"train.upcycle_from={made['run']}", *data, *words, *tiny, *outputs, "--json")
-    assert trained.exit_code == 0, trained.output
-    sparse = json.loads(
-        (tmp_path / "out").joinpath("runs").glob("*4x2*").__next__().joinpath("summary.json").read_text()
-    )
-    assert sparse["val_loss"] == pytest.approx(made["results"]["val_loss"], abs=1e-4)
-
-
 # --- hostile folders
 
 

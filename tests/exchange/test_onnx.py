@@ -19,6 +19,7 @@ from moe_cli.models.registry import make_model
 from moe_cli.runs.folder import Run
 from moe_cli.training.checkpoint import find_checkpoint
 from tests.exchange.random_models import VOCAB, our_settings, random_run, randomise
+from tests.plugin_files import router_source
 from tests.runner import CliRunner
 from tests.tiny import TINY, finish, tiny_config
 
@@ -133,6 +134,8 @@ def embedding_rows(run: Run) -> int:
     return len(load_file(find_checkpoint(run, "latest").folder / "model.safetensors")["embedding.weight"])
 
 
+TINY_WORDS = [*(SMALL + ATTENTION).split(), "train.steps=1", "train.batch_size=2", "train.threads=1"]
+
 # --- with onnx and onnxruntime
 
 FAMILIES = {
@@ -216,6 +219,40 @@ def test_a_run_becomes_a_file(text_file: Path, tmp_path: Path) -> None:
     metadata = {entry.key: json.loads(entry.value) for entry in onnx.load(file).metadata_props}
     assert run.config_dict()["model"] == metadata["moe.settings"]["model"]
     assert str(text_file.parent).encode() not in file.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.peers
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_routers_of_plugins(text_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A plug-in's router that draws, or that depends on values, is refused in one line."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    scores = "logits, probs = self.scores(tokens)"
+    for name, line, message in (
+        ("drawn", "import torch; probs = probs + torch.rand_like(probs)", "the model draws random numbers"),
+        ("guarded", "assert float(probs.detach().sum()) >= 0", "router=guarded cannot be traced by torch.export: "),
+    ):
+        file = tmp_path / f"{name}.py"
+        source = router_source(name)
+        assert scores in source
+        file.write_text(source.replace(scores, f"{scores}\n            {line}"))
+        words = [
+            f"data.path={text_file}",
+            *TINY_WORDS,
+            f"router={name}",
+            "--plugin",
+            file,
+            "--outputs",
+            tmp_path / name,
+        ]
+        assert 0 == moe("train", "data=text", *words).exit_code
+        result = moe("export", "latest", tmp_path / "a.onnx", "--plugin", file, "--outputs", tmp_path / name)
+        assert 2 == result.exit_code
+        assert f"error: {message}" in " ".join(result.stderr.split())
+        assert len(result.stderr.splitlines()) <= 4
+        assert not (tmp_path / "a.onnx").exists()
+    assert "def forward" not in "".join(capfd.readouterr())
 
 
 def test_every_family_is_here() -> None:

@@ -99,13 +99,14 @@ def test_a_task_gives_the_bits_of_moe_eval(tmp_path: Path, monkeypatch: pytest.M
     metadata = {"text": "val.txt"}
     results = simple_evaluate(
         "moe",
-        {"run": run.id, "checkpoint": 6},
+        {"run": run.id, "checkpoint": 6, "device": "cpu"},
         ["moe_text", "moe_probes"],
         limit=10,
         batch_size="auto",
+        device="cuda:1",
         bootstrap_iters=0,
         metadata=metadata,
-        task_manager=TaskManager(include_path=str(TASKS), metadata=metadata),
+        task_manager=TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata),
     )
     assert results is not None
     assert {"moe_text", "moe_agreement", "moe_brackets", "moe_last_word"} == set(results["results"])
@@ -130,6 +131,8 @@ def test_errors_are_single_lines(
         with pytest.raises(MoeError) as raised:
             MoELM(**{"outputs": outputs, **arguments})
         assert message == str(raised.value)
+    model = MoELM.create_from_arg_string(f"outputs={outputs},batch_size=3", {"batch_size": 1, "max_batch_size": None})
+    assert (finished.id, 3) == (model.get_model_info()["run"], model.batch_size)
     words = ["run", "--model", "moe", "--model_args", f"outputs={outputs},run=none", "--tasks", "moe_brackets"]
     monkeypatch.setattr(sys, "argv", ["moe", *words])
     assert 2 == main()

@@ -89,7 +89,7 @@ def test_a_busy_run_is_waited_for(tmp_path: Path, words: list[str]) -> None:
     assert progress.finished == [run]
 
 
-@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("warm", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_interrupt_asks_the_workers_to_save(tmp_path: Path, words: list[str], warm: bool) -> None:
     """KeyboardInterrupt leaves no process behind, the run interrupted, and its checkpoint saved."""
     (run,) = make_runs(tmp_path, words, "train.steps=100000")

@@ -51,7 +51,9 @@ def test_a_processor_names_its_bfloat16_instructions(
         (["model.d_model=64", "model.d_ff=1024", "expert=1"], "float32"),
         (["model.d_model=256", "model.d_ff=1024", "match=none", "model.d_expert=64"], "float32"),
         (["model.d_model=256", "model.d_ff=1024", "train.batch_size=1"], "float32"),
-        (["model=bert", "model.d_model=256", "model.d_ff=1024"], "bfloat16"),
+        (["expert=1", "train.batch_size=2"], "float32"),
+        (["model=vit", "data=digits"], "float32"),
+        (["model=bert"], "float32"),
         (["model=t5", "model.d_model=256", "model.d_ff=1024"], "float32"),
         (["model=lstm", "model.d_model=512"], "float32"),
         (["experiment=nanogpt_cpu"], "bfloat16"),
@@ -59,7 +61,7 @@ def test_a_processor_names_its_bfloat16_instructions(
 )
 def test_auto_on_a_cpu_is_decided_by_sizes(words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 where it was measured to be faster, on a processor that multiplies it; a given precision is kept."""
-    config = load_config([*words, "data=python"]).config
+    config = load_config(["data=python", *words]).config
     cpu = torch.device("cpu")
     for has_bfloat16 in (False, True):
         monkeypatch.setattr("moe_cli.execution.precision.cpu_has_bfloat16", lambda has=has_bfloat16: has)

@@ -272,6 +272,7 @@ def slow_config(text_file: Path) -> RunConfig:
     return tiny_config(text_file, model={"dropout": 0.1}, train=train)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(text_file: Path, tmp_path: Path) -> None:
     """kill -9 in the middle of a worker: the run is interrupted, and resumed it equals an undisturbed one."""
     config = slow_config(text_file)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moe_cli.config.ignored_settings import SPARSE_ONLY
-from moe_cli.config.routers import HashConfig, NoisyTopKConfig, RandomConfig, SigmoidConfig, SinkhornConfig
+from moe_cli.config.routers import HashConfig, NoisyTopKConfig, RandomConfig, SigmoidConfig, SinkhornConfig, TopKConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import SpanCorruption
 from moe_cli.errors import ConfigError, MoeError
@@ -37,11 +37,13 @@ GROWTHS: dict[str, dict[str, Any]] = {
     "random": {"router": RandomConfig()},
     "hash": {"router": HashConfig()},
     "capacity": {"capacity": 1.0},
+    "halves": {"model": {"d_expert": 16}, "router": TopKConfig()},
+    "quarters": {"model": {"d_expert": 8, "shared_experts": 1}, "expert": 12, "k": 8, "router": TopKConfig()},
 }
 IMPOSSIBLE = (("vit", "hash"), ("mmoe", "hash"), ("mmoe", "some layers"))
 # Another value for every setting of a model.
 OTHERS: dict[str, Any] = {
-    "num_layers": 6, "d_model": 24, "d_ff": 40, "d_expert": 16, "ffn_type": "glu", "activation": "relu2",
+    "num_layers": 6, "d_model": 24, "d_ff": 40, "d_expert": 20, "ffn_type": "glu", "activation": "relu2",
     "expert_dropout": 0.1, "expert_init_scale": 0.1, "shared_experts": 1, "shared_gate": True, "moe_layer_freq": 2,
     "first_k_dense": 1, "context_length": 12, "vocab_size": 300, "tie_embeddings": True, "dropout": 0.3,
     "dispatch": "einsum", "num_heads": 4, "num_kv_heads": 1, "d_head": 4, "sliding_window": 5, "attention_dropout": 0.3,

@@ -35,8 +35,6 @@ from moe_cli.moe.permutation import (
 from moe_cli.moe.routing import Routing
 
 ALL_ROWS = slice(None)
-# On a CPU in float32 the grouped product is faster than the loop up to this number of rows per expert.
-MAX_ROWS_GROUPED_MM_CPU = 32
 
 
 def reference(
@@ -69,7 +67,7 @@ def grouped_mm(
         ConfigError: torch has no grouped product for this device or precision, or a width is not a multiple of 16
             bytes.
     """
-    query = backend_query(experts, operand_dtype(x), len(routing.expert_ids) / experts.num_experts)
+    query = backend_query(experts, operand_dtype(x))
     if not grouped_mm_supported(query):
         raise ConfigError(
             f"dispatch=grouped_mm is not available for {query.dtype} on {query.device} with widths {query.widths}. "
@@ -137,7 +135,6 @@ class BackendQuery:
         device: device type, `cpu` or `cuda`.
         dtype: dtype of the operands, after autocast's cast.
         widths: row widths of all operands, with the hidden width that the grouped product computes.
-        rows: mean assignments per expert.
         capability: compute capability of a GPU; (0, 0) for any other device.
         compiling: True while torch.compile traces the call.
     """
@@ -145,13 +142,12 @@ class BackendQuery:
     device: str
     dtype: torch.dtype
     widths: tuple[int, ...]
-    rows: float
     capability: tuple[int, int] = (0, 0)
     compiling: bool = False
 
 
-def backend_query(experts: Experts, dtype: torch.dtype, rows: float) -> BackendQuery:
-    """Returns the properties of a call of these experts, with `rows` assignments per expert on average."""
+def backend_query(experts: Experts, dtype: torch.dtype) -> BackendQuery:
+    """Returns the properties of a call of these experts."""
     device = experts.w_in.device
     (_, num_hidden, d_in), (_, d_out, d_expert) = experts.w_in.shape, experts.w_out.shape
     padded = -(-d_expert // (multiple := hidden_multiple(device.type, dtype))) * multiple
@@ -159,7 +155,6 @@ def backend_query(experts: Experts, dtype: torch.dtype, rows: float) -> BackendQ
         device=device.type,
         dtype=dtype,
         widths=(num_hidden // d_expert * padded, d_in, d_out, padded),
-        rows=rows,
         capability=torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0),
         compiling=torch.compiler.is_compiling(),
     )
@@ -176,28 +171,19 @@ def grouped_mm_supported(query: BackendQuery) -> bool:
 def choose_backend(query: BackendQuery) -> str:
     """Returns the back end that `auto` uses, `grouped_mm` or `loop`.
 
-    GPU: the grouped product, if it is supported (not measured).
-
-    CPU: measured with one thread of a busy Zen 4, torch 2.13, E from 8 to 1024, D from 64 to 128, forward and backward;
-    the figures are medians of the ratios of neighbouring rounds. In float32 the grouped product took 0.73 to 0.94 of
-    the loop's time at up to MAX_ROWS_GROUPED_MM_CPU rows per expert, and 0.88 to 1.02 above. Above, the loop is chosen
-    because it saves less than half the memory. In bfloat16, with rows and hidden width rounded up, a forward and
-    backward pass of a whole model took 0.82 to 0.90 of the loop's time with 32 to 512 rows.
-    torch.compile cannot trace the sorting of the grouped product on a CPU and gets the loop.
+    The grouped product, if it is supported. On a CPU its forward and backward pass of a layer took 0.95 to 1.00 of the
+    loop's time in float32 with 32 to 1,024 rows per expert, and less in bfloat16 (docs/benchmarks.md); on a GPU it was
+    not measured. torch.compile cannot trace the sorting of the grouped product on a CPU and gets the loop.
     """
-    if not grouped_mm_supported(query):
-        return "loop"
-    if query.device == "cuda":
-        return "grouped_mm"
-    is_small = query.dtype == torch.bfloat16 or query.rows <= MAX_ROWS_GROUPED_MM_CPU
-    return "grouped_mm" if is_small and not query.compiling else "loop"
+    is_traced_on_cpu = query.device == "cpu" and query.compiling
+    return "grouped_mm" if grouped_mm_supported(query) and not is_traced_on_cpu else "loop"
 
 
 def auto(
     experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, dropout_mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
     """Runs the back end that `choose_backend` names."""
-    query = backend_query(experts, operand_dtype(x), len(routing.expert_ids) / experts.num_experts)
+    query = backend_query(experts, operand_dtype(x))
     return BACKENDS[choose_backend(query)](experts, x, routing, dropout_mask)
 
 

@@ -277,6 +277,16 @@ def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
             width,
             "yellow",
         )
+    precisions = Counter(
+        str(run.others["precision"]) for row in rows for run in row.runs if run.others.get("precision")
+    )
+    if len(precisions) > 1:
+        counted = ", ".join(f"{sanitise(name)} {number}" for name, number in sorted(precisions.items()))
+        lines += wrap(
+            f"runs differ in precision ({counted}): the comparison may be unfair. Set train.precision for all",
+            width,
+            "yellow",
+        )
     replaced = sum(row.num_replaced for row in rows)
     if replaced:
         lines += wrap(

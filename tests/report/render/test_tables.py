@@ -678,3 +678,12 @@ def test_what_tokens_are_guessed_without_is_of_one_task(tmp_path: Path) -> None:
     assert any("accuracy of the commonest token 20 %" in line for line in lines(tmp_path, 200))
     complete(tmp_path, 1.8, expert=8)
     assert not any("commonest token" in line for line in lines(tmp_path, 200))
+
+
+def test_runs_of_unequal_precision_are_announced(tmp_path: Path) -> None:
+    """A report of float32 and bfloat16 says that it may be unfair."""
+    for seed in range(2):
+        complete(tmp_path, 1.7, seed=seed, results={"precision": "bfloat16"})
+    assert "differ in precision" not in " ".join(lines(tmp_path))
+    complete(tmp_path, 1.7, seed=2, results={"precision": "float32"})
+    assert "runs differ in precision (bfloat16 2, float32 1)" in " ".join(lines(tmp_path))

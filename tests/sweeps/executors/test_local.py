@@ -247,6 +247,7 @@ def test_forked_runs_are_as_runs_from_nothing(tmp_path: Path, text_file: Path) -
         assert one.meta()["argv"][0] == other.meta()["argv"][0]
 
 
+@pytest.mark.slow
 def test_the_parent_of_forks_has_one_thread(tmp_path: Path, text_file: Path) -> None:
     """The parent of forks has one thread, so that no fork copies a held lock; runs print to their log."""
     (run,) = make(tmp_path, text_file, {"train": {"steps": 10**6}})
@@ -297,6 +298,7 @@ def test_without_a_parent_for_forks_runs_start_from_nothing(
     assert (set(runs), False) == (set(progress.finished), pool._warm)
 
 
+@pytest.mark.slow
 def test_a_pool_at_its_end_waits_without_spinning(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
