@@ -19,7 +19,6 @@ from moe_cli.exchange.model_file import ModelFile, check_target
 from moe_cli.exchange.onnx_graph import OUTPUT, Input, check_exportable, inputs_of, trace
 from moe_cli.exchange.tokenizer import tokenizer_json
 from moe_cli.execution.data import check_same_data, load_data_read_only
-from moe_cli.files.tensor_file import TensorFile
 from moe_cli.files.writing import write_bytes, write_text
 from moe_cli.models.registry import make_model
 from moe_cli.moe.routing import RoutingPolicy
@@ -46,7 +45,7 @@ def export_onnx(run: Run, outputs: Path, path: Path, which: str = "latest", *, f
     config = run.config()
     check_target(path, force)
     checkpoint = find_checkpoint(run, which)
-    shapes = _shapes(checkpoint)
+    shapes = checkpoint.shapes()
     check_exportable(config, 4 * sum(int(np.prod(shape)) for shape in shapes.values()))
     vocab_size = shapes["head.weight" if isinstance(config.data, ImageData) else "embedding.weight"][0]
     inputs = inputs_of(config, vocab_size)
@@ -82,15 +81,6 @@ def _check_libraries() -> None:
             "a file .onnx needs onnx and onnxscript, which are not installed: pip install 'moe-cli[onnx]'"
         ) from None
     assert onnx, onnxscript
-
-
-def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the weights."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in checkpoint.evaluated_files():
-        with TensorFile(path) as file:
-            shapes |= {name: entry.shape for name, entry in file.entries.items()}
-    return shapes
 
 
 def _extra_metadata(run: Run, config: RunConfig, checkpoint: Checkpoint, outputs: Path) -> dict[str, Any]:

@@ -46,6 +46,11 @@ def main() -> int:
     except MoeError as error:
         echo_error("error", str(error))
         return 2
+    except ValueError as error:
+        if not str(error).startswith("Tasks not found"):
+            raise
+        echo_error("error", f"{error}. List them: python -m moe_cli.harness ls tasks")
+        return 2
     return 0
 
 

@@ -214,25 +214,25 @@ def meaning_of(column: str) -> str:
 
 
 def _check_whole_numbers(shown: str, line: int, row: Mapping[str, Value]) -> None:
-    """Raises ConfigError for experts, k or a seed that is no whole number: runs could not be told apart by it."""
+    """Raises ConfigError for experts, k or a seed that is no whole number: it would not be a setting."""
     for name, least in _WHOLE.items():
         value = row.get(name)
         number = number_in(value)
         if value is not None and (number is None or number != int(number) or not least <= number <= MAX_WHOLE):
-            given = sanitise(str(value))[:40]
-            raise ConfigError(f"{shown} row {line}: {name}={given} is not a whole number of at least {least}.")
+            shown_value = sanitise(str(value))[:40]
+            raise ConfigError(f"{shown} row {line}: {name}={shown_value} is not a whole number of at least {least}.")
 
 
 def _problem_of_loss(values: Mapping[str, Value]) -> str:
     """Returns why a run has no loss: "" where it has one, which is a finite number of at least 0."""
-    given = {name: values[name] for name in _LOSSES if values.get(name) is not None}
-    for name, value in given.items():
+    losses = {name: values[name] for name in _LOSSES if values.get(name) is not None}
+    for name, value in losses.items():
         number = number_in(value)
         if number is None:
             return f"its {name} is not a number: {sanitise(str(value))[:40]}"
         if number < 0:
             return f"its {name} is negative: {number:g}"
-    return "" if given else "it has no loss"
+    return "" if losses else "it has no loss"
 
 
 def _run(path: Path, line: int, values: Mapping[str, Value]) -> dict[str, Any]:

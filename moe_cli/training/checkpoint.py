@@ -68,6 +68,14 @@ class Checkpoint:
         """Returns the files of the weights for evaluation: their running average, if there is one, comes first."""
         return [path for path in (self.folder / _EMA, self.folder / _MODEL) if path.exists()]
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each tensor that `load_model` loads. Raises CheckpointError for a damaged file."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path in self.evaluated_files():
+            with _opened(path) as file:
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return shapes
+
     def load_model(self, model: nn.Module) -> None:
         """Loads the weights for evaluation, one after the other: a model needs no memory for a second copy.
 

@@ -3,6 +3,7 @@
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -26,6 +27,24 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
     assert 2 == main()
     assert "error: lm_eval is not installed. Install it: pip install 'moe-cli[eval]'\n" == capsys.readouterr().err
+
+
+def test_an_unknown_task_is_an_error_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """lm_eval raises ValueError with the names that it does not know."""
+
+    def cli_evaluate() -> None:
+        raise ValueError("Tasks not found: no_task")
+
+    module = ModuleType("lm_eval.__main__")
+    monkeypatch.setattr(module, "cli_evaluate", cli_evaluate, raising=False)
+    monkeypatch.setitem(sys.modules, "lm_eval", ModuleType("lm_eval"))
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", module)
+    monkeypatch.setattr("moe_cli.harness.__main__.register", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["moe"])
+    assert 2 == main()
+    assert capsys.readouterr().err.startswith("error: Tasks not found: no_task. List them: python -m")
 
 
 def test_the_entry_point_is_the_registered_model() -> None:
