@@ -189,7 +189,7 @@ def test_nothing_to_start_from(text_file: Path, tmp_path: Path) -> None:
     [
         (
             {"model": {"d_expert": 12}},
-            "experts of width 12 cannot be copies of a network of width 32. Add: match=none model.d_expert=32",
+            "experts of width 12 cannot be copies of a network of width 32, or equal parts of one. Add: match=none model.d_expert=32",
         ),
         ({"model": {"d_expert": 32, "d_model": 8}}, "has model.d_model=16, and this model 8. Add: model.d_model=16"),
         ({"model": {"d_expert": 32, "activation": "relu"}}, "has model.activation=silu, and this model relu"),
