@@ -146,9 +146,9 @@ def test_a_tokenizer_that_changes_text_has_no_bytes(tmp_path: Path, kind: str) -
     [
         (None, "does not exist. Use bytes, chars, bpe, or the path"),
         ("folder", "is a folder. Give the tokenizer.json in it."),
-        (b"", "is not JSON"),
+        (b"", "is empty"),
         (b"\xff\xfe", "is not JSON"),
-        (b"[" * 100_000, "is not JSON"),
+        (b"[" * 100_000, "is nested more than 64 deep"),
         (b'{"vocab": 3}', "no tokenizer: it has no 'model'"),
         (b'{"model": {"type": "Nonsense"}}', "is no tokenizer: "),
         (
