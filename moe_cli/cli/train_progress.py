@@ -128,16 +128,20 @@ def _whole_time(run: Run) -> str:
 def print_summary(console: Console, run: Run) -> None:
     """Prints the results, the reference lines, and commands to try next."""
     from moe_cli.report.baseline import dense_baseline_command
+    from moe_cli.report.render.line_wrap import pack
 
     summary = run.summary()
     assert summary is not None
-    console.print(
-        f"[green]done[/]{_whole_time(run)}   training {duration(summary['seconds'])}   "
-        f"{plural(summary['steps'], 'step')}   {count(summary['tokens'])} tokens   "
-        f"{count(summary['tokens_per_second'])} tok/s"
-        + (f"   back end {summary['dispatch']}" if summary.get("dispatch") else ""),
-        highlight=False,
-    )
+    pieces = [
+        f"done{_whole_time(run)}",
+        f"training {duration(summary['seconds'])}",
+        plural(summary["steps"], "step"),
+        f"{count(summary['tokens'])} tokens",
+        f"{count(summary['tokens_per_second'])} tok/s",
+        *([f"back end {summary['dispatch']}"] if summary.get("dispatch") else []),
+    ]
+    text = "\n".join(pack(pieces, console.width, indent="  ")) if console.is_terminal else "   ".join(pieces)
+    console.print(f"[green]done[/]{text.removeprefix('done')}", highlight=False, soft_wrap=True)
     unit = target_name(run.config_dict())
     found = [f"{summary['val_loss']:z.3f} nats/{unit}", *format_task_metrics(summary, "val_")]
     if summary["val_bpb"] is not None or len(found) == 1:

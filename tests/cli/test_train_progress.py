@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -60,6 +61,18 @@ def test_the_summary_tells_the_whole_time_from_the_training(finished: Run, tmp_p
     assert lines[1].startswith("done in 1m 19s   training 34s   ")
     assert lines[1].endswith("tok/s   back end loop")
     assert lines[2].startswith("done   training 34s   ")
+
+
+def test_a_narrow_terminal_breaks_the_summary_between_its_parts(finished: Run) -> None:
+    """A terminal gets no line beyond its width and no part of a part; a file gets one line, whatever the width."""
+    texts = {}
+    for is_terminal in (True, False):
+        file = io.StringIO()
+        print_summary(Console(file=file, width=40, force_terminal=is_terminal, no_color=True), run=finished)
+        texts[is_terminal] = re.sub(r"\x1b\[[\d;]*m", "", file.getvalue()).split("  validation")[0]
+    assert all(len(line) <= 40 and line == line.rstrip() for line in texts[True].splitlines())
+    assert texts[False].count("\n") == 1
+    assert texts[True].split() == texts[False].split()
 
 
 def test_latest_is_the_newest_run_with_a_checkpoint(
