@@ -1,5 +1,6 @@
 """moe export."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,9 +76,14 @@ def _choose_format(target: Path, form: str | None) -> str:
     from moe_cli.config.build import check_choice
     from moe_cli.errors import ConfigError
 
-    by_ending = target.suffix.lower().removeprefix(".")
-    by_ending = by_ending if by_ending in FORMATS[1:] else "hf"
+    ending = target.suffix.lower().removeprefix(".")
+    by_ending = ending if ending in FORMATS[1:] else "hf"
     if form is None:
+        if ending.isalpha() and ending not in FORMATS and not target.expanduser().is_dir():
+            raise ConfigError(
+                f"{sanitise(str(target))} looks like a file, and files end in .onnx or .gguf. "
+                "For a folder of this name add --format hf."
+            )
         return by_ending
     check_choice("--format", form, FORMATS)
     if form != by_ending and form != "hf":
@@ -140,7 +146,7 @@ def _write_folder(run: "Run", outputs: Path, folder: Path, checkpoint: str, *, f
         print_json(_to_dict(result))
         return
     shown = sanitise(str(result.folder))
-    echo(f"{shown}   {result.architecture}   step {result.step:,}   {format_bytes(result.num_bytes)}")
+    echo(f"{shown}{os.sep}   {result.architecture}   step {result.step:,}   {format_bytes(result.num_bytes)}")
     if not result.has_tokenizer:
         echo("note: the run read ready-made tokens: there is no tokenizer.json.", fg="yellow", err=True)
 

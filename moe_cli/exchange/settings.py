@@ -148,7 +148,7 @@ def _name(key: str) -> str:
 def _refused(flat: Mapping[str, Any], key: str, instead: str) -> ConfigError:
     return ConfigError(
         f"{_name(key)}={format_setting(flat[key])} has no counterpart in the model families of Hugging Face. "
-        f"Exportable: {instead}."
+        f"Exportable: {instead}. A file .onnx takes most models."
     )
 
 

@@ -108,6 +108,10 @@ def read_table(name: str) -> list[dict[str, Any]]:
         raise ConfigError(f"no file {shown}") from None
     except Unreadable as problem:
         raise ConfigError(f"{shown} {problem}") from None
+    if any(" " in str(record.get("seeds") or "") for record in records):
+        raise ConfigError(
+            f"{shown} has means over seeds. Write a row for each run instead: moe report --runs -o {shown}"
+        )
     columns = list(dict.fromkeys(column for record in records for column in record))
     meanings = _meanings(shown, columns)
     if not records or not set(_LOSSES) & set(meanings.values()):

@@ -516,3 +516,13 @@ def test_the_experts_of_an_evaluation_are_exported(tmp_path: Path) -> None:
     export_run(run, tmp_path / "out", tmp_path / "model")
     config = json.loads((tmp_path / "model/config.json").read_text())
     assert (1, True) == (config["num_experts_per_tok"], config["norm_topk_prob"])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.onnxx"])
+def test_a_name_like_that_of_a_file_is_no_folder(tmp_path: Path, name: str) -> None:
+    """A mistyped ending makes no folder; --format hf does, and a version has no ending."""
+    result = CliRunner().invoke(app, ["export", "latest", str(tmp_path / name), "--outputs", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "looks like a file, and files end in .onnx or .gguf" in result.stderr
+    result = CliRunner().invoke(app, ["export", "latest", str(tmp_path / "model-v1.5"), "--outputs", str(tmp_path)])
+    assert "no runs in" in result.stderr

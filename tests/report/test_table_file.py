@@ -56,6 +56,10 @@ def test_our_own_table_of_runs_gives_the_report_of_the_runs(tmp_path: Path) -> N
     arguments = ["report", "sparsity", "--outputs", str(outputs)]
     assert 0 == CliRunner().invoke(app, [*arguments, "--runs", "-o", str(table)]).exit_code
     kept = ("expert", "k", "seeds", "val_bpb", "val_bpb_interval", "vs_baseline", "vs_baseline_interval", "verdict")
+    means = tmp_path / "means.csv"
+    assert 0 == CliRunner().invoke(app, [*arguments, "-o", str(means)]).exit_code
+    with pytest.raises(ConfigError, match="has means over seeds"):
+        read(means)
     expected, found = report("sparsity", "--outputs", outputs), report(table)
     assert len(expected) == 4
     assert [[row[name] for name in kept] for row in expected] == [
