@@ -1,4 +1,4 @@
-"""How do the families of Hugging Face's models name what a run names? One table for both directions.
+"""The names that families of Hugging Face models give to what a run names: one table for both directions.
 
 A family is chosen by the settings of a run, or by `model_type` of a config.json. `settings` maps our names to theirs,
 value by value; `fixed` are their settings that only one value of ours corresponds to. `layer` maps the tensors of a
