@@ -43,6 +43,13 @@ def checked_shapes(request: pytest.FixtureRequest) -> None:
     jaxtyping.config.update("jaxtyping_disable", request.path.parent.name not in CHECKED)
 
 
+@pytest.fixture(autouse=True)
+def own_plugin_files() -> Iterator[None]:
+    """A command with --plugin tells the processes that it starts of the file: not those of later tests."""
+    yield
+    os.environ.pop("MOE_PLUGINS", None)
+
+
 @pytest.fixture
 def unchecked_shapes(checked_shapes: None) -> None:
     """For long trainings; and for what is compiled, as the checks are Python that torch.compile cannot follow."""

@@ -366,7 +366,7 @@ def test_ctrl_c_on_a_terminal_saves_and_says_how_to_go_on(moe: Moe, settings: li
             (run,) = list_runs_by_age(outputs)
             process.send_signal(signal.SIGINT)
     os.close(main)
-    assert 130 == process.wait()
+    assert 130 == process.wait(), output.decode(errors="replace")[-2000:]
     assert run is not None
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
     assert re.search(r"load  L1 [▁▂▃▄▅▆▇█]{8}", text)
