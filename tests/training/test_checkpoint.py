@@ -114,7 +114,7 @@ def test_a_damaged_file_is_named(run: Run, name: str, damage: str) -> None:
         path.write_bytes({"cut": bytes(raw[:-9]), "flip": bytes(raw), "empty": b""}[damage])
     with pytest.raises(
         CheckpointError,
-        match=rf"is damaged: {name} (is missing|is empty|is a pipe|is not whole|is not as it was written|does not have its checksum)",
+        match=rf"is damaged: {name} (is missing|is empty|is a pipe|is not valid JSON|is not as it was written|does not have its checksum)",
     ) as caught:
         latest_checkpoint(run)
     assert "Use another: --checkpoint 4; moe train --resume goes on" in str(caught.value)
