@@ -1,7 +1,6 @@
 """Writes the model of a run as a GGUF file for llama.cpp, from its checkpoint, a part of a tensor at a time."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 from moe_cli.errors import ConfigError
@@ -9,7 +8,7 @@ from moe_cli.exchange.export_run import tokenizer_of
 from moe_cli.exchange.gguf import choose_architecture, gguf_tensors, halved_names, metadata_of, tokenizer_metadata
 from moe_cli.exchange.model_file import ModelFile, check_target
 from moe_cli.files.gguf_file import NotFinite, write_gguf
-from moe_cli.files.tensor_file import TensorFile, Values
+from moe_cli.files.tensor_file import open_tensors
 from moe_cli.files.writing import replaced
 from moe_cli.runs.folder import Run
 
@@ -45,13 +44,7 @@ def export_gguf(
     check_target(path, force)
     checkpoint = find_checkpoint(run, which)
     tokenizer = tokenizer_of(run, config, checkpoint, outputs)
-    with ExitStack() as stack:
-        parts = [stack.enter_context(TensorFile(file)) for file in checkpoint.evaluated_files()]
-        shapes = {name: entry.shape for part in reversed(parts) for name, entry in part.entries.items()}
-
-        def read(name: str, first: int, number: int) -> Values:
-            return next(part for part in parts if name in part.entries).read(name, first, number)
-
+    with open_tensors(checkpoint.evaluated_files()) as (shapes, read):
         vocab_size, done = shapes["embedding.weight"][0], 0
         tensors = list(gguf_tensors(config, shapes, read))
         described = tokenizer_metadata(tokenizer, vocab_size)

@@ -1,7 +1,6 @@
 """Writes the model of a run as a Hugging Face folder, from its checkpoint, a part of a tensor at a time."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from moe_cli.exchange.settings import choose_family, to_their_config
 from moe_cli.exchange.tensors import their_tensors
 from moe_cli.exchange.tokenizer import generation_config, tokenizer_config, tokenizer_json
 from moe_cli.execution.data import check_same_data, load_data_read_only
-from moe_cli.files.tensor_file import TensorFile, Values
+from moe_cli.files.tensor_file import open_tensors
 from moe_cli.files.writing import ensure_folder, write_text
 from moe_cli.formatting import sanitise
 from moe_cli.runs.folder import Run
@@ -71,13 +70,7 @@ def export_run(
     files.check_target(folder, force)
     checkpoint = find_checkpoint(run, which)
     tokenizer = tokenizer_of(run, config, checkpoint, outputs)
-    with ExitStack() as stack:
-        parts = [stack.enter_context(TensorFile(path)) for path in checkpoint.evaluated_files()]
-        shapes = {name: entry.shape for part in reversed(parts) for name, entry in part.entries.items()}
-
-        def read(name: str, first: int, number: int) -> Values:
-            return next(part for part in parts if name in part.entries).read(name, first, number)
-
+    with open_tensors(checkpoint.evaluated_files()) as (shapes, read):
         tensors = list(their_tensors(config, family, shapes, read))
         total, done = sum(tensor.num_bytes for tensor in tensors), 0
 

@@ -9,6 +9,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -71,6 +72,23 @@ class TensorFile:
         if len(content) != count * width:
             raise Unreadable(f"ends inside the tensor {name}")
         return _as_float32(content, entry.dtype)
+
+
+@contextmanager
+def open_tensors(
+    paths: Iterable[Path],
+) -> Iterator[tuple[dict[str, tuple[int, ...]], Callable[[str, int, int], Values]]]:
+    """Opens files of one model, the first of which counts where several have a tensor.
+
+    Yields the shapes by name, and a function that reads a number of rows of a tensor from a first one on.
+    """
+    with ExitStack() as stack:
+        parts = [stack.enter_context(TensorFile(path)) for path in paths]
+
+        def read(name: str, first: int, number: int) -> Values:
+            return next(part for part in parts if name in part.entries).read(name, first, number)
+
+        yield {name: entry.shape for part in reversed(parts) for name, entry in part.entries.items()}, read
 
 
 def _as_float32(content: bytes, dtype: str) -> Values:
