@@ -78,9 +78,9 @@ class TensorFile:
 def open_tensors(
     paths: Iterable[Path],
 ) -> Iterator[tuple[dict[str, tuple[int, ...]], Callable[[str, int, int], Values]]]:
-    """Opens files of one model, the first of which counts where several have a tensor.
+    """Opens the files of one model. A tensor that several files have is read from the first of them.
 
-    Yields the shapes by name, and a function that reads a number of rows of a tensor from a first one on.
+    Yields the shapes by name, and a function that reads `number` rows of a tensor from row `first` on.
     """
     with ExitStack() as stack:
         parts = [stack.enter_context(TensorFile(path)) for path in paths]
