@@ -235,6 +235,7 @@ OPTION_KINDS = {"--name": "sweep", "--sweep": "sweep", "--baseline": "setting", 
 METAVAR_KINDS = {
     "SETTING=VALUE": "setting or file",
     "NAME|SETTING=VALUE,VALUE": "sweep or setting",
+    "SPACE|SETTING=VALUE,VALUE": "sweep or setting",
     "RUN": "run",
     "A": "run",
     "B": "run",
@@ -266,7 +267,7 @@ def completions() -> str:
     defaults |= {"executor": "local", "preset": "laptop"}
     content = {
         "commands": commands,
-        "groups": {group: f"default: {defaults.get(group, 'none')}" for group in choices if group != "sweep"},
+        "groups": {group: f"default: {defaults.get(group, 'none')}" for group in choices if group not in ("sweep", "decide")},
         "defaults": defaults,
         "choices": choices,
         "settings": completed_settings(choices),
@@ -338,7 +339,7 @@ def option_choices() -> dict[str, Any]:
 def completed_choices() -> dict[str, dict[str, str]]:
     """The choices of every group with their first comments; the presets of the sweeps are a group too."""
     from moe_cli.config.compose import GROUPS, Composer
-    from moe_cli.config.sweep_file import DEFAULT_PRESET, list_sweeps
+    from moe_cli.config.sweep_file import DEFAULT_PRESET, SPACE, list_sweeps
 
     composer = Composer()
     found = {
@@ -346,6 +347,7 @@ def completed_choices() -> dict[str, dict[str, str]]:
         for group in (*GROUPS, "executor")
     }
     found["sweep"] = {name: composer.describe("sweep", name) for name in list_sweeps(composer)}
+    found["decide"] = {name: composer.describe("decide", name) for name in list_sweeps(composer, SPACE)}
     presets = yaml.safe_load((CONF / "sweep/_presets.yaml").read_text(encoding="utf-8"))["presets"]
     found["preset"] = dict.fromkeys([DEFAULT_PRESET, *presets], "the size of a named sweep")
     return found

@@ -140,7 +140,6 @@ def plan_sweep(
         sweep = replace(sweep, baseline=parse_baseline(baseline))
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
     run_seeds = seeds_of(axes.pop("seed", None), seeds, sweep)
-    conditions = parse_conditions(where)
     if (
         not is_named(overrides)
         and not seeds
@@ -152,11 +151,7 @@ def plan_sweep(
             "nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. "
             "Or name a sweep: moe config --groups"
         )
-    blocks = [_apply_overrides(block, axes.values(), conditions) for block in sweep.blocks]
-    _check_size(blocks, len(run_seeds))
-    found = _find(composer, blocks, sweep.baseline, run_seeds[0])
-    if not found.configs:
-        raise ConfigError(_reasons(found))
+    found = find_configurations(composer, sweep, axes.values(), parse_conditions(where), run_seeds)
     if found.no_baseline and (baseline is not None or found.wrong_baseline):
         raise ConfigError(f"{'baseline' if baseline is None else f'--baseline {baseline}'}: {found.no_baseline}")
     folder = check_folder(sweep_folder(sweep.name) if name is None else name)
@@ -179,6 +174,26 @@ def plan_sweep(
         tuple(where),
         composer.notes,
     )
+
+
+def find_configurations(
+    composer: Composer,
+    sweep: SweepFile,
+    axes: Iterable[Axis],
+    conditions: tuple[Expression, ...],
+    seeds: Sequence[int],
+) -> "Configurations":
+    """Returns the configurations of a file with the typed values and conditions, at the first seed.
+
+    Raises:
+        ConfigError: they are too many for this number of seeds, or none can be run.
+    """
+    blocks = [_apply_overrides(block, axes, conditions) for block in sweep.blocks]
+    _check_size(blocks, len(seeds))
+    found = _find(composer, blocks, sweep.baseline, seeds[0])
+    if not found.configs:
+        raise ConfigError(_reasons(found))
+    return found
 
 
 def _check_size(blocks: Sequence[Block], seeds: int) -> None:
@@ -245,10 +260,11 @@ def _apply_overrides(block: Block, axes: Iterable[Axis], conditions: tuple[Expre
 
 
 @dataclass
-class _Found:
+class Configurations:
     """The configurations of a sweep at its first seed, and the points that were left out.
 
     Attributes:
+        configs: their labels.
         no_baseline: the reason why none of the baselines can be run.
         wrong_baseline: whether a baseline has a value that is invalid in every configuration.
     """
@@ -263,7 +279,7 @@ class _Found:
     wrong_baseline: bool = False
 
 
-def _reasons(found: _Found) -> str:
+def _reasons(found: Configurations) -> str:
     """Returns why no point can be run, with the effect of `where`, in at most three lines."""
     reasons = {point.reason for point in found.left_out.values()}
     if len(reasons) == 1 and not found.excluded:
@@ -289,12 +305,12 @@ def check_condition(condition: Expression) -> None:
         raise ConfigError(f"'{condition.text}': every configuration has all seeds. Choose them: seed=0,1")
 
 
-def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None, seed: int) -> _Found:
+def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None, seed: int) -> Configurations:
     """Composes each configuration once, and adds the baselines that are not among them."""
     points = [(values, block.where) for block in blocks for values in block.settings()]
     for condition in dict.fromkeys(condition for block in blocks for condition in block.where):
         check_condition(condition)
-    found, write = _Found(), _labels([values for values, _ in points], baseline)
+    found, write = Configurations(), _labels([values for values, _ in points], baseline)
     bases: dict[str, dict[str, Any]] = {}
     for values, where in points:
         label, resolved = write(values), compose(composer, {**values, "seed": seed}, where)
@@ -318,7 +334,7 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
 
 
 def _add_baselines(
-    composer: Composer, found: _Found, bases: Iterable[Partial], write: Callable[[Partial], str], seed: int
+    composer: Composer, found: Configurations, bases: Iterable[Partial], write: Callable[[Partial], str], seed: int
 ) -> None:
     """Inserts the missing baselines before the configurations, or records why none can be run."""
     first: dict[RunConfig, str] = {}
