@@ -265,9 +265,10 @@ def completions() -> str:
     parts = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["defaults"]
     defaults = {group: name for part in parts if isinstance(part, dict) for group, name in part.items() if name}
     defaults |= {"executor": "local", "preset": "laptop"}
+    files = ("sweep", "decide")  # of conf/, which are no groups
     content = {
         "commands": commands,
-        "groups": {group: f"default: {defaults.get(group, 'none')}" for group in choices if group not in ("sweep", "decide")},
+        "groups": {group: f"default: {defaults.get(group, 'none')}" for group in choices if group not in files},
         "defaults": defaults,
         "choices": choices,
         "settings": completed_settings(choices),

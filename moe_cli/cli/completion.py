@@ -193,9 +193,7 @@ def _groups(line: Line) -> dict[str, str]:
         return {}
     groups: dict[str, str] = program()["groups"]
     return {
-        name: text
-        for name, text in groups.items()
-        if line.name in SWEEP_COMMANDS or name not in ("executor", "preset")
+        name: text for name, text in groups.items() if line.name in SWEEP_COMMANDS or name not in ("executor", "preset")
     }
 
 

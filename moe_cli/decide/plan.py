@@ -150,7 +150,9 @@ def plan_decision(
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
     seed = axes.pop("seed", None)
     if seed is not None and len(seed.values) > 1:
-        raise ConfigError(f"'{seed}' names several seeds, and a decision counts them up from one. Give the first: seed=0")
+        raise ConfigError(
+            f"'{seed}' names several seeds, and a decision counts them up from one. Give the first: seed=0"
+        )
     first_seed = 0 if seed is None else build(RunConfig, {"seed": seed.values[0]}).seed
     rules = parse_rules(space, first_seed, within)
     found = find_configurations(composer, space, axes.values(), parse_conditions(where), [first_seed])
@@ -209,10 +211,12 @@ def parse_rules(space: SweepFile, first_seed: int, within: float | None = None) 
     known = [name for name in Rules.__dataclass_fields__ if name != "first_seed"]
     for name in values:
         if name not in known:
-            raise ConfigError(f"{space.name}: no rule '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}.")
+            raise ConfigError(
+                f"{space.name}: no rule '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}."
+            )
     if missing := [name for name in known if name not in values]:
         raise ConfigError(
-            f"{space.name}: the rule {missing[0]} is missing. To take the usual rules, write: defaults: [_rules, _self_]"
+            f"{space.name}: the rule {missing[0]} is missing. For the usual rules, write: defaults: [_rules, _self_]"
         )
     return Rules(**{name: _rule(name, values[name]) for name in known}, first_seed=first_seed)
 

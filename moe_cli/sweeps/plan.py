@@ -1,7 +1,7 @@
 """Plans a sweep: composes and checks the configurations of all runs before the first run starts, without torch."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,7 @@ def plan_sweep(
         sweep = replace(sweep, baseline=parse_baseline(baseline))
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
     run_seeds = seeds_of(axes.pop("seed", None), seeds, sweep)
+    conditions = parse_conditions(where)
     if (
         not is_named(overrides)
         and not seeds
@@ -151,7 +152,7 @@ def plan_sweep(
             "nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. "
             "Or name a sweep: moe config --groups"
         )
-    found = find_configurations(composer, sweep, axes.values(), parse_conditions(where), run_seeds)
+    found = find_configurations(composer, sweep, axes.values(), conditions, run_seeds)
     if found.no_baseline and (baseline is not None or found.wrong_baseline):
         raise ConfigError(f"{'baseline' if baseline is None else f'--baseline {baseline}'}: {found.no_baseline}")
     folder = check_folder(sweep_folder(sweep.name) if name is None else name)
@@ -179,7 +180,7 @@ def plan_sweep(
 def find_configurations(
     composer: Composer,
     sweep: SweepFile,
-    axes: Iterable[Axis],
+    axes: Collection[Axis],
     conditions: tuple[Expression, ...],
     seeds: Sequence[int],
 ) -> "Configurations":

@@ -15,10 +15,11 @@ from moe_cli.sweeps.plan import plan_sweep
 from tests.config.test_compose import write
 
 SPACES = list_sweeps(Composer(), SPACE)
+LARGE = ("workstation", "cluster")
 RULES = "defaults: [_rules, _self_]\n"
 
 
-@pytest.mark.parametrize("preset", ["laptop", "workstation", "cluster"])
+@pytest.mark.parametrize("preset", ["laptop", *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
 @pytest.mark.parametrize("space", SPACES)
 def test_every_space_has_a_question_and_one_dense_model(space: str, preset: str) -> None:
     """Every file of conf/decide begins with its question; all its candidates can be run, the dense model first."""
@@ -96,13 +97,13 @@ WRONG_FILES = {
     "grid: {expert: [2]}\nbaseline: {expert: 1}\n": "no part 'baseline' in a space.",
     "set: {k: 1}\n": "a space must hold what varies: grid, zip, points or union.",
     RULES: "a space must hold what varies: grid, zip, points or union.",
-    "grid: {expert: [2]}\n": "mine: the rule within is missing. To take the usual rules, write: "
-    "defaults: [_rules, _self_]",
+    "grid: {expert: [2]}\n": "mine: the rule within is missing. For the usual rules, write: defaults: [_rules, _self_]",
     RULES + "grid: {expert: [2]}\nrules: {wihtin: 1}\n": "mine: no rule 'wihtin'. Did you mean 'within'?",
     RULES + "grid: {expert: [2]}\nrules: {within: 0}\n": "rules.within=0 is not a number above 0 and at most 1.",
     RULES + "grid: {expert: [2]}\nrules: {alpha: true}\n": "rules.alpha=true is not a number above 0 and at most 0.5.",
     RULES + "grid: {expert: [2]}\nrules: {within: x}\n": "rules.within=x is not a number",
-    RULES + "grid: {expert: [2]}\nrules: {screening_fraction: 1.5}\n": "rules.screening_fraction=1.5 is not a number above 0 and at most 1.",
+    RULES
+    + "grid: {expert: [2]}\nrules: {screening_fraction: 1.5}\n": "rules.screening_fraction=1.5 is not a number above 0 and at most 1.",
     RULES + "grid: {expert: [2]}\nrules: {choice_seeds: 0}\n": "rules.choice_seeds=0 is not a whole number",
     RULES + "grid: {expert: [2]}\nrules: {looks: 3}\n": "rules.looks must be a list of numbers, not: 3",
     RULES + "grid: {expert: [2]}\nrules: {looks: [1]}\n": "rules.looks=1 is not a whole number of at least 2",
@@ -122,13 +123,21 @@ def test_a_wrong_space_is_refused(text: str, tmp_path: Path) -> None:
 
 
 WRONG_WORDS: dict[str, tuple[list[str], dict[str, Any], str]] = {
-    "space": (["rooter"], {}, "no space 'rooter'. Did you mean 'router'? There are: balance, experts, granularity, router."),
+    "space": (
+        ["rooter"],
+        {},
+        "no space 'rooter'. Did you mean 'router'? There are: balance, experts, granularity, router.",
+    ),
     "setting": (["exprt=8"], {}, "no setting 'exprt'. Did you mean 'expert'?"),
     "sizes": (["model.d_model=64,96"], {}, "a decision compares with one dense model, and these settings make 2: "),
     "seeds": (["seed=1,2"], {}, "'seed=1,2' names several seeds"),
     "presets": (["preset=laptop,cluster"], {}, "names several presets: a space has one."),
     "by": ([], {"by": "energy"}, "--by energy is not one of: tokens, time, flops."),
-    "budget": (["train.minutes=2"], {"by": "flops"}, "--by flops: the training budget is given in time, train.minutes=2.0."),
+    "budget": (
+        ["train.minutes=2"],
+        {"by": "flops"},
+        "--by flops: the training budget is given in time, train.minutes=2.0.",
+    ),
     "margin": ([], {"within": 0.0}, "--within 0.0 is not a number above 0 and at most 1."),
     "name": ([], {"name": "a/b"}, "--name a/b must be a plain folder name."),
     "where": ([], {"where": ["expert > 99"]}, "no point of this sweep can be run."),
