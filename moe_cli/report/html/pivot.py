@@ -10,7 +10,7 @@ SHADES = (4, 3, 2, 1, 0)
 
 
 def pivot_section(pivot: Pivot) -> Section:
-    """Returns the heat map for the page. The best value has the strongest colour; without a better direction, the highest has."""
+    """Returns the heat map for the page. The best value has the strongest colour; else the highest one has."""
     goodness = {place: (pivot.direction or 1) * cell.value for place, cell in pivot.cells.items()}
     low, high = min(goodness.values()), max(goodness.values())
 
@@ -28,7 +28,8 @@ def pivot_section(pivot: Pivot) -> Section:
     cells = tuple(tuple(heat((row, column)) for column in range(size[1])) for row in range(size[0]))
     chart = HeatMap(tuple(row_labels(pivot)), tuple(value.heading for value in pivot.columns), cells)
     strongest = "the best" if pivot.direction else "the highest"
-    notes = [f"Strongest colour: {strongest} {pivot.heading}.", *(f"{note[0].upper()}{note[1:]}." for note in pivot_notes(pivot))]
+    sentences = [f"{note[0].upper()}{note[1:]}." for note in pivot_notes(pivot)]
+    notes = [f"Strongest colour: {strongest} {pivot.heading}.", *sentences]
     heads = (pivot.row_heading, *(value.heading for value in pivot.columns))
     rows = tuple(
         (value.label, *(cell_text(cell, True).replace(PLUS_MINUS, " ± ") for cell in pivot.line(row)))
