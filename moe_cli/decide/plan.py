@@ -43,7 +43,7 @@ class DecisionPlan:
         by: what all candidates get the same amount of: tokens, time or flops.
         given_budget: the training budget as it was given, by its setting; with `by` it may become another one.
         left_out: impossible points.
-        words: the arguments of the command: settings, after the name of the space if it has one.
+        overrides: the arguments of the command: settings, after the name of the space if it has one.
     """
 
     name: str
@@ -56,7 +56,7 @@ class DecisionPlan:
     left_out: tuple[SkippedPoint, ...] = ()
     notes: tuple[str, ...] = ()
     conf_notes: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
     where: tuple[str, ...] = ()
 
     @property
@@ -118,7 +118,7 @@ def fraction_text(fraction: float) -> str:
 
 
 def plan_decision(
-    words: Sequence[str],
+    overrides: Sequence[str],
     *,
     within: float | None = None,
     by: str | None = None,
@@ -137,16 +137,16 @@ def plan_decision(
         where: conditions that every candidate must fulfil, such as "k <= expert".
 
     Raises:
-        ConfigError: a word or a rule is wrong, or there are not two candidates, one of which is dense.
+        ConfigError: a word or a rule is wrong, or there is no candidate next to the dense model.
     """
     composer = Composer(config_dir)
-    named = is_named(words)
-    axes = {axis.key: axis for axis in parse_overrides(words[1:] if named else words)}
+    named = is_named(overrides)
+    axes = {axis.key: axis for axis in parse_overrides(overrides[1:] if named else overrides)}
     preset = axes.pop("preset", None)
     if preset is not None and len(preset.values) > 1:
         raise ConfigError(f"'{preset}' names several presets: a space has one.")
     preset_name = DEFAULT_PRESET if preset is None else format_setting(preset.values[0])
-    space = load_sweep_file(composer, words[0] if named else DEFAULT_SPACE, preset_name, SPACE)
+    space = load_sweep_file(composer, overrides[0] if named else DEFAULT_SPACE, preset_name, SPACE)
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
     seed = axes.pop("seed", None)
     if seed is not None and len(seed.values) > 1:
@@ -183,7 +183,7 @@ def plan_decision(
         tuple(found.left_out.values()),
         tuple(found.notes),
         composer.notes,
-        tuple(words),
+        tuple(overrides),
         tuple(where),
     )
 
@@ -223,7 +223,7 @@ def parse_rules(space: SweepFile, first_seed: int, within: float | None = None) 
 
 # Rules that are shares, with the largest value, and those that are whole numbers, with the smallest.
 SHARES = {"within": 1.0, "alpha": 0.5, "screening_fraction": 1.0, "safety": 1.0}
-WHOLE = {"screening_seeds": 2, "finalists": 1, "lr_extensions": 0, "lr_seeds": 1, "choice_seeds": 1}
+WHOLE = {"screening_seeds": 2, "finalists": 1, "lr_extensions": 0, "lr_seeds": 1, "choice_seeds": 1, "contenders": 1}
 
 
 def _rule(name: str, value: Any) -> Any:
