@@ -395,17 +395,16 @@ class _Race:
     def _confirm(self) -> Batches:
         """Runs the contenders and the baseline on fresh seeds until every pair with the leader is decided."""
         arms = self._arms()
-        looks = self._affordable_looks(arms)
-        while not looks and len(arms) > 2:
+        looks = self.rules.looks
+        while len(arms) > 2 and not self._fits(self._fresh(arms, 0, looks[0])):
             name = next(name for name in reversed(arms) if name != self.baseline)
             self._drop(name, CONFIRMATION, "no place in the confirmation: the budget", False)
             arms.remove(name)
-            looks = self._affordable_looks(arms)
-        if not looks or len(arms) < 2:
+        if len(arms) < 2 or not self._fits(self._fresh(arms, 0, looks[0])):
             reason = "the budget" if len(arms) > 1 else "nothing is left to compare"
             self.unused.append(f"No confirmation was run: {reason}.")
             return
-        looks = self._worthwhile_looks(arms, looks)
+        # Independent of the budget, so that the claims stay valid if a larger budget continues the decision.
         alpha = self.rules.alpha / len(looks)
         samples: dict[str, PairedSample] = {}
         claims: dict[str, str] = {}
@@ -439,41 +438,10 @@ class _Race:
                 break
         if leader:
             losses = {name: self._fresh_losses(name) for name in arms}
-            self.confirmation = Confirmation(leader, losses, samples, claims, tuple(looks), alpha)
+            self.confirmation = Confirmation(leader, losses, samples, claims, looks, alpha)
 
     def _fresh_losses(self, name: str) -> dict[int, float]:
         return self._losses(name, 1.0, self._rate(name), self.rules.confirmation_seed, self.rules.looks[-1])
-
-    def _affordable_looks(self, arms: Sequence[str]) -> list[int]:
-        """Returns the looks that the budget covers; the last one may come earlier than the rules say."""
-        seeds = next(
-            (seeds for seeds in range(self.rules.looks[-1], 1, -1) if self._fits(self._fresh(arms, 0, seeds))), 0
-        )
-        looks = [look for look in self.rules.looks if look <= seeds]
-        return looks if seeds in (0, *looks) else [*looks, seeds]
-
-    def _worthwhile_looks(self, arms: Sequence[str], looks: Sequence[int]) -> list[int]:
-        """Leaves out the first looks that will hardly decide a pair, by what the choice has shown.
-
-        The rest have more of the error rate. This keeps the rate, because the fresh seeds have no part in it.
-        """
-        if self.noise is None:
-            return list(looks)
-        deviation = self.noise.deviation * math.sqrt(2)
-        for first, look in enumerate(looks):
-            alpha = self.rules.alpha / (len(looks) - first) / (len(arms) - 1)
-            for other in arms[1:]:
-                sample = paired(self._known(arms[0], other), self._known(other, arms[0]))
-                assert sample is not None, other
-                spread = math.hypot(deviation * math.sqrt(1 / look + 1 / sample.seeds), self.rules.safety / 2)
-                if prospect(sample.mean, spread, deviation, look, self.rules.within, alpha) >= MIN_PROSPECT:
-                    return list(looks[first:])
-        return [looks[-1]]
-
-    def _known(self, name: str, other: str) -> Scores:
-        """Returns the scores of the choice, or of the fraction if the other one is the baseline."""
-        is_fraction = self.baseline in (name, other)
-        return self.fraction_scores[name] if is_fraction else self.scores[name]
 
     def _may_decide(self, sample: PairedSample, looks: Sequence[int], alpha: float) -> bool:
         """Says whether the last look may still decide a pair, by what the fresh seeds have shown."""
