@@ -14,7 +14,7 @@ from moe_cli.cli.progress import LivePanel, bar_line, one_line
 from moe_cli.cli.views import TerminalView
 from moe_cli.decide.certificate import Certificate, context_of, make_certificate
 from moe_cli.decide.feed import DecisionFeed
-from moe_cli.decide.prices import TYPICAL_DEVIATION, power, stage_prices, unused_in_rehearsal
+from moe_cli.decide.prices import price_stages
 from moe_cli.decide.records import Budget
 from moe_cli.decide.rehearsal import TYPICAL_DEVIATION, Power, power, unused_in_rehearsal
 from moe_cli.decide.run_decision import PreparedDecision
@@ -87,21 +87,15 @@ def head_lines(prepared: PreparedDecision, budget: Budget) -> list[tuple[str, st
     lines.append(("", f"  budget     {' and '.join(limits)}, {plural(budget.parallel, 'run')} at a time"))
     found = power(prepared.candidates, plan.rules, budget)
     if found is not None:
-        lines.append(
-            ("" if found.difference <= 2 * plan.rules.within else "yellow", f"  power      {_power(prepared, budget)}")
-        )
-    lines += [
-        ("yellow", f"  skipped    {sentence}")
-        for sentence in unused_in_rehearsal(prepared.candidates, plan.rules, budget)
-    ]
+        style = "" if found.difference <= 2 * plan.rules.within else "yellow"
+        lines.append((style, f"  power      {_power(found, plan.rules.within)}"))
+    unused = unused_in_rehearsal(prepared.candidates, plan.rules, budget)
+    lines += [("yellow", f"  skipped    {sentence}") for sentence in unused]
     return lines
 
 
-def _power(prepared: PreparedDecision, budget: Budget) -> str:
+def _power(found: Power, within: float) -> str:
     """Returns the sentence on what the confirmation can decide."""
-    found = power(prepared.candidates, prepared.plan.rules, budget)
-    assert found is not None
-    within = prepared.plan.rules.within
     equal = "" if found.equality <= within else "not "
     return (
         f"about {plural(found.seeds, 'fresh seed')}: differences from {percent(_rounded(found.difference))} are found, "
@@ -183,7 +177,5 @@ class DecisionDisplay(LivePanel):
             share = max(share, seconds / budget.seconds)
             texts["time"] = Text(f"{duration(max(0.0, budget.seconds - seconds))} left")
         head = bar_line(f" {self.feed.step.stage}", min(1.0, share), texts, ("done",), self.console.width)
-        rows: Sequence[Any] = [
-            one_line(f"  running  {self.feed.labels.get(run.path, run.id)}") for run in progress.running
-        ]
-        return Group(head, *rows)
+        labels = self.feed.labels
+        return Group(head, *(one_line(f"  running  {labels.get(run.path, run.id)}") for run in progress.running))

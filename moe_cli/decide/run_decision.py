@@ -9,7 +9,6 @@ from moe_cli import __version__
 from moe_cli.config.sweep_file import DENSE
 from moe_cli.decide.feed import DecisionFeed, read_outcome, read_success, replay
 from moe_cli.decide.plan import BUDGETS_OF, FLOPS, TIME, TOKENS, DecisionPlan, budget_of
-from moe_cli.decide.rehearsal import can_start, least_budget
 from moe_cli.decide.record import (
     DecisionRecord,
     Limits,
@@ -19,6 +18,7 @@ from moe_cli.decide.record import (
     write_decision,
 )
 from moe_cli.decide.records import Budget, Candidate
+from moe_cli.decide.rehearsal import can_start, least_budget
 from moe_cli.errors import ConfigError
 from moe_cli.execution.estimate import RunEstimate, estimate_runs, measure_flops
 from moe_cli.execution.memory import check_memory
