@@ -1,4 +1,4 @@
-"""What `moe decide` shows: prices before the first run, each stage and each run that ends, and the answer."""
+"""Output of `moe decide`: prices before the first run, each stage and each run that ends, and the answer."""
 
 import math
 import time

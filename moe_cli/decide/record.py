@@ -25,7 +25,7 @@ MAX_MINUTES = 1e7
 
 @dataclass(frozen=True)
 class Limits:
-    """What a decision may take: minutes of wall clock, runs, or both; None means no limit of this kind."""
+    """Limits of a decision: minutes of wall clock, runs, or both; None means no limit of this kind."""
 
     minutes: float | None = None
     runs: int | None = None
