@@ -20,7 +20,7 @@ MAX_BUDGET_RUNS = 2**20
 
 @dataclass(frozen=True)
 class Power:
-    """Differences that the confirmation can decide with a number of seeds, if differences vary by TYPICAL_DEVIATION over seeds.
+    """Differences that the confirmation can decide, if they vary by TYPICAL_DEVIATION over seeds.
 
     Attributes:
         difference: the smallest relative difference that is found in four of five cases.
