@@ -21,7 +21,7 @@ from moe_cli.decide.run_decision import PreparedDecision
 from moe_cli.decide.text import BY_NAMES, certificate_lines, percent
 from moe_cli.formatting import duration, plural
 from moe_cli.report.render.line_wrap import wrap_lines
-from moe_cli.report.render.terminal import plain_table
+from moe_cli.report.render.terminal import plain_table, wrap
 from moe_cli.runs.folder import Run
 from moe_cli.sweeps.scheduler import Observer, Pool, Progress
 
@@ -68,7 +68,7 @@ class DecisionView(TerminalView):
                 self.console.print(
                     f"[{style}]{escape(line)}[/]" if style else escape(line), highlight=False, soft_wrap=True
                 )
-        print_lines(self.console, price_lines(prepared, budget))
+        print_lines(self.console, price_lines(prepared, budget, text_width(self.console)))
 
 
 def head_lines(prepared: PreparedDecision, budget: Budget) -> list[tuple[str, str]]:
@@ -108,7 +108,7 @@ def _rounded(share: float) -> float:
     return float(f"{share:.2g}")
 
 
-def price_lines(prepared: PreparedDecision, budget: Budget) -> list[Text]:
+def price_lines(prepared: PreparedDecision, budget: Budget, width: int) -> list[Text]:
     """Returns the table of stages: the least and the most that each costs without a limit, and all with it."""
     prices = price_stages(prepared.candidates, prepared.plan.rules)
 
@@ -123,11 +123,8 @@ def price_lines(prepared: PreparedDecision, budget: Budget) -> list[Text]:
     seconds = math.fsum(price.min_seconds for price in prices), math.fsum(price.max_seconds for price in prices)
     rows.append(row("all stages", runs, seconds))
     head = ["  stage", "runs", f"time on {plural(budget.parallel, 'worker')}"]
-    note = "  from clear differences to the worst case, without the budget"
-    return [
-        *plain_table(head, rows, None),
-        Text(f"{note}; stop any time, the same command continues", "dim"),
-    ]
+    note = "From clear differences to the worst case, without the budget. Stop any time, the same command continues."
+    return [*plain_table(head, rows, width), *wrap(note, width, "dim", "  ")]
 
 
 def _range(low: str, high: str) -> str:

@@ -139,11 +139,13 @@ def report(  # noqa: PLR0913  (an argument for each option)
 
             found = make_pivot(table, pivot, value)
         if files:
+            from moe_cli.decide.page import decision_sections
             from moe_cli.report.export import export
             from moe_cli.report.html.page_data import Source
 
             source = Source(runs, extra, title, f"moe {moe_cli.__version__}")
-            export(files, table, source, pivot=found)
+            folders = list(dict.fromkeys(Path(run.path).parent for run in runs))
+            export(files, table, source, pivot=found, answer=decision_sections(folders))
             print_written(files)
         elif found:
             _print_pivot(found, table, title, form or Format.TABLE)

@@ -47,6 +47,7 @@ class DecisionRecord:
     plan: DecisionPlan
     candidates: tuple[Candidate, ...]
     limits: Limits
+    parallel: int = 1
 
 
 def read_decision(folder: Path) -> DecisionRecord | None:
@@ -92,6 +93,7 @@ def _parse(name: str, values: dict[str, Any]) -> DecisionRecord:
         plan,
         make_candidates(plan, prices),
         Limits(number_in(limits.get("minutes")), whole_number_in(limits.get("runs"))),
+        whole_number_in(values.get("parallel")) or 1,
     )
 
 
@@ -115,6 +117,7 @@ def write_decision(folder: Path, record: DecisionRecord) -> None:
         "where": list(plan.where),
         "rules": asdict(plan.rules),
         "limits": asdict(record.limits),
+        "parallel": record.parallel,
         "candidates": [
             {
                 "name": candidate.name,

@@ -69,12 +69,13 @@ class PreparedDecision:
         folder = make_sweep_folder(self.outputs, self.plan.name)
         if pool:
             record_data(folder, self.estimates)
-        write_decision(folder, DecisionRecord(self.plan, self.candidates, self.limits))
+        budget = self.budget(pool)
+        write_decision(folder, DecisionRecord(self.plan, self.candidates, self.limits, budget.parallel))
         declared = {"question": self.plan.question, "baseline": dict(DENSE)}
         seeds, where = (self.plan.rules.first_seed,), self.plan.where
         record_command(folder, self.plan.overrides, declared, seeds=seeds, where=where, version=__version__)
         with sweep_lock(folder):
-            yield DecisionFeed(self.plan, self.candidates, self.outputs, self.budget(pool), self.execution.retry_failed)
+            yield DecisionFeed(self.plan, self.candidates, self.outputs, budget, self.execution.retry_failed)
 
 
 def make_budget(limits: Limits, parallel: int) -> Budget:

@@ -91,8 +91,8 @@ def _headline(found: Certificate) -> str:
     open_names = [name for claim in decision.comparisons if claim.verdict == INCONCLUSIVE for name in _pair(claim)]
     names = list(dict.fromkeys(open_names)) or [decision.winner]
     return (
-        f"Undecided between {_listed(names)}. {use[:-1]}, which led before the confirmation, or decide with a larger "
-        "budget."
+        f"Undecided between {_listed(names)}: this takes a larger budget. "
+        f"{configuration(decision.winner)} led before the confirmation."
     )
 
 
@@ -181,7 +181,7 @@ def certificate_parts(found: Certificate) -> list[tuple[str, list[str]]]:
         ("guarantee", list(decision.guarantee)),
         ("limits", list(decision.unused)),
         ("spent", [_spent(found)]),
-        ("use", [found.train] if found.train else []),
+        ("train", [found.train] if found.train else []),
         ("again", [found.repeat]),
         ("see", [f"moe report {found.name}", f"moe report {found.name} -o {found.name}.html"]),
     ]
