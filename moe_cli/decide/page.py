@@ -60,7 +60,12 @@ def certificate_sections(found: Certificate) -> list[Section]:
     ]
     for number, (title, headings, rows) in enumerate(tables(found)):
         sections.append(
-            Section(f"decision-{number}", title.capitalize(), headings=tuple(headings), rows=tuple(map(tuple, rows)))
+            Section(
+                f"decision-{number}",
+                title.split(":")[0].split(",")[0].capitalize(),
+                headings=tuple(headings),
+                rows=tuple(map(tuple, rows)),
+            )
         )
     return sections
 
