@@ -132,7 +132,7 @@ def test_a_decision_stopped_in_each_stage_is_as_one_undisturbed(words: list[str]
 
 
 def test_two_processes_share_a_decision(words: list[str], tmp_path: Path) -> None:
-    """What one process executes, the other waits for: it starts none of these runs, and comes to the same decision."""
+    """A second process starts none of the runs of the first: it waits for one at work, reads the others, and comes to the same decision."""
     first, second = prepare(words, tmp_path), prepare(words, tmp_path)
     pools = FakePool(outcome, 2), FakePool(outcome, 2)
     with first.begin(pools[0]) as one, second.begin(pools[1]) as other:
