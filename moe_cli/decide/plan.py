@@ -218,7 +218,13 @@ def parse_rules(space: SweepFile, first_seed: int, within: float | None = None) 
         raise ConfigError(
             f"{space.name}: the rule {missing[0]} is missing. For the usual rules, write: defaults: [_rules, _self_]"
         )
-    return Rules(**{name: _rule(name, values[name]) for name in known}, first_seed=first_seed)
+    return make_rules(values, first_seed)
+
+
+def make_rules(values: Mapping[str, Any], first_seed: int) -> Rules:
+    """Returns the rules with these values, as files hold them. Raises ConfigError for one out of its range."""
+    names = [name for name in Rules.__dataclass_fields__ if name != "first_seed"]
+    return Rules(**{name: _rule(name, values[name]) for name in names}, first_seed=first_seed)
 
 
 # Rules that are shares, with the largest value, and those that are whole numbers, with the smallest.

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_cli.config.schema import from_dict
-from moe_cli.decide.plan import DENSE_NAME, DecisionPlan
+from moe_cli.config.build import build
+from moe_cli.config.schema import RunConfig, from_dict
+from moe_cli.decide.plan import DENSE_NAME, DecisionPlan, make_rules
 from moe_cli.decide.records import Candidate, Rules
 from moe_cli.errors import ConfigError
 from moe_cli.files.reading import number_in, read_json, whole_number_in
@@ -70,16 +71,14 @@ def read_decision(folder: Path) -> DecisionRecord | None:
 
 
 def _parse(name: str, values: dict[str, Any]) -> DecisionRecord:
-    rules: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in values["rules"].items()
-    }
+    rules = make_rules(values["rules"], build(RunConfig, {"seed": values["rules"]["first_seed"]}).seed)
     found = values["candidates"]
     plan = DecisionPlan(
         name,
         str(values["space"]),
         str(values["question"]),
         {str(entry["name"]): from_dict(entry["config"]) for entry in found},
-        Rules(**rules),
+        rules,
         str(values["by"]),
         (str(values["given_budget"][0]), float(values["given_budget"][1])),
         overrides=tuple(map(str, values["overrides"])),
@@ -87,7 +86,7 @@ def _parse(name: str, values: dict[str, Any]) -> DecisionRecord:
     )
     if DENSE_NAME not in plan.configs:
         raise ConfigError("it has no dense model.")
-    prices = {str(entry["name"]): (float(entry["price"]), float(entry["seconds"])) for entry in found}
+    prices = {str(entry["name"]): (_amount(entry["price"]), _amount(entry["seconds"])) for entry in found}
     limits = values["limits"]
     return DecisionRecord(
         plan,
@@ -95,6 +94,14 @@ def _parse(name: str, values: dict[str, Any]) -> DecisionRecord:
         Limits(number_in(limits.get("minutes")), whole_number_in(limits.get("runs"))),
         whole_number_in(values.get("parallel")) or 1,
     )
+
+
+def _amount(value: Any) -> float:
+    """Returns a finite number of at least 0. Raises ValueError for anything else."""
+    number = number_in(value)
+    if number is None or number < 0:
+        raise ValueError(f"{value!r} is not an amount")
+    return number
 
 
 def make_candidates(plan: DecisionPlan, prices: dict[str, tuple[float, float]]) -> tuple[Candidate, ...]:
