@@ -5,7 +5,7 @@ that is not complete, so that a killed decision, or a second terminal, comes to 
 """
 
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from moe_cli.decide.answer import Confirmation, answer, guarantee
@@ -42,24 +42,24 @@ class Batch:
     requests: tuple[RunRequest, ...]
 
 
-Batches = Generator[Batch, Mapping[RunRequest, Outcome], None]
+Outcomes = Mapping[RunRequest, Outcome]
+Batches = Generator[Batch, Outcomes, None]
 
 
 def next_step(
     candidates: Sequence[Candidate], rules: Rules, results: Mapping[RunRequest, Outcome], budget: Budget
 ) -> Step:
     """Returns the runs that are missing now, or the decision. Results of runs that no stage wants have no effect."""
-    race = _Race(candidates, rules, budget)
-    batches = race.run()
-    batch = next(batches, None)
-    while batch is not None:
+
+    def outcomes(batch: Batch) -> Outcomes | None:
+        is_complete = all(request in results for request in batch.requests)
+        return {request: results[request] for request in batch.requests} if is_complete else None
+
+    race = Race(candidates, rules, budget)
+    batch = race.play(outcomes)
+    if batch is not None:
         missing = tuple(request for request in batch.requests if request not in results)
-        if missing:
-            return Step(batch.stage, batch.reason, missing)
-        try:
-            batch = batches.send({request: results[request] for request in batch.requests})
-        except StopIteration:
-            batch = None
+        return Step(batch.stage, batch.reason, missing)
     decision = race.decision()
     return Step(CONFIRMATION, decision.reason, decision=decision)
 
@@ -99,7 +99,7 @@ def _standings(scores: Mapping[str, Scores], noise: Noise | None, alpha: float) 
     return _Standings((leader, *order), differences)
 
 
-class _Race:
+class Race:
     """The stages of a decision and what they have found so far."""
 
     def __init__(self, candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> None:
@@ -109,6 +109,8 @@ class _Race:
         self.baseline = next((candidate.name for candidate in candidates if candidate.is_baseline), None)
         self.alive = [candidate.name for candidate in candidates]
         self.outcomes: dict[RunRequest, Outcome] = {}
+        # By candidate, fraction, multiplier; then by seed.
+        self.losses: dict[tuple[str, float, float], dict[int, float]] = {}
         # Seconds and budget fractions of the finished runs of each candidate.
         self.spent: dict[str, tuple[float, float]] = {}
         self.dropped: list[Dropped] = []
@@ -120,7 +122,18 @@ class _Race:
         self.noise: Noise | None = None
         self.confirmation: Confirmation | None = None
 
-    def run(self) -> Batches:
+    def play(self, outcomes: Callable[[Batch], Outcomes | None]) -> Batch | None:
+        """Asks for the outcomes of batch after batch; returns the first without outcomes, or None at the end."""
+        batches = self._batches()
+        batch = next(batches, None)
+        while batch is not None and (found := outcomes(batch)) is not None:
+            try:
+                batch = batches.send(found)
+            except StopIteration:
+                return None
+        return batch
+
+    def _batches(self) -> Batches:
         """Yields the batches of all stages and receives their outcomes."""
         yield from self._screen()
         if not self.scores:
@@ -190,6 +203,9 @@ class _Race:
             outcome = outcomes[request]
             if request not in self.outcomes:
                 self.outcomes[request] = outcome
+                place = request.candidate, request.fraction, request.lr_multiplier
+                if outcome.loss is not None:
+                    self.losses.setdefault(place, {})[request.seed] = outcome.loss
                 seconds, fractions = self.spent.get(request.candidate, (0.0, 0.0))
                 self.spent[request.candidate] = seconds + outcome.seconds, fractions + request.fraction
             if outcome.loss is None and stage != LEARNING_RATE:
@@ -202,12 +218,8 @@ class _Race:
 
     def _losses(self, name: str, fraction: float, multiplier: float, first_seed: int, seeds: int) -> dict[int, float]:
         """Returns the finished losses of a candidate by seed."""
-        found = {}
-        for seed in range(first_seed, first_seed + seeds):
-            outcome = self.outcomes.get(RunRequest(name, seed, fraction, multiplier, ""))
-            if outcome is not None and outcome.loss is not None:
-                found[seed] = outcome.loss
-        return found
+        losses = self.losses.get((name, fraction, multiplier), {})
+        return {seed: losses[seed] for seed in range(first_seed, first_seed + seeds) if seed in losses}
 
     @property
     def _others(self) -> list[str]:
