@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_cli.decide.answer import Confirmation, answer, guarantee
+from moe_cli.decide.answer import NO_ANSWER, Confirmation, answer, guarantee
 from moe_cli.decide.records import (
     CHOICE,
     CONFIRMATION,
@@ -27,9 +27,9 @@ from moe_cli.decide.records import (
 )
 from moe_cli.decide.sequential import Noise, claims_at_look, pooled_noise, prospect
 from moe_cli.report.intervals import t_quantile
-from moe_cli.report.significance import INCONCLUSIVE, PairedSample, Scores, paired
+from moe_cli.report.significance import PairedSample, Scores, paired
 
-# A look that decides a pair with less than this probability is left out, and so is a pair before its last look.
+# A pair that its last look will decide with less than this probability is given up.
 MIN_PROSPECT = 0.1
 
 
@@ -158,7 +158,7 @@ class Race:
         return math.fsum(seconds for seconds, _ in self.spent.values()) / predicted if predicted else 1.0
 
     def _fits(self, requests: Iterable[RunRequest], reserve: Sequence[str] = ()) -> bool:
-        """Says whether the budget covers these runs, and then the first look at `reserve` and the baseline."""
+        """Says whether the budget covers these runs, and after them the first look at `reserve`."""
         if self.budget == Budget(parallel=self.budget.parallel):
             return True
         later = self._fresh(reserve, 0, self.rules.looks[0])
@@ -250,7 +250,9 @@ class Race:
             self._drop_behind(SCREENING, rules.safety)
             rest = [name for name in self.alive if name not in leaders and name != self.baseline]
             requests = self._screening(rest, seeds)
-            if requests and self._fits(requests, self._dearest(self.alive)):
+            if not self._fits(requests, self._dearest(self.alive)):
+                self.unused.append(f"Seed {seeds} of the screening only for those in front: the budget.")
+            else:
                 yield from self._finish(SCREENING, f"Seed {seeds} of those that are not behind beyond doubt.", requests)
             self._update_scores(seeds)
         self._drop_behind(SCREENING, rules.safety)
@@ -293,6 +295,9 @@ class Race:
     def _tune_learning_rates(self) -> Batches:
         """Tries the same number of learning rates for each finalist and the baseline, at a fraction of the budget."""
         rules = self.rules
+        if len(rules.lr_multipliers) < 2:
+            self.unused.append("Learning rates were not tuned: the rules name no two.")
+            return
         trials = {name: list(rules.lr_multipliers) for name in self.alive}
         while len(self._others) > 2 and not self._fits(self._trials(trials), self._dearest(self.alive)):
             self._set_aside(LEARNING_RATE, len(self._others) - 1)
@@ -305,6 +310,7 @@ class Race:
             self._set_rates(trials)
             if not any(rate.is_at_edge for rate in self.rates.values()):
                 break
+            trials = {name: tried for name, tried in trials.items() if name in self.alive}
             longer = {name: [*tried, self._next_multiplier(name, tried)] for name, tried in trials.items()}
             if not self._fits(self._trials(longer), self._dearest(self.alive)):
                 self.unused.append("A best learning rate at the edge was not followed: the budget.")
@@ -355,7 +361,7 @@ class Race:
         losses, ordered = self._trial_losses(name, tried), sorted(tried)
         best = ordered.index(self._rate(name))
         ends = max(self.rules.lr_multipliers) / min(self.rules.lr_multipliers)
-        step = math.pow(ends, 1 / max(1, len(self.rules.lr_multipliers) - 1))
+        step = math.pow(ends, 1 / (len(self.rules.lr_multipliers) - 1))
         if best == 0:
             return ordered[0] / step
         if best == len(ordered) - 1:
@@ -467,28 +473,8 @@ class Race:
 
     def decision(self) -> Decision:
         """Returns the decision after the last batch."""
-        runs, seconds = len(self.outcomes), math.fsum(outcome.seconds for outcome in self.outcomes.values())
-        rates = tuple(self.rates[name] for name in self.candidates if name in self.rates)
         confirmation = self.confirmation
-        if confirmation is None:
-            return Decision(
-                winner=None,
-                verdict=INCONCLUSIVE,
-                best=None,
-                runner_up=None,
-                baseline=self.baseline,
-                classes=(),
-                comparisons=(),
-                losses=(),
-                dropped=tuple(self.dropped),
-                rates=rates,
-                unused=tuple(self.unused),
-                guarantee=(),
-                reason="Nothing was confirmed.",
-                runs=runs,
-                seconds=seconds,
-            )
-        found = answer(confirmation, self.candidates)
+        found = NO_ANSWER if confirmation is None else answer(confirmation, self.candidates)
         return Decision(
             winner=found.winner,
             verdict=found.verdict,
@@ -496,20 +482,24 @@ class Race:
             runner_up=found.runner_up,
             baseline=self.baseline,
             classes=found.classes,
-            comparisons=confirmation.comparisons(),
-            losses=confirmation.final_losses(),
+            comparisons=() if confirmation is None else confirmation.comparisons(),
+            losses=() if confirmation is None else confirmation.final_losses(),
             dropped=tuple(self.dropped),
-            rates=rates,
+            rates=tuple(self.rates[name] for name in self.candidates if name in self.rates),
             unused=tuple(self.unused),
-            guarantee=guarantee(confirmation, self.rules),
+            guarantee=() if confirmation is None else guarantee(confirmation, self.rules),
             reason=_reason(confirmation),
-            runs=runs,
-            seconds=seconds,
+            runs=len(self.outcomes),
+            seconds=math.fsum(outcome.seconds for outcome in self.outcomes.values()),
         )
 
 
-def _reason(confirmation: Confirmation) -> str:
+def _reason(confirmation: Confirmation | None) -> str:
     """Says why the race ended."""
+    if confirmation is None:
+        return "Nothing was confirmed."
+    if not confirmation.samples:
+        return "Only one candidate is left."
     pending = [name for name in confirmation.samples if name not in confirmation.claims]
     if not pending:
         return "Every pair with the leader is decided."

@@ -146,6 +146,17 @@ def test_learning_rates_have_equal_trials() -> None:
     assert all(found[name] == multiplier for name, multiplier in confirmed)
 
 
+def test_one_learning_rate_is_not_tuned() -> None:
+    """Rules with one rate have no trials, cost none, and the decision says so."""
+    rules = dataclasses.replace(RULES, lr_multipliers=(1.0,))
+    decision, results = simulate(candidates(FOUR), noisy(FOUR), rules)
+    assert decision.winner == "8x2"
+    assert LEARNING_RATE not in {request.stage for request in results}
+    assert any("not tuned" in sentence for sentence in decision.unused)
+    price = next(price for price in price_stages(candidates(FOUR), rules) if price.stage == LEARNING_RATE)
+    assert price.max_runs == 0
+
+
 def test_failures_are_dropped_with_their_reason() -> None:
     """A candidate that diverges is dropped; a learning rate that diverges is not chosen."""
 
