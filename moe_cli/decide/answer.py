@@ -52,11 +52,14 @@ class Confirmation:
 class Answer:
     """The winner and why: see `records.Decision`."""
 
-    winner: str
+    winner: str | None
     verdict: str
-    best: str
+    best: str | None
     runner_up: str | None
     classes: tuple[tuple[str, ...], ...]
+
+
+NO_ANSWER = Answer(None, INCONCLUSIVE, None, None, ())
 
 
 def answer(confirmation: Confirmation, candidates: Mapping[str, Candidate]) -> Answer:
@@ -84,11 +87,11 @@ def answer(confirmation: Confirmation, candidates: Mapping[str, Candidate]) -> A
 
 def guarantee(confirmation: Confirmation, rules: Rules) -> tuple[str, ...]:
     """States what the claims promise, one fact a sentence."""
-    looks = ", ".join(str(look) for look in confirmation.looks)
+    looks, rate = ", ".join(str(look) for look in confirmation.looks), f"{100 * rules.alpha:.3g} %"
     return (
         f"All claims come from seeds that took no part in the choice, {rules.confirmation_seed} and up.",
-        f"The chance of any wrong better or worse is at most {rules.alpha:.0%}, over all pairs and looks.",
-        f"The chance of any wrong equal within {rules.within:.2g} is at most {rules.alpha:.0%}, likewise.",
-        f"Looks were fixed before the first of these seeds: after {looks} seeds, each at {confirmation.alpha:.2%}.",
-        "Dropped candidates are behind at a fraction of the budget; no claim about the full budget is made for them.",
+        f"The chance of any wrong better or worse is at most {rate}, over all pairs and looks.",
+        f"The chance of any wrong equal within {100 * rules.within:.3g} % is at most {rate}, likewise.",
+        f"Looks are fixed: after {looks} seeds, each at {100 * confirmation.alpha:.3g} %.",
+        "No claim about the full budget is made for candidates that were dropped or set aside.",
     )

@@ -5,10 +5,10 @@ that is not complete, so that a killed decision, or a second terminal, comes to 
 """
 
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_cli.decide.answer import Confirmation, answer, guarantee
+from moe_cli.decide.answer import NO_ANSWER, Confirmation, answer, guarantee
 from moe_cli.decide.records import (
     CHOICE,
     CONFIRMATION,
@@ -27,9 +27,9 @@ from moe_cli.decide.records import (
 )
 from moe_cli.decide.sequential import Noise, claims_at_look, pooled_noise, prospect
 from moe_cli.report.intervals import t_quantile
-from moe_cli.report.significance import INCONCLUSIVE, PairedSample, Scores, paired
+from moe_cli.report.significance import PairedSample, Scores, paired
 
-# A look that decides a pair with less than this probability is left out, and so is a pair before its last look.
+# A pair that its last look will decide with less than this probability is given up.
 MIN_PROSPECT = 0.1
 
 
@@ -42,24 +42,24 @@ class Batch:
     requests: tuple[RunRequest, ...]
 
 
-Batches = Generator[Batch, Mapping[RunRequest, Outcome], None]
+Outcomes = Mapping[RunRequest, Outcome]
+Batches = Generator[Batch, Outcomes, None]
 
 
 def next_step(
     candidates: Sequence[Candidate], rules: Rules, results: Mapping[RunRequest, Outcome], budget: Budget
 ) -> Step:
     """Returns the runs that are missing now, or the decision. Results of runs that no stage wants have no effect."""
-    race = _Race(candidates, rules, budget)
-    batches = race.run()
-    batch = next(batches, None)
-    while batch is not None:
+
+    def outcomes(batch: Batch) -> Outcomes | None:
+        is_complete = all(request in results for request in batch.requests)
+        return {request: results[request] for request in batch.requests} if is_complete else None
+
+    race = Race(candidates, rules, budget)
+    batch = race.play(outcomes)
+    if batch is not None:
         missing = tuple(request for request in batch.requests if request not in results)
-        if missing:
-            return Step(batch.stage, batch.reason, missing)
-        try:
-            batch = batches.send({request: results[request] for request in batch.requests})
-        except StopIteration:
-            batch = None
+        return Step(batch.stage, batch.reason, missing)
     decision = race.decision()
     return Step(CONFIRMATION, decision.reason, decision=decision)
 
@@ -99,7 +99,7 @@ def _standings(scores: Mapping[str, Scores], noise: Noise | None, alpha: float) 
     return _Standings((leader, *order), differences)
 
 
-class _Race:
+class Race:
     """The stages of a decision and what they have found so far."""
 
     def __init__(self, candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> None:
@@ -109,6 +109,8 @@ class _Race:
         self.baseline = next((candidate.name for candidate in candidates if candidate.is_baseline), None)
         self.alive = [candidate.name for candidate in candidates]
         self.outcomes: dict[RunRequest, Outcome] = {}
+        # By candidate, fraction, multiplier; then by seed.
+        self.losses: dict[tuple[str, float, float], dict[int, float]] = {}
         # Seconds and budget fractions of the finished runs of each candidate.
         self.spent: dict[str, tuple[float, float]] = {}
         self.dropped: list[Dropped] = []
@@ -120,7 +122,18 @@ class _Race:
         self.noise: Noise | None = None
         self.confirmation: Confirmation | None = None
 
-    def run(self) -> Batches:
+    def play(self, outcomes: Callable[[Batch], Outcomes | None]) -> Batch | None:
+        """Asks for the outcomes of batch after batch; returns the first without outcomes, or None at the end."""
+        batches = self._batches()
+        batch = next(batches, None)
+        while batch is not None and (found := outcomes(batch)) is not None:
+            try:
+                batch = batches.send(found)
+            except StopIteration:
+                return None
+        return batch
+
+    def _batches(self) -> Batches:
         """Yields the batches of all stages and receives their outcomes."""
         yield from self._screen()
         if not self.scores:
@@ -145,7 +158,7 @@ class _Race:
         return math.fsum(seconds for seconds, _ in self.spent.values()) / predicted if predicted else 1.0
 
     def _fits(self, requests: Iterable[RunRequest], reserve: Sequence[str] = ()) -> bool:
-        """Says whether the budget covers these runs, and then the first look at `reserve` and the baseline."""
+        """Says whether the budget covers these runs, and after them the first look at `reserve`."""
         if self.budget == Budget(parallel=self.budget.parallel):
             return True
         later = self._fresh(reserve, 0, self.rules.looks[0])
@@ -190,6 +203,9 @@ class _Race:
             outcome = outcomes[request]
             if request not in self.outcomes:
                 self.outcomes[request] = outcome
+                place = request.candidate, request.fraction, request.lr_multiplier
+                if outcome.loss is not None:
+                    self.losses.setdefault(place, {})[request.seed] = outcome.loss
                 seconds, fractions = self.spent.get(request.candidate, (0.0, 0.0))
                 self.spent[request.candidate] = seconds + outcome.seconds, fractions + request.fraction
             if outcome.loss is None and stage != LEARNING_RATE:
@@ -202,12 +218,8 @@ class _Race:
 
     def _losses(self, name: str, fraction: float, multiplier: float, first_seed: int, seeds: int) -> dict[int, float]:
         """Returns the finished losses of a candidate by seed."""
-        found = {}
-        for seed in range(first_seed, first_seed + seeds):
-            outcome = self.outcomes.get(RunRequest(name, seed, fraction, multiplier, ""))
-            if outcome is not None and outcome.loss is not None:
-                found[seed] = outcome.loss
-        return found
+        losses = self.losses.get((name, fraction, multiplier), {})
+        return {seed: losses[seed] for seed in range(first_seed, first_seed + seeds) if seed in losses}
 
     @property
     def _others(self) -> list[str]:
@@ -238,7 +250,9 @@ class _Race:
             self._drop_behind(SCREENING, rules.safety)
             rest = [name for name in self.alive if name not in leaders and name != self.baseline]
             requests = self._screening(rest, seeds)
-            if requests and self._fits(requests, self._dearest(self.alive)):
+            if not self._fits(requests, self._dearest(self.alive)):
+                self.unused.append(f"Seed {seeds} of the screening only for those in front: the budget.")
+            else:
                 yield from self._finish(SCREENING, f"Seed {seeds} of those that are not behind beyond doubt.", requests)
             self._update_scores(seeds)
         self._drop_behind(SCREENING, rules.safety)
@@ -281,6 +295,9 @@ class _Race:
     def _tune_learning_rates(self) -> Batches:
         """Tries the same number of learning rates for each finalist and the baseline, at a fraction of the budget."""
         rules = self.rules
+        if len(rules.lr_multipliers) < 2:
+            self.unused.append("Learning rates were not tuned: the rules name no two.")
+            return
         trials = {name: list(rules.lr_multipliers) for name in self.alive}
         while len(self._others) > 2 and not self._fits(self._trials(trials), self._dearest(self.alive)):
             self._set_aside(LEARNING_RATE, len(self._others) - 1)
@@ -293,6 +310,7 @@ class _Race:
             self._set_rates(trials)
             if not any(rate.is_at_edge for rate in self.rates.values()):
                 break
+            trials = {name: tried for name, tried in trials.items() if name in self.alive}
             longer = {name: [*tried, self._next_multiplier(name, tried)] for name, tried in trials.items()}
             if not self._fits(self._trials(longer), self._dearest(self.alive)):
                 self.unused.append("A best learning rate at the edge was not followed: the budget.")
@@ -343,7 +361,7 @@ class _Race:
         losses, ordered = self._trial_losses(name, tried), sorted(tried)
         best = ordered.index(self._rate(name))
         ends = max(self.rules.lr_multipliers) / min(self.rules.lr_multipliers)
-        step = math.pow(ends, 1 / max(1, len(self.rules.lr_multipliers) - 1))
+        step = math.pow(ends, 1 / (len(self.rules.lr_multipliers) - 1))
         if best == 0:
             return ordered[0] / step
         if best == len(ordered) - 1:
@@ -455,28 +473,8 @@ class _Race:
 
     def decision(self) -> Decision:
         """Returns the decision after the last batch."""
-        runs, seconds = len(self.outcomes), math.fsum(outcome.seconds for outcome in self.outcomes.values())
-        rates = tuple(self.rates[name] for name in self.candidates if name in self.rates)
         confirmation = self.confirmation
-        if confirmation is None:
-            return Decision(
-                winner=None,
-                verdict=INCONCLUSIVE,
-                best=None,
-                runner_up=None,
-                baseline=self.baseline,
-                classes=(),
-                comparisons=(),
-                losses=(),
-                dropped=tuple(self.dropped),
-                rates=rates,
-                unused=tuple(self.unused),
-                guarantee=(),
-                reason="Nothing was confirmed.",
-                runs=runs,
-                seconds=seconds,
-            )
-        found = answer(confirmation, self.candidates)
+        found = NO_ANSWER if confirmation is None else answer(confirmation, self.candidates)
         return Decision(
             winner=found.winner,
             verdict=found.verdict,
@@ -484,20 +482,24 @@ class _Race:
             runner_up=found.runner_up,
             baseline=self.baseline,
             classes=found.classes,
-            comparisons=confirmation.comparisons(),
-            losses=confirmation.final_losses(),
+            comparisons=() if confirmation is None else confirmation.comparisons(),
+            losses=() if confirmation is None else confirmation.final_losses(),
             dropped=tuple(self.dropped),
-            rates=rates,
+            rates=tuple(self.rates[name] for name in self.candidates if name in self.rates),
             unused=tuple(self.unused),
-            guarantee=guarantee(confirmation, self.rules),
+            guarantee=() if confirmation is None else guarantee(confirmation, self.rules),
             reason=_reason(confirmation),
-            runs=runs,
-            seconds=seconds,
+            runs=len(self.outcomes),
+            seconds=math.fsum(outcome.seconds for outcome in self.outcomes.values()),
         )
 
 
-def _reason(confirmation: Confirmation) -> str:
+def _reason(confirmation: Confirmation | None) -> str:
     """Says why the race ended."""
+    if confirmation is None:
+        return "Nothing was confirmed."
+    if not confirmation.samples:
+        return "Only one candidate is left."
     pending = [name for name in confirmation.samples if name not in confirmation.claims]
     if not pending:
         return "Every pair with the leader is decided."

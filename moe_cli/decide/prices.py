@@ -32,11 +32,12 @@ def price_stages(candidates: Sequence[Candidate], rules: Rules) -> tuple[StagePr
 
     # Trials of the multiplier 1 with seeds of the screening are runs of the screening.
     done = min(rules.lr_seeds, rules.screening_seeds) if 1.0 in rules.lr_multipliers else 0
-    trials = len(rules.lr_multipliers) * rules.lr_seeds
-    most = trials + rules.lr_extensions * rules.lr_seeds - done
+    is_tuned = len(rules.lr_multipliers) > 1
+    least = is_tuned * (len(rules.lr_multipliers) * rules.lr_seeds - done)
+    most = is_tuned * (least + rules.lr_extensions * rules.lr_seeds)
     rates = _price(
         LEARNING_RATE,
-        [*others[:fewest], *baseline] * (trials - done),
+        [*others[:fewest], *baseline] * least,
         [*_dearest(others, finalists), *baseline] * most,
         fraction,
     )

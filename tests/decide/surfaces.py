@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from moe_cli.decide.controller import next_step
+from moe_cli.decide.controller import Batch, Race
 from moe_cli.decide.records import EQUAL, Budget, Candidate, Decision, Outcome, Rules, RunRequest
 from moe_cli.decide.sequential import claims_at_look
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, paired
@@ -114,11 +114,14 @@ def decide(
 ) -> tuple[Decision, dict[RunRequest, Outcome]]:
     """Runs the controller with draws in place of runs until it decides."""
     results: dict[RunRequest, Outcome] = {}
-    candidates = surface.candidates()
-    while (step := next_step(candidates, rules, results, budget)).decision is None:
-        assert step.wanted
-        results |= {request: surface.draw(request) for request in step.wanted}
-    return step.decision, results
+
+    def outcomes(batch: Batch) -> dict[RunRequest, Outcome]:
+        results.update((request, surface.draw(request)) for request in batch.requests if request not in results)
+        return {request: results[request] for request in batch.requests}
+
+    race = Race(surface.candidates(), rules, budget)
+    assert race.play(outcomes) is None
+    return race.decision(), results
 
 
 @dataclass(frozen=True)

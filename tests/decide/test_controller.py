@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from moe_cli.decide.controller import next_step
@@ -61,7 +61,7 @@ def noisy(losses: dict[str, float], deviation: float = 0.002) -> Loss:
 FOUR = {"dense": 2.2, "4x1": 2.1, "8x2": 2.0, "16x2": 2.12}
 
 
-@settings(deadline=None, max_examples=5)
+@settings(deadline=None, max_examples=5, phases=[Phase.generate])
 @given(st.integers(0, 10_000), st.sampled_from(KINDS), st.randoms(use_true_random=False))
 def test_order_of_results_has_no_effect(number: int, kind: str, order: random.Random) -> None:
     """A batch that is done in any order and in any portions leads to the same runs, each once, and one decision."""
@@ -90,7 +90,9 @@ def test_results_that_no_stage_wants_have_no_effect() -> None:
 def test_claims_come_from_fresh_seeds() -> None:
     """Confirmation seeds take no part in the choice: changing all other losses by a factor changes no estimate."""
     space = candidates(FOUR)
-    decision, results = simulate(space, noisy(FOUR))
+    rules = dataclasses.replace(RULES, safety=1.0)  # So large that all go on to the full budget.
+    decision, results = simulate(space, noisy(FOUR), rules)
+    assert CHOICE in {request.stage for request in results}
     fresh = {request.seed for request in results if request.stage == CONFIRMATION}
     rest = {request.seed for request in results if request.stage != CONFIRMATION}
     assert fresh.isdisjoint(rest)
@@ -99,7 +101,7 @@ def test_claims_come_from_fresh_seeds() -> None:
         for request, outcome in results.items()
         if outcome.loss is not None
     }
-    other = next_step(space, RULES, scaled, UNLIMITED).decision
+    other = next_step(space, rules, scaled, UNLIMITED).decision
     assert other is not None
     assert decision.comparisons == other.comparisons
     assert decision.losses == other.losses
@@ -144,6 +146,17 @@ def test_learning_rates_have_equal_trials() -> None:
     assert found["dense"] == 1.0
     confirmed = {(r.candidate, r.lr_multiplier) for r in results if r.stage == CONFIRMATION}
     assert all(found[name] == multiplier for name, multiplier in confirmed)
+
+
+def test_one_learning_rate_is_not_tuned() -> None:
+    """Rules with one rate have no trials, cost none, and the decision says so."""
+    rules = dataclasses.replace(RULES, lr_multipliers=(1.0,))
+    decision, results = simulate(candidates(FOUR), noisy(FOUR), rules)
+    assert decision.winner == "8x2"
+    assert LEARNING_RATE not in {request.stage for request in results}
+    assert any("not tuned" in sentence for sentence in decision.unused)
+    price = next(price for price in price_stages(candidates(FOUR), rules) if price.stage == LEARNING_RATE)
+    assert price.max_runs == 0
 
 
 def test_failures_are_dropped_with_their_reason() -> None:

@@ -56,10 +56,12 @@ def test_given_up_pairs_count() -> None:
 def test_claims_over_looks_keep_their_rate(truth: float) -> None:
     """Three pairs with one leader, looks after 3, 5 and 8 seeds: a wrong claim of each family in at most 5 %."""
     generator, looks, repeats = random.Random(1), (3, 5, 8), 600
+    # Equality is likeliest to be claimed at the margin if the noise is small.
+    noise = 0.002 if truth else 0.01
     wrong = 0
     for _ in range(repeats):
-        leader = [generator.gauss(0, 0.01) for _ in range(looks[-1])]
-        others = {name: [generator.gauss(truth, 0.01) for _ in leader] for name in "abc"}
+        leader = [generator.gauss(0, noise) for _ in range(looks[-1])]
+        others = {name: [generator.gauss(truth, noise) for _ in leader] for name in "abc"}
         claims: dict[str, str] = {}
         for look in looks:
             samples = {}
