@@ -170,7 +170,12 @@ def plan_if_search(
 
 
 def plan_sweep_or_search(
-    overrides: Sequence[str], options: SearchOptions, *, baseline: str | None = None, **arguments: Any
+    overrides: Sequence[str],
+    options: SearchOptions,
+    *,
+    baseline: str | None = None,
+    tune: str | None = None,
+    **arguments: Any,
 ) -> SweepPlan | SearchPlan:
     """Returns the planned search, or else sweep, of these overrides.
 
@@ -178,12 +183,14 @@ def plan_sweep_or_search(
         arguments: seeds, name, where and config_dir, as `plan_sweep` takes them.
 
     Raises:
-        ConfigError: a word is wrong, no point can be run, or a search has a baseline.
+        ConfigError: a word is wrong, no point can be run, or a search has a baseline or is tuned.
     """
     search = plan_if_search(overrides, options, **arguments)
     if search is None:
-        return plan_sweep(overrides, baseline=baseline, **arguments)
+        return plan_sweep(overrides, baseline=baseline, tune=tune, **arguments)
     check_no_baseline(baseline)
+    if tune is not None:
+        raise ConfigError(f"--tune {tune} is for sweeps; a search tries {tune} itself if its space has it.")
     return search
 
 
