@@ -31,6 +31,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     name: str | None = None,
     baseline: str | None = None,
     tune: str | None = None,
+    source: str | None = None,
     jobs: int | None = None,
     executor: str | None = None,
     outputs: Path | None = None,
@@ -56,6 +57,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         where: conditions that every point must fulfil, such as "k <= expert".
         baseline: settings of the report's baseline, such as "balance=none".
         tune: "optim.lr" tunes the learning rate of each configuration first, with equal trials.
+        source: for `["ablate"]`, the run or the experiment whose settings are left out one by one.
         force, rerun_stale: start all runs again, or those of another code version. The old folders go to the trash.
         force_memory, timeout, retries, fail_fast: see `Execution` and `FailurePolicy`.
         sampler: "tpe" or "random" for a search; the arguments after it are options of the search.
@@ -77,7 +79,17 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     rules = FailurePolicy(timeout, retries, fail_fast)
     execution = Execution(executor_settings, jobs, rules, retry_failed, force, rerun_stale, force_memory)
     options = SearchOptions(sampler, trials, objective, prune, search_seed)
-    plan = plan_sweep_or_search(overrides, options, baseline=baseline, tune=tune, seeds=seeds, name=name, where=where)
+    plan = plan_sweep_or_search(
+        overrides,
+        options,
+        baseline=baseline,
+        tune=tune,
+        source=source,
+        outputs=folder,
+        seeds=seeds,
+        name=name,
+        where=where,
+    )
     shown: View = SearchView(Terminal()) if isinstance(plan, SearchPlan) else SweepView(Terminal())
     run_stages(plan, folder, execution, shown if progress else Notes())
     return load_runs(folder / plan.name)

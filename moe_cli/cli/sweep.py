@@ -47,6 +47,15 @@ Tune = Annotated[
         help="Tune this setting for each configuration first, with equal trials: optim.lr.",
     ),
 ]
+Source = Annotated[
+    str | None,
+    option(
+        CONFIGURATIONS,
+        "--from",
+        metavar="RUN|EXPERIMENT",
+        help="With the name 'ablate': this configuration, and the same without each of its settings.",
+    ),
+]
 Force = Annotated[
     bool, option(EXISTING_RUNS, "--force", help="Start every run again; the old folders go to the trash.")
 ]
@@ -98,6 +107,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     name: Name = None,
     baseline: Baseline = None,
     tune: Tune = None,
+    source: Source = None,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
     plugin: PluginFiles = None,
@@ -132,12 +142,12 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         "config_dir": config_dir,
         "baseline": baseline,
         "tune": tune,
+        "source": source,
     }
     with interruptible(partial(console.print, STOPPED, soft_wrap=True)):
         overrides = with_imported_source(overrides, folder, may_import=not dry_run)
-        plan = plan_sweep_or_search(
-            overrides, SearchOptions(sampler, trials, objective, prune, search_seed), **arguments
-        )
+        options = SearchOptions(sampler, trials, objective, prune, search_seed)
+        plan = plan_sweep_or_search(overrides, options, outputs=folder, **arguments)
         view = SearchView(console) if isinstance(plan, SearchPlan) else SweepView(console)
         if dry_run:
             prepared = [prepare(stage, folder, execution, build=False) for stage in previews(plan, folder)]

@@ -361,7 +361,7 @@ def _add_baselines(
     for base in bases:
         label = write(base)
         try:
-            first.setdefault(_run(composer, {**base, "seed": seed}).config, label)
+            first.setdefault(compose_run(composer, {**base, "seed": seed}).config, label)
         except ConfigError as error:
             found.wrong_baseline |= isinstance(error, BadValue)
             found.left_out[label] = SkippedPoint(f"baseline {label}".rstrip(), str(error))
@@ -392,7 +392,7 @@ def compose(composer: Composer, values: Partial, where: Sequence[Expression]) ->
     if not all(condition.holds(present) for condition in decided):
         return None
     try:
-        resolved = _run(composer, values)
+        resolved = compose_run(composer, values)
     except BadValue:
         raise
     except ConfigError as error:
@@ -401,7 +401,7 @@ def compose(composer: Composer, values: Partial, where: Sequence[Expression]) ->
     return resolved if all(condition.holds(derived) for condition in where) else None
 
 
-def _run(composer: Composer, values: Partial) -> Resolved:
+def compose_run(composer: Composer, values: Partial) -> Resolved:
     """Composes a run of a sweep, with one thread unless train.threads is set.
 
     A second parallel run gains more than a second thread. With a fixed number of threads, the last digits of results do
