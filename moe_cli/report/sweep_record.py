@@ -5,6 +5,7 @@
     baseline        the settings of the baseline; null: the dense model
     commands        a record for each command: time, words, seeds, where, version, and its declarations
     tuning          the learning rates tuned before the comparison, see tuning_record.py; absent without tuning
+    trials_of       in the folder of trials: the sweep that they tune
     looks           a record for each time that verdicts were shown on more seeds than before, see looks.py
 
 A command without a question and a baseline, such as one typed by hand, does not change the recorded ones.
@@ -59,14 +60,14 @@ def record_command(
     seeds: Sequence[int],
     where: Sequence[str],
     version: str | None,
-    tuning: Mapping[str, Any] | None = None,
+    also: Mapping[str, Any] | None = None,
 ) -> None:
     """Adds a command to the record of a sweep; one that is equal to the last is not added again.
 
     Args:
         declared: the question and the baseline, where the command declares them. They replace those of the sweep, which
             stay in the command that declared them.
-        tuning: the entry `tuning`; None leaves it as it is.
+        also: further entries of the record, such as `tuning`.
     """
     command = {"words": list(overrides), "seeds": list(seeds), "where": list(where), "version": version, **declared}
 
@@ -75,7 +76,6 @@ def record_command(
         known = {"name": folder.name, "created": time.time(), "question": "", "baseline": None, **old}
         same = commands and {key: value for key, value in commands[-1].items() if key != "time"} == command
         added = commands if same else [*commands, {"time": time.time(), **command}]
-        tuned = {} if tuning is None else {"tuning": tuning}
-        return {**known, **declared, **tuned, "commands": added}
+        return {**known, **declared, **(also or {}), "commands": added}
 
     change_record(folder, change)

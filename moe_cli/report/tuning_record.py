@@ -17,7 +17,7 @@ from moe_cli.files.reading import number_in
 from moe_cli.formatting import plural, sanitise
 from moe_cli.report.sweep_record import entries, read_record
 
-TUNING = "tuning"  # the key in sweep.json
+TUNING, TRIALS_OF = "tuning", "trials_of"  # keys of sweep.json
 MAX_NAMED = 3
 
 
@@ -38,16 +38,27 @@ class TunedRate:
     steps_to_edge: int
 
 
-def make_tuning_record(setting: str, folder: str, seed: int, rates: Sequence[TunedRate]) -> dict[str, Any]:
+def make_tuning_record(
+    setting: str, folder: str, seed: int, start: float | None, rates: Sequence[TunedRate]
+) -> dict[str, Any]:
     """Returns the entry of sweep.json."""
     found = [{**asdict(rate), "tried": [list(pair) for pair in rate.tried]} for rate in rates]
-    return {"setting": setting, "folder": folder, "seed": seed, "rates": found}
+    return {"setting": setting, "folder": folder, "seed": seed, "start": start, "rates": found}
 
 
-def tuned_settings(paths: Iterable[str]) -> set[str]:
-    """Returns the settings that every sweep of these runs tuned for each configuration."""
-    names = [_setting(read_record(Path(folder))) for folder in {os.path.dirname(path) for path in paths}]
-    return {name for name in names[:1] if name is not None and all(other == name for other in names)}
+def tuned_settings(paths: Iterable[str]) -> dict[str, float | None]:
+    """Returns the settings that every sweep of these runs tuned for each configuration, with the rate before tuning."""
+    records = [read_record(Path(folder)) for folder in {os.path.dirname(path) for path in paths}]
+    names = [_setting(record) for record in records]
+    if not names or names[0] is None or any(name != names[0] for name in names):
+        return {}
+    starts = {number_in(record[TUNING].get("start")) for record in records}
+    return {names[0]: starts.pop() if len(starts) == 1 else None}
+
+
+def is_trial_folder(folder: Path) -> bool:
+    """Returns whether a folder has the trials of a tuned sweep."""
+    return isinstance(read_record(folder).get(TRIALS_OF), str)
 
 
 def tuning_sentences(paths: Iterable[str]) -> list[str]:

@@ -75,7 +75,7 @@ class SweepPlan:
         where: the conditions of the command.
         baseline: the partial configuration of the report's baseline; None means that the report chooses it.
         tune: the setting that is tuned for each configuration before the comparison; `sweeps.tuning` does it.
-        tuning: the entry of sweep.json on the tuning, in the plan of the comparison.
+        record: further entries of sweep.json, on the tuning.
     """
 
     name: str
@@ -91,7 +91,7 @@ class SweepPlan:
     where: tuple[str, ...] = ()
     conf_notes: tuple[str, ...] = ()
     tune: str | None = None
-    tuning: Mapping[str, Any] | None = None
+    record: Mapping[str, Any] | None = None
 
     @property
     def num_configurations(self) -> int:
@@ -117,7 +117,7 @@ class SweepPlan:
             seeds=tuple(seeds),
             where=self.where,
             version=__version__,
-            tuning=self.tuning,
+            also=self.record,
         )
         return runs
 

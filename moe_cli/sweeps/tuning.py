@@ -16,7 +16,7 @@ from moe_cli.config.settings import replace_unchecked
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import plural
 from moe_cli.report.load import read_rows
-from moe_cli.report.tuning_record import TunedRate, make_tuning_record
+from moe_cli.report.tuning_record import TRIALS_OF, TUNING, TunedRate, make_tuning_record
 from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run
 from moe_cli.sweeps.learning_rate import (
     MAX_EXTENSIONS,
@@ -117,6 +117,7 @@ class Tuning:
             num_seeds=1,
             baseline=None,
             tune=None,
+            record={TRIALS_OF: self.plan.name},
         )
 
     def comparison(self) -> SweepPlan:
@@ -136,8 +137,10 @@ class Tuning:
             )
             for place, found in losses.items()
         ]
-        record = make_tuning_record(str(self.plan.tune), self.name, self.seed, rates)
-        return replace(self.plan, points=points, tune=None, tuning=record)
+        starts = {point.config.optim.lr for point in self.points}
+        start = starts.pop() if len(starts) == 1 else None
+        record = make_tuning_record(str(self.plan.tune), self.name, self.seed, start, rates)
+        return replace(self.plan, points=points, tune=None, record={TUNING: record})
 
     def _label(self, place: int) -> str:
         return self.points[place].label.rpartition("seed=")[0].strip()

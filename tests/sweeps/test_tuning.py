@@ -15,7 +15,6 @@ from moe_cli.cli.app import app
 from moe_cli.config.schema import RunConfig
 from moe_cli.report.load import rows_below
 from moe_cli.report.sweep_record import read_record
-from moe_cli.runs.lookup import list_runs
 from moe_cli.sweeps import run_sweep
 from moe_cli.sweeps.learning_rate import MULTIPLIERS, best_multiplier, next_multiplier, steps_to_edge
 from tests.runner import CliRunner
@@ -99,20 +98,25 @@ def test_the_report_compares_tuned_configurations_and_names_the_edge(
     """The dense model is the baseline although its rate differs, and trials are not in the report of the sweep."""
     simulate({1: 1.0, 4: 99.0})
     assert 4 == len(rows_below(tmp_path / "o" / "s"))
-    shown = CliRunner().invoke(app, ["report", "s", "--outputs", str(tmp_path / "o")], env={"COLUMNS": "300"}).stdout
+    shown = moe(tmp_path, "report", "s")
+    assert shown.partition("\n")[2] == moe(tmp_path, "report").partition("\n")[2]
+    command = moe(tmp_path, "recommend", "s").splitlines()[-1]
+    assert "optim.lr=0.02 " in command
+    assert command.endswith("--name s --tune optim.lr")
     assert "baseline   expert=1 (dense)\n" in shown
     assert "optim.lr was tuned for each of 2 configurations: 6 trials each" in shown
     assert "at the edge of what was tried, so that a better rate may lie beyond: expert=4 (0.32)" in shown
     assert "not tuned" not in shown
-    assert "lr 0.02 (not tuned)" in _report_without_tuning(simulate, tmp_path)
 
 
-def _report_without_tuning(simulate: Callable[..., Started], folder: Path) -> str:
-    for run in list_runs(folder / "o"):
-        run.path.rename(run.path.parent / f".{run.id}")
-    (folder / "o" / "s" / "sweep.json").unlink()
+def test_the_report_says_that_a_rate_was_not_tuned(simulate: Callable[..., Started], tmp_path: Path) -> None:
+    """Without tuning, the one rate of all configurations is marked."""
     simulate({1: 0.0, 4: 0.0}, tune=None)
-    return CliRunner().invoke(app, ["report", "s", "--outputs", str(folder / "o")], env={"COLUMNS": "300"}).stdout
+    assert "lr 0.02 (not tuned)" in moe(tmp_path, "report", "s")
+
+
+def moe(folder: Path, *words: str) -> str:
+    return CliRunner().invoke(app, [*words, "--outputs", str(folder / "o")], env={"COLUMNS": "300"}).stdout
 
 
 @given(st.floats(-4, 4), st.integers(0, 8))
