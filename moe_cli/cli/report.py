@@ -11,6 +11,7 @@ from moe_cli.cli.options import (
     ROWS_AND_COLUMNS,
     Baseline,
     Outputs,
+    PluginFiles,
     Sweeps,
     Where,
     option,
@@ -82,6 +83,7 @@ def report(  # noqa: PLR0913  (an argument for each option)
     baseline: Baseline = None,
     plot: Plot = None,
     files: Files = None,
+    plugin: PluginFiles = None,
     outputs: Outputs = None,
 ) -> None:
     """Compare runs: means over seeds with intervals.
@@ -109,7 +111,7 @@ def report(  # noqa: PLR0913  (an argument for each option)
         title = title_of(runs, sweeps or [])
         base, extra = find_baseline(baseline, folder, runs, whole=not sweeps)
         names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
-        table = build_table(runs, ReportQuery(where, sort, names, by_run), extra, base)
+        table = build_table(runs, ReportQuery(where, sort, names, by_run, plot), extra, base)
         if where is not None and not (table.all_rows or table.unfinished):
             raise ConfigError(f"no run matches --where '{where}'.")
         if files:

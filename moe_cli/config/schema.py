@@ -329,7 +329,7 @@ class RunConfig(Settings):
 
     def _check_windows(self) -> None:
         for key, tasks in (("context_length", TEXT_TASKS), ("stride", ("causal_lm",))):
-            if getattr(self.eval, key) is not None and self.task.name not in tasks:
+            if getattr(self.eval, key) is not None and self.task.kind not in tasks:
                 raise ConfigError(
                     f"eval.{key}={getattr(self.eval, key)} has no effect on task={self.task.name}. It is for "
                     f"task={', '.join(tasks)}."
@@ -401,7 +401,7 @@ class RunConfig(Settings):
         An executor and a logger are not part of it.
         """
         found: dict[str, dict[str, str]] = {}
-        for choice in (self.model, self.router, *methods_of(self.balance), self.data):
+        for choice in (self.model, self.task, self.router, *methods_of(self.balance), self.data):
             if isinstance(choice, PluginSettings):
                 origin = origin_of(choice.group, choice.name)
                 found.setdefault(choice.group, {})[choice.name] = str(origin or "unknown")
