@@ -26,6 +26,7 @@ from moe_cli.files.tensor_file import NewTensor, write_tensors
 from moe_cli.files.writing import delete, replaced, write_json
 from moe_cli.runs.folder import IMPORTED, Run, create_run
 from moe_cli.runs.locks import claim_run
+from moe_cli.runs.lookup import list_runs
 from moe_cli.runs.recorder import Recorder
 
 # The folder of imported runs.
@@ -70,6 +71,21 @@ def import_folder(
             delete(run.path)
             raise
     return run, resolved.notes
+
+
+def imported_before(folder: Path, outputs: Path, overrides: Sequence[str] = ()) -> Run | None:
+    """Returns the run that an earlier import of the unchanged folder with these settings made; None without one."""
+    config = imported_config(files.check_folder(folder), overrides).config
+    source = _source(folder)
+    for run in list_runs(outputs / SWEEP) if (outputs / SWEEP).is_dir() else ():
+        imported = run.meta().get("imported")
+        if isinstance(imported, dict) and {**imported, **source} == imported and run.config_dict() == config.to_dict():
+            return run
+    return None
+
+
+def _source(folder: Path) -> dict[str, Any]:
+    return {"folder": os.path.abspath(folder), "weights": files.weights_state(folder)}
 
 
 def imported_config(folder: Path, overrides: Sequence[str] = ()) -> Resolved:
@@ -141,7 +157,7 @@ def _write(
 
     with claim_run(run):
         save_imported(run, write_model, {"corpus_sha256": corpus.meta["sha256"], "digest": run.config().digest})
-        source = {"folder": os.path.abspath(folder), "architecture": theirs.family.architecture}
+        source = {**_source(folder), "architecture": theirs.family.architecture}
         write_json(run.path / "meta.json", {**describe_environment(corpus), "imported": source, "machine": None})
         Recorder(run).status(IMPORTED, imported=time.time())
 
