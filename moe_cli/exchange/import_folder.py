@@ -18,7 +18,7 @@ from moe_cli.config.schema import RunConfig, is_execution
 from moe_cli.data.load import Data
 from moe_cli.errors import ConfigError
 from moe_cli.exchange import folder as files
-from moe_cli.exchange.settings import TheirConfig, to_our_settings
+from moe_cli.exchange.settings import TheirConfig, has_interleaved_rotations, to_our_settings
 from moe_cli.exchange.tensors import our_tensors
 from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.execution.machine import describe_environment
@@ -61,7 +61,8 @@ def import_folder(
         if len(shards.names) < config.model.num_layers:
             raise ConfigError(f"the folder has {len(shards.names)} tensors for {config.model.num_layers} layers.")
         vocab_size = config.model.vocab_size or 0
-        tensors = our_tensors(config, theirs.family, _shapes(config, vocab_size), shards)
+        shapes, interleaved = _shapes(config, vocab_size), has_interleaved_rotations(theirs)
+        tensors = our_tensors(config, theirs.family, shapes, shards, interleaved=interleaved)
         corpus = load_run_data(config, outputs)
         model_vocab_size(config, corpus)
         run = create_run(outputs, SWEEP, config)
