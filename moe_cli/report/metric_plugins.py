@@ -30,9 +30,9 @@ def add_metrics(runs: Sequence[RunRow], texts: Iterable[str]) -> list[RunRow]:
     Raises:
         ConfigError: a plug-in is broken, fails, or returns something else than a number or None.
     """
-    words = {word for text in texts for word in re.findall(r"[A-Za-z_][\w.]*", text)}
-    unknown = words.difference(column_names(runs), JSON_KEYS, BY_KEY)
-    for name in words & BY_KEY.keys():
+    named = {word for text in texts for word in re.findall(r"[A-Za-z_][\w.]*", text)}
+    unknown = named.difference(column_names(runs), JSON_KEYS, BY_KEY)
+    for name in named & BY_KEY.keys():
         refuse_built_in("metric", name)
     rows = list(runs)
     for name in sorted(unknown.intersection(names("metric"))) if unknown else ():
