@@ -21,7 +21,7 @@ def names_in(log: str | None) -> tuple[str, ...]:
 
 
 def loggers_of(log: str | None) -> tuple[str, ...]:
-    """Returns the names in `log`, each of which exists.
+    """Returns the names in `log`. Each must exist.
 
     A saved configuration may name a plug-in that is not installed here: only a new one and a training need it.
 

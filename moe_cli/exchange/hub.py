@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,14 @@ def is_hub_name(name: str) -> bool:
 def _library(name: str) -> Any:
     try:
         import huggingface_hub
-        from huggingface_hub.utils import disable_progress_bars
     except ImportError:
         raise ConfigError(
             f"there is no folder {name}, and models of the hub need the library huggingface_hub.\n"
             "Install it: pip install 'moe-cli[hf]'\n"
             f"Or download the model by hand: hf download {name} --local-dir FOLDER, and then: moe import FOLDER"
         ) from None
-    disable_progress_bars()
+    utils: Any = import_module("huggingface_hub.utils")
+    utils.disable_progress_bars()
     return huggingface_hub
 
 

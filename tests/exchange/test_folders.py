@@ -231,7 +231,7 @@ def test_the_sample_of_the_model_card_fits_into_the_context(tmp_path: Path) -> N
 
 
 def test_a_path_through_the_outputs_folder_is_not_in_it(tmp_path: Path) -> None:
-    """What .. leaves is no folder of runs."""
+    """A path may leave the outputs folder by its dots."""
     run, _ = random_run(tmp_path / "out", our_settings("llama", 0), 0)
     assert 2 == moe("export", run.path, tmp_path / "out/model", "--outputs", tmp_path / "out").exit_code
     export = moe("export", run.path, tmp_path / "out/../model", "--outputs", tmp_path / "out")
