@@ -1,6 +1,7 @@
 """moe import."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -49,7 +50,7 @@ def import_model(
         else:
             run, notes = before, (f"{folder} was imported before, with these settings and weights: nothing is copied.",)
         print_notes(notes)
-        results = run.summary() or {}
+        results: Mapping[str, Any] = run.summary() or {}
         if evaluate and not results:
             status.update("evaluation")
             results = evaluate_imported(run, found_in)
