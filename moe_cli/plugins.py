@@ -249,7 +249,30 @@ def _load(group: str, name: str) -> Plugin:
         is_another = f"{plugin.group}={plugin.name}" if isinstance(plugin, Plugin) else type(plugin).__name__
         raise ConfigError(f"{where}: {entry.value} is {is_another}, not a Plugin of that group and name.")
     _LOADED.add((group, name))
+    for module in (entry.value, plugin.build if isinstance(plugin.build, str) else plugin.build.__module__):
+        _MODULES.setdefault(re.split(r"[.:]", module)[0], where)
     return plugin
+
+
+# The plug-in that the modules of a distribution or a file belong to.
+_MODULES: dict[str, str] = {}
+
+
+def blame(error: BaseException) -> str | None:
+    """Returns the sentence that names the plug-in in whose code an exception was raised; None for other exceptions."""
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        frames.append((_MODULES.get(module.partition(".")[0]), trace))
+        trace = trace.tb_next
+    found = [(origin, trace) for origin, trace in frames if origin]
+    if not found:
+        return None
+    origin, trace = found[-1]
+    code = trace.tb_frame.f_code
+    place = f"{os.path.basename(code.co_filename)}, line {trace.tb_lineno}, in {code.co_name}"
+    return f"{origin} fails: {_reason(error)}\nin {sanitise(place)}"
 
 
 def _reason(error: BaseException) -> str:
@@ -336,6 +359,7 @@ def _of_file(path: str) -> Mapping[tuple[str, str], tuple[Origin, Plugin]]:
     if twice:
         raise ConfigError(f"--plugin {path} has two plug-ins {'='.join(twice[0])}: give each another name.")
     _LOADED.add(path)
+    _MODULES[module.__name__] = f"--plugin {path}"
     return {(plugin.group, plugin.name): (origin, plugin) for plugin in plugins}
 
 

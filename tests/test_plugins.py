@@ -471,3 +471,52 @@ def test_a_task_chooses_the_model_of_its_kind(site: Path, tmp_path: Path) -> Non
     assert "cannot be done with data=digits" in moe("config", "task=look_ahead", "data=digits")
     assert "cannot do task=look_ahead" in moe("config", "task=look_ahead", "model=gpt")
     assert "causal_lm" == load_config(["data.path=."]).config.task.name
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_a_router_that_raises_is_named(site: Path, tmp_path: Path, text_file: Path, is_file: bool) -> None:
+    """Training and evaluation print three lines at most; the run folder has the whole traceback."""
+    name, outputs = f"raises_{is_file}".lower(), str(tmp_path / "outputs")
+    source = router_source(name)
+    options = ["--outputs", outputs]
+    if is_file:
+        (tmp_path / "mine.py").write_text(source)
+        options += ["--plugin", str(tmp_path / "mine.py")]
+    else:
+        install_router(site, name, source)
+    settings = [*TINY, f"data.path={text_file}", f"router={name}"]
+    broken = "            if self.config.power == 5:\n                raise KeyError('own fault')\n"
+    file = tmp_path / "mine.py" if is_file else site / f"plugin_{name}.py"
+    file.write_text(source.replace("            logits, probs", f"{broken}            logits, probs"))
+    plugins.forget()
+    sys.modules.pop(f"plugin_{name}", None)
+    done = CliRunner().invoke(app, ["train", *settings, "router.power=5", *options])
+    lines = [line for line in done.stderr.splitlines() if "note:" not in line]
+    origin = f"--plugin {file}" if is_file else f"router={name} of plugin-{name.replace('_', '-')} 1.0"
+    assert 1 == done.exit_code
+    assert f"{origin} fails: KeyError" in done.stderr
+    assert f"in {file.name}, line" in done.stderr
+    assert len([line for line in lines if line.strip()]) <= 3
+    run = run_of(tmp_path / "outputs")
+    assert "Traceback" in (run.path / "traceback.txt").read_text()
+    assert "raise KeyError('own fault')" in (run.path / "traceback.txt").read_text()
+
+
+def test_a_logger_that_is_not_installed_does_not_block_an_evaluation(
+    site: Path, tmp_path: Path, text_file: Path
+) -> None:
+    """It matters to training alone, which names it."""
+    source = "from moe_cli.plugins import Plugin\nclass Silent:\n    def __init__(self, context): pass\n"
+    source += "    def start(self, past): pass\n    def metrics(self, record): pass\n"
+    source += "    def finish(self, status, step, summary): pass\nplugin = Plugin(name='silent', build=Silent)\n"
+    install(site, source, module="plugin_silent", entries={"moe.loggers": "silent = plugin_silent:plugin"})
+    plugins.forget()
+    outputs = ["--outputs", str(tmp_path / "outputs")]
+    moe("train", *TINY, f"data.path={text_file}", "log=silent", *outputs)
+    run = run_of(tmp_path / "outputs")
+    shutil.rmtree(site / "plugin_silent-1.0.dist-info")
+    plugins.forget()
+    assert "nats/token" in moe("eval", "latest", *outputs)
+    assert "silent" == run.config().log
+    (run.path / "summary.json").unlink()
+    assert "no logger 'silent'" in moe("train", "--resume", "latest", *outputs)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from moe_cli.config.data import TOKENIZERS, CorpusConfig, DataConfig, HubConfig, ImageData, MovieLensConfig, is_local
 from moe_cli.config.ignored_settings import Notes
+from moe_cli.config.loggers import loggers_of
 from moe_cli.config.model import T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.resolve_sparse import resolve_sparse, top_k, without_experts
 from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, RunConfig
@@ -38,6 +39,7 @@ def resolve(config: RunConfig, user_keys: Collection[str] = ()) -> Resolved:
     Raises:
         ConfigError: the settings contradict each other.
     """
+    loggers_of(config.log)
     notes, before = Notes(user_keys), config
     config = replace_unchecked(config, k=top_k(config))
     config.check_choice()  # the derived k too, because widths and balance depend on it

@@ -32,7 +32,14 @@ from moe_cli.config.routers import (
     check_router,
     check_task_router,
 )
-from moe_cli.config.settings import PluginSettings, Settings, fields_of, read_choice, read_conf, setting
+from moe_cli.config.settings import (
+    PluginSettings,
+    Settings,
+    fields_of,
+    read_choice,
+    read_conf,
+    setting,
+)
 from moe_cli.config.tasks import OWN_TEXT, TEXT_TASKS, TaskConfig, check_task
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import sanitise

@@ -8,7 +8,7 @@ from pathlib import Path
 from moe_cli.config.build import did_you_mean
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
-from moe_cli.formatting import plural, sanitise, sparkline
+from moe_cli.formatting import half_width, plural, sanitise, sparkline
 from moe_cli.metrics import BY_KEY, METRICS, TASK, TRAINING, Metric, keys_of
 from moe_cli.plugins import names as plugin_names
 from moe_cli.report.configuration import JSON_KEYS, Configuration
@@ -219,10 +219,7 @@ def _with_interval(value: float | None, interval: float | None, digits: int, fac
     unit = " %" if factor == 100 else ""
     if interval is None:
         return text + unit
-    spread = f"{factor * interval:.{digits}{form}}"
-    # An interval that rounds to nothing is small, not absent.
-    least = f"<{10**-digits:.{digits}f}"
-    return text + unit + PLUS_MINUS + (spread if float(spread) or not interval else least)
+    return text + unit + PLUS_MINUS + half_width(factor * interval, digits, form)
 
 
 def interval_of(row: Configuration, name: str) -> float | None:
