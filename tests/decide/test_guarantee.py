@@ -1,4 +1,4 @@
-"""Promises of `moe decide`, on simulated surfaces with the real controller: wrong claims, right answers, run time."""
+"""The promises of `moe decide` on simulated surfaces with the real controller: wrong claims, answers, run time."""
 
 import math
 from dataclasses import dataclass

@@ -54,14 +54,14 @@ def test_given_up_pairs_count() -> None:
 
 @pytest.mark.parametrize("truth", [0.0, 0.01])
 def test_claims_over_looks_keep_their_rate(truth: float) -> None:
-    """Three pairs with one leader, looks after 3, 5 and 8 seeds: a wrong claim of each family in at most 5 %."""
+    """Six pairs with one leader, looks after 3, 5 and 8 seeds: a wrong claim of each family in at most 5 %."""
     generator, looks, repeats = random.Random(1), (3, 5, 8), 600
     # Equality is likeliest to be claimed at the margin if the noise is small.
     noise = 0.002 if truth else 0.01
     wrong = 0
     for _ in range(repeats):
         leader = [generator.gauss(0, noise) for _ in range(looks[-1])]
-        others = {name: [generator.gauss(truth, noise) for _ in leader] for name in "abc"}
+        others = {name: [generator.gauss(truth, noise) for _ in leader] for name in "abcdef"}
         claims: dict[str, str] = {}
         for look in looks:
             samples = {}
