@@ -107,7 +107,23 @@ def specialisation(counts: Int[Tensor, "G E"]) -> float:
     used. 1 means that one determines the other. The estimate from n counts is about (G - 1)(E - 1) / (2 n) nats too
     high, so n should be far above G E.
     """
-    return normalised_information(counts.sum(1), counts.sum(0), counts)
+    return specialisations(counts.unsqueeze(0)).item()
+
+
+def specialisations(tables: Int[Tensor, "N G E"] | Float[Tensor, "N G E"]) -> Float[Tensor, " N"]:
+    """Computes `specialisation` of each of N tables of counts."""
+    probs = tables.double() / tables.sum((1, 2), keepdim=True).clamp(min=1)
+    group, expert, joint = (torch.special.entr(part).flatten(1).sum(1) for part in (probs.sum(2), probs.sum(1), probs))
+    return _share_of_bound(group, expert, joint)
+
+
+def _share_of_bound(
+    group: Float[Tensor, "*N"], expert: Float[Tensor, "*N"], joint: Float[Tensor, "*N"]
+) -> Float[Tensor, "*N"]:
+    """Computes the information of entropies, divided by its upper bound; 0 where that is 0."""
+    bound = torch.minimum(group, expert)
+    share = ((group + expert - joint) / bound.clamp(min=1e-12)).clamp(0, 1)
+    return share.where(bound > 1e-12, torch.zeros_like(share))
 
 
 def normalised_information(
@@ -115,10 +131,8 @@ def normalised_information(
 ) -> float:
     """Computes `specialisation` from the two marginal counts and the joint counts, whose zeros may be left out."""
     total = joint.sum().clamp(min=1)
-    entropies = [torch.special.entr(counts.double() / total).sum().item() for counts in (by_group, by_expert, joint)]
-    bound = min(entropies[:2])
-    information = entropies[0] + entropies[1] - entropies[2]
-    return min(1.0, max(0.0, information / bound)) if bound > 1e-12 else 0.0
+    entropies = [torch.special.entr(counts.double() / total).sum() for counts in (by_group, by_expert, joint)]
+    return _share_of_bound(*entropies).item()
 
 
 def dropped_fraction(routing: Routing) -> Float[Tensor, ""]:

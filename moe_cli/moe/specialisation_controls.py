@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moe_cli.moe.routing_metrics import specialisation
+from moe_cli.moe.routing_metrics import specialisations
 from moe_cli.moe.routing_study import NUM_RANDOM_ROUTERS, NUM_SHUFFLES
 
 # Rounds of the search for biases, and the entries of a table of scores that is made at a time.
-BALANCING_ROUNDS = 30
+BALANCING_ROUNDS = 20
 MAX_SCORES = 2**22
 
 
@@ -32,12 +32,13 @@ def shuffled_specialisations(
         domains: the domain of each unit.
     """
     generator = torch.Generator().manual_seed(seed)
-    values = []
-    for _ in range(NUM_SHUFFLES):
-        labels = domains[torch.randperm(len(domains), generator=generator)]
-        table = torch.zeros(num_domains, counts.shape[1], dtype=counts.dtype).index_add_(0, labels, counts)
-        values.append(specialisation(table))
-    return sorted(values)
+    labels = torch.stack([domains[torch.randperm(len(domains), generator=generator)] for _ in range(NUM_SHUFFLES)])
+    domain_ids, weights = torch.arange(num_domains), counts.double()
+    values = [
+        specialisations((part[:, None] == domain_ids[:, None]).double() @ weights)
+        for part in labels.split(max(1, MAX_SCORES // max(1, num_domains * len(domains))))
+    ]
+    return sorted(torch.cat(values).tolist())
 
 
 def permutation_p_value(measured: float, shuffled: list[float]) -> float:
@@ -70,7 +71,7 @@ class RandomRouters:
         """
         device = tokens.device
         self.weights, load = self.weights.to(device), load.float().to(device)
-        self.bias = torch.stack([balancing_bias(tokens.float() @ weight, load, self.top_k) for weight in self.weights])
+        self.bias = balancing_bias(tokens.float() @ self.weights, load, self.top_k)
 
     def choose(self, tokens: Float[Tensor, "T D"]) -> Int[Tensor, "R T K"]:
         """Returns the experts of each token."""
@@ -82,8 +83,8 @@ class RandomRouters:
         return torch.cat(parts, dim=1)
 
 
-def balancing_bias(scores: Float[Tensor, "T E"], load: Float[Tensor, " E"], top_k: int) -> Float[Tensor, " E"]:
-    """Returns biases with which the K highest scores of each token give about this load.
+def balancing_bias(scores: Float[Tensor, "R T E"], load: Float[Tensor, " E"], top_k: int) -> Float[Tensor, "R E"]:
+    """Returns biases with which the K highest scores of each token give about this load, for each of R tables.
 
     An expert is chosen where its score plus its bias exceeds the K-th highest of the others. Its bias is set to the
     quantile of that margin which the load asks for, all experts at once and half of the way, BALANCING_ROUNDS times;
@@ -92,22 +93,19 @@ def balancing_bias(scores: Float[Tensor, "T E"], load: Float[Tensor, " E"], top_
     Args:
         load: the share of tokens that each expert is to get, with the sum K.
     """
-    num_tokens, num_experts = scores.shape
-    bias = -scores.mean(0)
-    if top_k >= num_experts or not num_tokens:
-        return torch.zeros_like(bias)
+    num_routers, num_tokens, num_experts = scores.shape
+    bias = -scores.mean(1)
+    best, smallest = bias, torch.full((num_routers,), float("inf"), device=scores.device)
     # The index of the first score, in descending order, that must not be chosen.
-    rank = (load.clamp(0, 1) * num_tokens).round().long().clamp(max=num_tokens - 1)
-    best, smallest = bias, float("inf")
+    rank = (load.clamp(0, 1) * num_tokens).round().long().clamp(max=num_tokens - 1).expand(num_routers, 1, num_experts)
     for _ in range(BALANCING_ROUNDS):
-        top = (scores + bias).topk(top_k + 1, dim=-1)
-        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, top.indices[:, :top_k], True)
-        error = (chosen.float().mean(0) - load).abs().sum().item()
-        if error < smallest:
-            best, smallest = bias, error
-        barrier = torch.where(chosen, top.values[:, top_k:], top.values[:, top_k - 1 : top_k])
-        margins = (scores - barrier).sort(0, descending=True).values
-        above = margins.gather(0, (rank - 1).clamp(min=0)[None]).squeeze(0)
-        below = margins.gather(0, rank[None]).squeeze(0)
-        bias = bias + 0.5 * (-(above + below) / 2 - bias)
+        top = (scores + bias[:, None]).topk(top_k + 1, dim=-1)
+        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(2, top.indices[..., :top_k], True)
+        error = (chosen.float().mean(1) - load).abs().sum(1)
+        best = torch.where((error < smallest)[:, None], bias, best)
+        smallest = torch.minimum(error, smallest)
+        barrier = torch.where(chosen, top.values[..., top_k:], top.values[..., top_k - 1 : top_k])
+        margins = (scores - barrier).sort(1, descending=True).values
+        edge = (margins.gather(1, (rank - 1).clamp(min=0)) + margins.gather(1, rank)).squeeze(1) / 2
+        bias = (bias - edge) / 2
     return best

@@ -145,10 +145,10 @@ def saturation_choices(
 @contextmanager
 def recorded_inputs(layers: Sequence[SparseLayer]) -> Iterator[list[Float[Tensor, "_T D"]]]:
     """Yields a list that has, after each forward pass, the tokens that the router of each layer read."""
-    inputs: list[Any] = [None for _ in layers]
+    inputs: list[Any] = [torch.empty(0, 0) for _ in layers]
 
-    def hook(number: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def record(_: nn.Module, values: tuple[Tensor, ...]) -> None:
+    def hook(number: int) -> Callable[[nn.Module, Any], None]:
+        def record(_: nn.Module, values: Any) -> None:
             inputs[number] = values[0].detach()
 
         return record

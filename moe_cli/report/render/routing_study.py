@@ -102,9 +102,9 @@ def _specialisation(study: RoutingStudy) -> StudyTable | None:
         )
     headings = ("layer", "spec.", "shuffled", "above", "p", "random router", "above", "MaxVio", "random")
     note = (
-        f"shuffled: mean and 97.5 % limit with the labels of {units:,} documents or groups shuffled; p is of these. "
-        f"random router: smallest and largest of {NUM_RANDOM_ROUTERS} random maps of the same hidden states, with about the same load. What they "
-        "reach is geometry of the hidden states, not a choice of the router."
+        f"shuffled: mean and 97.5 % limit with the labels of {units:,} documents or groups shuffled, which p is of. "
+        f"random router: smallest and largest of {NUM_RANDOM_ROUTERS} random maps of the same hidden states, at about "
+        "the same load. What they reach is geometry of the hidden states, not a choice of the router."
     )
     return StudyTable(
         "specialisation", "specialisation by domain: 0 independent, 1 determined", headings, tuple(rows), note
