@@ -100,13 +100,13 @@ def data_settings(overrides: list[str], command: str) -> tuple[dict[str, Any], l
     from moe_cli.config.overrides import parse_overrides
     from moe_cli.errors import ConfigError
 
-    words = [word for word in overrides if re.match(r"data[.=]", word)]
+    of_data = [override for override in overrides if re.match(r"data[.=]", override)]
     values = {}
-    for axis in parse_overrides(words):
+    for axis in parse_overrides(of_data):
         if len(axis.values) > 1:
             raise ConfigError(f"{axis.key} has {len(axis.values)} values: {command} takes one.")
         values[axis.key] = axis.values[0]
-    return values, [word for word in overrides if word not in words]
+    return values, [override for override in overrides if override not in of_data]
 
 
 def _policies(config: "RunConfig", overrides: list[str]) -> "list[EvalConfig]":

@@ -1,6 +1,6 @@
 """Is the specialisation of experts more than chance and more than geometry? Two controls of the same measure.
 
-Domains that differ in their hidden states are told apart by any linear map of these states, trained or not
+Domains that differ in their hidden states are separated by any linear map of these states, trained or not
 (arXiv:2604.09780). So the specialisation of a router is compared with that of random routers of the same shape on the
 same hidden states, and with that of shuffled domain labels.
 T tokens, D width, E experts, K chosen, U units (documents), G domains, R random routers.
@@ -50,7 +50,7 @@ def permutation_p_value(measured: float, shuffled: list[float]) -> float:
 
 
 class RandomRouters:
-    """R random linear maps [D, E] of hidden states, each of which sends a token to the K highest scores plus a bias.
+    """R random linear maps [D, E] of hidden states. Each sends a token to the K highest scores plus a bias.
 
     The biases give each map about the load of the router that it is compared with, on the tokens of `balance`: a
     measure of specialisation depends on the load too.
@@ -100,11 +100,11 @@ def balancing_bias(scores: Float[Tensor, "R T E"], load: Float[Tensor, " E"], to
     rank = (load.clamp(0, 1) * num_tokens).round().long().clamp(max=num_tokens - 1).expand(num_routers, 1, num_experts)
     for _ in range(BALANCING_ROUNDS):
         top = (scores + bias[:, None]).topk(top_k + 1, dim=-1)
-        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(2, top.indices[..., :top_k], True)
-        error = (chosen.float().mean(1) - load).abs().sum(1)
+        is_top = torch.zeros_like(scores, dtype=torch.bool).scatter_(2, top.indices[..., :top_k], True)
+        error = (is_top.float().mean(1) - load).abs().sum(1)
         best = torch.where((error < smallest)[:, None], bias, best)
         smallest = torch.minimum(error, smallest)
-        barrier = torch.where(chosen, top.values[..., top_k:], top.values[..., top_k - 1 : top_k])
+        barrier = torch.where(is_top, top.values[..., top_k:], top.values[..., top_k - 1 : top_k])
         margins = (scores - barrier).sort(1, descending=True).values
         edge = (margins.gather(1, (rank - 1).clamp(min=0)) + margins.gather(1, rank)).squeeze(1) / 2
         bias = (bias - edge) / 2

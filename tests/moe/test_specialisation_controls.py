@@ -46,8 +46,8 @@ def test_biases_give_the_load(load: list[float]) -> None:
         assert load == pytest.approx((torch.bincount(experts.flatten(), minlength=4) / 2000).tolist(), abs=0.02)
 
 
-def test_random_maps_tell_separate_states_apart() -> None:
-    """Hidden states of two distant domains are told apart by maps that learned nothing; equal ones are not."""
+def test_random_maps_separate_distant_states() -> None:
+    """Hidden states of two distant domains are separated by maps that learned nothing; equal ones are not."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1000, 16, generator=generator)
     domains = torch.arange(1000) % 2

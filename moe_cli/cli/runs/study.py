@@ -63,8 +63,8 @@ def study_run(run: "Run", outputs: Path, request: StudyRequest) -> "RoutingStudy
     check_choice("--split", request.split, list(SPLITS))
     config = run.config()
     _check(run.id, config, request.layer)
-    data, words = data_settings(list(request.overrides), f"{COMMAND} --study")
-    policy = _policy(config, words)
+    data, others = data_settings(list(request.overrides), f"{COMMAND} --study")
+    policy = _policy(config, others)
 
     from moe_cli.cli.console import Terminal
     from moe_cli.execution.trained_model import load_trained
@@ -113,10 +113,10 @@ def _check(run: str, config: "RunConfig", layer: int | None) -> None:
         raise ConfigError(f"--layer {layer}: {run} has sparse layers 1 to {number}.")
 
 
-def _policy(config: "RunConfig", words: list[str]) -> "EvalConfig":
+def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
     """Returns the evaluation settings of the run with the overrides; windows never overlap."""
     values: dict[str, Any] = {}
-    for name, found in eval_overrides(config, words, SETTINGS).items():
+    for name, found in eval_overrides(config, overrides, SETTINGS).items():
         if len(found) > 1:
             raise ConfigError(f"eval.{name} has {len(found)} values: {COMMAND} --study takes one.")
         values[name] = found[0]

@@ -100,7 +100,7 @@ def _specialisation(study: RoutingStudy) -> StudyTable | None:
                 percent(found.random_max_violation, True) if found.random_max_violation is not None else "-",
             )
         )
-    headings = ("layer", "spec.", "shuffled", "above", "p", "random router", "above", "MaxVio", "random")
+    headings = ("layer", "measured", "shuffled", "excess", "p", "random router", "excess", "MaxVio", "of random")
     note = (
         f"shuffled: mean and 97.5 % limit with the labels of {units:,} documents or groups shuffled, which p is of. "
         f"random router: smallest and largest of {NUM_RANDOM_ROUTERS} random maps of the same hidden states, at about "
