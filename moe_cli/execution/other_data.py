@@ -46,7 +46,10 @@ def load_other_data(
         if key in values:
             raise ConfigError(f"'{key}' cannot be set: {run} keeps the tokenizer it learned with.")
     settings: dict[str, Any] = dict(values)
-    if values["data"] != "tokens":
+    kind = Composer().point(values).config.data
+    if not isinstance(kind, CorpusConfig | TokenFilesConfig):
+        raise ConfigError(f"data={kind.name} is no text, and {run} reads text.")
+    if isinstance(kind, CorpusConfig):
         settings["data.tokenizer"] = _tokenizer_setting(run, corpus, outputs)
         settings.setdefault("data.packing", getattr(config.data, "packing", "concat"))
     data = Composer().point(settings).config.data

@@ -13,7 +13,7 @@ from moe_cli.report.render.terminal import plain_table, wrap
 # Caches whose hits are listed, as shares of all experts.
 CACHE_SHARES = (0.25, 0.5, 0.75)
 # The pairs of experts of a layer in a table.
-SHOWN_PAIRS = 4
+SHOWN_PAIRS = 3
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class StudyTable:
 
     Attributes:
         note: how to read it.
+        num_left: the first columns, which are set to the left.
     """
 
     id: str
@@ -29,6 +30,7 @@ class StudyTable:
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str
+    num_left: int = 1
 
 
 def study_title(study: RoutingStudy) -> str:
@@ -58,7 +60,8 @@ def routing_study_lines(study: RoutingStudy, layer: int | None, width: int, asci
     lines += [Text(), *wrap(f"L{shown.layer + 1} load by domain: 1 is a fair share{left}{why}", width, "dim")]
     lines += heat_map(largest, 2.0, width, ASCII_SHADES if ascii_only else SHADES, "{:.2f}")
     for table in study_tables(study):
-        lines += [Text(), Text(table.title, "dim"), *plain_table(table.headings, table.rows, width)]
+        lines += [Text(), *wrap(table.title, width, "dim")]
+        lines += plain_table(table.headings, table.rows, width, table.num_left)
         lines += wrap(table.note, width, "dim")
     return lines
 
@@ -91,19 +94,19 @@ def _specialisation(study: RoutingStudy) -> StudyTable | None:
             (
                 _name(layer),
                 f"{found.measured:.3f}",
-                f"{found.shuffled.mean:.3f} to {found.shuffled.high:.3f}",
+                f"{found.shuffled.mean:.3f}-{found.shuffled.high:.3f}",
                 f"{found.shuffled.excess:+.3f}",
                 f"{found.p_value:.3f}",
-                f"{random.low:.3f} to {random.high:.3f}" if random else "-",
+                f"{random.low:.3f}-{random.high:.3f}" if random else "-",
                 f"{random.excess:+.3f}" if random else "-",
                 percent(layer.max_violation, True),
                 percent(found.random_max_violation, True) if found.random_max_violation is not None else "-",
             )
         )
-    headings = ("layer", "measured", "shuffled", "excess", "p", "random router", "excess", "MaxVio", "of random")
+    headings = ("layer", "measured", "shuffled", "excess", "p", "random", "excess", "MaxVio", "of random")
     note = (
         f"shuffled: mean and 97.5 % limit with the labels of {units:,} documents or groups shuffled, which p is of. "
-        f"random router: smallest and largest of {NUM_RANDOM_ROUTERS} random maps of the same hidden states, at about "
+        f"random: smallest and largest of {NUM_RANDOM_ROUTERS} random routers on the same hidden states, at about "
         "the same load. What they reach is geometry of the hidden states, not a choice of the router."
     )
     return StudyTable(
@@ -165,13 +168,14 @@ def _co_activation(study: RoutingStudy) -> StudyTable | None:
             f"E{pair.experts[0] + 1}+E{pair.experts[1] + 1} {count(pair.tokens)} ({count(pair.expected)})"
             for pair in layer.co_activation.pairs[:SHOWN_PAIRS]
         ]
-        rows.append((_name(layer), percent(layer.co_activation.dependence), "  ".join(pairs) or "-"))
+        rows.append((_name(layer), "  ".join(pairs) or "-", percent(layer.co_activation.dependence)))
     return StudyTable(
         "co-activation",
         "experts chosen together: tokens (tokens, were the experts of a token independent)",
-        ("layer", "not by chance", "pairs most above"),
+        ("layer", "pairs most above", "dependence"),
         tuple(rows),
-        "not by chance: the share of pairs that would have to change to make the experts of a token independent.",
+        "dependence: the share of pairs that would have to change to make the experts of a token independent.",
+        num_left=2,
     )
 
 
