@@ -69,17 +69,17 @@ class RandomRouters:
         Args:
             load: the share of tokens that each expert is to get; the sum is K.
         """
-        device = tokens.device
-        self.weights, load = self.weights.to(device), load.float().to(device)
-        self.bias = balancing_bias(tokens.float() @ self.weights, load, self.top_k)
+        self.bias = balancing_bias(tokens.float() @ self.weights, load.float(), self.top_k)
 
     def choose(self, tokens: Float[Tensor, "T D"]) -> Int[Tensor, "R T K"]:
-        """Returns the experts of each token."""
+        """Returns the experts of each token. Scores are float32 in any precision, as those of a gate are."""
+        self.weights, self.bias = self.weights.to(tokens.device), self.bias.to(tokens.device)
         size = max(1, MAX_SCORES // self.bias.numel())
-        parts = [
-            (part.float() @ self.weights + self.bias[:, None]).topk(self.top_k, dim=-1).indices
-            for part in tokens.split(size)
-        ]
+        with torch.autocast(tokens.device.type, enabled=False):
+            parts = [
+                (part.float() @ self.weights + self.bias[:, None]).topk(self.top_k, dim=-1).indices
+                for part in tokens.split(size)
+            ]
         return torch.cat(parts, dim=1)
 
 

@@ -64,3 +64,12 @@ def test_random_maps_separate_distant_states() -> None:
         assert 0.25 == pytest.approx((tables[0].sum(0) / 1000).max().item(), abs=0.03)
         found.append(sum(map(specialisation, tables)) / 5)
     assert found[0] < 0.03 < 0.2 < found[1]
+
+
+def test_random_maps_choose_alike_in_every_precision() -> None:
+    """Under autocast to bfloat16 the scores of random routers stay float32."""
+    routers = RandomRouters(16, 8, 2, seed=0)
+    tokens = torch.randn(500, 16, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = routers.choose(tokens)
+    assert torch.equal(routers.choose(tokens), found)
