@@ -99,11 +99,11 @@ def _specialisation(study: RoutingStudy) -> StudyTable | None:
                 f"{found.p_value:.3f}",
                 f"{random.low:.3f}-{random.high:.3f}" if random else "-",
                 f"{random.excess:+.3f}" if random else "-",
-                percent(layer.max_violation, True),
-                percent(found.random_max_violation, True) if found.random_max_violation is not None else "-",
+                percent(layer.max_violation, True)
+                + (f" ({percent(found.random_max_violation, True)})" if found.random_max_violation is not None else ""),
             )
         )
-    headings = ("layer", "measured", "shuffled", "excess", "p", "random", "excess", "MaxVio", "of random")
+    headings = ("layer", "spec.", "shuffled", "excess", "p", "random", "excess", "MaxVio (random)")
     note = (
         f"shuffled: mean and 97.5 % limit with the labels of {units:,} documents or groups shuffled, which p is of. "
         f"random: smallest and largest of {NUM_RANDOM_ROUTERS} random routers on the same hidden states, at about "
