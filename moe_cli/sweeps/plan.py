@@ -21,7 +21,16 @@ from moe_cli.config.ranges import check_whole, format_setting
 from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import replace_unchecked
-from moe_cli.config.sweep_file import DEFAULT_PRESET, Block, Dimension, Partial, SweepFile, discrete, load_sweep_file
+from moe_cli.config.sweep_file import (
+    DEFAULT_PRESET,
+    Block,
+    Dimension,
+    Partial,
+    SweepFile,
+    check_tunable,
+    discrete,
+    load_sweep_file,
+)
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.files.writing import make_folder
@@ -65,6 +74,8 @@ class SweepPlan:
         overrides: the arguments of the command: overrides, after the name of the sweep if it has one.
         where: the conditions of the command.
         baseline: the partial configuration of the report's baseline; None means that the report chooses it.
+        tune: the setting that is tuned for each configuration before the comparison; `sweeps.tuning` does it.
+        record: further entries of sweep.json, on the tuning.
     """
 
     name: str
@@ -79,6 +90,8 @@ class SweepPlan:
     baseline: Partial | None = None
     where: tuple[str, ...] = ()
     conf_notes: tuple[str, ...] = ()
+    tune: str | None = None
+    record: Mapping[str, Any] | None = None
 
     @property
     def num_configurations(self) -> int:
@@ -104,6 +117,7 @@ class SweepPlan:
             seeds=tuple(seeds),
             where=self.where,
             version=__version__,
+            also=self.record,
         )
         return runs
 
@@ -119,6 +133,7 @@ def plan_sweep(
     name: str | None = None,
     where: Sequence[str] = (),
     baseline: str | None = None,
+    tune: str | None = None,
     config_dir: Path | None = None,
 ) -> SweepPlan:
     """Returns the plan of `moe sweep WORDS`. The first word may name a sweep file; the others are settings.
@@ -128,6 +143,7 @@ def plan_sweep(
         name: the folder under outputs/; None means the file's name, or "sweep".
         where: conditions that every point must fulfil, such as "k <= expert".
         baseline: settings of the report's baseline, such as "balance=none"; None means that of the file.
+        tune: the setting to tune for each configuration first: "optim.lr"; None means that of the file.
 
     Raises:
         ConfigError: a word is wrong, or no point is left.
@@ -138,6 +154,8 @@ def plan_sweep(
     assert sweep.search is None, "plan_search plans searches"
     if baseline is not None:
         sweep = replace(sweep, baseline=parse_baseline(baseline))
+    if tune is not None:
+        sweep = replace(sweep, tune=check_tunable("--tune", tune))
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
     run_seeds = seeds_of(axes.pop("seed", None), seeds, sweep)
     conditions = parse_conditions(where)
@@ -159,6 +177,8 @@ def plan_sweep(
         raise ConfigError(_reasons(found))
     if found.no_baseline and (baseline is not None or found.wrong_baseline):
         raise ConfigError(f"{'baseline' if baseline is None else f'--baseline {baseline}'}: {found.no_baseline}")
+    if sweep.tune is not None:
+        _check_tunable(found.configs)
     folder = check_folder(sweep_folder(sweep.name) if name is None else name)
     points = [
         SweepPoint(f"{label} seed={seed}".strip(), replace_unchecked(config, seed=seed))
@@ -178,7 +198,22 @@ def plan_sweep(
         sweep.baseline,
         tuple(where),
         composer.notes,
+        sweep.tune,
     )
+
+
+def _check_tunable(configs: Iterable[RunConfig]) -> None:
+    """Raises ConfigError if configurations differ only in the learning rate, which is tuned."""
+    seen: dict[RunConfig, float] = {}
+    for config in configs:
+        rate = seen.setdefault(
+            replace_unchecked(config, optim=replace_unchecked(config.optim, lr=1.0)), config.optim.lr
+        )
+        if rate != config.optim.lr:
+            raise ConfigError(
+                f"optim.lr has several values ({rate:g}, {config.optim.lr:g}) and is tuned: give one value, from which "
+                "the trials start, or do not tune it."
+            )
 
 
 def _check_size(blocks: Sequence[Block], seeds: int) -> None:
@@ -326,7 +361,7 @@ def _add_baselines(
     for base in bases:
         label = write(base)
         try:
-            first.setdefault(_run(composer, {**base, "seed": seed}).config, label)
+            first.setdefault(compose_run(composer, {**base, "seed": seed}).config, label)
         except ConfigError as error:
             found.wrong_baseline |= isinstance(error, BadValue)
             found.left_out[label] = SkippedPoint(f"baseline {label}".rstrip(), str(error))
@@ -357,7 +392,7 @@ def compose(composer: Composer, values: Partial, where: Sequence[Expression]) ->
     if not all(condition.holds(present) for condition in decided):
         return None
     try:
-        resolved = _run(composer, values)
+        resolved = compose_run(composer, values)
     except BadValue:
         raise
     except ConfigError as error:
@@ -366,7 +401,7 @@ def compose(composer: Composer, values: Partial, where: Sequence[Expression]) ->
     return resolved if all(condition.holds(derived) for condition in where) else None
 
 
-def _run(composer: Composer, values: Partial) -> Resolved:
+def compose_run(composer: Composer, values: Partial) -> Resolved:
     """Composes a run of a sweep, with one thread unless train.threads is set.
 
     A second parallel run gains more than a second thread. With a fixed number of threads, the last digits of results do
