@@ -39,6 +39,14 @@ Baseline = Annotated[
     str | None,
     option(CONFIGURATIONS, metavar="SETTINGS", help="Baseline of the report, such as balance=none."),
 ]
+BaselineBudgets = Annotated[
+    str | None,
+    option(
+        CONFIGURATIONS,
+        metavar="A,B",
+        help="Train the baseline at these multiples of the budget too, for the price tag: 1.5,2.",
+    ),
+]
 Force = Annotated[
     bool, option(EXISTING_RUNS, "--force", help="Start every run again; the old folders go to the trash.")
 ]
@@ -89,6 +97,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     executor: ExecutorName = None,
     name: Name = None,
     baseline: Baseline = None,
+    baseline_budgets: BaselineBudgets = None,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
     plugin: PluginFiles = None,
@@ -120,6 +129,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         "where": where or (),
         "config_dir": config_dir,
         "baseline": baseline,
+        "baseline_budgets": None if baseline_budgets is None else _numbers(baseline_budgets),
     }
     with interruptible(partial(console.print, STOPPED, soft_wrap=True)):
         overrides = with_imported_source(overrides, folder, may_import=not dry_run)
@@ -133,6 +143,17 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         run_sweep(prepared, view)
     if not view.complete:
         raise typer.Exit(3)
+
+
+def _numbers(text: str) -> list[float | str]:
+    """Returns the parts of A,B,... as numbers; a part that is none stays a text, for the error on it."""
+    parts: list[float | str] = []
+    for part in text.split(","):
+        try:
+            parts.append(float(part))
+        except ValueError:
+            parts.append(part)
+    return parts
 
 
 def _seconds(text: str | None) -> float | None:

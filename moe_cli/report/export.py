@@ -51,7 +51,7 @@ def export(files: Sequence[Path], table: ReportTable, source: Source, law: "Anal
 
 def _content(ending: str, table: ReportTable, source: Source, law: "Analysis | None") -> str | bytes:
     if ending == ".html":
-        sections = recommendation_section(*_shown_runs(table, source), table.baseline)
+        sections = recommendation_section(*_shown_runs(table, source), table.baseline, table.aggregate.pricer.pricing)
         return page_text(table, source, sections + (fit_sections(law, source.title) if law else []))
     if ending in (".png", ".svg"):
         from moe_cli.report.render.matplotlib_figure import figure_bytes

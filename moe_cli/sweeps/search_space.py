@@ -170,7 +170,12 @@ def plan_if_search(
 
 
 def plan_sweep_or_search(
-    overrides: Sequence[str], options: SearchOptions, *, baseline: str | None = None, **arguments: Any
+    overrides: Sequence[str],
+    options: SearchOptions,
+    *,
+    baseline: str | None = None,
+    baseline_budgets: Sequence[float] | None = None,
+    **arguments: Any,
 ) -> SweepPlan | SearchPlan:
     """Returns the planned search, or else sweep, of these overrides.
 
@@ -182,8 +187,10 @@ def plan_sweep_or_search(
     """
     search = plan_if_search(overrides, options, **arguments)
     if search is None:
-        return plan_sweep(overrides, baseline=baseline, **arguments)
+        return plan_sweep(overrides, baseline=baseline, baseline_budgets=baseline_budgets, **arguments)
     check_no_baseline(baseline)
+    if baseline_budgets is not None:
+        raise ConfigError("--baseline-budgets is for sweeps; a search draws its points. Leave it out.")
     return search
 
 

@@ -527,6 +527,15 @@ def test_json_has_exactly_the_plain_keys_and_what_varies(tmp_path: Path) -> None
         "equal_time",
         "equal_time_interval",
         "equal_time_seeds",
+        "compute_multiplier",
+        "compute_multiplier_low",
+        "compute_multiplier_high",
+        "time_tax",
+        "time_tax_low",
+        "time_tax_high",
+        "effective_speedup",
+        "effective_speedup_low",
+        "effective_speedup_high",
         "pareto",
     }
     dense = next(entry for entry in content if entry["expert"] == 1)
