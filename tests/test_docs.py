@@ -38,6 +38,7 @@ from moe_cli.bench.sweep import SweepBenchmark, SweepRound
 from moe_cli.cli.app import app
 from moe_cli.config.compose import GROUPS, Composer, load_config
 from moe_cli.testing import check_router
+from tests.report.folders import complete
 from tests.report.scaling.test_command import planted, scaling
 from tests.runner import CliRunner
 
@@ -242,6 +243,15 @@ def test_json_of_bench_sweep_is_documented() -> None:
     benchmark = SweepBenchmark(["expert=8"], 2, 1, [SweepRound(3.0, 1.0, 2.0)])
     rows = dict(JSON_TABLE.findall(PAGES["docs/reference/json"]))
     check_documented("sweep", rows["sweep"], benchmark.to_dict())
+
+
+def test_json_of_pivot_is_documented(tmp_path: Path) -> None:
+    """The keys of `moe report --pivot --format json` are those of its table."""
+    for expert, k in ((4, 1), (8, 1), (8, 2)):
+        complete(tmp_path, 1.8, expert=expert, k=k)
+    result = CliRunner().invoke(app, ["report", "--pivot", "expert:k", "--format", "json", "--outputs", str(tmp_path)])
+    rows = dict(JSON_TABLE.findall(PAGES["docs/reference/json"]))
+    check_documented("pivot", rows["pivot"], json.loads(result.stdout))
 
 
 @pytest.mark.slow

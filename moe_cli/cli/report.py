@@ -24,6 +24,7 @@ from moe_cli.errors import ConfigError
 from moe_cli.formatting import sanitise
 
 if TYPE_CHECKING:
+    from moe_cli.report.pivot import Pivot
     from moe_cli.report.table import ReportTable
 
 
@@ -62,6 +63,19 @@ Plot = Annotated[
         help="Draw a chart: val_bpb:expert, val_loss:sparsity, val_bpb:active_flops:k.",
     ),
 ]
+PivotAxes = Annotated[
+    str | None,
+    option(
+        OUTPUT,
+        "--pivot",
+        metavar="ROWS:COLUMNS",
+        help="Show a table of two settings: expert:k. A cell is one configuration.",
+    ),
+]
+PivotValue = Annotated[
+    str | None,
+    option(OUTPUT, "--value", metavar="COLUMN", help="The column in the cells of --pivot.  [default: the loss]"),
+]
 Files = Annotated[
     list[Path] | None,
     option(
@@ -85,6 +99,8 @@ def report(  # noqa: PLR0913  (an argument for each option)
     loss_law: LossLaw = None,
     machine: Machine = None,
     plot: Plot = None,
+    pivot: PivotAxes = None,
+    value: PivotValue = None,
     files: Files = None,
     outputs: Outputs = None,
 ) -> None:
@@ -103,10 +119,15 @@ def report(  # noqa: PLR0913  (an argument for each option)
 
     if (files and (form or plot)) or (plot and form not in (None, Format.TABLE)):
         raise ConfigError("--output, --format and --plot are three ways to show a report: give one of them.")
+    if pivot is None and value is not None:
+        raise ConfigError("--value is the column in the cells of a pivot table. Add its axes: --pivot expert:k")
+    if pivot is not None and (by_run or columns or sort or plot):
+        other = "--runs" if by_run else "--columns" if columns else "--sort" if sort else "--plot"
+        raise ConfigError(f"{other} has no effect on a pivot table: leave out {other} or --pivot.")
     if files:
-        from moe_cli.report.export import check_files
+        from moe_cli.report.export import ENDINGS, PIVOT_ENDINGS, check_files
 
-        check_files(files)
+        check_files(files, ENDINGS if pivot is None else PIVOT_ENDINGS)
         _check_inputs_are_kept(files, sweeps or [])
     pricing = read_pricing(loss_law, machine or [])
     with without_garbage_collection():
@@ -118,13 +139,20 @@ def report(  # noqa: PLR0913  (an argument for each option)
         table = build_table(runs, ReportQuery(where, sort, names, by_run), extra, base, pricing)
         if where is not None and not (table.all_rows or table.unfinished):
             raise ConfigError(f"no run matches --where '{where}'.")
+        found = None
+        if pivot is not None:
+            from moe_cli.report.pivot import make_pivot
+
+            found = make_pivot(table, pivot, value)
         if files:
             from moe_cli.report.export import export
             from moe_cli.report.html.page_data import Source
 
             source = Source(runs, extra, title, f"moe {moe_cli.__version__}")
-            export(files, table, source)
+            export(files, table, source, pivot=found)
             print_written(files)
+        elif found:
+            _print_pivot(found, table, title, form or Format.TABLE)
         elif plot:
             return _print_chart(table, title, plot)
         else:
@@ -171,6 +199,16 @@ def _print_table(table: "ReportTable", title: str, paths: list[str]) -> None:
     found, notes = load_importances(paths)
     print_lines(console, [*report_lines(table, title, width, not ascii_only()), *importance(found, width)])
     print_notes(notes)
+
+
+def _print_pivot(pivot: "Pivot", table: "ReportTable", title: str, form: Format) -> None:
+    from moe_cli.cli.console import Terminal, print_lines, text_width
+    from moe_cli.report.render.pivot import pivot_lines, pivot_text
+
+    if form is not Format.TABLE:
+        return echo_data(pivot_text(pivot, form.value).rstrip("\n"))
+    console = Terminal(highlight=False, emoji=False, markup=False)
+    print_lines(console, pivot_lines(pivot, table, title, text_width(console)))
 
 
 def _print_chart(table: "ReportTable", title: str, request: str) -> None:

@@ -11,8 +11,9 @@ from moe_cli.errors import ConfigError
 from moe_cli.formatting import plural, sanitise, sparkline
 from moe_cli.metrics import BY_KEY, METRICS, TASK, TRAINING, keys_of
 from moe_cli.report.configuration import JSON_KEYS, Configuration
+from moe_cli.report.intervals import mean_and_interval
 from moe_cli.report.price import Ratio
-from moe_cli.report.run_row import DENSE, Cell, Settings, setting_applies
+from moe_cli.report.run_row import DENSE, RESULTS, Cell, Settings, setting_applies
 from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import Run
 
@@ -224,6 +225,29 @@ def _with_interval(value: float | None, interval: float | None, digits: int, fac
     # An interval that rounds to nothing is small, not absent.
     least = f"<{10**-digits:.{digits}f}"
     return text + unit + PLUS_MINUS + (spread if float(spread) or not interval else least)
+
+
+def interval_of(row: Configuration, name: str) -> float | None:
+    """Returns half the width of the 95 % interval of a column's mean over seeds; None if it is unknown."""
+    if (stored := row.number(f"{name}_interval")) is not None or name not in RESULTS:
+        return stored
+    values = [value for run in row.runs if (value := run.number(name)) is not None]
+    return mean_and_interval(values).half_width if values else None
+
+
+def write_with_interval(name: str, row: Configuration, value: float, interval: float | None) -> str:
+    """Returns the value of a column with its interval, also for columns that tables write without one."""
+    metric = BY_KEY.get(name)
+    if name not in _RESULTS or metric is None:
+        return cell(value)
+    written = _WRITERS[name](row) if name in _WRITERS else metric.write(value)
+    if interval is None or PLUS_MINUS in written:
+        return written
+    if metric.format.endswith("percent"):
+        return _with_interval(value, interval, 1, 100, "+" if metric.format.startswith("signed") else "")
+    if metric.format == "number":
+        return _with_interval(value, interval, metric.digits)
+    return f"{written}{PLUS_MINUS}{metric.write(interval)}"
 
 
 def _loss(name: str) -> Callable[[Configuration], str]:

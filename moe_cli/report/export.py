@@ -8,9 +8,12 @@ from moe_cli.errors import ConfigError
 from moe_cli.formatting import sanitise
 from moe_cli.report.html.page import GENERATOR, page_text
 from moe_cli.report.html.page_data import Source
+from moe_cli.report.html.pivot import pivot_section
 from moe_cli.report.html.recommendation import fit_sections, recommendation_section
 from moe_cli.report.importance import load_importances
+from moe_cli.report.pivot import Pivot
 from moe_cli.report.render.latex import latex_text
+from moe_cli.report.render.pivot import pivot_text
 from moe_cli.report.render.tables import csv_text, json_text, markdown_text
 from moe_cli.report.report_file import check_overwrite, write_file
 from moe_cli.report.run_row import RunRow
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from moe_cli.report.scaling.analysis import Analysis
 
 ENDINGS = (".html", ".csv", ".json", ".md", ".tex", ".png", ".svg")
+PIVOT_FORMATS = {".csv": "csv", ".json": "json", ".md": "md", ".tex": "latex"}
+PIVOT_ENDINGS = (".html", *PIVOT_FORMATS)
 
 
 def check_files(files: Sequence[Path], endings: Sequence[str] = ENDINGS, command: str = GENERATOR) -> None:
@@ -39,20 +44,33 @@ def check_files(files: Sequence[Path], endings: Sequence[str] = ENDINGS, command
         raise ConfigError("a file is named twice: give every --output a name of its own.")
 
 
-def export(files: Sequence[Path], table: ReportTable, source: Source, law: "Analysis | None" = None) -> None:
-    """Writes each file atomically. A page includes the scaling law, if one was fitted.
+def export(
+    files: Sequence[Path],
+    table: ReportTable,
+    source: Source,
+    law: "Analysis | None" = None,
+    pivot: Pivot | None = None,
+) -> None:
+    """Writes each file atomically. A page includes the scaling law, if one was fitted, and the pivot table.
+
+    Other files have the pivot table instead of the report.
 
     Raises:
         MoeError: a library is not installed, or a file cannot be written.
     """
     for path in files:
-        write_file(path.expanduser(), _content(path.suffix.lower(), table, source, law))
+        write_file(path.expanduser(), _content(path.suffix.lower(), table, source, law, pivot))
 
 
-def _content(ending: str, table: ReportTable, source: Source, law: "Analysis | None") -> str | bytes:
+def _content(
+    ending: str, table: ReportTable, source: Source, law: "Analysis | None", pivot: Pivot | None
+) -> str | bytes:
     if ending == ".html":
         sections = recommendation_section(*_shown_runs(table, source), table.baseline, table.aggregate.pricer.pricing)
+        sections += [pivot_section(pivot)] if pivot else []
         return page_text(table, source, sections + (fit_sections(law, source.title) if law else []))
+    if pivot:
+        return pivot_text(pivot, PIVOT_FORMATS[ending])
     if ending in (".png", ".svg"):
         from moe_cli.report.render.matplotlib_figure import figure_bytes
 

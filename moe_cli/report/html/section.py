@@ -38,6 +38,24 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class HeatCell:
+    """A cell of a heat map: its text, the text of its tooltip, and its colour, h0 to h8 of page.css."""
+
+    text: str
+    note: str
+    shade: int
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Labelled rows of cells under headings; None is an empty cell."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[HeatCell | None, ...], ...]
+
+
+@dataclass(frozen=True)
 class Section:
     """A section of the page.
 
@@ -57,10 +75,11 @@ class Section:
     preformatted: bool = False
     note: str = ""
     before_table: bool = False
+    heat_map: HeatMap | None = None
 
     def content(self) -> dict[str, object]:
         """Returns the section for the page: plain values, finite numbers, text without control characters."""
-        chart = self.chart
+        chart, heat = self.chart, self.heat_map
         return {
             "id": self.id,
             "title": self.title,
@@ -70,6 +89,27 @@ class Section:
             "lines": [sanitise(line) for line in self.lines],
             "headings": [sanitise(heading) for heading in self.headings],
             "rows": [[sanitise(cell) for cell in row] for row in self.rows],
+            "heat_map": None
+            if heat is None
+            else {
+                "columns": [sanitise(name) for name in heat.columns],
+                "rows": [
+                    {
+                        "name": sanitise(name),
+                        "cells": [
+                            None
+                            if cell is None
+                            else {
+                                "text": sanitise(cell.text),
+                                "note": "\n".join(map(sanitise, cell.note.split("\n"))),
+                                "shade": cell.shade,
+                            }
+                            for cell in cells
+                        ],
+                    }
+                    for name, cells in zip(heat.rows, heat.cells, strict=True)
+                ],
+            },
             "chart": None
             if chart is None
             else {

@@ -35,7 +35,7 @@ def report_lines(table: ReportTable, title: str, width: int, curves: bool = True
             Text("no row matches --where", "yellow"),
             *footer_lines(table, width),
         ]
-    cells = {column.name: _aligned([column.write(row) for row in table.rows]) for column in table.columns}
+    cells = {column.name: aligned([column.write(row) for row in table.rows]) for column in table.columns}
     if CURVE in cells and not curves:
         cells[CURVE] = [text.translate(str.maketrans(BARS, DIGITS)) for text in cells[CURVE]]
     widths = {column.name: max(map(cell_len, [column.heading, *cells[column.name]])) for column in table.columns}
@@ -79,7 +79,7 @@ def mark_of(row: Configuration, table: ReportTable) -> str:
     return LOWEST if lowest else RECOMMENDED if recommended else PARETO if front else ""
 
 
-def _aligned(cells: Sequence[str]) -> list[str]:
+def aligned(cells: Sequence[str]) -> list[str]:
     """Pads cells without an interval if others have one, so that means are aligned when cells are right-aligned."""
     parts = [cell.partition(PLUS_MINUS) for cell in cells]
     if not any(sign for _, sign, _ in parts):
@@ -132,18 +132,19 @@ def _csv_cell(value: Cell) -> object:
 def markdown_text(table: ReportTable) -> str:
     """Returns the table of the terminal with all its columns, whatever their width; in bold the same rows."""
     lines = [
-        "| " + " | ".join(_escaped(column.heading) for column in table.columns) + " |",
+        "| " + " | ".join(markdown_escaped(column.heading) for column in table.columns) + " |",
         "|" + "|".join(":--" if column.left else "--:" for column in table.columns) + "|",
     ]
     for row in table.rows:
         mark = "**" if mark_of(row, table) in IN_BOLD else ""
-        cells = [_escaped(column.write(row)) for column in table.columns]
+        cells = [markdown_escaped(column.write(row)) for column in table.columns]
         # Two marks around nothing would be printed as they are.
         lines.append("| " + " | ".join(f"{mark}{cell}{mark}" if cell else "" for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _escaped(text: str) -> str:
+def markdown_escaped(text: str) -> str:
+    """Returns the text with every character that has a meaning in Markdown escaped."""
     for character in "\\`*_[]<|":
         text = text.replace(character, {"<": "&lt;"}.get(character, "\\" + character))
     return text

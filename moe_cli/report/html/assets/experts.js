@@ -85,28 +85,32 @@ function block(title, rows, describe, without_diagonal = false) {
     draw: () => grid(host, { rows, shade: warm, cell, describe, label }) };
 }
 
-// A heat map: rows with a name, cells and an optional note. Numbers are written if the cells are wide enough.
+// A heat map: rows with a name, cells and an optional note; null is an empty cell. Texts are written if they fit.
 function grid(host, options) {
-  const { rows } = options, columns = Math.max(...rows.map(row => row.cells.length));
+  const { rows } = options, head = options.head || (column => `E${column + 1}`), columns = Math.max(...rows.map(row => row.cells.length));
   const width = Math.max(260, Math.floor(host.clientWidth) || 600), noted = rows.some(row => row.note) ? 98 : 4;
   const left = Math.min(130, 12 + 7 * Math.max(...rows.map(row => Math.min(16, row.name.length))));
-  const size = Math.min(64, (width - left - noted) / columns), tall = Math.max(15, Math.min(30, size));
+  const size = Math.min(options.widest || 64, (width - left - noted) / columns), tall = Math.max(15, Math.min(30, size));
   const root = draw("svg", { viewBox: `0 0 ${width} ${26 + rows.length * tall}`, role: "application", tabindex: 0,
     "aria-roledescription": "heat map", "aria-label": options.label });
-  const middle = column => left + (column + 0.5) * size, every = Math.ceil(30 / size);
+  const middle = column => left + (column + 0.5) * size, every = Math.ceil((options.head_width || 30) / size);
   for (let column = 0; column < columns; column += every) {
-    root.append(draw("text", { class: "quiet", x: middle(column), y: 13, "text-anchor": "middle" }, `E${column + 1}`));
+    root.append(draw("text", { class: "quiet", x: middle(column), y: 13, "text-anchor": "middle" }, head(column)));
   }
   const cells = rows.map((row, index) => {
     const y = 20 + index * tall, base = y + tall / 2 + 4;
     root.append(draw("text", { x: left - 6, y: base, "text-anchor": "end" }, truncate(row.name, 16)));
     if (row.note) root.append(draw("text", { class: "quiet", x: left + columns * size + 6, y: base }, row.note));
     return row.cells.map((value, column) => {
+      if (value === null) {
+        const empty = { class: "cell none", x: left + column * size, y, width: size, height: tall };
+        return root.appendChild(draw("rect", empty));
+      }
       const kind = options.shade(value);
       const node = draw("rect", { class: `cell h${kind}`, x: left + column * size, y, width: size, height: tall });
       const text = { class: `t${kind}`, x: middle(column), y: base, "text-anchor": "middle", "pointer-events": "none" };
       root.append(node);
-      if (size >= 34) root.append(draw("text", text, options.cell(value, index, column)));
+      if (size >= (options.text_width || 34)) root.append(draw("text", text, options.cell(value, index, column)));
       return node;
     });
   });

@@ -9,6 +9,11 @@ function static_section(content) {
     parts.push(names, host);
     subscribers.push(() => static_chart(host, names, content.chart, hidden));
   }
+  if (content.heat_map) {
+    const host = el("div", { class: "chart", id: `${content.id}-map` });
+    parts.push(host);
+    subscribers.push(() => heat_map(host, content));
+  }
   if (content.note) parts.push(el("p", { class: "note" }, content.note));
   if (content.preformatted) {
     const attributes = { tabindex: 0, role: "region", "aria-label": `${content.title} in words` };
@@ -16,6 +21,17 @@ function static_section(content) {
   }
   if (content.rows.length) parts.push(el("div", { class: "scroll" }, plain_table(content.headings, content.rows)));
   return section(content.id, content.title, ...parts);
+}
+
+// A heat map of cells whose texts and colours Python has chosen.
+function heat_map(host, content) {
+  const { columns, rows } = content.heat_map, longest = texts => 8 + 7 * Math.max(...texts.map(text => text.length));
+  const text_width = longest(rows.flatMap(row => row.cells.map(cell => cell ? cell.text : "")));
+  const head_width = longest(columns);
+  grid(host, { rows, shade: cell => cell.shade, cell: cell => cell.text, head: column => columns[column],
+    head_width, text_width, widest: Math.max(64, head_width, text_width),
+    describe: (row, column, cell) => cell ? cell.note.replaceAll(" +- ", " ± ") : `${row} ${columns[column]}: no value`,
+    label: `${content.title}. Arrow keys move between cells.` });
 }
 
 function static_line(content, line, index) {

@@ -1,0 +1,1 @@
+"""Answers "which configuration of a space is best?" with a budget of runs: screening, learning rates, confirmation."""
