@@ -153,6 +153,10 @@ def test_parameters_and_state_equal_the_modules(name: str) -> None:
     model, optimizers = one_training_step(name)
     costs = estimate_cost(config(name), V)
     assert costs.num_params == sum(param.numel() for param in model.parameters())
+    tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    heads = [param for name, param in model.named_parameters() if name == "head.weight"]
+    assert costs.num_embedding_params == sum(param.numel() for param in (*tables, *heads))
+    assert costs.non_embedding_params == costs.num_params - sum(param.numel() for param in (*tables, *heads))
     with FlopCounterMode(display=False) as counter:
         optimizers.step(0, 0.5)
     assert costs.optimizer_flops_per_step == counter.get_total_flops()
@@ -362,6 +366,8 @@ def test_the_budget_in_steps(amount: int, batch: int, accumulation: int) -> None
     assert amount == steps(
         flops=float(estimate_cost(tiny_config(Path("text"), train=train), V).flops_per_step * amount)
     )
+    model_flops = estimate_cost(tiny_config(Path("text"), train=train), V).model_flops_per_token * per_step
+    assert amount == steps(model_flops=float(model_flops * amount))
     assert math.ceil(amount / per_step) == steps(tokens=amount)
     assert 1 == steps(flops=1.0)
     assert steps(minutes=1.0) is None
