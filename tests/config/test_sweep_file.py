@@ -189,7 +189,7 @@ NO_SWEEP = (
 VARIES = "a sweep must hold what varies: grid, zip, points, union or search."
 GRID = "grid must hold settings, as in: grid: {expert: [1, 8]}"
 POINTS = "points must be a list of partial configurations, as in: points: [{expert: 1}, {expert: 8, k: 2}]"
-BUDGET = "budget must hold one of steps, tokens, flops, minutes, not:"
+BUDGET = "budget must hold one of steps, tokens, flops, model_flops, minutes, not:"
 UNION = "union must be a list of blocks, each with some of: grid, zip, points, set, match, budget, where."
 BASELINE = "baseline must be a partial configuration, as in: baseline: {expert: 1}. Without one: null"
 WHERE = "where must be a condition or a list of them, as in: where: k <= expert"
@@ -283,7 +283,7 @@ def test_a_sweep_file_of_another_shape_is_refused(text: str, message: str, tmp_p
         (
             "grid: {k: [1]}\npresets: {workstaton: {presets: {}}}\n",
             "no part 'presets' in the preset workstaton. Did you mean 'set'? There are: "
-            "grid, zip, points, set, match, budget, where, union, search, seeds, baseline.",
+            "grid, zip, points, set, match, budget, where, union, search, seeds, baseline, baseline_budgets.",
         ),
     ],
 )
