@@ -178,7 +178,7 @@ class Pricer:
         tax = _time_tax(pairs) if steps is None else Ratio(steps.time_tax(*pairs[0]))
         if law is not None:
             shared = sorted(own.keys() & same.keys())
-            multiplier = _geometric_mean([law.multiplier(same[seed], own[seed]) for seed in shared])
+            multiplier = geometric_mean([law.multiplier(same[seed], own[seed]) for seed in shared])
             return Price(multiplier, tax, (), len(shared))
         tokens = _mean_tokens([run for run, _ in pairs])
         curve = {
@@ -227,8 +227,9 @@ def compute_multiplier(own: Losses, curve: Mapping[float, Losses]) -> tuple[Rati
         accepted += [a + (b - a) * root for root in _roots(*_misfit(segment))]
     if not accepted:
         return (Ratio(low=places[-1]) if means[0] > 0 else Ratio(high=places[0])), len(seeds)
-    low = None if min(accepted) <= x[0] else math.exp(min(accepted))
-    high = None if max(accepted) >= x[-1] else math.exp(max(accepted))
+    # Beyond the budgets nothing is known, so a limit holds only if the end on its side is rejected, in its direction.
+    low = None if min(accepted) <= x[0] or means[0] < 0 else math.exp(min(accepted))
+    high = None if max(accepted) >= x[-1] or means[-1] > 0 else math.exp(max(accepted))
     return Ratio(None if value is None else math.exp(value), low, high), len(seeds)
 
 
@@ -280,10 +281,10 @@ def _time_tax(pairs: Iterable[tuple[RunRow, RunRow]]) -> Ratio:
         unnamed = "machine" not in run.others and "machine" not in base.others
         if own and other and (unnamed or is_same_machine(run, base)):
             ratios.append(own / other)
-    return _geometric_mean(ratios)
+    return geometric_mean(ratios)
 
 
-def _geometric_mean(values: Sequence[float]) -> Ratio:
+def geometric_mean(values: Sequence[float]) -> Ratio:
     """Returns the geometric mean of positive values with the t-interval of their logarithms."""
     if not values:
         return Ratio()
