@@ -233,9 +233,8 @@ def _price(rows: Sequence[Configuration], table: ReportTable) -> str | None:
         source = f"from its runs at {', '.join(budgets[:6])} times the tokens"
     else:
         source = "a bound, because it has runs at one budget only; for more: --baseline-budgets 1.5,2"
-    text = (
-        f"speedup = compute x (times the tokens that {base} needs for this loss, {source}) * time tax (speed over its"
-    )
+    needed = f"times the tokens that {base} needs for this loss, {source}"
+    text = f"speedup = compute x ({needed}) * time tax (share of that model's tokens/s"
     if pricing.steps is not None:
         text += f", from {', '.join(map(sanitise, pricing.steps.files))}"
     unknown = sum(price.time_tax.value is None for price in found)
