@@ -23,6 +23,12 @@ def count(value: float) -> str:
     return f"{value:.3g}Y"
 
 
+def half_width(value: float, digits: int, form: str = "f") -> str:
+    """Formats half the width of an interval. One that rounds to nothing is small, not absent: <0.1."""
+    text = f"{value:.{digits}{form}}"
+    return text if float(text) or not value else f"<{10**-digits:.{digits}f}"
+
+
 def format_bytes(value: float) -> str:
     """Formats a size with its unit: 853 B, 24.1 kB, 1.31 GB."""
     return _with_unit(value, "B")

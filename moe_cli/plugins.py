@@ -1,4 +1,4 @@
-"""Plug-ins: routers, balancing losses, models, texts, executors, loggers of other distributions or a file of one's own.
+"""Plug-ins: routers, models, tasks, metrics and other parts of other distributions, or of a file of one's own.
 
 The metadata of an installed distribution tell its entry points. The module of an entry point is imported when its name
 is used, never to list it, and never because a file of a run names it: only commands that build the model do. A name of
@@ -25,19 +25,28 @@ if TYPE_CHECKING:
     from importlib.metadata import Distribution, EntryPoint
     from types import ModuleType
 
-# The entry points of each group of settings; `log` is a setting that takes names.
+# The entry points of each group of settings; `log` is a setting that takes names, and a metric is a column of a report.
 ENTRY_POINTS = {
     "router": "moe.routers",
     "balance": "moe.balances",
     "model": "moe.models",
+    "task": "moe.tasks",
     "data": "moe.data",
     "executor": "moe.executors",
     "log": "moe.loggers",
+    "metric": "moe.metrics",
 }
 # The environment variable by which the processes of a run and of a sweep get the files of --plugin.
 FILES_VARIABLE = "MOE_PLUGINS"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 REASON_LENGTH = 200
+
+
+class HasKey(Protocol):
+    """A `Metric` of `moe_cli.metrics`."""
+
+    @property
+    def key(self) -> str: ...
 
 
 class HasText(Protocol):
@@ -48,27 +57,35 @@ class HasText(Protocol):
 
 @dataclass(frozen=True)
 class Plugin:
-    """A router, a balancing loss, a model, a text, an executor or a logger that extends the program.
+    """A router, a balancing loss, a model, a task, a text, an executor, a logger or a metric that extends the program.
 
     Attributes:
         build: the code, called as `docs/howto/write-a-plugin.md` says; or "module:name", which is imported when a model
             is built, so that commands on settings need not import torch.
-        config: the dataclass of its settings, whose default of `name` is its name; a logger has none.
+        config: the dataclass of its settings, whose default of `name` is its name; a logger and a metric have none.
         conf: the yaml with the default of each setting, as a file of conf/ has it: the text, or a file of a package.
         name: the name of a logger.
+        metric: the `Metric` of `moe_cli.metrics` that a column of the report shows; its key is the name.
     """
 
     build: Callable[..., Any] | str
     config: type[Any] | None = None
     conf: str | HasText = ""
     name: str = ""
+    metric: HasKey | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.build) and not isinstance(self.build, str):
             raise ConfigError(
                 f'build={sanitise(repr(self.build))[:80]} is neither a class or function nor "module:name".'
             )
-        if self.config is not None:
+        if self.metric is not None:
+            if self.config is not None or self.name not in ("", self.metric.key):
+                raise ConfigError(f"the plug-in of the metric {self.metric.key!r} has no settings and no other name.")
+            if not _NAME.fullmatch(self.metric.key):
+                raise ConfigError(f"key={self.metric.key!r} of a metric must have small letters, digits and _ only.")
+            object.__setattr__(self, "name", self.metric.key)
+        elif self.config is not None:
             group, name = getattr(self.config, "group", None), getattr(self.config, "name", None)
             if group not in ENTRY_POINTS or not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise ConfigError(
@@ -87,6 +104,8 @@ class Plugin:
     @property
     def group(self) -> str:
         """Returns the group of settings that the plug-in extends."""
+        if self.metric is not None:
+            return "metric"
         return self.config.group if self.config is not None else "log"
 
     def conf_text(self) -> str:
@@ -230,7 +249,30 @@ def _load(group: str, name: str) -> Plugin:
         is_another = f"{plugin.group}={plugin.name}" if isinstance(plugin, Plugin) else type(plugin).__name__
         raise ConfigError(f"{where}: {entry.value} is {is_another}, not a Plugin of that group and name.")
     _LOADED.add((group, name))
+    for module in (entry.value, plugin.build if isinstance(plugin.build, str) else plugin.build.__module__):
+        _MODULES.setdefault(re.split(r"[.:]", module)[0], where)
     return plugin
+
+
+# The plug-in that the modules of a distribution or a file belong to.
+_MODULES: dict[str, str] = {}
+
+
+def blame(error: BaseException) -> str | None:
+    """Returns the sentence that names the plug-in in whose code an exception was raised; None for other exceptions."""
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        frames.append((_MODULES.get(module.partition(".")[0]), trace))
+        trace = trace.tb_next
+    found = [(origin, trace) for origin, trace in frames if origin]
+    if not found:
+        return None
+    origin, trace = found[-1]
+    code = trace.tb_frame.f_code
+    place = f"{os.path.basename(code.co_filename)}, line {trace.tb_lineno}, in {code.co_name}"
+    return f"{origin} fails: {_reason(error)}\nin {sanitise(place)}"
 
 
 def _reason(error: BaseException) -> str:
@@ -317,6 +359,7 @@ def _of_file(path: str) -> Mapping[tuple[str, str], tuple[Origin, Plugin]]:
     if twice:
         raise ConfigError(f"--plugin {path} has two plug-ins {'='.join(twice[0])}: give each another name.")
     _LOADED.add(path)
+    _MODULES[module.__name__] = f"--plugin {path}"
     return {(plugin.group, plugin.name): (origin, plugin) for plugin in plugins}
 
 

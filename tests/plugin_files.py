@@ -64,7 +64,7 @@ def install(
     (folder / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
-# A model, a balancing loss, a text, a logger and an executor in one file.
+# A model, a balancing loss, a task, a text, a logger, a metric and an executor in one file.
 ALL_KINDS = """
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,31 @@ from moe_cli.config.executors import PluginExecutor
 from moe_cli.config.data import PluginCorpus
 from moe_cli.config.model import PluginModel
 from moe_cli.config.settings import setting
+from moe_cli.config.tasks import PluginTask
+from moe_cli.metrics import DERIVED, Metric
 from moe_cli.plugins import Plugin
+
+
+@dataclass(frozen=True)
+class Ahead(PluginTask):
+    name: str = "look_ahead"
+    distance: int = setting(at_least=1)
+
+
+def make_ahead(config, data):
+    from moe_cli.tasks.causal_lm import TextTask, window_settings
+
+    class AheadTask(TextTask):
+        ahead = config.task.distance
+
+        def metrics(self, sums, num_targets):
+            return {"accuracy": 0.5}
+
+    return AheadTask(data, **window_settings(config))
+
+
+def doubled(run):
+    return 2 * run.number("val_loss")
 
 
 @dataclass(frozen=True)
@@ -183,6 +207,8 @@ CONF = "defaults: [_layers, _self_]\\nname: averages\\nnum_layers: 2\\nd_model: 
 model = Plugin(config=Averages, build=make_averages, conf=CONF)
 balance = Plugin(config=Spread, build=spread_loss, conf="name: spread\\nweight: 0.1\\npower: 2 # of the mean probabilities\\n")
 data = Plugin(config=Counted, build=count, conf="defaults: [_text, _self_]\\nname: counted\\ndocuments: 20")
+task = Plugin(config=Ahead, build=make_ahead, conf="name: look_ahead\\ndistance: 2 # tokens from input to target\\n")
+metric = Plugin(build=doubled, metric=Metric("doubled", "twice the loss", "double loss", "nats", DERIVED, -1))
 logger = Plugin(name="notebook", build=Notebook)
 executor = Plugin(config=OneByOne, build=make_pool, conf="name: one_by_one\\nnote: made")
 """

@@ -2,7 +2,17 @@
 
 import pytest
 
-from moe_cli.formatting import bars, count, duration, format_bytes, format_flops, parse_duration, percent, plural
+from moe_cli.formatting import (
+    bars,
+    count,
+    duration,
+    format_bytes,
+    format_flops,
+    half_width,
+    parse_duration,
+    percent,
+    plural,
+)
 
 
 def test_one_has_no_s() -> None:
@@ -82,3 +92,9 @@ def test_bars() -> None:
 def test_durations_are_read(text: str, seconds: float | None) -> None:
     """Numbers with units, the largest first; nothing else, and not nothing."""
     assert seconds == parse_duration(text)
+
+
+def test_an_interval_that_rounds_to_nothing_is_small_and_not_absent() -> None:
+    assert ["0.1", "<0.1", "0.0", "<0.001"] == [
+        half_width(*case) for case in [(0.05001, 1), (0.04, 1), (0.0, 1), (1e-9, 3)]
+    ]

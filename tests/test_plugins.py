@@ -257,7 +257,7 @@ def test_help_reads_no_metadata() -> None:
 
 
 def test_every_kind_of_plug_in_works(site: Path, tmp_path: Path, text_file: Path) -> None:
-    """A model, a loss in a combination, a text and a logger of one file: training, evaluation, samples, the report."""
+    """A model, a loss, a task, a text, a logger, a metric of one file: training, evaluation, samples, the report."""
     file, outputs = tmp_path / "kinds.py", tmp_path / "outputs"
     file.write_text(ALL_KINDS)
     options = ["--plugin", str(file), "--outputs", str(outputs)]
@@ -267,6 +267,8 @@ def test_every_kind_of_plug_in_works(site: Path, tmp_path: Path, text_file: Path
         "data.documents=30",
         "balance=spread+switch",
         "balance.spread.power=3",
+        "task=look_ahead",
+        "task.distance=3",
         "log=notebook",
     ]
     sizes = [word for word in TINY if "model." not in word]
@@ -280,13 +282,16 @@ def test_every_kind_of_plug_in_works(site: Path, tmp_path: Path, text_file: Path
         "name": run.config_dict()["balance"]["name"],
         "power": run.config_dict()["balance"]["spread"]["power"],
     }
-    assert {"model", "balance", "data", "log"} == run.meta()["plugins"].keys()
+    assert {"task=look_ahead", "task.distance=3"} <= set(next_command.split())
+    assert {"model", "balance", "task", "data", "log"} == run.meta()["plugins"].keys()
+    assert 0.5 == run.summary()["val_accuracy"]
     assert {"numbers"} == set(run.meta()["corpus"]["domains"])
-    assert {"model", "balance", "data"} == run.config_dict()["plugins"].keys()
+    assert {"model", "balance", "task", "data"} == run.config_dict()["plugins"].keys()
     assert "begun\ncompleted at 2\n" == (run.path / "notebook.txt").read_text()
-    assert "nats/token" in moe("eval", "latest", *options)
+    assert "nats/target" in moe("eval", "latest", *options)
     assert "tokens/s" in moe("sample", "latest", "--tokens", "20", *options)
     assert "switch+spread" in moe("report", "--outputs", str(outputs))
+    assert "twice the loss" in moe("report", "--columns", "val_loss,doubled", *options)
     dense = moe("train", "expert=1", *sizes[1:], "model=averages", f"data.path={text_file}", *options)
     assert "moe report" in dense, dense
     assert "bert" == load_config(["data=counted", "task=masked_lm"]).config.model.name
@@ -294,7 +299,15 @@ def test_every_kind_of_plug_in_works(site: Path, tmp_path: Path, text_file: Path
     listed = moe("config", "--groups", "--plugin", str(file))
     assert all(
         name in listed
-        for name in ("model=averages", "data=counted", "balance=spread", "executor=one_by_one", "log=notebook")
+        for name in (
+            "model=averages",
+            "data=counted",
+            "balance=spread",
+            "executor=one_by_one",
+            "log=notebook",
+            "task=look_ahead",
+            "metric=doubled",
+        )
     )
     assert "of the mean probabilities" in moe("config", "balance.power", "balance=spread", "--plugin", str(file))
 
@@ -382,3 +395,128 @@ def test_saved_configurations_and_own_conf_files_name_plug_ins(
     resolved = load_config(["router=strong"])
     assert ("saved", 9.0) == (resolved.config.router.name, resolved.config.router.power)
     assert "./conf is used: router/strong.yaml. To leave it out: --config-dir none" in resolved.notes
+
+
+METRIC = """
+from moe_cli.metrics import DERIVED, Metric
+from moe_cli.plugins import Plugin
+
+
+def compute(run):
+    {body}
+
+
+plugin = Plugin(build=compute, metric=Metric("{name}", "own", "own metric", "nats", DERIVED, -1))
+"""
+
+
+def install_metric(site: Path, name: str, body: str, source: str = "") -> None:
+    entries = {"moe.metrics": f"{name} = metric_{name}:plugin"}
+    install(site, source + METRIC.format(name=name, body=body), module=f"metric_{name}", entries=entries)
+    plugins.forget()
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    """A table of two seeds of one configuration."""
+    (tmp_path / "runs.csv").write_text("expert,k,seed,loss\n4,2,0,2.0\n4,2,1,3.0\n")
+    return str(tmp_path / "runs.csv")
+
+
+def test_a_metric_is_imported_where_its_name_is_used(site: Path, tmp_path: Path, table: str) -> None:
+    """Its values are means over seeds, in tables, exports, conditions and orders; no other report imports it."""
+    install_metric(site, "squared", "return run['val_loss'] ** 2", leave_mark(tmp_path / "imported"))
+    moe("report", table)
+    assert "metric=squared  A plug-in of a test (metric-squared 1.0)" in moe("config", "--groups")
+    assert "Did you mean 'squared'" in moe("report", table, "--columns", "sqared")
+    assert not (tmp_path / "imported").exists()
+    rows = json.loads(moe("report", table, "--columns", "squared", "--format", "json"))
+    assert [{"squared": 6.5}] == rows
+    assert (tmp_path / "imported").exists()
+    assert "own" in moe("report", table, "--sort", "-squared", "--columns", "k,squared")
+    assert "no run matches" in moe("report", table, "--where", "squared > 7")
+    assert "no run matches" not in moe("report", table, "--where", "squared > 6")
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "message"),
+    [
+        ("fails", "return 1 / 0", "metric=fails fails for the run row 1: ZeroDivisionError: division by zero"),
+        ("text", "return 'much'", "metric=text of the run row 1 is 'much', neither a number nor None"),
+    ],
+)
+def test_a_metric_that_fails_is_named(site: Path, table: str, name: str, body: str, message: str) -> None:
+    install_metric(site, name, body)
+    assert message in moe("report", table, "--columns", name)
+
+
+def test_a_metric_of_the_program_comes_first(site: Path, tmp_path: Path, table: str) -> None:
+    """A file with its name is refused, because it would have no effect."""
+    install_metric(site, "val_loss", "return 1", leave_mark(tmp_path / "imported"))
+    assert "2.500" in moe("report", table, "--columns", "val_loss")
+    assert not (tmp_path / "imported").exists()
+    file = tmp_path / "mine.py"
+    file.write_text(METRIC.format(name="val_loss", body="return 1"))
+    refused = moe("report", table, "--columns", "val_loss", "--plugin", str(file))
+    assert "metric=val_loss of --plugin" in refused
+    assert "has a name of the program itself" in refused
+
+
+def test_a_task_chooses_the_model_of_its_kind(site: Path, tmp_path: Path) -> None:
+    """A task that is like masked_lm is done with bert; data and model that do not fit it are refused."""
+    file = tmp_path / "kinds.py"
+    file.write_text(ALL_KINDS.replace("class Ahead(PluginTask):", 'class Ahead(PluginTask):\n    like = "masked_lm"'))
+    plugins.use_files([file])
+    assert "bert" == load_config(["task=look_ahead", "data.path=."]).config.model.name
+    assert "cannot be done with data=digits" in moe("config", "task=look_ahead", "data=digits")
+    assert "cannot do task=look_ahead" in moe("config", "task=look_ahead", "model=gpt")
+    assert "causal_lm" == load_config(["data.path=."]).config.task.name
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_a_router_that_raises_is_named(site: Path, tmp_path: Path, text_file: Path, is_file: bool) -> None:
+    """Training and evaluation print three lines at most; the run folder has the whole traceback."""
+    name, outputs = f"raises_{is_file}".lower(), str(tmp_path / "outputs")
+    source = router_source(name)
+    options = ["--outputs", outputs]
+    if is_file:
+        (tmp_path / "mine.py").write_text(source)
+        options += ["--plugin", str(tmp_path / "mine.py")]
+    else:
+        install_router(site, name, source)
+    settings = [*TINY, f"data.path={text_file}", f"router={name}"]
+    broken = "            if self.config.power == 5:\n                raise KeyError('own fault')\n"
+    file = tmp_path / "mine.py" if is_file else site / f"plugin_{name}.py"
+    file.write_text(source.replace("            logits, probs", f"{broken}            logits, probs"))
+    plugins.forget()
+    sys.modules.pop(f"plugin_{name}", None)
+    done = CliRunner().invoke(app, ["train", *settings, "router.power=5", *options])
+    lines = [line for line in done.stderr.splitlines() if "note:" not in line]
+    origin = f"--plugin {file}" if is_file else f"router={name} of plugin-{name.replace('_', '-')} 1.0"
+    assert 1 == done.exit_code
+    assert f"{origin} fails: KeyError" in done.stderr
+    assert f"in {file.name}, line" in done.stderr
+    assert len([line for line in lines if line.strip()]) <= 3
+    run = run_of(tmp_path / "outputs")
+    assert "Traceback" in (run.path / "traceback.txt").read_text()
+    assert "raise KeyError('own fault')" in (run.path / "traceback.txt").read_text()
+
+
+def test_a_logger_that_is_not_installed_does_not_block_an_evaluation(
+    site: Path, tmp_path: Path, text_file: Path
+) -> None:
+    """It matters to training alone, which names it."""
+    source = "from moe_cli.plugins import Plugin\nclass Silent:\n    def __init__(self, context): pass\n"
+    source += "    def start(self, past): pass\n    def metrics(self, record): pass\n"
+    source += "    def finish(self, status, step, summary): pass\nplugin = Plugin(name='silent', build=Silent)\n"
+    install(site, source, module="plugin_silent", entries={"moe.loggers": "silent = plugin_silent:plugin"})
+    plugins.forget()
+    outputs = ["--outputs", str(tmp_path / "outputs")]
+    moe("train", *TINY, f"data.path={text_file}", "log=silent", *outputs)
+    run = run_of(tmp_path / "outputs")
+    shutil.rmtree(site / "plugin_silent-1.0.dist-info")
+    plugins.forget()
+    assert "nats/token" in moe("eval", "latest", *outputs)
+    assert "silent" == run.config().log
+    (run.path / "summary.json").unlink()
+    assert "no logger 'silent'" in moe("train", "--resume", "latest", *outputs)

@@ -39,6 +39,7 @@ from moe_cli.execution.runtime_tuning import limit_thread_spinning
 from moe_cli.files.reading import forget_notes, noted
 from moe_cli.files.writing import is_full, write_failure_hint
 from moe_cli.formatting import sanitise
+from moe_cli.plugins import blame
 
 # At most this many unreadable files are named.
 MAX_UNREADABLE_SHOWN = 12
@@ -98,6 +99,11 @@ class Group(HelpGroup):
             raise typer.Exit(130) from None
         except OSError as error:
             raise typer.Exit(_print_system(error)) from None
+        except Exception as error:
+            if sentence := blame(error):
+                echo_error("error", f"{sentence}.")
+                raise typer.Exit(1) from None
+            raise
 
 
 def _print_system(error: OSError) -> int:

@@ -88,8 +88,9 @@ def _print_groups(config_dir: Path | None, as_json: bool) -> None:
         group: {name: composer.describe(group, name) for name in composer.choices_with_plugins(group)}
         for group in (*GROUPS, "executor")
     }
-    if loggers := names("log"):
-        listed["log"] = {name: describe("log", name) for name in loggers}
+    for group in ("log", "metric"):
+        if found := names(group):
+            listed[group] = {name: describe(group, name) for name in found}
     listed["sweep"] = {name: composer.describe("sweep", name) for name in list_sweeps(composer)}
     if as_json:
         print_json(listed)

@@ -3,6 +3,7 @@
 import os
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import moe_cli
@@ -13,19 +14,25 @@ from moe_cli.cli.options import (
     LossLaw,
     Machine,
     Outputs,
+    PluginFiles,
     Sweeps,
     Where,
     option,
     print_notes,
     print_written,
 )
-from moe_cli.cli.terminal import echo_data
+from moe_cli.cli.terminal import echo, echo_data
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import sanitise
 
 if TYPE_CHECKING:
+    from moe_cli.report.html.page_data import Source
     from moe_cli.report.pivot import Pivot
     from moe_cli.report.table import ReportTable
+
+
+# The files that --to sends unless -o names others.
+SENT = (".html", ".csv", ".json")
 
 
 class Format(StrEnum):
@@ -86,6 +93,15 @@ Files = Annotated[
         help="Write a file instead: .html (a page without network), .csv, .json, .md, .tex, .png or .svg. Repeatable.",
     ),
 ]
+To = Annotated[
+    str | None,
+    option(
+        OUTPUT,
+        "--to",
+        metavar="TRACKER",
+        help="Keep the report (.html, .csv and .json, or the files of -o) as an artifact of mlflow or wandb.",
+    ),
+]
 
 
 def report(  # noqa: PLR0913  (an argument for each option)
@@ -102,6 +118,8 @@ def report(  # noqa: PLR0913  (an argument for each option)
     pivot: PivotAxes = None,
     value: PivotValue = None,
     files: Files = None,
+    to: To = None,
+    plugin: PluginFiles = None,
     outputs: Outputs = None,
 ) -> None:
     """Compare runs: means over seeds with intervals.
@@ -117,13 +135,8 @@ def report(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.report.table import ReportQuery, build_table
     from moe_cli.runs.folder import outputs_folder
 
-    if (files and (form or plot)) or (plot and form not in (None, Format.TABLE)):
-        raise ConfigError("--output, --format and --plot are three ways to show a report: give one of them.")
-    if pivot is None and value is not None:
-        raise ConfigError("--value is the column in the cells of a pivot table. Add its axes: --pivot expert:k")
-    if pivot is not None and (by_run or columns or sort or plot):
-        other = "--runs" if by_run else "--columns" if columns else "--sort" if sort else "--plot"
-        raise ConfigError(f"{other} has no effect on a pivot table: leave out {other} or --pivot.")
+    _check_ways(files, to, form, plot)
+    _check_pivot(pivot, value, "--runs" if by_run else "--columns" if columns else "--sort" if sort else None, plot)
     if files:
         from moe_cli.report.export import ENDINGS, PIVOT_ENDINGS, check_files
 
@@ -136,7 +149,7 @@ def report(  # noqa: PLR0913  (an argument for each option)
         title = title_of(runs, sweeps or [])
         base, extra = find_baseline(baseline, folder, runs, whole=not sweeps)
         names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
-        table = build_table(runs, ReportQuery(where, sort, names, by_run), extra, base, pricing)
+        table = build_table(runs, ReportQuery(where, sort, names, by_run, plot), extra, base, pricing)
         if where is not None and not (table.all_rows or table.unfinished):
             raise ConfigError(f"no run matches --where '{where}'.")
         found = None
@@ -144,13 +157,11 @@ def report(  # noqa: PLR0913  (an argument for each option)
             from moe_cli.report.pivot import make_pivot
 
             found = make_pivot(table, pivot, value)
-        if files:
-            from moe_cli.report.export import export
+        if files or to:
             from moe_cli.report.html.page_data import Source
 
             source = Source(runs, extra, title, f"moe {moe_cli.__version__}")
-            export(files, table, source, pivot=found)
-            print_written(files)
+            _write(files, table, source, found, to, folder)
         elif found:
             _print_pivot(found, table, title, form or Format.TABLE)
         elif plot:
@@ -158,6 +169,49 @@ def report(  # noqa: PLR0913  (an argument for each option)
         else:
             _print(table, title, form or Format.TABLE, [run.path for run in runs])
         remember(table.look)
+
+
+def _check_ways(files: list[Path] | None, to: str | None, form: Format | None, plot: str | None) -> None:
+    """Raises ConfigError for several ways to show one report."""
+    if (files and (form or plot)) or (plot and form not in (None, Format.TABLE)):
+        raise ConfigError("--output, --format and --plot are three ways to show a report: give one of them.")
+    if to is not None:
+        from moe_cli.loggers.report_artifact import check_tracker
+
+        if form or plot:
+            raise ConfigError("--to sends files, and --format and --plot print the report: give one of them.")
+        check_tracker(to)
+
+
+def _check_pivot(pivot: str | None, value: str | None, other: str | None, plot: str | None) -> None:
+    """Raises ConfigError for options that a pivot table does not have; `other` is one of them that was given."""
+    if pivot is None and value is not None:
+        raise ConfigError("--value is the column in the cells of a pivot table. Add its axes: --pivot expert:k")
+    if pivot is not None and (other or plot):
+        other = other or "--plot"
+        raise ConfigError(f"{other} has no effect on a pivot table: leave out {other} or --pivot.")
+
+
+def _write(
+    files: list[Path] | None,
+    table: "ReportTable",
+    source: "Source",
+    pivot: "Pivot | None",
+    to: str | None,
+    outputs: Path,
+) -> None:
+    """Writes the files of the report, or those of `SENT` for a while, and sends them to a tracker."""
+    from moe_cli.report.export import export
+
+    with TemporaryDirectory() as temporary:
+        made = files or [Path(temporary) / f"report{ending}" for ending in SENT]
+        export(made, table, source, pivot=pivot)
+        if files:
+            print_written(files)
+        if to:
+            from moe_cli.loggers.report_artifact import send_report
+
+            echo(f"{', '.join(file.name for file in made)} sent to {send_report(to, made, source.title, outputs)}")
 
 
 def _check_inputs_are_kept(files: list[Path], names: list[str]) -> None:

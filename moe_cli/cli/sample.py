@@ -110,11 +110,10 @@ def _check(prompt: str, temperature: float, top_k: int | None, top_p: float | No
 
 def _check_task(run: "Run") -> None:
     """Raises ConfigError when the run's model writes no text."""
-    from moe_cli.config.tasks import CausalLM
     from moe_cli.errors import ConfigError
 
     config = run.config()
-    if not isinstance(config.task, CausalLM):
+    if config.task.kind != "causal_lm":
         raise ConfigError(
             f"{run.id} learned task={config.task.name}: its model does not write text. "
             "Name a run with task=causal_lm (model=gpt or lstm)."

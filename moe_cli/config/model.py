@@ -104,7 +104,9 @@ class TransformerConfig(LayersConfig):
         qk_norm_weights: `head` for one trained weight per value of a head; `full` for a norm, with weights, over all
             heads. Only with qk_norm.
         rope_factor: factor by which rope_scaling extends the context.
-        rope_original_context: length of the context before its extension. Only with rope_scaling=yarn.
+        rope_original_context: length of the context before its extension. Only with rope_scaling=yarn or llama3.
+        rope_mscale_all_dim: m of the factor (0.1 m ln(rope_factor) + 1)^2 of all scores, in place of YaRN's of the
+            rotary ones. Only with rope_scaling=yarn and kv_lora_rank.
     """
 
     num_heads: int | None = setting(at_least=1, at_most=2**16)
@@ -123,9 +125,10 @@ class TransformerConfig(LayersConfig):
     qkv_bias: bool = setting()
     position_encoding: Literal["rope", "learned"] = setting()
     rope_base: float = setting(above=1)
-    rope_scaling: Literal["none", "linear", "yarn"] = setting()
+    rope_scaling: Literal["none", "linear", "yarn", "llama3"] = setting()
     rope_factor: float | None = setting(at_least=1, at_most=1e6)
     rope_original_context: int | None = setting(at_least=1, at_most=2**24)
+    rope_mscale_all_dim: float | None = setting(above=0, at_most=100)
     logit_softcap: float | None = setting(above=0)
     init_std: float | None = setting(above=0)
 

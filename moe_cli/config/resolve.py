@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from moe_cli.config.data import TOKENIZERS, CorpusConfig, DataConfig, HubConfig, ImageData, MovieLensConfig, is_local
 from moe_cli.config.ignored_settings import Notes
+from moe_cli.config.loggers import loggers_of
 from moe_cli.config.model import T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.resolve_sparse import resolve_sparse, top_k, without_experts
 from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, RunConfig
@@ -38,6 +39,7 @@ def resolve(config: RunConfig, user_keys: Collection[str] = ()) -> Resolved:
     Raises:
         ConfigError: the settings contradict each other.
     """
+    loggers_of(config.log)
     notes, before = Notes(user_keys), config
     config = replace_unchecked(config, k=top_k(config))
     config.check_choice()  # the derived k too, because widths and balance depend on it
@@ -116,7 +118,7 @@ def _with_attention(model: Transformer, notes: Notes) -> Transformer:
     if model.position_encoding == "learned":
         model = replace_unchecked(model, rope_base=default_of(model, "rope_base"))
         model = replace_unchecked(model, rope_scaling="none")
-        ignored = ("model.rope_base", "model.rope_scaling", "model.rope_factor", "model.rope_original_context")
+        ignored = ("model.rope_base", "model.rope_scaling", *_ROPE)
         notes.ignored("model.position_encoding=learned has no rotation", *ignored)
     if not model.qk_norm:
         notes.ignored("there is no norm of queries and keys", "model.qk_norm_weights")
@@ -124,16 +126,22 @@ def _with_attention(model: Transformer, notes: Notes) -> Transformer:
     return _with_rope_scaling(model, notes)
 
 
+_ROPE = ("model.rope_factor", "model.rope_original_context", "model.rope_mscale_all_dim")
+
+
 def _with_rope_scaling(model: Transformer, notes: Notes) -> Transformer:
     """Derives the context before its extension, and removes settings that the kind of scaling does not read."""
     if model.rope_factor == 1 and model.rope_scaling != "none":
-        notes.ignored("model.rope_factor=1 extends nothing", "model.rope_scaling", "model.rope_original_context")
-        return replace_unchecked(model, rope_scaling="none", rope_factor=None, rope_original_context=None)
+        notes.ignored("model.rope_factor=1 extends nothing", "model.rope_scaling", *_ROPE[1:])
+        model = replace_unchecked(model, rope_scaling="none", rope_factor=None, rope_original_context=None)
+        return replace_unchecked(model, rope_mscale_all_dim=None)
     if model.rope_scaling == "none":
         if model.position_encoding == "rope":
-            ignored = ("model.rope_factor", "model.rope_original_context")
-            notes.ignored("model.rope_scaling=none extends nothing", *ignored)
-        return replace_unchecked(model, rope_factor=None, rope_original_context=None)
+            notes.ignored("model.rope_scaling=none extends nothing", *_ROPE)
+        return replace_unchecked(model, rope_factor=None, rope_original_context=None, rope_mscale_all_dim=None)
+    if model.rope_scaling != "yarn" or model.kv_lora_rank is None:
+        notes.ignored("it needs model.rope_scaling=yarn and model.kv_lora_rank", _ROPE[2])
+        model = replace_unchecked(model, rope_mscale_all_dim=None)
     if model.rope_scaling == "linear":
         notes.ignored("model.rope_scaling=linear does not read it", "model.rope_original_context")
         return replace_unchecked(model, rope_original_context=None)

@@ -32,7 +32,14 @@ from moe_cli.config.routers import (
     check_router,
     check_task_router,
 )
-from moe_cli.config.settings import PluginSettings, Settings, fields_of, read_choice, read_conf, setting
+from moe_cli.config.settings import (
+    PluginSettings,
+    Settings,
+    fields_of,
+    read_choice,
+    read_conf,
+    setting,
+)
 from moe_cli.config.tasks import OWN_TEXT, TEXT_TASKS, TaskConfig, check_task
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import sanitise
@@ -330,7 +337,7 @@ class RunConfig(Settings):
 
     def _check_windows(self) -> None:
         for key, tasks in (("context_length", TEXT_TASKS), ("stride", ("causal_lm",))):
-            if getattr(self.eval, key) is not None and self.task.name not in tasks:
+            if getattr(self.eval, key) is not None and self.task.kind not in tasks:
                 raise ConfigError(
                     f"eval.{key}={getattr(self.eval, key)} has no effect on task={self.task.name}. It is for "
                     f"task={', '.join(tasks)}."
@@ -402,7 +409,7 @@ class RunConfig(Settings):
         An executor and a logger are not part of it.
         """
         found: dict[str, dict[str, str]] = {}
-        for choice in (self.model, self.router, *methods_of(self.balance), self.data):
+        for choice in (self.model, self.task, self.router, *methods_of(self.balance), self.data):
             if isinstance(choice, PluginSettings):
                 origin = origin_of(choice.group, choice.name)
                 found.setdefault(choice.group, {})[choice.name] = str(origin or "unknown")

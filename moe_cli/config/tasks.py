@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from moe_cli.config.settings import Settings, setting
+from moe_cli.config.settings import PluginSettings, Settings, setting
 from moe_cli.errors import ConfigError
 from moe_cli.plugins import find, origin_of
 
@@ -12,6 +12,12 @@ from moe_cli.plugins import find, origin_of
 @dataclass(frozen=True)
 class _Task(Settings):
     group: ClassVar[str] = "task"
+    name: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Returns the task of the program that is done with the same models and data."""
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,24 @@ class RatingTask(_Task):
     l2_embedding: float | None = setting(at_least=0)
 
 
-TaskConfig = CausalLM | MaskedLM | SpanCorruption | ImageTask | RatingTask
+@dataclass(frozen=True)
+class PluginTask(PluginSettings, _Task):
+    """Base of the settings of a task on texts that a plug-in brings.
+
+    Attributes:
+        like: the task with the same models and data.
+        special_tokens: the number of token ids after those of the data, such as a mask token.
+    """
+
+    like: ClassVar[Literal["causal_lm", "masked_lm"]] = "causal_lm"
+    special_tokens: ClassVar[int] = 0
+
+    @property
+    def kind(self) -> str:
+        return self.like
+
+
+TaskConfig = CausalLM | MaskedLM | SpanCorruption | ImageTask | RatingTask | PluginTask
 TEXTS = (
     "python",
     "text",
@@ -175,6 +198,16 @@ def _use_of_task(task: str | None) -> ModelUse | None:
     return MODELS["gpt"] if task == "causal_lm" else MODELS["bert"] if task == "masked_lm" else None
 
 
+def is_built_in_task(task: str) -> bool:
+    return any(use.task == task for use in MODELS.values())
+
+
+def _kind_of_task(task: str) -> str:
+    """Returns the task of the program with the models and data of a task; the name itself where it is unknown."""
+    plugin = None if is_built_in_task(task) else find("task", task)
+    return task if plugin is None else getattr(plugin.config, "like", task)
+
+
 def models_of(task: str) -> list[str]:
     """Returns the models that can do a task."""
     return [name for name, use in MODELS.items() if use.task == task]
@@ -196,16 +229,17 @@ def what_follows(model: str, task: str, data: str, explicit: Collection[str]) ->
 
     Choices that are not `given` and do not fit are inferred from the others.
     """
-    use, kind = model_use(model), _kind(data)
+    use, kind, of_task = model_use(model), _kind(data), _kind_of_task(task)
     if "task" not in explicit:
-        if kind not in (data_of(task) or (kind,)) and "data" in explicit and "model" not in explicit:
+        if kind not in (data_of(of_task) or (kind,)) and "data" in explicit and "model" not in explicit:
             task = next(use.task for use in MODELS.values() if kind in use.data)
         elif use:
             task = use.task
-    if "model" not in explicit and use and use.task != task and models_of(task):
-        model = models_of(task)[0]
-    if "data" not in explicit and kind not in (data_of(task) or (kind,)):
-        data = data_of(task)[0]
+        of_task = task
+    if "model" not in explicit and use and use.task != of_task and models_of(of_task):
+        model = models_of(of_task)[0]
+    if "data" not in explicit and kind not in (data_of(of_task) or (kind,)):
+        data = data_of(of_task)[0]
     return {"model": model, "task": task, "data": data}
 
 
@@ -215,15 +249,15 @@ def check_task(task: TaskConfig, model: str, data: str, own_task: str | None = N
     Args:
         own_task: the task of a plug-in's model.
     """
-    if data not in data_of(task.name):
+    if data not in data_of(task.kind):
         raise ConfigError(
-            f"task={task.name} cannot be done with data={data}. Use one of data={', '.join(data_of(task.name))}"
+            f"task={task.name} cannot be done with data={data}. Use one of data={', '.join(data_of(task.kind))}"
         )
     use = MODELS.get(model) or _use_of_task(own_task)
     if use is None:
         raise ConfigError(f"model={model} does not say its task: causal_lm or masked_lm.")
-    if use.task != task.name:
+    if use.task != task.kind:
         raise ConfigError(
-            f"model={model} cannot do task={task.name}. Use model={' or '.join(models_of(task.name))}, "
+            f"model={model} cannot do task={task.name}. Use model={' or '.join(models_of(task.kind))}, "
             f"or task={use.task}"
         )

@@ -209,7 +209,7 @@ DEEPSEEK_V3 = Family(
         "ffn.shared_experts.w_out": ("mlp.shared_experts.down_proj.weight",),
     },
     {"router": "sigmoid"},
-    {"attention_bias": False, "rope_interleave": False},
+    {"attention_bias": False},
     {"rope_interleave": True, "q_lora_rank": None, "norm_topk_prob": True, "n_group": 1, "topk_group": 1},
 )
 _DENSE_SETTINGS = {**_SETTINGS, **_HEADS, "model.d_ff": "intermediate_size"}

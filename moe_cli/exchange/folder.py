@@ -36,7 +36,7 @@ def check_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise ConfigError(
             f"there is no folder {sanitise(str(folder))}. Give the folder of a model: config.json and safetensors.\n"
-            "From the hub: hf download NAME --local-dir FOLDER"
+            "From the hub: moe import OWNER/NAME, or hf download OWNER/NAME --local-dir FOLDER"
         )
     return folder
 
@@ -79,6 +79,12 @@ def hash_weights(folder: Path) -> str:
         except Unreadable as problem:
             raise ConfigError(f"{sanitise(str(path))} {problem}.") from None
     return digest.hexdigest()
+
+
+def weights_state(folder: Path) -> list[list[Any]]:
+    """Returns the name, size and time of change of each file of weights, by which the same weights are recognised."""
+    found = [(name, os.lstat(folder / name)) for name in weight_files(folder)[0] if os.path.lexists(folder / name)]
+    return [[name, state.st_size, state.st_mtime_ns] for name, state in found]
 
 
 def weight_files(folder: Path) -> tuple[list[str], dict[str, str] | None]:

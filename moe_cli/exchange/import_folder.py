@@ -18,7 +18,7 @@ from moe_cli.config.schema import RunConfig, is_execution
 from moe_cli.data.load import Data
 from moe_cli.errors import ConfigError
 from moe_cli.exchange import folder as files
-from moe_cli.exchange.settings import TheirConfig, to_our_settings
+from moe_cli.exchange.settings import TheirConfig, has_interleaved_rotations, to_our_settings
 from moe_cli.exchange.tensors import our_tensors
 from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.execution.machine import describe_environment
@@ -26,6 +26,7 @@ from moe_cli.files.tensor_file import NewTensor, write_tensors
 from moe_cli.files.writing import delete, replaced, write_json
 from moe_cli.runs.folder import IMPORTED, Run, create_run
 from moe_cli.runs.locks import claim_run
+from moe_cli.runs.lookup import list_runs
 from moe_cli.runs.recorder import Recorder
 
 # The folder of imported runs.
@@ -60,7 +61,8 @@ def import_folder(
         if len(shards.names) < config.model.num_layers:
             raise ConfigError(f"the folder has {len(shards.names)} tensors for {config.model.num_layers} layers.")
         vocab_size = config.model.vocab_size or 0
-        tensors = our_tensors(config, theirs.family, _shapes(config, vocab_size), shards)
+        shapes, interleaved = _shapes(config, vocab_size), has_interleaved_rotations(theirs)
+        tensors = our_tensors(config, theirs.family, shapes, shards, interleaved=interleaved)
         corpus = load_run_data(config, outputs)
         model_vocab_size(config, corpus)
         run = create_run(outputs, SWEEP, config)
@@ -70,6 +72,21 @@ def import_folder(
             delete(run.path)
             raise
     return run, resolved.notes
+
+
+def imported_before(folder: Path, outputs: Path, overrides: Sequence[str] = ()) -> Run | None:
+    """Returns the run that an earlier import of the unchanged folder with these settings made; None without one."""
+    config = imported_config(files.check_folder(folder), overrides).config
+    source = _source(folder)
+    for run in list_runs(outputs / SWEEP) if (outputs / SWEEP).is_dir() else ():
+        imported = run.meta().get("imported")
+        if isinstance(imported, dict) and {**imported, **source} == imported and run.config_dict() == config.to_dict():
+            return run
+    return None
+
+
+def _source(folder: Path) -> dict[str, Any]:
+    return {"folder": os.path.abspath(folder), "weights": files.weights_state(folder)}
 
 
 def imported_config(folder: Path, overrides: Sequence[str] = ()) -> Resolved:
@@ -141,7 +158,7 @@ def _write(
 
     with claim_run(run):
         save_imported(run, write_model, {"corpus_sha256": corpus.meta["sha256"], "digest": run.config().digest})
-        source = {"folder": os.path.abspath(folder), "architecture": theirs.family.architecture}
+        source = {**_source(folder), "architecture": theirs.family.architecture}
         write_json(run.path / "meta.json", {**describe_environment(corpus), "imported": source, "machine": None})
         Recorder(run).status(IMPORTED, imported=time.time())
 

@@ -14,6 +14,7 @@ from moe_cli.runs.lookup import list_runs
 
 # The results that are printed with their interval, and the routing health.
 LOSSES = {"val_bpb": "bits per byte", "val_loss": "nats per token", "val_perplexity": "perplexity"}
+SAMPLE_TOKENS, SAMPLE_PROMPT = 40, "The "
 HEALTH = {
     "max_violation": "MaxVio: load of the busiest expert above the mean",
     "dead_experts": "experts that no token chose",
@@ -41,7 +42,7 @@ def model_card(run: Run, config: RunConfig, step: int, title: str, has_tokenizer
         _table("property", "value", _data_rows(run, config, corpus, step)),
         *_results(results, seeds, step),
         "## Use",
-        _use(has_tokenizer),
+        _use(has_tokenizer, config.model.context_length),
         "## Licence",
         "Not stated: add the licence of the weights, which may depend on that of the data.",
     ]
@@ -141,7 +142,9 @@ def _cell(value: Any) -> str:
     return sanitise(str(value)).replace("|", "\\|").replace("\n", " ")
 
 
-def _use(has_tokenizer: bool) -> str:
+def _use(has_tokenizer: bool, context_length: int) -> str:
+    """Returns code that loads the model, and writes as many tokens as its context has room for, at most 40."""
+    room = max(1, min(SAMPLE_TOKENS, context_length - len(SAMPLE_PROMPT)))
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", 'folder = "."']
     lines.append("model = AutoModelForCausalLM.from_pretrained(folder)")
     if not has_tokenizer:
@@ -149,7 +152,7 @@ def _use(has_tokenizer: bool) -> str:
         return "\n".join(["```python", lines[0].replace(", AutoTokenizer", ""), *lines[1:], "```", "", note])
     lines += [
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        'prompt = tokenizer("The ", return_tensors="pt")',
-        "text = tokenizer.decode(model.generate(prompt.input_ids, max_new_tokens=40)[0])",
+        f'prompt = tokenizer("{SAMPLE_PROMPT}", return_tensors="pt")',
+        f"text = tokenizer.decode(model.generate(prompt.input_ids, max_new_tokens={room})[0])",
     ]
     return "\n".join(["```python", *lines, "```"])

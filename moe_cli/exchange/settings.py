@@ -46,11 +46,10 @@ _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu",
 _YARN_FIXED = {
     "beta_fast": (32, None),
     "beta_slow": (1, None),
-    "mscale": (None, 0, 1),
-    "mscale_all_dim": (None, 0),
     "attention_factor": (None,),
     "truncate": (None, True),
 }
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 def choose_family(config: RunConfig) -> Family:
@@ -168,6 +167,7 @@ def to_their_config(config: RunConfig, family: Family, vocab_size: int) -> dict[
         theirs["shared_expert_intermediate_size"] = flat["model.shared_experts"] * flat["model.d_expert"]
     if family is DEEPSEEK_V3:
         theirs["v_head_dim"] = flat["model.d_head"]
+        theirs["rope_interleave"] = False
         theirs["num_key_value_heads"] = flat["model.num_heads"]
     # The grouped product of torch, which is the default of transformers, needs rows of a multiple of 16 bytes.
     aligned = flat["model.d_model"] % 4 == 0 and (flat["model.d_expert"] or 0) % 4 == 0
@@ -194,8 +194,12 @@ def _their_rope(flat: Mapping[str, Any]) -> dict[str, Any]:
     if scaling == "none":
         return {"rope_theta": flat["model.rope_base"], "rope_scaling": None}
     described = {"rope_type": scaling, "factor": flat["model.rope_factor"]}
-    if scaling == "yarn":
+    if scaling != "linear":
         described["original_max_position_embeddings"] = flat["model.rope_original_context"]
+    if scaling == "llama3":
+        described |= _LLAMA3
+    if flat["model.rope_mscale_all_dim"] is not None:
+        described |= dict.fromkeys(("mscale", "mscale_all_dim"), flat["model.rope_mscale_all_dim"])
     return {"rope_theta": flat["model.rope_base"], "rope_scaling": described}
 
 
@@ -326,20 +330,45 @@ def _rope(theirs: TheirConfig) -> Iterator[tuple[str, Any]]:
     kind = described.get("rope_type", described.get("type", "default"))
     if kind == "default":
         return
-    if kind not in ("linear", "yarn"):
-        raise theirs.refused("rope_type", kind, "default, linear and yarn")
+    if kind not in ("linear", "yarn", "llama3"):
+        raise theirs.refused("rope_type", kind, "default, linear, yarn and llama3")
     if described.get("partial_rotary_factor", 1.0) != 1.0:
         raise theirs.refused("partial_rotary_factor", described["partial_rotary_factor"], "1")
     yield "model.rope_scaling", kind
     yield "model.rope_factor", _number(theirs, "rope_scaling.factor", described.get("factor"))
     if kind == "linear":
         return
-    for name, allowed in _YARN_FIXED.items():
+    fixed = _YARN_FIXED if kind == "yarn" else {name: (value,) for name, value in _LLAMA3.items()}
+    for name, allowed in fixed.items():
         if not any(described.get(name) == value for value in allowed):
-            raise theirs.refused(f"rope_scaling.{name}", described[name], f"{name}={format_setting(allowed[0])}")
+            raise theirs.refused(f"rope_scaling.{name}", described.get(name), f"{name}={format_setting(allowed[0])}")
+    if kind == "yarn":
+        yield from _mscale(theirs, described)
     original = described.get("original_max_position_embeddings", values.get("original_max_position_embeddings"))
     original = original or theirs.whole("max_position_embeddings")
     yield "model.rope_original_context", _number(theirs, "original_max_position_embeddings", original)
+
+
+def _mscale(theirs: TheirConfig, described: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields the setting of YaRN's factor of scores. Raises ConfigError for values that ours has no place for."""
+    scale, of_all = (described.get(name) for name in ("mscale", "mscale_all_dim"))
+    if not of_all:
+        if scale not in (None, 0, 1):
+            raise theirs.refused("rope_scaling.mscale", scale, "without mscale_all_dim only mscale=1")
+        return
+    if theirs.family is not DEEPSEEK_V3 or scale != of_all:
+        raise theirs.refused("rope_scaling.mscale_all_dim", of_all, "of DeepSeek-V3 mscale_all_dim=mscale, else 0")
+    yield "model.rope_mscale_all_dim", _number(theirs, "rope_scaling.mscale_all_dim", of_all)
+
+
+def has_interleaved_rotations(theirs: TheirConfig) -> bool:
+    """Returns whether rotary pairs are next to each other, (0, 1), (2, 3), ..., where ours are half a head apart."""
+    if theirs.family is not DEEPSEEK_V3:
+        return False
+    value = theirs.get("rope_interleave")
+    if not isinstance(value, bool):
+        raise theirs.refused("rope_interleave", value, "true or false")
+    return value
 
 
 def _number(theirs: TheirConfig, name: str, value: Any) -> float:

@@ -22,6 +22,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 _LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
 # A tensor of ours that theirs need not have: zero, and left out, unless a family has a name for it.
 EXPERT_BIAS = "ffn.router.expert_bias"
+# The matrices of latent attention with rotary rows.
+_ROTARY = ("attention.q_up.weight", "attention.kv_down.weight")
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,13 @@ class Shards:
         return self._files[self._place[name]].read(name, first, count)
 
 
-def our_tensors(config: RunConfig, family: Family, shapes: Shapes, shards: Shards) -> list[NewTensor]:
+def our_tensors(
+    config: RunConfig, family: Family, shapes: Shapes, shards: Shards, *, interleaved: bool = False
+) -> list[NewTensor]:
     """Returns the tensors of ours to write, read from theirs.
+
+    Args:
+        interleaved: whether their rotary pairs are next to each other; rows of latent attention then change places.
 
     Raises:
         ConfigError: a tensor is missing, has another shape, or has no place.
@@ -182,10 +189,34 @@ def our_tensors(config: RunConfig, family: Family, shapes: Shapes, shards: Shard
         for piece in found:
             _check_shape(piece, shards)
         unused -= {piece.theirs for piece in found}
-        tensors.append(NewTensor(mapped.ours, mapped.shape, partial(_values, found, mapped.shape, shards)))
+        values = partial(_values, found, mapped.shape, shards)
+        if interleaved and mapped.ours.endswith(_ROTARY):
+            values = partial(_rows_of_halves, values, config, mapped)
+        tensors.append(NewTensor(mapped.ours, mapped.shape, values))
     if unused := {name for name in unused if not _is_ignored(name, config)}:
         raise ConfigError(f"the tensor {foreign_name(min(unused))} has no place in a model with this config.json.")
     return tensors
+
+
+def _rows_of_halves(values: Callable[[], Iterator[Values]], config: RunConfig, mapped: Mapped) -> Iterator[Values]:
+    """Yields a matrix with its rotary rows 0, 1, 2, 3, ... in the order 0, 2, ..., 1, 3, ...
+
+    In the matrix of queries they are the last rows of each head, in that of keys and values the last ones of all.
+    """
+    model = config.model
+    assert isinstance(model, TransformerConfig)
+    assert model.qk_rope_head_dim
+    assert model.d_head
+    is_query = mapped.ours.endswith("q_up.weight")
+    height = model.d_head + model.qk_rope_head_dim if is_query else mapped.shape[0]
+    first = height - model.qk_rope_head_dim
+    order = np.concatenate((np.arange(first), np.arange(first, height, 2), np.arange(first + 1, height, 2)))
+    block, size = np.empty(0, np.float32), height * mapped.shape[1]
+    for part in values():
+        block = np.concatenate((block, part))
+        while len(block) >= size:
+            yield block[:size].reshape(height, -1)[order].reshape(-1)
+            block = block[size:]
 
 
 def _found(mapped: Mapped, family: Family, shards: Shards) -> tuple[Piece, ...]:

@@ -22,6 +22,7 @@ from moe_cli.config.schema import FOREIGN_MODEL, RunConfig
 from moe_cli.data.bpe import hash_tokenizer_file
 from moe_cli.errors import ConfigError
 from moe_cli.exchange import folder as files
+from moe_cli.exchange.hub import find_model
 from moe_cli.exchange.import_folder import SWEEP, import_folder, imported_config
 from moe_cli.files.reading import read_bytes
 from moe_cli.files.writing import delete, rename, write_bytes, write_json
@@ -55,16 +56,17 @@ def import_upcycle_source(
         ConfigError: the model cannot be imported, or is not dense.
         DataError: the data, or the tokenizer, cannot be read.
     """
-    folder = _foreign_folder(overrides)
-    if folder is None:
+    source = _foreign_source(overrides)
+    if source is None:
         return list(overrides)
-    option = f"{_KEY}={FOREIGN_MODEL}{sanitise(str(folder))}"
+    option = f"{_KEY}={FOREIGN_MODEL}{sanitise(source)}"
     file, settings = split_path(overrides)
     if start := file or (f"--like {like}" if like else None):
         raise ConfigError(f"{start} and {option} both give the model to start from: give one.")
     user_settings = {word.partition("=")[0]: word for word in settings if "=" in word}
     own = [_first_value(parse_override(word)) for key, word in user_settings.items() if _is_of_import(key)]
-    config = imported_config(files.check_folder(folder), own).config
+    folder = find_model(source, outputs) if may_import else files.check_folder(Path(source).expanduser())
+    config = imported_config(folder, own).config
     if not config.dense:
         raise ConfigError(f"{option} is itself sparse ({config.expert}x{config.k}). Give a Llama, Qwen2 or Qwen3")
     run = _imported_run(folder, outputs, config, own, on_bytes if may_import else None)
@@ -78,8 +80,8 @@ def import_upcycle_source(
     return [*kept, f"{_KEY}={SWEEP}/{run.path.name}", *(f"{key}={_quoted(value)}" for key, value in added.items())]
 
 
-def _foreign_folder(overrides: Sequence[str]) -> Path | None:
-    """Returns the folder of train.upcycle_from=hf:FOLDER; None without such a word. Raises ConfigError for several."""
+def _foreign_source(overrides: Sequence[str]) -> str | None:
+    """Returns the model of train.upcycle_from=hf:MODEL; None without such a word. Raises ConfigError for several."""
     found = [word for word in overrides if word.partition("=")[0] == _KEY]
     sources = parse_override(found[-1]).values if found else ()
     if not any(isinstance(source, str) and source.startswith(FOREIGN_MODEL) for source in sources):
@@ -89,7 +91,8 @@ def _foreign_folder(overrides: Sequence[str]) -> Path | None:
             f"{found[-1]} names several models, whose settings may differ. Give one, or import them and name their "
             "runs: moe import FOLDER --no-eval"
         )
-    return Path(sources[0].removeprefix(FOREIGN_MODEL)).expanduser()
+    source: str = sources[0].removeprefix(FOREIGN_MODEL)
+    return source
 
 
 def _is_of_import(key: str) -> bool:

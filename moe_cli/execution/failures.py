@@ -7,9 +7,12 @@ import traceback
 from moe_cli.distributed.launch import is_distributed
 from moe_cli.errors import DiskFull, LostProcess, MoeError, TrainingError
 from moe_cli.files.writing import is_full, write_text
+from moe_cli.plugins import blame
 from moe_cli.runs.folder import FAILED, INTERRUPTED, Run
 from moe_cli.runs.recorder import Recorder
 
+# The file of a run folder with the traceback of its failure.
+TRACEBACK = "traceback.txt"
 # The beginnings of messages of torch's allocators and of gloo, which raise plain RuntimeErrors.
 _NO_MEMORY = re.compile(
     r"\[enforce fail at alloc_cpu\.cpp:\d+\] .*DefaultCPUAllocator: can't allocate memory: "
@@ -22,7 +25,15 @@ def translate_exception(run: Run, error: BaseException) -> TrainingError | None:
     """Returns an exception of Python or torch as a TrainingError; None for a MoeError and for unknown ones."""
     if isinstance(error, MoeError):
         return None
-    return _disk_full(run, error) or _out_of_memory(error) or _lost_process(run, error) or _not_compiled(error)
+    known = _disk_full(run, error) or _out_of_memory(error) or _lost_process(run, error) or _not_compiled(error)
+    return known or _of_plugin(run, error)
+
+
+def _of_plugin(run: Run, error: BaseException) -> TrainingError | None:
+    """Returns a short error for an exception in the code of a plug-in. The run folder has the whole traceback."""
+    if not isinstance(error, Exception) or (sentence := blame(error)) is None:
+        return None
+    return TrainingError(f"{sentence}. The whole traceback: {run.path / TRACEBACK}")
 
 
 def _disk_full(run: Run, error: BaseException) -> DiskFull | None:
@@ -82,6 +93,6 @@ def record_failure(run: Run, recorder: Recorder, error: BaseException) -> None:
         stopped = interrupted and not isinstance(error, MoeError)
         recorder.status(INTERRUPTED if interrupted else FAILED, reason="stopped at once" if stopped else reason)
         if not interrupted:
-            write_text(run.path / "traceback.txt", "".join(traceback.format_exception(error)))
+            write_text(run.path / TRACEBACK, "".join(traceback.format_exception(error)))
     except OSError:
         pass

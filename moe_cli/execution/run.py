@@ -52,10 +52,14 @@ def run_one(run: Run, outputs: Path, observer: Any = None) -> Run:
         try:
             _train_and_record(run, config, outputs, recorder, observer or (lambda view: None))
         except BaseException as error:
-            error = translate_exception(run, error) or error
+            known = translate_exception(run, error)
+            if known is not None:
+                known.__cause__ = error  # the traceback in the run folder has it
             if rank() == 0:
-                record_failure(run, recorder, error)
-            raise error
+                record_failure(run, recorder, known or error)
+            if known is None:
+                raise
+            raise known from error
     _leave_process_group()
     return run
 

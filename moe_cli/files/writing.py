@@ -288,7 +288,7 @@ def is_safe(folder: Path) -> bool:
 
 def is_inside_outputs(path: Path) -> bool:
     """Returns whether a file is in an outputs folder, by its path."""
-    return _is_marked(_root(str(path.absolute().parent)))
+    return _is_marked(_root(os.path.normpath(path.absolute().parent)))
 
 
 def _is_abandoned(path: Path) -> bool:

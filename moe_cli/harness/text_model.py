@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moe_cli.config.tasks import CausalLM
 from moe_cli.data.tokenizers import find_separator
 from moe_cli.errors import ConfigError, DataError
 from moe_cli.execution.trained_model import TrainedModel
@@ -39,7 +38,7 @@ class TextModel:
     """
 
     def __init__(self, trained: TrainedModel, batch_size: int) -> None:
-        if not isinstance(trained.config.task, CausalLM):
+        if trained.config.task.kind != "causal_lm":
             raise ConfigError(
                 f"{trained.run_id} learned task={trained.config.task.name}: its model does not predict the next token. "
                 "Name a run with task=causal_lm (model=gpt or lstm)."

@@ -7,8 +7,9 @@ point: on a CPU both are identical, except for times.
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 # MLflow reads these at import: no telemetry, and a server that does not answer must not delay training.
@@ -23,6 +24,7 @@ from mlflow.tracking import MlflowClient
 from moe_cli.config.ranges import format_setting
 from moe_cli.files.writing import edit, hold
 from moe_cli.loggers.logger import (
+    DEFAULT_PROJECT,
     ResumeState,
     RunContext,
     StepDeduplicator,
@@ -40,16 +42,63 @@ DATABASE = tuple(f"mlflow.db{ending}" for ending in ("", "-journal", "-wal", "-s
 ENDS = {COMPLETED: "FINISHED", FAILED: "FAILED"}
 
 
+class Store:
+    """The place of MLflow's runs: OUTPUTS/mlflow.db, or MLFLOW_TRACKING_URI."""
+
+    def __init__(self, outputs: Path) -> None:
+        for name in ("mlflow", "alembic"):  # they log every table that they create
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self.outputs = outputs
+        local_uri = f"sqlite:///{outputs / 'mlflow.db'}"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri
+        self.local = self.uri == local_uri
+
+    def connect(self, project: str) -> tuple[MlflowClient, str]:
+        """Returns a client, and the id of the experiment of this name, which is created if it does not exist."""
+        with self._creation_lock():
+            client = MlflowClient(tracking_uri=self.uri)
+            return client, self._experiment(client, project)
+
+    @contextmanager
+    def _creation_lock(self) -> Iterator[None]:
+        """Lets only one of several runs create the tables and the experiment."""
+        if not self.local:
+            yield
+            return
+        for name in DATABASE:
+            with suppress(FileNotFoundError):
+                edit(self.outputs / name).close()  # raises UnsafePath
+        with hold(self.outputs / ".mlflow.lock"):
+            yield
+
+    def _experiment(self, client: MlflowClient, name: str) -> str:
+        location = (self.outputs / ".mlflow").as_uri() if self.local else None
+        found = client.get_experiment_by_name(name)
+        try:
+            return str(found.experiment_id if found else client.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            if found := client.get_experiment_by_name(name):  # another run has just created it
+                return str(found.experiment_id)
+            raise
+
+
+def send_report(files: Sequence[Path], title: str, outputs: Path) -> str:
+    """Keeps the files of a report as artifacts of a run of its own; returns where they are."""
+    store, project = Store(outputs), os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_PROJECT
+    client, experiment = store.connect(project)
+    run_id = client.create_run(experiment, run_name=f"report {title}", tags={"moe.report": title}).info.run_id
+    for file in files:
+        client.log_artifact(run_id, str(file))
+    client.set_terminated(run_id)
+    return f"MLflow: experiment {project}, run 'report {title}' ({store.uri})"
+
+
 class MLflowLogger:
     """Metrics under the names of metrics.jsonl; settings as params; results as metrics `summary/...`; tags `moe.*`."""
 
     def __init__(self, about: RunContext) -> None:
-        for name in ("mlflow", "alembic"):  # they log every table that they create
-            logging.getLogger(name).setLevel(logging.ERROR)
         self.context = about
-        local_uri = f"sqlite:///{about.outputs / 'mlflow.db'}"
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri
-        self.local = self.uri == local_uri
+        self.store = Store(about.outputs)
         self.client: MlflowClient | None = None
         self.run_id = ""
         self.once = StepDeduplicator({})
@@ -59,9 +108,7 @@ class MLflowLogger:
     def start(self, past: ResumeState) -> None:
         if self.client is not None:  # the run returns to a checkpoint
             return
-        with self._creation_lock():
-            self.client = MlflowClient(tracking_uri=self.uri)
-            experiment = self._experiment(self.context.project(os.environ.get("MLFLOW_EXPERIMENT_NAME")))
+        self.client, experiment = self.store.connect(self.context.project(os.environ.get("MLFLOW_EXPERIMENT_NAME")))
         found = self._found()
         self.run_id = found or self._create(experiment)
         if found:
@@ -96,31 +143,6 @@ class MLflowLogger:
             self.client.log_batch(self.run_id, metrics=self.waiting[:MAX_POINTS])
             del self.waiting[:MAX_POINTS]
         self.sent = time.monotonic()
-
-    @contextmanager
-    def _creation_lock(self) -> Iterator[None]:
-        """Lets only one of several runs create the tables and the experiment."""
-        if not self.local:
-            yield
-            return
-        for name in DATABASE:
-            with suppress(FileNotFoundError):
-                edit(self.context.outputs / name).close()  # raises UnsafePath
-        with hold(self.context.outputs / ".mlflow.lock"):
-            yield
-
-    def _experiment(self, name: str) -> str:
-        assert self.client is not None
-        location = (self.context.outputs / ".mlflow").as_uri() if self.local else None
-        found = self.client.get_experiment_by_name(name)
-        try:
-            return str(
-                found.experiment_id if found else self.client.create_experiment(name, artifact_location=location)
-            )
-        except MlflowException:
-            if found := self.client.get_experiment_by_name(name):  # another run has just created it
-                return str(found.experiment_id)
-            raise
 
     def _found(self) -> str | None:
         """Returns the id of the run if it exists at this URI and was not deleted; else None."""

@@ -4,15 +4,35 @@ W&B accepts no step twice: a step that is repeated after a kill keeps its first 
 """
 
 import os
+import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import wandb
 
 from moe_cli.files.writing import make_folder
-from moe_cli.loggers.logger import DeduplicatingLogger, results
+from moe_cli.loggers.logger import DEFAULT_PROJECT, DeduplicatingLogger, results
 from moe_cli.runs.folder import COMPLETED
+
+
+def send_report(files: Sequence[Path], title: str, outputs: Path) -> str:
+    """Keeps the files of a report as an artifact of a run of its own; returns where it is."""
+    folder = os.environ.get("WANDB_DIR") or make_folder(outputs / ".wandb")
+    mode: Any = os.environ.get("WANDB_MODE", "offline")
+    project = os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT
+    settings = {"console": "off", "silent": True}
+    run = wandb.init(
+        project=project, dir=folder, name=f"report {title}", job_type="report", mode=mode, settings=settings
+    )
+    name = re.sub(r"[^\w.-]+", "-", f"report-{title}", flags=re.ASCII)
+    artifact = wandb.Artifact(name, type="report")
+    for file in files:
+        artifact.add_file(str(file))
+    run.log_artifact(artifact)
+    run.finish(exit_code=0)
+    return f"Weights & Biases: project {project}, artifact {name}" + (f" ({folder})" if mode == "offline" else "")
 
 
 class WandbLogger(DeduplicatingLogger):

@@ -72,13 +72,16 @@ def attention_mask(
 
 # Rotations within the original context above which YaRN keeps a frequency, and below which it divides it.
 YARN_FAST, YARN_SLOW = 32, 1
+# The same for llama3, as in Llama 3.1 and 3.2.
+LLAMA3_FAST, LLAMA3_SLOW = 4, 1
 
 
 def rotary_rates(model: TransformerConfig, d_head: int) -> Float[Tensor, " pairs"]:
     """Returns the rotation per position of each pair of a head: base^(-2i/W), scaled by `model.rope_scaling`.
 
     `linear` divides all rates by the factor (arXiv:2306.15595). `yarn` divides the slow ones, keeps the fast ones, and
-    interpolates between them (arXiv:2309.00071, eq. 23).
+    interpolates between them by their index (arXiv:2309.00071, eq. 23); `llama3` does so by their rotations within the
+    original context (`modeling_rope_utils` of transformers).
     """
     pairs = torch.arange(0, d_head, 2).double()
     rates = model.rope_base ** (-pairs / d_head)
@@ -88,6 +91,10 @@ def rotary_rates(model: TransformerConfig, d_head: int) -> Float[Tensor, " pairs
     if model.rope_scaling == "linear":
         return rates / model.rope_factor
     assert model.rope_original_context
+    if model.rope_scaling == "llama3":
+        rotations = model.rope_original_context * rates / (2 * math.pi)
+        kept = ((rotations - LLAMA3_SLOW) / (LLAMA3_FAST - LLAMA3_SLOW)).clamp(0, 1)
+        return rates * (kept + (1 - kept) / model.rope_factor)
 
     def pair_of(rotations: float) -> float:
         """Returns the index of the pair that turns this often within the original context."""
@@ -99,10 +106,15 @@ def rotary_rates(model: TransformerConfig, d_head: int) -> Float[Tensor, " pairs
     return rates * (1 - divided + divided / model.rope_factor)
 
 
+def yarn_length(factor: float, mscale: float = 1.0) -> float:
+    """Returns the factor by which YaRN lengthens queries and keys."""
+    return 0.1 * mscale * math.log(factor) + 1
+
+
 class Rotary(nn.Module):
     """Rotary positions (RoFormer, arXiv:2104.09864): rotates pair (i, i + W/2) of a head by position * rate.
 
-    YaRN also lengthens the rotated values (arXiv:2309.00071, eq. 22).
+    YaRN also lengthens the rotated values (arXiv:2309.00071, eq. 22), unless `rope_mscale_all_dim` scales all scores.
     """
 
     cos: Tensor
@@ -111,7 +123,8 @@ class Rotary(nn.Module):
     def __init__(self, model: TransformerConfig, d_head: int) -> None:
         super().__init__()
         angles = torch.outer(torch.arange(model.context_length).double(), rotary_rates(model, d_head)).unsqueeze(1)
-        length = 0.1 * math.log(model.rope_factor or 1) + 1 if model.rope_scaling == "yarn" else 1.0
+        is_lengthened = model.rope_scaling == "yarn" and model.rope_mscale_all_dim is None
+        length = yarn_length(model.rope_factor or 1) if is_lengthened else 1.0
         cos, sin = (angles.cos() * length).float(), (angles.sin() * length).float()
         self.register_buffer("cos", torch.cat((cos, cos), -1), persistent=False)
         self.register_buffer("sin", torch.cat((-sin, sin), -1), persistent=False)
@@ -252,6 +265,9 @@ class LatentAttention(nn.Module):
         self.kv_up = nn.Linear(model.kv_lora_rank, heads * 2 * model.d_head, bias=False)
         self.out = nn.Linear(heads * model.d_head, width, bias=False)
         self.rotary = Rotary(model, model.qk_rope_head_dim)
+        # Queries times this square scale the scores of whole heads.
+        mscale = model.rope_mscale_all_dim
+        self.score_scale = 1.0 if mscale is None else yarn_length(model.rope_factor or 1, mscale) ** 2
 
     def reset_parameters(self, generator: torch.Generator | None, out_scale: float) -> None:
         for linear in (self.q_down, self.q_up, self.kv_down, self.kv_up):
@@ -273,6 +289,7 @@ class LatentAttention(nn.Module):
             latent, key = layer_cache.append(latent, key)
         k, v = self.kv_up(latent).unflatten(-1, (-1, 2 * self.d_head)).transpose(1, 2).chunk(2, dim=-1)
         q = torch.cat((q_nope, self.rotary(q_rope, offset)), dim=-1).transpose(1, 2)
+        q = q if self.score_scale == 1 else q * self.score_scale
         k = torch.cat((k, key.expand(-1, k.shape[1], -1, -1)), dim=-1)
         dropout = self.dropout if self.training else 0.0
         causal = self.causal and attn_mask is None and offset == 0

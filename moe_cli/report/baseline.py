@@ -11,6 +11,7 @@ from moe_cli.config.baselines import parse_baseline
 from moe_cli.config.build import did_you_mean
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import RunConfig
+from moe_cli.config.tasks import is_built_in_task
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import sanitise
 from moe_cli.plugins import not_imported
@@ -235,6 +236,8 @@ def overrides_for(composer: "Composer", overrides: dict[str, Value], wanted: Set
     for group in ("model", "data", "optim"):
         if wanted.get(f"{group}.name") not in (None, default.get(f"{group}.name")):
             overrides[group] = wanted[f"{group}.name"]
+    if (task := wanted.get("task.name")) and not is_built_in_task(str(task)):  # the model selects all others
+        overrides["task"] = task
     # The configuration cannot be resolved without these.
     overrides.update((name, wanted[name]) for name in ("data.path", "data.vocab_size") if wanted.get(name))
     kept = set(overrides)

@@ -8,10 +8,12 @@ from pathlib import Path
 from moe_cli.config.build import did_you_mean
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
-from moe_cli.formatting import plural, sanitise, sparkline
-from moe_cli.metrics import BY_KEY, METRICS, TASK, TRAINING, keys_of
+from moe_cli.formatting import half_width, plural, sanitise, sparkline
+from moe_cli.metrics import BY_KEY, METRICS, TASK, TRAINING, Metric, keys_of
+from moe_cli.plugins import names as plugin_names
 from moe_cli.report.configuration import JSON_KEYS, Configuration
 from moe_cli.report.intervals import mean_and_interval
+from moe_cli.report.metric_plugins import metric_of
 from moe_cli.report.price import Ratio
 from moe_cli.report.run_row import DENSE, RESULTS, Cell, Settings, setting_applies
 from moe_cli.runs.curves import validation_curve
@@ -108,8 +110,17 @@ def _has_price(row: Configuration) -> bool:
 
 
 def _result(name: str, to_lowest: bool) -> Column:
-    column = _RESULTS[name]
+    column = _measured(name)
+    assert column is not None
     return replace(column, heading="vs lowest") if name == "vs_baseline" and to_lowest else column
+
+
+def _measured(name: str) -> Column | None:
+    """Returns the column of a metric, that of a plug-in included; None for a setting and the like."""
+    metric = metric_of(name)
+    if name in _RESULTS or metric is None or metric.kind == TRAINING:
+        return _RESULTS.get(name)
+    return Column(name, sanitise(metric.label), _written(metric))
 
 
 def curve_column(rows: Collection[Configuration]) -> Column | None:
@@ -138,7 +149,7 @@ def make_columns(names: Sequence[str], to_lowest: bool = False) -> list[Column]:
     headings = [heading if short.count(heading) == 1 else name for heading, name in zip(short, names, strict=True)]
     return [
         _result(name, to_lowest)
-        if name in _RESULTS
+        if _measured(name)
         else Column(name, name, _sparkline, left=True)
         if name == CURVE
         else Column(name, sanitise(heading), _writer(name), left=name in _TEXT)
@@ -163,7 +174,7 @@ def column_named(text: str, known: Sequence[str], shown: Sequence[Column] = ()) 
         return under[0]
     by_heading = {heading_of(name): name for name in known}
     hint = (
-        did_you_mean(text, [*known, *by_heading])
+        did_you_mean(text, [*known, *by_heading, *plugin_names("metric")])
         or f" There are: {', '.join(JSON_KEYS)}, and settings such as train.steps."
     )
     raise ConfigError(f"no column '{text}'.{hint}")
@@ -171,8 +182,8 @@ def column_named(text: str, known: Sequence[str], shown: Sequence[Column] = ()) 
 
 def heading_of(name: str) -> str:
     """Returns the heading of a column, before duplicate headings are resolved."""
-    if name in _RESULTS:
-        return _RESULTS[name].heading
+    if column := _measured(name):
+        return column.heading
     group, _, last = name.rpartition(".")
     if not group or last not in AMBIGUOUS_KEYS:
         return last
@@ -221,10 +232,7 @@ def _with_interval(value: float | None, interval: float | None, digits: int, fac
     unit = " %" if factor == 100 else ""
     if interval is None:
         return text + unit
-    spread = f"{factor * interval:.{digits}{form}}"
-    # An interval that rounds to nothing is small, not absent.
-    least = f"<{10**-digits:.{digits}f}"
-    return text + unit + PLUS_MINUS + (spread if float(spread) or not interval else least)
+    return text + unit + PLUS_MINUS + half_width(factor * interval, digits, form)
 
 
 def interval_of(row: Configuration, name: str) -> float | None:
@@ -293,10 +301,12 @@ def _verdict(row: Configuration) -> str:
 
 
 def _value(name: str) -> Callable[[Configuration], str]:
-    metric = BY_KEY[name]
+    return _written(BY_KEY[name])
 
+
+def _written(metric: Metric) -> Callable[[Configuration], str]:
     def write(row: Configuration) -> str:
-        value = row.number(name)
+        value = row.number(metric.key)
         return "-" if value is None else metric.write(value)
 
     return write

@@ -19,6 +19,7 @@ from moe_cli.report.configuration import (
     best_rows,
 )
 from moe_cli.report.load import without_garbage_collection
+from moe_cli.report.metric_plugins import add_metrics
 from moe_cli.report.price import Pricing
 from moe_cli.report.recommend.choice import choose
 from moe_cli.report.recommend.looks import Look, look_at
@@ -42,12 +43,22 @@ from moe_cli.runs.folder import DONE, Run
 
 @dataclass(frozen=True)
 class ReportQuery:
-    """The options of a report: a condition, an order (`-name`: largest first), columns, a row per run or not."""
+    """The options of a report: a condition, an order (`-name`: largest first), columns, a row per run or not.
+
+    Attributes:
+        plot: the columns of a chart, as Y:X[:SERIES].
+    """
 
     condition: str | None = None
     sort: str | None = None
     columns: tuple[str, ...] = ()
     by_run: bool = False
+    plot: str | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Returns the texts that name columns."""
+        return tuple(filter(None, (self.condition, self.sort, self.plot, *self.columns)))
 
 
 @dataclass(frozen=True)
@@ -152,6 +163,7 @@ def _build_table(
     baseline: Settings,
     pricing: Pricing | None,
 ) -> ReportTable:
+    runs = add_metrics(runs, query.texts)
     # Means are over the runs that match. Verdicts allow for all comparisons, also those of rows that do not match.
     parts = _parts(query.condition, [*column_names(runs), *JSON_KEYS])
     on_runs = [part for part in parts if part.names & RUN_LEVEL_COLUMNS and not query.by_run]

@@ -97,7 +97,8 @@ def read_table(name: str) -> list[dict[str, Any]]:
     dense. Without a column of seeds, runs with equal settings are numbered in the order of the file.
 
     Raises:
-        ConfigError: the file cannot be read, has no rows or no loss, or two of its columns mean the same.
+        ConfigError: the file cannot be read, has no rows, no loss or no run that ended well, or two of its columns mean
+            the same.
     """
     path = Path(name).expanduser().absolute()
     shown = sanitise(name)
@@ -128,6 +129,12 @@ def read_table(name: str) -> list[dict[str, Any]]:
         _run(path, line, {bare.get(name, name): value for name, value in row.items()})
         for line, row in enumerate(rows, 1)
     ]
+    if not any(run["status"] == COMPLETED for run in runs):
+        first = sanitise(runs[0]["reason"])
+        raise ConfigError(
+            f"{shown} has {plural(len(runs), 'run')}, and none has ended well; the first: {first}.\n"
+            "A run has ended well if its status is completed, finished, success or ok, or left out, and it has a loss."
+        )
     _set_sizes(runs)
     return runs if "seed" in meanings.values() else _numbered(runs)
 
@@ -218,13 +225,19 @@ def meaning_of(column: str) -> str:
 
 
 def _check_whole_numbers(shown: str, line: int, row: Mapping[str, Value]) -> None:
-    """Raises ConfigError for experts, k or a seed that is no whole number: it would not be a setting."""
+    """Raises ConfigError for experts, k or a seed that is no whole number, and for more chosen experts than there are.
+
+    Such a value would not be a setting.
+    """
     for name, least in _WHOLE.items():
         value = row.get(name)
         number = number_in(value)
         if value is not None and (number is None or number != int(number) or not least <= number <= MAX_WHOLE):
             shown_value = sanitise(str(value))[:40]
             raise ConfigError(f"{shown} row {line}: {name}={shown_value} is not a whole number of at least {least}.")
+    expert, k = (number_in(row.get(name)) for name in ("expert", "k"))
+    if expert is not None and k is not None and k > expert > 1:
+        raise ConfigError(f"{shown} row {line}: k={k:g} is more than expert={expert:g}, the experts that there are.")
 
 
 def _problem_of_loss(values: Mapping[str, Value]) -> str:

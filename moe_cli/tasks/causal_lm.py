@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from moe_cli.config.data import CorpusConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.data.corpora import Corpus
 from moe_cli.data.document_windows import DocumentWindows, document_windows
 from moe_cli.data.shards import LARGE_SPLIT_TOKENS, Tokens
@@ -60,6 +62,17 @@ class TextBatch(Batch):
         model_kwargs = {"mask": self.mask, "documents": self.documents}
         present = {key: value for key, value in model_kwargs.items() if value is not None}
         return model(self.inputs, **present)  # type: ignore[no-any-return]
+
+
+def window_settings(config: RunConfig) -> dict[str, Any]:
+    """Returns the arguments of a TextTask, apart from the corpus, that follow from a resolved configuration."""
+    return {
+        "context_length": config.model.context_length,
+        "seed": config.seed,
+        "packing": config.data.packing if isinstance(config.data, CorpusConfig) else "concat",
+        "eval_length": config.eval.context_length,
+        "stride": config.eval.stride,
+    }
 
 
 class TextTask(Task):

@@ -110,11 +110,18 @@ def _case(router: Any, config: RouterConfig | None, top_k: int | None) -> _Case:
             assert router.config is not None, f"{name}: it is the plug-in of a logger, not of a router."
             config = config or router.config()
         else:
-            config = config or (named_config(router) if isinstance(router, str) else router)
+            config = config or (_named(router) if isinstance(router, str) else router)
         assert config is not None
         plugin = plugin_of(config)
         build = plugin.code() if plugin else _built_in
     return _Case(str(name), config, build, top_k or (1 if takes_one(config) else 2))
+
+
+def _named(name: str) -> RouterConfig:
+    try:
+        return named_config(name)
+    except ConfigError as error:
+        raise AssertionError(str(error)) from None
 
 
 def _annotated_config(router: type[Router]) -> RouterConfig:

@@ -38,7 +38,7 @@ def our_settings(family: str, seed: int) -> list[str]:  # noqa: C901  (a few lin
         "train.device": "cpu",
     }
     if draw.random() < 0.5 and family != "deepseek_v3":
-        kind = draw.choice(["linear", "yarn"])
+        kind = draw.choice(["linear", "yarn", "llama3"])
         settings |= {"model.rope_scaling": kind, "model.rope_factor": draw.choice([2.0, 3.5])}
     experts = draw.choice([4, 6, 8])
     if family in ("qwen3", "qwen2", "llama"):
@@ -69,6 +69,9 @@ def our_settings(family: str, seed: int) -> list[str]:  # noqa: C901  (a few lin
         settings |= {"router.scale": draw.choice([1.0, 2.5]), "model.d_head": draw.choice([6, 8])}
         settings |= {"router.renormalise": draw.choice(["true", "false"]) if settings["k"] > 1 else "false"}
         settings |= {"model.first_k_dense": draw.choice([0, settings["model.num_layers"] - 1])}
+        if draw.random() < 0.5:
+            settings |= {"model.rope_scaling": "yarn", "model.rope_factor": draw.choice([2.0, 40.0])}
+            settings |= {"model.rope_mscale_all_dim": draw.choice(["null", 0.7, 1.0])}
         if experts == 8 and settings["k"] < 3:
             settings |= {"router.groups": 4, "router.top_groups": draw.choice([1, 2])}
     return [f"{key}={value}" for key, value in settings.items()]
@@ -93,9 +96,11 @@ def their_settings(family: str, seed: int) -> dict[str, Any]:
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
     }
     if family != "deepseek_v3" and draw.random() < 0.5:
-        kind = draw.choice(["linear", "yarn"])
+        kind = draw.choice(["linear", "yarn", "llama3"])
         settings["rope_parameters"] = {"rope_type": kind, "rope_theta": 100.0, "factor": 2.0}
-        if kind == "yarn":
+        if kind == "llama3":
+            settings["rope_parameters"] |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        if kind != "linear":
             settings["rope_parameters"]["original_max_position_embeddings"] = LENGTH // 2
     if family in ("qwen3_moe", "qwen3", "mixtral", "llama"):
         settings["head_dim"] = draw.choice([6, 8])
@@ -115,7 +120,7 @@ def their_settings(family: str, seed: int) -> dict[str, Any]:
         settings |= {"q_lora_rank": draw.choice([None, 9]), "qk_rope_head_dim": 4, "qk_nope_head_dim": 6}
         settings |= {"v_head_dim": 6, "n_group": 4, "topk_group": 2, "n_shared_experts": draw.choice([1, 2])}
         settings |= {"first_k_dense_replace": draw.choice([0, 1]) if settings["num_hidden_layers"] > 1 else 0}
-        settings |= {"rope_interleave": False, "routed_scaling_factor": draw.choice([1.0, 2.5])}
+        settings |= {"rope_interleave": draw.choice([True, False]), "routed_scaling_factor": draw.choice([1.0, 2.5])}
     return settings
 
 

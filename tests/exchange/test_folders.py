@@ -221,13 +221,53 @@ def test_an_imported_run_is_evaluated_and_can_be_used(model: Path, tmp_path: Pat
     assert not any(file.suffix == ".tmp" for file in (tmp_path / "out").rglob("*"))
 
 
+def test_the_sample_of_the_model_card_fits_into_the_context(tmp_path: Path) -> None:
+    """Models with a short context get a shorter sample."""
+    for seed, (length, written) in enumerate([(24, 20), (512, 40)]):
+        settings = [*our_settings("llama", 0), f"model.context_length={length}"]
+        run, _ = random_run(tmp_path / "out", settings, seed)
+        export_run(run, tmp_path / "out", tmp_path / f"model {length}")
+        assert f"max_new_tokens={written})" in (tmp_path / f"model {length}/README.md").read_text()
+
+
+def test_a_path_through_the_outputs_folder_is_not_in_it(tmp_path: Path) -> None:
+    """A path may leave the outputs folder by its dots."""
+    run, _ = random_run(tmp_path / "out", our_settings("llama", 0), 0)
+    assert 2 == moe("export", run.path, tmp_path / "out/model", "--outputs", tmp_path / "out").exit_code
+    export = moe("export", run.path, tmp_path / "out/../model", "--outputs", tmp_path / "out")
+    assert 0 == export.exit_code, export.output
+    assert (tmp_path / "model/config.json").is_file()
+
+
 def test_two_imported_models_of_equal_settings_are_two_rows(model: Path, tmp_path: Path, data: list[str]) -> None:
     """Their weights differ, although no setting does: the newer one does not replace the other."""
     outputs = ["--outputs", tmp_path / "out"]
-    names = [json.loads(moe("import", model, *data, *outputs, "--json").stdout)["run"] for _ in range(2)]
+    names = []
+    for factor in (1, 2):
+        weights = load_file(model / "model.safetensors")
+        save_file({name: factor * tensor for name, tensor in weights.items()}, model / "model.safetensors")
+        names.append(json.loads(moe("import", model, *data, *outputs, "--json").stdout)["run"])
     assert names[1] == f"{names[0]}-2"
     report = json.loads(moe("report", "imported", *outputs, "--format", "json").stdout)
     assert sorted(names) == sorted(row["run"] for row in report)
+
+
+def test_an_unchanged_folder_is_imported_once(model: Path, tmp_path: Path, data: list[str]) -> None:
+    """The output names the run and the next command; a second import says so, and evaluates where the first did not."""
+    outputs = ["--outputs", tmp_path / "out"]
+    first = moe("import", model, *data, "--no-eval", *outputs)
+    (path,) = (tmp_path / "out/imported").glob("gpt-*")
+    assert f"path  {path}" in first.stdout
+    assert f"next  moe eval {path.name}" in first.stdout
+    assert "before" not in first.output
+    second = moe("import", model, *data, *outputs)
+    assert 0 == second.exit_code
+    assert "was imported before" in second.stderr
+    assert f"next  moe sample {path.name}" in second.stdout
+    assert Run(path).summary() is not None
+    assert [path] == list((tmp_path / "out/imported").glob("gpt-*"))
+    moe("import", model, *data, "model.context_length=8", *outputs)
+    assert 2 == len(list((tmp_path / "out/imported").glob("gpt-*")))
 
 
 def as_dtype(kind: torch.dtype) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:

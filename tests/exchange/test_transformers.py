@@ -141,3 +141,48 @@ def test_long_contexts_are_scaled_as_by_transformers(peers: Any, tmp_path: Path,
     with torch.no_grad():
         logits, expected = load_trained(run, tmp_path / "out").model(read)[0], theirs(read).logits
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
+
+
+ROPE = {
+    "llama 3.1": (
+        "llama",
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        {"head_dim": 32, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1},
+    ),
+    "interleaved": ("deepseek_v3", {"rope_type": "default"}, {"rope_interleave": True, "qk_rope_head_dim": 8}),
+    "deepseek v3": (
+        "deepseek_v3",
+        {"rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1},
+        {"rope_interleave": True, "qk_rope_head_dim": 8},
+    ),
+    "half of mscale": (
+        "deepseek_v3",
+        {"rope_type": "yarn", "factor": 4.0, "mscale": 0.5, "mscale_all_dim": 0.5},
+        {"rope_interleave": False, "qk_rope_head_dim": 8},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROPE)
+def test_rotary_positions_of_published_models(peers: Any, name: str, tmp_path: Path, data: list[str]) -> None:
+    """Logits equal to 1e-5 with the positions of Llama 3.1 and DeepSeek-V3; what is exported again has the same bits."""
+    family, rope, sizes = ROPE[name]
+    rope = {"rope_theta": 100.0, **rope}
+    if rope["rope_type"] != "default":
+        rope["original_max_position_embeddings"] = 64
+    settings = {**their_settings(family, 0), **sizes, "rope_parameters": rope, "max_position_embeddings": 256}
+    config = peers.AutoConfig.for_model(family, **settings)
+    theirs = randomise(peers.AutoModelForCausalLM.from_config(config, experts_implementation="eager"), 0)
+    theirs.save_pretrained(tmp_path / "theirs")  # type: ignore[operator]
+    (tmp_path / "theirs/tokenizer.json").write_text(tokenizer_json(ByteTokenizer()))
+    run, _ = import_folder(tmp_path / "theirs", tmp_path / "out", data)
+    read = torch.randint(VOCAB, (1, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, expected = load_trained(run, tmp_path / "out").model(read)[0], theirs(read).logits
+    torch.testing.assert_close(logits, expected, **CLOSE)
+    export_run(run, tmp_path / "out", tmp_path / "model")
+    again, _ = import_folder(tmp_path / "model", tmp_path / "out", data)
+    check_equal(run, again)
+    exported = peers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(exported(read).logits, expected, **CLOSE)

@@ -24,6 +24,9 @@ class StandIn:
     def log(self, data: dict[str, Any], step: int | None = None) -> None:
         self.calls.append(("log", {"step": step, **data}))
 
+    def log_artifact(self, artifact: Any) -> None:
+        self.calls.append(("artifact", vars(artifact)))
+
     def finish(self, exit_code: int | None = None) -> None:
         self.calls.append(("finish", exit_code))
 
@@ -188,3 +191,28 @@ def test_one_that_joins_late_gets_what_there_is(text_file: Path, tmp_path: Path,
     tell(recorder, 1, 2)
     tell(go_on(run, tmp_path, 2, "trackio"), 3, 4)
     assert EXPECTED == logged(trackio)
+
+
+class Artifact:
+    """An artifact of wandb 0.31."""
+
+    def __init__(self, name: str, type: str) -> None:
+        self.name, self.type, self.files = name, type, []
+
+    def add_file(self, local_path: str) -> None:
+        self.files.append(Path(local_path).name)
+
+
+def test_a_report_is_an_artifact_of_wandb(wandb: list[Call], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written offline, below the outputs folder, unless WANDB_MODE says otherwise."""
+    from moe_cli.loggers.report_artifact import send_report
+
+    monkeypatch.setattr(sys.modules["wandb"], "Artifact", Artifact, raising=False)
+    text = send_report("wandb", [tmp_path / "report.csv"], "all runs", tmp_path)
+    kinds = dict(wandb)
+    assert ("offline", tmp_path / ".wandb", "report") == tuple(
+        kinds["init"][key] for key in ("mode", "dir", "job_type")
+    )
+    assert {"name": "report-all-runs", "type": "report", "files": ["report.csv"]} == kinds["artifact"]
+    assert 0 == kinds["finish"]
+    assert "project moe, artifact report-all-runs" in text

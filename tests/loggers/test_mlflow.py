@@ -183,3 +183,38 @@ def test_a_store_that_is_a_link_is_left_alone(
     tell(recorder, 1, 2)
     assert f"{tmp_path / 'outputs' / name} is a link" in "".join(capsys.readouterr())
     assert (["outputs"], 3) == (sorted(path.name for path in tmp_path.iterdir()), len(run.metrics()))
+
+
+def test_a_report_is_an_artifact(trained: Run, outputs: Path, tmp_path: Path) -> None:
+    """Without -o it has the page and the tables; with -o those files. The experiment is that of the runs."""
+    import json
+
+    from moe_cli.cli.app import app
+    from tests.runner import CliRunner
+
+    words = ["report", "--outputs", str(outputs), "--to", "mlflow"]
+    done = CliRunner().invoke(app, words)
+    assert 0 == done.exit_code, done.output
+    assert "report.html, report.csv, report.json sent to MLflow: experiment moe" in done.stdout
+    CliRunner().invoke(app, [*words, "-o", str(tmp_path / "mine.md")])
+    reader = client(outputs)
+    experiment = reader.get_experiment_by_name("moe").experiment_id
+    runs = reader.search_runs(experiment, "tags.`moe.report` != ''", order_by=["attributes.start_time"])
+    assert ["FINISHED"] * 2 == [run.info.status for run in runs]
+    kept = [sorted(file.path for file in reader.list_artifacts(run.info.run_id)) for run in runs]
+    assert [["report.csv", "report.html", "report.json"], ["mine.md"]] == kept
+    path = reader.download_artifacts(runs[0].info.run_id, "report.json", str(tmp_path))
+    assert trained.id in Path(path).read_text()
+    assert json.loads(Path(path).read_text())
+
+
+def test_what_keeps_no_files_is_refused() -> None:
+    from moe_cli.cli.app import app
+    from tests.runner import CliRunner
+
+    for words, message in (
+        (["--to", "tensorboard"], "--to tensorboard: a report is kept by a tracker that keeps files: mlflow, wandb"),
+        (["--to", "mlflow", "--format", "csv"], "--to sends files"),
+    ):
+        done = CliRunner().invoke(app, ["report", *words])
+        assert (2, True) == (done.exit_code, message in done.stderr)

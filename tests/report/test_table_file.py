@@ -150,6 +150,8 @@ WRONG = {
         (b"loss,expert\n1,8.0\n1,2.5\n", "row 2: expert=2.5 is not a whole number of at least 1"),
         (b"loss,k\n1,two\x1b\n", r"row 1: k=two\? is not a whole number"),
         (b"loss,seed\n1,-1\n", "row 1: seed=-1 is not a whole number of at least 0"),
+        (b"loss,expert,k\n1,1,2\n1,4,8\n", "row 2: k=8 is more than expert=4, the experts that there are"),
+        (b"loss,status\n1,crashed\n,ok\n", "has 2 runs, and none has ended well; the first: its status is crashed"),
     ],
     "a.jsonl": [(b'{"loss": 1}\n[1]\n', "line 2 is JSON, but no object"), (b'{"loss": 1', "line 1 is not valid JSON")],
 }
@@ -197,11 +199,13 @@ def test_a_name_of_a_file_that_is_no_table(
 
 def test_no_command_of_ours_is_given_for_a_table(tmp_path: Path) -> None:
     """Other settings of these runs are unknown: moe would train other models."""
-    table = write(tmp_path / "a.csv", [row for row in ROWS if row["seed"] == 0])
-    for command in ("report", "recommend"):
+    sizes = {"params": 10**6, "active_params": 10**6}
+    table = write(tmp_path / "a.csv", [row | sizes for row in ROWS if row["seed"] == 0])
+    for command in ("report", "recommend", "scaling"):
         output = CliRunner().invoke(app, [command, str(table)]).output
         assert "moe sweep" not in output
         assert "moe train" not in output
+    assert "Add rows with others to the table." in output
 
 
 def test_a_huge_loss_fits_into_the_table(tmp_path: Path) -> None:

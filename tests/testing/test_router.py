@@ -210,3 +210,9 @@ def test_what_is_no_router_is_refused() -> None:
 @dataclass(frozen=True)
 class NoneConfig(PluginRouter):
     name: str = field(default="kit_none")
+
+
+def test_an_unknown_name_is_an_assertion_error() -> None:
+    """A test framework shows it as a failed check, as for balancing losses and models."""
+    with pytest.raises(AssertionError, match="router='nosuch' is not one of"):
+        check_router("nosuch")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 MIN_WIDTH = 20
 # The spaces of a quantity, which stays on one line: 18.5 MB, -0.2 % +- 0.9. JOINT is in no text that is printed.
-_QUANTITY = re.compile(r"(?<=\d) (?=%|\+-|[kMGTPEZY]?(?:B|FLOP)\b)|(?<=%) (?=\+- )|(?<=\+-) (?=\d)")
+_QUANTITY = re.compile(r"(?<=\d) (?=%|\+-|[kMGTPEZY]?(?:B|FLOP)\b)|(?<=%) (?=\+- )|(?<=\+-) (?=<?\d)")
 JOINT = "\x00"
 
 

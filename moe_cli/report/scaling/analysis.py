@@ -1,9 +1,11 @@
 """The record behind `moe scaling`: the fit, the requested results, and their form for programs."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from moe_cli.errors import ConfigError
 from moe_cli.report.run_row import RunRow
 from moe_cli.report.scaling.fit import AUTO, Fit, fit
 from moe_cli.report.scaling.observations import Points, make_points
@@ -17,6 +19,7 @@ from moe_cli.report.scaling.predictions import (
     predict,
     validate,
 )
+from moe_cli.report.table_file import is_table_row
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Analysis:
     validation: Validation | None
 
 
+# The remedy in the messages of `make_points` and `fit`, which a table of other programs has no use for.
+_MAKE_RUNS = re.compile(r"Make (more|some): moe sweep .*")
+
+
 def analyse(
     runs: Sequence[RunRow],
     law: str = AUTO,
@@ -52,8 +59,13 @@ def analyse(
     Raises:
         ConfigError: no such law, no runs, or runs that cannot support it; the message names the missing runs.
     """
-    named = make_points(runs)
-    found = fit(named.points, law)
+    try:
+        named = make_points(runs)
+        found = fit(named.points, law)
+    except ConfigError as error:
+        if not all(is_table_row(run) for run in runs):
+            raise
+        raise type(error)(re.sub(_MAKE_RUNS, "Add rows with others to the table.", str(error))) from None
     predictions = tuple(
         prediction for label, point in (wanted or {}).items() for prediction in predict(found, point, [label])
     )
