@@ -32,7 +32,9 @@ from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
 
 BLOCK_PARTS = ("grid", "zip", "points", "set", "match", "budget", "where")
-PARTS = (*BLOCK_PARTS, "union", "search", "seeds", "baseline", "baseline_budgets", "presets")
+PARTS = (*BLOCK_PARTS, "union", "search", "tune", "seeds", "baseline", "baseline_budgets", "presets")
+# Settings that can be tuned for each configuration before a comparison.
+TUNABLE = ("optim.lr",)
 MERGED_PARTS = ("grid", "set", "search")
 PRESET_PARTS = tuple(part for part in PARTS if part != "presets")
 # The preset that a file itself is.
@@ -101,6 +103,7 @@ class SweepFile:
         baseline: the partial configuration of the baseline; None means none.
         baseline_budgets: the multiples of each point's budget that the baseline is trained at too, for price tags.
         search: the search settings; None means that all configurations are run.
+        tune: the setting that is tuned for each configuration before the comparison; None means none.
     """
 
     name: str
@@ -109,6 +112,7 @@ class SweepFile:
     seeds: int
     baseline: Partial | None
     search: SearchBlock | None = None
+    tune: str | None = None
     baseline_budgets: tuple[float, ...] = ()
 
 
@@ -153,6 +157,7 @@ def load_sweep_file(composer: Composer, name: str, preset: str = DEFAULT_PRESET)
             check_whole("seeds", parts.get("seeds", 1), most=SEEDS),
             _baseline(parts),
             parse_search(parts["search"]) if "search" in parts else None,
+            _tune(parts),
             _baseline_budgets(parts),
         )
     except ConfigError as error:
@@ -361,6 +366,21 @@ def _conditions(parts: Mapping[str, Any]) -> tuple[Expression, ...]:
     if not all(isinstance(condition, str) for condition in conditions):
         raise ConfigError("where must be a condition or a list of them, as in: where: k <= expert")
     return tuple(parse_expression(condition) for condition in conditions)
+
+
+def check_tunable(key: str, setting: object) -> str:
+    """Returns the setting to tune. Raises ConfigError for another setting than the learning rate."""
+    if setting not in TUNABLE:
+        raise ConfigError(f"{key} can be {' or '.join(TUNABLE)}, not: {format_setting(setting)}.")
+    return str(setting)
+
+
+def _tune(parts: Mapping[str, Any]) -> str | None:
+    if parts.get("tune") is None:
+        return None
+    if "search" in parts:
+        raise ConfigError("tune and search both try settings: give one of them.")
+    return check_tunable("tune", parts["tune"])
 
 
 def _baseline(parts: Mapping[str, Any]) -> Partial | None:

@@ -29,6 +29,7 @@ from moe_cli.config.sweep_file import (
     Partial,
     SweepFile,
     check_multiples,
+    check_tunable,
     discrete,
     load_sweep_file,
 )
@@ -75,6 +76,8 @@ class SweepPlan:
         overrides: the arguments of the command: overrides, after the name of the sweep if it has one.
         where: the conditions of the command.
         baseline: the partial configuration of the report's baseline; None means that the report chooses it.
+        tune: the setting that is tuned for each configuration before the comparison; `sweeps.tuning` does it.
+        record: further entries of sweep.json, on the tuning.
     """
 
     name: str
@@ -89,6 +92,8 @@ class SweepPlan:
     baseline: Partial | None = None
     where: tuple[str, ...] = ()
     conf_notes: tuple[str, ...] = ()
+    tune: str | None = None
+    record: Mapping[str, Any] | None = None
 
     @property
     def num_configurations(self) -> int:
@@ -114,6 +119,7 @@ class SweepPlan:
             seeds=tuple(seeds),
             where=self.where,
             version=__version__,
+            also=self.record,
         )
         return runs
 
@@ -130,6 +136,7 @@ def plan_sweep(
     where: Sequence[str] = (),
     baseline: str | None = None,
     baseline_budgets: Sequence[float] | None = None,
+    tune: str | None = None,
     config_dir: Path | None = None,
 ) -> SweepPlan:
     """Returns the plan of `moe sweep WORDS`. The first word may name a sweep file; the others are settings.
@@ -140,6 +147,7 @@ def plan_sweep(
         where: conditions that every point must fulfil, such as "k <= expert".
         baseline: settings of the report's baseline, such as "balance=none"; None means that of the file.
         baseline_budgets: multiples of each budget that the baseline is trained at too; None means those of the file.
+        tune: the setting to tune for each configuration first: "optim.lr"; None means that of the file.
 
     Raises:
         ConfigError: a word is wrong, or no point is left.
@@ -153,6 +161,8 @@ def plan_sweep(
     if baseline_budgets is not None:
         multiples = check_multiples("--baseline-budgets", baseline_budgets)
         sweep = replace(sweep, baseline=sweep.baseline or DENSE, baseline_budgets=multiples)
+    if tune is not None:
+        sweep = replace(sweep, tune=check_tunable("--tune", tune))
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
     run_seeds = seeds_of(axes.pop("seed", None), seeds, sweep)
     conditions = parse_conditions(where)
@@ -174,6 +184,8 @@ def plan_sweep(
         raise ConfigError(_reasons(found))
     if found.no_baseline and (baseline is not None or found.wrong_baseline):
         raise ConfigError(f"{'baseline' if baseline is None else f'--baseline {baseline}'}: {found.no_baseline}")
+    if sweep.tune is not None:
+        _check_tunable(found.configs)
     folder = check_folder(sweep_folder(sweep.name) if name is None else name)
     points = [
         SweepPoint(f"{label} seed={seed}".strip(), replace_unchecked(config, seed=seed))
@@ -193,7 +205,22 @@ def plan_sweep(
         sweep.baseline,
         tuple(where),
         composer.notes,
+        sweep.tune,
     )
+
+
+def _check_tunable(configs: Iterable[RunConfig]) -> None:
+    """Raises ConfigError if configurations differ only in the learning rate, which is tuned."""
+    seen: dict[RunConfig, float] = {}
+    for config in configs:
+        rate = seen.setdefault(
+            replace_unchecked(config, optim=replace_unchecked(config.optim, lr=1.0)), config.optim.lr
+        )
+        if rate != config.optim.lr:
+            raise ConfigError(
+                f"optim.lr has several values ({rate:g}, {config.optim.lr:g}) and is tuned: give one value, from which "
+                "the trials start, or do not tune it."
+            )
 
 
 def _check_size(blocks: Sequence[Block], seeds: int) -> None:
@@ -347,11 +374,11 @@ def _add_baselines(
     for base in bases:
         label = write(base)
         try:
-            config = _run(composer, {**base, "seed": seed}).config
+            config = compose_run(composer, {**base, "seed": seed}).config
             first.setdefault(config, label)
             for multiple in multiples:
                 budget = _scaled_budget(config, multiple)
-                longer = _run(composer, {**base, **budget, "seed": seed}).config
+                longer = compose_run(composer, {**base, **budget, "seed": seed}).config
                 first.setdefault(longer, f"{label} budget x{multiple:g}".strip())
         except ConfigError as error:
             found.wrong_baseline |= isinstance(error, BadValue)
@@ -390,7 +417,7 @@ def compose(composer: Composer, values: Partial, where: Sequence[Expression]) ->
     if not all(condition.holds(present) for condition in decided):
         return None
     try:
-        resolved = _run(composer, values)
+        resolved = compose_run(composer, values)
     except BadValue:
         raise
     except ConfigError as error:
@@ -399,7 +426,7 @@ def compose(composer: Composer, values: Partial, where: Sequence[Expression]) ->
     return resolved if all(condition.holds(derived) for condition in where) else None
 
 
-def _run(composer: Composer, values: Partial) -> Resolved:
+def compose_run(composer: Composer, values: Partial) -> Resolved:
     """Composes a run of a sweep, with one thread unless train.threads is set.
 
     A second parallel run gains more than a second thread. With a fixed number of threads, the last digits of results do

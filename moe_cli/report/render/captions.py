@@ -21,6 +21,7 @@ from moe_cli.report.run_row import DENSE, comparison_key, is_baseline
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 from moe_cli.report.table import ReportTable
 from moe_cli.report.table_file import is_table_row
+from moe_cli.report.tuning_record import tuned_settings, tuning_sentences
 from moe_cli.runs.folder import FAILED, PRUNED
 
 # With more runs their code versions are not read.
@@ -135,6 +136,8 @@ def footer_lines(table: ReportTable, width: int) -> list[Text]:
     elif rows and not table.by_run:
         more = "" if is_table_row(rows[0].runs[0]) else " More seeds: moe sweep ... --seeds 3"
         lines += wrap(f"only one seed: no intervals.{more}", width, "dim")
+    for sentence in tuning_sentences(path for row in rows for path in row.paths):
+        lines += wrap(sentence, width, "dim")
     if (text := _equal_time(rows, table)) is not None:
         lines += wrap(text, width, "dim")
     if (text := _price(rows, table)) is not None:
@@ -263,6 +266,8 @@ def _constant(name: str, rows: Sequence[Configuration], hidden: set[str]) -> str
     if name == "capacity" and value is None:
         return "dropless"
     text = f"{name.rpartition('.')[2] if not name.endswith('.name') else name.split('.')[0]} {sanitise(str(value))}"
+    if name == "optim.lr" and len(rows) > 1 and not tuned_settings(path for row in rows for path in row.paths):
+        text += " (not tuned)"
     for detail in [setting for setting in settings if setting.startswith("balance.")] if name == "balance" else ():
         weight = settings[detail]
         if isinstance(weight, int | float) and detail not in hidden:
