@@ -14,9 +14,10 @@ from moe_cli.config.executors import split_executor
 from moe_cli.config.ranges import check_above, check_between
 from moe_cli.exchange.upcycle_source import import_upcycle_source
 from moe_cli.runs.folder import outputs_folder
-from moe_cli.sweeps.run_sweep import Execution, PreparedSearch, PreparedSweep, View, prepare, run_sweep
+from moe_cli.sweeps.run_sweep import Execution, PreparedSearch, PreparedSweep, View
 from moe_cli.sweeps.scheduler import FailurePolicy
 from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_sweep_or_search
+from moe_cli.sweeps.tuning import run_stages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +30,8 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     where: Sequence[str] = (),
     name: str | None = None,
     baseline: str | None = None,
+    tune: str | None = None,
+    source: str | None = None,
     jobs: int | None = None,
     executor: str | None = None,
     outputs: Path | None = None,
@@ -53,6 +56,8 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         executor: "local", "ray" or "slurm"; None means the one of the word `executor=...`, else "local".
         where: conditions that every point must fulfil, such as "k <= expert".
         baseline: settings of the report's baseline, such as "balance=none".
+        tune: "optim.lr" tunes the learning rate of each configuration first, with equal trials.
+        source: for `["ablate"]`, the run or the experiment whose settings are left out one by one.
         force, rerun_stale: start all runs again, or those of another code version. The old folders go to the trash.
         force_memory, timeout, retries, fail_fast: see `Execution` and `FailurePolicy`.
         sampler: "tpe" or "random" for a search; the arguments after it are options of the search.
@@ -74,9 +79,19 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     rules = FailurePolicy(timeout, retries, fail_fast)
     execution = Execution(executor_settings, jobs, rules, retry_failed, force, rerun_stale, force_memory)
     options = SearchOptions(sampler, trials, objective, prune, search_seed)
-    plan = plan_sweep_or_search(overrides, options, baseline=baseline, seeds=seeds, name=name, where=where)
+    plan = plan_sweep_or_search(
+        overrides,
+        options,
+        baseline=baseline,
+        tune=tune,
+        source=source,
+        outputs=folder,
+        seeds=seeds,
+        name=name,
+        where=where,
+    )
     shown: View = SearchView(Terminal()) if isinstance(plan, SearchPlan) else SweepView(Terminal())
-    run_sweep(prepare(plan, folder, execution), shown if progress else Notes())
+    run_stages(plan, folder, execution, shown if progress else Notes())
     return load_runs(folder / plan.name)
 
 

@@ -39,6 +39,31 @@ Baseline = Annotated[
     str | None,
     option(CONFIGURATIONS, metavar="SETTINGS", help="Baseline of the report, such as balance=none."),
 ]
+BaselineBudgets = Annotated[
+    str | None,
+    option(
+        CONFIGURATIONS,
+        metavar="A,B",
+        help="Train the baseline at these multiples of the budget too, for the price tag: 1.5,2.",
+    ),
+]
+Tune = Annotated[
+    str | None,
+    option(
+        CONFIGURATIONS,
+        metavar="SETTING",
+        help="Tune this setting for each configuration first, with equal trials: optim.lr.",
+    ),
+]
+Source = Annotated[
+    str | None,
+    option(
+        CONFIGURATIONS,
+        "--from",
+        metavar="RUN|EXPERIMENT",
+        help="With the name 'ablate': this configuration, and the same without each of its settings.",
+    ),
+]
 Force = Annotated[
     bool, option(EXISTING_RUNS, "--force", help="Start every run again; the old folders go to the trash.")
 ]
@@ -89,6 +114,9 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     executor: ExecutorName = None,
     name: Name = None,
     baseline: Baseline = None,
+    baseline_budgets: BaselineBudgets = None,
+    tune: Tune = None,
+    source: Source = None,
     outputs: Outputs = None,
     config_dir: ConfigDir = None,
     plugin: PluginFiles = None,
@@ -103,12 +131,14 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     """
     from moe_cli.cli.console import Terminal
     from moe_cli.cli.foreign_source import with_imported_source
+    from moe_cli.cli.sweep_preview import print_tuning_price
     from moe_cli.cli.views import SearchView, SweepView
     from moe_cli.config.executors import split_executor
     from moe_cli.runs.folder import outputs_folder
-    from moe_cli.sweeps.run_sweep import Execution, prepare, run_sweep
+    from moe_cli.sweeps.run_sweep import Execution, prepare
     from moe_cli.sweeps.scheduler import FailurePolicy
     from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_sweep_or_search
+    from moe_cli.sweeps.tuning import previews, run_stages
 
     folder, console = outputs_folder(outputs), Terminal(unread=130)
     executor_settings, overrides = split_executor(overrides or [], executor, config_dir)
@@ -120,19 +150,34 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         "where": where or (),
         "config_dir": config_dir,
         "baseline": baseline,
+        "baseline_budgets": None if baseline_budgets is None else _numbers(baseline_budgets),
+        "tune": tune,
+        "source": source,
     }
     with interruptible(partial(console.print, STOPPED, soft_wrap=True)):
         overrides = with_imported_source(overrides, folder, may_import=not dry_run)
-        plan = plan_sweep_or_search(
-            overrides, SearchOptions(sampler, trials, objective, prune, search_seed), **arguments
-        )
+        options = SearchOptions(sampler, trials, objective, prune, search_seed)
+        plan = plan_sweep_or_search(overrides, options, outputs=folder, **arguments)
         view = SearchView(console) if isinstance(plan, SearchPlan) else SweepView(console)
-        prepared = prepare(plan, folder, execution, build=not dry_run)
         if dry_run:
-            return view.preview(prepared)
-        run_sweep(prepared, view)
+            prepared = [prepare(stage, folder, execution, build=False) for stage in previews(plan, folder)]
+            for stage in prepared:
+                view.preview(stage)
+            return print_tuning_price(console, prepared)
+        run_stages(plan, folder, execution, view)
     if not view.complete:
         raise typer.Exit(3)
+
+
+def _numbers(text: str) -> list[float | str]:
+    """Returns the parts of A,B,... as numbers; a part that is none stays a text, for the error on it."""
+    parts: list[float | str] = []
+    for part in text.split(","):
+        try:
+            parts.append(float(part))
+        except ValueError:
+            parts.append(part)
+    return parts
 
 
 def _seconds(text: str | None) -> float | None:

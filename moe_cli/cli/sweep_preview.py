@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moe_cli.execution.estimate import RunEstimate
-    from moe_cli.sweeps.run_sweep import PlannedRun, PreparedSweep
+    from moe_cli.sweeps.run_sweep import PlannedRun, Prepared, PreparedSweep
 
 HEADINGS = ("params", "active", "tokens", "FLOPs", "time", "status")
 CONTINUATION_INDENT = " " * 12
@@ -141,6 +141,24 @@ def print_points(console: "Console", prepared: "PreparedSweep") -> None:
     """Prints every point on a line, or several lines on a narrow terminal, then the sums."""
     lines = point_lines(prepared, console.width if console.is_terminal else None)
     console.out("\n".join(lines), highlight=False)
+
+
+def print_tuning_price(console: "Console", prepared: "Sequence[Prepared]") -> None:
+    """Prints the price of trials and comparison together: the least, and the most with every further trial."""
+    from moe_cli.formatting import duration, plural
+    from moe_cli.sweeps.learning_rate import MAX_EXTENSIONS, MULTIPLIERS
+
+    if len(prepared) == 1:
+        return
+    trials, comparison = ([estimate.seconds for estimate in part.estimates] for part in prepared)
+    factor = MAX_EXTENSIONS / len(MULTIPLIERS)
+    runs, seconds = len(trials) + len(comparison), sum(trials) + sum(comparison)
+    most = f"{plural(runs + round(factor * len(trials)), 'run')}, {duration(seconds + factor * sum(trials))}"
+    console.out(
+        f"trials and comparison: {plural(runs, 'run')}, {duration(seconds)} of work; at most {most}, while best rates "
+        f"stay at the edge",
+        highlight=False,
+    )
 
 
 def point_lines(prepared: "PreparedSweep", width: int | None) -> list[str]:

@@ -36,7 +36,8 @@ class Rules:
     `finalists`: largest number of candidates that go on to the learning rates, without the baseline.
     `lr_multipliers`: tried by each finalist and by the baseline. `lr_extensions`: largest number of further trials of
     each when the best rate of one of them is at the edge. `lr_seeds`: seeds of each trial, at `screening_fraction`.
-    `choice_seeds`: seeds with the full budget from which the winner and the runner-up are chosen.
+    `choice_seeds`: largest number of seeds with the full budget from which the contenders are chosen.
+    `contenders`: largest number of candidates in the confirmation, without the baseline.
     `looks`: numbers of confirmation seeds after which the claims are tested, ascending; at least two seeds.
     `first_seed`: seeds of the choice count up from here, those of the confirmation from `confirmation_seed`.
     """
@@ -51,6 +52,7 @@ class Rules:
     lr_extensions: int
     lr_seeds: int
     choice_seeds: int
+    contenders: int
     looks: tuple[int, ...]
     first_seed: int
 

@@ -15,6 +15,7 @@ from moe_cli.report.run_row import (
     setting_applies,
     setting_parents,
 )
+from moe_cli.report.tuning_record import tuned_settings
 from moe_cli.runs.folder import DONE, IMPORTED
 
 Key = tuple[Value, ...]
@@ -49,7 +50,7 @@ def find_baselines(
     If configurations of `runs` and of `extra_baselines` match, those of `runs` are used. Within one configuration the
     seeds of `runs` take precedence over those of `extra_baselines`. If several configurations match, none is chosen and
     they are ambiguous. For a baseline of several experts, a dense model shares only settings that apply to dense
-    models.
+    models. A setting that the sweep tuned for each configuration need not be shared.
     """
     own, others = (
         [_drop_inapplicable(run) for run in group if is_baseline(run, baseline)] for group in (runs, extra_baselines)
@@ -57,7 +58,8 @@ def find_baselines(
     preferred, candidates = group_seeds(own, settings), group_seeds(others, settings)
     for configuration, seeds in preferred.items():
         candidates[configuration] = candidates.get(configuration, {}) | seeds
-    shared = shared_with(baseline, settings)
+    tuned = tuned_settings(run.path for run in runs)
+    shared = [name for name in shared_with(baseline, settings) if name not in tuned]
     fitting: dict[Key, dict[Key, dict[int | None, RunRow]]] = {}
     for configuration, seeds in candidates.items():
         fitting.setdefault(_key(next(iter(seeds.values())), shared), {})[configuration] = seeds

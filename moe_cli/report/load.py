@@ -26,6 +26,7 @@ from moe_cli.report.run_row import (
     Value,
     is_setting,
 )
+from moe_cli.report.tuning_record import is_trial_folder
 from moe_cli.runs.folder import FAILED, Run
 from moe_cli.runs.lookup import find_runs, list_runs
 from moe_cli.runs.tags import parse_tags
@@ -78,6 +79,8 @@ def rows_below(path: str | Path) -> list[RunRow]:
 def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
     """Returns the runs a user means by names of sweeps, runs or folders, patterns, `latest`, or files of tables.
 
+    Without names, all runs but the trials of tuned sweeps, whose losses were used to choose.
+
     Raises:
         RunNotFound: a name that means no run, or no runs at all.
         ConfigError: a table cannot be read (`table_file.read_table`).
@@ -90,10 +93,18 @@ def load_selection(outputs: Path, names: Collection[str] = ()) -> list[RunRow]:
     if tables and not names:
         return rows
     every = list_runs(outputs)
+    if not names:
+        return rows + read_rows(_without_trials(_find_runs(outputs, None, every)))
     if len(names) < 2:
         return rows + read_rows(_find_runs(outputs, next(iter(names), None), every))
     selected = [run for name in names for run in _find_runs(outputs, name, every)]
     return rows + read_rows(list({os.path.realpath(run.path): run for run in selected}.values()))
+
+
+def _without_trials(runs: Sequence[Run]) -> list[Run]:
+    """Returns the runs without those of trial folders; all of them if there are no others."""
+    trials = {folder for folder in {run.path.parent for run in runs} if is_trial_folder(folder)}
+    return [run for run in runs if run.path.parent not in trials] or list(runs)
 
 
 def _find_runs(outputs: Path, name: str | None, every: Sequence[Run]) -> list[Run]:

@@ -4,6 +4,8 @@
     question        of the named sweep that was run last in this folder
     baseline        the settings of the baseline; null: the dense model
     commands        a record for each command: time, words, seeds, where, version, and its declarations
+    tuning          the learning rates tuned before the comparison, see tuning_record.py; absent without tuning
+    trials_of       in the folder of trials: the sweep that they tune
     looks           a record for each time that verdicts were shown on more seeds than before, see looks.py
 
 A command without a question and a baseline, such as one typed by hand, does not change the recorded ones.
@@ -58,12 +60,14 @@ def record_command(
     seeds: Sequence[int],
     where: Sequence[str],
     version: str | None,
+    also: Mapping[str, Any] | None = None,
 ) -> None:
     """Adds a command to the record of a sweep; one that is equal to the last is not added again.
 
     Args:
         declared: the question and the baseline, where the command declares them. They replace those of the sweep, which
             stay in the command that declared them.
+        also: further entries of the record, such as `tuning`.
     """
     command = {"words": list(overrides), "seeds": list(seeds), "where": list(where), "version": version, **declared}
 
@@ -72,6 +76,6 @@ def record_command(
         known = {"name": folder.name, "created": time.time(), "question": "", "baseline": None, **old}
         same = commands and {key: value for key, value in commands[-1].items() if key != "time"} == command
         added = commands if same else [*commands, {"time": time.time(), **command}]
-        return {**known, **declared, "commands": added}
+        return {**known, **declared, **(also or {}), "commands": added}
 
     change_record(folder, change)

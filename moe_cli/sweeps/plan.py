@@ -19,9 +19,20 @@ from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import check_whole, format_setting
 from moe_cli.config.resolve import Resolved
-from moe_cli.config.schema import RunConfig
+from moe_cli.config.schema import BUDGETS, RunConfig
 from moe_cli.config.settings import replace_unchecked
-from moe_cli.config.sweep_file import DEFAULT_PRESET, Block, Dimension, Partial, SweepFile, discrete, load_sweep_file
+from moe_cli.config.sweep_file import (
+    DEFAULT_PRESET,
+    DENSE,
+    Block,
+    Dimension,
+    Partial,
+    SweepFile,
+    check_multiples,
+    check_tunable,
+    discrete,
+    load_sweep_file,
+)
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.files.writing import make_folder
@@ -65,6 +76,8 @@ class SweepPlan:
         overrides: the arguments of the command: overrides, after the name of the sweep if it has one.
         where: the conditions of the command.
         baseline: the partial configuration of the report's baseline; None means that the report chooses it.
+        tune: the setting that is tuned for each configuration before the comparison; `sweeps.tuning` does it.
+        record: further entries of sweep.json, on the tuning.
     """
 
     name: str
@@ -79,6 +92,8 @@ class SweepPlan:
     baseline: Partial | None = None
     where: tuple[str, ...] = ()
     conf_notes: tuple[str, ...] = ()
+    tune: str | None = None
+    record: Mapping[str, Any] | None = None
 
     @property
     def num_configurations(self) -> int:
@@ -104,6 +119,7 @@ class SweepPlan:
             seeds=tuple(seeds),
             where=self.where,
             version=__version__,
+            also=self.record,
         )
         return runs
 
@@ -119,6 +135,8 @@ def plan_sweep(
     name: str | None = None,
     where: Sequence[str] = (),
     baseline: str | None = None,
+    baseline_budgets: Sequence[float] | None = None,
+    tune: str | None = None,
     config_dir: Path | None = None,
 ) -> SweepPlan:
     """Returns the plan of `moe sweep WORDS`. The first word may name a sweep file; the others are settings.
@@ -128,6 +146,8 @@ def plan_sweep(
         name: the folder under outputs/; None means the file's name, or "sweep".
         where: conditions that every point must fulfil, such as "k <= expert".
         baseline: settings of the report's baseline, such as "balance=none"; None means that of the file.
+        baseline_budgets: multiples of each budget that the baseline is trained at too; None means those of the file.
+        tune: the setting to tune for each configuration first: "optim.lr"; None means that of the file.
 
     Raises:
         ConfigError: a word is wrong, or no point is left.
@@ -138,6 +158,11 @@ def plan_sweep(
     assert sweep.search is None, "plan_search plans searches"
     if baseline is not None:
         sweep = replace(sweep, baseline=parse_baseline(baseline))
+    if baseline_budgets is not None:
+        multiples = check_multiples("--baseline-budgets", baseline_budgets)
+        sweep = replace(sweep, baseline=sweep.baseline or DENSE, baseline_budgets=multiples)
+    if tune is not None:
+        sweep = replace(sweep, tune=check_tunable("--tune", tune))
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
     run_seeds = seeds_of(axes.pop("seed", None), seeds, sweep)
     conditions = parse_conditions(where)
@@ -154,11 +179,13 @@ def plan_sweep(
         )
     blocks = [_apply_overrides(block, axes.values(), conditions) for block in sweep.blocks]
     _check_size(blocks, len(run_seeds))
-    found = _find(composer, blocks, sweep.baseline, run_seeds[0])
+    found = _find(composer, blocks, sweep, run_seeds[0])
     if not found.configs:
         raise ConfigError(_reasons(found))
     if found.no_baseline and (baseline is not None or found.wrong_baseline):
         raise ConfigError(f"{'baseline' if baseline is None else f'--baseline {baseline}'}: {found.no_baseline}")
+    if sweep.tune is not None:
+        _check_tunable(found.configs)
     folder = check_folder(sweep_folder(sweep.name) if name is None else name)
     points = [
         SweepPoint(f"{label} seed={seed}".strip(), replace_unchecked(config, seed=seed))
@@ -178,7 +205,22 @@ def plan_sweep(
         sweep.baseline,
         tuple(where),
         composer.notes,
+        sweep.tune,
     )
+
+
+def _check_tunable(configs: Iterable[RunConfig]) -> None:
+    """Raises ConfigError if configurations differ only in the learning rate, which is tuned."""
+    seen: dict[RunConfig, float] = {}
+    for config in configs:
+        rate = seen.setdefault(
+            replace_unchecked(config, optim=replace_unchecked(config.optim, lr=1.0)), config.optim.lr
+        )
+        if rate != config.optim.lr:
+            raise ConfigError(
+                f"optim.lr has several values ({rate:g}, {config.optim.lr:g}) and is tuned: give one value, from which "
+                "the trials start, or do not tune it."
+            )
 
 
 def _check_size(blocks: Sequence[Block], seeds: int) -> None:
@@ -289,8 +331,9 @@ def check_condition(condition: Expression) -> None:
         raise ConfigError(f"'{condition.text}': every configuration has all seeds. Choose them: seed=0,1")
 
 
-def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None, seed: int) -> _Found:
-    """Composes each configuration once, and adds the baselines that are not among them."""
+def _find(composer: Composer, blocks: Sequence[Block], sweep: SweepFile, seed: int) -> _Found:
+    """Composes each configuration once, and adds the baselines that are not among them, at all their budgets."""
+    baseline = sweep.baseline
     points = [(values, block.where) for block in blocks for values in block.settings()]
     for condition in dict.fromkeys(condition for block in blocks for condition in block.where):
         check_condition(condition)
@@ -313,12 +356,17 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
         if baseline is not None:
             base = _with_baseline(values, baseline)
             bases.setdefault(repr(sorted(base.items())), base)
-    _add_baselines(composer, found, bases.values(), write, seed)
+    _add_baselines(composer, found, bases.values(), sweep.baseline_budgets, write, seed)
     return found
 
 
 def _add_baselines(
-    composer: Composer, found: _Found, bases: Iterable[Partial], write: Callable[[Partial], str], seed: int
+    composer: Composer,
+    found: _Found,
+    bases: Iterable[Partial],
+    multiples: Sequence[float],
+    write: Callable[[Partial], str],
+    seed: int,
 ) -> None:
     """Inserts the missing baselines before the configurations, or records why none can be run."""
     first: dict[RunConfig, str] = {}
@@ -326,7 +374,12 @@ def _add_baselines(
     for base in bases:
         label = write(base)
         try:
-            first.setdefault(_run(composer, {**base, "seed": seed}).config, label)
+            config = compose_run(composer, {**base, "seed": seed}).config
+            first.setdefault(config, label)
+            for multiple in multiples:
+                budget = _scaled_budget(config, multiple)
+                longer = compose_run(composer, {**base, **budget, "seed": seed}).config
+                first.setdefault(longer, f"{label} budget x{multiple:g}".strip())
         except ConfigError as error:
             found.wrong_baseline |= isinstance(error, BadValue)
             found.left_out[label] = SkippedPoint(f"baseline {label}".rstrip(), str(error))
@@ -335,6 +388,13 @@ def _add_baselines(
         found.no_baseline = "\n".join([*reasons][:2])
     new = {config: label for config, label in first.items() if config.run_id not in found.run_ids}
     found.configs = new | found.configs
+
+
+def _scaled_budget(config: RunConfig, multiple: float) -> dict[str, Any]:
+    """Returns the budget of a run times a number, as a setting."""
+    name = next(name for name in BUDGETS if getattr(config.train, name) is not None)
+    amount = getattr(config.train, name) * multiple
+    return {f"train.{name}": max(1, round(amount)) if name in ("steps", "tokens") else amount}
 
 
 def compose(composer: Composer, values: Partial, where: Sequence[Expression]) -> Resolved | str | None:
@@ -357,7 +417,7 @@ def compose(composer: Composer, values: Partial, where: Sequence[Expression]) ->
     if not all(condition.holds(present) for condition in decided):
         return None
     try:
-        resolved = _run(composer, values)
+        resolved = compose_run(composer, values)
     except BadValue:
         raise
     except ConfigError as error:
@@ -366,7 +426,7 @@ def compose(composer: Composer, values: Partial, where: Sequence[Expression]) ->
     return resolved if all(condition.holds(derived) for condition in where) else None
 
 
-def _run(composer: Composer, values: Partial) -> Resolved:
+def compose_run(composer: Composer, values: Partial) -> Resolved:
     """Composes a run of a sweep, with one thread unless train.threads is set.
 
     A second parallel run gains more than a second thread. With a fixed number of threads, the last digits of results do

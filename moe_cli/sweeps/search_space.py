@@ -20,7 +20,9 @@ from moe_cli.config.search_block import PRUNERS, SAMPLERS, Domain, SearchBlock, 
 from moe_cli.config.sweep_file import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.metrics import BY_KEY, ESTIMATES, LOSS, ROUTING, SIZE, SPEED, keys_of
+from moe_cli.runs.folder import outputs_folder
 from moe_cli.runs.lookup import sweep_folder
+from moe_cli.sweeps.ablation import AblationSource, is_ablation, plan_ablation
 from moe_cli.sweeps.plan import (
     SweepPlan,
     check_condition,
@@ -170,20 +172,42 @@ def plan_if_search(
 
 
 def plan_sweep_or_search(
-    overrides: Sequence[str], options: SearchOptions, *, baseline: str | None = None, **arguments: Any
+    overrides: Sequence[str],
+    options: SearchOptions,
+    *,
+    baseline: str | None = None,
+    baseline_budgets: Sequence[float] | None = None,
+    tune: str | None = None,
+    source: str | None = None,
+    outputs: Path | None = None,
+    **arguments: Any,
 ) -> SweepPlan | SearchPlan:
-    """Returns the planned search, or else sweep, of these overrides.
+    """Returns the planned search, ablation, or else sweep, of these overrides.
 
     Args:
+        source: the run or the experiment to ablate, if the first word is `ablate`.
+        outputs: the folder in which a run is looked up.
         arguments: seeds, name, where and config_dir, as `plan_sweep` takes them.
 
     Raises:
-        ConfigError: a word is wrong, no point can be run, or a search has a baseline.
+        ConfigError: a word is wrong, no point can be run, or a search has a baseline or is tuned.
     """
+    if is_ablation(overrides, source):
+        typed = "--sampler" if options.sampler else options.first_option() or ("--baseline" if baseline else None)
+        typed = "--where" if arguments.pop("where", ()) else typed
+        typed = "--baseline-budgets" if baseline_budgets is not None else typed
+        if typed:
+            raise ConfigError(f"{typed} has no effect on an ablation, which chooses its points and its baseline.")
+        start = AblationSource(source or "", outputs_folder(None) if outputs is None else outputs)
+        return plan_ablation(overrides, start, tune=tune, **arguments)
     search = plan_if_search(overrides, options, **arguments)
     if search is None:
-        return plan_sweep(overrides, baseline=baseline, **arguments)
+        return plan_sweep(overrides, baseline=baseline, baseline_budgets=baseline_budgets, tune=tune, **arguments)
     check_no_baseline(baseline)
+    if baseline_budgets is not None:
+        raise ConfigError("--baseline-budgets is for sweeps; a search draws its points. Leave it out.")
+    if tune is not None:
+        raise ConfigError(f"--tune {tune} is for sweeps; a search tries {tune} itself if its space has it.")
     return search
 
 

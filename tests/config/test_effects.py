@@ -122,7 +122,7 @@ OTHER_VALUES: dict[str, list[Any]] = {
     "data.task_correlation": [-0.5], "data.seed": [1], "data.fold": [1], "data.test_fold": [2], "data.click_threshold": [3.0],
     "optim.lr": [0.1], "optim.adam_lr": [0.1], "optim.momentum": [0.3], "optim.expert_period": [3], "optim.weight_decay": [0.5], "optim.beta1": [0.5],
     "optim.beta2": [0.5], "optim.warmup_fraction": [0.4], "optim.decay_fraction": [0.9], "optim.min_lr_ratio": [0.5], "optim.grad_clip": [0.01],
-    "optim.ema_decay": [0.5], "train.steps": [5], "train.tokens": [900], "train.flops": [1e8], "train.batch_size": [6],
+    "optim.ema_decay": [0.5], "train.steps": [5], "train.tokens": [900], "train.flops": [1e8], "train.model_flops": [1e8], "train.batch_size": [6],
     "train.grad_accumulation": [2, 1], "eval.k": [1, 2], "eval.capacity": [0.5, 0.75, 32, 1000], "eval.context_length": [8, 4],
     "eval.stride": [4, 2],
 }  # fmt: skip

@@ -12,6 +12,7 @@ from moe_cli.report.baseline import overrides_for, resolved_settings, settings_w
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.recommend.choice import Choice
 from moe_cli.report.run_row import DENSE, Settings, Value, is_baseline, setting_applies
+from moe_cli.report.tuning_record import tuned_settings
 
 MIN_SEEDS, MAX_SEEDS = 3, 20
 
@@ -50,9 +51,14 @@ def next_sweep(
     contenders += [row for row in rows if is_baseline(row, baseline)]
     axes: dict[str, list[Any]] = {"expert": _experts(contenders, rows, names, baseline)}
     axes["k"] = _ks(contenders, axes["expert"])
-    axes.update((name, _values(name, contenders, rows)) for name in names if name not in axes)
+    tuned = tuned_settings(path for row in rows for path in row.paths)
+    axes.update((name, _values(name, contenders, rows)) for name in names if name not in axes and name not in tuned)
     # A setting of one choice of a group does not exist in the others.
     settings = {name: value for name, value in settings.items() if name.partition(".")[0] not in axes}
+    # The sweep is tuned again from the rate before tuning; finished trials are not repeated.
+    settings = {name: value for name, value in settings.items() if name not in tuned}
+    settings |= {name: start for name, start in tuned.items() if start is not None}
+    options = [*options, *(word for name in tuned for word in ("--tune", name))]
     ks, condition = axes["k"], ""
     if 1 in axes["expert"] and 1 not in ks:  # a dense model has k=1
         condition = f" --where {shlex.quote('expert == 1 or k != 1')}"

@@ -21,6 +21,7 @@ from moe_cli.report.run_row import DENSE, comparison_key, is_baseline
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 from moe_cli.report.table import ReportTable
 from moe_cli.report.table_file import is_table_row
+from moe_cli.report.tuning_record import tuned_settings, tuning_sentences
 from moe_cli.runs.folder import FAILED, PRUNED
 
 # With more runs their code versions are not read.
@@ -135,7 +136,11 @@ def footer_lines(table: ReportTable, width: int) -> list[Text]:
     elif rows and not table.by_run:
         more = "" if is_table_row(rows[0].runs[0]) else " More seeds: moe sweep ... --seeds 3"
         lines += wrap(f"only one seed: no intervals.{more}", width, "dim")
+    for sentence in tuning_sentences(path for row in rows for path in row.paths):
+        lines += wrap(sentence, width, "dim")
     if (text := _equal_time(rows, table)) is not None:
+        lines += wrap(text, width, "dim")
+    if (text := _price(rows, table)) is not None:
         lines += wrap(text, width, "dim")
     if len({(row.corpus_sha256, row.settings.get("task.name")) for row in rows}) == 1 and (
         known := format_references(rows[0].others)
@@ -217,6 +222,29 @@ def _equal_time(rows: Sequence[Configuration], table: ReportTable) -> str | None
     return f"equal time (training time of {to}, {time}): {standing}, {how}{'; ' + without if without else ''}"
 
 
+def _price(rows: Sequence[Configuration], table: ReportTable) -> str | None:
+    """Returns where the price tags come from; None without one."""
+    found = [row.price for row in rows if row.price and row.price.multiplier.is_known and not row.is_own_baseline]
+    if not found:
+        return None
+    base = "the dense model" if table.baseline == DENSE else "the baseline"
+    pricing = table.aggregate.pricer.pricing
+    budgets = sorted({f"{place:.3g}" for price in found for place in price.budgets}, key=float)
+    if pricing.law is not None:
+        source = f"by the stated law of the loss, {pricing.law.irreducible:g} + a / C^{pricing.law.exponent:g}"
+    elif len(budgets) > 1:
+        source = f"from its runs at {', '.join(budgets[:6])} times the tokens"
+    else:
+        source = "a bound, because it has runs at one budget only; for more: --baseline-budgets 1.5,2"
+    needed = f"times the tokens that {base} needs for this loss, {source}"
+    text = f"speedup = compute x ({needed}) * time tax (share of that model's tokens/s"
+    if pricing.steps is not None:
+        text += f", from {', '.join(map(sanitise, pricing.steps.files))}"
+    unknown = sum(price.time_tax.value is None for price in found)
+    why = "no such step in the file" if pricing.steps is not None else "another machine"
+    return text + ")" + (f"; no time tax for {plural(unknown, 'row')} ({why})" if unknown else "")
+
+
 def _constants(table: ReportTable, rows: Sequence[Configuration]) -> list[str]:
     """Settings that matter and are equal wherever they apply."""
     shared = []
@@ -238,6 +266,8 @@ def _constant(name: str, rows: Sequence[Configuration], hidden: set[str]) -> str
     if name == "capacity" and value is None:
         return "dropless"
     text = f"{name.rpartition('.')[2] if not name.endswith('.name') else name.split('.')[0]} {sanitise(str(value))}"
+    if name == "optim.lr" and len(rows) > 1 and not tuned_settings(path for row in rows for path in row.paths):
+        text += " (not tuned)"
     for detail in [setting for setting in settings if setting.startswith("balance.")] if name == "balance" else ():
         weight = settings[detail]
         if isinstance(weight, int | float) and detail not in hidden:
