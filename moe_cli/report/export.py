@@ -66,7 +66,7 @@ def _content(
     ending: str, table: ReportTable, source: Source, law: "Analysis | None", pivot: Pivot | None
 ) -> str | bytes:
     if ending == ".html":
-        sections = recommendation_section(*_shown_runs(table, source), table.baseline)
+        sections = recommendation_section(*_shown_runs(table, source), table.baseline, table.aggregate.pricer.pricing)
         sections += [pivot_section(pivot)] if pivot else []
         return page_text(table, source, sections + (fit_sections(law, source.title) if law else []))
     if pivot:
