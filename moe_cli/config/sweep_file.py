@@ -33,7 +33,7 @@ from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
 
 BLOCK_PARTS = ("grid", "zip", "points", "set", "match", "budget", "where")
-PARTS = (*BLOCK_PARTS, "union", "search", "tune", "seeds", "baseline", "presets")
+PARTS = (*BLOCK_PARTS, "union", "search", "tune", "seeds", "baseline", "baseline_budgets", "presets")
 # Settings that can be tuned for each configuration before a comparison.
 TUNABLE = ("optim.lr",)
 SPACE_PARTS = (*BLOCK_PARTS, "union", "rules", "presets")
@@ -43,6 +43,7 @@ INHERITED_PARTS = ("presets", "rules")
 # The preset that a file itself is.
 DEFAULT_PRESET = "laptop"
 DENSE = {"expert": 1}
+MIN_MULTIPLE, MAX_MULTIPLE = 0.01, 100.0
 BUDGET_KEYS = tuple(f"train.{name}" for name in BUDGETS)
 _FUNCTION = re.compile(r"\s*(choice|range|glob|sort|shuffle|interval|tag)\s*\(.*\)\s*", re.DOTALL)
 
@@ -117,6 +118,7 @@ class SweepFile:
     Attributes:
         question: its first line.
         baseline: the partial configuration of the baseline; None means none.
+        baseline_budgets: the multiples of each point's budget that the baseline is trained at too, for price tags.
         search: the search settings; None means that all configurations are run.
         tune: the setting that is tuned for each configuration before the comparison; None means none.
         rules: the rules of a decision, as they are written; empty for a sweep.
@@ -129,6 +131,7 @@ class SweepFile:
     baseline: Partial | None
     search: SearchBlock | None = None
     tune: str | None = None
+    baseline_budgets: tuple[float, ...] = ()
     rules: Partial = field(default_factory=dict)
 
 
@@ -174,6 +177,7 @@ def load_sweep_file(composer: Composer, name: str, preset: str = DEFAULT_PRESET,
             _baseline(parts),
             parse_search(parts["search"]) if "search" in parts else None,
             _tune(parts),
+            _baseline_budgets(parts),
             _mapping(parts, "rules"),
         )
     except ConfigError as error:
@@ -416,3 +420,22 @@ def _baseline(parts: Mapping[str, Any]) -> Partial | None:
         if key in ("train", "experiment"):
             raise ConfigError(f"baseline: a run does not record its choice of {key}. Name the settings that it brings.")
     return None if baseline is None else {str(key): value for key, value in baseline.items()}
+
+
+def _baseline_budgets(parts: Mapping[str, Any]) -> tuple[float, ...]:
+    content = parts.get("baseline_budgets", [])
+    if content and parts.get("baseline", DENSE) is None:
+        raise ConfigError("baseline_budgets are budgets of a baseline, and baseline is null: leave one of them out.")
+    return check_multiples("baseline_budgets", content if isinstance(content, list) else [content])
+
+
+def check_multiples(name: str, values: Sequence[Any]) -> tuple[float, ...]:
+    """Returns multiples of a budget in order. Raises ConfigError for one that is 1, or not from 0.01 to 100."""
+    for value in values:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not MIN_MULTIPLE <= value <= MAX_MULTIPLE or value == 1:
+            raise ConfigError(
+                f"{name}: {format_setting(value)} is no multiple of the budget: give numbers from {MIN_MULTIPLE:g} to "
+                f"{MAX_MULTIPLE:g} other than 1, such as 1.5 and 2."
+            )
+    return tuple(sorted({float(value) for value in values}))

@@ -11,7 +11,7 @@ from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE, PairedSampl
 
 @dataclass(frozen=True)
 class Confirmation:
-    """Findings on the fresh seeds: losses of all arms, samples (leader against other) and claims by other.
+    """Findings of the fresh seeds: losses of all arms, samples (leader against other) and claims by other.
 
     `leader` was chosen before the first fresh seed. `alpha` is the error rate of each of `looks` looks.
     """

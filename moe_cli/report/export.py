@@ -76,7 +76,9 @@ def _content(
     answer: Sequence[Section],
 ) -> str | bytes:
     if ending == ".html":
-        sections = list(answer) or recommendation_section(*_shown_runs(table, source), table.baseline)
+        sections = list(answer) or recommendation_section(
+            *_shown_runs(table, source), table.baseline, table.aggregate.pricer.pricing
+        )
         sections += [pivot_section(pivot)] if pivot else []
         return page_text(table, source, sections + (fit_sections(law, source.title) if law else []))
     if pivot:

@@ -19,14 +19,16 @@ from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import check_whole, format_setting
 from moe_cli.config.resolve import Resolved
-from moe_cli.config.schema import RunConfig
+from moe_cli.config.schema import BUDGETS, RunConfig
 from moe_cli.config.settings import replace_unchecked
 from moe_cli.config.sweep_file import (
     DEFAULT_PRESET,
+    DENSE,
     Block,
     Dimension,
     Partial,
     SweepFile,
+    check_multiples,
     check_tunable,
     discrete,
     load_sweep_file,
@@ -133,6 +135,7 @@ def plan_sweep(
     name: str | None = None,
     where: Sequence[str] = (),
     baseline: str | None = None,
+    baseline_budgets: Sequence[float] | None = None,
     tune: str | None = None,
     config_dir: Path | None = None,
 ) -> SweepPlan:
@@ -143,6 +146,7 @@ def plan_sweep(
         name: the folder under outputs/; None means the file's name, or "sweep".
         where: conditions that every point must fulfil, such as "k <= expert".
         baseline: settings of the report's baseline, such as "balance=none"; None means that of the file.
+        baseline_budgets: multiples of each budget that the baseline is trained at too; None means those of the file.
         tune: the setting to tune for each configuration first: "optim.lr"; None means that of the file.
 
     Raises:
@@ -154,6 +158,9 @@ def plan_sweep(
     assert sweep.search is None, "plan_search plans searches"
     if baseline is not None:
         sweep = replace(sweep, baseline=parse_baseline(baseline))
+    if baseline_budgets is not None:
+        multiples = check_multiples("--baseline-budgets", baseline_budgets)
+        sweep = replace(sweep, baseline=sweep.baseline or DENSE, baseline_budgets=multiples)
     if tune is not None:
         sweep = replace(sweep, tune=check_tunable("--tune", tune))
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
@@ -212,7 +219,7 @@ def find_configurations(
     """
     blocks = [_apply_overrides(block, axes, conditions) for block in sweep.blocks]
     _check_size(blocks, len(seeds))
-    found = _find(composer, blocks, sweep.baseline, seeds[0])
+    found = _find(composer, blocks, sweep, seeds[0])
     if not found.configs:
         raise ConfigError(_reasons(found))
     return found
@@ -341,8 +348,9 @@ def check_condition(condition: Expression) -> None:
         raise ConfigError(f"'{condition.text}': every configuration has all seeds. Choose them: seed=0,1")
 
 
-def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None, seed: int) -> Configurations:
-    """Composes each configuration once, and adds the baselines that are not among them."""
+def _find(composer: Composer, blocks: Sequence[Block], sweep: SweepFile, seed: int) -> Configurations:
+    """Composes each configuration once, and adds the baselines that are not among them, at all their budgets."""
+    baseline = sweep.baseline
     points = [(values, block.where) for block in blocks for values in block.settings()]
     for condition in dict.fromkeys(condition for block in blocks for condition in block.where):
         check_condition(condition)
@@ -365,12 +373,17 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
         if baseline is not None:
             base = _with_baseline(values, baseline)
             bases.setdefault(repr(sorted(base.items())), base)
-    _add_baselines(composer, found, bases.values(), write, seed)
+    _add_baselines(composer, found, bases.values(), sweep.baseline_budgets, write, seed)
     return found
 
 
 def _add_baselines(
-    composer: Composer, found: Configurations, bases: Iterable[Partial], write: Callable[[Partial], str], seed: int
+    composer: Composer,
+    found: Configurations,
+    bases: Iterable[Partial],
+    multiples: Sequence[float],
+    write: Callable[[Partial], str],
+    seed: int,
 ) -> None:
     """Inserts the missing baselines before the configurations, or records why none can be run."""
     first: dict[RunConfig, str] = {}
@@ -378,7 +391,12 @@ def _add_baselines(
     for base in bases:
         label = write(base)
         try:
-            first.setdefault(compose_run(composer, {**base, "seed": seed}).config, label)
+            config = compose_run(composer, {**base, "seed": seed}).config
+            first.setdefault(config, label)
+            for multiple in multiples:
+                budget = _scaled_budget(config, multiple)
+                longer = compose_run(composer, {**base, **budget, "seed": seed}).config
+                first.setdefault(longer, f"{label} budget x{multiple:g}".strip())
         except ConfigError as error:
             found.wrong_baseline |= isinstance(error, BadValue)
             found.left_out[label] = SkippedPoint(f"baseline {label}".rstrip(), str(error))
@@ -387,6 +405,13 @@ def _add_baselines(
         found.no_baseline = "\n".join([*reasons][:2])
     new = {config: label for config, label in first.items() if config.run_id not in found.run_ids}
     found.configs = new | found.configs
+
+
+def _scaled_budget(config: RunConfig, multiple: float) -> dict[str, Any]:
+    """Returns the budget of a run times a number, as a setting."""
+    name = next(name for name in BUDGETS if getattr(config.train, name) is not None)
+    amount = getattr(config.train, name) * multiple
+    return {f"train.{name}": max(1, round(amount)) if name in ("steps", "tokens") else amount}
 
 
 def compose(composer: Composer, values: Partial, where: Sequence[Expression]) -> Resolved | str | None:
