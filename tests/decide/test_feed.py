@@ -26,6 +26,7 @@ from moe_cli.files.writing import write_json
 from moe_cli.runs.folder import Run
 from moe_cli.runs.locks import lock
 from moe_cli.runs.lookup import list_runs_by_age
+from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps import run_sweep, scheduler
 from moe_cli.sweeps.run_sweep import Execution
 from moe_cli.sweeps.scheduler import Progress, run_all
@@ -92,6 +93,7 @@ def prepare(words: list[str], outputs: Path, runs: int = 90, **options: Any) -> 
 def work(prepared: PreparedDecision, pool: FakePool, observer: Any = lambda progress: None) -> DecisionFeed:
     with prepared.begin(pool) as feed:
         run_all(feed, pool, observer)
+    assert len(set(pool.started)) == len(pool.started)
     return feed
 
 
@@ -251,6 +253,9 @@ def test_the_json_and_the_page_have_the_decision(command: Any, tmp_path: Path) -
     check_documented("decide", dict(JSON_TABLE.findall(PAGES["docs/reference/json"]))["decide"], content)
     assert BEST == content["decision"]["winner"]
     assert ["tokens", "time", "flops"] == [gain["by"] for gain in content["gains"]]
+    assert {"params": 8.0, "peak_memory_bytes": 1.0, "tokens_per_second": 1.0, "flops_per_token": 8.0} == content[
+        "prices"
+    ]
     assert len(list_runs_by_age(tmp_path / "out" / "decide-experts")) == len(content["history"])
     assert all(entry["stage"] in STAGES for entry in content["history"])
     sections = {section.id: section for section in decision_sections([tmp_path / "out" / "decide-experts"])}
@@ -302,3 +307,15 @@ def test_replay_reads_only_what_is_wanted(words: list[str], tmp_path: Path) -> N
     extra.path.mkdir(parents=True)
     write_json(extra.path / "summary.json", {"val_bpb": 0.1})
     assert step == replay(prepared.plan, prepared.candidates, prepared.budget(), tmp_path)
+
+
+def test_a_run_at_work_is_not_given_again(words: list[str], tmp_path: Path) -> None:
+    """When one run of a batch ends, the others of the batch that are at work stay where they are."""
+    prepared = prepare(words, tmp_path)
+    with prepared.begin(FakePool(outcome, 2)) as feed:
+        first, second = feed.next_run(), feed.next_run()
+        assert first is not None
+        with lock(first.path):
+            Recorder(first).complete(outcome(first.config()) or {})
+        feed.ended(first)
+        assert second not in [feed.next_run() for _ in range(feed.waiting())]
