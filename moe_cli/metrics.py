@@ -70,6 +70,13 @@ METRICS = (
            range="count", description="all trained parameters"),
     Metric("active_params", "active params", "active parameters", _PARAMETERS, SIZE, -1, "count", log_scale=True,
            whole=True, range="count", description="parameters that one token uses, with embedding and head"),
+    Metric("non_embedding_params", "params w/o embedding", "parameters without embeddings and head", _PARAMETERS, SIZE,
+           -1, "count", log_scale=True, whole=True, range="count",
+           description="`params` without tables of token ids and positions, and without the head (the N of Kaplan et "
+           "al., arXiv:2001.08361)"),
+    Metric("active_non_embedding_params", "active w/o embedding", "active parameters without embeddings and head",
+           _PARAMETERS, SIZE, -1, "count", log_scale=True, whole=True, range="count",
+           description="`active_params` without them"),
     Metric("flops_per_token", "FLOP/token", "training FLOP per token, model and optimizer",
            "FLOP per training token, of model and optimizer", SIZE, -1, "count", log_scale=True, range=_FLOPS,
            description="training FLOPs of one token: `model_flops_per_token` plus its share of "
@@ -113,6 +120,9 @@ METRICS = (
            description="mean number of earlier tokens from which `causal_lm` predicts a validation token; a separator "
            "before a document counts; null for other tasks"),
     Metric("train_loss", "train loss", "training loss, nats", _NATS, LOSS, -1, curve_key="train/loss"),
+    Metric("loss_gap", "loss gap", "validation loss minus training loss, nats", _NATS, LOSS, -1, range="nats per token",
+           description="`val_loss` - `train_loss`: above 0 the model fits its training data better than new data. "
+           "`train_loss` is the last recorded one, of one batch, so a single run is noisy"),
     Metric("routing_entropy", "entropy", "routing entropy, share of the largest possible", _ENTROPY, ROUTING,
            curve_key="val/routing_entropy", range="0 to 1",
            description="mean entropy of a token's routing probabilities / ln E: 0 if one expert has probability 1, 1 "
@@ -143,6 +153,14 @@ METRICS = (
     Metric("steps", "steps", "training steps", "steps", SIZE, 0, "count", whole=True, curve_key="step"),
     Metric("tokens", "tokens", "training tokens", "tokens", SIZE, -1, "count", log_scale=True, whole=True,
            curve_key="tokens"),
+    Metric("epochs", "epochs", "epochs of the training split", "training tokens over those of the split", SIZE, 0,
+           digits=2, range="above 0",
+           description="training tokens divided by the tokens of the training split (pairs of ratings, images x "
+           "patches); above 1 data repeat"),
+    Metric("tokens_per_expert", "tokens/expert", "training tokens of an expert", "tokens", SIZE, 0, "count",
+           log_scale=True, range="tokens",
+           description="training tokens that an expert is trained on at even load: `tokens` x k / experts for a "
+           "dropless router of k experts; all tokens in a dense model"),
     Metric("seconds", "seconds", "seconds of training", "seconds", SPEED, -1, digits=1, curve_key="seconds"),
     Metric("peak_memory_bytes", "peak memory", "peak memory, bytes", "bytes", SPEED, -1, "bytes", log_scale=True),
     Metric("bigram_bpb", "bigram", "of a bigram model, bits per byte", "bits per byte", TEXT_REFERENCE, -1),
@@ -177,6 +195,17 @@ METRICS = (
            description="as `vs_baseline`, at equal training time instead of equal tokens: that of the baseline's run "
            "of the same seed, or, if differences are to the lowest, that of the shortest run of the seed. Both losses "
            "are interpolated on the curves of the runs; null for a run that ended earlier or on another machine"),
+    Metric("compute_multiplier", "compute x", "compute multiplier", "times the tokens", COMPARISON, 1, digits=2,
+           range="above 0",
+           description="times the tokens that the baseline needs for the same loss, interpolated between its runs at "
+           "several budgets; outside of them, and with one budget, there are only the bounds "
+           "`compute_multiplier_low` and `_high`"),
+    Metric("time_tax", "time tax", "time tax, speed over that of the baseline", "share of the baseline's tokens/s",
+           COMPARISON, 1, digits=2, range="above 0",
+           description="`tokens_per_second` over that of the baseline, on one machine: below 1 a token takes longer"),
+    Metric("effective_speedup", "speedup", "effective speedup", "times", COMPARISON, 1, digits=2, range="above 0",
+           description="`compute_multiplier` x `time_tax`: the training time of the baseline for this loss over that "
+           "of the configuration; above 1 the configuration reaches it first"),
     Metric("sparsity", "sparsity", "sparsity, 1 - k / experts", "share", DERIVED),
     Metric("active_flops", "active FLOP", "forward FLOP per token", "FLOP per token", DERIVED, -1, "count",
            log_scale=True),

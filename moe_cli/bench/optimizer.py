@@ -49,6 +49,7 @@ class OptimizerBenchmark:
     Attributes:
         config: the configuration of the first candidate.
         rounds: number of measurements of each candidate.
+        router: the router of the candidates with experts; None without such a candidate.
     """
 
     config: RunConfig
@@ -56,6 +57,7 @@ class OptimizerBenchmark:
     threads: int
     rounds: int
     results: list[OptimizerBenchResult]
+    router: str | None = None
 
     def to_dicts(self) -> list[dict[str, object]]:
         """Returns the results as records of plain values."""
@@ -65,6 +67,12 @@ class OptimizerBenchmark:
                 "experts": result.experts,
                 "k": result.top_k,
                 "expert_period": result.period,
+                "router": self.router,
+                "d_model": self.config.model.d_model,
+                "d_ff": self.config.model.d_ff,
+                "num_layers": self.config.model.num_layers,
+                "context_length": self.config.model.context_length,
+                "batch_size": self.config.train.batch_size,
                 "threads": self.threads,
                 "device": self.device,
                 "rounds": self.rounds,
@@ -127,7 +135,8 @@ def run_optimizer_benchmark(
             calls |= {f"pass {number}": candidate.run_pass, f"update {number}": candidate.update}
         times = interleave(calls, lambda number: random_tokens(configs[0], number + 1, device), seconds)
     results = [_result(config, number, times, expert_period(configs[0])) for number, config in enumerate(configs)]
-    return OptimizerBenchmark(configs[0], device, threads, len(times["pass 0"]), results)
+    router = next((config.router.name for config in configs if config.router and not config.dense), None)
+    return OptimizerBenchmark(configs[0], device, threads, len(times["pass 0"]), results, router)
 
 
 def _result(

@@ -87,6 +87,24 @@ Baseline = Annotated[
         help="Take differences to the configurations with these settings: balance=none.",
     ),
 ]
+PRICE = "Price tag"
+LossLaw = Annotated[
+    str | None,
+    option(
+        PRICE,
+        metavar="L_INF,EXPONENT",
+        help="Compute multipliers by a known law of the baseline: irreducible loss and exponent, as 1.6,0.0941.",
+    ),
+]
+Machine = Annotated[
+    list[Path] | None,
+    option(
+        PRICE,
+        "--machine",
+        metavar="FILE",
+        help="Take time taxes from another machine: its 'moe bench optimizer --json'. Repeatable.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 

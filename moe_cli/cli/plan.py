@@ -99,10 +99,14 @@ def _print(content: dict[str, Any]) -> None:
     if content["tokens"] is not None:
         parts = f"{count(content['model_flops'])} model + {count(content['optimizer_flops'])} optimizer"
         budget = f"{count(content['tokens'])} tokens   {format_flops(content['training_flops'])}: {parts}"
+    without = [content[key] for key in ("non_embedding_params", "active_non_embedding_params")]
+    parameters = f"{count(content['params'])} total   {count(content['active_params'])} active ({active})"
+    if None not in without:
+        parameters += f"   {count(without[0])} and {count(without[1])} without embeddings"
     optimizer = count(content["optimizer_flops_per_step"] / content["tokens_per_step"])
     rows = [
         ("model", f"{shape}   vocabulary {content['vocab_size']:,}   context {content['context_length']:,}"),
-        ("parameters", f"{count(content['params'])} total   {count(content['active_params'])} active ({active})"),
+        ("parameters", parameters),
         (
             "compute",
             f"{format_flops(content['forward_flops_per_token'])}/token forward   "

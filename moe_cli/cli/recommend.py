@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from moe_cli.cli.options import AsJson, Baseline, Outputs, Sweeps, Where, print_json
+from moe_cli.cli.options import AsJson, Baseline, LossLaw, Machine, Outputs, Sweeps, Where, print_json
 
 AllowDifferent = Annotated[
     str | None,
@@ -20,6 +20,8 @@ def recommend(
     where: Where = None,
     baseline: Baseline = None,
     allow_different: AllowDifferent = None,
+    loss_law: LossLaw = None,
+    machine: Machine = None,
     as_json: AsJson = False,
     outputs: Outputs = None,
 ) -> None:
@@ -34,19 +36,21 @@ def recommend(
     from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.load import load_selection
+    from moe_cli.report.price import read_pricing
     from moe_cli.report.recommend.looks import remember
     from moe_cli.report.recommend.recommendation import make_recommendation
     from moe_cli.report.render.recommendation import recommendation_text
     from moe_cli.report.table import select_runs
     from moe_cli.runs.folder import outputs_folder
 
+    pricing = read_pricing(loss_law, machine or [])
     folder = outputs_folder(outputs)
     runs = load_selection(folder, sweeps or [])
     selected = select_runs(runs, where)
     whole = not sweeps and where is None
     base, extra = find_baseline(baseline, folder, selected, [run.path for run in runs], whole=whole)
     aspects = tuple(name.strip() for name in (allow_different or "").split(",") if name.strip())
-    found = make_recommendation(selected, aspects, extra, base)
+    found = make_recommendation(selected, aspects, extra, base, pricing)
     if as_json:
         print_json(found.to_dict())
     else:

@@ -11,6 +11,8 @@ from moe_cli.cli.options import (
     OUTPUT,
     ROWS_AND_COLUMNS,
     Baseline,
+    LossLaw,
+    Machine,
     Outputs,
     PluginFiles,
     Sweeps,
@@ -110,6 +112,8 @@ def report(  # noqa: PLR0913  (an argument for each option)
     columns: Columns = None,
     by_run: ByRun = False,
     baseline: Baseline = None,
+    loss_law: LossLaw = None,
+    machine: Machine = None,
     plot: Plot = None,
     pivot: PivotAxes = None,
     value: PivotValue = None,
@@ -126,6 +130,7 @@ def report(  # noqa: PLR0913  (an argument for each option)
     """
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.load import load_selection, title_of, without_garbage_collection
+    from moe_cli.report.price import read_pricing
     from moe_cli.report.recommend.looks import remember
     from moe_cli.report.table import ReportQuery, build_table
     from moe_cli.runs.folder import outputs_folder
@@ -137,13 +142,14 @@ def report(  # noqa: PLR0913  (an argument for each option)
 
         check_files(files, ENDINGS if pivot is None else PIVOT_ENDINGS)
         _check_inputs_are_kept(files, sweeps or [])
+    pricing = read_pricing(loss_law, machine or [])
     with without_garbage_collection():
         folder = outputs_folder(outputs)
         runs = load_selection(folder, sweeps or [])
         title = title_of(runs, sweeps or [])
         base, extra = find_baseline(baseline, folder, runs, whole=not sweeps)
         names = tuple(name.strip() for name in (columns or "").split(",") if name.strip())
-        table = build_table(runs, ReportQuery(where, sort, names, by_run, plot), extra, base)
+        table = build_table(runs, ReportQuery(where, sort, names, by_run, plot), extra, base, pricing)
         if where is not None and not (table.all_rows or table.unfinished):
             raise ConfigError(f"no run matches --where '{where}'.")
         found = None
@@ -195,11 +201,13 @@ def _write(
     outputs: Path,
 ) -> None:
     """Writes the files of the report, or those of `SENT` for a while, and sends them to a tracker."""
+    from moe_cli.decide.page import decision_sections
     from moe_cli.report.export import export
 
+    folders = list(dict.fromkeys(Path(run.path).parent for run in source.runs))
     with TemporaryDirectory() as temporary:
         made = files or [Path(temporary) / f"report{ending}" for ending in SENT]
-        export(made, table, source, pivot=pivot)
+        export(made, table, source, pivot=pivot, answer=decision_sections(folders))
         if files:
             print_written(files)
         if to:

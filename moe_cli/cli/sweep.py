@@ -39,6 +39,14 @@ Baseline = Annotated[
     str | None,
     option(CONFIGURATIONS, metavar="SETTINGS", help="Baseline of the report, such as balance=none."),
 ]
+BaselineBudgets = Annotated[
+    str | None,
+    option(
+        CONFIGURATIONS,
+        metavar="A,B",
+        help="Train the baseline at these multiples of the budget too, for the price tag: 1.5,2.",
+    ),
+]
 Tune = Annotated[
     str | None,
     option(
@@ -106,6 +114,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     executor: ExecutorName = None,
     name: Name = None,
     baseline: Baseline = None,
+    baseline_budgets: BaselineBudgets = None,
     tune: Tune = None,
     source: Source = None,
     outputs: Outputs = None,
@@ -141,6 +150,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         "where": where or (),
         "config_dir": config_dir,
         "baseline": baseline,
+        "baseline_budgets": None if baseline_budgets is None else _numbers(baseline_budgets),
         "tune": tune,
         "source": source,
     }
@@ -157,6 +167,17 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         run_stages(plan, folder, execution, view)
     if not view.complete:
         raise typer.Exit(3)
+
+
+def _numbers(text: str) -> list[float | str]:
+    """Returns the parts of A,B,... as numbers; a part that is none stays a text, for the error on it."""
+    parts: list[float | str] = []
+    for part in text.split(","):
+        try:
+            parts.append(float(part))
+        except ValueError:
+            parts.append(part)
+    return parts
 
 
 def _seconds(text: str | None) -> float | None:

@@ -15,6 +15,8 @@ from moe_cli.errors import ConfigError
 
 # The relative error of a matched width: below the first it may be rounded, above the second it is refused.
 ROUNDING, TOLERANCE = 0.01, 0.05
+# match= of all three quantities: the first sets the width, and `unmatched` reports the others.
+ALL = "active+total+flops"
 QUANTITIES = {
     "active": "active parameters",
     "total": "total parameters",
@@ -32,6 +34,7 @@ def matched_d_expert(config: RunConfig) -> int:
     - total: all parameters, gate + (E + S) experts.
     - flops: FLOPs of an optimizer step, of model and optimizer; they depend on optim and on tokens per step.
     - model_flops: of these, the model's.
+    - active+total+flops: as active, because one width cannot match three quantities; see `unmatched`.
 
     The width is rounded to the largest of 16, 8, 4 and 2 whose nearest multiple moves the sum by less than 1 %, because
     such widths are faster. Otherwise it is rounded to the nearest integer, which must be within 5 %, except for active.
@@ -39,17 +42,18 @@ def matched_d_expert(config: RunConfig) -> int:
     Raises:
         ConfigError: no such width exists.
     """
-    target, amount = _dense_amount(config), _sparse_amount(config)
-    d_ff, quantity = config.model.d_ff, QUANTITIES[config.match]
+    match = _quantity(config)
+    target, amount = _dense_amount(config, match), _sparse_amount(config, match)
+    d_ff, quantity = config.model.d_ff, QUANTITIES[match]
     who, lower, s = f"expert={config.expert} k={config.k or 1}", "k", ""
-    if config.match == "total":
+    if match == "total":
         who, lower, s = f"expert={config.expert}", "expert", "s"
     advice = f"Raise model.d_ff, lower {lower}, or use match=none."
     if amount(1) > target:
         raise ConfigError(f"{who} leave{s} no width for an expert at equal {quantity} (model.d_ff={d_ff}). {advice}")
     width = _nearest_width(target, amount)
     missed = abs(amount(width) - target) / target
-    if config.match != "active" and missed > TOLERANCE:
+    if match != "active" and missed > TOLERANCE:
         raise ConfigError(
             f"{who}: no whole width of an expert gives equal {quantity}: {width} misses those of "
             f"model.d_ff={d_ff} by {missed:.0%}. {advice}"
@@ -74,17 +78,41 @@ def _nearest_width(target: float, amount: Callable[[int], float]) -> int:
     return width
 
 
-def _dense_amount(config: RunConfig) -> float:
-    """Returns the quantity of `match` for a dense layer."""
-    if config.match in ("flops", "model_flops"):
-        return dense_step_flops(config, with_optimizer=config.match == "flops")
+def unmatched(config: RunConfig, d_expert: int) -> str | None:
+    """Returns the quantities in which a layer with experts differs from the dense one; None if all are equal.
+
+    Of active parameters, total parameters and training FLOPs, an equal number of the first fixes the width, and with it
+    the others. That all three must be equal for a fair comparison is the claim of arXiv:2603.21862.
+    """
+    differing = []
+    for name in ALL.split("+"):
+        ratio = _sparse_amount(config, name)(d_expert) / _dense_amount(config, name)
+        if abs(ratio - 1) > ROUNDING:
+            differing.append(f"{QUANTITIES[name]} are {ratio:.3g} times")
+    if not differing:
+        return None
+    return (
+        f"expert={config.expert} k={config.k or 1}: match={ALL} cannot make all equal. In a layer, "
+        f"{' and '.join(differing)} those of the dense one (width {d_expert})"
+    )
+
+
+def _quantity(config: RunConfig) -> str:
+    """Returns the quantity that sets the width."""
+    return config.match.partition("+")[0]
+
+
+def _dense_amount(config: RunConfig, match: str) -> float:
+    """Returns a quantity of a dense layer."""
+    if match in ("flops", "model_flops"):
+        return dense_step_flops(config, with_optimizer=match == "flops")
     return expert_params(config, config.model.d_ff)
 
 
-def _sparse_amount(config: RunConfig) -> Callable[[int], float]:
+def _sparse_amount(config: RunConfig, match: str) -> Callable[[int], float]:
     """Returns the same quantity of a layer with experts of a width; it rises with the width."""
-    if config.match in ("flops", "model_flops"):
-        return lambda width: sparse_step_flops(config, width, with_optimizer=config.match == "flops")
-    experts = config.expert if config.match == "total" else experts_per_token(config)
+    if match in ("flops", "model_flops"):
+        return lambda width: sparse_step_flops(config, width, with_optimizer=match == "flops")
+    experts = config.expert if match == "total" else experts_per_token(config)
     gates, networks = sparse_params(config, 0, experts), experts + config.model.shared_experts
     return lambda width: gates + networks * expert_params(config, width)

@@ -12,7 +12,7 @@ from moe_cli.config.balances import (
     without_method,
 )
 from moe_cli.config.ignored_settings import ROUTING_AT_EVALUATION, SPARSE_ONLY, Notes
-from moe_cli.config.matching import matched_d_expert
+from moe_cli.config.matching import ALL, matched_d_expert, unmatched
 from moe_cli.config.model import T5Config
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
@@ -126,7 +126,10 @@ def _with_router(config: RunConfig, notes: Notes) -> RunConfig:
     config = replace_unchecked(
         config, router=router, balance=config.balance or NoBalance(), drop=config.drop or "position"
     )
-    return replace_group(config, "model", d_expert=_d_expert(config))
+    d_expert = _d_expert(config)
+    if config.match == ALL and (differing := unmatched(config, d_expert)):
+        notes.lines.append(differing + ". Compare them also at match=total and match=flops.")
+    return replace_group(config, "model", d_expert=d_expert)
 
 
 def _d_expert(config: RunConfig) -> int:

@@ -47,8 +47,8 @@ from moe_cli.plugins import Origin, origin_of
 
 DEFAULT_STEPS = 1500
 DEFAULT_TOP_K = 2
-Match = Literal["active", "total", "flops", "model_flops", "none"]
-BUDGETS = ("steps", "tokens", "flops", "minutes")
+Match = Literal["active", "total", "flops", "model_flops", "active+total+flops", "none"]
+BUDGETS = ("steps", "tokens", "flops", "model_flops", "minutes")
 # Prefix of train.upcycle_from before the folder of a model of transformers.
 FOREIGN_MODEL = "hf:"
 # With train.eval_every=null. The last evaluation is at the end.
@@ -140,12 +140,13 @@ class MuonConfig(AdamConfig):
 
 @dataclass(frozen=True)
 class TrainConfig(Settings):
-    """The budget (steps, tokens, flops or minutes), the batch, and the intervals of evaluations and checkpoints."""
+    """The budget (one of `BUDGETS`), the batch, and the intervals of evaluations and checkpoints."""
 
     group: ClassVar[str] = "train"
     steps: int | None = setting(at_least=1, at_most=10**12)
     tokens: int | None = setting(at_least=1, at_most=10**18)
     flops: float | None = setting(above=0, at_most=1e29)
+    model_flops: float | None = setting(above=0, at_most=1e29)
     minutes: float | None = setting(above=0, at_most=1e7)
     batch_size: int = setting(at_least=1, at_most=2**24)
     grad_accumulation: int = setting(at_least=1, at_most=2**20)

@@ -27,6 +27,8 @@ class Backbone:
         saved_values_per_token: values that a forward pass saves for backward, without logits.
         logits_per_token: outputs of the head.
         matrices: number of matrices of each shape that Muon orthogonalises.
+        embedding_params: the part of `num_params` in embeddings: tables of token ids and of positions, and the head,
+            which has a row for each output. None means unknown.
         constant_input_flops: forward FLOPs per token of products whose input needs no gradient: data, or an initial
             state of zeros.
     """
@@ -38,6 +40,7 @@ class Backbone:
     logits_per_token: float
     matrices: Counter[tuple[int, int]] = field(default_factory=Counter)
     constant_input_flops: float = 0
+    embedding_params: int | None = None
 
 
 def backbone_cost(config: RunConfig, vocab_size: int) -> Backbone:
@@ -71,6 +74,7 @@ def _vit(model: ViTConfig, channels: int, num_classes: int) -> Backbone:
         logits_per_token=num_classes / model.context_length,
         matrices=blocks.matrices,
         constant_input_flops=2 * patches,
+        embedding_params=(blocks.embedding_params or 0) + head,
     )
 
 
@@ -102,6 +106,8 @@ def _t5(model: T5Config, lengths: tuple[int, ...], vocab_size: int) -> Backbone:
         ),
         logits_per_token=decoder * vocab_size,
         matrices=shapes,
+        embedding_params=2 * model.relative_attention_num_buckets * (model.num_heads or 1)
+        + head * (1 if model.tie_embeddings else 2),
     )
 
 
@@ -122,6 +128,7 @@ def _lstm(model: LSTMConfig, vocab_size: int) -> Backbone:
         + (model.num_layers * width if model.sigmoid else 0),
         logits_per_token=vocab_size,
         constant_input_flops=number * 8 * width * width / model.context_length,
+        embedding_params=head * (1 if model.tie_embeddings else 2),
     )
 
 
@@ -132,13 +139,15 @@ def _mmoe(model: MMoEConfig, vocab_size: int) -> Backbone:
     """
     width, hidden, tasks = model.d_model, model.d_tower, model.num_tasks
     tower = width * hidden + hidden
+    embeddings = vocab_size * (width // 2 + tasks * (1 + model.mf_dim))
     return Backbone(
-        num_params=vocab_size * (width // 2 + tasks * (1 + model.mf_dim)) + tasks * (tower + hidden + 1),
+        num_params=embeddings + tasks * (tower + hidden + 1),
         matmul_params=tower,
         flops_per_token=0,
         saved_values_per_token=FLOATS_PER_INT64 + 2 * width + hidden + 2 * model.mf_dim,
         logits_per_token=1,
         matrices=Counter({(hidden, width): tasks}),
+        embedding_params=embeddings,
     )
 
 
@@ -173,6 +182,7 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
         saved_values_per_token=FLOATS_PER_INT64 + layers * (2 * norm + attention) + norm,
         logits_per_token=vocab_size,
         matrices=Counter({shape: layers * number for shape, number in Counter(shapes).items()}),
+        embedding_params=positions + head * (1 if model.tie_embeddings else 2),
     )
 
 

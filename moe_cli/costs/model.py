@@ -49,6 +49,7 @@ class Cost:
         num_params: all trained parameters, embedding and head included.
         num_active_params: parameters that a token uses: those of K' experts at even load, and all outside the experts.
             router=soft counts as K experts, as with match=active, although its tokens use all.
+        num_embedding_params: the part of both in embeddings and head (`Backbone.embedding_params`); None means unknown.
         num_expert_params: parameters of all routed experts.
         forward_flops_per_token: forward FLOPs of a token in training.
         model_flops_per_token: forward and backward FLOPs of a training token.
@@ -64,6 +65,7 @@ class Cost:
 
     num_params: int
     num_active_params: int
+    num_embedding_params: int | None
     num_expert_params: int
     forward_flops_per_token: int
     model_flops_per_token: int
@@ -74,6 +76,16 @@ class Cost:
     expert_state_bytes: int
     activation_bytes: int
     num_sparse_layers: int
+
+    @property
+    def non_embedding_params(self) -> int | None:
+        """Returns the parameters without embeddings and head (N of Kaplan et al., arXiv:2001.08361)."""
+        return None if self.num_embedding_params is None else self.num_params - self.num_embedding_params
+
+    @property
+    def active_non_embedding_params(self) -> int | None:
+        """Returns the active parameters without embeddings and head."""
+        return None if self.num_embedding_params is None else self.num_active_params - self.num_embedding_params
 
     @property
     def flops_per_step(self) -> int:
@@ -105,6 +117,7 @@ def estimate_cost(config: RunConfig, vocab_size: int) -> Cost:
     return Cost(
         num_params=total,
         num_active_params=active,
+        num_embedding_params=backbone.embedding_params,
         num_expert_params=sparse * experts,
         forward_flops_per_token=round(forward),
         model_flops_per_token=round(TRAINING_PASSES * forward - backbone.constant_input_flops),
@@ -224,6 +237,17 @@ def all_to_all_bytes_per_step(config: RunConfig, ranks: int) -> float:
     return 4 * rows * config.model.d_model * BYTES_PER_VALUE
 
 
+def tokens_per_expert(config: RunConfig, tokens: float) -> float:
+    """Returns the tokens that a routed expert trains on at even load, the mean over experts and layers.
+
+    It is T K / E for token choice without drops. Experts train on no more than their capacity. In a dense model each
+    network trains on all tokens.
+    """
+    if config.dense:
+        return tokens
+    return tokens * stack_input_fraction(config) * computed_per_token(config) / config.expert
+
+
 def training_steps(config: RunConfig, vocab_size: int) -> int | None:
     """Returns the optimizer steps of the budget, rounded for a budget of FLOPs; None for a budget of time."""
     train = config.train
@@ -233,4 +257,7 @@ def training_steps(config: RunConfig, vocab_size: int) -> int | None:
         return math.ceil(train.tokens / config.tokens_per_step)
     if train.flops is not None:
         return max(1, round(train.flops / estimate_cost(config, vocab_size).flops_per_step))
+    if train.model_flops is not None:
+        per_token = estimate_cost(config, vocab_size).model_flops_per_token
+        return max(1, round(train.model_flops / (per_token * config.tokens_per_step)))
     return None

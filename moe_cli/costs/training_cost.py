@@ -26,6 +26,8 @@ def training_cost(config: RunConfig, vocab_size: int, gpus: int, gpu: Gpu, mfu: 
         "context_length": config.model.context_length,
         "params": costs.num_params,
         "active_params": costs.num_active_params,
+        "non_embedding_params": costs.non_embedding_params,
+        "active_non_embedding_params": costs.active_non_embedding_params,
         "expert_params": costs.num_expert_params,
         "forward_flops_per_token": costs.forward_flops_per_token,
         "flops_per_token": costs.flops_per_token,

@@ -7,6 +7,7 @@ from typing import Any
 
 from moe_cli.config.data import DataConfig
 from moe_cli.config.schema import RunConfig
+from moe_cli.data.corpora import Corpus
 from moe_cli.data.load import Data, changed_aspect, load_data
 from moe_cli.errors import CheckpointError, ConfigError, Unwritable
 from moe_cli.files.writing import scratch_folder
@@ -55,3 +56,9 @@ def model_vocab_size(config: RunConfig, corpus: Data) -> int:
             f"model.vocab_size={vocab_size} is less than the {needed} tokens of the data. Use at least {needed}."
         )
     return vocab_size or needed
+
+
+def training_split_tokens(config: RunConfig, corpus: Data) -> int:
+    """Returns the tokens of the training split; of images and ratings, the positions that a model reads of them."""
+    number = int(corpus.meta[f"train_{corpus.unit}"])
+    return number if isinstance(corpus, Corpus) else number * config.model.context_length

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 from moe_cli.config.schema import RunConfig
-from moe_cli.costs.model import estimate_cost
+from moe_cli.costs.model import estimate_cost, tokens_per_expert
 from moe_cli.data.load import Data
 from moe_cli.errors import TrainingError
-from moe_cli.execution.data import model_vocab_size
+from moe_cli.execution.data import model_vocab_size, training_split_tokens
 from moe_cli.execution.machine import peak_memory_bytes
 from moe_cli.runs.folder import Run
 
@@ -56,6 +56,8 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
         "vocab_size": vocab_size,
         "params": costs.num_params,
         "active_params": costs.num_active_params,
+        "non_embedding_params": costs.non_embedding_params,
+        "active_non_embedding_params": costs.active_non_embedding_params,
         "flops_per_token": costs.flops_per_token,
         "forward_flops_per_token": costs.forward_flops_per_token,
         "model_flops_per_token": costs.model_flops_per_token,
@@ -73,12 +75,15 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
         "capacity_val_drop": config.eval_drop if limited else None,
         "eval_context": result.mean_context,
         "train_loss": train_loss,
+        "loss_gap": None if train_loss is None else result.loss - train_loss,
         **routing,
         "skipped_steps": state.skipped,
         "rewinds": state.rewinds,
         "loss_spikes": state.spikes,
         "steps": state.step,
         "tokens": state.tokens,
+        "epochs": state.tokens / training_split_tokens(config, corpus),
+        "tokens_per_expert": tokens_per_expert(config, state.tokens),
         "seconds": round(state.seconds, 3),
         "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else None,
         "machine": run.meta().get("machine"),

@@ -14,6 +14,7 @@ from moe_cli.plugins import names as plugin_names
 from moe_cli.report.configuration import JSON_KEYS, Configuration
 from moe_cli.report.intervals import mean_and_interval
 from moe_cli.report.metric_plugins import metric_of
+from moe_cli.report.price import Ratio
 from moe_cli.report.run_row import DENSE, RESULTS, Cell, Settings, setting_applies
 from moe_cli.runs.curves import validation_curve
 from moe_cli.runs.folder import Run
@@ -28,6 +29,9 @@ DROP_ORDER = (
     "capacity_val_loss",
     "val_loss",
     "active_params",
+    "time_tax",
+    "compute_multiplier",
+    "effective_speedup",
     "dead_experts",
     "dropped_fraction",
     "max_violation",
@@ -75,6 +79,8 @@ def result_columns(
         names.insert(names.index("vs_baseline") + 1, "shared_seeds")
     if any(_has_equal_time(row) for row in rows):
         names.insert(names.index("tokens_per_second"), "equal_time")
+    if any(_has_price(row) for row in rows):
+        names += ["compute_multiplier", "time_tax", "effective_speedup"]
     if any(row.results.max_violation is not None for row in rows):
         names.append("max_violation")
     if any(row.results.dropped_fraction for row in rows):
@@ -85,7 +91,9 @@ def result_columns(
         names.append("dead_experts")
     complete = [row for row in rows if row.is_complete]
     unknown = {
-        name for name in ("val_bpb", "tokens_per_second") if complete and all(row.get(name) is None for row in complete)
+        name
+        for name in ("val_bpb", "tokens_per_second", "time_tax", "effective_speedup")
+        if complete and all(row.get(name) is None for row in complete)
     }
     return [_result(name, to_lowest) for name in names if name not in unknown]
 
@@ -94,6 +102,11 @@ def _has_equal_time(row: Configuration) -> bool:
     """Returns whether the row is compared at an equal time other than the budget of the runs."""
     found = row.at_equal_time
     return bool(found and found.difference is not None and not found.is_budget and not row.is_own_baseline)
+
+
+def _has_price(row: Configuration) -> bool:
+    """Returns whether the compute multiplier of the row is known, at least as a bound."""
+    return row.price is not None and row.price.multiplier.is_known and not row.is_own_baseline
 
 
 def _result(name: str, to_lowest: bool) -> Column:
@@ -261,6 +274,19 @@ def _equal_time(row: Configuration) -> str:
     return _with_interval(row.equal_time, row.equal_time_interval, 1, 100, "+")
 
 
+def _ratio(name: str) -> Callable[[Configuration], str]:
+    return lambda row: "-" if row.price is None else format_ratio(row.price.ratio(name))
+
+
+def format_ratio(ratio: Ratio, intervals: bool = True) -> str:
+    """Returns a ratio such as 1.32 (1.10 to 1.61), 1.32 (above 1.10), or the bound above 1.50; `-` if unknown."""
+    low, high = (None if limit is None else f"{limit:.2f}" for limit in (ratio.low, ratio.high))
+    limits = f"{low} to {high}" if low and high else f"above {low}" if low else f"below {high}" if high else ""
+    if ratio.value is None:
+        return limits or "-"
+    return f"{ratio.value:.2f}" + (f" ({limits})" if limits and intervals else "")
+
+
 def _shared_seeds(row: Configuration) -> str:
     """Returns the number of the row's seeds that the baseline also has."""
     shared = row.shared_seeds
@@ -290,6 +316,7 @@ _WRITERS: dict[str, Callable[[Configuration], str]] = {
     **{name: _loss(name) for name in ("val_loss", "val_bpb", "capacity_val_loss")},
     "vs_baseline": _vs_baseline,
     "equal_time": _equal_time,
+    **{name: _ratio(name) for name in ("compute_multiplier", "effective_speedup")},
     "shared_seeds": _shared_seeds,
 }
 _RESULTS = {

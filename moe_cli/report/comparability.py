@@ -82,7 +82,7 @@ def validation_aspect(settings: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def budget_aspect(settings: Mapping[str, Any], tokens: float | None) -> tuple[str, Any]:
     """Returns the kind of the budget and its size. Budgets of steps and of tokens are one kind."""
-    for budget in ("train.flops", "train.minutes"):
+    for budget in ("train.flops", "train.model_flops", "train.minutes"):
         if settings.get(budget) is not None:
             return (budget, settings[budget])
     return ("tokens", tokens)

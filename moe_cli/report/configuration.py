@@ -13,6 +13,7 @@ from moe_cli.report.baseline_runs import Baselines, Key, SeedRuns, find_baseline
 from moe_cli.report.equal_time import MAX_RUNS, EqualTime, TimedCurves, compare_at_equal_time, shortest_times
 from moe_cli.report.intervals import mean_and_interval, paired_difference
 from moe_cli.report.pareto import pareto_front
+from moe_cli.report.price import PRICES, Price, Pricer, Pricing, Ratio
 from moe_cli.report.run_row import (
     CORPUS,
     DENSE,
@@ -39,6 +40,8 @@ from moe_cli.report.significance import (
 )
 from moe_cli.runs.folder import DONE
 
+# The price tag: each ratio, and the limits of its interval.
+PRICE_KEYS = tuple(name + limit for name in PRICES for limit in ("", "_low", "_high"))
 MAIN_RESULTS = (
     "params",
     "active_params",
@@ -73,6 +76,7 @@ JSON_KEYS = (
     "equal_time",
     "equal_time_interval",
     "equal_time_seeds",
+    *PRICE_KEYS,
     "pareto",
 )
 # The Pareto front compares these too, and the direction in which each is better.
@@ -123,6 +127,7 @@ class Configuration(Record):
         verdict: better, worse or inconclusive, with Holm's correction; None where nothing is tested.
         more_seeds: the additional seeds that would decide, where the verdict is inconclusive.
         at_equal_time: the comparison with the baseline at equal training time; None without a common seed.
+        price: the compute multiplier and the time tax against the baseline; None without a common seed.
         pareto: whether no comparable configuration dominates it; None without one that is comparable.
         num_replaced: complete runs of it that do not count, because their seed was run again.
     """
@@ -142,6 +147,7 @@ class Configuration(Record):
     verdict: str | None = None
     more_seeds: int | None = None
     at_equal_time: EqualTime | None = None
+    price: Price | None = None
     pareto: bool | None = None
     num_replaced: int = field(default=0, compare=False)
 
@@ -222,6 +228,8 @@ class Configuration(Record):
     def get(self, name: str) -> Cell:
         if name == "runs":
             return [run.run for run in self.runs]
+        if name in PRICE_KEYS:
+            return None if self.price is None else _price_value(self.price, name)
         if name in _OWN:
             value: Cell = getattr(self, name)
             return value
@@ -237,6 +245,7 @@ class Aggregate:
         baselines: the baseline runs of the differences.
         pairs: the number of pairs that the verdicts are corrected for; None with a baseline.
         curves: the curves over training time; None where there are too many runs to read theirs.
+        pricer: the price tags.
     """
 
     configurations: list[Configuration]
@@ -244,6 +253,7 @@ class Aggregate:
     baselines: Baselines
     pairs: int | None
     curves: TimedCurves | None
+    pricer: Pricer
 
     @property
     def comparisons(self) -> int:
@@ -252,7 +262,9 @@ class Aggregate:
     def single_runs(self, configuration: Configuration) -> list[Configuration]:
         """Returns each run of a configuration as a separate configuration, with its difference to the baseline."""
         rows = [_aggregate([run], self.baselines)[0] for run in configuration.runs]
-        return [_add_equal_time(row, self.baselines, self.curves) for row in rows]
+        return [
+            _add_price(_add_equal_time(row, self.baselines, self.curves), self.baselines, self.pricer) for row in rows
+        ]
 
 
 def aggregate_seeds(
@@ -261,6 +273,8 @@ def aggregate_seeds(
     extra_baselines: Sequence[RunRow] = (),
     baseline: Settings = DENSE,
     conditions: Collection[Expression] = (),
+    pricing: Pricing | None = None,
+    other_budgets: Sequence[RunRow] = (),
 ) -> Aggregate:
     """Aggregates runs that differ in the seed alone into one configuration.
 
@@ -272,15 +286,19 @@ def aggregate_seeds(
     Args:
         extra_baselines: runs that may serve as baselines, but are in no configuration.
         conditions: runs that do not fulfil all of these may serve as baselines, but are in no configuration.
+        pricing: how price tags are determined; None means by the runs alone.
+        other_budgets: more runs of the baseline, at any budget, for price tags alone.
     """
     columns = column_names(runs)
     settings = settings_of(columns)
     baselines = find_baselines(runs, extra_baselines, baseline, settings)
+    pricer = Pricer([*other_budgets, *extra_baselines, *runs], baseline, baselines.shared, pricing)
     runs = [run for run in runs if matches(conditions, run)]
     curves = TimedCurves() if len(runs) <= MAX_RUNS else None
     if by_run:
         rows = [_add_equal_time(_aggregate([run], baselines)[0], baselines, curves) for run in runs]
-        return Aggregate(rows, _all_columns(columns, settings), baselines, None, curves)
+        rows = [_add_price(row, baselines, pricer) for row in rows]
+        return Aggregate(rows, _all_columns(columns, settings), baselines, None, curves, pricer)
     replaced: Counter[Key] = Counter()
     groups = group_seeds(runs, settings, replaced)
     made = []
@@ -295,10 +313,10 @@ def aggregate_seeds(
     if one_kind and not any(row.baseline_path is not None and not row.is_own_baseline for row in rows):
         rows, pairs = _compare_with_lowest(rows)
     if pairs is None:
-        rows = [_add_equal_time(row, baselines, curves) for row in rows]
+        rows = [_add_price(_add_equal_time(row, baselines, curves), baselines, pricer) for row in rows]
     elif curves is not None:
         rows = _add_equal_time_to_lowest(rows, curves)
-    return Aggregate(rows, _all_columns(columns, settings), baselines, pairs, curves)
+    return Aggregate(rows, _all_columns(columns, settings), baselines, pairs, curves, pricer)
 
 
 def _all_columns(columns: Sequence[str], settings: Sequence[str]) -> list[str]:
@@ -436,6 +454,22 @@ def _add_equal_time(row: Configuration, baselines: Baselines, curves: TimedCurve
     if found and row.is_own_baseline:  # a difference of 0 to itself is not a measurement
         found = replace(found, interval=None)
     return replace(row, at_equal_time=found)
+
+
+def _add_price(row: Configuration, baselines: Baselines, pricer: Pricer) -> Configuration:
+    """Returns the row with its price tag; that of a baseline is 1."""
+    if row.baseline_path is None or (baseline := baselines.find(row.runs[0])) is None:
+        return row
+    if row.is_own_baseline:
+        return replace(row, price=Price(Ratio(1.0), Ratio(1.0), (), len(row.seeds)))
+    return replace(row, price=pricer.price([run for run in row.runs if run.status in DONE], baseline))
+
+
+def _price_value(price: Price, name: str) -> float | None:
+    """Returns a value of `PRICE_KEYS`."""
+    key = next(key for key in PRICES if name.startswith(key))
+    ratio = price.ratio(key)
+    return ratio.low if name.endswith("_low") else ratio.high if name.endswith("_high") else ratio.value
 
 
 def _add_equal_time_to_lowest(rows: Sequence[Configuration], curves: TimedCurves) -> list[Configuration]:

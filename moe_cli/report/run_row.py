@@ -4,14 +4,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property, lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, get_args
 
 from moe_cli.config.expressions import Expression
 from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
 from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.resolve import default_num_heads
 from moe_cli.config.resolve_sparse import default_expert_period
-from moe_cli.config.schema import EXECUTION_KEYS
+from moe_cli.config.schema import EXECUTION_KEYS, Match
 from moe_cli.files.reading import number_in
 from moe_cli.report import comparability
 
@@ -92,6 +92,11 @@ class Results:
     tokens: float | None = None
     seconds: float | None = None
     peak_memory_bytes: float | None = None
+    non_embedding_params: float | None = None
+    active_non_embedding_params: float | None = None
+    loss_gap: float | None = None
+    epochs: float | None = None
+    tokens_per_expert: float | None = None
     bigram_bpb: float | None = None
     gzip_bpb: float | None = None
 
@@ -259,7 +264,7 @@ def _is_sparse_only(name: str) -> bool:
 
 def setting_applies(name: str, settings: Settings) -> bool:
     """Returns whether a setting has an effect in a configuration with these settings."""
-    if name == "model.d_expert" and settings.get("match") in ("active", "total", "flops", "model_flops"):
+    if name == "model.d_expert" and settings.get("match") in get_args(Match)[:-1]:
         return False
     return settings.get("expert") != 1 or not _is_sparse_only(name)
 

@@ -20,6 +20,7 @@ from moe_cli.report.configuration import (
 )
 from moe_cli.report.load import without_garbage_collection
 from moe_cli.report.metric_plugins import add_metrics
+from moe_cli.report.price import Pricing
 from moe_cli.report.recommend.choice import choose
 from moe_cli.report.recommend.looks import Look, look_at
 from moe_cli.report.run_row import (
@@ -138,29 +139,36 @@ def build_table(
     query: ReportQuery,
     extra_baselines: Sequence[RunRow] = (),
     baseline: Settings | None = None,
+    pricing: Pricing | None = None,
 ) -> ReportTable:
     """Aggregates runs over seeds and evaluates a query.
 
     Args:
         extra_baselines: runs that may serve as baselines, but are not shown.
         baseline: the settings of the baseline; None means the one that the sweep declares, else the dense model.
+        pricing: how price tags are determined; None means by the runs alone.
 
     Raises:
         ConfigError: the query names a missing column, or cannot be parsed.
     """
     with without_garbage_collection():
-        return _build_table(runs, query, extra_baselines, sweep_baseline(runs) if baseline is None else baseline)
+        base = sweep_baseline(runs) if baseline is None else baseline
+        return _build_table(runs, query, extra_baselines, base, pricing)
 
 
 def _build_table(
-    runs: Sequence[RunRow], query: ReportQuery, extra_baselines: Sequence[RunRow], baseline: Settings
+    runs: Sequence[RunRow],
+    query: ReportQuery,
+    extra_baselines: Sequence[RunRow],
+    baseline: Settings,
+    pricing: Pricing | None,
 ) -> ReportTable:
     runs = add_metrics(runs, query.texts)
     # Means are over the runs that match. Verdicts allow for all comparisons, also those of rows that do not match.
     parts = _parts(query.condition, [*column_names(runs), *JSON_KEYS])
     on_runs = [part for part in parts if part.names & RUN_LEVEL_COLUMNS and not query.by_run]
     on_rows = [part for part in parts if part not in on_runs]
-    aggregate = aggregate_seeds(runs, query.by_run, extra_baselines, baseline, on_runs)
+    aggregate = aggregate_seeds(runs, query.by_run, extra_baselines, baseline, on_runs, pricing)
     known, rows = aggregate.columns, aggregate.configurations
     settings = settings_of(known)
     unmeasured = {*RUN_LEVEL_COLUMNS, *SETTINGS, *CORPUS, *settings}

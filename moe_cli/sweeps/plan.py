@@ -1,7 +1,7 @@
 """Plans a sweep: composes and checks the configurations of all runs before the first run starts, without torch."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import check_whole, format_setting
 from moe_cli.config.resolve import Resolved
-from moe_cli.config.schema import RunConfig
+from moe_cli.config.schema import BUDGETS, RunConfig
 from moe_cli.config.settings import replace_unchecked
 from moe_cli.config.sweep_file import (
     DEFAULT_PRESET,
+    DENSE,
     Block,
     Dimension,
     Partial,
     SweepFile,
+    check_multiples,
     check_tunable,
     discrete,
     load_sweep_file,
@@ -133,6 +135,7 @@ def plan_sweep(
     name: str | None = None,
     where: Sequence[str] = (),
     baseline: str | None = None,
+    baseline_budgets: Sequence[float] | None = None,
     tune: str | None = None,
     config_dir: Path | None = None,
 ) -> SweepPlan:
@@ -143,6 +146,7 @@ def plan_sweep(
         name: the folder under outputs/; None means the file's name, or "sweep".
         where: conditions that every point must fulfil, such as "k <= expert".
         baseline: settings of the report's baseline, such as "balance=none"; None means that of the file.
+        baseline_budgets: multiples of each budget that the baseline is trained at too; None means those of the file.
         tune: the setting to tune for each configuration first: "optim.lr"; None means that of the file.
 
     Raises:
@@ -154,6 +158,9 @@ def plan_sweep(
     assert sweep.search is None, "plan_search plans searches"
     if baseline is not None:
         sweep = replace(sweep, baseline=parse_baseline(baseline))
+    if baseline_budgets is not None:
+        multiples = check_multiples("--baseline-budgets", baseline_budgets)
+        sweep = replace(sweep, baseline=sweep.baseline or DENSE, baseline_budgets=multiples)
     if tune is not None:
         sweep = replace(sweep, tune=check_tunable("--tune", tune))
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
@@ -170,11 +177,7 @@ def plan_sweep(
             "nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. "
             "Or name a sweep: moe config --groups"
         )
-    blocks = [_apply_overrides(block, axes.values(), conditions) for block in sweep.blocks]
-    _check_size(blocks, len(run_seeds))
-    found = _find(composer, blocks, sweep.baseline, run_seeds[0])
-    if not found.configs:
-        raise ConfigError(_reasons(found))
+    found = find_configurations(composer, sweep, axes.values(), conditions, run_seeds)
     if found.no_baseline and (baseline is not None or found.wrong_baseline):
         raise ConfigError(f"{'baseline' if baseline is None else f'--baseline {baseline}'}: {found.no_baseline}")
     if sweep.tune is not None:
@@ -200,6 +203,26 @@ def plan_sweep(
         composer.notes,
         sweep.tune,
     )
+
+
+def find_configurations(
+    composer: Composer,
+    sweep: SweepFile,
+    axes: Collection[Axis],
+    conditions: tuple[Expression, ...],
+    seeds: Sequence[int],
+) -> "Configurations":
+    """Returns the configurations of a file with the typed values and conditions, at the first seed.
+
+    Raises:
+        ConfigError: they are too many for this number of seeds, or none can be run.
+    """
+    blocks = [_apply_overrides(block, axes, conditions) for block in sweep.blocks]
+    _check_size(blocks, len(seeds))
+    found = _find(composer, blocks, sweep, seeds[0])
+    if not found.configs:
+        raise ConfigError(_reasons(found))
+    return found
 
 
 def _check_tunable(configs: Iterable[RunConfig]) -> None:
@@ -280,10 +303,11 @@ def _apply_overrides(block: Block, axes: Iterable[Axis], conditions: tuple[Expre
 
 
 @dataclass
-class _Found:
+class Configurations:
     """The configurations of a sweep at its first seed, and the points that were left out.
 
     Attributes:
+        configs: their labels.
         no_baseline: the reason why none of the baselines can be run.
         wrong_baseline: whether a baseline has a value that is invalid in every configuration.
     """
@@ -298,7 +322,7 @@ class _Found:
     wrong_baseline: bool = False
 
 
-def _reasons(found: _Found) -> str:
+def _reasons(found: Configurations) -> str:
     """Returns why no point can be run, with the effect of `where`, in at most three lines."""
     reasons = {point.reason for point in found.left_out.values()}
     if len(reasons) == 1 and not found.excluded:
@@ -324,12 +348,13 @@ def check_condition(condition: Expression) -> None:
         raise ConfigError(f"'{condition.text}': every configuration has all seeds. Choose them: seed=0,1")
 
 
-def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None, seed: int) -> _Found:
-    """Composes each configuration once, and adds the baselines that are not among them."""
+def _find(composer: Composer, blocks: Sequence[Block], sweep: SweepFile, seed: int) -> Configurations:
+    """Composes each configuration once, and adds the baselines that are not among them, at all their budgets."""
+    baseline = sweep.baseline
     points = [(values, block.where) for block in blocks for values in block.settings()]
     for condition in dict.fromkeys(condition for block in blocks for condition in block.where):
         check_condition(condition)
-    found, write = _Found(), _labels([values for values, _ in points], baseline)
+    found, write = Configurations(), _labels([values for values, _ in points], baseline)
     bases: dict[str, dict[str, Any]] = {}
     for values, where in points:
         label, resolved = write(values), compose(composer, {**values, "seed": seed}, where)
@@ -348,12 +373,17 @@ def _find(composer: Composer, blocks: Sequence[Block], baseline: Partial | None,
         if baseline is not None:
             base = _with_baseline(values, baseline)
             bases.setdefault(repr(sorted(base.items())), base)
-    _add_baselines(composer, found, bases.values(), write, seed)
+    _add_baselines(composer, found, bases.values(), sweep.baseline_budgets, write, seed)
     return found
 
 
 def _add_baselines(
-    composer: Composer, found: _Found, bases: Iterable[Partial], write: Callable[[Partial], str], seed: int
+    composer: Composer,
+    found: Configurations,
+    bases: Iterable[Partial],
+    multiples: Sequence[float],
+    write: Callable[[Partial], str],
+    seed: int,
 ) -> None:
     """Inserts the missing baselines before the configurations, or records why none can be run."""
     first: dict[RunConfig, str] = {}
@@ -361,7 +391,12 @@ def _add_baselines(
     for base in bases:
         label = write(base)
         try:
-            first.setdefault(compose_run(composer, {**base, "seed": seed}).config, label)
+            config = compose_run(composer, {**base, "seed": seed}).config
+            first.setdefault(config, label)
+            for multiple in multiples:
+                budget = _scaled_budget(config, multiple)
+                longer = compose_run(composer, {**base, **budget, "seed": seed}).config
+                first.setdefault(longer, f"{label} budget x{multiple:g}".strip())
         except ConfigError as error:
             found.wrong_baseline |= isinstance(error, BadValue)
             found.left_out[label] = SkippedPoint(f"baseline {label}".rstrip(), str(error))
@@ -370,6 +405,13 @@ def _add_baselines(
         found.no_baseline = "\n".join([*reasons][:2])
     new = {config: label for config, label in first.items() if config.run_id not in found.run_ids}
     found.configs = new | found.configs
+
+
+def _scaled_budget(config: RunConfig, multiple: float) -> dict[str, Any]:
+    """Returns the budget of a run times a number, as a setting."""
+    name = next(name for name in BUDGETS if getattr(config.train, name) is not None)
+    amount = getattr(config.train, name) * multiple
+    return {f"train.{name}": max(1, round(amount)) if name in ("steps", "tokens") else amount}
 
 
 def compose(composer: Composer, values: Partial, where: Sequence[Expression]) -> Resolved | str | None:

@@ -176,6 +176,7 @@ def plan_sweep_or_search(
     options: SearchOptions,
     *,
     baseline: str | None = None,
+    baseline_budgets: Sequence[float] | None = None,
     tune: str | None = None,
     source: str | None = None,
     outputs: Path | None = None,
@@ -194,14 +195,17 @@ def plan_sweep_or_search(
     if is_ablation(overrides, source):
         typed = "--sampler" if options.sampler else options.first_option() or ("--baseline" if baseline else None)
         typed = "--where" if arguments.pop("where", ()) else typed
+        typed = "--baseline-budgets" if baseline_budgets is not None else typed
         if typed:
             raise ConfigError(f"{typed} has no effect on an ablation, which chooses its points and its baseline.")
         start = AblationSource(source or "", outputs_folder(None) if outputs is None else outputs)
         return plan_ablation(overrides, start, tune=tune, **arguments)
     search = plan_if_search(overrides, options, **arguments)
     if search is None:
-        return plan_sweep(overrides, baseline=baseline, tune=tune, **arguments)
+        return plan_sweep(overrides, baseline=baseline, baseline_budgets=baseline_budgets, tune=tune, **arguments)
     check_no_baseline(baseline)
+    if baseline_budgets is not None:
+        raise ConfigError("--baseline-budgets is for sweeps; a search draws its points. Leave it out.")
     if tune is not None:
         raise ConfigError(f"--tune {tune} is for sweeps; a search tries {tune} itself if its space has it.")
     return search

@@ -1,5 +1,7 @@
 """Configurations that hold together, for properties that are true of all of them."""
 
+from typing import get_args
+
 from hypothesis import assume
 from hypothesis import strategies as st
 
@@ -45,7 +47,9 @@ def configs(draw: st.DrawFn) -> schema.RunConfig:
         shared_experts=draw(st.integers(0, 2)),
         moe_layer_freq=draw(st.integers(1, 4)),
     )
-    budget = draw(st.sampled_from([{}, {"steps": 7}, {"tokens": 1000}, {"flops": 1e12}, {"minutes": 0.5}]))
+    budget = draw(
+        st.sampled_from([{}, {"steps": 7}, {"tokens": 1000}, {"flops": 1e12}, {"model_flops": 1e12}, {"minutes": 0.5}])
+    )
     data = draw(
         st.sampled_from(
             [
@@ -61,7 +65,7 @@ def configs(draw: st.DrawFn) -> schema.RunConfig:
             k=draw(st.sampled_from([None, 1, 2, 6])),
             capacity=draw(st.sampled_from([None, 0.5, 1.25])),
             drop=draw(st.sampled_from([None, "position", "probability"])),
-            match=draw(st.sampled_from(["active", "total", "flops", "model_flops", "none"])),
+            match=draw(st.sampled_from(get_args(schema.Match))),
             seed=draw(st.integers(0, 5)),
             model=model,
             router=draw(st.sampled_from(ROUTERS)),

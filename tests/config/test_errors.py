@@ -94,7 +94,7 @@ CHOICES = [
     (["balance=switch+none"], "balance=none is the control without balancing: it cannot be combined."),
     (["balance.scope=word"], "balance.scope=word is not one of: batch, sequence, global."),
     (["drop=positon"], "drop=positon is not one of: position, probability, random, causal. Did you mean 'position'?"),
-    (["match=all"], "match=all is not one of: active, total, flops, model_flops, none."),
+    (["match=all"], "match=all is not one of: active, total, flops, model_flops, active+total+flops, none."),
     (["model.activation=tanh"], "model.activation=tanh is not one of: silu, gelu, relu, relu2."),
     (["model.ffn_type=gul"], "model.ffn_type=gul is not one of: glu, mlp. Did you mean 'glu'?"),
     (["model.dispatch=fast"], "model.dispatch=fast is not one of: auto, loop, grouped_mm, einsum, reference."),
@@ -144,7 +144,7 @@ RANGES = [
     *[
         ([f"{key}=0"], f"{key}=0.0 must be greater than 0.")
         for key in ("capacity", "eval.capacity", "balance.weight", "optim.lr", "optim.adam_lr", "optim.grad_clip",
-                    "train.flops", "train.minutes")
+                    "train.flops", "train.model_flops", "train.minutes")
     ],
     (["balance=z", "balance.weight=0"], "balance.weight=0.0 must be greater than 0."),
     (["balance=loss_free", "balance.bias_update_rate=0"], "balance.bias_update_rate=0.0 must be greater than 0."),

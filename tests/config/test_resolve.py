@@ -19,7 +19,7 @@ from moe_cli.config.matching import matched_d_expert
 from moe_cli.config.model import BERTConfig, GPTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import SwitchConfig
-from moe_cli.config.schema import EXECUTION_KEYS, RunConfig, is_execution
+from moe_cli.config.schema import EXECUTION_KEYS, AdamWConfig, RunConfig, is_execution
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.costs.model import estimate_cost
 from moe_cli.errors import ConfigError
@@ -327,6 +327,31 @@ def test_match_makes_equal_what_it_says(
     width = matched.model.d_expert or 0
     assert error(width) < 0.01 or error(width) <= min(error(width - 1), error(width + 1)) + 1e-12
     assert match == "active" or error(width) <= 0.05
+
+
+@given(st.integers(2, 64), st.integers(1, 8))
+def test_all_three_quantities_are_reported_where_they_differ(experts: int, top_k: int) -> None:
+    """match=active+total+flops has the width of match=active, and one note with the ratios of the others."""
+    assume(top_k <= experts)
+    model = GPTConfig(d_ff=4096, num_layers=1)
+    found = resolve(RunConfig(expert=experts, k=top_k, match="active+total+flops", model=model))
+    alone = resolve(RunConfig(expert=experts, k=top_k, match="active", model=model)).config
+    assert alone.model.d_expert == found.config.model.d_expert
+    dense = resolve(RunConfig(expert=1, model=model)).config
+    without = quantity("total", replace(dense, model=replace(dense.model, d_ff=1)))
+    network = (quantity("total", dense) - without) * 4096 / 4095
+    ratio = 1 + (quantity("total", alone) - quantity("total", dense)) / network
+    if abs(ratio - 1) > 0.01:
+        (note,) = found.notes
+        assert f"total parameters are {ratio:.3g} times" in note
+
+
+def test_one_expert_of_all_matches_total_and_active_parameters() -> None:
+    """With k=expert no parameters are idle, so the note is on FLOPs alone, those of the optimizer for smaller matrices."""
+    found = resolve(
+        RunConfig(expert=4, k=4, match="active+total+flops", model=GPTConfig(d_ff=4096), optim=AdamWConfig())
+    )
+    assert () == found.notes
 
 
 def test_flops_and_active_parameters_differ_where_a_gate_computes_more_than_it_holds() -> None:

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 from moe_cli.config.compose import Composer
+from moe_cli.config.schema import BUDGETS
 from moe_cli.config.settings import packaged_conf
 from moe_cli.config.sweep_file import Block, Dimension, SweepFile, list_sweeps, load_sweep_file
 from moe_cli.errors import ConfigError
 from tests.config.test_compose import write
 
 CONF = packaged_conf()
-NO_BUDGETS = {f"train.{name}": None for name in ("steps", "tokens", "flops", "minutes")}
+NO_BUDGETS = {f"train.{name}": None for name in BUDGETS}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_a_glob_expands_to_the_choices_it_matches(composer: Composer, tmp_path: 
     assert composer.choices("balance") == [values["balance"] for values in everything]
 
 
-@pytest.mark.parametrize("name", ["tokens", "flops", "minutes", "steps"])
+@pytest.mark.parametrize("name", BUDGETS)
 def test_a_budget_is_one_and_the_others_are_null(name: str, tmp_path: Path) -> None:
     """So that a choice of `train` with a budget of its own gives way."""
     found = settings(read(tmp_path, f"grid: {{k: [1]}}\nbudget: {{{name}: 1e3}}\n"))
@@ -181,14 +182,12 @@ def test_sweeps_of_the_user_and_ours_are_listed_once(tmp_path: Path) -> None:
     assert [{"k": 1}] == settings(load_sweep_file(composer, "paper/mine"))
 
 
-SWEEP_HOLDS = "There are: grid, zip, points, set, match, budget, where, union, search, seeds, baseline, presets."
-NO_SWEEP = (
-    "a sweep must hold some of: grid, zip, points, set, match, budget, where, union, search, seeds, baseline, presets."
-)
+SWEEP_HOLDS = "There are: grid, zip, points, set, match, budget, where, union, search, tune, seeds, baseline, baseline_budgets, presets."
+NO_SWEEP = "a sweep must hold some of: grid, zip, points, set, match, budget, where, union, search, tune, seeds, baseline, baseline_budgets, presets."
 VARIES = "a sweep must hold what varies: grid, zip, points, union or search."
 GRID = "grid must hold settings, as in: grid: {expert: [1, 8]}"
 POINTS = "points must be a list of partial configurations, as in: points: [{expert: 1}, {expert: 8, k: 2}]"
-BUDGET = "budget must hold one of steps, tokens, flops, minutes, not:"
+BUDGET = "budget must hold one of steps, tokens, flops, model_flops, minutes, not:"
 UNION = "union must be a list of blocks, each with some of: grid, zip, points, set, match, budget, where."
 BASELINE = "baseline must be a partial configuration, as in: baseline: {expert: 1}. Without one: null"
 WHERE = "where must be a condition or a list of them, as in: where: k <= expert"
@@ -282,7 +281,7 @@ def test_a_sweep_file_of_another_shape_is_refused(text: str, message: str, tmp_p
         (
             "grid: {k: [1]}\npresets: {workstaton: {presets: {}}}\n",
             "no part 'presets' in the preset workstaton. Did you mean 'set'? There are: "
-            "grid, zip, points, set, match, budget, where, union, search, seeds, baseline.",
+            "grid, zip, points, set, match, budget, where, union, search, tune, seeds, baseline, baseline_budgets.",
         ),
     ],
 )

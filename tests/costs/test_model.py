@@ -27,7 +27,7 @@ from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import ExpertChoiceConfig, RandomConfig, SoftConfig, SwitchConfig, TopKConfig
 from moe_cli.config.schema import AdamWConfig, RunConfig, SGDConfig, TrainConfig
 from moe_cli.config.settings import packaged_conf
-from moe_cli.costs.model import all_to_all_bytes_per_step, estimate_cost, training_steps
+from moe_cli.costs.model import all_to_all_bytes_per_step, estimate_cost, tokens_per_expert, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
@@ -153,6 +153,10 @@ def test_parameters_and_state_equal_the_modules(name: str) -> None:
     model, optimizers = one_training_step(name)
     costs = estimate_cost(config(name), V)
     assert costs.num_params == sum(param.numel() for param in model.parameters())
+    tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    heads = [param for name, param in model.named_parameters() if name == "head.weight"]
+    assert costs.num_embedding_params == sum(param.numel() for param in (*tables, *heads))
+    assert costs.non_embedding_params == costs.num_params - sum(param.numel() for param in (*tables, *heads))
     with FlopCounterMode(display=False) as counter:
         optimizers.step(0, 0.5)
     assert costs.optimizer_flops_per_step == counter.get_total_flops()
@@ -362,9 +366,22 @@ def test_the_budget_in_steps(amount: int, batch: int, accumulation: int) -> None
     assert amount == steps(
         flops=float(estimate_cost(tiny_config(Path("text"), train=train), V).flops_per_step * amount)
     )
+    model_flops = estimate_cost(tiny_config(Path("text"), train=train), V).model_flops_per_token * per_step
+    assert amount == steps(model_flops=float(model_flops * amount))
     assert math.ceil(amount / per_step) == steps(tokens=amount)
     assert 1 == steps(flops=1.0)
     assert steps(minutes=1.0) is None
+
+
+@given(st.integers(1, 10**6), st.integers(2, 16), st.integers(1, 4))
+def test_tokens_of_an_expert(tokens: int, experts: int, top_k: int) -> None:
+    """T K / E for dropless token choice, all T in a dense model, and a quarter of those with a capacity of 1 / 4."""
+    assume(top_k <= experts)
+    sparse = tiny_config(Path("text"), expert=experts, k=top_k)
+    assert tokens * top_k / experts == pytest.approx(tokens_per_expert(sparse, tokens))
+    assert tokens == tokens_per_expert(tiny_config(Path("text"), expert=1, k=1), tokens)
+    full = tokens_per_expert(tiny_config(Path("text"), expert=4, k=2, capacity=1.0), tokens)
+    assert full / 4 == pytest.approx(tokens_per_expert(tiny_config(Path("text"), expert=4, k=2, capacity=0.25), tokens))
 
 
 def test_a_gate_for_shared_experts_is_counted() -> None:

@@ -97,6 +97,9 @@ def test_the_summary_has_the_promised_keys(finished: Run) -> None:
         "flops_per_token": costs.flops_per_token,
         "model_flops_per_token": costs.model_flops_per_token,
         "optimizer_flops_per_step": costs.optimizer_flops_per_step,
+        "non_embedding_params": costs.num_params - 2 * 256 * config.model.d_model,
+        "tokens_per_expert": 6 * 64 * 2 / 4,
+        "loss_gap": content["val_loss"] - content["train_loss"],
         "steps": 6,
         "tokens": 6 * 64,
         "dropped_fraction": 0.0,
@@ -107,6 +110,8 @@ def test_the_summary_has_the_promised_keys(finished: Run) -> None:
     assert content["val_bpb"] == pytest.approx(content["val_loss"] / math.log(2))
     assert content["val_perplexity"] == pytest.approx(math.exp(content["val_loss"]))
     assert content["val_bytes"] == content["val_tokens"] == 599
+    train_tokens = finished.meta()["corpus"]["train_tokens"]
+    assert content["tokens"] / train_tokens == content["epochs"]
     assert content["tokens_per_second"] == pytest.approx(content["tokens"] / content["seconds"], rel=0.02)
 
 

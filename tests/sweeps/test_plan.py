@@ -17,6 +17,7 @@ from moe_cli.files.reading import read_json
 from moe_cli.files.writing import write_json
 from moe_cli.report.sweep_record import record_command
 from moe_cli.sweeps.plan import SweepPlan, plan_sweep
+from moe_cli.sweeps.search_space import SearchOptions, plan_sweep_or_search
 from tests.elided import Elided
 
 # The named sweeps that are no searches.
@@ -338,6 +339,38 @@ def test_a_baseline_that_cannot_be_run_is_refused() -> None:
     for baseline in ("balance=nono", "foo=1"):
         with pytest.raises(ConfigError, match=f"--baseline {baseline}: "):
             plan_sweep(["balance=switch,z", "train.steps=2"], baseline=baseline)
+
+
+def test_the_baseline_is_trained_at_more_budgets() -> None:
+    """Each budget of the baseline once, whatever the number of points; typed by hand, the baseline is dense."""
+    words = ["expert=8,16", "k=1,2", "train.steps=100"]
+    points = [point.config for point in plan_sweep(words, baseline_budgets=[2, 1.5]).points]
+    assert [100, 150, 200] == [config.train.steps for config in points if config.dense]
+    assert 4 == sum(not config.dense for config in points)
+    labels = [point.label for point in plan_sweep(["expert=1,8", "train.flops=1e9"], baseline_budgets=[2]).points]
+    assert ["expert=1 budget x2 seed=0", "expert=1 seed=0", "expert=8 seed=0"] == labels
+
+
+def test_a_sweep_file_names_more_budgets_of_the_baseline(tmp_path: Path) -> None:
+    """The part of the file means the same as the option, at each size of the model and for each seed."""
+    file = tmp_path / "mine.yaml"
+    text = "# ?\ngrid: {expert: [8], model.d_model: [16, 32]}\nbudget: {tokens: 10000}\nbaseline_budgets: [1.5]\n"
+    file.write_text(text)
+    points = [point.config for point in plan_sweep([str(file)], seeds=2).points]
+    dense = sorted((config.model.d_model, config.train.tokens or 0, config.seed) for config in points if config.dense)
+    assert [(width, tokens, seed) for width in (16, 32) for tokens in (10000, 15000) for seed in (0, 1)] == dense
+    file.write_text(text + "baseline: null\n")
+    with pytest.raises(ConfigError, match="baseline_budgets are budgets of a baseline, and baseline is null"):
+        plan_sweep([str(file)])
+
+
+@pytest.mark.parametrize("value", [1, 0, 101, True, "a", float("nan")])
+def test_budgets_of_the_baseline_are_multiples(value: Any) -> None:
+    """Numbers from 0.01 to 100 other than 1; a search has none."""
+    with pytest.raises(ConfigError, match="is no multiple of the budget"):
+        plan_sweep(["expert=1,8"], baseline_budgets=[value])
+    with pytest.raises(ConfigError, match="a search draws its points"):
+        plan_sweep_or_search(["expert=1,8"], SearchOptions(sampler="random"), baseline_budgets=[2])
 
 
 def test_commands_at_the_same_time_are_all_recorded(tmp_path: Path) -> None:

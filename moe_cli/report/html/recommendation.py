@@ -9,6 +9,7 @@ import numpy as np
 from moe_cli.errors import MoeError
 from moe_cli.formatting import format_flops, sanitise
 from moe_cli.report.html.section import RING, Chart, Line, Section
+from moe_cli.report.price import Pricing
 from moe_cli.report.recommend.recommendation import make_recommendation
 from moe_cli.report.recommend.text import format_recommendation
 from moe_cli.report.run_row import RunRow, Settings
@@ -24,11 +25,14 @@ LINE_WIDTH = 110
 
 
 def recommendation_section(
-    runs: Sequence[RunRow], extra_baselines: Sequence[RunRow], baseline: Settings | None = None
+    runs: Sequence[RunRow],
+    extra_baselines: Sequence[RunRow],
+    baseline: Settings | None = None,
+    pricing: Pricing | None = None,
 ) -> list[Section]:
     """Returns the section with the output of `moe recommend`; empty if nothing can be recommended."""
     try:
-        lines = format_recommendation(make_recommendation(runs, (), extra_baselines, baseline))
+        lines = format_recommendation(make_recommendation(runs, (), extra_baselines, baseline, pricing))
     except MoeError:
         return []
     return [Section("answer", "In short", tuple(lines), before_table=True)]

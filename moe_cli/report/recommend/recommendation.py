@@ -10,9 +10,10 @@ from moe_cli.errors import MoeError
 from moe_cli.formatting import count, plural, sanitise
 from moe_cli.metrics import EQUAL, target_name_of_task
 from moe_cli.report.baseline import baseline_name, sweep_baseline
-from moe_cli.report.comparability import CODE, check_across, is_comparable, select_comparable
+from moe_cli.report.comparability import BUDGET, CODE, check_across, is_comparable, select_comparable
 from moe_cli.report.configuration import Configuration, aggregate_seeds
 from moe_cli.report.equal_time import EqualTime
+from moe_cli.report.price import Price, Pricing
 from moe_cli.report.recommend.choice import (
     Comparison,
     baseline_path,
@@ -70,6 +71,8 @@ class Recommendation:
             configurations are compared with the lowest; None with a baseline.
         params_ratio, throughput_ratio, memory_ratio: ratios to the baseline; None means unknown.
         equal_time: the comparison with the baseline at the end of the baseline's training; None means unknown.
+        price: the price tag against the baseline; None means unknown.
+        machine: the files from which its time tax is taken; "" means the speeds of the runs.
         flops_ratio: ratio of the training FLOPs per token to those of the cheapest configuration compared.
         num_without_baseline: the number of configurations without a baseline of their settings and seeds.
         undefined: configurations whose baseline has a loss of 0, so that relative differences are undefined.
@@ -104,6 +107,8 @@ class Recommendation:
     throughput_ratio: float | None
     memory_ratio: float | None
     equal_time: EqualTime | None
+    price: Price | None
+    machine: str
     equal_params: bool
     flops_ratio: float
     num_without_baseline: int
@@ -163,6 +168,7 @@ def make_recommendation(
     across: Collection[str] = (),
     extra_baselines: Sequence[RunRow] = (),
     baseline: Settings | None = None,
+    pricing: Pricing | None = None,
 ) -> Recommendation:
     """Returns the recommendation that these runs support.
 
@@ -170,12 +176,13 @@ def make_recommendation(
         across: aspects in which ranked runs may differ: data, tokenizer, validation, eval_context, budget, code.
         extra_baselines: runs that may serve as baselines.
         baseline: the settings of the baseline; None means the one that the sweep declares, else the dense model.
+        pricing: how price tags are determined; None means by the runs alone.
 
     Raises:
         MoeError: no run is complete.
         ConfigError: `across` names no aspect.
     """
-    found = _compare_all(runs, across, extra_baselines, baseline)
+    found = _compare_all(runs, across, extra_baselines, baseline, pricing)
     choice = choose(found.rows, found.baseline, found.pairs is not None)
     best, base = choice.row, _baseline_row(found, choice.row)
     difference = comparison_with_baseline(best, baseline_name(found.baseline)) if found.pairs is None else None
@@ -213,6 +220,8 @@ def make_recommendation(
         throughput_ratio=_ratio(best, base, "tokens_per_second"),
         memory_ratio=_ratio(best, base, "peak_memory_bytes"),
         equal_time=None if base is None or base is best else _known(best.at_equal_time),
+        price=None if base is None or base is best else _known_price(best.price),
+        machine=", ".join(pricing.steps.files) if pricing and pricing.steps else "",
         equal_params=base is not None and 1 / EQUAL <= (_ratio(best, base, "active_params") or 1) <= EQUAL,
         flops_ratio=best.results.flops_per_token / min(flops) if flops and best.results.flops_per_token else 1.0,
         num_without_baseline=0
@@ -262,7 +271,11 @@ class _Compared:
 
 
 def _compare_all(
-    runs: Sequence[RunRow], across: Collection[str], extra_baselines: Sequence[RunRow], baseline: Settings | None
+    runs: Sequence[RunRow],
+    across: Collection[str],
+    extra_baselines: Sequence[RunRow],
+    baseline: Settings | None,
+    pricing: Pricing | None,
 ) -> _Compared:
     """Aggregates the complete comparable runs and compares them with the baseline.
 
@@ -285,11 +298,19 @@ def _compare_all(
         and run.is_countable
         and is_comparable(run, first, free)
     ]
-    aggregate = aggregate_seeds(own, extra_baselines=extra, baseline=base)
+    other_budgets = [
+        run
+        for run in (*complete, *extra_baselines)
+        if run.is_dense and run.status == COMPLETED and is_comparable(run, first, {*free, BUDGET})
+    ]
+    aggregate = aggregate_seeds(own, extra_baselines=extra, baseline=base, pricing=pricing, other_budgets=other_budgets)
     rows = [row for row in aggregate.configurations if row.primary_loss is not None]
     outside = aggregate_seeds(extra, baseline=base).configurations
     names = varying_settings([row.settings for row in rows], settings_of(column_names(runs)))
-    return _Compared(own, comparable.left_out, rows, names, aggregate.pairs, outside, base)
+    left_out = dict(comparable.left_out)
+    if all(run.is_dense for run in complete if is_comparable(run, first, {*free, BUDGET}) and run.path not in paths):
+        left_out.pop(BUDGET, None)  # they count in the price tag
+    return _Compared(own, left_out, rows, names, aggregate.pairs, outside, base)
 
 
 def _baseline_row(found: _Compared, best: Configuration) -> Configuration | None:
@@ -319,6 +340,10 @@ def _ratio(best: Configuration, base: Configuration | None, name: str) -> float 
 
 def _known(found: EqualTime | None) -> EqualTime | None:
     return found if found and found.difference is not None else None
+
+
+def _known_price(found: Price | None) -> Price | None:
+    return found if found and found.multiplier.is_known else None
 
 
 def _not_tried(rows: Sequence[Configuration], names: Collection[str], best: Configuration) -> tuple[str, ...]:

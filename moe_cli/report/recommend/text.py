@@ -2,8 +2,10 @@
 
 from moe_cli.formatting import duration, half_width, percent, plural, sanitise
 from moe_cli.report.baseline import baseline_name
+from moe_cli.report.columns import format_ratio
 from moe_cli.report.comparability import EVAL_CONTEXT
 from moe_cli.report.equal_time import EqualTime
+from moe_cli.report.price import Ratio
 from moe_cli.report.recommend.choice import Comparison
 from moe_cli.report.recommend.looks import looks_sentence
 from moe_cli.report.recommend.recommendation import Recommendation
@@ -233,7 +235,34 @@ def _cost(found: Recommendation) -> list[str]:
             f"{percent(abs(equal.difference))}{spread} {'ahead' if equal.difference < 0 else 'behind'}"
             f"{_undecided(equal)} ({plural(equal.seeds, 'seed')}, paired). Its learning rate had not yet fallen."
         )
-    return lines
+    return lines + _price(found)
+
+
+def _price(found: Recommendation) -> list[str]:
+    """Returns the sentence on compute multiplier, time tax and effective speedup; empty if unknown."""
+    price = found.price
+    if price is None:
+        return []
+    base = "dense model" if found.baseline == DENSE else "baseline"
+    text = f"Price: for this loss the {base} needs {format_ratio(price.multiplier)} times the tokens"
+    if len(price.budgets) == 1:
+        text += f" ({base} at one budget only, so a bound)"
+    if price.time_tax.value is not None:
+        where = f", by {sanitise(found.machine)}" if found.machine else ""
+        text += (
+            f"; at {price.time_tax.value:.2f} times its speed{where}, the effective speedup is "
+            f"{format_ratio(price.speedup)}{_sooner(price.speedup)}"
+        )
+    return [text + "."]
+
+
+def _sooner(speedup: Ratio) -> str:
+    """Returns what the interval of a speedup says about the time to equal loss; empty without an interval."""
+    if speedup.low is not None and speedup.low > 1:
+        return ": this loss is reached sooner"
+    if speedup.high is not None and speedup.high < 1:
+        return ": this loss is reached later"
+    return ": undecided which is sooner" if speedup.low is not None or speedup.high is not None else ""
 
 
 def _undecided(equal: EqualTime) -> str:

@@ -140,6 +140,8 @@ def footer_lines(table: ReportTable, width: int) -> list[Text]:
         lines += wrap(sentence, width, "dim")
     if (text := _equal_time(rows, table)) is not None:
         lines += wrap(text, width, "dim")
+    if (text := _price(rows, table)) is not None:
+        lines += wrap(text, width, "dim")
     if len({(row.corpus_sha256, row.settings.get("task.name")) for row in rows}) == 1 and (
         known := format_references(rows[0].others)
     ):
@@ -218,6 +220,29 @@ def _equal_time(rows: Sequence[Configuration], table: ReportTable) -> str | None
     how = "paired by seed" if any(comparison.interval is not None for comparison in known) else "one seed"
     time = _span((comparison.seconds for comparison in known), duration)
     return f"equal time (training time of {to}, {time}): {standing}, {how}{'; ' + without if without else ''}"
+
+
+def _price(rows: Sequence[Configuration], table: ReportTable) -> str | None:
+    """Returns where the price tags come from; None without one."""
+    found = [row.price for row in rows if row.price and row.price.multiplier.is_known and not row.is_own_baseline]
+    if not found:
+        return None
+    base = "the dense model" if table.baseline == DENSE else "the baseline"
+    pricing = table.aggregate.pricer.pricing
+    budgets = sorted({f"{place:.3g}" for price in found for place in price.budgets}, key=float)
+    if pricing.law is not None:
+        source = f"by the stated law of the loss, {pricing.law.irreducible:g} + a / C^{pricing.law.exponent:g}"
+    elif len(budgets) > 1:
+        source = f"from its runs at {', '.join(budgets[:6])} times the tokens"
+    else:
+        source = "a bound, because it has runs at one budget only; for more: --baseline-budgets 1.5,2"
+    needed = f"times the tokens that {base} needs for this loss, {source}"
+    text = f"speedup = compute x ({needed}) * time tax (share of that model's tokens/s"
+    if pricing.steps is not None:
+        text += f", from {', '.join(map(sanitise, pricing.steps.files))}"
+    unknown = sum(price.time_tax.value is None for price in found)
+    why = "no such step in the file" if pricing.steps is not None else "another machine"
+    return text + ")" + (f"; no time tax for {plural(unknown, 'row')} ({why})" if unknown else "")
 
 
 def _constants(table: ReportTable, rows: Sequence[Configuration]) -> list[str]:

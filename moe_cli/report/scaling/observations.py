@@ -127,7 +127,16 @@ def _label(run: RunRow, names: list[str]) -> str:
 
     Example: expert=16 k=2, 1.05M active, 2.46M tokens.
     """
-    seen = ("expert", "k", "train.tokens", "train.steps", "train.flops", "train.minutes", "train.batch_size")
+    seen = (
+        "expert",
+        "k",
+        "train.tokens",
+        "train.steps",
+        "train.flops",
+        "train.model_flops",
+        "train.minutes",
+        "train.batch_size",
+    )
     who = f"expert={run.expert}" + (f" k={run.k}" if not run.is_dense and run.k else "")
     others = [
         f"{name.rpartition('.')[2]}={format_setting(value)}"

@@ -223,12 +223,18 @@ def _throughput(configurations: Points, sparse: Points) -> list[float | None]:
 
 
 def iso_flop(runs: Sequence[RunRow]) -> tuple[IsoFlop, ...]:
-    """Returns a curve for each `train.flops` and expansion of the complete runs; empty for runs with other budgets."""
+    """Returns a curve for each budget of FLOPs and expansion of the complete runs; empty for runs with other budgets.
+
+    With runs of both kinds of FLOPs, those of train.flops are taken, because the two do not compare.
+    """
     by_budget: dict[float, list[RunRow]] = {}
-    for run in runs:
-        budget = run.settings.get("train.flops")
-        if run.status == COMPLETED and isinstance(budget, int | float):
-            by_budget.setdefault(float(budget), []).append(run)
+    for name in ("train.flops", "train.model_flops"):
+        for run in runs:
+            budget = run.settings.get(name)
+            if run.status == COMPLETED and isinstance(budget, int | float):
+                by_budget.setdefault(float(budget), []).append(run)
+        if by_budget:
+            break
     curves = []
     for budget in sorted(by_budget):
         try:
