@@ -1,9 +1,12 @@
 """The promises of `moe decide` on simulated surfaces with the real controller: wrong claims, answers, run time."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.decide.surfaces import KINDS, RULES, decide, draw_surface, grid_answers, score
 
@@ -56,6 +59,17 @@ def grid_cost(kind: str, right: float, count: int) -> int:
         if sum(answers) >= right * count:
             return seeds + (len(RULES.lr_multipliers) - 1 if is_tuned else 0)
     return GRID_SEEDS[-1]
+
+
+def test_rules_are_the_defaults() -> None:
+    """The simulated rules are those of conf/decide."""
+    defaults = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / "conf" / "decide" / "_rules.yaml"))
+    assert isinstance(defaults, dict)
+    assert defaults["rules"] == {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(RULES).items()
+        if name != "first_seed"
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
