@@ -8,7 +8,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ import typer
 from moe_cli import __version__
 from moe_cli.cli.bench import bench
 from moe_cli.cli.config import config
+from moe_cli.cli.decide import decide
 from moe_cli.cli.doctor import doctor
 from moe_cli.cli.evaluate import evaluate
 from moe_cli.cli.explain import explain
@@ -282,8 +283,8 @@ def _root(
 # The commands whose names Python keeps for itself.
 KEYWORDS = {"evaluate": "eval", "import_model": "import"}
 # The commands under the headings of `moe --help`.
-PANELS = {
-    "Train": (train, sweep),
+PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Train": (train, sweep, decide),
     "Compare": (report, recommend, scaling),
     "Use a trained model": (evaluate, sample, explain, export, import_model),
     "Before training": (config, plan),

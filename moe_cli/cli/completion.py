@@ -16,6 +16,8 @@ from moe_cli.plugins import describe_installed, installed_names
 
 # Tags are read only from this many runs.
 MAX_TAGGED_RUNS = 1000
+# Commands of many runs: their settings take several values, and their first word may name a file of that folder.
+SWEEP_COMMANDS = ("sweep", "decide")
 # Groups whose choices can be combined: balance=switch+z.
 COMBINED = ("balance", "log")
 # Settings that name files and runs.
@@ -190,7 +192,9 @@ def _groups(line: Line) -> dict[str, str]:
     if "--resume" in line.option_values or "settings" in line.command:
         return {}
     groups: dict[str, str] = program()["groups"]
-    return {name: text for name, text in groups.items() if line.name == "sweep" or name not in ("executor", "preset")}
+    return {
+        name: text for name, text in groups.items() if line.name in SWEEP_COMMANDS or name not in ("executor", "preset")
+    }
 
 
 def _settings(line: Line) -> dict[str, dict[str, Any]]:
@@ -206,7 +210,7 @@ def _settings(line: Line) -> dict[str, dict[str, Any]]:
 def _applies(name: str, about: dict[str, Any], line: Line) -> bool:
     """Returns whether a setting belongs to the choice of its group; all do where a file may have chosen."""
     group = name.partition(".")[0]
-    if group == "executor" and line.name != "sweep":
+    if group == "executor" and line.name not in SWEEP_COMMANDS:
         return False
     if "choices" not in about:
         return True
@@ -219,7 +223,7 @@ def _applies(name: str, about: dict[str, Any], line: Line) -> bool:
 
 def _values_of(key: str, line: Line, value: str) -> list[Candidate]:
     """Returns values of a setting, or choices of a group; in a sweep after those before the last comma."""
-    if line.name == "sweep" and key not in ("preset", "executor"):
+    if line.name in SWEEP_COMMANDS and key not in ("preset", "executor"):
         return _listed(_one_value(key, line, value.rpartition(",")[2]), value)
     return _one_value(key, line, value)
 
@@ -335,8 +339,8 @@ def _overrides_or_file(line: Line, current: str) -> list[Candidate]:
 
 
 def _sweeps_and_overrides(line: Line, current: str) -> list[Candidate]:
-    """Returns the names of sweeps, which stand first, and settings."""
-    names = {} if line.arguments or "=" in current else _choices("sweep", line.conf)
+    """Returns the names of sweeps, or of spaces, which stand first, and settings."""
+    names = {} if line.arguments or "=" in current else _choices(line.name, line.conf)
     return [*(Candidate(name, text) for name, text in names.items()), *_overrides_or_file(line, current)]
 
 

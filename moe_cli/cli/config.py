@@ -80,7 +80,7 @@ def _print_config(
 def _print_groups(config_dir: Path | None, as_json: bool) -> None:
     from moe_cli.config.compose import Composer
     from moe_cli.config.folders import GROUPS
-    from moe_cli.config.sweep_file import list_sweeps
+    from moe_cli.config.sweep_file import SPACE, list_sweeps
     from moe_cli.plugins import describe, names
 
     composer = Composer(config_dir)
@@ -92,6 +92,7 @@ def _print_groups(config_dir: Path | None, as_json: bool) -> None:
         if found := names(group):
             listed[group] = {name: describe(group, name) for name in found}
     listed["sweep"] = {name: composer.describe("sweep", name) for name in list_sweeps(composer)}
+    listed["decide"] = {name: composer.describe("decide", name) for name in list_sweeps(composer, SPACE)}
     if as_json:
         print_json(listed)
         return
@@ -100,7 +101,10 @@ def _print_groups(config_dir: Path | None, as_json: bool) -> None:
             echo()
         echo(group)
         echo_definitions(
-            {(f"moe sweep {name}" if group == "sweep" else f"{group}={name}"): line for name, line in choices.items()}
+            {
+                (f"moe {group} {name}" if group in ("sweep", "decide") else f"{group}={name}"): line
+                for name, line in choices.items()
+            }
         )
 
 

@@ -38,11 +38,12 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on its validation or test split.
 
-    The whole split is read. Routing may differ from training: experts per token, capacity, drops.
+    The whole split is read. Routing may differ from training: experts per token, capacity, drops. So may the text.
 
     Examples:
         moe eval latest
         moe eval latest eval.k=1,2,4 --json
+        moe eval latest data=text data.path=notes.txt --domains
     """
     from moe_cli.config.build import check_choice
     from moe_cli.runs.folder import outputs_folder
@@ -51,14 +52,15 @@ def evaluate(
     folder = outputs_folder(outputs)
     found = trained_run(folder, run)
     config = found.config()
-    policies = _policies(config, overrides or [])
+    data, overrides = data_settings(overrides or [], "moe eval")
+    policies = _policies(config, overrides)
 
     from moe_cli.cli.console import Terminal, print_lines
     from moe_cli.execution.trained_model import load_trained
     from moe_cli.metrics import sees_later_tokens, target_name
     from moe_cli.report.render.terminal import table_lines
 
-    trained = load_trained(found, folder, checkpoint, SPLITS[split])
+    trained = load_trained(found, folder, checkpoint, SPLITS[split], data=data)
     screen = Terminal(stderr=True)
     results = []
     for number, policy in enumerate(policies, 1):
@@ -67,7 +69,8 @@ def evaluate(
     rows = [_row(config, policy, result, domains) for policy, result in results]
     if as_json:
         named = [{re.sub("^val_", f"{SPLITS[split]}_", key): value for key, value in row.items()} for row in rows]
-        print_json({"run": found.id, "step": trained.step, "split": split, "evaluations": named})
+        name = trained.config.data.name
+        print_json({"run": found.id, "step": trained.step, "data": name, "split": split, "evaluations": named})
         return
     unit = target_name(found.config_dict())
     console = Terminal(emoji=False)
@@ -75,7 +78,8 @@ def evaluate(
     context = f", mean context {rows[0]['eval_context']:z.1f}" if len(contexts) == 1 and None not in contexts else ""
     size = f"{rows[0]['val_tokens']:,} {split} {unit}s"
     console.print(
-        f"[bold]{found.id}[/]   step {trained.step:,}   {size}, the whole split{context}",
+        f"[bold]{found.id}[/]   step {trained.step:,}   {size}"
+        f"{f' of data={trained.config.data.name}' if data else ''}, the whole split{context}",
         highlight=False,
         soft_wrap=True,
     )
@@ -86,6 +90,23 @@ def evaluate(
             console.print()
     for drop in dict.fromkeys(row["drop"] for row in rows if row["sees_later_tokens"]):
         console.print(f"[yellow]{sees_later_tokens(drop)}[/]", highlight=False, soft_wrap=True)
+
+
+def data_settings(overrides: list[str], command: str) -> tuple[dict[str, Any], list[str]]:
+    """Returns the settings of other data, such as data=text data.path=notes.txt, and the other overrides.
+
+    Raises ConfigError: a setting has several values.
+    """
+    from moe_cli.config.overrides import parse_overrides
+    from moe_cli.errors import ConfigError
+
+    of_data = [override for override in overrides if re.match(r"data[.=]", override)]
+    values = {}
+    for axis in parse_overrides(of_data):
+        if len(axis.values) > 1:
+            raise ConfigError(f"{axis.key} has {len(axis.values)} values: {command} takes one.")
+        values[axis.key] = axis.values[0]
+    return values, [override for override in overrides if override not in of_data]
 
 
 def _policies(config: "RunConfig", overrides: list[str]) -> "list[EvalConfig]":

@@ -201,11 +201,13 @@ def _write(
     outputs: Path,
 ) -> None:
     """Writes the files of the report, or those of `SENT` for a while, and sends them to a tracker."""
+    from moe_cli.decide.page import decision_sections
     from moe_cli.report.export import export
 
+    folders = list(dict.fromkeys(Path(run.path).parent for run in source.runs))
     with TemporaryDirectory() as temporary:
         made = files or [Path(temporary) / f"report{ending}" for ending in SENT]
-        export(made, table, source, pivot=pivot)
+        export(made, table, source, pivot=pivot, answer=decision_sections(folders))
         if files:
             print_written(files)
         if to:

@@ -146,7 +146,7 @@ def print_points(console: "Console", prepared: "PreparedSweep") -> None:
 def print_tuning_price(console: "Console", prepared: "Sequence[Prepared]") -> None:
     """Prints the price of trials and comparison together: the least, and the most with every further trial."""
     from moe_cli.formatting import duration, plural
-    from moe_cli.sweeps.learning_rate import MAX_EXTENSIONS, MULTIPLIERS
+    from moe_cli.report.learning_rate import MAX_EXTENSIONS, MULTIPLIERS
 
     if len(prepared) == 1:
         return

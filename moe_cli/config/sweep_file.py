@@ -1,15 +1,16 @@
-"""conf/sweep/NAME.yaml: the configurations of a named sweep, and its question. Does not import torch.
+"""conf/sweep/NAME.yaml and conf/decide/NAME.yaml: configurations, and the question on them. Does not import torch.
 
 A block is a product: of the values of each key of `grid`, of the rows of `zip` (keys that advance together), and of
 `points` (partial configurations), all with the settings of `set`, restricted by `where`. A sweep is a block, or the
-`union` of several; the other parts hold for each of them.
+`union` of several; the other parts hold for each of them. A file of conf/decide is a space of candidates: it has the
+parts of a sweep that say what varies, and `rules`, the rules by which `moe decide` chooses among them.
 """
 
 import io
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -35,8 +36,10 @@ BLOCK_PARTS = ("grid", "zip", "points", "set", "match", "budget", "where")
 PARTS = (*BLOCK_PARTS, "union", "search", "tune", "seeds", "baseline", "baseline_budgets", "presets")
 # Settings that can be tuned for each configuration before a comparison.
 TUNABLE = ("optim.lr",)
-MERGED_PARTS = ("grid", "set", "search")
-PRESET_PARTS = tuple(part for part in PARTS if part != "presets")
+SPACE_PARTS = (*BLOCK_PARTS, "union", "rules", "presets")
+MERGED_PARTS = ("grid", "set", "search", "rules")
+# Parts that a file takes over from those in its `defaults`; its own values change them.
+INHERITED_PARTS = ("presets", "rules")
 # The preset that a file itself is.
 DEFAULT_PRESET = "laptop"
 DENSE = {"expert": 1}
@@ -95,8 +98,22 @@ class Block:
 
 
 @dataclass(frozen=True)
+class FileKind:
+    """A kind of file with configurations: its folder in conf/, its noun, its parts, and a command without a file."""
+
+    folder: str
+    noun: str
+    parts: tuple[str, ...]
+    instead: str
+
+
+SWEEP = FileKind("sweep", "sweep", PARTS, "moe sweep k=1,2")
+SPACE = FileKind("decide", "space", SPACE_PARTS, "moe decide experts k=1,2")
+
+
+@dataclass(frozen=True)
 class SweepFile:
-    """A sweep file.
+    """A sweep file, or a file of a space.
 
     Attributes:
         question: its first line.
@@ -104,6 +121,7 @@ class SweepFile:
         baseline_budgets: the multiples of each point's budget that the baseline is trained at too, for price tags.
         search: the search settings; None means that all configurations are run.
         tune: the setting that is tuned for each configuration before the comparison; None means none.
+        rules: the rules of a decision, as they are written; empty for a sweep.
     """
 
     name: str
@@ -114,11 +132,12 @@ class SweepFile:
     search: SearchBlock | None = None
     tune: str | None = None
     baseline_budgets: tuple[float, ...] = ()
+    rules: Partial = field(default_factory=dict)
 
 
-def list_sweeps(composer: Composer) -> list[str]:
-    """Returns the names of the files of conf/sweep, also in folders: paper/switch_table1."""
-    folders = [folder / "sweep" for folder in composer.folders]
+def list_sweeps(composer: Composer, kind: FileKind = SWEEP) -> list[str]:
+    """Returns the names of the files of conf/sweep, also in folders: paper/switch_table1; or those of another kind."""
+    folders = [folder / kind.folder for folder in composer.folders]
     return sorted(
         {
             file.relative_to(folder).with_suffix("").as_posix()
@@ -130,7 +149,7 @@ def list_sweeps(composer: Composer) -> list[str]:
     )
 
 
-def load_sweep_file(composer: Composer, name: str, preset: str = DEFAULT_PRESET) -> SweepFile:
+def load_sweep_file(composer: Composer, name: str, preset: str = DEFAULT_PRESET, kind: FileKind = SWEEP) -> SweepFile:
     """Loads conf/sweep/NAME.yaml, or the file of a path that ends in .yaml, with the changes of its preset.
 
     Raises:
@@ -138,38 +157,41 @@ def load_sweep_file(composer: Composer, name: str, preset: str = DEFAULT_PRESET)
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else None
     if path and not path.is_file():
-        raise ConfigError(f"there is no file {path}. Give a path, or the name of a sweep: moe config --groups")
-    names = list_sweeps(composer)
+        raise ConfigError(f"there is no file {path}. Give a path, or the name of a {kind.noun}: moe config --groups")
+    names = list_sweeps(composer, kind)
     if path is None and name not in names:
         raise ConfigError(
-            f"no sweep '{name}'.{did_you_mean(name, names)} There are: {', '.join(names)}. "
-            f"Or give values: moe sweep k=1,2{composer.misnamed('sweep', name)}"
+            f"no {kind.noun} '{name}'.{did_you_mean(name, names)} There are: {', '.join(names)}. "
+            f"Or give values: {kind.instead}{composer.misnamed(kind.folder, name)}"
         )
-    file = path or _file_of(composer, name)
+    file = path or _file_of(composer, name, kind)
     content = _read(file)
     try:
-        content = _with_bases(composer, content)
-        parts = _with_preset(known_parts(content, PARTS, "a sweep"), name, preset)
+        content = _with_bases(composer, content, kind)
+        parts = _with_preset(known_parts(content, kind.parts, f"a {kind.noun}"), name, preset, kind)
         return SweepFile(
             path.stem if path else name,
             first_comment(file),
-            _blocks(composer, parts),
+            _blocks(composer, parts, kind),
             check_whole("seeds", parts.get("seeds", 1), most=SEEDS),
             _baseline(parts),
             parse_search(parts["search"]) if "search" in parts else None,
             _tune(parts),
             _baseline_budgets(parts),
+            _mapping(parts, "rules"),
         )
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 
 
-def _file_of(composer: Composer, name: str) -> Path:
+def _file_of(composer: Composer, name: str, kind: FileKind) -> Path:
     """Returns the file conf/sweep/NAME.yaml that is used. Raises ConfigError where there is none."""
-    file = next((path for folder in composer.folders if (path := folder / "sweep" / f"{name}.yaml").is_file()), None)
+    file = next(
+        (path for folder in composer.folders if (path := folder / kind.folder / f"{name}.yaml").is_file()), None
+    )
     if file is None:
-        raise ConfigError(f"defaults: there is no conf/sweep/{name}.yaml.")
-    composer.remember(f"sweep/{name}.yaml")
+        raise ConfigError(f"defaults: there is no conf/{kind.folder}/{name}.yaml.")
+    composer.remember(f"{kind.folder}/{name}.yaml")
     return file
 
 
@@ -181,24 +203,28 @@ def _read(file: Path) -> Any:
         raise ConfigError(f"{file}: {shorten_error(error)}") from None
 
 
-def _with_bases(composer: Composer, content: Any) -> Any:
-    """Returns the content with the presets of the files in its `defaults`.
+def _with_bases(composer: Composer, content: Any, kind: FileKind) -> Any:
+    """Returns the content with the presets and rules of the files in its `defaults`.
 
-    Its own presets change these part by part.
+    Its own presets change these part by part, its own rules one by one.
     """
     if not isinstance(content, dict) or "defaults" not in content:
         return content
-    bases, own = content.pop("defaults"), _mapping(content, "presets")
-    shared: dict[str, Any] = {}
+    bases = content.pop("defaults")
+    shared: dict[str, dict[str, Any]] = {part: {} for part in INHERITED_PARTS}
     for base in bases if isinstance(bases, list) else [bases]:
         if base != "_self_":
-            shared |= _mapping(_read(_file_of(composer, str(base))), "presets")
-    presets = {name: _changed(shared.get(name, {}), own.get(name, {})) for name in (*shared, *own)}
-    return {**content, "presets": presets}
+            parts = _read(_file_of(composer, str(base), kind))
+            shared = {part: {**shared[part], **_mapping(parts, part)} for part in INHERITED_PARTS}
+    own = {part: _mapping(content, part) for part in INHERITED_PARTS}
+    names = (*shared["presets"], *own["presets"])
+    presets = {name: _changed(shared["presets"].get(name, {}), own["presets"].get(name, {})) for name in names}
+    inherited = {"presets": presets, "rules": {**shared["rules"], **own["rules"]}}
+    return {**content, **{part: values for part, values in inherited.items() if values or part in content}}
 
 
-def _with_preset(parts: dict[str, Any], name: str, preset: str) -> dict[str, Any]:
-    """Returns the parts with those of the preset instead; of `grid`, `set` and `search`, key by key."""
+def _with_preset(parts: dict[str, Any], name: str, preset: str, kind: FileKind) -> dict[str, Any]:
+    """Returns the parts with those of the preset instead; of `grid`, `set`, `search` and `rules`, key by key."""
     presets = parts.pop("presets", {})
     if not isinstance(presets, dict) or DEFAULT_PRESET in presets:
         raise ConfigError(
@@ -209,9 +235,11 @@ def _with_preset(parts: dict[str, Any], name: str, preset: str) -> dict[str, Any
     if preset not in presets:
         there = [DEFAULT_PRESET, *map(str, presets)]
         raise ConfigError(
-            f"no preset '{preset}' in the sweep {name}.{did_you_mean(preset, there)} There are: {', '.join(there)}."
+            f"no preset '{preset}' in the {kind.noun} {name}.{did_you_mean(preset, there)} "
+            f"There are: {', '.join(there)}."
         )
-    return _changed(parts, known_parts(presets[preset], PRESET_PARTS, f"the preset {preset}"))
+    known = tuple(part for part in kind.parts if part != "presets")
+    return _changed(parts, known_parts(presets[preset], known, f"the preset {preset}"))
 
 
 def _changed(parts: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -221,11 +249,12 @@ def _changed(parts: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return {**parts, **changes, **merged}
 
 
-def _blocks(composer: Composer, parts: dict[str, Any]) -> tuple[Block, ...]:
+def _blocks(composer: Composer, parts: dict[str, Any], kind: FileKind) -> tuple[Block, ...]:
     shared = _block(composer, parts)
     if "union" not in parts:
-        if not any(part in parts for part in ("grid", "zip", "points", "search")):
-            raise ConfigError("a sweep must hold what varies: grid, zip, points, union or search.")
+        varying = [part for part in ("grid", "zip", "points", "union", "search") if part in kind.parts]
+        if not any(part in parts for part in varying):
+            raise ConfigError(f"a {kind.noun} must hold what varies: {', '.join(varying[:-1])} or {varying[-1]}.")
         return (shared,)
     union = parts["union"]
     if not isinstance(union, list) or not union:

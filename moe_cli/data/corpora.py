@@ -96,8 +96,11 @@ class Corpus(Dataset[Tokens]):
         """Returns the domains of tokens of `val`. A separator has that of the document before it."""
         if len(self.meta["domains"]) == 1:
             return np.zeros(len(positions), np.int64)
-        documents = np.searchsorted(self.starts, positions + self._val_offset, side="right") - 1
-        return np.asarray(self.domain_ids[documents])
+        return np.asarray(self.domain_ids[self.document_ids_at(positions)])
+
+    def document_ids_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the documents of tokens of `val`, as indices into `starts`."""
+        return np.searchsorted(self.starts, positions + self._val_offset, side="right") - 1
 
     @property
     def _val_offset(self) -> int:

@@ -27,6 +27,7 @@ from moe_cli.decide.records import (
 )
 from moe_cli.decide.sequential import Noise, claims_at_look, pooled_noise, prospect
 from moe_cli.report.intervals import t_quantile
+from moe_cli.report.learning_rate import best_multiplier, next_multiplier, steps_to_edge
 from moe_cli.report.significance import PairedSample, Scores, paired
 
 # A pair that its last look will decide with less than this probability is given up.
@@ -311,7 +312,10 @@ class Race:
             if not any(rate.is_at_edge for rate in self.rates.values()):
                 break
             trials = {name: tried for name, tried in trials.items() if name in self.alive}
-            longer = {name: [*tried, self._next_multiplier(name, tried)] for name, tried in trials.items()}
+            longer = {
+                name: [*tried, next_multiplier(self._trial_losses(name, tried), rules.lr_multipliers)]
+                for name, tried in trials.items()
+            }
             if not self._fits(self._trials(longer), self._dearest(self.alive)):
                 self.unused.append("A best learning rate at the edge was not followed: the budget.")
                 break
@@ -342,12 +346,11 @@ class Race:
         """Chooses the multiplier with the lowest mean loss, and corrects the scores of the screening by its gain."""
         for name, tried in trials.items():
             losses = self._trial_losses(name, tried)
-            finished = {multiplier: loss for multiplier, loss in losses.items() if loss is not None}
-            if not finished:
+            best = best_multiplier(losses)
+            if best is None:
                 self._drop(name, LEARNING_RATE, "every learning rate failed", False)
                 continue
-            best = min(finished, key=lambda multiplier: finished[multiplier])
-            self.rates[name] = LearningRate(name, best, tuple(losses.items()), best in (min(tried), max(tried)))
+            self.rates[name] = LearningRate(name, best, tuple(losses.items()), steps_to_edge(losses) == 0)
         fraction, first = self.rules.screening_fraction, self.rules.first_seed
         for name in self.alive:
             losses = self._trial_losses(name, trials[name])
@@ -355,19 +358,6 @@ class Race:
             gain = (losses[self._rate(name)] or 1.0) / untuned if untuned else 1.0
             scores = self._losses(name, fraction, 1.0, first, self.rules.screening_seeds)
             self.scores[name] = {seed: loss * gain for seed, loss in scores.items()}
-
-    def _next_multiplier(self, name: str, tried: Sequence[float]) -> float:
-        """Goes on outward from a best rate at the edge; otherwise tries between the best and its better neighbour."""
-        losses, ordered = self._trial_losses(name, tried), sorted(tried)
-        best = ordered.index(self._rate(name))
-        ends = max(self.rules.lr_multipliers) / min(self.rules.lr_multipliers)
-        step = math.pow(ends, 1 / (len(self.rules.lr_multipliers) - 1))
-        if best == 0:
-            return ordered[0] / step
-        if best == len(ordered) - 1:
-            return ordered[-1] * step
-        neighbour = min(ordered[best - 1], ordered[best + 1], key=lambda multiplier: losses[multiplier] or math.inf)
-        return math.sqrt(ordered[best] * neighbour)
 
     def _choose(self) -> Batches:
         """Chooses the contenders among more finalists, with the full budget. Later seeds go to those still in front."""

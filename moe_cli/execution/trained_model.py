@@ -1,5 +1,6 @@
 """Loads the model of a run from a checkpoint, for evaluation and sampling."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.execution.data import check_same_data, load_data_read_only, model_vocab_size
 from moe_cli.execution.machine import pick_device
+from moe_cli.execution.other_data import load_other_data
 from moe_cli.execution.precision import decide_precision
 from moe_cli.runs.folder import Run
 
@@ -44,16 +46,24 @@ class TrainedModel:
 
 
 def load_trained(
-    run: Run, outputs: Path, which: str = "latest", split: str = "val", device: str | None = None
+    run: Run,
+    outputs: Path,
+    which: str = "latest",
+    split: str = "val",
+    device: str | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> TrainedModel:
     """Loads the model of a run from a checkpoint: `latest`, `best` or that of a step.
 
     Args:
         split: the split for its evaluation, `val` or `test`.
         device: auto, cpu, cuda or cuda:N; None means `train.device` of the run.
+        data: settings of other data for the task, such as {"data": "python"}, see `load_other_data`; None or empty
+            means the data of the run.
 
     Raises:
         CheckpointError: no such checkpoint exists, or it is damaged.
+        ConfigError: the run's tokenizer cannot read the other data.
         DataError: its data are missing, or have no test split.
     """
     from moe_cli.models.registry import make_model
@@ -65,7 +75,9 @@ def load_trained(
     config = with_decided_precision(run, run.config(), place)
     corpus = load_data_read_only(config.data, config.model.context_length, outputs)
     check_same_data(run, checkpoint.state, corpus)
-    task = make_task(config, corpus.with_test_split() if split == "test" else corpus)
     model = make_model(config, model_vocab_size(config, corpus))
     checkpoint.load_model(model)
+    if data:
+        config, corpus = load_other_data(run.id, config, corpus, data, outputs)
+    task = make_task(config, corpus.with_test_split() if split == "test" else corpus)
     return TrainedModel(run.id, config, model.to(place).eval(), task, checkpoint.state["step"])

@@ -15,6 +15,9 @@ from torch import Tensor
 from moe_cli.metrics import DEAD_BELOW
 from moe_cli.moe.routing import Routing, without_null_experts
 
+# Rounds of iterative scaling; the error falls by a constant factor in each.
+SCALING_ROUNDS = 200
+
 
 def load_cv(tokens_per_expert: Tensor) -> float:
     """Computes the coefficient of variation of the load: population standard deviation / mean.
@@ -40,13 +43,54 @@ def co_activation(mask: Bool[Tensor, "T E"]) -> Int[Tensor, "E E"]:
     return (matrix.T @ matrix).round().long()
 
 
+def expected_co_activation(pairs: Int[Tensor, "E E"]) -> Float[Tensor, "E E"]:
+    """Computes the pairs of experts to expect if the experts of a token were independent of each other.
+
+    A token has two different experts, so the diagonal is empty and products of loads are too large. The table is
+    that of quasi-independence (Goodman 1968, Journal of the American Statistical Association 63): w_i w_j off the
+    diagonal, with the row sums of `pairs`, fitted by iterative scaling. For K = 2 it is the distribution of largest
+    entropy with this load.
+
+    Args:
+        pairs: as `co_activation` counts them; the diagonal is ignored.
+    """
+    rows = pairs.double() - pairs.diag().diag().double()
+    row_sums = rows.sum(1)
+    weights = row_sums / row_sums.sum().clamp(min=1).sqrt()
+    for _ in range(SCALING_ROUNDS):
+        others = (weights.sum() - weights).clamp(min=1e-300)
+        weights = (weights * row_sums / others).sqrt()
+    expected = torch.outer(weights, weights)
+    return expected - expected.diag().diag()
+
+
+def co_activation_dependence(pairs: Int[Tensor, "E E"], expected: Float[Tensor, "E E"]) -> float:
+    """Computes the share of pairs that would have to change to make them independent (total variation distance).
+
+    The range is 0 to 1; without pairs it is 0.
+    """
+    rows = pairs.double() - pairs.diag().diag().double()
+    total = rows.sum().item()
+    return (rows - expected).abs().sum().item() / (2 * total) if total else 0.0
+
+
 def router_saturation(mask: Bool[Tensor, "T E"], final: Bool[Tensor, "T E"]) -> float:
     """Computes the fraction of the final router's choices that an earlier router also made (OLMoE, arXiv:2409.02060).
 
-    Both route the same tokens. The range is 0 to 1; about K / E means agreement by chance.
+    Both route the same tokens. The range is 0 to 1; about K / E means agreement by chance, see `chance_saturation`.
     """
     total = final.sum().item()
     return (mask & final).sum().item() / total if total else 1.0
+
+
+def chance_saturation(mask: Bool[Tensor, "T E"], final: Bool[Tensor, "T E"]) -> float:
+    """Computes the expected `router_saturation` of two routers of these loads that choose independently of each other.
+
+    It is K / E for even loads, and more if both prefer the same experts.
+    """
+    total = final.sum().item()
+    agreements = (mask.double().mean(0) * final.double().sum(0)).sum().item()
+    return agreements / total if total else 1.0
 
 
 def assignments_by_group(routing: Routing, groups: Int[Tensor, " T"], num_groups: int) -> Int[Tensor, "G E"]:
@@ -63,7 +107,23 @@ def specialisation(counts: Int[Tensor, "G E"]) -> float:
     used. 1 means that one determines the other. The estimate from n counts is about (G - 1)(E - 1) / (2 n) nats too
     high, so n should be far above G E.
     """
-    return normalised_information(counts.sum(1), counts.sum(0), counts)
+    return specialisations(counts.unsqueeze(0)).item()
+
+
+def specialisations(tables: Int[Tensor, "N G E"] | Float[Tensor, "N G E"]) -> Float[Tensor, " N"]:
+    """Computes `specialisation` of each of N tables of counts."""
+    probs = tables.double() / tables.sum((1, 2), keepdim=True).clamp(min=1)
+    group, expert, joint = (torch.special.entr(part).flatten(1).sum(1) for part in (probs.sum(2), probs.sum(1), probs))
+    return _share_of_bound(group, expert, joint)
+
+
+def _share_of_bound(
+    group: Float[Tensor, "*N"], expert: Float[Tensor, "*N"], joint: Float[Tensor, "*N"]
+) -> Float[Tensor, "*N"]:
+    """Computes the information of entropies, divided by its upper bound; 0 where that is 0."""
+    bound = torch.minimum(group, expert)
+    share = ((group + expert - joint) / bound.clamp(min=1e-12)).clamp(0, 1)
+    return share.where(bound > 1e-12, torch.zeros_like(share))
 
 
 def normalised_information(
@@ -71,10 +131,8 @@ def normalised_information(
 ) -> float:
     """Computes `specialisation` from the two marginal counts and the joint counts, whose zeros may be left out."""
     total = joint.sum().clamp(min=1)
-    entropies = [torch.special.entr(counts.double() / total).sum().item() for counts in (by_group, by_expert, joint)]
-    bound = min(entropies[:2])
-    information = entropies[0] + entropies[1] - entropies[2]
-    return min(1.0, max(0.0, information / bound)) if bound > 1e-12 else 0.0
+    entropies = [torch.special.entr(counts.double() / total).sum() for counts in (by_group, by_expert, joint)]
+    return _share_of_bound(*entropies).item()
 
 
 def dropped_fraction(routing: Routing) -> Float[Tensor, ""]:

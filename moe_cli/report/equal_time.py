@@ -1,4 +1,4 @@
-"""The comparison of runs at equal training time, by their validation curves.
+"""The comparison of runs at equal training time, or at equal tokens or FLOPs, by their validation curves.
 
 The common time of two runs of one seed is the training time of the baseline's run. The estimate of each at that time is
 interpolated between the evaluations of its own curve. Training time is without evaluations and checkpoints.
@@ -22,6 +22,8 @@ from moe_cli.runs.folder import Run
 MAX_RUNS = 1000
 # The reasons for which a run has no value.
 NO_CURVE, EARLIER, LATER, MACHINE = "no curve", "ended earlier", "not evaluated by then", "another machine"
+# The quantity over which curves are read. FLOPs are those of training, of model and optimizer.
+SECONDS, TOKENS, FLOPS = "seconds", "tokens", "FLOPs"
 Points = Sequence[tuple[float, float]]
 SeedRuns = Mapping[int | None, RunRow]
 
@@ -48,33 +50,55 @@ class EqualTime:
 
 
 class TimedCurves:
-    """The validation curves of runs over training time. Each is read once."""
+    """The validation curves of runs over training time, or over another quantity. Each is read once."""
 
-    def __init__(self) -> None:
+    def __init__(self, axis: str = SECONDS) -> None:
+        self.axis = axis
         self._known: dict[str, Points] = {}
 
     def read_points(self, run: RunRow) -> Points:
-        """Returns (seconds of training, estimate) of each evaluation, in the unit of the run's result."""
+        """Returns (quantity of training, estimate) of each evaluation, in the unit of the run's result."""
         if run.path not in self._known:
             key = ESTIMATES["val_loss" if run.results.val_bpb is None else "val_bpb"]
-            self._known[run.path] = estimates_over_time(run.path, key)
+            if self.axis == SECONDS:
+                self._known[run.path] = estimates_over_time(run.path, key)
+            else:
+                per_step = self._per_step(run)
+                points = estimates_by_step(run.path, key) if per_step else []
+                self._known[run.path] = [(step * (per_step or 0.0), value) for step, _, value in points]
         return self._known[run.path]
 
+    def _per_step(self, run: RunRow) -> float | None:
+        """Returns the tokens or FLOPs of an optimizer step; None where the results do not say."""
+        tokens, steps, flops = run.results.tokens, run.results.steps, run.results.flops_per_token
+        if not tokens or not steps or (self.axis == FLOPS and not flops):
+            return None
+        return tokens / steps * (flops or 0.0 if self.axis == FLOPS else 1.0)
+
     def end(self, run: RunRow) -> float | None:
-        """Returns the training time of a run, up to its last estimate; None without a curve."""
+        """Returns the training time of a run, or another quantity, up to its last estimate; None without a curve."""
         points = self.read_points(run)
         return points[-1][0] if points else None
+
+    def is_comparable(self, run: RunRow, other: RunRow) -> bool:
+        """Returns whether the quantities of two runs compare: times do only on one machine."""
+        return self.axis != SECONDS or is_same_machine(run, other)
 
 
 def estimates_over_time(path: str, key: str) -> Points:
     """Returns (seconds of training, estimate) of each evaluation of a run, by the estimate's key in metrics.jsonl."""
+    return [(seconds, value) for _, seconds, value in estimates_by_step(path, key)]
+
+
+def estimates_by_step(path: str, key: str) -> list[tuple[float, float, float]]:
+    """Returns (step, seconds of training, estimate) of each evaluation of a run, by its key in metrics.jsonl."""
     curve = ThinnedCurve()
     for record in Run(Path(path)).read_metrics():
         if key in record:
             step, seconds, value = (number_in(record.get(name)) for name in ("step", "seconds", key))
             if step is not None and seconds is not None and value is not None:
                 curve.add(step, value, seconds)
-    return [(seconds, value) for _, (value, seconds) in sorted(curve.points.items())]
+    return [(step, seconds, value) for step, (value, seconds) in sorted(curve.points.items())]
 
 
 def compare_at_equal_time(
@@ -93,7 +117,7 @@ def compare_at_equal_time(
         base = baseline.get(run.seed)
         if base is None or run.seed is None:
             continue
-        is_budget = budget_aspect(run.settings, None)[0] == "train.minutes"
+        is_budget = curves.axis == SECONDS and budget_aspect(run.settings, None)[0] == "train.minutes"
         end = curves.end(base) if ends is None else ends.get(run.seed)
         found: tuple[float, float] | str
         if is_budget:
@@ -123,7 +147,7 @@ def shortest_times(runs: Iterable[RunRow], reference: SeedRuns, curves: TimedCur
     found: dict[int | None, float] = {}
     for run in runs:
         end = curves.end(run)
-        if end is not None and run.seed in reference and is_same_machine(run, reference[run.seed]):
+        if end is not None and run.seed in reference and curves.is_comparable(run, reference[run.seed]):
             found[run.seed] = min(end, found.get(run.seed, end))
     return found
 
@@ -146,7 +170,7 @@ def _losses_at(seconds: float, run: RunRow, base: RunRow, curves: TimedCurves) -
     own, other = curves.read_points(run), interpolate(curves.read_points(base), seconds)
     if not own or other is None:
         return NO_CURVE
-    if not is_same_machine(run, base):
+    if not curves.is_comparable(run, base):
         return MACHINE
     loss = interpolate(own, seconds)
     if loss is None:

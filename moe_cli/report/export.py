@@ -10,6 +10,7 @@ from moe_cli.report.html.page import GENERATOR, page_text
 from moe_cli.report.html.page_data import Source
 from moe_cli.report.html.pivot import pivot_section
 from moe_cli.report.html.recommendation import fit_sections, recommendation_section
+from moe_cli.report.html.section import Section
 from moe_cli.report.importance import load_importances
 from moe_cli.report.pivot import Pivot
 from moe_cli.report.render.latex import latex_text
@@ -50,23 +51,34 @@ def export(
     source: Source,
     law: "Analysis | None" = None,
     pivot: Pivot | None = None,
+    answer: Sequence[Section] = (),
 ) -> None:
     """Writes each file atomically. A page includes the scaling law, if one was fitted, and the pivot table.
 
     Other files have the pivot table instead of the report.
 
+    Args:
+        answer: the sections of a page that answer its question; without any, the recommendation does.
+
     Raises:
         MoeError: a library is not installed, or a file cannot be written.
     """
     for path in files:
-        write_file(path.expanduser(), _content(path.suffix.lower(), table, source, law, pivot))
+        write_file(path.expanduser(), _content(path.suffix.lower(), table, source, law, pivot, answer))
 
 
 def _content(
-    ending: str, table: ReportTable, source: Source, law: "Analysis | None", pivot: Pivot | None
+    ending: str,
+    table: ReportTable,
+    source: Source,
+    law: "Analysis | None",
+    pivot: Pivot | None,
+    answer: Sequence[Section],
 ) -> str | bytes:
     if ending == ".html":
-        sections = recommendation_section(*_shown_runs(table, source), table.baseline, table.aggregate.pricer.pricing)
+        sections = list(answer) or recommendation_section(
+            *_shown_runs(table, source), table.baseline, table.aggregate.pricer.pricing
+        )
         sections += [pivot_section(pivot)] if pivot else []
         return page_text(table, source, sections + (fit_sections(law, source.title) if law else []))
     if pivot:

@@ -35,7 +35,7 @@ ABLATED_SETTINGS = ("expert", "k", "capacity", "drop", "renormalise_after_drop",
 
 @dataclass(frozen=True)
 class AblationSource:
-    """What is ablated: an experiment of conf/experiment, or a run, and the folder of runs."""
+    """The name of the ablated experiment or run, and the folder in which a run is looked up."""
 
     name: str
     outputs: Path
@@ -76,9 +76,9 @@ def plan_ablation(
     axes = {axis.key: discrete(composer, axis) for axis in parse_overrides(overrides[1:])}
     file = SweepFile(ABLATE, f"What does each setting of {source.name} contribute?", (Block(),), 1, None)
     run_seeds = seeds_of(axes.pop("seed", None), seeds, file)
-    given = _one_value_each(axes)
-    settings = _settings(composer, source, given)
-    left_out = [key for key in settings if _is_ablated(key) and key not in given]
+    fixed = _one_value_each(axes)
+    settings = _settings(composer, source, fixed)
+    left_out = [key for key in settings if _is_ablated(key) and key not in fixed]
     if not left_out:
         raise ConfigError(
             f"{source.name} has no setting of model, router, balance or optimizer that differs from the defaults: "
@@ -91,7 +91,7 @@ def plan_ablation(
         label = f"all - {key}={format_setting(settings[key])}"
         fewer = {other: value for other, value in settings.items() if other != key and not other.startswith(f"{key}.")}
         try:
-            resolved = compose_run(composer, {**fewer, **given, "seed": run_seeds[0]})
+            resolved = compose_run(composer, {**fewer, **fixed, "seed": run_seeds[0]})
         except ConfigError as error:
             skipped.append(SkippedPoint(label, str(error)))
             continue
@@ -124,12 +124,12 @@ def _one_value_each(axes: Mapping[str, Axis]) -> dict[str, Any]:
     return {key: axis.values[0] for key, axis in axes.items()}
 
 
-def _settings(composer: Composer, source: AblationSource, given: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(composer: Composer, source: AblationSource, fixed: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of the source that differ from the defaults, with the given ones."""
     if source.name in composer.choices_with_plugins("experiment"):
-        config = composer.point({"experiment": source.name, **given}).config
-        return {**fewest_settings(composer, config), **given}
-    return apply_changes(composer, find_run(source.outputs, source.name).config(), given)
+        config = composer.point({"experiment": source.name, **fixed}).config
+        return {**fewest_settings(composer, config), **fixed}
+    return apply_changes(composer, find_run(source.outputs, source.name).config(), fixed)
 
 
 def _is_ablated(key: str) -> bool:

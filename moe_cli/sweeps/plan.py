@@ -1,7 +1,7 @@
 """Plans a sweep: composes and checks the configurations of all runs before the first run starts, without torch."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -177,11 +177,7 @@ def plan_sweep(
             "nothing varies. Give several values, as in: moe sweep expert=1,8 k=1,2. "
             "Or name a sweep: moe config --groups"
         )
-    blocks = [_apply_overrides(block, axes.values(), conditions) for block in sweep.blocks]
-    _check_size(blocks, len(run_seeds))
-    found = _find(composer, blocks, sweep, run_seeds[0])
-    if not found.configs:
-        raise ConfigError(_reasons(found))
+    found = find_configurations(composer, sweep, axes.values(), conditions, run_seeds)
     if found.no_baseline and (baseline is not None or found.wrong_baseline):
         raise ConfigError(f"{'baseline' if baseline is None else f'--baseline {baseline}'}: {found.no_baseline}")
     if sweep.tune is not None:
@@ -207,6 +203,26 @@ def plan_sweep(
         composer.notes,
         sweep.tune,
     )
+
+
+def find_configurations(
+    composer: Composer,
+    sweep: SweepFile,
+    axes: Collection[Axis],
+    conditions: tuple[Expression, ...],
+    seeds: Sequence[int],
+) -> "Configurations":
+    """Returns the configurations of a file with the typed values and conditions, at the first seed.
+
+    Raises:
+        ConfigError: they are too many for this number of seeds, or none can be run.
+    """
+    blocks = [_apply_overrides(block, axes, conditions) for block in sweep.blocks]
+    _check_size(blocks, len(seeds))
+    found = _find(composer, blocks, sweep, seeds[0])
+    if not found.configs:
+        raise ConfigError(_reasons(found))
+    return found
 
 
 def _check_tunable(configs: Iterable[RunConfig]) -> None:
@@ -287,10 +303,11 @@ def _apply_overrides(block: Block, axes: Iterable[Axis], conditions: tuple[Expre
 
 
 @dataclass
-class _Found:
+class Configurations:
     """The configurations of a sweep at its first seed, and the points that were left out.
 
     Attributes:
+        configs: their labels.
         no_baseline: the reason why none of the baselines can be run.
         wrong_baseline: whether a baseline has a value that is invalid in every configuration.
     """
@@ -305,7 +322,7 @@ class _Found:
     wrong_baseline: bool = False
 
 
-def _reasons(found: _Found) -> str:
+def _reasons(found: Configurations) -> str:
     """Returns why no point can be run, with the effect of `where`, in at most three lines."""
     reasons = {point.reason for point in found.left_out.values()}
     if len(reasons) == 1 and not found.excluded:
@@ -331,13 +348,13 @@ def check_condition(condition: Expression) -> None:
         raise ConfigError(f"'{condition.text}': every configuration has all seeds. Choose them: seed=0,1")
 
 
-def _find(composer: Composer, blocks: Sequence[Block], sweep: SweepFile, seed: int) -> _Found:
+def _find(composer: Composer, blocks: Sequence[Block], sweep: SweepFile, seed: int) -> Configurations:
     """Composes each configuration once, and adds the baselines that are not among them, at all their budgets."""
     baseline = sweep.baseline
     points = [(values, block.where) for block in blocks for values in block.settings()]
     for condition in dict.fromkeys(condition for block in blocks for condition in block.where):
         check_condition(condition)
-    found, write = _Found(), _labels([values for values, _ in points], baseline)
+    found, write = Configurations(), _labels([values for values, _ in points], baseline)
     bases: dict[str, dict[str, Any]] = {}
     for values, where in points:
         label, resolved = write(values), compose(composer, {**values, "seed": seed}, where)
@@ -362,7 +379,7 @@ def _find(composer: Composer, blocks: Sequence[Block], sweep: SweepFile, seed: i
 
 def _add_baselines(
     composer: Composer,
-    found: _Found,
+    found: Configurations,
     bases: Iterable[Partial],
     multiples: Sequence[float],
     write: Callable[[Partial], str],

@@ -4,11 +4,11 @@
 executor. Only after that does it move the runs that start again to the trash and create run folders.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from moe_cli.config.executors import Executor
 from moe_cli.config.schema import RunConfig
@@ -142,7 +142,7 @@ class PreparedSweep:
         removed = discard(self.restarted, self.outputs)
         try:
             if pool:
-                _record_data(
+                record_data(
                     make_sweep_folder(self.outputs, self.plan.name), self.estimates, replace=self.execution.force
                 )
             runs = self.plan.create_runs(self.outputs)
@@ -193,7 +193,7 @@ class PreparedSearch:
         from moe_cli.sweeps.search import SearchFeed, open_study
 
         study = open_study(self.plan, self.outputs, self.preview.evaluations)
-        _record_data(self.outputs / self.plan.name, self.estimates)
+        record_data(self.outputs / self.plan.name, self.estimates)
 
         def max_open_runs() -> int:
             return min(pool.workers, self.max_runs) if pool else 1
@@ -210,6 +210,29 @@ class PreparedSearch:
 
 
 Prepared = PreparedSweep | PreparedSearch
+
+
+class SupportsExecution(Protocol):
+    """A sweep, a search or a decision that can start."""
+
+    @property
+    def execution(self) -> Execution: ...
+
+    @property
+    def outputs(self) -> Path: ...
+
+    @property
+    def estimates(self) -> Sequence[RunEstimate]: ...
+
+    @property
+    def jobs(self) -> int | None:
+        """Returns the number of parallel runs requested from the executor; None means as many as it can hold."""
+
+    def has_work(self) -> bool:
+        """Returns whether runs are to be executed now."""
+
+    def begin(self, pool: Pool | None) -> AbstractContextManager[RunFeed]:
+        """Returns a context with the feed of the runs."""
 
 
 class View:
@@ -242,7 +265,7 @@ def prepare(plan: SweepPlan | SearchPlan, outputs: Path, execution: Execution, *
         MoeError: a device, a library or data are missing, or a process executes a run that is to start again.
     """
     execution.check(isinstance(plan, SearchPlan))
-    check = check_devices if execution.executor.name == "local" else _check_nothing
+    check = device_check(execution)
     if isinstance(plan, SearchPlan):
         from moe_cli.sweeps.search_estimate import estimate_search
 
@@ -271,17 +294,18 @@ def _planned_run(point: SweepPoint, estimate: RunEstimate, run: Run, restarts: b
     return PlannedRun(point.label, point.config, estimate, run, status, False, run.checkpoint_step() or 0)
 
 
-def _record_data(folder: Path, estimates: Sequence[RunEstimate], replace: bool = False) -> None:
+def record_data(folder: Path, estimates: Sequence[RunEstimate], replace: bool = False) -> None:
     """Records the data of the runs in the sweep's folder. Raises DataError if they differ from those recorded."""
     record_corpora(folder, [(estimate.config.data, estimate.corpus.meta) for estimate in estimates], replace)
 
 
-def _check_nothing(configs: object) -> None:
-    """Accepts all devices, because those of a cluster are unknown here."""
+def device_check(execution: Execution) -> Callable[[Sequence[RunConfig]], None]:
+    """Returns the check of devices; it accepts all on a cluster, whose devices are unknown here."""
+    return check_devices if execution.executor.name == "local" else lambda configs: None
 
 
-def run_sweep(prepared: Prepared, view: View = SILENT) -> None:
-    """Executes a prepared sweep or search.
+def run_sweep(prepared: SupportsExecution, view: View = SILENT) -> None:
+    """Executes a prepared sweep, search or decision.
 
     Raises:
         MoeError: the executor cannot be reached, so that nothing has changed; or the disk is full.
@@ -292,8 +316,7 @@ def run_sweep(prepared: Prepared, view: View = SILENT) -> None:
     with ExitStack() as stack:
         if pool:
             stack.callback(pool.close)
-        begun: AbstractContextManager[RunFeed] = prepared.begin(pool)
-        feed = stack.enter_context(begun)
+        feed = stack.enter_context(prepared.begin(pool))
         view.begin(prepared, feed, pool)
         if pool:
             with view.watch(prepared, feed) as observer:

@@ -15,10 +15,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import replace_unchecked
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import plural
-from moe_cli.report.load import read_rows
-from moe_cli.report.tuning_record import TRIALS_OF, TUNING, TunedRate, make_tuning_record
-from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run
-from moe_cli.sweeps.learning_rate import (
+from moe_cli.report.learning_rate import (
     MAX_EXTENSIONS,
     MULTIPLIERS,
     TrialLosses,
@@ -26,6 +23,9 @@ from moe_cli.sweeps.learning_rate import (
     next_multiplier,
     steps_to_edge,
 )
+from moe_cli.report.load import read_rows
+from moe_cli.report.tuning_record import TRIALS_OF, TUNING, TunedRate, make_tuning_record
+from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run
 from moe_cli.sweeps.plan import SweepPlan, SweepPoint, check_folder
 from moe_cli.sweeps.run_sweep import Execution, View, prepare, run_sweep
 from moe_cli.sweeps.search_space import SearchPlan

@@ -120,6 +120,10 @@ class Task(ABC):
     def routed_ids_and_domains(self, batch: Any) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
         """Returns the id and the domain of each routed token, in each stack. Stacks have equally many sparse layers."""
 
+    def routed_documents(self, batch: Any) -> list[Int[Tensor, " T"]] | None:
+        """Returns the document of each routed token, in each stack; None if each example of a batch is one."""
+        return None
+
     @abstractmethod
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
         """Returns the text of each id, where it is known."""

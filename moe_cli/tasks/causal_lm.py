@@ -204,16 +204,28 @@ class TextTask(Task):
 
     def _domains(self, starts: Int[Tensor, " B"], length: int) -> Int[Tensor, " T"]:
         """Returns the domain of each validation token of some windows."""
+        return torch.from_numpy(self.dataset.domain_ids_at(self._positions(starts, length)))
+
+    def _positions(self, starts: Int[Tensor, " B"], length: int) -> NDArray[np.int64]:
         positions = (starts.cpu()[:, None] + torch.arange(length)).clamp(max=len(self.dataset.val) - 1)
-        return torch.from_numpy(self.dataset.domain_ids_at(positions.flatten().numpy()))
+        return positions.flatten().numpy()
 
     def routed_ids_and_domains(self, batch: TextBatch) -> list[tuple[Int[Tensor, " T"], Int[Tensor, " T"]]]:
         """Returns the id of every input of a validation batch, and the domain of its document."""
-        starts = batch.starts if self.packing == "concat" else batch.starts + 1
-        ids, domains = batch.inputs.flatten(), self._domains(starts, batch.inputs.shape[1])
+        ids, domains = batch.inputs.flatten(), self._domains(self._first_inputs(batch), batch.inputs.shape[1])
         if batch.mask is None:
             return [(ids, domains)]
         return [(ids[batch.mask.flatten()], domains[batch.mask.flatten().cpu()])]
+
+    def routed_documents(self, batch: TextBatch) -> list[Int[Tensor, " T"]]:
+        """Returns the document of every input of a validation batch."""
+        positions = self._positions(self._first_inputs(batch), batch.inputs.shape[1])
+        documents = torch.from_numpy(self.dataset.document_ids_at(positions))
+        return [documents if batch.mask is None else documents[batch.mask.flatten().cpu()]]
+
+    def _first_inputs(self, batch: TextBatch) -> Int[Tensor, " B"]:
+        """Returns the position of the first input of each window; that of a separator before it is the next one."""
+        return batch.starts if self.packing == "concat" else batch.starts + 1
 
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
         """Returns the text of each token id; nothing if the tokens have no tokenizer."""

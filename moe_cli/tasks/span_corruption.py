@@ -100,6 +100,11 @@ class SpanTask(TextTask):
             )
         ]
 
+    def routed_documents(self, batch: SpanBatch) -> list[Int[Tensor, " T"]]:  # type: ignore[override]
+        """Returns the documents of the input tokens of encoder and decoder."""
+        positions = (batch.input_positions, batch.target_positions)
+        return [torch.from_numpy(self.dataset.document_ids_at(part.flatten().numpy())) for part in positions]
+
     def id_texts(self, ids: Sequence[int]) -> dict[int, str]:
         texts = super().id_texts([token for token in ids if token < self.num_data_tokens])
         sentinels = {token: f"[{token - self.num_data_tokens + 1}]" for token in ids if token >= self.num_data_tokens}

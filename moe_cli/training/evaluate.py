@@ -4,7 +4,7 @@ B sequences, L positions, T = B * L tokens, E experts, V tokens in the vocabular
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -36,6 +36,8 @@ from moe_cli.training.token_use import TokenExpertCounts
 
 # Largest number of entries of a table that is recorded per layer: pairs of 64 experts, or 64 domains times 64 experts.
 MAX_TABLE = 64 * 64
+# The largest number of pairs of experts that an evaluation counts, those of 512 experts.
+MAX_PAIRS = 512 * 512
 # Number of token ids that are recorded for each expert.
 TOP_TOKENS = 8
 # Number of tokens whose expert choices are recorded at each evaluation.
@@ -127,7 +129,11 @@ class LayerRoutingStats:
         present = {name: counts.tolist() for name, counts in zip(domains, self.by_domain, strict=True) if counts.any()}
         is_small = len(present) * len(self.tokens_per_expert) <= MAX_TABLE
         return {
-            **({"co_activation": self.pairs.tolist()} if self.pairs is not None else {}),
+            **(
+                {"co_activation": self.pairs.tolist()}
+                if self.pairs is not None and self.pairs.numel() <= MAX_TABLE
+                else {}
+            ),
             **({"experts_by_domain": present} if is_small else {}),
             **({"top_tokens": self.top_tokens()} if TOP_TOKENS * len(self.tokens_per_expert) <= MAX_TABLE else {}),
         }
@@ -212,6 +218,7 @@ def evaluate(
     max_tokens: int | None = None,
     policy: RoutingPolicy = RoutingPolicy(),  # noqa: B008  (frozen)
     precision: str = "auto",
+    observer: Callable[[Batch, list[Routing], list[tuple[Tensor, ...]]], None] | None = None,
 ) -> Evaluation:
     """Evaluates the model on the validation split, in evaluation mode. Mode and random state are restored.
 
@@ -220,6 +227,8 @@ def evaluate(
         max_tokens: approximate number of tokens to read, spread over the split; None means the whole split.
         policy: experts per token, capacity and drop rule; the default is the K of training without drops.
         precision: precision of the forward pass, as `train.precision`.
+        observer: called after each batch of this process with the batch, the routings of the sparse layers, and for
+            each stack the ids and domains of the routed tokens.
     """
     nats = 0.0
     num_targets = num_bytes = 0
@@ -240,6 +249,8 @@ def evaluate(
             stacks = [tuple(ids.to(device) for ids in stack) for stack in task.routed_ids_and_domains(batch)]
             for number, (layer, routing) in enumerate(zip(layers, scored.routings, strict=True)):
                 layer.add(routing, *stacks[number * len(stacks) // len(layers)])
+            if observer is not None:
+                observer(batch, scored.routings, stacks)
     nats, *counts = collectives.all_reduce_sum(
         torch.tensor([nats, num_targets, num_bytes], dtype=torch.float64)
     ).tolist()
@@ -319,11 +330,11 @@ def eval_policy(config: EvalConfig) -> RoutingPolicy:
 
 @torch.no_grad()
 def probe_routing(
-    model: nn.Module, task: Task, top_k: int | None = None, precision: str = "auto"
+    model: nn.Module, task: Task, top_k: int | None = None, precision: str = "auto", num_tokens: int = PROBE_TOKENS
 ) -> list[Bool[Tensor, "_T E"]]:
-    """Returns, for each sparse layer, the dropless choices of about PROBE_TOKENS fixed validation tokens."""
+    """Returns, for each sparse layer, the dropless choices of about `num_tokens` fixed validation tokens."""
     with evaluation_mode(model, RoutingPolicy(top_k), precision) as (routed, device):
-        batches = task.val_batches(PROBE_TOKENS, PROBE_TOKENS)
+        batches = task.val_batches(PROBE_TOKENS, num_tokens)
         passes = [
             [assignment_mask(routing).cpu() for routing in task.loss(routed, batch.to(device))[1]] for batch in batches
         ]
@@ -361,7 +372,7 @@ def new_stats(routing: Routing, vocab_size: int, num_domains: int) -> LayerRouti
         tokens_per_expert=torch.zeros(size, dtype=torch.int64),
         kept=torch.zeros(size, dtype=torch.int64),
         probs=torch.zeros(routing.num_experts, dtype=torch.float64),
-        pairs=torch.zeros(size, size, dtype=torch.int64) if size**2 <= MAX_TABLE else None,
+        pairs=torch.zeros(size, size, dtype=torch.int64) if size**2 <= MAX_PAIRS else None,
         by_token=TokenExpertCounts(vocab_size, size),
         by_domain=torch.zeros(num_domains, size, dtype=torch.int64),
     )

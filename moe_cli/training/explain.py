@@ -120,10 +120,11 @@ def _routings(
     """Yields, for each window, the routings of all sparse layers."""
     with evaluation_mode(model, eval_policy(eval_config), precision) as (routed, device):
         for window_ids in ids.split(window):
-            yield [_on_cpu(routing) for routing in routed(window_ids[None].to(device))[1]]
+            yield [on_cpu(routing) for routing in routed(window_ids[None].to(device))[1]]
 
 
-def _on_cpu(routing: Routing) -> Routing:
+def on_cpu(routing: Routing) -> Routing:
+    """Returns a routing whose scores and assignments are on the CPU."""
     return replace(
         routing,
         logits=routing.logits.cpu(),

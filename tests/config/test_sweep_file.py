@@ -182,8 +182,8 @@ def test_sweeps_of_the_user_and_ours_are_listed_once(tmp_path: Path) -> None:
     assert [{"k": 1}] == settings(load_sweep_file(composer, "paper/mine"))
 
 
-SWEEP_HOLDS = "There are: grid, zip, points, set, match, budget, where, union, search, seeds, baseline, baseline_budgets, presets."
-NO_SWEEP = "a sweep must hold some of: grid, zip, points, set, match, budget, where, union, search, seeds, baseline, baseline_budgets, presets."
+SWEEP_HOLDS = "There are: grid, zip, points, set, match, budget, where, union, search, tune, seeds, baseline, baseline_budgets, presets."
+NO_SWEEP = "a sweep must hold some of: grid, zip, points, set, match, budget, where, union, search, tune, seeds, baseline, baseline_budgets, presets."
 VARIES = "a sweep must hold what varies: grid, zip, points, union or search."
 GRID = "grid must hold settings, as in: grid: {expert: [1, 8]}"
 POINTS = "points must be a list of partial configurations, as in: points: [{expert: 1}, {expert: 8, k: 2}]"
@@ -281,7 +281,7 @@ def test_a_sweep_file_of_another_shape_is_refused(text: str, message: str, tmp_p
         (
             "grid: {k: [1]}\npresets: {workstaton: {presets: {}}}\n",
             "no part 'presets' in the preset workstaton. Did you mean 'set'? There are: "
-            "grid, zip, points, set, match, budget, where, union, search, seeds, baseline, baseline_budgets.",
+            "grid, zip, points, set, match, budget, where, union, search, tune, seeds, baseline, baseline_budgets.",
         ),
     ],
 )

@@ -6,15 +6,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.moe.routing import Routing, drop_overflow
 from moe_cli.moe.routing_metrics import (
     assignment_mask,
     assignments_by_group,
+    chance_saturation,
     co_activation,
+    co_activation_dependence,
     dead_experts,
     dropped_fraction,
+    expected_co_activation,
     load_cv,
     router_saturation,
     routing_entropy,
@@ -194,3 +198,38 @@ def test_specialisation_has_bounds_and_no_sides(counts: list[list[int]]) -> None
     assert 0 <= value <= 1
     assert value == pytest.approx(specialisation(table.T), abs=1e-9)
     assert value == pytest.approx(specialisation(torch.cat((table, 0 * table))), abs=1e-9)
+
+
+def test_independent_pairs_are_expected() -> None:
+    """Pairs w_i w_j of any weights are expected as they are; the rows of expected pairs have the sums of the measured."""
+    weights = torch.tensor([1.0, 2, 3, 5])
+    pairs = (1000 * torch.outer(weights, weights)).long()
+    expected = expected_co_activation(pairs)
+    off_diagonal = pairs - pairs.diag().diag()
+    assert torch.allclose(off_diagonal.double(), expected, rtol=1e-3)
+    assert 0 == pytest.approx(co_activation_dependence(pairs, expected), abs=1e-3)
+    uneven = pairs + torch.tensor([[0, 9000, 0, 0], [9000, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    sums = (uneven - uneven.diag().diag()).sum(1).double()
+    assert torch.allclose(sums, expected_co_activation(uneven).sum(1), rtol=1e-6)
+
+
+def test_fixed_couples_of_experts_depend_on_each_other() -> None:
+    """Two couples of four experts: of six pairs two occur, where each would be expected a third as often."""
+    pairs = co_activation(torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]]).bool().repeat(300, 1))
+    expected = expected_co_activation(pairs)
+    assert torch.allclose(expected, 100 * (1 - torch.eye(4, dtype=torch.float64)))
+    assert 2 / 3 == pytest.approx(co_activation_dependence(pairs, expected))
+
+
+def test_saturation_by_chance_is_that_of_independent_routers() -> None:
+    """Random choices of K of E agree in K / E; two routers that prefer one expert agree more often."""
+    generator = torch.Generator().manual_seed(0)
+
+    def choices(scores: Tensor) -> Tensor:
+        best = (torch.rand(20_000, 4, generator=generator) + scores).topk(2).indices
+        return torch.zeros(20_000, 4, dtype=torch.bool).scatter_(1, best, True)
+
+    for scores, by_chance in ((torch.zeros(4), 0.5), (torch.tensor([9.0, 0, 0, 0]), 2 / 3)):
+        first, second = choices(scores), choices(scores)
+        assert by_chance == pytest.approx(chance_saturation(first, second), abs=0.01)
+        assert by_chance == pytest.approx(router_saturation(first, second), abs=0.01)

@@ -7,7 +7,15 @@ import pytest
 
 from moe_cli.report import configuration
 from moe_cli.report.configuration import Configuration, aggregate_seeds
-from moe_cli.report.equal_time import estimates_over_time, interpolate
+from moe_cli.report.equal_time import (
+    FLOPS,
+    TOKENS,
+    TimedCurves,
+    compare_at_equal_time,
+    estimates_over_time,
+    interpolate,
+    shortest_times,
+)
 from moe_cli.report.html.page_data import Source, page_content
 from moe_cli.report.intervals import mean_and_interval
 from moe_cli.report.load import rows_below
@@ -137,6 +145,23 @@ def test_a_resumed_run_repeats_no_time(tmp_path: Path) -> None:
     ]
     write_lines(run, "metrics.jsonl", *records, {"step": 3, "val/bpb": 1.0}, {"step": 4, "seconds": 50})
     assert [(10.0, 1.0), (25.0, 0.0)] == estimates_over_time(str(run.path), "val/bpb")
+
+
+def test_curves_over_tokens_and_flops(tmp_path: Path) -> None:
+    """At equal FLOPs a model of twice the cost per token is read at half its tokens; at equal tokens both at the end."""
+    halves = {"tokens": 1000, "steps": 100, "machine": None}
+    for expert, curve, flops in ((1, {50: 2.2, 100: 2.0}, 5.0), (8, {50: 2.1, 100: 1.9}, 10.0)):
+        run = complete(tmp_path, 1.0, "s", {**halves, "flops_per_token": flops}, expert=expert)
+        write_lines(run, "metrics.jsonl", *({"step": s, "seconds": s, "val/bpb": v} for s, v in curve.items()))
+    dense, sparse = sorted(rows_below(tmp_path), key=lambda row: row.expert or 0)
+    found = {}
+    for axis in (TOKENS, FLOPS):
+        curves = TimedCurves(axis)
+        ends = shortest_times([dense, sparse], {0: dense}, curves)
+        found[axis] = compare_at_equal_time([sparse], {0: dense}, curves, ends)
+    assert [1000.0, 5000.0] == [result.seconds for result in found.values() if result]
+    differences = [result.difference for result in found.values() if result]
+    assert [pytest.approx(1.9 / 2.0 - 1), pytest.approx(2.1 / 2.0 - 1)] == differences
 
 
 def test_interpolation_is_within_the_curve_only() -> None:

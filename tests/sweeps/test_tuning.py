@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from moe_cli import sweep
 from moe_cli.cli.app import app
 from moe_cli.config.schema import RunConfig
+from moe_cli.report.learning_rate import MULTIPLIERS, best_multiplier, next_multiplier, steps_to_edge
 from moe_cli.report.load import rows_below
 from moe_cli.report.sweep_record import read_record
 from moe_cli.sweeps import run_sweep
-from moe_cli.sweeps.learning_rate import MULTIPLIERS, best_multiplier, next_multiplier, steps_to_edge
 from tests.runner import CliRunner
 from tests.sweeps.fake import FakePool
 from tests.sweeps.test_run_sweep import TINY

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moe_cli.cli.evaluate import Split
 from moe_cli.cli.help import HelpCommand, HelpGroup
-from moe_cli.cli.options import AsJson, Outputs, RunName, print_json, print_notes
+from moe_cli.cli.options import AsJson, Checkpoint, Outputs, PluginFiles, RunName, print_json, print_notes
 from moe_cli.cli.terminal import echo
 
 if TYPE_CHECKING:
@@ -94,12 +95,36 @@ def show(run: RunName, outputs: Outputs = None, as_json: AsJson = False) -> None
 
 
 @runs.command(cls=HelpCommand)
-def experts(
+def experts(  # noqa: PLR0913  (an option each)
     run: RunName,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SETTING=VALUE", help="With --study: other text, such as data=python; eval.k."),
+    ] = None,
     layer: Annotated[
         int | None, typer.Option(metavar="N", help="The sparse layer whose tables are shown. None: the most uneven.")
     ] = None,
+    study: Annotated[
+        bool,
+        typer.Option(
+            "--study", help="Route text through the model now: domains with controls, repeats, hits of a cache."
+        ),
+    ] = False,
+    earlier: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="With --study: earlier checkpoints, as steps of this run or as other runs."),
+    ] = None,
+    checkpoint: Checkpoint = "latest",
+    split: Split = "validation",
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="With --study: tokens to read. None: the whole split.")
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.html", help="With --study: write a page without network instead."),
+    ] = None,
     outputs: Outputs = None,
+    plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how a run uses its experts.
@@ -109,12 +134,28 @@ def experts(
     Examples:
         moe runs experts latest
         moe runs experts latest --layer 2
+        moe runs experts latest --study data=text data.path=notes
     """
-    from moe_cli.cli.runs.experts import print_experts
+    from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
+
+    folder = outputs_folder(outputs)
+    if study:
+        from moe_cli.cli.options import trained_run
+        from moe_cli.cli.runs.study import StudyRequest, print_study
+
+        request = StudyRequest(tuple(overrides or ()), layer, earlier, checkpoint, split, max_tokens)
+        print_study(trained_run(folder, run), folder, request, page, as_json)
+        return
+    if overrides or earlier or page or max_tokens or (checkpoint, split) != ("latest", "validation"):
+        raise ConfigError(
+            "settings, --checkpoint, --split, --earlier, --max-tokens and --output route text through the model. "
+            "Add --study"
+        )
+    from moe_cli.cli.runs.experts import print_experts
     from moe_cli.runs.lookup import find_run
 
-    print_experts(find_run(outputs_folder(outputs), run), layer, as_json)
+    print_experts(find_run(folder, run), layer, as_json)
 
 
 @runs.command(cls=HelpCommand)

@@ -1,4 +1,7 @@
-// Pointer, keyboard and tooltip of a chart, the same for all charts.
+// Pointer, keyboard and tooltip of a chart, the same for all charts; and the charts to draw again after a change.
+const subscribers = [];
+
+function notify() { for (const refresh of subscribers) refresh(); }
 
 // Returns the position of a pointer in the units of a chart.
 function pointer(event, root, width) {

@@ -1,8 +1,5 @@
 // The table: filter, order and visibility of rows. Charts draw `shown()` and subscribe to changes.
 const state = { sort: null, down: false, words: "", hidden: new Set(), open: new Set() };
-const subscribers = [];
-
-function notify() { for (const refresh of subscribers) refresh(); }
 function shown() { return ordered().filter(row => !state.hidden.has(row.index)); }
 function ordered() { return sorted(page.rows.filter(row => matches(row, state.words))); }
 

@@ -1,0 +1,110 @@
+"""A decision before its first run: what a budget leaves out, what it can decide, and the least budget.
+
+The controller itself is rehearsed with drawn losses, so that the findings follow its rules.
+"""
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from moe_cli.decide.controller import next_step
+from moe_cli.decide.records import CONFIRMATION, Budget, Candidate, Decision, Outcome, Rules, RunRequest
+from moe_cli.report.intervals import t_quantile
+from moe_cli.report.significance import POWER
+
+# The standard deviation of paired relative differences over seeds, as in docs/results/sparsity.md, of a rehearsal.
+TYPICAL_DEVIATION = 0.005
+MAX_BUDGET_RUNS = 2**20
+
+
+@dataclass(frozen=True)
+class Power:
+    """Differences that the confirmation can decide, if they vary by TYPICAL_DEVIATION over seeds.
+
+    Attributes:
+        difference: the smallest relative difference that is found in four of five cases.
+        equality: the smallest margin within which two equal candidates are shown to be equal in four of five cases.
+    """
+
+    seeds: int
+    difference: float
+    equality: float
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """The runs that the controller wants if losses are drawn, and its decision."""
+
+    results: Mapping[RunRequest, Outcome]
+    decision: Decision
+
+
+def rehearse(candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> Rehearsal:
+    """Returns a rehearsal in which all candidates have equal true losses, which takes the most runs."""
+    results: dict[RunRequest, Outcome] = {}
+    seconds = {candidate.name: candidate.seconds for candidate in candidates}
+    while True:
+        following = next_step(candidates, rules, results, budget)
+        if following.decision is not None:
+            return Rehearsal(results, following.decision)
+        for request in following.wanted:
+            draw = random.Random(f"{request.candidate} {request.seed} {request.fraction} {request.lr_multiplier}")
+            tuned = 1 + 0.02 * math.log2(request.lr_multiplier) ** 2
+            loss = 2 * tuned * math.exp(draw.gauss(0, TYPICAL_DEVIATION / math.sqrt(2)))
+            results[request] = Outcome(loss, seconds[request.candidate] * request.fraction)
+
+
+def power(candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> Power | None:
+    """Returns what the confirmation can decide where candidates hardly differ; None if the budget allows none."""
+    close = rehearse(candidates, rules, budget).results
+    by_name: dict[str, int] = {}
+    for request in close:
+        if request.stage == CONFIRMATION:
+            by_name[request.candidate] = by_name.get(request.candidate, 0) + 1
+    seeds = max(by_name.values(), default=0)
+    if seeds < 2:
+        return None
+    looks = [look for look in rules.looks if look <= seeds] or [seeds]
+    alpha = rules.alpha / len(looks) / max(1, len(by_name) - 1)
+    error = TYPICAL_DEVIATION / math.sqrt(seeds)
+    found = t_quantile(POWER, seeds - 1)
+    # Two equal candidates: both one-sided tests must reject, so that each has half of the failures.
+    both = t_quantile(1 - (1 - POWER) / 2, seeds - 1)
+    return Power(
+        seeds,
+        (t_quantile(1 - alpha / 2, seeds - 1) + found) * error,
+        (t_quantile(1 - alpha, seeds - 1) + both) * error,
+    )
+
+
+def unused_in_rehearsal(candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> tuple[str, ...]:
+    """Returns what the budget would leave out where candidates hardly differ, as sentences."""
+    decision = rehearse(candidates, rules, budget).decision
+    untried = [dropped.name for dropped in decision.dropped if dropped.reason.startswith("not tried")]
+    more = [f"These candidates would not be tried: {', '.join(untried)}."] if untried else []
+    return (*more, *decision.unused)
+
+
+def can_start(candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> bool:
+    """Returns whether the budget covers a first run and the first look of a confirmation."""
+    return next_step(candidates, rules, {}, budget).decision is None
+
+
+def least_budget(candidates: Sequence[Candidate], rules: Rules, parallel: int) -> tuple[int, float]:
+    """Returns the least runs, and the least minutes, with which a decision can start."""
+    runs = _least(lambda size: can_start(candidates, rules, Budget(None, size, parallel)))
+    tenths = _least(lambda size: can_start(candidates, rules, Budget(6.0 * size, None, parallel)))
+    return runs, tenths / 10
+
+
+def _least(is_enough: Callable[[int], bool]) -> int:
+    """Returns the least size that is enough."""
+    high = 1
+    while not is_enough(high) and high < MAX_BUDGET_RUNS:
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high

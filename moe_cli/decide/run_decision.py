@@ -1,0 +1,157 @@
+"""Prepares and executes a decision, as `sweeps.run_sweep` does a sweep or a search."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_cli import __version__
+from moe_cli.config.sweep_file import DENSE
+from moe_cli.decide.feed import DecisionFeed, read_outcome, read_success, replay
+from moe_cli.decide.plan import BUDGETS_OF, FLOPS, TIME, TOKENS, DecisionPlan, budget_of
+from moe_cli.decide.record import (
+    DecisionRecord,
+    Limits,
+    check_same_decision,
+    make_candidates,
+    read_decision,
+    write_decision,
+)
+from moe_cli.decide.records import Budget, Candidate
+from moe_cli.decide.rehearsal import can_start, least_budget
+from moe_cli.errors import ConfigError
+from moe_cli.execution.estimate import RunEstimate, estimate_runs, measure_flops
+from moe_cli.execution.memory import check_memory
+from moe_cli.report.sweep_record import record_command
+from moe_cli.runs.folder import make_sweep_folder
+from moe_cli.runs.locks import sweep_lock
+from moe_cli.sweeps.executors.make import max_parallel
+from moe_cli.sweeps.run_sweep import Execution, device_check, record_data
+from moe_cli.sweeps.scheduler import Pool
+
+
+@dataclass(frozen=True)
+class PreparedDecision:
+    """A decision that can start.
+
+    Attributes:
+        estimates: the estimates of the candidates at the full budget, in the order of the plan.
+        candidates: the candidates with their prices; those of the first start if there was one.
+    """
+
+    plan: DecisionPlan
+    outputs: Path
+    execution: Execution
+    estimates: Sequence[RunEstimate]
+    candidates: tuple[Candidate, ...]
+    limits: Limits
+
+    @property
+    def jobs(self) -> int | None:
+        return self.execution.jobs
+
+    @property
+    def folder(self) -> Path:
+        return self.outputs / self.plan.name
+
+    def budget(self, pool: Pool | None = None) -> Budget:
+        """Returns the limits with the number of parallel runs of the pool; without one, the expected number."""
+        parallel = pool.workers if pool else max_parallel(self.execution.executor, self.jobs, self.estimates)
+        return make_budget(self.limits, parallel or 1)
+
+    def has_work(self) -> bool:
+        outcome = read_success if self.execution.retry_failed else read_outcome
+        return replay(self.plan, self.candidates, self.budget(), self.outputs, outcome).decision is None
+
+    @contextmanager
+    def begin(self, pool: Pool | None) -> Iterator[DecisionFeed]:
+        """Records the data and the decision, and yields its feed."""
+        folder = make_sweep_folder(self.outputs, self.plan.name)
+        if pool:
+            record_data(folder, self.estimates)
+        budget = self.budget(pool)
+        write_decision(folder, DecisionRecord(self.plan, self.candidates, self.limits, budget.parallel))
+        declared = {"question": self.plan.question, "baseline": dict(DENSE)}
+        seeds, where = (self.plan.rules.first_seed,), self.plan.where
+        record_command(folder, self.plan.overrides, declared, seeds=seeds, where=where, version=__version__)
+        with sweep_lock(folder):
+            yield DecisionFeed(self.plan, self.candidates, self.outputs, budget, self.execution.retry_failed)
+
+
+def make_budget(limits: Limits, parallel: int) -> Budget:
+    return Budget(None if limits.minutes is None else 60 * limits.minutes, limits.runs, parallel)
+
+
+def prepare_decision(
+    plan: DecisionPlan, limits: Limits, outputs: Path, execution: Execution, *, build: bool = True
+) -> PreparedDecision:
+    """Checks everything that can fail before the executor starts. Changes no run.
+
+    Args:
+        build: False, for a dry run, trains no tokenizer.
+
+    Raises:
+        MoeError: a device, a library or data are missing, or the folder holds another decision.
+    """
+    plan = plan.with_upcycle_source(outputs)
+    known = read_decision(outputs / plan.name)
+    device_check(execution)(list(plan.configs.values()))
+    estimates = _estimate(plan, outputs, build)
+    converted = _with_equal_budget(plan, estimates[0], known.plan if known else None)
+    if converted is not plan:
+        plan, estimates = converted, _estimate(converted, outputs, build)
+    if build and execution.checks_memory:
+        check_memory(estimates)
+    if known is not None:
+        check_same_decision(plan, known.plan, outputs / plan.name)
+        candidates = known.candidates
+    else:
+        prices = {
+            name: (_price(plan.by, estimate), estimate.seconds)
+            for name, estimate in zip(plan.configs, estimates, strict=True)
+        }
+        candidates = make_candidates(plan, prices)
+    prepared = PreparedDecision(plan, outputs, execution, estimates, candidates, limits)
+    _check_budget(prepared)
+    return prepared
+
+
+def _check_budget(prepared: PreparedDecision) -> None:
+    """Raises ConfigError for a budget with which no run would start: it covers no screening and first look."""
+    rules, budget = prepared.plan.rules, prepared.budget()
+    if can_start(prepared.candidates, rules, budget):
+        return
+    runs, minutes = least_budget(prepared.candidates, rules, budget.parallel)
+    limits = [f"--minutes {prepared.limits.minutes:g}"] if prepared.limits.minutes is not None else []
+    limits += [f"--runs {prepared.limits.runs}"] if prepared.limits.runs is not None else []
+    raise ConfigError(
+        f"{' and '.join(limits)} cannot decide anything: the least is {runs} runs, or {minutes:g} min here: two "
+        f"candidates and dense, compared once each and then on {rules.looks[0]} fresh seeds.\n"
+        "Give a larger budget, or make runs cheaper: fewer candidates, train.steps, model.d_model."
+    )
+
+
+def _estimate(plan: DecisionPlan, outputs: Path, build: bool) -> list[RunEstimate]:
+    return estimate_runs(list(plan.configs.values()), outputs, measure_flops(), build=build)
+
+
+def _price(by: str, estimate: RunEstimate) -> float:
+    """Returns the FLOPs of a token, optimizer included; the parameters where the budget makes those equal."""
+    return float(estimate.cost.flops_per_token if by == TOKENS else estimate.cost.num_params)
+
+
+def _with_equal_budget(plan: DecisionPlan, dense: RunEstimate, known: DecisionPlan | None) -> DecisionPlan:
+    """Returns the plan with the training budget that `by` makes equal.
+
+    A budget of tokens becomes what the dense model takes for it: FLOPs, optimizer included, or minutes of training. The
+    minutes are an estimate for this machine, and a decision that has begun keeps its own.
+    """
+    if budget_of(plan.dense)[0] in BUDGETS_OF[plan.by]:
+        return plan
+    assert dense.steps is not None, "a budget of tokens"
+    if plan.by == FLOPS:
+        return plan.with_budget("flops", float(f"{dense.steps * dense.cost.flops_per_step:.3g}"))
+    assert plan.by == TIME, plan.by
+    if known is not None and known.by == TIME and known.given_budget == plan.given_budget:
+        return plan.with_budget(*budget_of(known.dense))
+    return plan.with_budget("minutes", float(f"{dense.seconds / 60:.2g}"))
