@@ -55,11 +55,11 @@ def result(outputs: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_decision_killed_at_random_is_as_one_undisturbed(tmp_path: Path, text_file: Path) -> None:
-    """Killed with SIGKILL six times and then run in two terminals, it is bit for bit the decision without a kill."""
+    """Killed with SIGKILL four times and then run in two terminals, it is bit for bit the decision without a kill."""
     calm, outputs, draw = tmp_path / "calm", tmp_path / "kills", random.Random(0)
     finish(command(tmp_path, text_file, calm))
     words = command(tmp_path, text_file, outputs)
-    for _ in range(6):
+    for _ in range(4):
         before = starts(outputs) if outputs.is_dir() else 0
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
         while process.poll() is None and (not outputs.is_dir() or starts(outputs) < before + draw.randint(1, 4)):
