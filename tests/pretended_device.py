@@ -192,6 +192,9 @@ def pretended_cuda() -> Iterator[Places]:
     """Gives torch a GPU of compute capability 9.0 while the context lasts."""
     places = Places()
     with ExitStack() as stack:
+        # oneDNN has no LSTM in bfloat16 on a processor that cannot multiply it.
+        stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
+        torch._C._set_mkldnn_enabled(False)
         for target, replacement in REPLACED.items():
             stack.enter_context(patch(target, replacement))
         for target in GROUPING:

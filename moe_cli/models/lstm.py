@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from moe_cli.config.model import LSTMConfig
 from moe_cli.config.schema import RunConfig
+from moe_cli.costs.processor import cpu_has_bfloat16
 from moe_cli.models.blocks import init_embedding, make_dense_layer, output_logits, run_ffn, sparse_layer_from_config
 from moe_cli.models.decoding_cache import DecodingCache, LayerCache
 from moe_cli.moe.routing import Routing, RoutingPolicy
@@ -107,10 +108,18 @@ class LSTMModel(nn.Module):
 
 
 def run_lstm(lstm: nn.LSTM, x: Float[Tensor, "B L D"], layer_cache: LayerCache | None) -> Float[Tensor, "B L D"]:
-    """Computes the output at each position from the cached state, and replaces that state."""
-    if layer_cache is None:
-        return lstm(x)[0]  # type: ignore[no-any-return]
-    y, layer_cache.tensors = lstm(x, layer_cache.tensors or None)
+    """Computes the output at each position from the cached state, and replaces that state.
+
+    On a processor that cannot multiply bfloat16, for which oneDNN has no such LSTM, it is computed in float32.
+    """
+    state = layer_cache.tensors or None if layer_cache else None
+    if x.is_cpu and torch.is_autocast_enabled("cpu") and not cpu_has_bfloat16():
+        with torch.autocast("cpu", enabled=False):
+            y, state = lstm(x.float(), state)
+    else:
+        y, state = lstm(x, state)
+    if layer_cache is not None:
+        layer_cache.tensors = state
     return y  # type: ignore[no-any-return]
 
 

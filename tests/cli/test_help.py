@@ -20,7 +20,21 @@ from moe_cli.config.sweep_file import list_sweeps
 
 # The verbs that a purpose begins with.
 VERBS = {
-    *("Add", "Bring", "Check", "Choose", "Compare", "Estimate", "Evaluate", "Fit", "List", "Move", "Print", "Show"),
+    *(
+        "Add",
+        "Bring",
+        "Check",
+        "Choose",
+        "Compare",
+        "Decide",
+        "Estimate",
+        "Evaluate",
+        "Fit",
+        "List",
+        "Move",
+        "Print",
+        "Show",
+    ),
     *("Time", "Train", "Watch", "Write"),
 }
 

@@ -158,6 +158,7 @@ def options(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
 OPTIONS = list(options(typer.main.get_command(app)))
 ARGUMENTS = {
     ("sweep",): ["k=1,oops", "--dry-run"],
+    ("decide",): ["--dry-run"],
     ("sample",): ["latest"],
     ("explain",): ["latest", "text"],
     ("runs", "experts"): ["latest"],

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_cli.config.compose import load_config
-from moe_cli.models.lstm import LSTMModel, make_lstm, reset_lstm
+from moe_cli.models.decoding_cache import LayerCache
+from moe_cli.models.lstm import LSTMModel, make_lstm, reset_lstm, run_lstm
 from moe_cli.models.registry import make_model
 from moe_cli.moe.sparse_layer import moe_layers
 from tests.tiny import TINY, randomise, tiny_config
@@ -126,3 +127,14 @@ def test_what_comes_with_the_model() -> None:
     half = load_config(["model=lstm", "balance=switch"]).config
     assert ("noisy_topk", "switch") == (half.router.name, half.balance.name)
     assert load_config(["model=lstm", "expert=1"]).config.router is None
+
+
+def test_an_lstm_is_float32_where_bfloat16_cannot_be_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast it computes what it computes without, from and into a cached state too."""
+    monkeypatch.setattr("moe_cli.models.lstm.cpu_has_bfloat16", lambda: False)
+    lstm, x = make_lstm(6), torch.randn(2, 4, 6)
+    narrow, wide = LayerCache(), LayerCache()
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = [run_lstm(lstm, x, None), *(run_lstm(lstm, part, narrow) for part in (x[:, :2], x[:, 2:]))]
+    expected = [run_lstm(lstm, x, None), *(run_lstm(lstm, part, wide) for part in (x[:, :2], x[:, 2:]))]
+    assert all(torch.equal(one, other) for one, other in zip(expected, parts, strict=True))

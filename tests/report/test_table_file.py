@@ -101,7 +101,7 @@ def test_columns_have_the_names_of_others() -> None:
         "val_bpb",
         "val_loss",
         "val_loss",
-        "table.epochs",
+        "epochs",
         "model.d_model",
         "status",
     ]
