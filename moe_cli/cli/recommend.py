@@ -36,8 +36,8 @@ def recommend(
     from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.load import load_selection
+    from moe_cli.report.looks import remember
     from moe_cli.report.price import read_pricing
-    from moe_cli.report.recommend.looks import remember
     from moe_cli.report.recommend.recommendation import make_recommendation
     from moe_cli.report.render.recommendation import recommendation_text
     from moe_cli.report.table import select_runs

@@ -130,8 +130,8 @@ def report(  # noqa: PLR0913  (an argument for each option)
     """
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.load import load_selection, title_of, without_garbage_collection
+    from moe_cli.report.looks import remember
     from moe_cli.report.price import read_pricing
-    from moe_cli.report.recommend.looks import remember
     from moe_cli.report.table import ReportQuery, build_table
     from moe_cli.runs.folder import outputs_folder
 
