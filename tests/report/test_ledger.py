@@ -72,7 +72,7 @@ def test_a_report_says_when_several_sweeps_used_the_validation_set_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sweep is allowed for by its own report; the line comes with the second, in the table alone."""
-    monkeypatch.setattr(ledger, "MANY_COMPARISONS", 4)
+    monkeypatch.setattr(ledger, "MANY_COMPARISONS", 2)
     look(tmp_path, "one", range(2))
     assert "moe runs ledger" not in invoke("report", "one", "--outputs", str(tmp_path))
     look(tmp_path, "two", range(2))
