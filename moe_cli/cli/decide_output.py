@@ -28,6 +28,10 @@ from moe_cli.sweeps.scheduler import Observer, Pool, Progress
 CONTINUATION_INDENT = " " * 13
 
 
+def print_certificate(certificate: Certificate, console: Console) -> None:
+    print_lines(console, certificate_lines(certificate, text_width(console)))
+
+
 class DecisionView(TerminalView):
     """Shows a decision in a terminal.
 
@@ -59,7 +63,8 @@ class DecisionView(TerminalView):
     def print_answer(self) -> None:
         """Prints the answer and the certificate."""
         assert self.certificate is not None
-        print_lines(self.console, [Text(""), *certificate_lines(self.certificate, text_width(self.console))])
+        print_lines(self.console, [Text("")])
+        print_certificate(self.certificate, self.console)
 
     def _print_head(self, prepared: PreparedDecision, budget: Budget) -> None:
         for style, text in head_lines(prepared, budget):

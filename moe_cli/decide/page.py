@@ -1,6 +1,6 @@
 """Sections of a report's page with a decision: the answer, and the race of the candidates against the budget spent."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from moe_cli.decide.certificate import Certificate, Finished, make_certificate
@@ -39,17 +39,27 @@ def load_certificate(folder: Path) -> Certificate | None:
     return make_certificate(record.plan, step.decision, results, record.limits, folder.parent)
 
 
+def find_certificate(runs: Sequence[str]) -> Certificate | None:
+    """Returns the certificate of the decision to which all these runs belong; None if it is unreadable or not ended."""
+    folders = {Path(path).parent for path in runs}
+    return _only_certificate(folders) if len(folders) == 1 else None
+
+
 def decision_sections(folders: Sequence[Path]) -> list[Section]:
     """Returns the sections of the only decision in these folders of sweeps; empty if it is unreadable or not ended."""
+    certificate = _only_certificate(folders)
+    return certificate_sections(certificate) if certificate else []
+
+
+def _only_certificate(folders: Iterable[Path]) -> Certificate | None:
     decided = [folder for folder in folders if (folder / DECISION_FILE).is_file()]
     if len(decided) != 1:
-        return []
+        return None
     try:
         with not_imported():
-            certificate = load_certificate(decided[0])
+            return load_certificate(decided[0])
     except MoeError:  # the runs can be reported all the same
-        return []
-    return certificate_sections(certificate) if certificate else []
+        return None
 
 
 def certificate_sections(found: Certificate) -> list[Section]:

@@ -96,6 +96,11 @@ def _headline(found: Certificate) -> str:
     )
 
 
+def is_open(found: Certificate) -> bool:
+    """Returns whether a candidate led, and nothing is claimed of it."""
+    return found.decision.verdict == INCONCLUSIVE
+
+
 def _pair(comparison: Comparison) -> tuple[str, str]:
     return comparison.one, comparison.other
 
@@ -115,7 +120,8 @@ def _gain_sentence(found: Certificate) -> str:
         return "No configuration with experts is shown to be better than the dense model."
     if not found.gains:
         return "Its gain over the dense model is unknown: the confirmation has no runs of both."
-    return f"Against dense, on {_seeds(found.seeds)}: {', '.join(map(_gain, found.gains))}."
+    subject = f"{configuration(found.decision.winner or '')} against dense" if is_open(found) else "Against dense"
+    return f"{subject}, on {_seeds(found.seeds)}: {', '.join(map(_gain, found.gains))}."
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -181,7 +187,7 @@ def certificate_parts(found: Certificate) -> list[tuple[str, list[str]]]:
         ("guarantee", list(decision.guarantee)),
         ("limits", list(decision.unused)),
         ("spent", [_spent(found)]),
-        ("train", [found.train] if found.train else []),
+        ("train", [found.train] if found.train and not is_open(found) else []),
         ("again", [found.repeat]),
         ("see", [f"moe report {found.name}", f"moe report {found.name} -o {found.name}.html"]),
     ]

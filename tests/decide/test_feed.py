@@ -244,12 +244,16 @@ def test_the_command_answers_in_five_sentences(command: Any, tmp_path: Path) -> 
     assert "done " not in again.stdout
     answer = first.stdout[first.stdout.index("Use ") :]
     assert answer == again.stdout[again.stdout.index("Use ") :]
+    recommend = ["recommend", "decide-experts", "--outputs", str(tmp_path / "out")]
+    assert answer == CliRunner().invoke(app, recommend, env={"COLUMNS": "80"}).stdout
 
 
 def test_the_json_and_the_page_have_the_decision(command: Any, tmp_path: Path) -> None:
     """--json prints the certificate alone; the page of the report has the answer and draws every candidate."""
     result = command("--runs", "90", "--json")
     content = json.loads(result.stdout)
+    recommend = ["recommend", "decide-experts", "--json", "--outputs", str(tmp_path / "out")]
+    assert content == json.loads(CliRunner().invoke(app, recommend).stdout)
     check_documented("decide", dict(JSON_TABLE.findall(PAGES["docs/reference/json"]))["decide"], content)
     assert BEST == content["decision"]["winner"]
     assert ["tokens", "time", "flops"] == [gain["by"] for gain in content["gains"]]
