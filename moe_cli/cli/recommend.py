@@ -40,8 +40,8 @@ def recommend(
     from moe_cli.decide.page import find_certificate
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.load import load_selection
+    from moe_cli.report.looks import remember
     from moe_cli.report.price import read_pricing
-    from moe_cli.report.recommend.looks import remember
     from moe_cli.report.recommend.recommendation import make_recommendation
     from moe_cli.report.render.recommendation import recommendation_text
     from moe_cli.report.table import select_runs

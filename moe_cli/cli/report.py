@@ -28,6 +28,7 @@ from moe_cli.formatting import sanitise
 if TYPE_CHECKING:
     from moe_cli.report.html.page_data import Source
     from moe_cli.report.pivot import Pivot
+    from moe_cli.report.run_row import RunRow
     from moe_cli.report.table import ReportTable
 
 
@@ -130,8 +131,8 @@ def report(  # noqa: PLR0913  (an argument for each option)
     """
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.load import load_selection, title_of, without_garbage_collection
+    from moe_cli.report.looks import remember
     from moe_cli.report.price import read_pricing
-    from moe_cli.report.recommend.looks import remember
     from moe_cli.report.table import ReportQuery, build_table
     from moe_cli.runs.folder import outputs_folder
 
@@ -169,6 +170,19 @@ def report(  # noqa: PLR0913  (an argument for each option)
         else:
             _print(table, title, form or Format.TABLE, [run.path for run in runs])
         remember(table.look)
+        if not (files or to or found) and form in (None, Format.TABLE):
+            _print_ledger(folder, runs)
+
+
+def _print_ledger(outputs: Path, runs: "list[RunRow]") -> None:
+    """Prints a line for each validation set of the runs on which several sweeps made many comparisons."""
+    from moe_cli.cli.console import Terminal, print_lines, text_width
+    from moe_cli.report.ledger import ledger_sentences, read_ledger
+    from moe_cli.report.render.terminal import wrap
+
+    console = Terminal(highlight=False, emoji=False, markup=False)
+    for sentence in ledger_sentences(read_ledger(outputs, runs), runs):
+        print_lines(console, wrap(sentence, text_width(console), "dim"))
 
 
 def _check_ways(files: list[Path] | None, to: str | None, form: Format | None, plot: str | None) -> None:

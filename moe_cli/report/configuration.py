@@ -12,6 +12,7 @@ from moe_cli.metrics import BY_KEY
 from moe_cli.report.baseline_runs import Baselines, Key, SeedRuns, find_baselines, group_seeds, in_order_of_seed
 from moe_cli.report.equal_time import MAX_RUNS, EqualTime, TimedCurves, compare_at_equal_time, shortest_times
 from moe_cli.report.intervals import mean_and_interval, paired_difference
+from moe_cli.report.looks import UNCOUNTED, Compared, Look, look_at
 from moe_cli.report.pareto import pareto_front
 from moe_cli.report.price import PRICES, Price, Pricer, Pricing, Ratio
 from moe_cli.report.run_row import (
@@ -122,6 +123,7 @@ class Configuration(Record):
         execution, results, others: means over complete runs; text where all runs have the same.
         val_loss_interval, val_bpb_interval: half-widths of the 95 % intervals of the means; None for one seed.
         vs_baseline, vs_baseline_interval: the relative difference to the baseline, paired by seed; negative is better.
+            The interval has the error rate of the look, see looks.py.
         shared_seeds: the seeds it rests on.
         baseline, baseline_path: the run of the baseline that has the first of these seeds.
         verdict: better, worse or inconclusive, with Holm's correction; None where nothing is tested.
@@ -246,6 +248,7 @@ class Aggregate:
         pairs: the number of pairs that the verdicts are corrected for; None with a baseline.
         curves: the curves over training time; None where there are too many runs to read theirs.
         pricer: the price tags.
+        look: the number of this look at the verdicts, which determines their error rate.
     """
 
     configurations: list[Configuration]
@@ -254,6 +257,7 @@ class Aggregate:
     pairs: int | None
     curves: TimedCurves | None
     pricer: Pricer
+    look: Look
 
     @property
     def comparisons(self) -> int:
@@ -298,7 +302,7 @@ def aggregate_seeds(
     if by_run:
         rows = [_add_equal_time(_aggregate([run], baselines)[0], baselines, curves) for run in runs]
         rows = [_add_price(row, baselines, pricer) for row in rows]
-        return Aggregate(rows, _all_columns(columns, settings), baselines, None, curves, pricer)
+        return Aggregate(rows, _all_columns(columns, settings), baselines, None, curves, pricer, UNCOUNTED)
     replaced: Counter[Key] = Counter()
     groups = group_seeds(runs, settings, replaced)
     made = []
@@ -306,17 +310,19 @@ def aggregate_seeds(
         row, sample = _aggregate(in_order_of_seed(seeds), baselines)
         made.append((replace(row, num_replaced=replaced[key]) if replaced[key] else row, sample))
     made += [_aggregate([run], baselines) for run in runs if run.status not in DONE]
-    rows = _add_verdicts([row for row, _ in made], [sample for _, sample in made])
+    tested = [Compared(row.runs, row.shared_seeds or 0) for row, sample in made if sample is not None]
+    look = look_at(tested, baseline)
+    rows = _add_verdicts([row for row, _ in made], [sample for _, sample in made], look)
     rows = _add_pareto(rows)
     pairs = None
     one_kind = len({is_baseline(row, baseline) for row in rows if row.primary_loss is not None}) == 1
     if one_kind and not any(row.baseline_path is not None and not row.is_own_baseline for row in rows):
-        rows, pairs = _compare_with_lowest(rows)
+        rows, pairs, look = _compare_with_lowest(rows)
     if pairs is None:
         rows = [_add_price(_add_equal_time(row, baselines, curves), baselines, pricer) for row in rows]
     elif curves is not None:
         rows = _add_equal_time_to_lowest(rows, curves)
-    return Aggregate(rows, _all_columns(columns, settings), baselines, pairs, curves, pricer)
+    return Aggregate(rows, _all_columns(columns, settings), baselines, pairs, curves, pricer, look)
 
 
 def _all_columns(columns: Sequence[str], settings: Sequence[str]) -> list[str]:
@@ -383,18 +389,21 @@ def _compare_with_baseline(
     return row, None if is_own else sample
 
 
-def _add_verdicts(rows: Sequence[Configuration], samples: Sequence[PairedSample | None]) -> list[Configuration]:
-    """Returns the rows with verdicts on their differences to the baseline."""
+def _add_verdicts(
+    rows: Sequence[Configuration], samples: Sequence[PairedSample | None], look: Look
+) -> list[Configuration]:
+    """Returns the rows with verdicts on their differences to the baseline, and with the intervals of this look."""
     tested = [sample for sample in samples if sample is not None]
-    found = iter(verdicts(tested))
+    found = iter(verdicts(tested, look.error_rate))
     result = []
     for row, sample in zip(rows, samples, strict=True):
         if sample is None:
             result.append(row)
             continue
         verdict = next(found)
-        more = additional_seeds_needed(sample, len(tested)) if verdict == INCONCLUSIVE else None
-        result.append(replace(row, verdict=verdict, more_seeds=more))
+        more = additional_seeds_needed(sample, len(tested), look.next_error_rate) if verdict == INCONCLUSIVE else None
+        interval = sample.half_width(look.error_rate) if look.number > 1 else row.vs_baseline_interval
+        result.append(replace(row, verdict=verdict, more_seeds=more, vs_baseline_interval=interval))
     return result
 
 
@@ -409,16 +418,25 @@ def _add_pareto(rows: Sequence[Configuration]) -> list[Configuration]:
     return result
 
 
-def _compare_with_lowest(rows: Sequence[Configuration]) -> tuple[list[Configuration], int | None]:
+def _compare_with_lowest(rows: Sequence[Configuration]) -> tuple[list[Configuration], int | None, Look]:
     """Compares every configuration with the lowest comparable one.
 
-    Also returns the number of pairs tested; None means that nothing can be compared.
+    Also returns the number of pairs tested, None if nothing can be compared, and the number of this look at them. The
+    lowest of an earlier look may be another one, so every member of a pair counts, the lowest too.
     """
     result = list(rows)
     groups = [group for group in group_comparable(rows).values() if len(group) > 1]
-    found, pairs = compare_with_first([[rows[place].losses for place in group] for group in groups])
+    losses = [[rows[place].losses for place in group] for group in groups]
+    shared = [[len(group[0].keys() & other.keys()) for other in group[1:]] for group in losses]
+    compared = [
+        Compared(rows[place].runs, seeds)
+        for group, counts in zip(groups, shared, strict=True)
+        for place, seeds in zip(group, [max(counts), *counts], strict=True)
+    ]
+    look = look_at(compared, None)
+    found, pairs = compare_with_first(losses, look.error_rate, look.next_error_rate)
     if not any(difference is not None for differences in found for difference in differences):
-        return result, None
+        return result, None, UNCOUNTED
     for group, differences in zip(groups, found, strict=True):
         if not any(differences):
             continue
@@ -443,7 +461,7 @@ def _compare_with_lowest(rows: Sequence[Configuration]) -> tuple[list[Configurat
                     verdict=difference.verdict,
                     more_seeds=difference.more_seeds,
                 )
-    return result, pairs
+    return result, pairs, look
 
 
 def _add_equal_time(row: Configuration, baselines: Baselines, curves: TimedCurves | None) -> Configuration:

@@ -48,10 +48,9 @@ class PairedSample:
             return 1.0 if self.mean == 0 else 0.0
         return 2 * t_cdf(-abs(self.mean) / self.deviation * math.sqrt(self.seeds), self.seeds - 1)
 
-    @property
-    def half_width(self) -> float | None:
-        """Returns half the width of the 95 % interval of the mean; None for one seed."""
-        return None if self.deviation is None else half_width(self.deviation, self.seeds)
+    def half_width(self, error_rate: float = ERROR_RATE) -> float | None:
+        """Returns half the width of the interval of the mean with this error rate; None for one seed."""
+        return None if self.deviation is None else half_width(self.deviation, self.seeds, 1 - error_rate)
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> PairedSample | None:
@@ -83,30 +82,32 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdicts(differences: Sequence[PairedSample]) -> list[str]:
+def verdicts(differences: Sequence[PairedSample], error_rate: float = ERROR_RATE) -> list[str]:
     """Returns better, worse or inconclusive for each comparison with one baseline, corrected for their number."""
     tested = [index for index, difference in enumerate(differences) if difference.p_value is not None]
     adjusted = dict(zip(tested, holm([differences[index].p_value or 0.0 for index in tested]), strict=True))
     return [
-        INCONCLUSIVE if adjusted.get(index, 1.0) >= ERROR_RATE else BETTER if difference.mean < 0 else WORSE
+        INCONCLUSIVE if adjusted.get(index, 1.0) >= error_rate else BETTER if difference.mean < 0 else WORSE
         for index, difference in enumerate(differences)
     ]
 
 
-def additional_seeds_needed(difference: PairedSample, comparisons: int = 1) -> int | None:
+def additional_seeds_needed(
+    difference: PairedSample, comparisons: int = 1, error_rate: float = ERROR_RATE
+) -> int | None:
     """Returns the number of further seeds that find the difference in four of five cases, if the estimate is true.
 
-    The total is the least n with n >= ((t(1 - a / 2) + t(0.8)) s / d)^2, t with n - 1 degrees of freedom, a = 5 % /
-    comparisons (the usual power calculation, e.g. Cohen, Statistical Power Analysis, 1988, ch. 2). None means that the
-    spread is not known (one seed), or that more than a thousand seeds would be needed. The result is at least 1,
-    because the present seeds were not sufficient.
+    The total is the least n with n >= ((t(1 - a / 2) + t(0.8)) s / d)^2, t with n - 1 degrees of freedom, a =
+    `error_rate` / `comparisons` (the usual power calculation, e.g. Cohen, Statistical Power Analysis, 1988, ch. 2).
+    None means that the spread is not known (one seed), or that more than a thousand seeds would be needed. The result
+    is at least 1, because the present seeds were not sufficient.
     """
     if difference.deviation is None or difference.mean == 0:
         return None
     ratio = difference.deviation / abs(difference.mean)
 
     def is_enough(seeds: int) -> bool:
-        return _detectable_effect(seeds, comparisons) * ratio <= math.sqrt(seeds)
+        return _detectable_effect(seeds, error_rate / comparisons) * ratio <= math.sqrt(seeds)
 
     if not is_enough(MAX_SEEDS):
         return None
@@ -123,10 +124,10 @@ def additional_seeds_needed(difference: PairedSample, comparisons: int = 1) -> i
 
 
 @cache
-def _detectable_effect(seeds: int, comparisons: int) -> float:
+def _detectable_effect(seeds: int, error_rate: float) -> float:
     """Returns the difference, in standard errors, that a test with this many seeds finds with probability POWER."""
     df = seeds - 1
-    return t_quantile(1 - ERROR_RATE / comparisons / 2, df) + t_quantile(POWER, df)
+    return t_quantile(1 - error_rate / 2, df) + t_quantile(POWER, df)
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,15 @@ class Difference:
     more_seeds: int | None
 
 
-def compare_with_first(groups: Sequence[Sequence[Scores]]) -> tuple[list[list[Difference | None]], int]:
+def compare_with_first(
+    groups: Sequence[Sequence[Scores]], error_rate: float = ERROR_RATE, next_error_rate: float = ERROR_RATE
+) -> tuple[list[list[Difference | None]], int]:
     """Compares the members of each group, the lowest first, with the first one, by the scores of their seeds.
 
     The first was chosen because it is the lowest, so the comparisons with it are not the only ones that were made.
     Therefore Holm's procedure is applied to all pairs within the groups. The probability of one false verdict among all
-    pairs is then at most 5 %. The same bound holds for the pairs with whichever member is the lowest.
+    pairs is then at most `error_rate`. The same bound holds for the pairs with whichever member is the lowest. Verdicts
+    and intervals are at `error_rate`, and the additional seeds are for a look at `next_error_rate`.
 
     Returns:
         A difference for each member (None for the first, and if no seed is shared), and the number of pairs tested.
@@ -152,19 +156,21 @@ def compare_with_first(groups: Sequence[Sequence[Scores]]) -> tuple[list[list[Di
     pairs, adjusted = _all_pairs(groups)
     found: list[list[Difference | None]] = [[None] * len(group) for group in groups]
     for (index, one, other), sample in pairs.items():
-        estimate = paired_difference(groups[index][other], groups[index][one])
+        estimate = paired_difference(groups[index][other], groups[index][one], 1 - error_rate)
         if one == 0 and estimate is not None:
-            decided = adjusted.get((index, one, other), 1.0) < ERROR_RATE
+            decided = adjusted.get((index, one, other), 1.0) < error_rate
             verdict = (BETTER if sample.mean < 0 else WORSE) if decided else INCONCLUSIVE
-            more = None if decided else additional_seeds_needed(sample, max(1, len(adjusted)))
+            more = None if decided else additional_seeds_needed(sample, max(1, len(adjusted)), next_error_rate)
             found[index][other] = Difference(estimate, sample, verdict, more)
     return found, len(adjusted)
 
 
-def decided_pairs(groups: Sequence[Sequence[Scores]]) -> tuple[set[tuple[int, int, int]], int]:
+def decided_pairs(
+    groups: Sequence[Sequence[Scores]], error_rate: float = ERROR_RATE
+) -> tuple[set[tuple[int, int, int]], int]:
     """Returns the pairs (group, member, later member) that differ, corrected for all pairs, and the number tested."""
     _, adjusted = _all_pairs(groups)
-    return {place for place, p_value in adjusted.items() if p_value < ERROR_RATE}, len(adjusted)
+    return {place for place, p_value in adjusted.items() if p_value < error_rate}, len(adjusted)
 
 
 def _all_pairs(

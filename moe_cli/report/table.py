@@ -19,10 +19,10 @@ from moe_cli.report.configuration import (
     best_rows,
 )
 from moe_cli.report.load import without_garbage_collection
+from moe_cli.report.looks import Look
 from moe_cli.report.metric_plugins import add_metrics
 from moe_cli.report.price import Pricing
 from moe_cli.report.recommend.choice import choose
-from moe_cli.report.recommend.looks import Look, look_at
 from moe_cli.report.run_row import (
     CORPUS,
     RUN_LEVEL_COLUMNS,
@@ -77,7 +77,6 @@ class ReportTable:
         recommended: the recommended rows, see recommend/choice.py: one for each data and budget.
         pareto: the rows of the Pareto front in loss, FLOPs, speed and memory.
         baseline: the settings of the baseline of differences.
-        look: the number of this look at these verdicts.
         aggregate: all configurations, and the comparisons that their verdicts are based on.
     """
 
@@ -93,13 +92,17 @@ class ReportTable:
     pareto: list[Configuration]
     by_run: bool
     baseline: Settings
-    look: Look
     aggregate: Aggregate
 
     @property
     def pairs(self) -> int | None:
         """Returns the number of pairs in the correction; None means that differences are to a baseline."""
         return self.aggregate.pairs
+
+    @property
+    def look(self) -> Look:
+        """Returns the number of this look at the verdicts."""
+        return self.aggregate.look
 
     def value(self, row: Configuration, name: str) -> Cell:
         """Returns the value of a column, the validation curve included."""
@@ -190,11 +193,10 @@ def _build_table(
         all_varying=varying if len(shown) == len(ordered) else _varying(ordered, settings),
         columns=make_columns(names, to_lowest) if names else usual,
         best=best_rows(shown),
-        recommended=[] if query.by_run else _recommended(ordered, baseline, to_lowest),
+        recommended=[] if query.by_run else _recommended(ordered, baseline, to_lowest, aggregate.look),
         pareto=[] if query.by_run else [row for row in shown if row.pareto],
         by_run=query.by_run,
         baseline=baseline,
-        look=look_at(shown, None if to_lowest else baseline),
         aggregate=aggregate,
     )
 
@@ -203,13 +205,13 @@ def _varying(rows: Sequence[Configuration], settings: Sequence[str]) -> list[str
     return varying_settings([row.settings for row in rows if row.expert is not None], settings)
 
 
-def _recommended(rows: Sequence[Configuration], baseline: Settings, to_lowest: bool) -> list[Configuration]:
+def _recommended(rows: Sequence[Configuration], baseline: Settings, to_lowest: bool, look: Look) -> list[Configuration]:
     """Returns the recommended row of each group of equal data and budget that has several."""
     candidates = [row for row in rows if row.primary_loss is not None and row.is_complete and row.is_countable]
     groups: dict[tuple[object, ...], list[Configuration]] = {}
     for row in candidates:
         groups.setdefault(comparison_key(row), []).append(row)
-    choices = [choose(group, baseline, to_lowest) for group in groups.values() if len(group) > 1]
+    choices = [choose(group, baseline, to_lowest, look) for group in groups.values() if len(group) > 1]
     return [choice.row for choice in choices if choice.reason != "worse"]
 
 

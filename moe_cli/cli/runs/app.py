@@ -1,4 +1,4 @@
-"""moe runs: ls, show, experts, diff, tag, rm, restore, clean and watch."""
+"""moe runs: ls, show, experts, diff, ledger, tag, rm, restore, clean and watch."""
 
 import sys
 from pathlib import Path
@@ -186,6 +186,25 @@ def diff(
         print_json(comparison.record())
     else:
         print_comparison(comparison)
+
+
+@runs.command(cls=HelpCommand)
+def ledger(outputs: Outputs = None, as_json: AsJson = False) -> None:
+    """Count comparisons and looks at verdicts for each validation set.
+
+    Examples:
+        moe runs ledger
+        moe runs ledger --json
+    """
+    from moe_cli.cli.runs.ledger import ledger_records, print_ledger
+    from moe_cli.report.ledger import read_ledger
+    from moe_cli.runs.folder import outputs_folder
+
+    uses = read_ledger(outputs_folder(outputs))
+    if as_json:
+        print_json(ledger_records(uses))
+    else:
+        print_ledger(uses)
 
 
 @runs.command("tag", cls=HelpCommand)

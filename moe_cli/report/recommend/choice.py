@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from moe_cli.formatting import percent, sanitise
 from moe_cli.report.configuration import Configuration, group_comparable
+from moe_cli.report.looks import UNCOUNTED, Look
 from moe_cli.report.pareto import tolerance
 from moe_cli.report.run_row import DENSE, Record, Settings, comparison_key, is_baseline
 from moe_cli.report.significance import (
@@ -37,15 +38,17 @@ class Known:
             is identified by the path of its first run.
         pairs: the number of pairs in the correction. None means that verdicts are on differences to a baseline, and
             each pair is tested separately.
+        look: the number of this look at the verdicts.
     """
 
     differing: frozenset[frozenset[str]] = frozenset()
     pairs: int | None = None
+    look: Look = UNCOUNTED
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One configuration against another: share of its score, negative is better; interval of 95 %, over paired seeds.
+    """One configuration against another: share of its score, negative is better; its interval, over paired seeds.
 
     Attributes:
         better_than_baseline: whether the verdict on the configuration itself, against its baseline, is better.
@@ -86,7 +89,9 @@ class Choice:
     known: Known = field(default_factory=lambda: Known())
 
 
-def choose(rows: Sequence[Configuration], baseline: Settings = DENSE, pairs: bool = False) -> Choice:
+def choose(
+    rows: Sequence[Configuration], baseline: Settings = DENSE, pairs: bool = False, look: Look = UNCOUNTED
+) -> Choice:
     """Chooses the recommended one of complete configurations with a score.
 
     The first choice is the lowest whose verdict against its baseline is better, else the baseline, else the lowest. If
@@ -95,8 +100,9 @@ def choose(rows: Sequence[Configuration], baseline: Settings = DENSE, pairs: boo
 
     Args:
         pairs: the verdicts are on differences to the lowest, not to a baseline.
+        look: the number of this look at the verdicts, which determines their error rate.
     """
-    known = _test_all_pairs(rows) if pairs else Known()
+    known = _test_all_pairs(rows, look) if pairs else Known(look=look)
     ranked = sorted(rows, key=_rank(rows, baseline))
     compared = _compared_with(rows)
     standing = [] if pairs else [row for row in ranked if row.verdict == BETTER or not compared.isdisjoint(row.paths)]
@@ -276,22 +282,22 @@ def compare(best: Configuration, other: Configuration, known: Known, names: Coll
     sample = paired(other.losses, best.losses)
     if sample is None:
         return None
-    half = sample.half_width
+    half = sample.half_width(known.look.error_rate)
     if known.pairs is not None and comparison_key(best) == comparison_key(other):
         decided = frozenset((best.path, other.path)) in known.differing
     else:
         decided = half is not None and abs(sample.mean) > half
     verdict = (BETTER if sample.mean < 0 else WORSE) if decided else INCONCLUSIVE
-    more = None if decided else additional_seeds_needed(sample, max(1, known.pairs or 1))
+    more = None if decided else additional_seeds_needed(sample, max(1, known.pairs or 1), known.look.next_error_rate)
     return Comparison(label(other, names), sample.mean, half, sample.seeds, verdict, more, other.verdict == BETTER)
 
 
-def _test_all_pairs(rows: Sequence[Configuration]) -> Known:
+def _test_all_pairs(rows: Sequence[Configuration], look: Look) -> Known:
     """Tests every pair of configurations that may be ranked together, as the table does without a baseline."""
     groups = [[rows[place] for place in group] for group in group_comparable(rows).values()]
-    decided, tested = decided_pairs([[row.losses for row in group] for group in groups])
+    decided, tested = decided_pairs([[row.losses for row in group] for group in groups], look.error_rate)
     differing = (frozenset((groups[group][one].path, groups[group][other].path)) for group, one, other in decided)
-    return Known(frozenset(differing), tested)
+    return Known(frozenset(differing), tested, look)
 
 
 def label(row: Record, names: Collection[str]) -> str:

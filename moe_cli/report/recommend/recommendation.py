@@ -13,6 +13,7 @@ from moe_cli.report.baseline import baseline_name, sweep_baseline
 from moe_cli.report.comparability import BUDGET, CODE, check_across, is_comparable, select_comparable
 from moe_cli.report.configuration import Configuration, aggregate_seeds
 from moe_cli.report.equal_time import EqualTime
+from moe_cli.report.looks import Look
 from moe_cli.report.price import Price, Pricing
 from moe_cli.report.recommend.choice import (
     Comparison,
@@ -24,7 +25,6 @@ from moe_cli.report.recommend.choice import (
     is_collapsed,
     label,
 )
-from moe_cli.report.recommend.looks import Look, look_at
 from moe_cli.report.recommend.next_sweep import next_sweep
 from moe_cli.report.run_row import (
     RunRow,
@@ -183,7 +183,7 @@ def make_recommendation(
         ConfigError: `across` names no aspect.
     """
     found = _compare_all(runs, across, extra_baselines, baseline, pricing)
-    choice = choose(found.rows, found.baseline, found.pairs is not None)
+    choice = choose(found.rows, found.baseline, found.pairs is not None, found.look)
     best, base = choice.row, _baseline_row(found, choice.row)
     difference = comparison_with_baseline(best, baseline_name(found.baseline)) if found.pairs is None else None
     second = compare(best, choice.runner_up, choice.known, found.names) if choice.runner_up else None
@@ -234,7 +234,7 @@ def make_recommendation(
         scaling=scaling_sentence(found.runs, best.paths),
         next=following.command if following else None,
         next_seconds=following.seconds if following else None,
-        look=look_at(found.rows, found.baseline if found.pairs is None else None),
+        look=found.look,
     )
 
 
@@ -259,6 +259,7 @@ class _Compared:
         names: the settings that vary.
         pairs: see `Aggregate`.
         outside: the configurations of the extra baselines.
+        look: the number of this look at the verdicts.
     """
 
     runs: Sequence[RunRow]
@@ -268,6 +269,7 @@ class _Compared:
     pairs: int | None
     outside: list[Configuration]
     baseline: Settings
+    look: Look
 
 
 def _compare_all(
@@ -310,7 +312,7 @@ def _compare_all(
     left_out = dict(comparable.left_out)
     if all(run.is_dense for run in complete if is_comparable(run, first, {*free, BUDGET}) and run.path not in paths):
         left_out.pop(BUDGET, None)  # they count in the price tag
-    return _Compared(own, left_out, rows, names, aggregate.pairs, outside, base)
+    return _Compared(own, left_out, rows, names, aggregate.pairs, outside, base, aggregate.look)
 
 
 def _baseline_row(found: _Compared, best: Configuration) -> Configuration | None:

@@ -5,9 +5,9 @@ from moe_cli.report.baseline import baseline_name
 from moe_cli.report.columns import format_ratio
 from moe_cli.report.comparability import EVAL_CONTEXT
 from moe_cli.report.equal_time import EqualTime
+from moe_cli.report.looks import looks_sentence, percent_of_rate
 from moe_cli.report.price import Ratio
 from moe_cli.report.recommend.choice import Comparison
-from moe_cli.report.recommend.looks import looks_sentence
 from moe_cli.report.recommend.recommendation import Recommendation
 from moe_cli.report.run_row import DENSE, Settings
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
@@ -54,18 +54,18 @@ def format_recommendation(found: Recommendation) -> list[str]:
 
 def _statistics(found: Recommendation) -> list[str]:
     """Returns sentences on the correction of the verdicts, and on the effect of repeated looks."""
-    lines = []
+    lines, rate = [], percent_of_rate(found.look.error_rate)
     if (found.pairs or 0) > 1:
         lines.append(
             "Verdicts are on differences to the lowest, which was chosen by its result, and allow for all "
-            f"{found.pairs} pairs (Holm, 5 % for all together); an interval is 95 % for its own comparison. The lowest "
+            f"{found.pairs} pairs (Holm, {rate} for all together); an interval is for its own comparison. The lowest "
             "of several looks better than it is: run it again with other seeds."
         )
     elif found.comparisons > 1 and found.reason != "one seed":
         base = "dense" if found.baseline == DENSE else baseline_name(found.baseline)
         lines.append(
-            f"{found.comparisons} configurations were compared with {base}; verdicts allow for that (Holm, 5 % for all "
-            "together), an interval is 95 % for its own comparison. The best of several looks better than it is: run "
+            f"{found.comparisons} configurations were compared with {base}; verdicts allow for that (Holm, {rate} for "
+            "all together), an interval is for its own comparison. The best of several looks better than it is: run "
             "it again with other seeds."
         )
     if found.look.number:

@@ -14,7 +14,7 @@ from moe_cli.report.comparability import count_code_versions
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.equal_time import MAX_RUNS, NO_CURVE
 from moe_cli.report.intervals import t_quantile
-from moe_cli.report.recommend.looks import looks_sentence
+from moe_cli.report.looks import looks_sentence
 from moe_cli.report.render.line_wrap import pack
 from moe_cli.report.render.terminal import wrap
 from moe_cli.report.run_row import DENSE, comparison_key, is_baseline

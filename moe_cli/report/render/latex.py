@@ -4,6 +4,7 @@ import re
 
 from moe_cli.formatting import sanitise
 from moe_cli.report.columns import PLUS_MINUS, Column
+from moe_cli.report.looks import looks_sentence
 from moe_cli.report.render.captions import differences, footer_lines
 from moe_cli.report.render.tables import columns_within
 from moe_cli.report.table import ReportTable
@@ -56,9 +57,10 @@ def _caption(table: ReportTable) -> str:
     shared = [line.plain for line in footer_lines(table, NEVER_BROKEN) if line.plain.startswith("the same for all")]
     intervals = any(row.val_loss_interval is not None for row in table.rows)
     what = f"Means over seeds with 95 % intervals, each for one comparison; {differences(table)}." if intervals else ""
+    looks = looks_sentence(table.look) if intervals and table.look.number > 1 else ""
     best = "The lowest loss in bold." if table.best else ""
     also = f"{shared[0][0].upper()}{shared[0][1:]}." if shared else ""
-    return " ".join(escaped(part) for part in (what, best, also) if part)
+    return " ".join(escaped(part) for part in (what, looks, best, also) if part)
 
 
 def cell(text: str, best: bool) -> str:
