@@ -59,9 +59,10 @@ def test_the_tables_fit(study: Study, domains: Path, columns: int) -> None:
 
 def test_a_domain_without_validation_text_is_named(study: Study, domains: Path) -> None:
     """A study of fewer domains than the folder has says which are missing, and what to do."""
-    result = study("--study", "data=text", f"data.path={domains}", columns=200)
+    result = study("--study", "data=text", f"data.path={domains}", "eval.k=1", columns=200)
     assert result.exit_code == 0, result.output
     assert "of 1 domain" in result.stdout
+    assert "; 1 expert per token." in result.stdout
     assert "is held out, so it has no validation loss. Raise data.val_fraction to hold some out." in result.stderr
 
 
