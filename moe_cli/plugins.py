@@ -8,6 +8,7 @@ the program itself comes first. Knows neither torch nor the settings; imports im
 import hashlib
 import os
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -168,6 +169,11 @@ def use_files(paths: Sequence[Path]) -> None:
             raise ConfigError(f"--plugin {path}: the path has a '{os.pathsep}', which separates paths. Rename it.")
     absolute = [str(path.resolve()) for path in paths]
     os.environ[FILES_VARIABLE] = os.pathsep.join(dict.fromkeys([*_files(), *absolute]))
+
+
+def file_options() -> str:
+    """Returns the words ` --plugin FILE` for each file of --plugin, which further commands on the same run need."""
+    return "".join(f" --plugin {shlex.quote(os.path.relpath(path))}" for path in _files())
 
 
 def names(group: str) -> list[str]:

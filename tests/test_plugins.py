@@ -1,6 +1,7 @@
 """Plug-ins: found by metadata alone, part of a run's identity, and never imported because of the folder of a run."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -204,7 +205,10 @@ def test_a_file_of_ones_own(site: Path, tmp_path: Path, text_file: Path) -> None
     file, outputs = tmp_path / "mine.py", str(tmp_path / "outputs")
     file.write_text(router_source("of_file"))
     words = ["train", *TINY, f"data.path={text_file}", "router=of_file", "--plugin", str(file), "--outputs", outputs]
-    assert f"note: --plugin runs the code of {file}." in moe(*words)
+    printed = moe(*words)
+    assert f"note: --plugin runs the code of {file}." in printed
+    (sample,) = [line.split() for line in printed.splitlines() if "moe sample latest" in line]
+    assert ["--plugin", os.path.relpath(file)] == sample[-2:]
     run = run_of(tmp_path / "outputs")
     assert run.config_dict()["plugins"]["router"]["of_file"].startswith("mine.py sha256:")
     plugins.forget()

@@ -20,6 +20,7 @@ from moe_cli.files.reading import time_in
 from moe_cli.formatting import bars, count, duration, format_bytes, or_dash, percent, plural
 from moe_cli.metrics import format_references, format_task_metrics, target_name
 from moe_cli.moe.max_violation import max_violation
+from moe_cli.plugins import file_options
 from moe_cli.runs.folder import Run
 from moe_cli.training.evaluate import Evaluation
 from moe_cli.training.state import StepReport
@@ -180,7 +181,7 @@ def print_summary(console: Console, run: Run) -> None:
         rows.append(("events", "   ".join(f"{number} {name}" for number, name in events if number)))
     prompt = ' --prompt "def "' if run.config().data.name in ("python", "torch_sources", "corpora_mix") else ""
     samples = [] if summary["val_bytes"] is None else [f"moe sample latest{prompt}"]
-    commands = [*samples, dense_baseline_command(run.config()), "moe report"]
+    commands = [*(line + file_options() for line in (*samples, dense_baseline_command(run.config()))), "moe report"]
     if "tensorboard" in loggers_of(run.config().log):
         commands.append(f"tensorboard --logdir {shlex.quote(os.path.relpath(run.path.parent.parent))}")
     rows += [("" if number else "next", line) for number, line in enumerate(commands)]

@@ -126,9 +126,9 @@ class Corpus(Dataset[Tokens]):
     def notes(self) -> list[str]:
         if self.meta["name"] == "tokens":
             return [*self.meta.get("notes", ()), *_on_tokens(self.meta)]
-        return [*self.meta.get("notes", ()), *_on_texts(self.meta), *self._domains_without_validation()]
+        return [*self.meta.get("notes", ()), *_on_texts(self.meta), *self.domains_without_validation()]
 
-    def _domains_without_validation(self) -> list[str]:
+    def domains_without_validation(self) -> list[str]:
         """Returns a note on domains without validation text, if there are only a few domains."""
         names = self.meta["domains"]
         held_out = np.unique(self.domain_ids_at(self.document_starts(self.val)))

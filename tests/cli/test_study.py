@@ -57,6 +57,14 @@ def test_the_tables_fit(study: Study, domains: Path, columns: int) -> None:
     assert "choices that an earlier" in text
 
 
+def test_a_domain_without_validation_text_is_named(study: Study, domains: Path) -> None:
+    """A study of fewer domains than the folder has says which are missing, and what to do."""
+    result = study("--study", "data=text", f"data.path={domains}", columns=200)
+    assert result.exit_code == 0, result.output
+    assert "of 1 domain" in result.stdout
+    assert "is held out, so it has no validation loss. Raise data.val_fraction to hold some out." in result.stderr
+
+
 def test_the_page_shows_names_as_text(study: Study, domains: Path, tmp_path: Path) -> None:
     """The page is one file without the markup of a domain's name."""
     page = tmp_path / "experts.html"

@@ -67,6 +67,8 @@ def study_run(run: "Run", outputs: Path, request: StudyRequest) -> "RoutingStudy
     policy = _policy(config, others)
 
     from moe_cli.cli.console import Terminal
+    from moe_cli.cli.options import print_notes
+    from moe_cli.data.corpora import Corpus
     from moe_cli.execution.trained_model import load_trained
     from moe_cli.tasks.registry import make_task
     from moe_cli.training.evaluate import eval_policy
@@ -76,6 +78,8 @@ def study_run(run: "Run", outputs: Path, request: StudyRequest) -> "RoutingStudy
         loaded = load_trained(run, outputs, request.checkpoint, SPLITS[request.split], data=data)
         trained = replace(loaded, config=replace(loaded.config, eval=policy))
         trained = replace(trained, task=make_task(trained.config, loaded.task.dataset))
+        if request.split == "validation" and isinstance(dataset := loaded.task.dataset, Corpus):
+            print_notes(tuple(dataset.domains_without_validation()))
         names = [name.strip() for name in (request.earlier or "").split(",") if name.strip()]
         earlier = []
         for name in dict.fromkeys(names):

@@ -278,7 +278,7 @@ def _constant(name: str, rows: Sequence[Configuration], hidden: set[str]) -> str
 def _limits_of_ranking(table: ReportTable, rows: Sequence[Configuration], width: int) -> list[Text]:
     """Returns lines on what is ranked apart: tasks, data, budgets. They explain the marks, so they follow the table."""
     lines = []
-    data = {row.corpus_sha256: row.corpus for row in rows}
+    data = {row.corpus_sha256: row.corpus for row in rows if row.corpus_sha256}  # imported models may have no results
     targets = sorted({target_name_of_task(row.settings.get("task.name")) for row in rows})
     if len(targets) > 1:
         lines += wrap(

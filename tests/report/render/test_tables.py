@@ -331,9 +331,10 @@ def test_mixed_corpora_are_said(tmp_path: Path) -> None:
     """Rows on different data get one line that names them."""
     complete(tmp_path, 1.7, expert=4)
     complete(tmp_path, 1.7, expert=8, results={"corpus_sha256": "cd" * 32, "corpus": "notes"})
+    complete(tmp_path, 1.7, expert=16, results={"corpus_sha256": None, "corpus": None})
     warned = [line for line in report_lines(view(tmp_path), "s", 200) if "different data" in line.plain]
     assert len(warned) == 1
-    assert "notes cdcdcd, python ababab" in warned[0].plain
+    assert "different data: notes cdcdcd, python ababab." in warned[0].plain
     assert warned[0].style == "yellow"
 
 
