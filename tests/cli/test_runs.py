@@ -35,7 +35,7 @@ def outputs(tmp_path: Path) -> Path:
 def test_runs_alone_prints_its_help(moe: Moe) -> None:
     """Every sub-command is listed."""
     listed = re.findall(r"^  (\w+)  ", moe("runs").output.split("Commands:")[1], flags=re.M)
-    assert listed == ["ls", "show", "experts", "diff", "tag", "rm", "restore", "clean", "watch"]
+    assert listed == ["ls", "show", "experts", "diff", "ledger", "tag", "rm", "restore", "clean", "watch"]
 
 
 def test_ls_has_a_line_a_run(moe: Moe, outputs: Path) -> None:
