@@ -41,9 +41,10 @@ def study_title(study: RoutingStudy) -> str:
 def study_sentences(study: RoutingStudy) -> list[str]:
     """Returns the results of the whole model, and the limits of the study."""
     bits = "" if study.bits_per_byte is None else f", {study.bits_per_byte:.4f} bits/byte"
+    experts = "expert" if study.top_k == 1 else "experts"
     return [
-        f"{study.loss:.4f} nats per target{bits}; {study.top_k:.3g} expert{'' if study.top_k == 1 else 's'} per token. In brackets: the same measure "
-        "under its control.",
+        f"{study.loss:.4f} nats per target{bits}; {study.top_k:.3g} {experts} per token. In brackets: the same "
+        "measure under its control.",
         *study.notes,
     ]
 
