@@ -278,7 +278,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(text_file: Path, tmp_pa
     config = slow_config(text_file)
     run = create_run(tmp_path, "runs", config)
     process = worker(run, tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while max((record["step"] for record in run.latest_metrics()), default=0) < 12:
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -310,14 +310,14 @@ def test_killed_again_and_again_a_run_ends_as_if_undisturbed(text_file: Path, tm
         process, begun = worker(run, tmp_path), time.monotonic()
         while (json.loads(status.read_text()).get("pid") != process.pid) or is_pending(run):
             assert process.poll() is None
-            assert time.monotonic() - begun < 60
+            assert time.monotonic() - begun < 600
             time.sleep(0.002)
         time.sleep(draw.random() * 0.4)
         assert process.poll() is None, "the run is too short for six kills"
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-        deadline = time.monotonic() + 5  # a program that it was just starting may hold its folder for a moment
+        deadline = time.monotonic() + 600  # a program that it was just starting may hold its folder for a moment
         while "interrupted" != run.status()["status"]:
             assert time.monotonic() < deadline
             time.sleep(0.002)
