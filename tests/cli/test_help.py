@@ -26,6 +26,7 @@ VERBS = {
         "Check",
         "Choose",
         "Compare",
+        "Count",
         "Decide",
         "Estimate",
         "Evaluate",
