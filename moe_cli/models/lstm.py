@@ -112,15 +112,15 @@ def run_lstm(lstm: nn.LSTM, x: Float[Tensor, "B L D"], layer_cache: LayerCache |
 
     On a processor that cannot multiply bfloat16, for which oneDNN has no such LSTM, it is computed in float32.
     """
-    state = layer_cache.tensors or None if layer_cache else None
+    states = (layer_cache.tensors,) if layer_cache and layer_cache.tensors else ()
     if x.is_cpu and torch.is_autocast_enabled("cpu") and not cpu_has_bfloat16():
         with torch.autocast("cpu", enabled=False):
-            y, state = lstm(x.float(), state)
+            result = lstm(x.float(), *states)
     else:
-        y, state = lstm(x, state)
+        result = lstm(x, *states)
     if layer_cache is not None:
-        layer_cache.tensors = state
-    return y  # type: ignore[no-any-return]
+        layer_cache.tensors = result[1]
+    return result[0]  # type: ignore[no-any-return]
 
 
 def make_lstm(width: int) -> nn.LSTM:
