@@ -1,5 +1,6 @@
 """moe recommend."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,8 +37,7 @@ def recommend(
     from rich.text import Text
 
     from moe_cli.cli.console import Terminal, print_lines, text_width
-    from moe_cli.cli.decide_output import print_certificate
-    from moe_cli.decide.page import find_certificate
+    from moe_cli.decide.records import DECISION_FILE
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.load import load_selection
     from moe_cli.report.looks import remember
@@ -50,8 +50,13 @@ def recommend(
     pricing = read_pricing(loss_law, machine or [])
     folder = outputs_folder(outputs)
     runs = load_selection(folder, sweeps or [])
-    if where is baseline is allow_different is None and (certificate := find_certificate([run.path for run in runs])):
-        return print_json(certificate.to_dict()) if as_json else print_certificate(certificate, Terminal())
+    folders = {Path(run.path).parent for run in runs}
+    if where is baseline is allow_different is None and any((each / DECISION_FILE).is_file() for each in folders):
+        from moe_cli.cli.decide_output import print_certificate
+        from moe_cli.decide.page import find_certificate  # knows Hydra, which takes as long as a recommendation
+
+        if certificate := find_certificate(folders):
+            return print_json(certificate.to_dict()) if as_json else print_certificate(certificate, Terminal())
     selected = select_runs(runs, where)
     whole = not sweeps and where is None
     base, extra = find_baseline(baseline, folder, selected, [run.path for run in runs], whole=whole)

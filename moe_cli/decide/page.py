@@ -1,13 +1,13 @@
 """Sections of a report's page with a decision: the answer, and the race of the candidates against the budget spent."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from moe_cli.decide.certificate import Certificate, Finished, make_certificate
 from moe_cli.decide.feed import Results, replay
 from moe_cli.decide.plan import DENSE_NAME
-from moe_cli.decide.record import DECISION_FILE, read_decision
-from moe_cli.decide.records import STAGES, Decision
+from moe_cli.decide.record import read_decision
+from moe_cli.decide.records import DECISION_FILE, STAGES, Decision
 from moe_cli.decide.run_decision import make_budget
 from moe_cli.decide.text import answer, certificate_parts, name_of, tables
 from moe_cli.errors import MoeError
@@ -39,9 +39,8 @@ def load_certificate(folder: Path) -> Certificate | None:
     return make_certificate(record.plan, step.decision, results, record.limits, folder.parent)
 
 
-def find_certificate(runs: Sequence[str]) -> Certificate | None:
-    """Returns the certificate of the decision to which all these runs belong; None if it is unreadable or not ended."""
-    folders = {Path(path).parent for path in runs}
+def find_certificate(folders: Collection[Path]) -> Certificate | None:
+    """Returns the certificate if these are the folder of one decision; None if it is unreadable or has not ended."""
     return _only_certificate(folders) if len(folders) == 1 else None
 
 

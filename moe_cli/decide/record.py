@@ -15,12 +15,11 @@ from typing import Any
 from moe_cli.config.build import build
 from moe_cli.config.schema import RunConfig, from_dict
 from moe_cli.decide.plan import DENSE_NAME, DecisionPlan, make_rules
-from moe_cli.decide.records import Candidate, Rules
+from moe_cli.decide.records import DECISION_FILE, Candidate, Rules
 from moe_cli.errors import ConfigError
 from moe_cli.files.reading import number_in, read_json, whole_number_in
 from moe_cli.files.writing import hold, write_json
 
-DECISION_FILE = "decision.json"
 MAX_MINUTES = 1e7
 
 

@@ -9,6 +9,8 @@ SCREENING, LEARNING_RATE, CHOICE, CONFIRMATION = "screening", "learning rate", "
 STAGES = (SCREENING, LEARNING_RATE, CHOICE, CONFIRMATION)
 # The other verdicts are those of `report.significance`.
 EQUAL = "equal"
+# In the folder of a decision, see `record`.
+DECISION_FILE = "decision.json"
 
 
 @dataclass(frozen=True)

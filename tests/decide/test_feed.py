@@ -17,8 +17,8 @@ from moe_cli.decide import plan
 from moe_cli.decide.feed import DecisionFeed, replay
 from moe_cli.decide.page import decision_sections
 from moe_cli.decide.plan import parse_rules, plan_decision
-from moe_cli.decide.record import DECISION_FILE, make_limits
-from moe_cli.decide.records import CONFIRMATION, STAGES, Decision, Rules
+from moe_cli.decide.record import make_limits
+from moe_cli.decide.records import CONFIRMATION, DECISION_FILE, STAGES, Decision, Rules
 from moe_cli.decide.run_decision import PreparedDecision, prepare_decision
 from moe_cli.errors import ConfigError
 from moe_cli.files.reading import read_json
