@@ -51,7 +51,7 @@ def recommend(
     folder = outputs_folder(outputs)
     runs = load_selection(folder, sweeps or [])
     folders = {Path(run.path).parent for run in runs}
-    if where is baseline is allow_different is None and any((each / DECISION_FILE).is_file() for each in folders):
+    if where is baseline is allow_different is None and any((path / DECISION_FILE).is_file() for path in folders):
         from moe_cli.cli.decide_output import print_certificate
         from moe_cli.decide.page import find_certificate  # knows Hydra, which takes as long as a recommendation
 

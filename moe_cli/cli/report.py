@@ -215,13 +215,18 @@ def _write(
     outputs: Path,
 ) -> None:
     """Writes the files of the report, or those of `SENT` for a while, and sends them to a tracker."""
-    from moe_cli.decide.page import decision_sections
+    from moe_cli.decide.records import DECISION_FILE
     from moe_cli.report.export import export
 
-    folders = list(dict.fromkeys(Path(run.path).parent for run in source.runs))
+    decided = [path for path in {Path(run.path).parent for run in source.runs} if (path / DECISION_FILE).is_file()]
+    answer = []
+    if decided:
+        from moe_cli.decide.page import decision_sections  # knows Hydra, which takes as long as a report
+
+        answer = decision_sections(decided)
     with TemporaryDirectory() as temporary:
         made = files or [Path(temporary) / f"report{ending}" for ending in SENT]
-        export(made, table, source, pivot=pivot, answer=decision_sections(folders))
+        export(made, table, source, pivot=pivot, answer=answer)
         if files:
             print_written(files)
         if to:
