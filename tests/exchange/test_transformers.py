@@ -1,5 +1,6 @@
 """Exported and imported models compute what transformers computes, over random configurations of each family."""
 
+import copy
 import json
 from itertools import islice
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from moe_cli.data.bpe import train_bpe
 from moe_cli.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
@@ -26,7 +28,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Initializing zero-element tensors"),  # of shared experts that are none
 ]
 every_family = pytest.mark.parametrize("family", FAMILIES)
-# Rounding: in float32 each of the two programs is up to 9e-6 from itself in float64, at logits of up to 5.
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 SEEDS = 10
 
@@ -41,6 +42,31 @@ def peers() -> Any:
     return transformers
 
 
+def check_logits(ours: nn.Module, theirs: Any, read: Tensor) -> None:
+    """Checks logits to 1e-5 in float64, and in float32 to 1e-5 or twice the rounding of transformers, if that is more.
+
+    A random model can amplify rounding, and how far depends on the processor: of 160 models, the float32 logits of one
+    are 1.2e-5 from its float64 logits on a processor without AVX-512.
+    """
+    with torch.no_grad():
+        logits, expected = ours(read)[0], theirs(read).logits
+        theirs.set_experts_implementation("eager")  # the others know no float64
+        exact, exact_expected = in_float64(ours)(read)[0], in_float64(theirs)(read).logits
+    torch.testing.assert_close(exact, exact_expected, check_dtype=False, **CLOSE)
+    rounding = float((expected - exact_expected).abs().max())
+    torch.testing.assert_close(logits, expected, atol=max(CLOSE["atol"], 2 * rounding), rtol=CLOSE["rtol"])
+
+
+def in_float64(model: nn.Module) -> nn.Module:
+    """Returns a copy in float64 whose norms keep the epsilon that they have in float32."""
+    model = copy.deepcopy(model).double()
+    for module in model.modules():
+        for name in ("eps", "norm_eps"):
+            if getattr(module, name, 0.0) is None:
+                setattr(module, name, torch.finfo(torch.float32).eps)
+    return model
+
+
 def check_export(peers: Any, family: str, seed: int, folder: Path) -> None:
     """Logits equal to 1e-5, equal greedy text, and no tensor too many or too few."""
     run, ours = random_run(folder / "out", our_settings(family, seed), seed)
@@ -50,12 +76,11 @@ def check_export(peers: Any, family: str, seed: int, folder: Path) -> None:
     assert [set()] * 3 == [set(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")]
     read = tokens(seed)
     with torch.no_grad():
-        expected, logits = ours(read)[0], theirs.eval()(read).logits
-        torch.testing.assert_close(logits, expected, **CLOSE)
         prompt = read[0, :5].tolist()
         generation = {"do_sample": False, "max_new_tokens": 10, "eos_token_id": None, "pad_token_id": 0}
-        text = theirs.generate(read[:1, :5], **generation)[0, 5:].tolist()
+        text = theirs.eval().generate(read[:1, :5], **generation)[0, 5:].tolist()
     assert list(islice(sample(ours, prompt, 10, LENGTH, SamplingParams(0.0), 0), 10)) == text
+    check_logits(ours, theirs, read)
 
 
 def check_import(peers: Any, family: str, seed: int, folder: Path, data: list[str]) -> None:
@@ -66,10 +91,7 @@ def check_import(peers: Any, family: str, seed: int, folder: Path, data: list[st
     (folder / "theirs/tokenizer.json").write_text(tokenizer_json(ByteTokenizer()))
     run, notes = import_folder(folder / "theirs", folder / "out", data)
     assert () == notes
-    read = tokens(seed)
-    with torch.no_grad():
-        logits, expected = load_trained(run, folder / "out").model(read)[0], theirs(read).logits
-    torch.testing.assert_close(logits, expected, **CLOSE)
+    check_logits(load_trained(run, folder / "out").model, theirs, tokens(seed))
     export_run(run, folder / "out", folder / "model")
     again, _ = import_folder(folder / "model", folder / "out", data)
     check_equal(run, again)
