@@ -109,7 +109,7 @@ def _place_bets(sweeps: list[str], texts: list[str], as_json: bool, outputs: Pat
     from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.report.scaling.bet_forecast import make_bets
     from moe_cli.report.scaling.bet_scores import bets_record, score
-    from moe_cli.report.scaling.bet_text import bet_lines
+    from moe_cli.report.scaling.bet_text import placed_lines
     from moe_cli.report.scaling.bets import write_bet
     from moe_cli.runs.folder import outputs_folder
 
@@ -121,8 +121,7 @@ def _place_bets(sweeps: list[str], texts: list[str], as_json: bool, outputs: Pat
         print_json(bets_record([score(bet, {}) for bet in placed]))
         return
     console = Terminal(highlight=False, emoji=False, markup=False)
-    for bet, file in zip(placed, files, strict=True):
-        print_lines(console, bet_lines(bet, file, text_width(console)))
+    print_lines(console, placed_lines(placed, files, text_width(console)))
 
 
 def _score_bets(sweeps: list[str], as_json: bool, outputs: Path | None) -> None:

@@ -27,7 +27,7 @@ from moe_cli.report.run_row import (
     RunRow,
     Settings,
     Value,
-    inapplicable_settings,
+    setting_applies,
     settings_of,
 )
 from moe_cli.report.scaling.bets import (
@@ -233,11 +233,10 @@ class _Forecaster:
 
     def check_settings(self, settings: Settings, wanted: Configured, option: str) -> None:
         """Raises ConfigError for settings that no run has and along which nothing can be predicted."""
-        ignored = {*BUDGET_KEYS, *inapplicable_settings(settings)}
         for name in settings_of(settings):
-            if name in ignored or _follows(name, settings):
+            if name in BUDGET_KEYS or not setting_applies(name, settings) or _follows(name, settings):
                 continue
-            values = [row.settings.get(name) for row in self._rows if name not in inapplicable_settings(row.settings)]
+            values = [row.settings.get(name) for row in self._rows if setting_applies(name, row.settings)]
             distinct = list(dict.fromkeys(values))
             if settings[name] in distinct or (name in SIZES and len(distinct) > 1):
                 continue
@@ -379,8 +378,8 @@ def _cell(row: RunRow) -> Cell:
 
 def _key(settings: Settings) -> Key:
     """Returns the settings that a configuration shares with its runs of other budgets."""
-    ignored = {*BUDGET_KEYS, *inapplicable_settings(settings)}
-    return tuple((name, settings.get(name)) for name in sorted(settings_of(settings)) if name not in ignored)
+    names = [name for name in settings_of(settings) if name not in BUDGET_KEYS and setting_applies(name, settings)]
+    return tuple((name, settings.get(name)) for name in sorted(names))
 
 
 def _differing(run: Settings, settings: Settings, free: Sequence[str]) -> list[str]:
@@ -388,8 +387,14 @@ def _differing(run: Settings, settings: Settings, free: Sequence[str]) -> list[s
 
     Settings that follow from free ones may differ too.
     """
-    ignored = {*free, *inapplicable_settings(run), *inapplicable_settings(settings)}
-    names = [name for name in settings_of(settings) if name not in ignored and run.get(name) != settings.get(name)]
+    names = [
+        name
+        for name in settings_of(settings)
+        if name not in free
+        and setting_applies(name, run)
+        and setting_applies(name, settings)
+        and run.get(name) != settings.get(name)
+    ]
     if free == BUDGET_KEYS:
         return names
     return [name for name in names if not (_follows(name, run) and _follows(name, settings))]

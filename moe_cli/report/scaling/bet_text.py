@@ -18,8 +18,15 @@ UNINFORMED = 0.25
 WITH_SWEEP = 120
 
 
-def bet_lines(bet: Bet, file: Path, width: int) -> list[Text]:
-    """Returns the lines on a new bet: the prediction, its method, and the commands that settle it."""
+def placed_lines(bets: Sequence[Bet], files: Sequence[Path], width: int) -> list[Text]:
+    """Returns the lines on new bets: the prediction, its method, and the commands that settle it."""
+    lines: list[Text] = []
+    for bet, file in zip(bets, files, strict=True):
+        lines += [*([Text()] if lines else []), *_placed(bet, file, width)]
+    return lines
+
+
+def _placed(bet: Bet, file: Path, width: int) -> list[Text]:
     unit = BY_KEY[bet.metric].unit
     lines = [Text.assemble((f"bet {bet.digest}", "bold"), f"   {sanitise(bet.settings)}   on {sanitise(bet.sweep)}")]
     lines += wrap(
@@ -36,7 +43,8 @@ def bet_lines(bet: Bet, file: Path, width: int) -> list[Text]:
     lines += wrap(f"method: {sanitise(bet.method)}", width, "dim")
     lines += wrap(f"written: {sanitise(str(file))}; it does not change", width, "dim")
     lines.append(Text("Run it, then score it:"))
-    return lines + [Text(f"  {sanitise(command)}") for command in (*bet.commands, f"moe scaling {bet.sweep} --bets")]
+    commands = (*bet.commands, f"moe scaling {bet.sweep} --bets")
+    return [*lines, *(Text(f"  {sanitise(command)}") for command in commands)]
 
 
 def _winner(bet: Bet) -> str:
