@@ -119,10 +119,10 @@ def runs_of(known: Mapping[str, Sequence[RunRow]], configuration: Mapping[str, o
 
 def _make_bet(folder: Path, forecaster: "_Forecaster", known: Mapping[str, Sequence[RunRow]], text: str) -> Bet:
     option = f"--bet '{sanitise(text)}'"
-    words = parse_words(text, "--bet")
-    if any(word.partition("=")[0] == "seed" for word in words):
+    arguments = parse_words(text, "--bet")
+    if any(word.partition("=")[0] == "seed" for word in arguments):
         raise ConfigError(f"{option}: the seeds of a bet are those of the sweep. Leave out seed=")
-    wanted = configure_like(words, forecaster.like(words), option)
+    wanted = configure_like(arguments, forecaster.like(arguments), option)
     settings = flat_settings(wanted.config.to_dict())
     forecaster.check_settings(settings, wanted, option)
     if existing := runs_of(known, wanted.config.to_dict()):
@@ -166,7 +166,7 @@ def _make_bet(folder: Path, forecaster: "_Forecaster", known: Mapping[str, Seque
         runs=tuple(row.run for row in found.runs),
         corpus_sha256=found.runs[0].corpus_sha256,
         commands=tuple(
-            _command(configured.words, seeds, folder.name)
+            _command(configured.arguments, seeds, folder.name)
             for configured in (wanted, *([dense] if dense is not None and has_dense else []))
         ),
         configuration=configuration,
@@ -182,18 +182,18 @@ def _share(wins: Array) -> float:
     return float((wins.sum() + 1) / (len(wins) + 2))
 
 
-def _command(words: Sequence[str], seeds: Sequence[int], sweep: str) -> str:
+def _command(arguments: Sequence[str], seeds: Sequence[int], sweep: str) -> str:
     """Returns the command that trains a configuration with these seeds; several seeds are one sweep."""
     if len(seeds) == 1:
-        return f"moe train {shlex.join([*words, f'seed={seeds[0]}'])}"
-    return f"moe sweep {shlex.join([*words, 'seed=' + ','.join(map(str, seeds))])} --name {shlex.quote(sweep)}-bets"
+        return f"moe train {shlex.join([*arguments, f'seed={seeds[0]}'])}"
+    return f"moe sweep {shlex.join([*arguments, 'seed=' + ','.join(map(str, seeds))])} --name {shlex.quote(sweep)}-bets"
 
 
 def _dense(settings: Settings, wanted: Configured, option: str) -> Configured:
     """Returns the dense model of a configuration, with its budget: of tokens or steps, or of FLOPs."""
     overrides = baseline_overrides(settings)
-    words = [f"{key}={format_setting(value)}" for key, value in overrides.items()]
-    return configure(words, wanted.vocab_size, option)
+    arguments = [f"{key}={format_setting(value)}" for key, value in overrides.items()]
+    return configure(arguments, wanted.vocab_size, option)
 
 
 class _Forecaster:
@@ -220,16 +220,16 @@ class _Forecaster:
             found.setdefault(_cell(row), set()).add(row.seed or 0)
         return tuple(sorted(set.intersection(*found.values()) or set.union(*found.values())))
 
-    def like(self, words: Sequence[str]) -> list[RunRow]:
+    def like(self, arguments: Sequence[str]) -> list[RunRow]:
         """Returns the runs that have these settings, as far as there are some."""
         found = self._rows
-        for word in words:
+        for word in arguments:
             name, _, value = word.partition("=")
             if name not in BUDGET_KEYS:
                 fitting = [row for row in found if format_setting(row.settings.get(name)) == value]
                 found = fitting or found
         sparse = [row for row in found if not row.is_dense]
-        return found if "expert=1" in words else sparse or found
+        return found if "expert=1" in arguments else sparse or found
 
     def check_settings(self, settings: Settings, wanted: Configured, option: str) -> None:
         """Raises ConfigError for settings that no run has and along which nothing can be predicted."""

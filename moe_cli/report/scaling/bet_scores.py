@@ -17,7 +17,7 @@ from moe_cli.runs.lookup import find_sweep, list_runs
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a bet.
+    """The result of a bet.
 
     Attributes:
         seeds: the seeds of the complete runs of the configuration that were made after the bet.

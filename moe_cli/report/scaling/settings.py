@@ -24,12 +24,12 @@ class Configured:
     """A configuration that was not run.
 
     Attributes:
-        words: the settings that lead to it, for a command line.
+        arguments: the settings that lead to it, as typed on a command line.
         vocab_size: the number of token ids.
         steps: the optimizer steps of its budget.
     """
 
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     config: RunConfig
     vocab_size: int
     steps: int
@@ -54,17 +54,17 @@ def points_of(text: str, runs: Sequence[RunRow]) -> Points:
 
 
 def parse_words(text: str, option: str) -> list[str]:
-    """Returns the settings in the text of an option. Raises ConfigError for other words."""
+    """Returns the settings in the text of an option. Raises ConfigError for anything else."""
     try:
-        words = shlex.split(text)
+        arguments = shlex.split(text)
     except ValueError:
         raise ConfigError(f"{option} {text}: a quote is not closed. Give settings such as 'expert=64 k=2'") from None
-    if not words or any("=" not in word for word in words):
+    if not arguments or any("=" not in word for word in arguments):
         raise ConfigError(f"{option} '{text}': give settings such as 'expert=64 k=2 train.tokens=1000000'")
-    return words
+    return arguments
 
 
-def configure_like(words: Sequence[str], runs: Sequence[RunRow], option: str) -> Configured:
+def configure_like(arguments: Sequence[str], runs: Sequence[RunRow], option: str) -> Configured:
     """Returns the configuration with these settings and, for the rest, those of the largest of the runs.
 
     Args:
@@ -73,17 +73,17 @@ def configure_like(words: Sequence[str], runs: Sequence[RunRow], option: str) ->
     Raises:
         ConfigError: a setting is wrong, or the budget is a time, so that the number of tokens is unknown.
     """
-    overrides, vocab_size = _overrides_of_largest(runs, {word.split("=")[0] for word in words})
-    return configure([*words, *overrides], vocab_size, option)
+    overrides, vocab_size = _overrides_of_largest(runs, {word.split("=")[0] for word in arguments})
+    return configure([*arguments, *overrides], vocab_size, option)
 
 
-def configure(words: Sequence[str], vocab_size: int, option: str) -> Configured:
+def configure(arguments: Sequence[str], vocab_size: int, option: str) -> Configured:
     """Returns the configuration with these settings. Raises ConfigError, as `configure_like` does."""
-    config = load_config(words).config
+    config = load_config(arguments).config
     steps = training_steps(config, vocab_size)
     if steps is None:
         raise ConfigError(f"{option}: the budget is a time; give train.steps, train.tokens or train.flops.")
-    return Configured(tuple(words), config, vocab_size, steps)
+    return Configured(tuple(arguments), config, vocab_size, steps)
 
 
 def sizes_of(configured: Configured) -> Points:

@@ -66,7 +66,7 @@ def coverage(simulations: int, seeds: int, draws: int) -> float:
 
 def test_intervals_hold_as_often_as_they_say() -> None:
     """80 % intervals hold in 72 to 88 % of planted curves at the noise of real sweeps."""
-    assert 0.72 <= coverage(24, 2, 300) <= 0.88
+    assert 0.72 <= coverage(60, 2, 200) <= 0.88
 
 
 @pytest.mark.results
