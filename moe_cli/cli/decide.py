@@ -122,6 +122,9 @@ def _share(text: str) -> float:
 
     number = text.strip()
     try:
-        return float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
+        share = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
     except ValueError:
-        raise ConfigError(f"--within {text} is not a share of the loss. Give one such as 1% or 0.01") from None
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ConfigError(f"--within {text} is not a share of the loss. Give one such as 1% or 0.01")
+    return share

@@ -48,7 +48,7 @@ class Rules:
     `choice_seeds`: largest number of seeds with the full budget from which the contenders are chosen.
     `contenders`: largest number of candidates in the confirmation, without the baseline.
     `looks`: numbers of confirmation seeds after which the claims are tested, ascending; at least two seeds.
-    `baseline_budgets`: multiples of the budget with which the baseline is trained too if another candidate wins, for the
+    `baseline_budgets`: multiples of the budget that the baseline is trained with if another candidate wins, for the
     price tag; no claim depends on them.
     `first_seed`: seeds of the choice count up from here, those of the confirmation from `confirmation_seed`.
     """

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_cli import __version__
@@ -104,6 +104,9 @@ def prepare_decision(
         check_memory(estimates)
     if known is not None:
         check_same_decision(plan, known.plan, outputs / plan.name)
+        if not plan.rules.baseline_budgets:  # runs with those of an earlier command keep their place in the answer
+            rules = replace(plan.rules, baseline_budgets=known.plan.rules.baseline_budgets)
+            plan = replace(plan, rules=rules)
         candidates = known.candidates
     else:
         candidates = make_candidates(plan, _amounts(plan, estimates, outputs, build))

@@ -151,7 +151,7 @@ WRONG_WORDS: dict[str, tuple[list[str], dict[str, Any], str]] = {
     ),
     "margin": ([], {"within": 0.0}, "--within 0.0 is not a number above 0 and at most 1."),
     "name": ([], {"name": "a/b"}, "--name a/b must be a plain folder name."),
-    "where": ([], {"where": ["expert > 99"]}, "no point of this sweep can be run."),
+    "where": ([], {"where": ["expert > 99"]}, "no combination of these settings can be run."),
     "interval": (["expert=interval(2,8)"], {}, "is an interval, from which only a search draws."),
 }
 
