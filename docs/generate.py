@@ -236,6 +236,7 @@ METAVAR_KINDS = {
     "SETTING=VALUE": "setting or file",
     "NAME|SETTING=VALUE,VALUE": "sweep or setting",
     "SPACE|SETTING=VALUE,VALUE": "sweep or setting",
+    "CLAIM|SETTING=VALUE": "sweep or setting",
     "RUN": "run",
     "A": "run",
     "B": "run",
@@ -265,7 +266,7 @@ def completions() -> str:
     parts = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["defaults"]
     defaults = {group: name for part in parts if isinstance(part, dict) for group, name in part.items() if name}
     defaults |= {"executor": "local", "preset": "laptop"}
-    files = ("sweep", "decide")  # of conf/, which are no groups
+    files = ("sweep", "decide", "claim")  # of conf/, which are no groups
     content = {
         "commands": commands,
         "groups": {group: f"default: {defaults.get(group, 'none')}" for group in choices if group not in files},
@@ -340,7 +341,7 @@ def option_choices() -> dict[str, Any]:
 def completed_choices() -> dict[str, dict[str, str]]:
     """The choices of every group with their first comments; the presets of the sweeps are a group too."""
     from moe_cli.config.compose import GROUPS, Composer
-    from moe_cli.config.sweep_file import DEFAULT_PRESET, SPACE, list_sweeps
+    from moe_cli.config.sweep_file import CLAIM, DEFAULT_PRESET, SPACE, list_sweeps
 
     composer = Composer()
     found = {
@@ -348,7 +349,8 @@ def completed_choices() -> dict[str, dict[str, str]]:
         for group in (*GROUPS, "executor")
     }
     found["sweep"] = {name: composer.describe("sweep", name) for name in list_sweeps(composer)}
-    found["decide"] = {name: composer.describe("decide", name) for name in list_sweeps(composer, SPACE)}
+    for kind in (SPACE, CLAIM):
+        found[kind.folder] = {name: composer.describe(kind.folder, name) for name in list_sweeps(composer, kind)}
     presets = yaml.safe_load((CONF / "sweep/_presets.yaml").read_text(encoding="utf-8"))["presets"]
     found["preset"] = dict.fromkeys([DEFAULT_PRESET, *presets], "the size of a named sweep")
     return found
