@@ -149,13 +149,14 @@ def power_of_test(distance: float, seeds: int, error_rate: float) -> float:
     low, high = max(0.0, 1 - MAX_SPREAD / math.sqrt(df)), 1 + MAX_SPREAD / math.sqrt(df)
     scale = math.log(2) + df / 2 * math.log(df / 2) - math.lgamma(df / 2)
 
-    def mass(v: float) -> float:
-        density = math.exp(scale + (df - 1) * math.log(v) - df * v * v / 2) if v > 0 else math.exp(scale) * (df == 1)
-        return density * 0.5 * math.erfc((limit * v - distance) / math.sqrt(2))
+    def mass(u: float) -> float:
+        # v = low + (high - low) u^2: with one degree of freedom the mass is in a narrow range above 0.
+        v = low + (high - low) * u * u
+        density = math.exp(scale + (df - 1) * math.log(v) - df * v * v / 2) if v > 0 else 0.0
+        return 2 * (high - low) * u * density * 0.5 * math.erfc((limit * v - distance) / math.sqrt(2))
 
-    step = (high - low) / SIMPSON_STEPS
-    inner = (mass(low + index * step) * (4 if index % 2 else 2) for index in range(1, SIMPSON_STEPS))
-    return min(1.0, step / 3 * (mass(low) + mass(high) + math.fsum(inner)))
+    inner = (mass(index / SIMPSON_STEPS) * (4 if index % 2 else 2) for index in range(1, SIMPSON_STEPS))
+    return min(1.0, (mass(1.0) + math.fsum(inner)) / 3 / SIMPSON_STEPS)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from moe_cli.config.expressions import parse_expression
 from moe_cli.report.significance import ERROR_RATE, POWER
 from tests.claims.planted import Planted
 
-SEEDS, DRAWS = 4, 600
+SEEDS, DRAWS = 4, 300
 # Three standard errors of a share of DRAWS draws.
 ERROR_SLACK, POWER_SLACK = (3 * math.sqrt(p * (1 - p) / DRAWS) for p in (ERROR_RATE, POWER))
 A, B, ALL = map(parse_expression, ("expert == 8", "expert == 1", "true"))
