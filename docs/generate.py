@@ -422,7 +422,7 @@ def claims_page() -> str:
         *("# Claims of papers", "", NOTE, ""),
         "This page answers: which published claims about experts hold in small runs, and which do not?",
         "",
-        "A claim holds or is contradicted here, at this size and on these data; otherwise it cannot be told. "
+        "A claim holds or is contradicted here, at this size and on these data; otherwise the runs cannot tell. "
         "[Try what papers claim](../howto/reproduce.md) says how the verdicts are made.",
         "",
     ]

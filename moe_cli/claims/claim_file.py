@@ -201,7 +201,7 @@ class _Parts:
 
 
 def _compared(parts: _Parts, scale: Scale) -> Scale:
-    """Returns the scale. Raises ConfigError for a metric of which neither direction is better."""
+    """Returns the scale. Raises ConfigError if neither direction of the metric is better."""
     if not scale.sign:
         raise ConfigError(
             f"predicate {parts.kind}: neither higher nor lower {scale.metric} is better. Write higher and lower in "

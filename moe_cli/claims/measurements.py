@@ -15,7 +15,7 @@ from moe_cli.report.price import PRICES, Pricer
 from moe_cli.report.run_row import DENSE, RunRow, Value, column_names, settings_of, varying_settings
 from moe_cli.runs.folder import COMPLETED, Run
 
-# Groups of which a row has the name of the choice under the name of the group.
+# A row has the choice of these groups under their names.
 NAMED_GROUPS = ("router", "balance")
 MAX_NAMED = 4
 

@@ -105,7 +105,7 @@ class Test:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a predicate finds in runs.
+    """The finding of a predicate in runs.
 
     Attributes:
         tests: the statistics, to be printed.
@@ -130,7 +130,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Demand:
-    """What the power analysis of a predicate needs.
+    """The needs of a predicate that its power depends on.
 
     Attributes:
         distance: of the claimed effect from the nearest limit of its region; None if no effect is claimed.

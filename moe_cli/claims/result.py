@@ -20,7 +20,7 @@ from moe_cli.runs.folder import COMPLETED, FAILED
 
 @dataclass(frozen=True)
 class Budget:
-    """What a claim has cost: complete, failed and planned runs, and the sum of their training seconds."""
+    """The cost of a claim: complete, failed and planned runs, and the sum of their training seconds."""
 
     complete: int
     failed: int

@@ -13,6 +13,7 @@ from moe_cli.claims.text import claim_lines, result_lines
 from moe_cli.config.schema import RunConfig
 from tests.claims.runs import complete_runs
 from tests.report.folders import set_status
+from tests.test_docs import JSON_TABLE, PAGES, check_documented
 
 NOISE = (0.001, -0.002, 0.0005, 0.0015, -0.001)
 
@@ -47,7 +48,8 @@ def test_the_verdict_is_that_of_the_runs(step: float, noise: float, verdict: str
     recorded = recorded_plan("more_experts", tmp_path)
     assert recorded is not None
     assert result == read_result(recorded, tmp_path)
-    json.dumps(result.to_dict(), allow_nan=False)
+    content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    check_documented("reproduce", dict(JSON_TABLE.findall(PAGES["docs/reference/json"]))["reproduce"], content)
     text = "\n".join(line.plain for line in result_lines(result, 100))
     assert text.startswith(f"{verdict.capitalize()}: With one expert per token")
     assert ("seeds, if the measured means are true: moe reproduce more_experts --seeds" in text) == (

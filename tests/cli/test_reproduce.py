@@ -43,13 +43,13 @@ def test_claims_are_listed_with_their_verdicts(moe: Moe, tmp_path: Path) -> None
 
 
 def test_a_claim_is_planned_with_its_power(moe: Moe, tmp_path: Path) -> None:
-    """--dry-run prints source, published figures, power, and every run, and makes nothing."""
+    """--dry-run prints source, published figures, power, and every run, and makes no run."""
     result = moe("reproduce", "capacity_costs_little", "--seeds", 3, "--dry-run")
     assert 0 == result.exit_code, result.output
     text = " ".join(result.stdout.split())
     for piece in ("Switch Transformers", "table 1", "-1.554", "cannot decide within its budget", "= 9 runs"):
         assert piece in text, piece
-    assert not (tmp_path / "outputs").exists()
+    assert not (tmp_path / "outputs/claim-capacity_costs_little").exists()
 
 
 @pytest.mark.parametrize(
