@@ -87,7 +87,7 @@ def sparse_params(config: RunConfig, d_expert: int, experts: float) -> float:
     """Returns the parameters of a sparse layer with this number of routed experts, its shared experts and its gates."""
     model = config.model
     gate = model.num_tasks * gate_params(config.router, model.d_model, config.expert) + model.shared_gate_params
-    return gate + (experts + model.shared_experts) * expert_params(config, d_expert)
+    return gate + experts * expert_params(config, d_expert) + expert_params(config, model.shared_width(d_expert))
 
 
 def sparse_forward_flops(config: RunConfig, d_expert: int) -> float:
@@ -95,7 +95,8 @@ def sparse_forward_flops(config: RunConfig, d_expert: int) -> float:
     model = config.model
     rows = expert_shapes(config, d_expert)[0][0]
     gate = gate_flops(config.router, model.d_model, config.expert, rows) + 2 * model.shared_gate_params
-    return gate + 2 * (computed_per_token(config) + model.shared_experts) * expert_params(config, d_expert)
+    shared = expert_params(config, model.shared_width(d_expert))
+    return gate + 2 * (computed_per_token(config) * expert_params(config, d_expert) + shared)
 
 
 def expert_shapes(config: RunConfig, width: int) -> list[tuple[int, int]]:
@@ -111,10 +112,10 @@ def dense_matrices(config: RunConfig) -> dict[tuple[int, int], float]:
 
 def sparse_matrices(config: RunConfig, d_expert: int, experts: float) -> dict[tuple[int, int], float]:
     """Counts the matrices of each shape that Muon orthogonalises in a layer with this number of routed experts."""
-    shared = config.model.shared_experts
+    shared = config.model.shared_width(d_expert)
     return add_matrices(
         *((experts, {shape: 1}) for shape in expert_shapes(config, d_expert)),
-        *((1, {shape: 1}) for shape in (expert_shapes(config, shared * d_expert) if shared else ())),
+        *((1, {shape: 1}) for shape in (expert_shapes(config, shared) if shared else ())),
     )
 
 

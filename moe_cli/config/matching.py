@@ -30,8 +30,8 @@ def matched_d_expert(config: RunConfig) -> int:
 
     The quantities are counted by `moe_cli.config.layer_costs`, for a layer of E experts, S shared ones and the gates:
 
-    - active: active parameters of a token, gate + (K + S) experts; with null experts, K minus their assignments.
-    - total: all parameters, gate + (E + S) experts.
+    - active: active parameters of a token, gate + K experts + the S shared ones; null experts lower K.
+    - total: all parameters, gate + E experts + the S shared ones.
     - flops: FLOPs of an optimizer step, of model and optimizer; they depend on optim and on tokens per step.
     - model_flops: of these, the model's.
     - active+total+flops: as active, because one width cannot match three quantities; see `unmatched`.
@@ -114,5 +114,4 @@ def _sparse_amount(config: RunConfig, match: str) -> Callable[[int], float]:
     if match in ("flops", "model_flops"):
         return lambda width: sparse_step_flops(config, width, with_optimizer=match == "flops")
     experts = config.expert if match == "total" else experts_per_token(config)
-    gates, networks = sparse_params(config, 0, experts), experts + config.model.shared_experts
-    return lambda width: gates + networks * expert_params(config, width)
+    return lambda width: sparse_params(config, width, experts)

@@ -18,6 +18,7 @@ class LayersConfig(Settings):
     Attributes:
         context_length: positions of one example: tokens of a window, patches of an image.
         vocab_size: rows of the embedding and the head; None means the number of token ids of the data.
+        d_shared: hidden width of one shared expert; None means d_expert.
     """
 
     group: ClassVar[str] = "model"
@@ -36,6 +37,7 @@ class LayersConfig(Settings):
     expert_dropout: float = setting(fraction=True)
     expert_init_scale: float = setting(above=0)
     shared_experts: int = setting(at_least=0, at_most=2**16)
+    d_shared: int | None = setting(at_least=1, at_most=2**24)
     shared_gate: bool = setting()
     moe_layer_freq: int = setting(at_least=1)
     first_k_dense: int = setting(at_least=0)
@@ -82,6 +84,10 @@ class LayersConfig(Settings):
     def matrices_per_expert(self) -> int:
         """Returns 3 for a gated network (gate, up, down), 2 for a plain one."""
         return 3 if self.ffn_type == "glu" else 2
+
+    def shared_width(self, d_expert: int) -> int:
+        """Returns the hidden width of all shared experts of a layer together, which are one network."""
+        return self.shared_experts * (self.d_shared or d_expert)
 
     @property
     def shared_gate_params(self) -> int:

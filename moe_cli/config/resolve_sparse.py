@@ -16,6 +16,7 @@ from moe_cli.config.matching import ALL, matched_d_expert, unmatched
 from moe_cli.config.model import T5Config
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
+    GateConfig,
     HashConfig,
     NoisyTopKConfig,
     PluginRouter,
@@ -27,12 +28,13 @@ from moe_cli.config.routers import (
     SoftConfig,
     SwitchConfig,
     TopKConfig,
+    gate_params,
     null_experts,
     sums_to_one,
     takes_one,
 )
-from moe_cli.config.schema import DEFAULT_TOP_K, MuonConfig, RunConfig
-from moe_cli.config.settings import replace_group, replace_unchecked
+from moe_cli.config.schema import DEFAULT_TOP_K, AdamWConfig, MuonConfig, RunConfig, SGDConfig
+from moe_cli.config.settings import default_of, replace_group, replace_unchecked
 from moe_cli.errors import ConfigError
 
 MAX_EXPERT_PERIOD = 4
@@ -69,6 +71,7 @@ def without_experts(config: RunConfig, notes: Notes, initial_k: int | None) -> R
         "model",
         d_expert=None,
         shared_experts=0,
+        d_shared=None,
         shared_gate=False,
         expert_dropout=0.0,
         expert_init_scale=1.0,
@@ -76,7 +79,7 @@ def without_experts(config: RunConfig, notes: Notes, initial_k: int | None) -> R
         first_k_dense=0,
         dispatch="auto",
     )
-    config = replace_group(config, "optim", skip_idle_experts=False)
+    config = replace_group(config, "optim", skip_idle_experts=False, router_lr=None)
     if isinstance(config.optim, MuonConfig):
         config = replace_group(config, "optim", expert_period=1)
     config = replace_group(config, "launch", expert_parallel_size=1)
@@ -94,9 +97,9 @@ def without_experts(config: RunConfig, notes: Notes, initial_k: int | None) -> R
 
 def resolve_sparse(config: RunConfig, notes: Notes, initial_k: int | None) -> RunConfig:
     """Resolves the settings of experts. `initial_k` is k before resolution; None if unset."""
-    if not config.model.shared_experts and config.model.shared_gate:
-        config = replace_group(config, "model", shared_gate=False)
-        notes.ignored("there are no model.shared_experts", "model.shared_gate")
+    if not config.model.shared_experts:
+        config = replace_group(config, "model", shared_gate=False, d_shared=None)
+        notes.ignored("there are no model.shared_experts", "model.shared_gate", "model.d_shared")
     uses_d_ff = len(config.sparse_layers) < config.model.num_layers or config.train.upcycle_from is not None
     if config.match == "none" and config.model.d_expert is not None and not uses_d_ff:
         notes.ignored("match=none leaves the width of experts to model.d_expert", "model.d_ff")
@@ -129,7 +132,25 @@ def _with_router(config: RunConfig, notes: Notes) -> RunConfig:
     d_expert = _d_expert(config)
     if config.match == ALL and (differing := unmatched(config, d_expert)):
         notes.lines.append(differing + ". Compare them also at match=total and match=flops.")
-    return replace_group(config, "model", d_expert=d_expert)
+    d_shared = None if config.model.d_shared == d_expert else config.model.d_shared
+    return _with_gate(replace_group(config, "model", d_expert=d_expert, d_shared=d_shared), notes)
+
+
+def _with_gate(config: RunConfig, notes: Notes) -> RunConfig:
+    """Removes settings of the gate's weights where there are none, and a rate that is that of the other weights."""
+    optim, router = config.optim, config.router
+    rate = None if optim.router_lr == gate_rate(optim) else optim.router_lr
+    if not gate_params(router, config.model.d_model, config.expert):
+        notes.ignored("the router has no weights", "optim.router_lr", "router.init_scale")
+        rate = None
+        if isinstance(router, GateConfig):
+            config = replace_group(config, "router", init_scale=default_of(router, "init_scale"))
+    return replace_group(config, "optim", router_lr=rate)
+
+
+def gate_rate(optim: MuonConfig | AdamWConfig | SGDConfig) -> float:
+    """Returns the peak learning rate of the gates without optim.router_lr."""
+    return optim.adam_lr if isinstance(optim, MuonConfig) else optim.lr
 
 
 def _d_expert(config: RunConfig) -> int:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -79,6 +80,7 @@ class OptimConfig(Settings):
 
     Attributes:
         skip_idle_experts: an expert without tokens in a step keeps its weights and its optimizer state.
+        router_lr: peak learning rate of the gates; None means that of the other weights of their optimizer.
         ema_decay: decay of the running average of the weights that is evaluated; None means that the weights are
             evaluated.
     """
@@ -92,6 +94,7 @@ class OptimConfig(Settings):
     min_lr_ratio: float | None = setting(between=(0, 1))
     grad_clip: float | None = setting(above=0)
     skip_idle_experts: bool = setting()
+    router_lr: float | None = setting(above=0)
     ema_decay: float | None = setting(fraction=True)
 
     def check(self) -> None:
@@ -472,6 +475,21 @@ def _sparse_layers(model: dict[str, Any]) -> tuple[int, ...]:
     return _known_layers[key]
 
 
+# Settings that were added when runs existed. At these values they are left out, so that the digests stay.
+ADDED_SETTINGS: dict[str, dict[str, Any]] = {
+    "model": {"d_shared": None},
+    "router": {"init_scale": 1.0},
+    "optim": {"router_lr": None},
+}
+
+
+def _without(values: dict[str, Any] | None, left_out: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the settings of a group but those that have these values."""
+    if values is None:
+        return None
+    return {key: value for key, value in values.items() if key not in left_out or value != left_out[key]}
+
+
 def _identity_text(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> str:
     """Returns the settings that determine the trained model as canonical JSON; does not change `values`."""
     left_out = (
@@ -481,6 +499,8 @@ def _identity_text(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> st
     )  # results do not depend on them; match acts through the width of the experts
     values = {key: value for key, value in values.items() if key not in left_out}
     values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
+    for group, added in ADDED_SETTINGS.items():
+        values[group] = _without(values[group], added)
     if "model" in values.get("plugins", ()):  # whose layers with experts are known to the plug-in only
         return json.dumps(values, sort_keys=True)
     # Left out, because `sparse_layers` says it: moe_layer_freq and first_k_dense; and d_ff if no layer is dense.

@@ -190,7 +190,7 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     computed = computed_per_token(config)
     masks = 1 if model.expert_dropout else 0
     rows = computed * (width + ((2 if gated else 1) + masks) * d_expert + 1 + 3 * FLOATS_PER_INT64)
-    shared = copies * model.shared_experts * d_expert + model.shared_gate_params
+    shared = copies * model.shared_width(d_expert) + model.shared_gate_params
     router = config.router
     scores: float = 0 if isinstance(router, RandomConfig | HashConfig) else config.expert + null_experts(router)
     scores += 2 * width if isinstance(router, SwitchConfig) and router.jitter else 0

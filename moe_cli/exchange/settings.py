@@ -102,6 +102,8 @@ def _check_sigmoid(config: RunConfig, flat: Mapping[str, Any]) -> None:
         raise _refused(flat, "model.kv_lora_rank", "with router=sigmoid a width (DeepSeek-V3), or router=topk")
     if flat["model.shared_gate"] and flat["model.shared_experts"]:
         raise _refused(flat, "model.shared_gate", "with router=sigmoid model.shared_gate=false")
+    if flat["model.d_shared"] is not None:
+        raise _refused(flat, "model.d_shared", "with router=sigmoid model.d_shared=null")
     first = flat["model.first_k_dense"]
     if config.sparse_layers != tuple(range(first, config.model.num_layers)):
         raise _refused(flat, "model.moe_layer_freq", "with router=sigmoid model.moe_layer_freq=1")
@@ -164,7 +166,7 @@ def to_their_config(config: RunConfig, family: Family, vocab_size: int) -> dict[
         theirs["decoder_sparse_step"] = 1
         theirs["mlp_only_layers"] = [layer for layer in range(config.model.num_layers) if layer not in sparse]
     if family is QWEN2_MOE:
-        theirs["shared_expert_intermediate_size"] = flat["model.shared_experts"] * flat["model.d_expert"]
+        theirs["shared_expert_intermediate_size"] = config.model.shared_width(flat["model.d_expert"])
     if family is DEEPSEEK_V3:
         theirs["v_head_dim"] = flat["model.d_head"]
         theirs["rope_interleave"] = False
@@ -276,7 +278,7 @@ def to_our_settings(theirs: TheirConfig) -> dict[str, Any]:
     elif "model.d_ff" in family.settings and family.is_sparse:
         ours |= _sparse_layers(theirs)
     if family is QWEN2_MOE:
-        ours["model.shared_experts"] = _shared_experts(theirs)
+        ours |= _shared_experts(theirs)
     return ours
 
 
@@ -409,8 +411,9 @@ def _deepseek(theirs: TheirConfig) -> dict[str, Any]:
     return {"model.shared_experts": shared or 0, "model.num_kv_heads": None}
 
 
-def _shared_experts(theirs: TheirConfig) -> int:
+def _shared_experts(theirs: TheirConfig) -> dict[str, Any]:
+    """Returns the settings of Qwen2-MoE's shared expert: several of a routed one's width, or one of its own."""
     width, one = theirs.whole("shared_expert_intermediate_size"), theirs.whole("moe_intermediate_size")
-    if width % one:
-        raise theirs.refused("shared_expert_intermediate_size", width, f"only multiples of moe_intermediate_size={one}")
-    return width // one
+    return (
+        {"model.shared_experts": 1, "model.d_shared": width} if width % one else {"model.shared_experts": width // one}
+    )

@@ -406,6 +406,7 @@ def sparse_layer_from_config(config: RunConfig, vocab_size: int, causal: bool | 
         ffn_type=model.ffn_type,
         activation=model.activation,
         shared_experts=model.shared_experts,
+        d_shared=model.d_shared,
         shared_gate=model.shared_gate,
         expert_dropout=model.expert_dropout,
         expert_init_scale=model.expert_init_scale,

@@ -194,7 +194,7 @@ def make_sparse_layer(  # noqa: PLR0913  (the arguments of MoELayer)
     config = SoftConfig() if router == "soft" else router
     if isinstance(config, SoftConfig):
         check_router(config, num_experts, top_k, causal)
-        return SoftMoELayer(d_model, num_experts, d_expert, config.slots, **options)
+        return SoftMoELayer(d_model, num_experts, d_expert, config.slots, config.init_scale, **options)
     return MoELayer(
         d_model,
         num_experts,

@@ -26,8 +26,8 @@ class ExpertOptions(TypedDict, total=False):
     Attributes:
         ffn_type: `glu` (gated, the default) or `mlp`.
         activation: silu, gelu, relu or relu2; the default is silu for glu and gelu for mlp.
-        shared_experts: number of experts of width d_expert that process every token; the default is 0. Their outputs
-            are added.
+        shared_experts: number of experts that process every token; the default is 0. Their outputs are added.
+        d_shared: hidden width of one shared expert; the default is d_expert.
         shared_gate: True if those outputs are weighted by sigmoid(x . w) (Qwen2-MoE, arXiv:2407.10671, section 2.2.2).
         expert_dropout: fraction of the routed experts' hidden values that training drops (Switch, arXiv:2101.03961,
             section 2.4).
@@ -38,6 +38,7 @@ class ExpertOptions(TypedDict, total=False):
     ffn_type: str
     activation: str | None
     shared_experts: int
+    d_shared: int | None
     shared_gate: bool
     expert_dropout: float
     expert_init_scale: float
@@ -68,6 +69,7 @@ class SparseLayer(nn.Module):
         ffn_type: str = "glu",
         activation: str | None = None,
         shared_experts: int = 0,
+        d_shared: int | None = None,
         shared_gate: bool = False,
         expert_dropout: float = 0.0,
         expert_init_scale: float = 1.0,
@@ -77,6 +79,7 @@ class SparseLayer(nn.Module):
         check_whole("d_model", d_model)
         check_whole("d_expert", d_expert)
         check_whole("shared_experts", shared_experts, 0)
+        d_shared = check_whole("d_shared", d_expert if d_shared is None else d_shared)
         check_choice("ffn_type", ffn_type, ("glu", "mlp"))
         check_choice("dispatch", dispatch, BACKENDS)
         activation = activation or ("silu" if ffn_type == "glu" else "gelu")
@@ -94,7 +97,7 @@ class SparseLayer(nn.Module):
         self.router = router(experts)
         self.experts = experts
         self.shared_experts = (
-            FeedForward(d_model, shared_experts * d_expert, ffn_type=ffn_type, activation=activation)
+            FeedForward(d_model, shared_experts * d_shared, ffn_type=ffn_type, activation=activation)
             if shared_experts
             else None
         )

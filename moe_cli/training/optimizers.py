@@ -5,7 +5,7 @@ E experts in a stack, N matrices of R rows and C columns.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -340,26 +340,30 @@ class Optimizers:
 def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
     """Builds the optimizers of a model's parameters. Vectors have no weight decay."""
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    expert_layers = [list(layer.experts.parameters()) for layer in moe_layers(model)]
+    layers = moe_layers(model)
+    expert_layers = [list(layer.experts.parameters()) for layer in layers]
+    gates = {id(param) for layer in layers for param in layer.router.parameters()}
     experts = expert_layers if config.skip_idle_experts else []
     if isinstance(config, MuonConfig):
         matrices = [param for name, param in named if _is_for_muon(name, param)]
         others = [param for name, param in named if not _is_for_muon(name, param)]
         period = config.expert_period or 1
         muon = Muon(matrices, config.lr, config.momentum, config.weight_decay, expert_layers, period)
-        return Optimizers(config, [muon, _adamw(config, config.adam_lr, others)], experts)
+        return Optimizers(config, [muon, _adamw(config, config.adam_lr, others, gates)], experts)
     stacked = [param for params in experts for param in params]
     rest = [param for _, param in named if all(param is not other for other in stacked)]
     optimizers: list[torch.optim.Optimizer]
     if isinstance(config, SGDConfig):
         optimizers = [
-            torch.optim.SGD(_param_groups(config, rest), lr=config.lr, momentum=config.momentum, **_impl_kwargs(rest))
+            torch.optim.SGD(
+                _param_groups(config, rest, gates), lr=config.lr, momentum=config.momentum, **_impl_kwargs(rest)
+            )
         ]
         if stacked:
             optimizers.append(ExpertSGD(stacked, config.lr, config.momentum, config.weight_decay))
         return Optimizers(config, optimizers, experts)
     assert isinstance(config, AdamWConfig)
-    optimizers = [_adamw(config, config.lr, rest)]
+    optimizers = [_adamw(config, config.lr, rest, gates)]
     if stacked:
         optimizers.append(ExpertAdamW(stacked, config.lr, (config.beta1, config.beta2), config.weight_decay))
     return Optimizers(config, optimizers, experts)
@@ -370,9 +374,9 @@ def _is_for_muon(name: str, param: Tensor) -> bool:
     return param.ndim >= 2 and not name.endswith(_ADAM_SUFFIXES) and not any(part in f".{name}" for part in _ADAM_PARTS)
 
 
-def _adamw(config: AdamConfig, lr: float, params: list[nn.Parameter]) -> torch.optim.AdamW:
+def _adamw(config: AdamConfig, lr: float, params: list[nn.Parameter], gates: Collection[int]) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        _param_groups(config, params), lr=lr, betas=(config.beta1, config.beta2), **_impl_kwargs(params)
+        _param_groups(config, params, gates), lr=lr, betas=(config.beta1, config.beta2), **_impl_kwargs(params)
     )
 
 
@@ -382,8 +386,21 @@ def _impl_kwargs(params: list[nn.Parameter]) -> dict[str, bool]:
     return {"foreach": False} if is_mixed else {"fused": True}
 
 
-def _param_groups(config: OptimConfig, params: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Returns two parameter groups: matrices with weight decay, and vectors without."""
+def _param_groups(config: OptimConfig, params: list[nn.Parameter], gates: Collection[int]) -> list[dict[str, Any]]:
+    """Returns two parameter groups, matrices with weight decay, and vectors without, and those of the gates last.
+
+    Args:
+        gates: the ids of the gates' parameters, which have groups of their own with optim.router_lr.
+    """
+    own = [param for param in params if config.router_lr is not None and id(param) in gates]
+    groups = _by_decay(config, params)
+    if not own:
+        return groups
+    groups = _by_decay(config, [param for param in params if id(param) not in gates])
+    return groups + [group | {"lr": config.router_lr} for group in _by_decay(config, own) if group["params"]]
+
+
+def _by_decay(config: OptimConfig, params: list[nn.Parameter]) -> list[dict[str, Any]]:
     return [
         {"params": [param for param in params if param.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [param for param in params if param.ndim < 2], "weight_decay": 0.0},

@@ -43,6 +43,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "glu": {"model": {"ffn_type": "glu"}},
     "shared": {"model": {"shared_experts": 2}},
     "shared glu": {"model": {"shared_experts": 1, "ffn_type": "glu"}},
+    "shared of another width": {"model": {"shared_experts": 2, "d_shared": 5}},
+    "gates with a rate": {"optim": AdamWConfig(router_lr=0.5)},
     "shared gate": {"model": {"shared_experts": 1, "shared_gate": True}},
     "expert dropout": {"model": {"expert_dropout": 0.1}},
     "every second": {"model": {"num_layers": 5, "moe_layer_freq": 2}},

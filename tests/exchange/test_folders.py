@@ -85,6 +85,7 @@ REFUSED = {
     "router=sigmoid": "model.kv_lora_rank=null",
     "model.kv_lora_rank=8": "model.kv_lora_rank=8",
     "model.shared_experts=1": "model.shared_experts=1",
+    "router=sigmoid model.kv_lora_rank=8 model.shared_experts=1 model.d_shared=24": "model.d_shared=24",
     "model.qk_norm=false model.moe_layer_freq=2": "model.qk_norm=false",
     "model.qkv_bias=true": "model.qkv_bias=true",
     "model=bert": "model=bert",

@@ -171,6 +171,16 @@ def test_shared_experts_see_every_token(ffn_type: str) -> None:
     assert torch.allclose(expected, layer(x)[0], atol=1e-12)
 
 
+def test_shared_experts_have_a_width_of_their_own() -> None:
+    """One shared expert of twice the width is two of the usual one: output and gradients are equal bit by bit."""
+    results = []
+    for options in ({"shared_experts": 2}, {"shared_experts": 1, "d_shared": 2 * F}):
+        layer, x = make_layer(2, **options), tokens().requires_grad_()
+        y = layer(x)[0]
+        results.append([y, *gradients(y, {"x": x, **dict(layer.named_parameters())}).values()])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
 def test_evaluation_is_dropless_by_default() -> None:
     """A capacity binds in training; at evaluation every assignment is kept."""
     layer, x = make_layer(2, capacity_factor=0.25), tokens()
