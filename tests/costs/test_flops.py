@@ -157,6 +157,7 @@ def test_products_with_pixels_have_no_gradient_for_the_pixels(text_file: Path, t
 
 # How a number that a router's configuration has may be set. Choices and switches are read off the type.
 NUMBERS: dict[str, tuple[Any, ...]] = {
+    "init_scale": (1.0, 3.0),
     "temperature": (0.5, 1.0, 2.0),
     "null_experts": (0, 0, 1, 3),
     "jitter": (0.0, 0.1),
