@@ -19,6 +19,7 @@ SPARSE_ONLY = (
     "model.d_shared",
     "model.moe_layer_freq",
     "model.first_k_dense",
+    "model.moe_layers",
     "model.expert_dropout",
     "model.expert_init_scale",
     "model.shared_gate",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moe_cli.config.ranges import check_divisible
+from moe_cli.config.ranges import check_divisible, format_setting
 from moe_cli.config.settings import PluginSettings, Settings, setting
 from moe_cli.errors import ConfigError
 
@@ -18,6 +18,8 @@ class LayersConfig(Settings):
     Attributes:
         context_length: positions of one example: tokens of a window, patches of an image.
         vocab_size: rows of the embedding and the head; None means the number of token ids of the data.
+        moe_layers: the layers with experts, counted from 1; of an encoder and a decoder, those of the decoder come
+            after. None means that moe_layer_freq and first_k_dense place them.
         d_shared: hidden width of one shared expert; None means d_expert.
     """
 
@@ -41,12 +43,16 @@ class LayersConfig(Settings):
     shared_gate: bool = setting()
     moe_layer_freq: int = setting(at_least=1)
     first_k_dense: int = setting(at_least=0)
+    moe_layers: tuple[int, ...] | None = setting(at_least=1, at_most=10_000)
     context_length: int = setting(at_least=1, at_most=2**24)
     vocab_size: int | None = setting(at_least=1, at_most=2**32)
     dropout: float = setting(fraction=True)
     dispatch: Literal["auto", "loop", "grouped_mm", "einsum", "reference"] = setting()
 
     def check(self) -> None:
+        if self.moe_layers is not None:
+            self._check_moe_layers(self.moe_layers)
+            return
         if self.moe_layer_freq > self.layers_per_stack:
             raise ConfigError(
                 f"model.moe_layer_freq={self.moe_layer_freq} is more than {self._stack}: "
@@ -57,6 +63,15 @@ class LayersConfig(Settings):
                 f"model.first_k_dense={self.first_k_dense} leaves no layer of {self._stack} to experts. "
                 "Use expert=1 for a dense model."
             )
+
+    def _check_moe_layers(self, layers: tuple[int, ...]) -> None:
+        given = f"model.moe_layers={format_setting(layers)}"
+        if not layers:
+            raise ConfigError(f"{given} leaves no layer to experts. Use expert=1 for a dense model.")
+        if max(layers) > self.num_layers:
+            raise ConfigError(f"{given}: layers count from 1 to model.num_layers={self.num_layers}.")
+        if len(set(layers)) < len(layers):
+            raise ConfigError(f"{given} names a layer twice.")
 
     @property
     def layers_per_stack(self) -> int:
@@ -71,8 +86,11 @@ class LayersConfig(Settings):
     def sparse_layers(self) -> tuple[int, ...]:
         """Returns the layers, from 0, with experts.
 
-        In each stack these are the last of every `moe_layer_freq`, after the first `first_k_dense`.
+        They are those of `moe_layers`; or, in each stack, the last of every `moe_layer_freq`, after the first
+        `first_k_dense`.
         """
+        if self.moe_layers is not None:
+            return tuple(sorted(layer - 1 for layer in self.moe_layers))
         first = -(-(self.first_k_dense + 1) // self.moe_layer_freq) * self.moe_layer_freq - 1
         return tuple(
             stack * self.layers_per_stack + layer

@@ -14,6 +14,7 @@ from moe_cli.config.balances import (
 from moe_cli.config.ignored_settings import ROUTING_AT_EVALUATION, SPARSE_ONLY, Notes
 from moe_cli.config.matching import ALL, matched_d_expert, unmatched
 from moe_cli.config.model import T5Config
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
     GateConfig,
@@ -33,7 +34,7 @@ from moe_cli.config.routers import (
     sums_to_one,
     takes_one,
 )
-from moe_cli.config.schema import DEFAULT_TOP_K, AdamWConfig, MuonConfig, RunConfig, SGDConfig
+from moe_cli.config.schema import DEFAULT_TOP_K, PLACEMENT, AdamWConfig, MuonConfig, RunConfig, SGDConfig
 from moe_cli.config.settings import default_of, replace_group, replace_unchecked
 from moe_cli.errors import ConfigError
 
@@ -45,24 +46,46 @@ ROUTERS_WITH_BIAS: dict[type, tuple[str, ...]] = {
 }
 
 
-def top_k(config: RunConfig) -> int:
-    """Returns k, or its default."""
+def top_k(config: RunConfig) -> int | tuple[int, ...]:
+    """Returns k, or its default; one number for a list of equal ones."""
     if config.dense:
         return 1
     if config.k is not None and not isinstance(config.router, SoftConfig):
-        return config.k
+        is_list = isinstance(config.k, tuple) and len(config.k) == len(config.sparse_layers)
+        return config.top_ks[0] if is_list and len(set(config.top_ks)) == 1 else config.k
     return 1 if takes_one(config.router) else min(DEFAULT_TOP_K, config.expert)
 
 
-def default_expert_period(num_experts: int, top_k: int) -> int:
+def default_expert_period(num_experts: int, top_k: float) -> int:
     """Returns the steps in which an expert gets a quarter of the tokens of a step, at most MAX_EXPERT_PERIOD.
 
     docs/benchmarks.md has the losses and times of other periods.
     """
-    return max(1, min(MAX_EXPERT_PERIOD, num_experts // (4 * top_k)))
+    return max(1, min(MAX_EXPERT_PERIOD, int(num_experts / (4 * top_k))))
 
 
-def without_experts(config: RunConfig, notes: Notes, initial_k: int | None) -> RunConfig:
+def with_moe_layers(config: RunConfig, notes: Notes) -> RunConfig:
+    """Sorts the list of layers with experts, and removes the rules that it replaces, or a list that is the default.
+
+    Raises:
+        ConfigError: the user gave the list and a rule.
+    """
+    model = config.model
+    if model.moe_layers is None:
+        return config
+    for name in PLACEMENT:
+        if f"model.{name}" in notes.user_keys:
+            raise ConfigError(
+                f"model.moe_layers={format_setting(model.moe_layers)} and "
+                f"model.{name}={getattr(model, name)} both place the experts: give one of them."
+            )
+    ruled = replace_unchecked(model, moe_layers=None, **{name: default_of(model, name) for name in PLACEMENT})
+    layers = tuple(sorted(model.moe_layers))
+    placed = ruled if ruled.sparse_layers == model.sparse_layers else replace_unchecked(ruled, moe_layers=layers)
+    return replace_unchecked(config, model=placed)
+
+
+def without_experts(config: RunConfig, notes: Notes, initial_k: int | tuple[int, ...] | None) -> RunConfig:
     """Removes the settings of experts from a dense configuration. `initial_k` is k before resolution; None if unset."""
     keys = SPARSE_ONLY if initial_k not in (None, 1) else (key for key in SPARSE_ONLY if key != "k")
     notes.ignored("expert=1 is dense", *keys)
@@ -77,6 +100,7 @@ def without_experts(config: RunConfig, notes: Notes, initial_k: int | None) -> R
         expert_init_scale=1.0,
         moe_layer_freq=1,
         first_k_dense=0,
+        moe_layers=None,
         dispatch="auto",
     )
     config = replace_group(config, "optim", skip_idle_experts=False, router_lr=None)
@@ -95,7 +119,7 @@ def without_experts(config: RunConfig, notes: Notes, initial_k: int | None) -> R
     )
 
 
-def resolve_sparse(config: RunConfig, notes: Notes, initial_k: int | None) -> RunConfig:
+def resolve_sparse(config: RunConfig, notes: Notes, initial_k: int | tuple[int, ...] | None) -> RunConfig:
     """Resolves the settings of experts. `initial_k` is k before resolution; None if unset."""
     if not config.model.shared_experts:
         config = replace_group(config, "model", shared_gate=False, d_shared=None)
@@ -104,7 +128,7 @@ def resolve_sparse(config: RunConfig, notes: Notes, initial_k: int | None) -> Ru
     if config.match == "none" and config.model.d_expert is not None and not uses_d_ff:
         notes.ignored("match=none leaves the width of experts to model.d_expert", "model.d_ff")
     if isinstance(config.optim, MuonConfig) and config.optim.expert_period is None:
-        config = replace_group(config, "optim", expert_period=default_expert_period(config.expert, top_k(config)))
+        config = replace_group(config, "optim", expert_period=default_expert_period(config.expert, config.mean_k))
     config = _with_router(config, notes)
     if config.eval.k == config.k:  # before the test whether evaluation has another k
         config = replace_group(config, "eval", k=None)
@@ -122,7 +146,9 @@ def resolve_sparse(config: RunConfig, notes: Notes, initial_k: int | None) -> Ru
 def _with_router(config: RunConfig, notes: Notes) -> RunConfig:
     router = config.router or TopKConfig()
     if isinstance(router, TopKConfig | SigmoidConfig) and router.renormalise is None:
-        router = replace_unchecked(router, renormalise=config.k != 1)
+        # Where layers differ in it, null stays: true in those with k > 1.
+        renormalise = {k > 1 for k in config.top_ks}
+        router = replace_unchecked(router, renormalise=renormalise.pop() if len(renormalise) == 1 else None)
     if isinstance(router, SigmoidConfig) and router.groups == router.top_groups > 1:
         notes.ignored("router.top_groups=router.groups is no limit", "router.groups", "router.top_groups")
         router = replace_unchecked(router, groups=1, top_groups=1)
@@ -170,16 +196,16 @@ def _d_expert(config: RunConfig) -> int:
 def _with_copies(config: RunConfig, notes: Notes) -> RunConfig:
     """Adapts settings of a model whose experts start as copies of a dense network."""
     notes.ignored("train.upcycle_from copies the experts' first weights", "model.expert_init_scale")
-    if not sums_to_one(config.router, config.k or 1):
+    if not all(sums_to_one(config.router, k) for k in config.top_ks):
         name = config.router.name if config.router else ""
         notes.lines.append(
-            f"train.upcycle_from with router={name} k={config.k}: the weights of a token's experts do not sum to 1, "
-            "so the model does not start as the dense run's function."
+            f"train.upcycle_from with router={name} k={format_setting(config.k)}: the weights of a token's "
+            "experts do not sum to 1, so the model does not start as the dense run's function."
         )
     return replace_group(config, "model", expert_init_scale=1.0)
 
 
-def _with_choice(config: RunConfig, notes: Notes, initial_k: int | None) -> RunConfig:
+def _with_choice(config: RunConfig, notes: Notes, initial_k: int | tuple[int, ...] | None) -> RunConfig:
     """Removes settings of a choice that the router does not make, and those that only state the default."""
     router = config.router
     if isinstance(router, SoftConfig | ExpertChoiceConfig):
@@ -214,10 +240,9 @@ def _with_choice(config: RunConfig, notes: Notes, initial_k: int | None) -> RunC
 
 def _with_capacity(config: RunConfig, notes: Notes) -> RunConfig:
     """Removes a capacity that holds every token: from E / K on, each expert can hold all of them."""
-    assert config.k is not None
-    chooses = isinstance(config.router, ExpertChoiceConfig)
-    most_evaluated = config.expert / (config.eval.k or config.k)
-    capacity = _equivalent_capacity(config.capacity, config.expert / config.k, chooses, "capacity", notes)
+    chooses, least = isinstance(config.router, ExpertChoiceConfig), min(config.top_ks)
+    most_evaluated = config.expert / (config.eval.k or least)
+    capacity = _equivalent_capacity(config.capacity, config.expert / least, chooses, "capacity", notes)
     evaluated = _equivalent_capacity(config.eval.capacity, most_evaluated, chooses, "eval.capacity", notes)
     if chooses:  # null is 1 in training, and at evaluation the training value
         capacity = None if capacity == 1 else capacity

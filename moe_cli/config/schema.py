@@ -39,11 +39,12 @@ from moe_cli.config.settings import (
     fields_of,
     read_choice,
     read_conf,
+    replace_unchecked,
     setting,
 )
 from moe_cli.config.tasks import OWN_TEXT, TEXT_TASKS, TaskConfig, check_task
 from moe_cli.errors import ConfigError
-from moe_cli.formatting import sanitise
+from moe_cli.formatting import plural, sanitise
 from moe_cli.plugins import Origin, origin_of
 
 DEFAULT_STEPS = 1500
@@ -222,11 +223,15 @@ class EvalConfig(Settings):
 
 @dataclass(frozen=True)
 class RunConfig(Settings):
-    """All settings of one run. In a resolved configuration, every derivable setting has a value."""
+    """All settings of one run. In a resolved configuration, every derivable setting has a value.
+
+    Attributes:
+        k: experts per token; a list has one value for each sparse layer, the first layer's first.
+    """
 
     group: ClassVar[str] = ""
     expert: int = setting(at_least=1, at_most=2**20)
-    k: int | None = setting(at_least=1, at_most=2**20)
+    k: int | tuple[int, ...] | None = setting(at_least=1, at_most=2**20)
     capacity: float | None = setting(above=0, at_most=1e6)
     drop: Drop | None = setting()
     renormalise_after_drop: bool = setting()
@@ -270,7 +275,12 @@ class RunConfig(Settings):
         """Raises ConfigError where the router cannot choose k experts."""
         if self.dense:
             return
-        for key, k in (("k", self.k), ("eval.k", self.eval.k)):
+        if isinstance(self.k, tuple) and len(self.k) != (number := len(self.sparse_layers)):
+            raise ConfigError(
+                f"k={format_setting(self.k)} has {plural(len(self.k), 'value')}, and the model {number} sparse "
+                f"layer{'' if number == 1 else 's'}: give {number}, the first layer's first, or one number for all."
+            )
+        for key, k in (*(("k", k) for k in self.top_ks), ("eval.k", self.eval.k)):
             if k is not None and k > self.expert:
                 raise ConfigError(
                     f"{key}={k} is more than expert={self.expert}: a token cannot choose more experts than there are."
@@ -280,7 +290,7 @@ class RunConfig(Settings):
                 raise ConfigError("router=hash needs token ids, and patches of images have none. Use router=topk")
             if self.task.name == "ratings":
                 check_task_router(self.router)
-            for k in (self.k, max(self.k, self.eval.k or 1)):
+            for k in {*self.top_ks, max(*self.top_ks, self.eval.k or 1)}:
                 check_router(self.router, self.expert, k, causal=self.model.causal)
 
     def _check_shards(self) -> None:
@@ -396,6 +406,24 @@ class RunConfig(Settings):
     def sparse_layers(self) -> tuple[int, ...]:
         return () if self.dense else self.model.sparse_layers
 
+    @cached_property
+    def top_ks(self) -> tuple[int, ...]:
+        """Returns k of each sparse layer, the first layer's first; none in a dense model."""
+        k = 1 if self.k is None else self.k
+        return () if self.dense else k if isinstance(k, tuple) else (k,) * len(self.sparse_layers)
+
+    @property
+    def mean_k(self) -> float:
+        """Returns the mean of k over the sparse layers, a whole number as such; 1 in a dense model."""
+        mean = sum(self.top_ks) / len(self.top_ks) if self.top_ks else 1
+        return int(mean) if mean == int(mean) else mean
+
+    def at_layer(self, layer: int) -> "RunConfig":
+        """Returns the configuration as one layer, counted from 0, has it: with its own k."""
+        if not isinstance(self.k, tuple) or layer not in self.sparse_layers:
+            return self
+        return replace_unchecked(self, k=self.k[self.sparse_layers.index(layer)])
+
     @property
     def tokens_per_step(self) -> int:
         return self.train.batch_size * self.train.grad_accumulation * self.model.context_length
@@ -424,10 +452,15 @@ class RunConfig(Settings):
         return digest_of_text(_identity_text(self.to_dict(), self.sparse_layers))
 
     @property
+    def shape(self) -> str:
+        """Returns experts x chosen, such as 8x2, with the mean of k over layers: 8x2.25; or dense."""
+        mean = self.mean_k
+        return "dense" if self.dense else f"{self.expert}x{mean if isinstance(mean, int) else f'{mean:.4g}'}"
+
+    @property
     def run_id(self) -> str:
         """Returns the id of the run, such as gpt-8x2-s0-3fa91c: model, experts x chosen, seed, digest."""
-        shape = "dense" if self.dense else f"{self.expert}x{self.k}"
-        return f"{self.model.name}-{shape}-s{self.seed}-{self.digest}"
+        return f"{self.model.name}-{self.shape}-s{self.seed}-{self.digest}"
 
 
 def digest_of(values: dict[str, Any]) -> str | None:
@@ -475,9 +508,11 @@ def _sparse_layers(model: dict[str, Any]) -> tuple[int, ...]:
     return _known_layers[key]
 
 
+# Settings of a model that place its experts by a rule.
+PLACEMENT = ("moe_layer_freq", "first_k_dense")
 # Settings that were added when runs existed. At these values they are left out, so that the digests stay.
 ADDED_SETTINGS: dict[str, dict[str, Any]] = {
-    "model": {"d_shared": None},
+    "model": {"d_shared": None, "moe_layers": None},
     "router": {"init_scale": 1.0},
     "optim": {"router_lr": None},
 }
@@ -503,9 +538,9 @@ def _identity_text(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> st
         values[group] = _without(values[group], added)
     if "model" in values.get("plugins", ()):  # whose layers with experts are known to the plug-in only
         return json.dumps(values, sort_keys=True)
-    # Left out, because `sparse_layers` says it: moe_layer_freq and first_k_dense; and d_ff if no layer is dense.
+    # Left out, because `sparse_layers` says it: what places the experts; and d_ff if no layer is dense.
     model = values["model"] | {"sparse_layers": sparse_layers}
-    through = ("moe_layer_freq", "first_k_dense", *(["d_ff"] if len(sparse_layers) == model["num_layers"] else []))
+    through = (*PLACEMENT, "moe_layers", *(["d_ff"] if len(sparse_layers) == model["num_layers"] else []))
     values["model"] = {key: value for key, value in model.items() if key not in through}
     return json.dumps(values, sort_keys=True)
 

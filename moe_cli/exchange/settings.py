@@ -58,6 +58,8 @@ def choose_family(config: RunConfig) -> Family:
     for key, needed in _NEEDED.items():
         if key in flat and flat[key] != needed:
             raise _refused(flat, key, f"{_name(key)}={format_setting(needed)}")
+    if isinstance(config.k, tuple):
+        raise _refused(flat, "k", "one k for all layers, such as k=2")
     family = _dense_family(flat) if config.dense else _sparse_family(config, flat)
     for key, needed in family.ours.items():
         if key == "model.qkv_bias" or (key == "model.qk_norm_weights" and family.has_unit_norms):
@@ -104,9 +106,9 @@ def _check_sigmoid(config: RunConfig, flat: Mapping[str, Any]) -> None:
         raise _refused(flat, "model.shared_gate", "with router=sigmoid model.shared_gate=false")
     if flat["model.d_shared"] is not None:
         raise _refused(flat, "model.d_shared", "with router=sigmoid model.d_shared=null")
-    first = flat["model.first_k_dense"]
-    if config.sparse_layers != tuple(range(first, config.model.num_layers)):
-        raise _refused(flat, "model.moe_layer_freq", "with router=sigmoid model.moe_layer_freq=1")
+    if config.sparse_layers != tuple(range(config.sparse_layers[0], config.model.num_layers)):
+        key = "model.moe_layer_freq" if config.model.moe_layers is None else "model.moe_layers"
+        raise _refused(flat, key, "with router=sigmoid model.moe_layer_freq=1")
 
 
 def _softmax_family(config: RunConfig, flat: Mapping[str, Any]) -> Family:
@@ -133,7 +135,7 @@ def renormalises(config: RunConfig) -> bool:
     """Returns whether the weights of the chosen experts are made to sum to 1."""
     router = config.router
     if isinstance(router, TopKConfig | SigmoidConfig):
-        return (config.k or 1) > 1 if router.renormalise is None else router.renormalise
+        return min(config.top_ks, default=1) > 1 if router.renormalise is None else router.renormalise
     return False
 
 
@@ -168,6 +170,7 @@ def to_their_config(config: RunConfig, family: Family, vocab_size: int) -> dict[
     if family is QWEN2_MOE:
         theirs["shared_expert_intermediate_size"] = config.model.shared_width(flat["model.d_expert"])
     if family is DEEPSEEK_V3:
+        theirs["first_k_dense_replace"] = config.sparse_layers[0]
         theirs["v_head_dim"] = flat["model.d_head"]
         theirs["rope_interleave"] = False
         theirs["num_key_value_heads"] = flat["model.num_heads"]
@@ -380,7 +383,7 @@ def _number(theirs: TheirConfig, name: str, value: Any) -> float:
 
 
 def _sparse_layers(theirs: TheirConfig) -> dict[str, Any]:
-    """Returns the settings that place the experts of Qwen's families. Raises ConfigError if no two numbers do."""
+    """Returns the settings that place the experts of Qwen's families. Raises ConfigError if there are none."""
     layers = theirs.whole("num_hidden_layers")
     step, dense = theirs.values.get("decoder_sparse_step", 1), theirs.values.get("mlp_only_layers") or []
     if layers > MAX_LAYERS:
@@ -394,7 +397,9 @@ def _sparse_layers(theirs: TheirConfig) -> dict[str, Any]:
         begin = -(-(first + 1) // freq) * freq - 1
         if sparse and sparse == list(range(begin, layers, freq)):
             return {"model.moe_layer_freq": freq, "model.first_k_dense": first if freq == 1 or first >= freq else 0}
-    raise theirs.refused("mlp_only_layers", dense, "experts in every n-th layer, after the first ones")
+    if not sparse:
+        raise theirs.refused("mlp_only_layers", dense, "at least one layer with experts")
+    return {"model.moe_layers": [layer + 1 for layer in sparse]}
 
 
 def _deepseek(theirs: TheirConfig) -> dict[str, Any]:

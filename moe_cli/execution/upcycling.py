@@ -38,7 +38,7 @@ def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
             "Use router.score=linear"
         )
     if not dense.dense:
-        raise ConfigError(f"{option} is itself sparse ({dense.expert}x{dense.k}). Make a dense run: moe train expert=1")
+        raise ConfigError(f"{option} is itself sparse ({dense.shape}). Make a dense run: moe train expert=1")
     if not source.checkpoints():
         raise ConfigError(f"{option} has no checkpoint. Finish it: moe train --resume {source.id}")
     ours, theirs = _held_out(config), _held_out(dense)
@@ -69,8 +69,12 @@ def _check_width(config: RunConfig, option: str) -> None:
             f"{option}: experts of width {model.d_expert} cannot be copies of a network of width {model.d_ff}, or "
             f"equal parts of one. Add: match=none model.d_expert={model.d_ff}"
         )
-    router, counts = config.router, (config.expert, config.k or 1, config.eval.k or config.k or 1)
-    chooses_copies = isinstance(router, TopKConfig) and router.score == "linear" and sums_to_one(router, counts[1])
+    router, counts = config.router, (config.expert, *config.top_ks, *([config.eval.k] if config.eval.k else []))
+    chooses_copies = (
+        isinstance(router, TopKConfig)
+        and router.score == "linear"
+        and all(sums_to_one(router, k) for k in config.top_ks)
+    )
     if parts > 1 and not (chooses_copies and all(count % parts == 0 for count in counts)):
         raise ConfigError(
             f"{option}: experts of width {model.d_expert} are 1/{parts} of a network, and need an expert and a k that "

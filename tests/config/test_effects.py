@@ -103,7 +103,7 @@ OTHER_VALUES: dict[str, list[Any]] = {
     "expert": [8], "k": [1, 3], "capacity": [0.5, 0.75, 32, 1000], "seed": [1],
     "model.num_layers": [3, 6], "model.d_model": [32], "model.d_ff": [128], "model.d_expert": [7],
     "model.expert_dropout": [0.5], "model.expert_init_scale": [0.1], "model.shared_experts": [1, 2], "model.d_shared": [6],
-    "model.moe_layer_freq": [2, 1], "model.first_k_dense": [1, 0], "model.context_length": [8], "model.vocab_size": [2000],
+    "model.moe_layer_freq": [2, 1], "model.first_k_dense": [1, 0], "model.moe_layers": [[2], [1]], "model.context_length": [8], "model.vocab_size": [2000],
     "model.dropout": [0.5], "model.num_heads": [1], "model.num_kv_heads": [1], "model.d_head": [4], "model.sliding_window": [3],
     "model.attention_dropout": [0.5], "model.kv_lora_rank": [6], "model.q_lora_rank": [4], "model.qk_rope_head_dim": [2],
     "model.rope_base": [10.0], "model.norm_eps": [0.1], "model.rope_factor": [2.0, 3.0], "model.rope_original_context": [4, 2],

@@ -44,6 +44,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "shared": {"model": {"shared_experts": 2}},
     "shared glu": {"model": {"shared_experts": 1, "ffn_type": "glu"}},
     "shared of another width": {"model": {"shared_experts": 2, "d_shared": 5}},
+    "listed layers": {"model": {"num_layers": 5, "moe_layers": (1, 4)}},
+    "k of each layer": {"model": {"num_layers": 4, "moe_layers": (1, 2, 4)}, "k": (1, 4, 2)},
+    "k of each layer, adamw": {"k": (3, 1), "optim": AdamWConfig()},
     "gates with a rate": {"optim": AdamWConfig(router_lr=0.5)},
     "shared gate": {"model": {"shared_experts": 1, "shared_gate": True}},
     "expert dropout": {"model": {"expert_dropout": 0.1}},
@@ -81,6 +84,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "t5 tied": {
         **TINY["t5"],
         "model": replace(TINY["t5"]["model"], tie_embeddings=True, moe_layer_freq=1, ffn_type="glu"),
+    },
+    "t5 uneven": {
+        **TINY["t5"],
+        "model": replace(TINY["t5"]["model"], moe_layers=(1, 2, 4), ffn_type="glu"),
+        "k": (1, 3, 2),
     },
     "t5 dense": {**TINY["t5"], "expert": 1, "k": 1},
     "lstm dense tied": {"expert": 1, "k": 1, "model": replace(TINY["lstm"]["model"], tie_embeddings=True)},

@@ -47,7 +47,8 @@ def our_settings(family: str, seed: int) -> list[str]:  # noqa: C901  (a few lin
         settings |= {"expert": experts, "k": draw.choice([1, 2, 3]), "match": "none"}
         settings |= {"model.d_expert": draw.choice([5, 8, 12]), "balance": "none"}
     if family in ("qwen3_moe", "qwen2_moe"):
-        settings |= {"model.first_k_dense": draw.choice([0, settings["model.num_layers"] - 1])}
+        dense_first = {"model.first_k_dense": draw.choice([0, settings["model.num_layers"] - 1])}
+        settings |= draw.choice([dense_first, {"model.moe_layers": "[1]"}])
         settings |= {"router.renormalise": draw.choice(["true", "false"]) if settings["k"] > 1 else "false"}
     if family in ("qwen3_moe", "qwen3"):
         settings |= {"model.qk_norm_weights": draw.choice(["none", "head"])}

@@ -87,6 +87,8 @@ REFUSED = {
     "model.shared_experts=1": "model.shared_experts=1",
     "router=sigmoid model.kv_lora_rank=8 model.shared_experts=1 model.d_shared=24": "model.d_shared=24",
     "model.qk_norm=false model.moe_layer_freq=2": "model.qk_norm=false",
+    "k=[1,2]": "k=[1,2]",
+    "router=sigmoid model.kv_lora_rank=8 model.moe_layers=[1]": "model.moe_layers=[1]",
     "model.qkv_bias=true": "model.qkv_bias=true",
     "model=bert": "model=bert",
     "model=t5 model.moe_layer_freq=1": "model=t5",
