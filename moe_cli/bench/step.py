@@ -97,6 +97,7 @@ def check_mixtral_has_settings(config: RunConfig) -> None:
         (model.position_encoding != "rope", f"model.position_encoding={model.position_encoding}"),
         (model.sliding_window is not None, f"model.sliding_window={model.sliding_window}"),
         (model.logit_softcap is not None, f"model.logit_softcap={model.logit_softcap}"),
+        (isinstance(model.d_expert, tuple), f"model.d_expert={format_setting(model.d_expert)}"),
         (isinstance(config.k, tuple), f"k={format_setting(config.k)}"),
         (config.capacity is not None, f"capacity={config.capacity}"),
         (model.dropout > 0, f"model.dropout={model.dropout}"),

@@ -96,4 +96,4 @@ def _routing_line(estimate: RunEstimate) -> str:
     if config.trains_on_later_tokens:
         dropping += " (training sees later tokens, evaluation does not)"
     name = config.router.name if config.router else "none"
-    return f"{name}, balance {balance}, {dropping}, d_expert {config.model.d_expert}"
+    return f"{name}, balance {balance}, {dropping}, d_expert {format_setting(config.model.d_expert)}"

@@ -114,22 +114,22 @@ def capacity_tokens(config: RunConfig, length: int) -> int:
     return length if config.drop == "causal" else config.train.batch_size * length
 
 
-def expert_params(config: RunConfig, width: int) -> int:
+def expert_params(config: RunConfig, width: float) -> float:
     """Returns the number of parameters of one feed-forward network of this hidden width."""
     return config.model.matrices_per_expert * config.model.d_model * width
 
 
-def sparse_params(config: RunConfig, d_expert: int, experts: float) -> float:
+def sparse_params(config: RunConfig, d_expert: float, experts: float) -> float:
     """Returns the parameters of a sparse layer with this number of routed experts, its shared experts and its gates."""
     model = config.model
     gate = model.num_tasks * gate_params(config.router, model.d_model, config.expert) + model.shared_gate_params
     return gate + experts * expert_params(config, d_expert) + expert_params(config, model.shared_width(d_expert))
 
 
-def sparse_forward_flops(config: RunConfig, kind: LayerKind, d_expert: int) -> float:
+def sparse_forward_flops(config: RunConfig, kind: LayerKind, d_expert: float) -> float:
     """Returns the forward FLOPs of a sparse layer in training, per token that it reads, at even load."""
     model = config.model
-    rows = expert_shapes(config, d_expert)[0][0]
+    rows = expert_shapes(config, int(d_expert))[0][0]
     gate = gate_flops(config.router, model.d_model, config.expert, rows) + 2 * model.shared_gate_params
     shared = expert_params(config, model.shared_width(d_expert))
     return gate + 2 * (computed_per_token(config, kind) * expert_params(config, d_expert) + shared)
@@ -146,11 +146,17 @@ def dense_matrices(config: RunConfig) -> dict[tuple[int, int], float]:
     return add_matrices(*((1, {shape: 1}) for shape in expert_shapes(config, config.model.d_ff)))
 
 
-def sparse_matrices(config: RunConfig, d_expert: int, experts: float) -> dict[tuple[int, int], float]:
-    """Counts the matrices of each shape that Muon orthogonalises in a layer with this number of routed experts."""
-    shared = config.model.shared_width(d_expert)
+def sparse_matrices(config: RunConfig, d_expert: float, experts: float) -> dict[tuple[int, int], float]:
+    """Counts the matrices of each shape that Muon orthogonalises in a layer with this number of routed experts.
+
+    Those of experts of unequal widths are the blocks that they consist of.
+    """
+    model = config.model
+    shared, width = model.shared_width(d_expert), int(d_expert)
+    if isinstance(model.d_expert, tuple):
+        experts, width = experts * model.blocks_per_expert, model.block_width
     return add_matrices(
-        *((experts, {shape: 1}) for shape in expert_shapes(config, d_expert)),
+        *((experts, {shape: 1}) for shape in expert_shapes(config, width)),
         *((1, {shape: 1}) for shape in (expert_shapes(config, shared) if shared else ())),
     )
 
@@ -200,7 +206,7 @@ def dense_step_flops(config: RunConfig, kind: LayerKind, with_optimizer: bool) -
     return TRAINING_PASSES * 2 * expert_params(config, config.model.d_ff) * tokens + optimizer
 
 
-def sparse_step_flops(config: RunConfig, kind: LayerKind, d_expert: int, with_optimizer: bool) -> float:
+def sparse_step_flops(config: RunConfig, kind: LayerKind, d_expert: float, with_optimizer: bool) -> float:
     """Returns the training FLOPs of a sparse layer in a step, as `dense_step_flops` does for a dense layer."""
     tokens = config.tokens_per_step * kind.input_fraction(config)
     matrices = sparse_matrices(config, d_expert, updated_experts(config, kind))

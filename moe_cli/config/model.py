@@ -1,5 +1,6 @@
 """Settings of the model: one class for each family, selected by `name`, with the rules between its settings."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -18,6 +19,7 @@ class LayersConfig(Settings):
     Attributes:
         context_length: positions of one example: tokens of a window, patches of an image.
         vocab_size: rows of the embedding and the head; None means the number of token ids of the data.
+        d_expert: hidden width of an expert; a list has one width for each expert.
         moe_layers: the layers with experts, counted from 1; of an encoder and a decoder, those of the decoder come
             after. None means that moe_layer_freq and first_k_dense place them.
         d_shared: hidden width of one shared expert; None means d_expert.
@@ -33,7 +35,7 @@ class LayersConfig(Settings):
     num_layers: int = setting(at_least=1, at_most=10_000)
     d_model: int = setting(at_least=1, at_most=MAX_WIDTH)
     d_ff: int = setting(at_least=1, at_most=2**24)
-    d_expert: int | None = setting(at_least=1, at_most=2**24)
+    d_expert: int | tuple[int, ...] | None = setting(at_least=1, at_most=2**24)
     ffn_type: Literal["glu", "mlp"] = setting()
     activation: Literal["silu", "gelu", "relu", "relu2"] = setting()
     expert_dropout: float = setting(fraction=True)
@@ -103,9 +105,26 @@ class LayersConfig(Settings):
         """Returns 3 for a gated network (gate, up, down), 2 for a plain one."""
         return 3 if self.ffn_type == "glu" else 2
 
-    def shared_width(self, d_expert: int) -> int:
+    def shared_width(self, d_expert: float) -> int:
         """Returns the hidden width of all shared experts of a layer together, which are one network."""
-        return self.shared_experts * (self.d_shared or d_expert)
+        return self.shared_experts * (self.d_shared or int(d_expert))
+
+    @property
+    def mean_d_expert(self) -> float:
+        """Returns the mean width of the routed experts; 0 in a dense model."""
+        widths = self.d_expert or 0
+        return sum(widths) / len(widths) if isinstance(widths, tuple) else widths
+
+    @property
+    def block_width(self) -> int:
+        """Returns the width of the networks that are computed: of an expert, or of the blocks of unequal experts."""
+        widths = self.d_expert or 0
+        return math.gcd(*widths) if isinstance(widths, tuple) else widths
+
+    @property
+    def blocks_per_expert(self) -> float:
+        """Returns the mean number of blocks of an expert; 1 for experts of one width."""
+        return self.mean_d_expert / self.block_width if isinstance(self.d_expert, tuple) else 1
 
     @property
     def shared_gate_params(self) -> int:

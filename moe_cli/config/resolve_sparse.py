@@ -156,7 +156,7 @@ def _with_router(config: RunConfig, notes: Notes) -> RunConfig:
         config, router=router, balance=config.balance or NoBalance(), drop=config.drop or "position"
     )
     d_expert = _d_expert(config)
-    if config.match == ALL and (differing := unmatched(config, d_expert)):
+    if config.match == ALL and isinstance(d_expert, int) and (differing := unmatched(config, d_expert)):
         notes.lines.append(differing + ". Compare them also at match=total and match=flops.")
     d_shared = None if config.model.d_shared == d_expert else config.model.d_shared
     return _with_gate(replace_group(config, "model", d_expert=d_expert, d_shared=d_shared), notes)
@@ -179,16 +179,17 @@ def gate_rate(optim: MuonConfig | AdamWConfig | SGDConfig) -> float:
     return optim.adam_lr if isinstance(optim, MuonConfig) else optim.lr
 
 
-def _d_expert(config: RunConfig) -> int:
-    """Returns the width of one expert: the one that `match` requires, or the user's own."""
+def _d_expert(config: RunConfig) -> int | tuple[int, ...]:
+    """Returns the width of one expert, or that of each: the one that `match` requires, or the user's own."""
     model = config.model
     if config.match == "none":
-        return model.d_expert or model.d_ff
+        widths = model.d_expert or model.d_ff
+        return widths[0] if isinstance(widths, tuple) and len(set(widths)) == 1 else widths
     matched = matched_d_expert(config)
     if model.d_expert not in (None, matched):
         raise ConfigError(
-            f"model.d_expert={model.d_expert} is set by match={config.match} to {matched}. To choose it yourself: "
-            "match=none"
+            f"model.d_expert={format_setting(model.d_expert)} is set by match={config.match} to {matched}. "
+            "To choose it yourself: match=none"
         )
     return matched
 

@@ -48,6 +48,8 @@ from moe_cli.formatting import plural, sanitise
 from moe_cli.plugins import Origin, origin_of
 
 DEFAULT_STEPS = 1500
+# The most blocks of an expert where widths are unequal: each is a row of its own.
+MAX_BLOCKS = 64
 DEFAULT_TOP_K = 2
 Match = Literal["active", "total", "flops", "model_flops", "active+total+flops", "none"]
 BUDGETS = ("steps", "tokens", "flops", "model_flops", "minutes")
@@ -285,6 +287,7 @@ class RunConfig(Settings):
                 raise ConfigError(
                     f"{key}={k} is more than expert={self.expert}: a token cannot choose more experts than there are."
                 )
+        self._check_widths()
         if self.k is not None:
             if isinstance(self.router, HashConfig) and self.task.name == "images":
                 raise ConfigError("router=hash needs token ids, and patches of images have none. Use router=topk")
@@ -292,6 +295,43 @@ class RunConfig(Settings):
                 check_task_router(self.router)
             for k in {*self.top_ks, max(*self.top_ks, self.eval.k or 1)}:
                 check_router(self.router, self.expert, k, causal=self.model.causal)
+
+    def _check_widths(self) -> None:
+        """Raises ConfigError for experts of unequal widths that cannot be."""
+        widths = self.model.d_expert
+        if not isinstance(widths, tuple):
+            return
+        given = f"model.d_expert={format_setting(widths)}"
+        if len(widths) != self.expert:
+            raise ConfigError(
+                f"{given} has {plural(len(widths), 'width')}, and expert={self.expert}: give one for each expert, "
+                "or one number for all."
+            )
+        if max(widths) > MAX_BLOCKS * self.model.block_width:
+            raise ConfigError(
+                f"{given} is computed in blocks of the greatest common divisor, {self.model.block_width}: at most "
+                f"{MAX_BLOCKS} fit in an expert. Use multiples of a larger number, such as 16."
+            )
+        refused = [
+            (
+                self.model.shared_experts and self.model.d_shared is None,
+                "model.shared_experts",
+                "Add: model.d_shared=64",
+            ),
+            (
+                getattr(self.router, "score", None) == "activation",
+                "router.score=activation",
+                "Use router.score=linear",
+            ),
+            (
+                self.launch.expert_parallel_size > 1,
+                f"launch.expert_parallel_size={self.launch.expert_parallel_size}",
+                "Use launch.expert_parallel_size=1",
+            ),
+        ]
+        for wrong, other, instead in refused:
+            if wrong:
+                raise ConfigError(f"{given}: {other} needs experts of one width. {instead}")
 
     def _check_shards(self) -> None:
         if self.train.compile == "on" and self.launch.num_processes > 1:

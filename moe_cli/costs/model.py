@@ -105,11 +105,11 @@ class Cost:
 def estimate_cost(config: RunConfig, vocab_size: int) -> Cost:
     """Estimates the cost of a resolved configuration."""
     model, backbone = config.model, backbone_cost(config, vocab_size)
-    sparse, d_expert, kinds = len(config.sparse_layers), model.d_expert or 0, layer_kinds(config)
+    sparse, d_expert, kinds = len(config.sparse_layers), model.mean_d_expert, layer_kinds(config)
     dense_network = expert_params(config, model.d_ff)
     experts = config.expert * expert_params(config, d_expert)
     forward = 2 * (backbone.matmul_params + sum_of_inputs(config)[0] * dense_network) + backbone.flops_per_token
-    active = total = backbone.num_params + (model.num_layers - sparse) * dense_network
+    active = total = backbone.num_params + round((model.num_layers - sparse) * dense_network)
     forward += sum(
         kind.number * kind.input_fraction(config) * sparse_forward_flops(config, kind, d_expert) for kind in kinds
     )
@@ -129,14 +129,14 @@ def estimate_cost(config: RunConfig, vocab_size: int) -> Cost:
         num_params=total,
         num_active_params=active,
         num_embedding_params=backbone.embedding_params,
-        num_expert_params=sparse * experts,
+        num_expert_params=round(sparse * experts),
         forward_flops_per_token=round(forward),
         model_flops_per_token=round(TRAINING_PASSES * forward - backbone.constant_input_flops),
         optimizer_flops_per_step=optimizer_flops(config, _matrices(config, sparse, backbone, updated)),
         tokens_per_step=config.tokens_per_step,
         padding_flops_per_token=2 * expert_params(config, d_expert) * padding,
         state_bytes=BYTES_PER_PARAM * (_copies_per_param(config) * total - _muon_params(config, sparse, backbone)),
-        expert_state_bytes=BYTES_PER_PARAM * sparse * experts * (_copies_per_param(config) - muon),
+        expert_state_bytes=BYTES_PER_PARAM * round(sparse * experts) * (_copies_per_param(config) - muon),
         activation_bytes=round(BYTES_PER_VALUE * _activations(config, sparse, backbone)),
         num_sparse_layers=sparse,
     )
@@ -147,7 +147,7 @@ def _matrices(config: RunConfig, sparse: int, backbone: Backbone, experts: float
     return add_matrices(
         (1, backbone.matrices),
         (config.model.num_layers - sparse, dense_matrices(config)),
-        (sparse, sparse_matrices(config, config.model.d_expert or 0, experts)),
+        (sparse, sparse_matrices(config, config.model.mean_d_expert, experts)),
     )
 
 
@@ -177,7 +177,8 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
 
     Saved per token in addition to the backbone:
     - dense layer: 3 F if gated, else 2 F, or F with relu;
-    - experts: K' (D + 2 F) if gated, else K' (D + F), and K' F with dropout;
+    - experts: K' (D + 2 F) if gated, else K' (D + F), and K' F with dropout; experts of unequal widths have a row of D
+      for each of their blocks;
     - router: E probabilities, 2 D with jitter, and about 7 K' for the routing record;
     - router=soft instead: four mixtures of E S, the record (7 E), the normalised input (2 D), slot outputs (K' D).
 
@@ -197,9 +198,9 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     # relu saves its output only.
     copies = 3 if gated else 1 if model.activation == "relu" else 2
     dense = copies * model.d_ff
-    d_expert = model.d_expert or 0
+    d_expert, blocks = model.mean_d_expert, model.blocks_per_expert
     masks = 1 if model.expert_dropout else 0
-    row = width + ((2 if gated else 1) + masks) * d_expert + 1 + 3 * FLOATS_PER_INT64
+    row = blocks * (width + 1 + 3 * FLOATS_PER_INT64) + ((2 if gated else 1) + masks) * d_expert
     shared = copies * model.shared_width(d_expert) + model.shared_gate_params
     router = config.router
     scores: float = 0 if isinstance(router, RandomConfig | HashConfig) else config.expert + null_experts(router)
@@ -212,7 +213,7 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
         scores = config.expert * (4 * router.slots + 7) + 2 * width
     ffn = narrowed * (dense_inputs * dense + computed * row + sparse_inputs * shared) + sparse_inputs * scores
     ffn += computed * width if isinstance(router, SoftConfig) else 0
-    backward = 2 * width + (7 if gated else 4) * d_expert / (config.expert if model.dispatch == "loop" else 1)
+    backward = 2 * blocks * width + (7 if gated else 4) * d_expert / (config.expert if model.dispatch == "loop" else 1)
     cast_weights = 0.0
     if is_narrow:
         networks = (model.num_layers - sparse) * model.d_ff + sparse * config.expert * d_expert

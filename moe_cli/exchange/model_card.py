@@ -68,8 +68,12 @@ def _model_rows(config: RunConfig, results: Mapping[str, Any]) -> Iterator[tuple
     yield "layers", f"{model.num_layers}, {len(config.sparse_layers)} with experts"
     yield "width", model.d_model
     if not config.dense:
-        yield "experts", f"{config.expert} of width {model.d_expert}, {format_setting(config.k)} for each token"
-        yield "shared experts", model.shared_experts
+        yield (
+            "experts",
+            f"{config.expert} of width {format_setting(model.d_expert)}, {format_setting(config.k)} for each token",
+        )
+        own = "" if model.d_shared is None else f" of width {model.d_shared}"
+        yield "shared experts", f"{model.shared_experts}{own}"
         yield "router", config.router.name if config.router else None
         yield "balancing", config.balance.name if config.balance else None
     yield "context", f"{model.context_length} tokens"

@@ -58,8 +58,7 @@ def choose_family(config: RunConfig) -> Family:
     for key, needed in _NEEDED.items():
         if key in flat and flat[key] != needed:
             raise _refused(flat, key, f"{_name(key)}={format_setting(needed)}")
-    if isinstance(config.k, tuple):
-        raise _refused(flat, "k", "one k for all layers, such as k=2")
+    _check_lists(flat)
     family = _dense_family(flat) if config.dense else _sparse_family(config, flat)
     for key, needed in family.ours.items():
         if key == "model.qkv_bias" or (key == "model.qk_norm_weights" and family.has_unit_norms):
@@ -75,6 +74,13 @@ def choose_family(config: RunConfig) -> Family:
     if family is LLAMA and flat["model.d_model"] % flat["model.num_heads"]:
         raise _refused(flat, "model.num_heads", f"a divisor of model.d_model={flat['model.d_model']}")
     return family
+
+
+def _check_lists(flat: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a k for each layer, and for a width for each expert."""
+    for key, one in (("k", "one k for all layers, such as k=2"), ("model.d_expert", "one width for all experts")):
+        if isinstance(flat[key], list):
+            raise _refused(flat, key, one)
 
 
 def _dense_family(flat: Mapping[str, Any]) -> Family:

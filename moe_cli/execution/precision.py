@@ -48,4 +48,4 @@ def is_faster_in_bfloat16(config: RunConfig) -> bool:
     if config.dense:
         return True
     rows = tokens * mean_over_layers(config, partial(assignments_per_token, config)) / config.expert
-    return (model.d_expert or 0) >= MIN_D_EXPERT and rows >= MIN_ROWS
+    return model.block_width >= MIN_D_EXPERT and rows >= MIN_ROWS

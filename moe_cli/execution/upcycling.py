@@ -63,11 +63,11 @@ def _check_width(config: RunConfig, option: str) -> None:
     """Raises ConfigError unless the experts are copies of the dense network, or equal parts that can act as copies."""
     model = config.model
     assert model.d_expert is not None
-    parts, rest = divmod(model.d_ff, model.d_expert)
+    parts, rest = (0, 0) if isinstance(model.d_expert, tuple) else divmod(model.d_ff, model.d_expert)
     if rest or not parts:
         raise ConfigError(
-            f"{option}: experts of width {model.d_expert} cannot be copies of a network of width {model.d_ff}, or "
-            f"equal parts of one. Add: match=none model.d_expert={model.d_ff}"
+            f"{option}: experts of width {format_setting(model.d_expert)} cannot be copies of a network of width "
+            f"{model.d_ff}, or equal parts of one. Add: match=none model.d_expert={model.d_ff}"
         )
     router, counts = config.router, (config.expert, *config.top_ks, *([config.eval.k] if config.eval.k else []))
     chooses_copies = (

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_cli.config.routers import ACTIVATION_WIDTH, cosine_width
+from moe_cli.errors import ConfigError
 from moe_cli.moe.experts import Experts
 
 GATE_STD = 0.02
@@ -99,6 +100,8 @@ class ActivationGate(nn.Module):
 
     def __init__(self, experts: Experts) -> None:
         super().__init__()
+        if experts.blocks is not None:
+            raise ConfigError("score=activation needs experts of one width.")
         self._experts = (experts,)  # in a tuple, so that the experts' parameters are not registered twice
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

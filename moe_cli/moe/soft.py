@@ -3,6 +3,7 @@
 G sequences, L positions, T = G * L tokens, E experts, S slots per expert, N = G * E * S slots, D width.
 """
 
+from collections.abc import Sequence
 from typing import Unpack
 
 import torch
@@ -27,7 +28,7 @@ class SoftMoELayer(SparseLayer):
     Args:
         d_model: width D of a token, in and out.
         num_experts: E.
-        d_expert: hidden width of one expert.
+        d_expert: hidden width of one expert, or a width for each.
         slots: S, slots per expert.
         init_scale: initial factor of the cosine of token and slot.
         options: see `ExpertOptions`.
@@ -40,7 +41,7 @@ class SoftMoELayer(SparseLayer):
         self,
         d_model: int,
         num_experts: int,
-        d_expert: int,
+        d_expert: int | Sequence[int],
         slots: int = 1,
         init_scale: float = 1.0,
         **options: Unpack[ExpertOptions],

@@ -3,7 +3,7 @@
 T tokens, A assignments, E experts, D width.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TypedDict
 
 import torch
@@ -17,7 +17,7 @@ from moe_cli.moe.backends.dispatch import BACKENDS, Backend
 from moe_cli.moe.expert_parallel import expert_parallel_forward
 from moe_cli.moe.experts import ACTIVATIONS, Experts, FeedForward
 from moe_cli.moe.gates import LinearGate
-from moe_cli.moe.routing import Routing, without_null_experts
+from moe_cli.moe.routing import Routing, to_blocks, without_null_experts
 
 
 class ExpertOptions(TypedDict, total=False):
@@ -63,7 +63,7 @@ class SparseLayer(nn.Module):
         self,
         d_model: int,
         num_experts: int,
-        d_expert: int,
+        d_expert: int | Sequence[int],
         router: Callable[[Experts], nn.Module],
         *,
         ffn_type: str = "glu",
@@ -77,9 +77,13 @@ class SparseLayer(nn.Module):
     ) -> None:
         super().__init__()
         check_whole("d_model", d_model)
-        check_whole("d_expert", d_expert)
+        check_widths(d_expert, num_experts)
         check_whole("shared_experts", shared_experts, 0)
-        d_shared = check_whole("d_shared", d_expert if d_shared is None else d_shared)
+        if d_shared is None:
+            if shared_experts and not isinstance(d_expert, int):
+                raise ConfigError("shared_experts needs d_shared if experts have unequal widths.")
+            d_shared = d_expert if isinstance(d_expert, int) else 1
+        check_whole("d_shared", d_shared)
         check_choice("ffn_type", ffn_type, ("glu", "mlp"))
         check_choice("dispatch", dispatch, BACKENDS)
         activation = activation or ("silu" if ffn_type == "glu" else "gelu")
@@ -128,6 +132,9 @@ class SparseLayer(nn.Module):
     def run_experts(self, tokens: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
         """Computes each token's weighted sum of the outputs of its kept experts."""
         routing = without_null_experts(routing)
+        if self.experts.blocks is not None:
+            blocks = torch.tensor(self.experts.blocks, device=routing.expert_ids.device)
+            routing = to_blocks(routing, blocks, max(self.experts.blocks))
         backend = self.backend or BACKENDS[self.dispatch]
         if self.expert_group is not None:
             return expert_parallel_forward(self.experts, tokens, routing, self.expert_group, backend)
@@ -139,6 +146,14 @@ class SparseLayer(nn.Module):
             return y
         shared: Tensor = self.shared_experts(tokens)
         return y + (shared if self.shared_gate is None else self.shared_gate(tokens).sigmoid() * shared)
+
+
+def check_widths(d_expert: int | Sequence[int], num_experts: int) -> None:
+    """Raises ConfigError unless d_expert is a width, or has one for each expert."""
+    for width in [d_expert] if isinstance(d_expert, int) else d_expert:
+        check_whole("d_expert", width)
+    if not isinstance(d_expert, int) and len(d_expert) != num_experts:
+        raise ConfigError(f"d_expert has {len(d_expert)} widths, and num_experts={num_experts}: give one for each.")
 
 
 def check_choice(name: str, value: str, options: Collection[str]) -> None:

@@ -123,7 +123,12 @@ def is_list(value: object) -> bool:
 
 def mean_k(settings: Settings) -> float | None:
     """Returns k of a configuration, or the mean over its layers where each has its own; None without a number."""
-    value = settings.get("k")
+    return mean_setting(settings, "k")
+
+
+def mean_setting(settings: Settings, name: str) -> float | None:
+    """Returns a setting that is a number, or the mean of one that is a list; None for other values."""
+    value = settings.get(name)
     if isinstance(value, str) and is_list(value):
         numbers = [int(number) for number in value[1:-1].split(",")]
         return sum(numbers) / len(numbers)

@@ -265,11 +265,17 @@ class Optimizers:
 
     Args:
         experts: with optim.skip_idle_experts, the stacked parameters of each sparse layer; else empty.
+        blocks: `Experts.blocks` of each sparse layer; empty means None for all.
     """
 
     def __init__(
-        self, config: OptimConfig, optimizers: list[torch.optim.Optimizer], experts: Sequence[Sequence[Tensor]] = ()
+        self,
+        config: OptimConfig,
+        optimizers: list[torch.optim.Optimizer],
+        experts: Sequence[Sequence[Tensor]] = (),
+        blocks: Sequence[tuple[int, ...] | None] = (),
     ) -> None:
+        self.blocks = blocks
         self.config = config
         self.optimizers = optimizers
         self.experts = experts
@@ -291,7 +297,7 @@ class Optimizers:
         """
         active: ActiveExperts = {
             param: counts.nonzero().flatten().tolist()
-            for params, counts in zip(self.experts, load if self.experts else (), strict=True)
+            for params, counts in zip(self.experts, self._by_block(load) if self.experts else (), strict=True)
             for param in params
         }
         factor = schedule(self.config, progress, after)
@@ -305,6 +311,13 @@ class Optimizers:
             else:
                 optimizer.step()
         return factor
+
+    def _by_block(self, load: Sequence[Int[Tensor, " E"]]) -> list[Int[Tensor, " _"]]:
+        """Returns the assignments to each stacked network: those to its expert, see `Experts.blocks`."""
+        return [
+            counts if blocks is None else counts.repeat_interleave(torch.tensor(blocks, device=counts.device))
+            for counts, blocks in zip(load, self.blocks or [None] * len(load), strict=True)
+        ]
 
     def zero_grad(self) -> None:
         for optimizer in self.optimizers:
@@ -342,6 +355,7 @@ def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     layers = moe_layers(model)
     expert_layers = [list(layer.experts.parameters()) for layer in layers]
+    blocks = [layer.experts.blocks for layer in layers]
     gates = {id(param) for layer in layers for param in layer.router.parameters()}
     experts = expert_layers if config.skip_idle_experts else []
     if isinstance(config, MuonConfig):
@@ -349,7 +363,7 @@ def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
         others = [param for name, param in named if not _is_for_muon(name, param)]
         period = config.expert_period or 1
         muon = Muon(matrices, config.lr, config.momentum, config.weight_decay, expert_layers, period)
-        return Optimizers(config, [muon, _adamw(config, config.adam_lr, others, gates)], experts)
+        return Optimizers(config, [muon, _adamw(config, config.adam_lr, others, gates)], experts, blocks)
     stacked = [param for params in experts for param in params]
     rest = [param for _, param in named if all(param is not other for other in stacked)]
     optimizers: list[torch.optim.Optimizer]
@@ -361,12 +375,12 @@ def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
         ]
         if stacked:
             optimizers.append(ExpertSGD(stacked, config.lr, config.momentum, config.weight_decay))
-        return Optimizers(config, optimizers, experts)
+        return Optimizers(config, optimizers, experts, blocks)
     assert isinstance(config, AdamWConfig)
     optimizers = [_adamw(config, config.lr, rest, gates)]
     if stacked:
         optimizers.append(ExpertAdamW(stacked, config.lr, (config.beta1, config.beta2), config.weight_decay))
-    return Optimizers(config, optimizers, experts)
+    return Optimizers(config, optimizers, experts, blocks)
 
 
 def _is_for_muon(name: str, param: Tensor) -> bool:

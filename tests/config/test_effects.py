@@ -101,7 +101,7 @@ BASES: dict[str, dict[str, Any]] = {
 # Other values of settings that are no choice among names; the first that is not the base's own is taken.
 OTHER_VALUES: dict[str, list[Any]] = {
     "expert": [8], "k": [1, 3], "capacity": [0.5, 0.75, 32, 1000], "seed": [1],
-    "model.num_layers": [3, 6], "model.d_model": [32], "model.d_ff": [128], "model.d_expert": [7],
+    "model.num_layers": [3, 6], "model.d_model": [32], "model.d_ff": [128], "model.d_expert": [7, [8, 8, 8, 24]],
     "model.expert_dropout": [0.5], "model.expert_init_scale": [0.1], "model.shared_experts": [1, 2], "model.d_shared": [6],
     "model.moe_layer_freq": [2, 1], "model.first_k_dense": [1, 0], "model.moe_layers": [[2], [1]], "model.context_length": [8], "model.vocab_size": [2000],
     "model.dropout": [0.5], "model.num_heads": [1], "model.num_kv_heads": [1], "model.d_head": [4], "model.sliding_window": [3],

@@ -134,6 +134,20 @@ def test_equal_values_are_one_number() -> None:
         ("model.moe_layers=[2,2]", "names a layer twice"),
         ("model.moe_layers=[]", "leaves no layer to experts"),
         ("model.moe_layers=[2] model.first_k_dense=1", "both place the experts: give one of them"),
+        ("model.d_expert=[8,8,8,16]", r"model.d_expert=\[8,8,8,16\] is set by match=active to"),
+        (
+            "match=none model.d_expert=[8,16]",
+            r"model.d_expert=\[8,16\] has 2 widths, and expert=4: give one for each",
+        ),
+        ("match=none model.d_expert=[1,8,8,65]", "is computed in blocks of the greatest common divisor, 1: at most 64"),
+        (
+            "match=none model.d_expert=[8,8,8,16] model.shared_experts=1",
+            "model.shared_experts needs experts of one width",
+        ),
+        (
+            "match=none model.d_expert=[8,8,8,16] router.score=activation",
+            "router.score=activation needs experts of one",
+        ),
         ("model.d_ff=[64,64]", r"model.d_ff=\[64, ?64\] is a list; one run takes one value"),
     ],
 )
@@ -173,3 +187,18 @@ def test_a_sweep_takes_lists() -> None:
     """Each list is a configuration, and a label has it as it is typed."""
     plan = plan_sweep([*TINY, "k=[1,2,4,2],[2,2,2,2]", "train.steps=2", "data=shakespeare"])
     assert [(1, 2, 4, 2), 2] == [point.config.k for point in plan.points]
+
+
+def test_equal_widths_are_one_number() -> None:
+    """A list that says the same for each expert is no other configuration."""
+    digests = {config_of("match=none", f"model.d_expert={width}").digest for width in ("16", "[16,16,16,16]")}
+    assert 1 == len(digests)
+
+
+def test_unequal_experts_cost_their_mean_at_even_load() -> None:
+    """Parameters, active ones and FLOPs of widths with one mean are equal; a wider expert costs more."""
+    equal, unequal = (config_of("match=none", f"model.d_expert={widths}") for widths in ("16", "[8,8,16,32]"))
+    one, other = estimate_cost(equal, 50), estimate_cost(unequal, 50)
+    assert one.num_params == other.num_params
+    assert one.num_active_params == other.num_active_params
+    assert one.model_flops_per_token == other.model_flops_per_token

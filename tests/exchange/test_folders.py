@@ -88,6 +88,7 @@ REFUSED = {
     "router=sigmoid model.kv_lora_rank=8 model.shared_experts=1 model.d_shared=24": "model.d_shared=24",
     "model.qk_norm=false model.moe_layer_freq=2": "model.qk_norm=false",
     "k=[1,2]": "k=[1,2]",
+    "expert=2 match=none model.d_expert=[8,16]": "model.d_expert=[8,16]",
     "router=sigmoid model.kv_lora_rank=8 model.moe_layers=[1]": "model.moe_layers=[1]",
     "model.qkv_bias=true": "model.qkv_bias=true",
     "model=bert": "model=bert",

@@ -21,6 +21,7 @@ from moe_cli.report.run_row import (
     Settings,
     column_names,
     mean_k,
+    mean_setting,
     setting_applies,
     settings_of,
     varying_settings,
@@ -178,8 +179,8 @@ def expansion(settings: Settings) -> float:
 
 
 def granularity(settings: Settings) -> float:
-    """Returns d_ff / d_expert; 1 when dense."""
-    wide, narrow = settings.get("model.d_ff"), settings.get("model.d_expert")
-    if settings.get("expert") == 1 or not isinstance(wide, int | float) or not isinstance(narrow, int | float):
+    """Returns d_ff / d_expert, with the mean of unequal widths; 1 when dense."""
+    wide, narrow = settings.get("model.d_ff"), mean_setting(settings, "model.d_expert")
+    if settings.get("expert") == 1 or not isinstance(wide, int | float) or narrow is None:
         return 1.0
     return float(wide) / float(narrow) if narrow > 0 else 1.0
