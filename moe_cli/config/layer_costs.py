@@ -6,9 +6,8 @@ token, C capacity, S slots, D width.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from moe_cli.config.capacity import expert_capacity
 from moe_cli.config.routers import ExpertChoiceConfig, SoftConfig, gate_flops, gate_params, null_experts
@@ -45,22 +44,22 @@ class LayerKind:
         return self.input_length / config.model.context_length
 
 
-@lru_cache(maxsize=1024)
 def layer_kinds(config: RunConfig) -> tuple[LayerKind, ...]:
     """Returns the kinds of sparse layers, in the order of their first layers; none in a dense model."""
-    counts = Counter(layer_kind(config, number) for number in range(len(config.sparse_layers)))
-    return tuple(LayerKind(kind.top_k, kind.input_length, number) for kind, number in counts.items())
+    lengths, per_stack = stack_input_lengths(config), config.model.layers_per_stack
+    inputs = [lengths[layer // per_stack] for layer in config.sparse_layers]
+    counts = Counter(zip(config.top_ks, inputs, strict=True))
+    return tuple(LayerKind(top_k, length, number) for (top_k, length), number in counts.items())
 
 
-def layer_kind(config: RunConfig, number: int) -> LayerKind:
-    """Returns the kind of one sparse layer; the first one is number 0."""
-    stack = config.sparse_layers[number] // config.model.layers_per_stack
-    return LayerKind(config.top_ks[number], stack_input_lengths(config)[stack])
+def last_layer_kind(config: RunConfig) -> LayerKind:
+    """Returns the kind of the last sparse layer."""
+    stack = config.sparse_layers[-1] // config.model.layers_per_stack
+    return LayerKind(config.top_ks[-1], stack_input_lengths(config)[stack])
 
 
-def mean_over_layers(config: RunConfig, value: Callable[[LayerKind], float]) -> float:
+def mean_over_layers(kinds: Sequence[LayerKind], value: Callable[[LayerKind], float]) -> float:
     """Returns the mean of a value over the sparse layers."""
-    kinds = layer_kinds(config)
     return sum(kind.number * value(kind) for kind in kinds) / sum(kind.number for kind in kinds)
 
 

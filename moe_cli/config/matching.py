@@ -8,6 +8,7 @@ from moe_cli.config.layer_costs import (
     dense_step_flops,
     expert_params,
     experts_per_token,
+    layer_kinds,
     mean_over_layers,
     sparse_params,
     sparse_step_flops,
@@ -110,16 +111,17 @@ def _dense_amount(config: RunConfig, match: str) -> float:
     """Returns a quantity of a dense layer."""
     if match in ("flops", "model_flops"):
         with_optimizer = match == "flops"
-        return mean_over_layers(config, lambda kind: dense_step_flops(config, kind, with_optimizer))
+        return mean_over_layers(layer_kinds(config), lambda kind: dense_step_flops(config, kind, with_optimizer))
     return expert_params(config, config.model.d_ff)
 
 
 def _sparse_amount(config: RunConfig, match: str) -> Callable[[int], float]:
     """Returns the same quantity of a layer with experts of a width; it rises with the width."""
+    kinds = layer_kinds(config)
     if match in ("flops", "model_flops"):
         with_optimizer = match == "flops"
         return lambda width: mean_over_layers(
-            config, lambda kind: sparse_step_flops(config, kind, width, with_optimizer)
+            kinds, lambda kind: sparse_step_flops(config, kind, width, with_optimizer)
         )
-    experts = config.expert if match == "total" else mean_over_layers(config, partial(experts_per_token, config))
+    experts = config.expert if match == "total" else mean_over_layers(kinds, partial(experts_per_token, config))
     return lambda width: sparse_params(config, width, experts)

@@ -24,7 +24,7 @@ from moe_cli.config.layer_costs import (
     dense_matrices,
     expert_params,
     experts_per_token,
-    layer_kind,
+    last_layer_kind,
     layer_kinds,
     mean_over_layers,
     optimizer_flops,
@@ -124,7 +124,7 @@ def estimate_cost(config: RunConfig, vocab_size: int) -> Cost:
         * max(0.0, slots_per_token(config, kind) - computed_per_token(config, kind))
         for kind in kinds
     )
-    updated = mean_over_layers(config, partial(updated_experts, config)) if sparse else 0.0
+    updated = mean_over_layers(kinds, partial(updated_experts, config)) if sparse else 0.0
     return Cost(
         num_params=total,
         num_active_params=active,
@@ -227,7 +227,7 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     last_layer_tokens = config.train.batch_size * stack_input_lengths(config)[-1]
     last_rows = 0.0
     if sparse:
-        last = layer_kind(config, sparse - 1)
+        last = last_layer_kind(config)
         last_rows = config.train.batch_size * last.input_length * computed_per_token(config, last)
     peak_extra = max(
         3 * tokens * backbone.logits_per_token,
@@ -262,7 +262,9 @@ def tokens_per_expert(config: RunConfig, tokens: float) -> float:
         return tokens
     return (
         tokens
-        * mean_over_layers(config, lambda kind: kind.input_fraction(config) * computed_per_token(config, kind))
+        * mean_over_layers(
+            layer_kinds(config), lambda kind: kind.input_fraction(config) * computed_per_token(config, kind)
+        )
         / config.expert
     )
 

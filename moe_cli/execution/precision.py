@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from moe_cli.config.layer_costs import assignments_per_token, mean_over_layers
+from moe_cli.config.layer_costs import assignments_per_token, layer_kinds, mean_over_layers
 from moe_cli.config.model import GPTConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.processor import cpu_has_bfloat16
@@ -47,5 +47,5 @@ def is_faster_in_bfloat16(config: RunConfig) -> bool:
         return False
     if config.dense:
         return True
-    rows = tokens * mean_over_layers(config, partial(assignments_per_token, config)) / config.expert
+    rows = tokens * mean_over_layers(layer_kinds(config), partial(assignments_per_token, config)) / config.expert
     return model.block_width >= MIN_D_EXPERT and rows >= MIN_ROWS
