@@ -89,7 +89,7 @@ def _routing_line(estimate: RunEstimate) -> str:
         from moe_cli.config.layer_costs import capacity_tokens
 
         within = capacity_tokens(config, config.model.context_length)
-        rooms = sorted({expert_capacity(within, config.expert, k, config.capacity) for k in config.top_ks})
+        rooms = sorted({expert_capacity(within, config.expert, k, config.capacity) for k in config.k_values})
         room = " to ".join(f"{number:,}" for number in dict.fromkeys((rooms[0], rooms[-1])))
         dropping = f"capacity {config.capacity:g} = {room} of {within:,} tokens per expert"
         dropping += f", drop by {config.drop}" if config.drop else ""

@@ -197,10 +197,11 @@ def _convert(value: Any, hint: Any, key: str, limits: Limits | None = None) -> A
         return _convert_group(value, variants, key)
     if isinstance(value, tuple) and value and all(isinstance(item, PluginSettings) for item in value):  # built before
         return value
-    if plain[0] == tuple[str, ...]:
+    is_list, is_listed = isinstance(value, list | tuple), type(plain[0]) is types.GenericAlias
+    if is_listed and plain[0] != WHOLE_NUMBERS:
         return _convert_lines(value, key)
-    if WHOLE_NUMBERS in plain and (isinstance(value, list | tuple) or plain[0] == WHOLE_NUMBERS):
-        items = value if isinstance(value, list | tuple) else [value]
+    if is_listed or (is_list and WHOLE_NUMBERS in plain):
+        items = value if is_list else [value]
         return tuple(_convert_scalar(item, int, key, False, limits or _ANY) for item in items)
     return _convert_scalar(value, plain[0], key, optional, limits or _ANY)
 

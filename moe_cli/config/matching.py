@@ -124,4 +124,6 @@ def _sparse_amount(config: RunConfig, match: str) -> Callable[[int], float]:
             kinds, lambda kind: sparse_step_flops(config, kind, width, with_optimizer)
         )
     experts = config.expert if match == "total" else mean_over_layers(kinds, partial(experts_per_token, config))
-    return lambda width: sparse_params(config, width, experts)
+    fixed = sparse_params(config, 0, experts)  # gates, and shared experts of a width of their own
+    networks = experts + (0 if config.model.d_shared else config.model.shared_experts)
+    return lambda width: fixed + networks * expert_params(config, width)

@@ -67,13 +67,13 @@ class LayersConfig(Settings):
             )
 
     def _check_moe_layers(self, layers: tuple[int, ...]) -> None:
-        given = f"model.moe_layers={format_setting(layers)}"
+        shown = f"model.moe_layers={format_setting(layers)}"
         if not layers:
-            raise ConfigError(f"{given} leaves no layer to experts. Use expert=1 for a dense model.")
+            raise ConfigError(f"{shown} leaves no layer to experts. Use expert=1 for a dense model.")
         if max(layers) > self.num_layers:
-            raise ConfigError(f"{given}: layers count from 1 to model.num_layers={self.num_layers}.")
+            raise ConfigError(f"{shown}: layers count from 1 to model.num_layers={self.num_layers}.")
         if len(set(layers)) < len(layers):
-            raise ConfigError(f"{given} names a layer twice.")
+            raise ConfigError(f"{shown} names a layer twice.")
 
     @property
     def layers_per_stack(self) -> int:

@@ -52,7 +52,7 @@ def top_k(config: RunConfig) -> int | tuple[int, ...]:
         return 1
     if config.k is not None and not isinstance(config.router, SoftConfig):
         is_list = isinstance(config.k, tuple) and len(config.k) == len(config.sparse_layers)
-        return config.top_ks[0] if is_list and len(set(config.top_ks)) == 1 else config.k
+        return config.k_values[0] if is_list and len(set(config.k_values)) == 1 else config.k
     return 1 if takes_one(config.router) else min(DEFAULT_TOP_K, config.expert)
 
 
@@ -147,7 +147,7 @@ def _with_router(config: RunConfig, notes: Notes) -> RunConfig:
     router = config.router or TopKConfig()
     if isinstance(router, TopKConfig | SigmoidConfig) and router.renormalise is None:
         # Where layers differ in it, null stays: true in those with k > 1.
-        renormalise = {k > 1 for k in config.top_ks}
+        renormalise = {k > 1 for k in config.k_values}
         router = replace_unchecked(router, renormalise=renormalise.pop() if len(renormalise) == 1 else None)
     if isinstance(router, SigmoidConfig) and router.groups == router.top_groups > 1:
         notes.ignored("router.top_groups=router.groups is no limit", "router.groups", "router.top_groups")
@@ -197,7 +197,7 @@ def _d_expert(config: RunConfig) -> int | tuple[int, ...]:
 def _with_copies(config: RunConfig, notes: Notes) -> RunConfig:
     """Adapts settings of a model whose experts start as copies of a dense network."""
     notes.ignored("train.upcycle_from copies the experts' first weights", "model.expert_init_scale")
-    if not all(sums_to_one(config.router, k) for k in config.top_ks):
+    if not all(sums_to_one(config.router, k) for k in config.k_values):
         name = config.router.name if config.router else ""
         notes.lines.append(
             f"train.upcycle_from with router={name} k={format_setting(config.k)}: the weights of a token's "
@@ -241,7 +241,7 @@ def _with_choice(config: RunConfig, notes: Notes, initial_k: int | tuple[int, ..
 
 def _with_capacity(config: RunConfig, notes: Notes) -> RunConfig:
     """Removes a capacity that holds every token: from E / K on, each expert can hold all of them."""
-    chooses, least = isinstance(config.router, ExpertChoiceConfig), min(config.top_ks)
+    chooses, least = isinstance(config.router, ExpertChoiceConfig), min(config.k_values)
     most_evaluated = config.expert / (config.eval.k or least)
     capacity = _equivalent_capacity(config.capacity, config.expert / least, chooses, "capacity", notes)
     evaluated = _equivalent_capacity(config.eval.capacity, most_evaluated, chooses, "eval.capacity", notes)

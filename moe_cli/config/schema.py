@@ -282,7 +282,7 @@ class RunConfig(Settings):
                 f"k={format_setting(self.k)} has {plural(len(self.k), 'value')}, and the model {number} sparse "
                 f"layer{'' if number == 1 else 's'}: give {number}, the first layer's first, or one number for all."
             )
-        for key, k in (*(("k", k) for k in self.top_ks), ("eval.k", self.eval.k)):
+        for key, k in (*(("k", k) for k in self.k_values), ("eval.k", self.eval.k)):
             if k is not None and k > self.expert:
                 raise ConfigError(
                     f"{key}={k} is more than expert={self.expert}: a token cannot choose more experts than there are."
@@ -293,7 +293,7 @@ class RunConfig(Settings):
                 raise ConfigError("router=hash needs token ids, and patches of images have none. Use router=topk")
             if self.task.name == "ratings":
                 check_task_router(self.router)
-            for k in {*self.top_ks, max(*self.top_ks, self.eval.k or 1)}:
+            for k in {*self.k_values, max(*self.k_values, self.eval.k or 1)}:
                 check_router(self.router, self.expert, k, causal=self.model.causal)
 
     def _check_widths(self) -> None:
@@ -301,15 +301,15 @@ class RunConfig(Settings):
         widths = self.model.d_expert
         if not isinstance(widths, tuple):
             return
-        given = f"model.d_expert={format_setting(widths)}"
+        shown = f"model.d_expert={format_setting(widths)}"
         if len(widths) != self.expert:
             raise ConfigError(
-                f"{given} has {plural(len(widths), 'width')}, and expert={self.expert}: give one for each expert, "
+                f"{shown} has {plural(len(widths), 'width')}, and expert={self.expert}: give one for each expert, "
                 "or one number for all."
             )
         if max(widths) > MAX_BLOCKS * self.model.block_width:
             raise ConfigError(
-                f"{given} is computed in blocks of the greatest common divisor, {self.model.block_width}: at most "
+                f"{shown} is computed in blocks of the greatest common divisor, {self.model.block_width}: at most "
                 f"{MAX_BLOCKS} fit in an expert. Use multiples of a larger number, such as 16."
             )
         refused = [
@@ -331,7 +331,7 @@ class RunConfig(Settings):
         ]
         for wrong, other, instead in refused:
             if wrong:
-                raise ConfigError(f"{given}: {other} needs experts of one width. {instead}")
+                raise ConfigError(f"{shown}: {other} needs experts of one width. {instead}")
 
     def _check_shards(self) -> None:
         if self.train.compile == "on" and self.launch.num_processes > 1:
@@ -446,16 +446,20 @@ class RunConfig(Settings):
     def sparse_layers(self) -> tuple[int, ...]:
         return () if self.dense else self.model.sparse_layers
 
-    @cached_property
+    @property
+    def k_values(self) -> tuple[int, ...]:
+        """Returns k: one value for all sparse layers, or that of each one."""
+        return self.k if isinstance(self.k, tuple) else (self.k or 1,)
+
+    @property
     def top_ks(self) -> tuple[int, ...]:
         """Returns k of each sparse layer, the first layer's first; none in a dense model."""
-        k = 1 if self.k is None else self.k
-        return () if self.dense else k if isinstance(k, tuple) else (k,) * len(self.sparse_layers)
+        return () if self.dense else self.k if isinstance(self.k, tuple) else self.k_values * len(self.sparse_layers)
 
     @property
     def mean_k(self) -> float:
         """Returns the mean of k over the sparse layers, a whole number as such; 1 in a dense model."""
-        mean = sum(self.top_ks) / len(self.top_ks) if self.top_ks else 1
+        mean = 1 if self.dense else sum(self.k_values) / len(self.k_values)
         return int(mean) if mean == int(mean) else mean
 
     def at_layer(self, layer: int) -> "RunConfig":

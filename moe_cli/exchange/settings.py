@@ -141,7 +141,7 @@ def renormalises(config: RunConfig) -> bool:
     """Returns whether the weights of the chosen experts are made to sum to 1."""
     router = config.router
     if isinstance(router, TopKConfig | SigmoidConfig):
-        return min(config.top_ks, default=1) > 1 if router.renormalise is None else router.renormalise
+        return min(config.k_values) > 1 if router.renormalise is None else router.renormalise
     return False
 
 

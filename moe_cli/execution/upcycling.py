@@ -69,11 +69,11 @@ def _check_width(config: RunConfig, option: str) -> None:
             f"{option}: experts of width {format_setting(model.d_expert)} cannot be copies of a network of width "
             f"{model.d_ff}, or equal parts of one. Add: match=none model.d_expert={model.d_ff}"
         )
-    router, counts = config.router, (config.expert, *config.top_ks, *([config.eval.k] if config.eval.k else []))
+    router, counts = config.router, (config.expert, *config.k_values, *([config.eval.k] if config.eval.k else []))
     chooses_copies = (
         isinstance(router, TopKConfig)
         and router.score == "linear"
-        and all(sums_to_one(router, k) for k in config.top_ks)
+        and all(sums_to_one(router, k) for k in config.k_values)
     )
     if parts > 1 and not (chooses_copies and all(count % parts == 0 for count in counts)):
         raise ConfigError(

@@ -37,7 +37,7 @@ def test_runs_from_before_a_setting_keep_their_digest() -> None:
 
 
 def test_added_settings_are_at_their_defaults_in_conf() -> None:
-    """What the identity leaves out is what conf/ gives."""
+    """The identity leaves out the values that conf/ gives."""
     flat = flatten_dict(Composer().tree({}))
     assert all(flat[key] == default for key, default in flatten_dict(ADDED_SETTINGS).items())
 
@@ -54,8 +54,8 @@ def test_added_settings_are_at_their_defaults_in_conf() -> None:
 )
 def test_a_setting_without_effect_is_noted_and_no_identity(word: str, note: str) -> None:
     """The digest is that of a configuration without it."""
-    given, *others = word.split()
-    resolved = load_config([given, *others])
+    first, *others = word.split()
+    resolved = load_config([first, *others])
     assert note in resolved.notes
     assert load_config(others).config.digest == resolved.config.digest
 
@@ -164,7 +164,7 @@ def test_layers_with_one_expert_do_not_renormalise() -> None:
 
 
 def test_the_settings_of_a_run_with_lists_lead_back_to_it() -> None:
-    """What a page or a command gives for a run composes to its configuration."""
+    """The settings that a page or a command gives for a run compose to its configuration."""
     composer = Composer()
     config = config_of("model=t5", "k=[1,3]", "model.moe_layers=[1,4]")
     settings = fewest_settings(composer, config)
