@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from moe_cli.cli.console import print_lines
 from moe_cli.cli.runs.show import wrap_labelled
+from moe_cli.config.ranges import format_setting
 from moe_cli.data.load import data_notes
 from moe_cli.execution.estimate import RunEstimate
 from moe_cli.execution.memory import PROCESS_BYTES, memory_bytes
