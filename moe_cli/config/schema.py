@@ -22,6 +22,7 @@ from moe_cli.config.data import CorpusConfig, DataConfig, PluginCorpus
 from moe_cli.config.launch import LaunchConfig, check_launch
 from moe_cli.config.loggers import LOG_KEYS, check_log
 from moe_cli.config.model import ModelConfig
+from moe_cli.config.probes import ProbeConfig
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
@@ -394,6 +395,11 @@ class RunConfig(Settings):
                 raise ConfigError(
                     f"eval.{key}={getattr(self.eval, key)} has no effect on task={self.task.name}. It is for "
                     f"task={', '.join(tasks)}."
+                )
+            if getattr(self.eval, key) is not None and isinstance(self.data, ProbeConfig):
+                raise ConfigError(
+                    f"eval.{key}={getattr(self.eval, key)} has no effect on data={self.data.name}, whose questions are "
+                    "read whole. Leave it out."
                 )
         if self.eval_length > self.model.context_length:
             raise ConfigError(

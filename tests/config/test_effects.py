@@ -47,6 +47,7 @@ BERT = {**GPT, "model": "bert", "optim": "adamw", "task.pseudo_perplexity_tokens
 OTHER_DATA = {name: value for name, value in GPT.items() if not name.startswith("data")}
 VIT = {**OTHER_DATA, "model": "vit", "model.context_length": 16, "optim": "adamw", "data": "digits"}
 MMOE = {**TINY, "model": "mmoe", "model.d_model": 16, "model.d_ff": 64, "model.d_tower": 8, "model.mf_dim": 4}
+PROBE = {name: value for name, value in OTHER_DATA.items() if name != "model.context_length"}
 SMALL_RATINGS = {"data.users": 30, "data.items": 20, "data.clusters": 2, "data.num_pairs": 400}
 # Model, router, data and optimizer, and the settings that others need to have an effect.
 BASES: dict[str, dict[str, Any]] = {
@@ -81,6 +82,10 @@ BASES: dict[str, dict[str, Any]] = {
     "vit folder": {**VIT, "data": "image_folder", "data.path": "IMAGES", "data.image_size": 8},
     "mmoe": {**MMOE, "data": "ratings", **SMALL_RATINGS},
     "mmoe movielens": {**MMOE, "data": "movielens", "data.path": "MOVIELENS"},
+    "phonebook": {**PROBE, "data": "phonebook", "data.entries": 30},
+    "shortest_path": {**PROBE, "data": "shortest_path", "data.nodes": 6, "data.edges": 6, "data.hops": 2,
+                      "data.train_graphs": 40, "data.val_graphs": 10},
+    "modular": {**PROBE, "data": "modular", "data.modulus": 7},
     **{name: {**GPT, "router": name} for name in ("sigmoid", "noisy_topk", "sinkhorn", "relu", "hash", "random")},
     **{f"{name} capacity": {**GPT, "router": name, "capacity": 0.5, "eval.capacity": 0.5}
        for name in ("noisy_topk", "sinkhorn", "relu", "hash", "random", "switch")},
@@ -121,6 +126,8 @@ OTHER_VALUES: dict[str, list[Any]] = {
     "data.max_bytes": [1500], "data.max_documents": [15], "data.image_size": [16], "data.channels": [1],
     "data.users": [40], "data.items": [30], "data.clusters": [3], "data.num_pairs": [300], "data.noise": [1.0],
     "data.task_correlation": [-0.5], "data.seed": [1], "data.fold": [1], "data.test_fold": [2], "data.click_threshold": [3.0],
+    "data.entries": [20], "data.name_length": [3], "data.number_length": [2], "data.nodes": [7], "data.edges": [7],
+    "data.hops": [3], "data.train_graphs": [30], "data.val_graphs": [8], "data.modulus": [11],
     "optim.lr": [0.1], "optim.adam_lr": [0.1], "optim.momentum": [0.3], "optim.expert_period": [3], "optim.weight_decay": [0.5], "optim.beta1": [0.5],
     "optim.beta2": [0.5], "optim.warmup_fraction": [0.4], "optim.decay_fraction": [0.9], "optim.min_lr_ratio": [0.5], "optim.grad_clip": [0.01],
     "optim.ema_decay": [0.5], "train.steps": [5], "train.tokens": [900], "train.flops": [1e8], "train.model_flops": [1e8], "train.batch_size": [6],
