@@ -23,7 +23,7 @@ from yaml import YAMLError
 
 from moe_cli.config.axes import Axis, Interval
 from moe_cli.config.bounds import SEEDS
-from moe_cli.config.build import check_choice, did_you_mean, takes_text
+from moe_cli.config.build import check_choice, did_you_mean, takes_list, takes_text
 from moe_cli.config.compose import Composer, first_comment, shorten_error
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import is_text
@@ -342,7 +342,7 @@ def _fixed(parts: Mapping[str, Any]) -> list[Dimension]:
     """Returns the dimensions that hold for all points: `set`, `match` and `budget`."""
     fixed = _mapping(parts, "set")
     for key, value in fixed.items():
-        if isinstance(value, list | dict):
+        if isinstance(value, dict) or (isinstance(value, list) and not takes_list(RunConfig, key)):
             raise ConfigError(f"set.{key} must be one value. Several stand in grid.")
     if "match" in parts:
         check_choice("match", parts["match"], get_args(Match))

@@ -336,7 +336,7 @@ def _reasons(found: Configurations) -> str:
     lines = [f"{point.label}: {point.reason}" for point in found.left_out.values()][: 1 if found.excluded else 2]
     if found.excluded:
         lines.append(f"'where' leaves out {plural(found.excluded, 'point')}.")
-    return "\n".join(["no point of this sweep can be run.", *lines])
+    return "\n".join(["no combination of these settings can be run.", *lines])
 
 
 def parse_conditions(texts: Sequence[str]) -> tuple[Expression, ...]:
