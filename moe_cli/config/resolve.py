@@ -16,7 +16,7 @@ from moe_cli.config.ignored_settings import Notes
 from moe_cli.config.loggers import loggers_of
 from moe_cli.config.model import ModelConfig, T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.probes import ProbeConfig
-from moe_cli.config.resolve_sparse import resolve_sparse, top_k, without_experts
+from moe_cli.config.resolve_sparse import resolve_sparse, top_k, with_moe_layers, without_experts
 from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, RunConfig
 from moe_cli.config.settings import Settings, default_of, replace_group, replace_unchecked
 from moe_cli.config.tasks import RatingTask, SpanCorruption
@@ -42,6 +42,7 @@ def resolve(config: RunConfig, user_keys: Collection[str] = ()) -> Resolved:
     """
     loggers_of(config.log)
     notes, before = Notes(user_keys), config
+    config = with_moe_layers(config, notes)
     config = replace_unchecked(config, k=top_k(config))
     config.check_choice()  # the derived k too, because widths and balance depend on it
     config = _with_shape(config, notes)

@@ -135,7 +135,9 @@ def _product_speed(config: RunConfig) -> float:
 def _batch_flops(config: RunConfig, costs: Cost) -> float:
     """Returns the fixed cost of training on a batch, in FLOPs."""
     layers, sparse = config.model.num_layers, costs.num_sparse_layers
-    return (1 + layers) * LAYER_FLOPS + sparse * (SPARSE_FLOPS + config.expert * EXPERT_FLOPS)
+    return (1 + layers) * LAYER_FLOPS + sparse * (
+        SPARSE_FLOPS + config.expert * config.model.blocks_per_expert * EXPERT_FLOPS
+    )
 
 
 def evaluations(config: RunConfig, val_tokens: int, steps: float) -> list[tuple[int, int]]:

@@ -106,14 +106,15 @@ BASES: dict[str, dict[str, Any]] = {
 # Other values of settings that are no choice among names; the first that is not the base's own is taken.
 OTHER_VALUES: dict[str, list[Any]] = {
     "expert": [8], "k": [1, 3], "capacity": [0.5, 0.75, 32, 1000], "seed": [1],
-    "model.num_layers": [3, 6], "model.d_model": [32], "model.d_ff": [128], "model.d_expert": [7],
-    "model.expert_dropout": [0.5], "model.expert_init_scale": [0.1], "model.shared_experts": [1, 2],
-    "model.moe_layer_freq": [2, 1], "model.first_k_dense": [1, 0], "model.context_length": [8], "model.vocab_size": [2000],
+    "model.num_layers": [3, 6], "model.d_model": [32], "model.d_ff": [128], "model.d_expert": [7, [8, 8, 8, 24]],
+    "model.expert_dropout": [0.5], "model.expert_init_scale": [0.1], "model.shared_experts": [1, 2], "model.d_shared": [6],
+    "model.moe_layer_freq": [2, 1], "model.first_k_dense": [1, 0], "model.moe_layers": [[2], [1]], "model.context_length": [8], "model.vocab_size": [2000],
     "model.dropout": [0.5], "model.num_heads": [1], "model.num_kv_heads": [1], "model.d_head": [4], "model.sliding_window": [3],
     "model.attention_dropout": [0.5], "model.kv_lora_rank": [6], "model.q_lora_rank": [4], "model.qk_rope_head_dim": [2],
     "model.rope_base": [10.0], "model.norm_eps": [0.1], "model.rope_factor": [2.0, 3.0], "model.rope_original_context": [4, 2],
     "model.rope_mscale_all_dim": [1.0, 0.5], "model.logit_softcap": [1.0], "model.init_std": [0.5], "model.patch_size": [4],
     "model.d_tower": [16], "model.mf_dim": [3], "model.relative_attention_num_buckets": [12], "model.relative_attention_max_distance": [12],
+    "router.init_scale": [30.0], "optim.router_lr": [0.3],
     "router.temperature": [4.0], "router.null_experts": [1], "router.jitter": [0.5], "router.scale": [2.0],
     "router.groups": [2, 4], "router.top_groups": [2, 1], "router.iterations": [1], "router.l1": [1.0],
     "router.l1_rate": [4.0], "router.slots": [2], "weight": [1.0], "bias_update_rate": [0.1], "balance.iterations": [1],

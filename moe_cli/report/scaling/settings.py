@@ -35,7 +35,7 @@ def points_of(text: str, runs: Sequence[RunRow]) -> Points:
     costs, steps = estimate_cost(config, vocab_size), training_steps(config, vocab_size)
     if steps is None:
         raise ConfigError(f"--predict '{text}': the budget is a time; give train.steps, train.tokens or train.flops.")
-    run = {"expert": config.expert, "k": config.k, **flat_settings(config.to_dict())}
+    run = {"expert": config.expert, "k": config.mean_k, **flat_settings(config.to_dict())}
     tokens = float(steps * config.tokens_per_step)
     ratio = expansion(run)
     values = (
