@@ -1,4 +1,4 @@
-"""Writes the generated pages of docs/reference and docs/results, and the words that completion knows.
+"""Writes the generated pages of docs/, and the words that completion of the command line knows.
 
     python docs/generate.py
 
@@ -24,6 +24,7 @@ from moe_cli.formatting import or_dash, percent, plural
 
 REFERENCE = Path(__file__).parent / "reference"
 CONF = Path(__file__).parents[1] / "conf"
+CLAIM_RESULTS = Path(__file__).parent / "results/claims"
 COMPLETIONS = "../../moe_cli/cli/completions.json"
 # Bets and outcomes as `moe scaling --bets --json` printed them, and the page on them.
 BETS_RECORD, BETS_PAGE = "../results/bets.json", "../results/bets.md"
@@ -330,6 +331,7 @@ METAVAR_KINDS = {
     "SETTING=VALUE": "setting or file",
     "NAME|SETTING=VALUE,VALUE": "sweep or setting",
     "SPACE|SETTING=VALUE,VALUE": "sweep or setting",
+    "CLAIM|SETTING=VALUE": "sweep or setting",
     "RUN": "run",
     "A": "run",
     "B": "run",
@@ -359,7 +361,7 @@ def completions() -> str:
     parts = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["defaults"]
     defaults = {group: name for part in parts if isinstance(part, dict) for group, name in part.items() if name}
     defaults |= {"executor": "local", "preset": "laptop"}
-    files = ("sweep", "decide")  # of conf/, which are no groups
+    files = ("sweep", "decide", "claim")  # of conf/, which are no groups
     content = {
         "commands": commands,
         "groups": {group: f"default: {defaults.get(group, 'none')}" for group in choices if group not in files},
@@ -434,7 +436,7 @@ def option_choices() -> dict[str, Any]:
 def completed_choices() -> dict[str, dict[str, str]]:
     """The choices of every group with their first comments; the presets of the sweeps are a group too."""
     from moe_cli.config.compose import GROUPS, Composer
-    from moe_cli.config.sweep_file import DEFAULT_PRESET, SPACE, list_sweeps
+    from moe_cli.config.sweep_file import CLAIM, DEFAULT_PRESET, SPACE, list_sweeps
 
     composer = Composer()
     found = {
@@ -442,7 +444,8 @@ def completed_choices() -> dict[str, dict[str, str]]:
         for group in (*GROUPS, "executor")
     }
     found["sweep"] = {name: composer.describe("sweep", name) for name in list_sweeps(composer)}
-    found["decide"] = {name: composer.describe("decide", name) for name in list_sweeps(composer, SPACE)}
+    for kind in (SPACE, CLAIM):
+        found[kind.folder] = {name: composer.describe(kind.folder, name) for name in list_sweeps(composer, kind)}
     presets = yaml.safe_load((CONF / "sweep/_presets.yaml").read_text(encoding="utf-8"))["presets"]
     found["preset"] = dict.fromkeys([DEFAULT_PRESET, *presets], "the size of a named sweep")
     return found
@@ -495,6 +498,78 @@ def listed_values(classes: tuple[Any, ...], key: str) -> list[str]:
     return list(values)
 
 
+# --- results of claims
+
+
+def claims_page() -> str:
+    """The stored results of `moe reproduce CLAIM --json`, and the claims without one."""
+    from moe_cli.claims.claim_file import load_claim
+    from moe_cli.claims.text import short_source
+    from moe_cli.config.compose import Composer
+    from moe_cli.config.sweep_file import CLAIM, list_sweeps
+
+    composer = Composer()
+    claims = [load_claim(composer, name) for name in list_sweeps(composer, CLAIM)]
+    stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(CLAIM_RESULTS.glob("*.json"))}
+    tried = [claim for claim in claims if claim.name in stored]
+    lines = [
+        *("# Claims of papers", "", NOTE, ""),
+        "This page answers: which published claims about experts hold in small runs, and which do not?",
+        "",
+        "A claim holds or is contradicted here, at this size and on these data; otherwise the runs cannot tell. "
+        "[Try what papers claim](../howto/reproduce.md) says how the verdicts are made.",
+        "",
+    ]
+    if tried:
+        rows = [
+            (
+                f"[{claim.name}](#{claim.name})",
+                claim.sentence,
+                short_source(claim.source),
+                stored[claim.name]["verdict"],
+            )
+            for claim in tried
+        ]
+        lines += [*table(("claim", "sentence", "source", "verdict"), rows), ""]
+    for claim in tried:
+        lines += [*claim_section(claim, stored[claim.name]), ""]
+    if untried := [claim for claim in claims if claim.name not in stored]:
+        lines += ["## Not tried yet", "", "No result of these claims is stored:", ""]
+        lines += table(
+            ("claim", "sentence", "source"),
+            ((code(claim.name), claim.sentence, short_source(claim.source)) for claim in untried),
+        )
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def claim_section(claim: Any, result: dict[str, Any]) -> list[str]:
+    """A claim with its stored result: the command, the figures, the budget, and the differences in setting."""
+    from moe_cli.claims.result import FigureResult
+    from moe_cli.claims.text import claimed_text, measured_text, published_text, source_text, value_text
+    from moe_cli.formatting import duration
+
+    rows = []
+    for part in result["parts"]:
+        for values in part["figures"]:
+            figure, effect = FigureResult(**values), part["published_effect"]
+            published = "" if effect is None else value_text(effect, figure.unit)
+            rows.append((figure.label, measured_text(figure), claimed_text(figure), published, part["verdict"]))
+    budget = result["budget"]
+    return [
+        *(f"## {claim.name}", "", f"{claim.sentence} **{result['verdict'].capitalize()}.**", ""),
+        f"Source: {source_text(claim.source)}. Published: {published_text(claim.published)}.",
+        "",
+        *table(("compared", "measured", "claimed", "published", "verdict"), rows),
+        "",
+        f"{code(result['command'])}, {result['date']}, version {result['version']}: {budget['complete']} of "
+        f"{budget['planned']} runs complete, {duration(budget['seconds'])} of training. Table of the runs: "
+        f"{code('moe report ' + result['folder'])}",
+        *(["", "Differences in setting:", ""] if result["differences"] else []),
+        *(f"- {text}" for text in result["differences"]),
+        *(["", f"What would settle it: {' '.join(result['settle'])}"] if result["settle"] else []),
+    ]
+
+
 def first_sentence(text: str) -> str:
     """`Train one model.` of a longer help."""
     return re.split(r"(?<=\.)\s|  \[", " ".join(text.split()))[0]
@@ -509,6 +584,7 @@ def pages() -> dict[str, str]:
         "python.md": python_page(),
         COMPLETIONS: completions(),
         BETS_PAGE: bets_page(),
+        "../results/claims.md": claims_page(),
     }
 
 

@@ -6,6 +6,7 @@ The names below are imported when they are used.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moe_cli.api.decide import decide
     from moe_cli.api.inspect_runs import explain, report_table
     from moe_cli.api.sweep import sweep
     from moe_cli.api.train import train
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MoELayer",
     "SparseExpertModel",
+    "decide",
     "explain",
     "load_balancing_loss",
     "load_curves",
@@ -43,6 +45,7 @@ _LAZY_EXPORTS = {
     "recommend": "moe_cli.report.recommend.recommendation",
     "train": "moe_cli.api.train",
     "sweep": "moe_cli.api.sweep",
+    "decide": "moe_cli.api.decide",
     "explain": "moe_cli.api.inspect_runs",
     "report_table": "moe_cli.api.inspect_runs",
 }

@@ -243,6 +243,8 @@ TARGETS = {
 TASK_REFERENCES = {
     "majority_accuracy": ("accuracy of the commonest class", "percent"),
     "commonest_accuracy": ("accuracy of the commonest token", "percent"),
+    "chance_accuracy": ("accuracy by chance", "percent"),
+    "chance_loss": ("nats by chance", "number"),
     "unigram_loss": ("nats by how frequent tokens are", "number"),
     "mean_rmse": ("RMSE of the mean", "number"),
     "biases_rmse": ("of user and item means", "number"),

@@ -30,6 +30,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     where: Sequence[str] = (),
     name: str | None = None,
     baseline: str | None = None,
+    baseline_budgets: Sequence[float] | None = None,
     tune: str | None = None,
     source: str | None = None,
     jobs: int | None = None,
@@ -56,6 +57,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         executor: "local", "ray" or "slurm"; None means the one of the word `executor=...`, else "local".
         where: conditions that every point must fulfil, such as "k <= expert".
         baseline: settings of the report's baseline, such as "balance=none".
+        baseline_budgets: multiples of each budget that the baseline is trained at too, for the price tag.
         tune: "optim.lr" tunes the learning rate of each configuration first, with equal trials.
         source: for `["ablate"]`, the run or the experiment whose settings are left out one by one.
         force, rerun_stale: start all runs again, or those of another code version. The old folders go to the trash.
@@ -83,6 +85,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         overrides,
         options,
         baseline=baseline,
+        baseline_budgets=baseline_budgets,
         tune=tune,
         source=source,
         outputs=folder,

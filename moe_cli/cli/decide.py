@@ -18,7 +18,7 @@ from moe_cli.cli.options import (
     option,
     print_json,
 )
-from moe_cli.cli.sweep import STOPPED, ExecutorName, Jobs, Where
+from moe_cli.cli.sweep import STOPPED, BaselineBudgets, ExecutorName, Jobs, Where, numbers
 from moe_cli.config.bounds import RUNS
 
 BUDGET = "Budget"
@@ -55,6 +55,7 @@ def decide(  # noqa: PLR0913  (an argument for each option)
     within: Within = None,
     by: By = None,
     where: Where = None,
+    baseline_budgets: BaselineBudgets = None,
     jobs: Jobs = None,
     executor: ExecutorName = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages with their prices and stop.")] = False,
@@ -92,7 +93,15 @@ def decide(  # noqa: PLR0913  (an argument for each option)
     execution = Execution(executor_settings, jobs, retry_failed=retry_failed, force_memory=force_memory)
     margin = None if within is None else _share(within)
     with interruptible(partial(console.print, STOPPED, soft_wrap=True)):
-        plan = plan_decision(overrides, within=margin, by=by, name=name, where=where or (), config_dir=config_dir)
+        plan = plan_decision(
+            overrides,
+            within=margin,
+            by=by,
+            name=name,
+            where=where or (),
+            baseline_budgets=None if baseline_budgets is None else numbers(baseline_budgets),
+            config_dir=config_dir,
+        )
         view = DecisionView(console)
         prepared = prepare_decision(plan, limits, folder, execution, build=not dry_run)
         if dry_run:
@@ -113,6 +122,9 @@ def _share(text: str) -> float:
 
     number = text.strip()
     try:
-        return float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
+        share = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
     except ValueError:
-        raise ConfigError(f"--within {text} is not a share of the loss. Give one such as 1% or 0.01") from None
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ConfigError(f"--within {text} is not a share of the loss. Give one such as 1% or 0.01")
+    return share

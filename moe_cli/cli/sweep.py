@@ -150,7 +150,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         "where": where or (),
         "config_dir": config_dir,
         "baseline": baseline,
-        "baseline_budgets": None if baseline_budgets is None else _numbers(baseline_budgets),
+        "baseline_budgets": None if baseline_budgets is None else numbers(baseline_budgets),
         "tune": tune,
         "source": source,
     }
@@ -169,7 +169,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         raise typer.Exit(3)
 
 
-def _numbers(text: str) -> list[float | str]:
+def numbers(text: str) -> list[float | str]:
     """Returns the parts of A,B,... as numbers; a part that is none stays a text, for the error on it."""
     parts: list[float | str] = []
     for part in text.split(","):

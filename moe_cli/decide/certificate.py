@@ -22,6 +22,7 @@ from moe_cli.report.configuration import losses_by_seed
 from moe_cli.report.equal_time import TimedCurves, compare_at_equal_time, shortest_times
 from moe_cli.report.intervals import paired_difference
 from moe_cli.report.load import read_rows
+from moe_cli.report.price import Price, price_over_budgets
 from moe_cli.report.run_row import RunRow
 from moe_cli.runs.folder import Run
 
@@ -61,6 +62,7 @@ class Certificate:
         unit: of the losses.
         gains: the differences of the winner to the dense model; empty if the winner is dense or unknown.
         prices: ratios of the winner to the dense model, by the metric; empty likewise.
+        price: the price tag of the winner; None likewise.
         train: the command that trains the winner.
         repeat: the command that decides again.
         not_tried: what was equal for all candidates, and candidates that the budget left out.
@@ -78,6 +80,7 @@ class Certificate:
     decision: Decision
     gains: tuple[Gain, ...]
     prices: dict[str, float]
+    price: Price | None
     seeds: tuple[int, ...]
     not_tried: tuple[str, ...]
     train: str | None
@@ -111,7 +114,8 @@ def make_certificate(
     """Returns the certificate of a decision from the folders of its runs."""
     rates = {rate.name: rate.multiplier for rate in decision.rates}
     fresh = _fresh_rows(plan, results, rates, outputs)
-    winner, dense = fresh.get(decision.winner or "", []), fresh.get(decision.baseline or "", [])
+    winner, dense = fresh.get((decision.winner or "", 1.0), []), fresh.get((decision.baseline or "", 1.0), [])
+    larger = [rows for (name, multiple), rows in fresh.items() if name == decision.baseline and multiple != 1]
     compared = decision.winner not in (None, decision.baseline) and winner and dense
     spans = _spans(plan, results, outputs)
     config = (
@@ -130,6 +134,7 @@ def make_certificate(
         decision,
         _gains(plan, decision, winner, dense) if compared else (),
         _prices(winner, dense) if compared else {},
+        _price(winner, dense, larger) if compared else None,
         tuple(sorted({row.seed for rows in fresh.values() for row in rows if row.seed is not None})),
         _not_tried(plan, decision),
         None if config is None else _train_command(config),
@@ -142,14 +147,17 @@ def make_certificate(
 
 def _fresh_rows(
     plan: DecisionPlan, results: Results, rates: dict[str, float], outputs: Path
-) -> dict[str, list[RunRow]]:
-    """Returns the complete runs of each candidate with the full budget, its learning rate, and fresh seeds."""
-    found: dict[str, list[Run]] = {}
+) -> dict[tuple[str, float], list[RunRow]]:
+    """Returns the complete runs of each candidate at its learning rate on fresh seeds, by candidate and budget.
+
+    Budgets are multiples of the full one; others than 1 are those of the dense model, for the price tag.
+    """
+    found: dict[tuple[str, float], list[Run]] = {}
     for request, outcome in results.items():
-        is_fresh = request.seed >= plan.rules.confirmation_seed and request.fraction == 1
+        is_fresh = request.seed >= plan.rules.confirmation_seed
         if is_fresh and outcome.loss is not None and request.lr_multiplier == rates.get(request.candidate, 1.0):
-            found.setdefault(request.candidate, []).append(run_of(plan, request, outputs))
-    return {name: sorted(read_rows(runs), key=lambda row: row.seed or 0) for name, runs in found.items()}
+            found.setdefault((request.candidate, request.fraction), []).append(run_of(plan, request, outputs))
+    return {place: sorted(read_rows(runs), key=lambda row: row.seed or 0) for place, runs in found.items()}
 
 
 def _gains(
@@ -217,6 +225,13 @@ def _prices(winner: Sequence[RunRow], dense: Sequence[RunRow]) -> dict[str, floa
         if own and other:
             found[name] = own / other
     return found
+
+
+def _price(winner: Sequence[RunRow], dense: Sequence[RunRow], others: Sequence[Sequence[RunRow]]) -> Price | None:
+    """Returns the price tag of the winner; None without a common seed. `others` are dense runs with other budgets."""
+    by_seed = {row.seed: row for row in dense}
+    pairs = [(row, by_seed[row.seed]) for row in winner if row.seed in by_seed]
+    return price_over_budgets(pairs, [dense, *others]) if pairs else None
 
 
 def _mean(rows: Sequence[RunRow], name: str) -> float | None:

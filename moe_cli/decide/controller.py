@@ -13,6 +13,7 @@ from moe_cli.decide.records import (
     CHOICE,
     CONFIRMATION,
     LEARNING_RATE,
+    PRICE,
     SCREENING,
     Budget,
     Candidate,
@@ -112,7 +113,7 @@ class Race:
         self.outcomes: dict[RunRequest, Outcome] = {}
         # By candidate, fraction, multiplier; then by seed.
         self.losses: dict[tuple[str, float, float], dict[int, float]] = {}
-        # Seconds and budget fractions of the finished runs of each candidate.
+        # Seconds of the finished runs of each candidate, as measured and as predicted.
         self.spent: dict[str, tuple[float, float]] = {}
         self.dropped: list[Dropped] = []
         self.rates: dict[str, LearningRate] = {}
@@ -142,20 +143,20 @@ class Race:
         yield from self._tune_learning_rates()
         yield from self._choose()
         yield from self._confirm()
+        yield from self._price_baseline()
 
     # Costs
 
     def _seconds(self, request: RunRequest) -> float:
-        """Predicts the duration of a run from the finished runs of its candidate, or from its price."""
-        if request.candidate in self.spent:
-            seconds, fractions = self.spent[request.candidate]
-            return seconds / fractions * request.fraction
-        return self.candidates[request.candidate].seconds * self._pace * request.fraction
+        """Predicts the duration of a run, corrected by the finished runs of its candidate, or of all."""
+        seconds, predicted = self.spent.get(request.candidate, (0.0, 0.0))
+        pace = seconds / predicted if predicted else self._pace
+        return pace * self.candidates[request.candidate].seconds_at(request.fraction)
 
     @property
     def _pace(self) -> float:
         """Returns the measured duration of the finished runs divided by the predicted one."""
-        predicted = math.fsum(self.candidates[name].seconds * fractions for name, (_, fractions) in self.spent.items())
+        predicted = math.fsum(predicted for _, predicted in self.spent.values())
         return math.fsum(seconds for seconds, _ in self.spent.values()) / predicted if predicted else 1.0
 
     def _fits(self, requests: Iterable[RunRequest], reserve: Sequence[str] = ()) -> bool:
@@ -207,9 +208,10 @@ class Race:
                 place = request.candidate, request.fraction, request.lr_multiplier
                 if outcome.loss is not None:
                     self.losses.setdefault(place, {})[request.seed] = outcome.loss
-                seconds, fractions = self.spent.get(request.candidate, (0.0, 0.0))
-                self.spent[request.candidate] = seconds + outcome.seconds, fractions + request.fraction
-            if outcome.loss is None and stage != LEARNING_RATE:
+                seconds, predicted = self.spent.get(request.candidate, (0.0, 0.0))
+                predicted += self.candidates[request.candidate].seconds_at(request.fraction)
+                self.spent[request.candidate] = seconds + outcome.seconds, predicted
+            if outcome.loss is None and stage not in (LEARNING_RATE, PRICE):
                 self._drop(request.candidate, stage, f"{outcome.failure or 'failed'} (seed {request.seed})", False)
 
     def _drop(self, name: str, stage: str, reason: str, is_behind: bool, difference: Interval | None = None) -> None:
@@ -458,6 +460,19 @@ class Race:
         spread = sample.deviation * math.sqrt(1 / sample.seeds - 1 / looks[-1])
         chance = prospect(sample.mean, spread, sample.deviation, looks[-1], self.rules.within, alpha)
         return chance >= MIN_PROSPECT
+
+    def _price_baseline(self) -> Batches:
+        """Trains the baseline with larger budgets, on the seeds of the first look, if another candidate has won."""
+        winner = None if self.confirmation is None else answer(self.confirmation, self.candidates).winner
+        if winner in (None, self.baseline) or self.baseline not in self.alive:
+            return
+        start = self.rules.confirmation_seed
+        for multiple in self.rules.baseline_budgets:
+            requests = self._at(PRICE, [self.baseline], range(start, start + self.rules.looks[0]), multiple)
+            if not self._fits(requests):
+                self.unused.append(f"The baseline was not trained at {multiple:g} times the budget: the budget.")
+                break
+            yield from self._finish(PRICE, f"The baseline at {multiple:g} times the budget.", requests)
 
     # Result
 

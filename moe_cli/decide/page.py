@@ -7,7 +7,7 @@ from moe_cli.decide.certificate import Certificate, Finished, make_certificate
 from moe_cli.decide.feed import Results, replay
 from moe_cli.decide.plan import DENSE_NAME
 from moe_cli.decide.record import read_decision
-from moe_cli.decide.records import DECISION_FILE, STAGES, Decision
+from moe_cli.decide.records import CONFIRMATION, DECISION_FILE, LEARNING_RATE, STAGES, Decision
 from moe_cli.decide.run_decision import make_budget
 from moe_cli.decide.text import answer, certificate_parts, name_of, tables
 from moe_cli.errors import MoeError
@@ -116,12 +116,12 @@ def running_differences(history: Sequence[Finished], name: str) -> list[tuple[fl
         losses: dict[tuple[str, int, float, float], float] = {}
         differences: dict[tuple[int, float, float], float] = {}
         for entry in (entry for entry in history if entry.stage == stage and entry.loss is not None):
-            rate = entry.lr_multiplier if stage == STAGES[1] else 0.0
+            rate = entry.lr_multiplier if stage == LEARNING_RATE else 0.0
             losses[entry.candidate, entry.seed, entry.fraction, rate] = entry.loss or 0.0
             place = (entry.seed, entry.fraction, rate)
             own, base = losses.get((name, *place)), losses.get((DENSE_NAME, *place))
             if own is not None and base and place not in differences:
                 differences[place] = 100 * (own - base) / base
                 mean = sum(differences.values()) / len(differences)
-                found.append((float(entry.runs), mean, stage == STAGES[-1]))
+                found.append((float(entry.runs), mean, stage == CONFIRMATION))
     return found

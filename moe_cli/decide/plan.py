@@ -1,5 +1,6 @@
 """Plans a decision: its candidates, composed and checked before the first run, and the configuration of each run."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import check_whole, format_assignment, format_setting
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import replace_group, replace_unchecked
-from moe_cli.config.sweep_file import DEFAULT_PRESET, SPACE, SweepFile, discrete, load_sweep_file
+from moe_cli.config.sweep_file import DEFAULT_PRESET, SPACE, SweepFile, check_multiples, discrete, load_sweep_file
 from moe_cli.decide.records import Rules, RunRequest
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.execution.upcycling import resolve_upcycle_source
@@ -25,7 +26,7 @@ TOKENS, TIME, FLOPS = "tokens", "time", "flops"
 # What every candidate gets the same amount of, and the budgets of runs that say so.
 BUDGETS_OF = {TOKENS: ("steps", "tokens"), TIME: ("minutes",), FLOPS: ("flops",)}
 # The learning rates of the optimizers, which are multiplied together.
-LEARNING_RATES = ("lr", "adam_lr")
+LEARNING_RATES = ("lr", "adam_lr", "router_lr")
 SIGNIFICANT_DIGITS = 4
 MAX_CANDIDATES = 200
 
@@ -80,13 +81,12 @@ class DecisionPlan:
         """Returns the configuration of a run: that of its candidate with its seed, budget and learning rate."""
         config = replace_unchecked(self.configs[request.candidate], seed=request.seed)
         if request.fraction != 1:
-            budget, amount = budget_of(config)
-            config = replace_group(config, "train", **{budget: part_of(budget, amount, request.fraction)})
+            config = _with_part(config, request.fraction)
         if request.lr_multiplier != 1:
             rates = {
                 name: float(f"{getattr(config.optim, name) * request.lr_multiplier:.{SIGNIFICANT_DIGITS}g}")
                 for name in LEARNING_RATES
-                if hasattr(config.optim, name)
+                if getattr(config.optim, name, None) is not None
             }
             config = replace_group(config, "optim", **rates)
         return config
@@ -97,6 +97,20 @@ class DecisionPlan:
         parts += [f"{fraction_text(request.fraction)} budget"] if request.fraction != 1 else []
         parts += [f"lr x{request.lr_multiplier:g}"] if request.lr_multiplier != 1 else []
         return ", ".join(parts)
+
+
+def _with_part(config: RunConfig, fraction: float) -> RunConfig:
+    """Returns a run with a part of its budget.
+
+    Only the final loss of such a run counts. Its evaluations during training, ten unless the user says otherwise, would
+    take as long as the training itself, so that there is one, half-way.
+    """
+    budget, amount = budget_of(config)
+    changes: dict[str, Any] = {budget: part_of(budget, amount, fraction)}
+    if budget in BUDGETS_OF[TOKENS] and config.train.eval_every is None:
+        steps = changes[budget] if budget == "steps" else changes[budget] / config.tokens_per_step
+        changes["eval_every"] = max(1, math.ceil(steps / 2))
+    return replace_group(config, "train", **changes)
 
 
 def budget_of(config: RunConfig) -> tuple[str, float]:
@@ -112,7 +126,9 @@ def part_of(budget: str, amount: float, fraction: float) -> float:
 
 
 def fraction_text(fraction: float) -> str:
-    """Returns 1/4 for 0.25, and 30 % for 0.3."""
+    """Returns 1/4 for 0.25, 30 % for 0.3, and 1.5x for 1.5."""
+    if fraction > 1:
+        return f"{fraction:g}x"
     inverse = 1 / fraction
     return f"1/{inverse:.0f}" if abs(inverse - round(inverse)) < 1e-6 else f"{100 * fraction:.0f} %"
 
@@ -124,6 +140,7 @@ def plan_decision(
     by: str | None = None,
     name: str | None = None,
     where: Sequence[str] = (),
+    baseline_budgets: Sequence[float | str] | None = None,
     config_dir: Path | None = None,
 ) -> DecisionPlan:
     """Returns the plan of `moe decide WORDS`. The first word may name a file of conf/decide; the others are settings.
@@ -135,6 +152,7 @@ def plan_decision(
         by: tokens, time or flops; None means what the training budget is given in.
         name: the folder under outputs/; None means decide-SPACE.
         where: conditions that every candidate must fulfil, such as "k <= expert".
+        baseline_budgets: multiples of the budget that the dense model is trained at too; None means those of the file.
 
     Raises:
         ConfigError: a word or a rule is wrong, or there is no candidate next to the dense model.
@@ -155,6 +173,8 @@ def plan_decision(
         )
     first_seed = 0 if seed is None else build(RunConfig, {"seed": seed.values[0]}).seed
     rules = parse_rules(space, first_seed, within)
+    if baseline_budgets is not None:
+        rules = replace(rules, baseline_budgets=check_multiples("--baseline-budgets", baseline_budgets))
     found = find_configurations(composer, space, axes.values(), parse_conditions(where), [first_seed])
     if found.no_baseline:
         raise ConfigError(f"no dense model to compare with: {found.no_baseline}")
@@ -238,6 +258,8 @@ def _rule(name: str, value: Any) -> Any:
         return _number(key, value, SHARES[name], may_be_zero=name == "safety")
     if name in WHOLE:
         return check_whole(key, value, WHOLE[name], SEEDS)
+    if name == "baseline_budgets":
+        return check_multiples(key, value if isinstance(value, list) else [value])
     if not isinstance(value, list) or not value:
         raise ConfigError(f"{key} must be a list of numbers, not: {format_setting(value)}")
     if name == "looks":

@@ -7,6 +7,7 @@ from moe_cli.decide.records import (
     CHOICE,
     CONFIRMATION,
     LEARNING_RATE,
+    PRICE,
     SCREENING,
     Candidate,
     Rules,
@@ -20,8 +21,10 @@ def price_stages(candidates: Sequence[Candidate], rules: Rules) -> tuple[StagePr
     The least: the screening leaves two candidates and the baseline, the cheapest, and the first look decides. The most:
     it leaves all finalists, the dearest, every learning rate ends at the edge, and the last look is needed.
     """
-    baseline = [candidate.seconds for candidate in candidates if candidate.is_baseline]
-    others = sorted(candidate.seconds for candidate in candidates if not candidate.is_baseline)
+    baseline = [candidate for candidate in candidates if candidate.is_baseline]
+    others = sorted(
+        (candidate for candidate in candidates if not candidate.is_baseline), key=lambda candidate: candidate.seconds
+    )
     finalists, contenders = min(rules.finalists, len(others)), min(rules.contenders, len(others))
     fewest = min(2, finalists)
     fraction, leaders = rules.screening_fraction, 2 * rules.finalists
@@ -48,13 +51,24 @@ def price_stages(candidates: Sequence[Candidate], rules: Rules) -> tuple[StagePr
         [*others[: min(fewest, contenders)], *baseline] * rules.looks[0],
         [*_dearest(others, contenders), *baseline] * rules.looks[-1],
     )
-    return screening, rates, choice, confirmation
+    return screening, rates, choice, confirmation, *_price_tag(baseline, rules)
 
 
-def _dearest(ascending: Sequence[float], count: int) -> list[float]:
+def _price_tag(baseline: Sequence[Candidate], rules: Rules) -> tuple[StagePrice, ...]:
+    """Prices the baseline with larger budgets, which is not trained if it wins; empty if no larger ones are wanted."""
+    if not rules.baseline_budgets:
+        return ()
+    runs = baseline * rules.looks[0]
+    found = [_price(PRICE, [], runs, multiple) for multiple in rules.baseline_budgets]
+    seconds = math.fsum(price.max_seconds for price in found)
+    return (StagePrice(PRICE, 0, sum(price.max_runs for price in found), 0.0, seconds),)
+
+
+def _dearest(ascending: Sequence[Candidate], count: int) -> list[Candidate]:
     return list(ascending[len(ascending) - count :])
 
 
-def _price(stage: str, least: Sequence[float], most: Sequence[float], fraction: float = 1.0) -> StagePrice:
-    """Sums the runs and their seconds with the full budget, times the fraction."""
-    return StagePrice(stage, len(least), len(most), fraction * math.fsum(least), fraction * math.fsum(most))
+def _price(stage: str, least: Sequence[Candidate], most: Sequence[Candidate], fraction: float = 1.0) -> StagePrice:
+    """Sums the runs and their seconds with a fraction of the budget."""
+    low, high = (math.fsum(candidate.seconds_at(fraction) for candidate in runs) for runs in (least, most))
+    return StagePrice(stage, len(least), len(most), low, high)

@@ -1,14 +1,14 @@
 """decision.json in the folder of a decision: what is fixed before its first run. Its state is in the run folders.
 
 space, question, by, given_budget, rules, overrides, where   what is decided, and how
-candidates     name, configuration, price, and the expected seconds of a run
+candidates     name, configuration, price, and the expected seconds of a run, with those that any budget takes
 limits         minutes and runs of the last command
 """
 
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from moe_cli.files.reading import number_in, read_json, whole_number_in
 from moe_cli.files.writing import hold, write_json
 
 MAX_MINUTES = 1e7
+# What is known of a candidate before the first run.
+AMOUNTS = ("price", "seconds", "fixed_seconds")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def _parse(name: str, values: dict[str, Any]) -> DecisionRecord:
     )
     if DENSE_NAME not in plan.configs:
         raise ConfigError("it has no dense model.")
-    prices = {str(entry["name"]): (_amount(entry["price"]), _amount(entry["seconds"])) for entry in found}
+    prices = {str(entry["name"]): tuple(_amount(entry[name]) for name in AMOUNTS) for entry in found}
     limits = values["limits"]
     return DecisionRecord(
         plan,
@@ -103,8 +105,8 @@ def _amount(value: Any) -> float:
     return number
 
 
-def make_candidates(plan: DecisionPlan, prices: dict[str, tuple[float, float]]) -> tuple[Candidate, ...]:
-    """Returns the candidates of a plan with their prices and the expected seconds of a run."""
+def make_candidates(plan: DecisionPlan, prices: dict[str, tuple[float, ...]]) -> tuple[Candidate, ...]:
+    """Returns the candidates of a plan with their `AMOUNTS`."""
     return tuple(
         Candidate(name, ("expert=1",) if name == DENSE_NAME else tuple(name.split()), name == DENSE_NAME, *prices[name])
         for name in plan.configs
@@ -127,8 +129,7 @@ def write_decision(folder: Path, record: DecisionRecord) -> None:
         "candidates": [
             {
                 "name": candidate.name,
-                "price": candidate.price,
-                "seconds": candidate.seconds,
+                **{name: getattr(candidate, name) for name in AMOUNTS},
                 "config": plan.configs[candidate.name].to_dict(),
             }
             for candidate in record.candidates
@@ -142,7 +143,10 @@ def write_decision(folder: Path, record: DecisionRecord) -> None:
 
 
 def check_same_decision(plan: DecisionPlan, known: DecisionPlan, folder: Path) -> None:
-    """Raises ConfigError if the folder holds another decision: other candidates, rules, seeds or training budget."""
+    """Raises ConfigError if the folder holds another decision: other candidates, rules, seeds or training budget.
+
+    The baseline's other budgets may differ: no claim depends on them.
+    """
     different = [
         *(["--by"] if plan.by != known.by else []),
         *([f"train.{plan.given_budget[0]}"] if plan.given_budget != known.given_budget else []),
@@ -157,7 +161,7 @@ def check_same_decision(plan: DecisionPlan, known: DecisionPlan, folder: Path) -
 
 
 def _different_rules(rules: Rules, known: Rules) -> Sequence[str]:
-    own, other = asdict(rules), asdict(known)
+    own, other = asdict(replace(rules, baseline_budgets=())), asdict(replace(known, baseline_budgets=()))
     return [("seed" if name == "first_seed" else name) for name in own if own[name] != other[name]]
 
 

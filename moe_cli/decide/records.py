@@ -6,7 +6,8 @@ All relative differences are (loss of one - loss of the other) / loss of the oth
 from dataclasses import dataclass, field
 
 SCREENING, LEARNING_RATE, CHOICE, CONFIRMATION = "screening", "learning rate", "full budget", "confirmation"
-STAGES = (SCREENING, LEARNING_RATE, CHOICE, CONFIRMATION)
+PRICE = "price"
+STAGES = (SCREENING, LEARNING_RATE, CHOICE, CONFIRMATION, PRICE)
 # The other verdicts are those of `report.significance`.
 EQUAL = "equal"
 # In the folder of a decision, see `record`.
@@ -18,7 +19,8 @@ class Candidate:
     """A configuration of the space: unique name, overrides, and prices known before the first run.
 
     `price` orders candidates that are equal: the lowest is advised. `seconds` is the predicted duration of one run with
-    the full budget; the durations of finished runs replace it.
+    the full budget, and `fixed_seconds` the part of it that runs with any budget take, for evaluation; the durations of
+    finished runs correct both.
     """
 
     name: str
@@ -26,6 +28,11 @@ class Candidate:
     is_baseline: bool = False
     price: float = 0.0
     seconds: float = 1.0
+    fixed_seconds: float = 0.0
+
+    def seconds_at(self, fraction: float) -> float:
+        """Returns the predicted duration of a run with a fraction of the budget."""
+        return self.fixed_seconds + (self.seconds - self.fixed_seconds) * fraction
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ class Rules:
     `choice_seeds`: largest number of seeds with the full budget from which the contenders are chosen.
     `contenders`: largest number of candidates in the confirmation, without the baseline.
     `looks`: numbers of confirmation seeds after which the claims are tested, ascending; at least two seeds.
+    `baseline_budgets`: multiples of the budget that the baseline is trained with if another candidate wins, for the
+    price tag; no claim depends on them.
     `first_seed`: seeds of the choice count up from here, those of the confirmation from `confirmation_seed`.
     """
 
@@ -56,6 +65,7 @@ class Rules:
     choice_seeds: int
     contenders: int
     looks: tuple[int, ...]
+    baseline_budgets: tuple[float, ...]
     first_seed: int
 
     @property

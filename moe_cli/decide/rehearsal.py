@@ -43,7 +43,7 @@ class Rehearsal:
 def rehearse(candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> Rehearsal:
     """Returns a rehearsal in which all candidates have equal true losses, which takes the most runs."""
     results: dict[RunRequest, Outcome] = {}
-    seconds = {candidate.name: candidate.seconds for candidate in candidates}
+    by_name = {candidate.name: candidate for candidate in candidates}
     while True:
         following = next_step(candidates, rules, results, budget)
         if following.decision is not None:
@@ -52,7 +52,7 @@ def rehearse(candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> R
             draw = random.Random(f"{request.candidate} {request.seed} {request.fraction} {request.lr_multiplier}")
             tuned = 1 + 0.02 * math.log2(request.lr_multiplier) ** 2
             loss = 2 * tuned * math.exp(draw.gauss(0, TYPICAL_DEVIATION / math.sqrt(2)))
-            results[request] = Outcome(loss, seconds[request.candidate] * request.fraction)
+            results[request] = Outcome(loss, by_name[request.candidate].seconds_at(request.fraction))
 
 
 def power(candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> Power | None:

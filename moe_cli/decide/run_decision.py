@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_cli import __version__
@@ -17,7 +17,7 @@ from moe_cli.decide.record import (
     read_decision,
     write_decision,
 )
-from moe_cli.decide.records import Budget, Candidate
+from moe_cli.decide.records import SCREENING, Budget, Candidate, RunRequest
 from moe_cli.decide.rehearsal import can_start, least_budget
 from moe_cli.errors import ConfigError
 from moe_cli.execution.estimate import RunEstimate, estimate_runs, measure_flops
@@ -104,13 +104,12 @@ def prepare_decision(
         check_memory(estimates)
     if known is not None:
         check_same_decision(plan, known.plan, outputs / plan.name)
+        if not plan.rules.baseline_budgets:  # runs with those of an earlier command keep their place in the answer
+            rules = replace(plan.rules, baseline_budgets=known.plan.rules.baseline_budgets)
+            plan = replace(plan, rules=rules)
         candidates = known.candidates
     else:
-        prices = {
-            name: (_price(plan.by, estimate), estimate.seconds)
-            for name, estimate in zip(plan.configs, estimates, strict=True)
-        }
-        candidates = make_candidates(plan, prices)
+        candidates = make_candidates(plan, _amounts(plan, estimates, outputs, build))
     prepared = PreparedDecision(plan, outputs, execution, estimates, candidates, limits)
     _check_budget(prepared)
     return prepared
@@ -133,6 +132,21 @@ def _check_budget(prepared: PreparedDecision) -> None:
 
 def _estimate(plan: DecisionPlan, outputs: Path, build: bool) -> list[RunEstimate]:
     return estimate_runs(list(plan.configs.values()), outputs, measure_flops(), build=build)
+
+
+def _amounts(
+    plan: DecisionPlan, estimates: Sequence[RunEstimate], outputs: Path, build: bool
+) -> dict[str, tuple[float, ...]]:
+    """Returns the `AMOUNTS` of each candidate: its price, and the straight line of its seconds over the budget."""
+    fraction, seed = plan.rules.screening_fraction, plan.rules.first_seed
+    parts = [plan.config(RunRequest(name, seed, fraction, 1.0, SCREENING)) for name in plan.configs]
+    found = {}
+    for name, whole, part in zip(
+        plan.configs, estimates, estimate_runs(parts, outputs, measure_flops(), build=build), strict=True
+    ):
+        fixed = (part.seconds - fraction * whole.seconds) / (1 - fraction) if fraction < 1 else 0.0
+        found[name] = (_price(plan.by, whole), whole.seconds, max(0.0, fixed))
+    return found
 
 
 def _price(by: str, estimate: RunEstimate) -> float:

@@ -8,6 +8,7 @@ from moe_cli.decide.certificate import Certificate, Gain
 from moe_cli.decide.plan import DENSE_NAME, FLOPS, TIME, TOKENS
 from moe_cli.decide.records import EQUAL, Comparison, Interval
 from moe_cli.formatting import duration, plural, sanitise
+from moe_cli.report.recommend.text import price_sentence
 from moe_cli.report.render.terminal import plain_table, wrap
 from moe_cli.report.significance import BETTER, INCONCLUSIVE
 
@@ -20,6 +21,7 @@ PRICE_NAMES = {
     "flops_per_token": "FLOPs per token",
 }
 MAX_NAMED = 4
+MORE_BUDGETS = "For a value in place of a bound: the same command with --baseline-budgets 1.5,2 and a larger budget."
 # Columns that are set to the left, by the last heading of a table.
 NUM_LEFT = {"rates and losses": 3, "behind the leader, and why": 3}
 
@@ -184,6 +186,7 @@ def certificate_parts(found: Certificate) -> list[tuple[str, list[str]]]:
             if later
             else [],
         ),
+        ("speedup", _speedup(found)),
         ("guarantee", list(decision.guarantee)),
         ("limits", list(decision.unused)),
         ("spent", [_spent(found)]),
@@ -192,6 +195,15 @@ def certificate_parts(found: Certificate) -> list[tuple[str, list[str]]]:
         ("see", [f"moe report {found.name}", f"moe report {found.name} -o {found.name}.html"]),
     ]
     return [(label, sentences) for label, sentences in parts if sentences]
+
+
+def _speedup(found: Certificate) -> list[str]:
+    """Returns the sentences on the price tag, with what would make a bound a value; empty if it is unknown."""
+    if found.price is None or not found.price.multiplier.is_known:
+        return []
+    more = [] if len(found.price.budgets) > 1 else [MORE_BUDGETS]
+    text = price_sentence(found.price, is_dense=True)
+    return [text[0].upper() + text[1:], *more]
 
 
 def _spent(found: Certificate) -> str:

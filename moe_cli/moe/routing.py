@@ -156,6 +156,30 @@ def without_null_experts(routing: Routing) -> Routing:
     )
 
 
+def to_blocks(routing: Routing, blocks: Int[Tensor, " E"], most: int) -> Routing:
+    """Returns the routing to the blocks of experts: each assignment becomes one to every block of its expert.
+
+    An expert is the sum of its blocks, which are numbered expert by expert. The new assignments have the weight of the
+    old one. The shapes do not depend on the routing: an expert with fewer blocks has assignments that are not kept.
+
+    Args:
+        blocks: number of blocks of each expert.
+        most: the largest of these numbers.
+    """
+    own = blocks[routing.expert_ids].unsqueeze(1)
+    first = (blocks.cumsum(0) - blocks)[routing.expert_ids].unsqueeze(1)
+    offsets = torch.arange(most, device=blocks.device)
+    none = routing.probs.new_zeros(1, 1).expand(routing.num_tokens, int(blocks.sum()))
+    return Routing(
+        none,
+        none,
+        routing.token_ids.repeat_interleave(most),
+        (first + torch.minimum(offsets, own - 1)).flatten(),
+        routing.weights.repeat_interleave(most),
+        (routing.kept.unsqueeze(1) & (offsets < own)).flatten(),
+    )
+
+
 def renormalise_kept(routing: Routing) -> Routing:
     """Rescales the kept weights of each token so that their sum is the sum of all its weights before drops."""
     sums = [

@@ -17,7 +17,7 @@ in each segment). That of the product combines both factors' intervals of logari
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -180,14 +180,7 @@ class Pricer:
             shared = sorted(own.keys() & same.keys())
             multiplier = geometric_mean([law.multiplier(same[seed], own[seed]) for seed in shared])
             return Price(multiplier, tax, (), len(shared))
-        tokens = _mean_tokens([run for run, _ in pairs])
-        curve = {
-            _mean_tokens(seeds) / tokens: losses
-            for seeds in self._budgets(pairs[0])
-            if tokens and own.keys() & (losses := _losses(seeds)).keys()
-        }
-        multiplier, number = compute_multiplier(own, curve)
-        return Price(multiplier, tax, tuple(sorted(curve)), number)
+        return replace(price_over_budgets(pairs, self._budgets(pairs[0])), time_tax=tax)
 
     def _budgets(self, pair: tuple[RunRow, RunRow]) -> list[list[RunRow]]:
         """Returns the baseline's runs of each budget, on the data and the evaluation of a run."""
@@ -198,6 +191,23 @@ class Pricer:
     def _key(self, run: RunRow) -> tuple[Value, ...]:
         own = run.settings
         return (*(own.get(name) if setting_applies(name, own) else None for name in self._shared), run.corpus_sha256)
+
+
+def price_over_budgets(pairs: Sequence[tuple[RunRow, RunRow]], budgets: Iterable[Sequence[RunRow]]) -> Price:
+    """Returns the price tag of a configuration from the runs of its baseline at several budgets.
+
+    Args:
+        pairs: a run of the configuration and one of the baseline for each seed, with the same budget.
+        budgets: the runs of the baseline at each budget, that of the configuration included.
+    """
+    own, tokens = _losses(run for run, _ in pairs), _mean_tokens(run for run, _ in pairs)
+    curve = {
+        _mean_tokens(runs) / tokens: losses
+        for runs in budgets
+        if tokens and own.keys() & (losses := _losses(runs)).keys()
+    }
+    multiplier, seeds = compute_multiplier(own, curve)
+    return Price(multiplier, _time_tax(pairs), tuple(sorted(curve)), seeds)
 
 
 def compute_multiplier(own: Losses, curve: Mapping[float, Losses]) -> tuple[Ratio, int]:

@@ -1,5 +1,6 @@
 """One run in the report: its identity, settings and results; and the role of each setting in comparisons."""
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property, lru_cache
@@ -112,6 +113,28 @@ RESULTS = tuple(entry.name for entry in fields(Results))
 _RESULTS = frozenset(RESULTS)
 
 
+_LIST = re.compile(r"\[\d+(,\d+)*\]")
+
+
+def is_list(value: object) -> bool:
+    """Returns whether a value is the text of a list of whole numbers: [1,2]."""
+    return isinstance(value, str) and _LIST.fullmatch(value) is not None
+
+
+def mean_k(settings: Settings) -> float | None:
+    """Returns k of a configuration, or the mean over its layers where each has its own; None without a number."""
+    return mean_setting(settings, "k")
+
+
+def mean_setting(settings: Settings, name: str) -> float | None:
+    """Returns a setting that is a number, or the mean of one that is a list; None for other values."""
+    value = settings.get(name)
+    if isinstance(value, str) and is_list(value):
+        numbers = [int(number) for number in value[1:-1].split(",")]
+        return sum(numbers) / len(numbers)
+    return number_in(value)
+
+
 class Record:
     """The common fields of a run and of a configuration of several runs.
 
@@ -130,6 +153,11 @@ class Record:
     @property
     def k(self) -> int | None:
         return self._whole("k")
+
+    @property
+    def mean_k(self) -> float | None:
+        """Returns k, or its mean over layers that have their own."""
+        return mean_k(self.settings)
 
     @property
     def capacity(self) -> float | None:

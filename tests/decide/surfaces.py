@@ -33,6 +33,7 @@ RULES = Rules(
     choice_seeds=3,
     contenders=2,
     looks=(4, 6, 9, 13),
+    baseline_budgets=(),
     first_seed=0,
 )
 UNLIMITED = Budget()

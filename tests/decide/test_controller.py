@@ -10,13 +10,14 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from moe_cli.decide.controller import next_step
+from moe_cli.decide.controller import Race, next_step
 from moe_cli.decide.prices import price_stages
 from moe_cli.decide.records import (
     CHOICE,
     CONFIRMATION,
     EQUAL,
     LEARNING_RATE,
+    PRICE,
     SCREENING,
     Budget,
     Candidate,
@@ -213,6 +214,40 @@ def test_budget_of_seconds_reserves_the_confirmation() -> None:
     assert short.comparisons
     parallel, _ = decide(draw_surface("clear winner", 3), budget=dataclasses.replace(budget, parallel=3))
     assert parallel == full
+
+
+@pytest.mark.parametrize(("dense", "limit", "trained"), [(2.2, None, 8), (1.9, None, 0), (2.2, 4, 4), (2.2, 0, 0)])
+def test_larger_budgets_of_dense_follow_the_answer(dense: float, limit: int | None, trained: int) -> None:
+    """They are trained if another candidate has won, on the seeds of the first look, as far as the budget goes."""
+    losses = FOUR | {"dense": dense}
+    without, runs = simulate(candidates(losses), noisy(losses))
+    budget = UNLIMITED if limit is None else Budget(runs=len(runs) + limit)
+    rules = dataclasses.replace(RULES, baseline_budgets=(1.5, 2.0))
+    decision, results = simulate(candidates(losses), noisy(losses), rules, budget)
+    added = [request for request in results if request.stage == PRICE]
+    assert trained == len(added)
+    assert {"dense"} >= {request.candidate for request in added}
+    assert {1000, 1001, 1002, 1003} >= {request.seed for request in added}
+    assert (without.winner, without.comparisons, without.losses) == (
+        decision.winner,
+        decision.comparisons,
+        decision.losses,
+    )
+    assert bool(decision.unused) == (limit is not None)
+
+
+def test_time_that_every_run_takes_is_no_time_of_training() -> None:
+    """Where evaluation takes half of a full run, a short run says how long a full one takes, at any pace."""
+    space = [dataclasses.replace(candidate, seconds=2.0, fixed_seconds=1.0) for candidate in candidates(FOUR)]
+    race = Race(space, RULES, UNLIMITED)
+    pace = 3.0
+    batch = race.play(lambda batch: None)
+    assert batch is not None
+    race = Race(space, RULES, UNLIMITED)
+    results = {request: Outcome(2.0, pace * (1 + request.fraction)) for request in batch.requests}
+    race.play(lambda batch: results if set(batch.requests) <= results.keys() else None)
+    assert pytest.approx(2 * pace) == race._full_price("8x2")
+    assert pytest.approx(2 * pace) == race._full_price("dense")
 
 
 @pytest.mark.parametrize(("kind", "number"), list(itertools.product(["clear winner", "learning rates"], range(4))))

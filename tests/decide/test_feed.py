@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from moe_cli.api.decide import decide
 from moe_cli.cli.app import app
 from moe_cli.config.executors import LocalExecutor
 from moe_cli.config.schema import RunConfig
@@ -18,7 +19,7 @@ from moe_cli.decide.feed import DecisionFeed, replay
 from moe_cli.decide.page import decision_sections
 from moe_cli.decide.plan import parse_rules, plan_decision
 from moe_cli.decide.record import make_limits
-from moe_cli.decide.records import CONFIRMATION, DECISION_FILE, STAGES, Decision, Rules
+from moe_cli.decide.records import CONFIRMATION, DECISION_FILE, PRICE, STAGES, Decision, Rules
 from moe_cli.decide.run_decision import PreparedDecision, prepare_decision
 from moe_cli.errors import ConfigError
 from moe_cli.files.reading import read_json
@@ -270,9 +271,38 @@ def test_the_json_and_the_page_have_the_decision(command: Any, tmp_path: Path) -
     assert fresh
 
 
+def test_python_returns_the_certificate_of_the_command(command: Any, words: list[str], tmp_path: Path) -> None:
+    """`decide` prints nothing unless told to, and refuses what the command refuses."""
+    printed = json.loads(command("--runs", "90", "--json").stdout)
+    found = decide(words, runs=90, jobs=2, outputs=tmp_path / "out")
+    assert printed == json.loads(json.dumps(found.to_dict()))
+    with pytest.raises(ConfigError, match="is a string"):
+        decide("expert=2,4", runs=90)
+    with pytest.raises(ConfigError, match="give a budget"):
+        decide(words, outputs=tmp_path / "out")
+    with pytest.raises(ConfigError, match="--within 2 is not a number above 0"):
+        decide(words, runs=90, within=2, outputs=tmp_path / "out")
+
+
+def test_dense_runs_with_larger_budgets_price_the_winner(command: Any, tmp_path: Path) -> None:
+    """Added to a decision that has ended, they change its price from a bound to a value, and nothing that it claims."""
+    bound = json.loads(command("--runs", "90", "--json").stdout)
+    found = json.loads(command("--runs", "99", "--baseline-budgets", "2,1.5", "--json").stdout)
+    added = [entry for entry in found["history"] if entry["stage"] == PRICE]
+    assert {("dense", 1.5), ("dense", 2.0)} == {(entry["candidate"], entry["fraction"]) for entry in added}
+    assert bound["decision"] | {"runs": 0, "seconds": 0} == found["decision"] | {"runs": 0, "seconds": 0}
+    assert len(bound["history"]) + len(added) == len(found["history"])
+    assert ([1.0], None) == (bound["price"]["budgets"], bound["price"]["multiplier"]["value"])
+    assert [1.0, 1.5, 2.0] == found["price"]["budgets"]
+    # Twice the steps lower the loss of dense by 1/16 of a bit, and the winner is 0.06 lower: nearly twice the tokens.
+    assert 1.5 < found["price"]["multiplier"]["value"] < 2
+    assert 1.0 == found["price"]["time_tax"]["value"]
+    assert "the effective speedup is 1." in " ".join(command("--runs", "99").stdout.split())
+
+
 def test_a_dry_run_prints_prices_and_makes_nothing(command: Any, tmp_path: Path) -> None:
     """Each stage, what the budget can decide, and what it leaves out."""
-    result = command("--runs", "12", "--dry-run")
+    result = command("--runs", "12", "--dry-run", "--baseline-budgets", "2")
     assert 0 == result.exit_code, result.output
     for stage in STAGES:
         assert f"  {stage}" in result.stdout
@@ -289,7 +319,7 @@ def test_a_dry_run_prints_prices_and_makes_nothing(command: Any, tmp_path: Path)
         (("--minutes", "nan"), "--minutes nan must be above 0"),
         (("--runs", "0"), "--runs"),
         (("--runs", "90", "--within", "much"), "--within much is not a share of the loss. Give one such as 1% or 0.01"),
-        (("--runs", "90", "--within", "0%"), "--within 0.0 is not a number above 0"),
+        (("--runs", "90", "--within", "0%"), "--within 0% is not a share of the loss."),
         (("--runs", "90", "--dry-run", "--json"), "leave out --json."),
         (("--runs", "90", "--by", "energy"), "--by energy is not one of"),
         (("--runs", "90", "--executor", "slrum"), "slrum"),

@@ -45,7 +45,7 @@ def test_a_request_is_an_ordinary_run() -> None:
     plan = plan_decision(["optim.lr=0.01", "optim.adam_lr=0.004"])
     config = plan.config(RunRequest("expert=8 k=1", 3, 0.5, 2.0, "screening"))
     words = ["expert=4,8", "k=1", "train.steps=300", "optim.lr=0.02", "optim.adam_lr=0.008", "seed=3"]
-    assert config in [point.config for point in plan_sweep(words).points]
+    assert config.digest in [point.config.digest for point in plan_sweep(words).points]
     assert "expert=8 k=1 seed=3, 1/2 budget, lr x2" == plan.label(RunRequest("expert=8 k=1", 3, 0.5, 2.0, ""))
     assert plan.configs["expert=8 k=1"] == plan.config(RunRequest("expert=8 k=1", 0, 1.0, 1.0, ""))
 
@@ -65,7 +65,18 @@ def test_a_part_of_any_budget(budget: str, by: str, part: tuple[str, float]) -> 
     assert by == plan.by
     config = plan.config(RunRequest(DENSE_NAME, 0, 0.25, 1.0, ""))
     assert part == budget_of(config)
-    assert load_config([f"train.{part[0]}={part[1]}", "expert=1", "train.threads=1"]).config == config
+    assert load_config([f"train.{part[0]}={part[1]}", "expert=1", "train.threads=1"]).config.digest == config.digest
+
+
+@pytest.mark.parametrize(
+    ("words", "every"),
+    [([], 75), (["train.tokens=1228800"], 75), (["train.minutes=2"], None), (["train.eval_every=7"], 7)],
+)
+def test_a_run_with_a_part_of_the_budget_is_evaluated_once_before_its_end(words: list[str], every: int | None) -> None:
+    """Only its final loss counts; ten evaluations would take as long as the training. What the user says holds."""
+    plan = plan_decision(words)
+    assert every == plan.config(RunRequest(DENSE_NAME, 0, 0.25, 1.0, "")).train.eval_every
+    assert plan.dense.train.eval_every == plan.config(RunRequest(DENSE_NAME, 0, 1.0, 1.0, "")).train.eval_every
 
 
 def test_rules_are_those_of_the_file() -> None:
@@ -140,7 +151,7 @@ WRONG_WORDS: dict[str, tuple[list[str], dict[str, Any], str]] = {
     ),
     "margin": ([], {"within": 0.0}, "--within 0.0 is not a number above 0 and at most 1."),
     "name": ([], {"name": "a/b"}, "--name a/b must be a plain folder name."),
-    "where": ([], {"where": ["expert > 99"]}, "no point of this sweep can be run."),
+    "where": ([], {"where": ["expert > 99"]}, "no combination of these settings can be run."),
     "interval": (["expert=interval(2,8)"], {}, "is an interval, from which only a search draws."),
 }
 

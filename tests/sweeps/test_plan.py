@@ -116,7 +116,7 @@ def test_damaged_sweep_files(content: str, tmp_path: Path) -> None:
 
 def test_no_point_left() -> None:
     """A sweep of impossible points only is an error with the reason."""
-    with pytest.raises(ConfigError, match=r"no point of this sweep can be run.\nexpert=2 k=9: k=9 is more"):
+    with pytest.raises(ConfigError, match=r"no combination of these settings can be run.\nexpert=2 k=9: k=9 is more"):
         plan_sweep(["expert=2,4", "k=9,10"])
 
 
@@ -403,8 +403,8 @@ WRONG = [
     (["k=1,2"], {"where": ["experts > 2"]}, "no setting 'experts' in 'experts > 2'. Did you mean 'expert'?"),
     (["k=1,2"], {"where": ["router == topk"]}, "no setting 'topk' in 'router == topk'. If it is text, quote it: 'topk'."),
     (["k=1,2"], {"where": ["k"]}, "'k' in 'k' is not a condition. Compare it: k == ..."),
-    (["k=1,2"], {"where": ["k > 2"]}, "no point of this sweep can be run.\n'where' leaves out 2 points."),
-    (["k=1,9"], {"where": ["k > 2"]}, "no point of this sweep can be run.\nk=9: k=9 ...\n'where' leaves out 1 point."),
+    (["k=1,2"], {"where": ["k > 2"]}, "no combination of these settings can be run.\n'where' leaves out 2 points."),
+    (["k=1,9"], {"where": ["k > 2"]}, "no combination of these settings can be run.\nk=9: k=9 ...\n'where' leaves out 1 point."),
     (["k=1,2"], {"where": ["seed < 2"]}, "'seed < 2': every configuration has all seeds. Choose them: seed=0,1"),
     (["exprt=8"], {}, "no setting 'exprt'. Did you mean 'expert'?"),
     (["exprt=1,8"], {}, "no setting 'exprt'. Did you mean 'expert'?"),

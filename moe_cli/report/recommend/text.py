@@ -4,9 +4,10 @@ from moe_cli.formatting import duration, half_width, percent, plural, sanitise
 from moe_cli.report.baseline import baseline_name
 from moe_cli.report.columns import format_ratio
 from moe_cli.report.comparability import EVAL_CONTEXT
+from moe_cli.report.data_facts import ngram_sentences
 from moe_cli.report.equal_time import EqualTime
 from moe_cli.report.looks import looks_sentence, percent_of_rate
-from moe_cli.report.price import Ratio
+from moe_cli.report.price import Price, Ratio
 from moe_cli.report.recommend.choice import Comparison
 from moe_cli.report.recommend.recommendation import Recommendation
 from moe_cli.report.run_row import DENSE, Settings
@@ -35,6 +36,7 @@ def format_recommendation(found: Recommendation) -> list[str]:
     lines += [found.scaling] if found.scaling else []
     lines += [f"Not tried: {', '.join(found.not_tried)}."] if found.not_tried else []
     lines += _statistics(found)
+    lines += ngram_sentences(found.ngrams, found.tokenizer)
     if found.failed:
         lines.append(
             f"Failed: {'; '.join(reason.rstrip('. ') for reason in found.failed[:3])}"
@@ -235,25 +237,28 @@ def _cost(found: Recommendation) -> list[str]:
             f"{percent(abs(equal.difference))}{spread} {'ahead' if equal.difference < 0 else 'behind'}"
             f"{_undecided(equal)} ({plural(equal.seeds, 'seed')}, paired). Its learning rate had not yet fallen."
         )
-    return lines + _price(found)
+    if found.price is None:
+        return lines
+    return [*lines, f"Price: {price_sentence(found.price, found.baseline == DENSE, found.machine)}"]
 
 
-def _price(found: Recommendation) -> list[str]:
-    """Returns the sentence on compute multiplier, time tax and effective speedup; empty if unknown."""
-    price = found.price
-    if price is None:
-        return []
-    base = "dense model" if found.baseline == DENSE else "baseline"
-    text = f"Price: for this loss the {base} needs {format_ratio(price.multiplier)} times the tokens"
+def price_sentence(price: Price, is_dense: bool, machine: str = "") -> str:
+    """Returns the sentence on compute multiplier, time tax and effective speedup against the dense model or a baseline.
+
+    Args:
+        machine: the files that the time tax is from; "" means the runs.
+    """
+    base = "dense model" if is_dense else "baseline"
+    text = f"for this loss the {base} needs {format_ratio(price.multiplier)} times the tokens"
     if len(price.budgets) == 1:
         text += f" ({base} at one budget only, so a bound)"
     if price.time_tax.value is not None:
-        where = f", by {sanitise(found.machine)}" if found.machine else ""
+        where = f", by {sanitise(machine)}" if machine else ""
         text += (
             f"; at {price.time_tax.value:.2f} times its speed{where}, the effective speedup is "
             f"{format_ratio(price.speedup)}{_sooner(price.speedup)}"
         )
-    return [text + "."]
+    return text + "."
 
 
 def _sooner(speedup: Ratio) -> str:

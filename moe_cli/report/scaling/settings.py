@@ -90,7 +90,7 @@ def sizes_of(configured: Configured) -> Points:
     """Returns the sizes of a configuration, with unknown loss, speed and seed."""
     config = configured.config
     costs = estimate_cost(config, configured.vocab_size)
-    ratio = expansion(flat := {"expert": config.expert, "k": config.k, **flat_settings(config.to_dict())})
+    ratio = expansion(flat := {"expert": config.expert, "k": config.mean_k, **flat_settings(config.to_dict())})
     values = (
         costs.num_params,
         costs.num_active_params,
