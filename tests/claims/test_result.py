@@ -9,7 +9,7 @@ import pytest
 from moe_cli.claims.plan import ClaimPlan, plan_claim, recorded_plan
 from moe_cli.claims.records import CANNOT_TELL, CONTRADICTED, HOLDS
 from moe_cli.claims.result import read_result
-from moe_cli.claims.text import claim_lines, result_lines
+from moe_cli.claims.text import claim_lines, list_lines, result_lines
 from moe_cli.config.schema import RunConfig
 from tests.claims.runs import complete_runs
 from tests.report.folders import set_status
@@ -97,6 +97,15 @@ def test_power_is_stated_before_the_runs(tmp_path: Path) -> None:
     complete_runs(plan, tmp_path, lambda config: 2 + 0.0001 * NOISE[config.seed] * (config.capacity or 0))
     measured = plan.power(tmp_path)
     assert [True, True] == [power.is_measured and power.is_enough for power in measured]
+
+
+def test_the_list_fits_any_width() -> None:
+    """Name and verdict are always there; source and sentence as far as there is room."""
+    claim = planned().claim
+    for width, pieces in ((30, ()), (60, ("arXiv:2101.03961",)), (100, ("arXiv:2101.03961", "With one expert per"))):
+        first = list_lines([claim, claim], [None, HOLDS], width)[1].plain
+        assert len(first) <= width
+        assert all(piece in first for piece in ("more_experts", "not tried", *pieces)), first
 
 
 def test_a_claim_without_runs_is_not_recorded(tmp_path: Path) -> None:
