@@ -52,9 +52,7 @@ def test_the_verdict_is_that_of_the_runs(step: float, noise: float, verdict: str
     check_documented("reproduce", dict(JSON_TABLE.findall(PAGES["docs/reference/json"]))["reproduce"], content)
     text = "\n".join(line.plain for line in result_lines(result, 100))
     assert text.startswith(f"{verdict.capitalize()}: With one expert per token")
-    assert ("seeds, if the measured means are true: moe reproduce more_experts --seeds" in text) == (
-        verdict == CANNOT_TELL
-    )
+    assert ("seeds, if the measured means are true:" in text) == (verdict == CANNOT_TELL)
 
 
 def test_a_claim_is_not_judged_before_its_runs_have_ended(tmp_path: Path) -> None:
@@ -63,13 +61,13 @@ def test_a_claim_is_not_judged_before_its_runs_have_ended(tmp_path: Path) -> Non
     complete_runs(plan, tmp_path, falling(-0.02))
     run = plan.sweep.runs(tmp_path)[0]
     (run.path / "summary.json").unlink()
-    for status, verdict, sentence in (
-        ("queued", CANNOT_TELL, "1 run of 15 have not ended. The same command continues: moe reproduce more_experts"),
-        ("failed", HOLDS, "1 run failed. Run them again: moe reproduce more_experts --retry-failed"),
+    for status, verdict, sentences in (
+        ("queued", CANNOT_TELL, ["1 run of 15 not ended. The same command continues:", "moe reproduce more_experts"]),
+        ("failed", HOLDS, ["1 run failed. To run them again:", "moe reproduce more_experts --retry-failed"]),
     ):
         set_status(run, status)
         result = read_result(plan, tmp_path)
-        assert (verdict, sentence) == (result.verdict, result.settle[0])
+        assert (verdict, sentences) == (result.verdict, [*result.settle[:2]])
     assert [2] == [figure.seeds for part in result.parts for figure in part.figures]
 
 
