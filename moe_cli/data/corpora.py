@@ -38,11 +38,11 @@ from moe_cli.errors import DataError
 from moe_cli.formatting import count, format_bytes, plural
 from moe_cli.plugins import origin_of, plugin_of
 
-FORMAT = 10
+FORMAT = 11
 _META = {
     **OF_ALL_DATA,
     **dict.fromkeys(("num_bytes", "num_skipped", "num_used"), int),
-    **dict.fromkeys(("missing", "not_text", "domain_bytes"), list),
+    **dict.fromkeys(("missing", "not_text", "domain_bytes", "ngrams"), list),
     **dict.fromkeys(("lossless", "by_name"), bool),
     **dict.fromkeys(("tokenizer_sha256", "ignored_split_names"), str | None),
     "tokenizer": dict,

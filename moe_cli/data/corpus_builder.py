@@ -26,6 +26,7 @@ from moe_cli.data.cached import META
 from moe_cli.data.corpus_files import CorpusFile, CorpusSource
 from moe_cli.data.dataset import source
 from moe_cli.data.documents import NotText
+from moe_cli.data.ngrams import ngram_statistics
 from moe_cli.data.shards import Shard, ShardWriter, Tokens
 from moe_cli.data.splits import MAX_DOMAINS, SPLIT_LABELS, SPLITS, TEST, TRAIN, Split, split_documents
 from moe_cli.data.tokenizers import CharTokenizer, Tokenizer, make_tokenizer
@@ -156,6 +157,7 @@ def _meta(
         "bigram_bpb": bigram_bits_per_byte(train, val, tokenizer) if has_references else None,
         "unigram": unigram_baselines(train, val, tokenizer.vocab_size),
         "gzip_bpb": gzip_bits_per_byte(val, tokenizer) if has_references else None,
+        "ngrams": [] if isinstance(data, ProbeConfig) else ngram_statistics(train, val),
     }
 
 

@@ -4,8 +4,10 @@ Routers write the record; back ends, losses and metrics read it.
 T tokens, E experts, K chosen per token, A assignments (a token sent to an expert), C capacity of an expert.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -156,7 +158,7 @@ def without_null_experts(routing: Routing) -> Routing:
     )
 
 
-def to_blocks(routing: Routing, blocks: Int[Tensor, " E"], most: int) -> Routing:
+def to_blocks(routing: Routing, blocks: Sequence[int]) -> Routing:
     """Returns the routing to the blocks of experts: each assignment becomes one to every block of its expert.
 
     An expert is the sum of its blocks, which are numbered expert by expert. The new assignments have the weight of the
@@ -164,12 +166,12 @@ def to_blocks(routing: Routing, blocks: Int[Tensor, " E"], most: int) -> Routing
 
     Args:
         blocks: number of blocks of each expert.
-        most: the largest of these numbers.
     """
-    own = blocks[routing.expert_ids].unsqueeze(1)
-    first = (blocks.cumsum(0) - blocks)[routing.expert_ids].unsqueeze(1)
-    offsets = torch.arange(most, device=blocks.device)
-    none = routing.probs.new_zeros(1, 1).expand(routing.num_tokens, int(blocks.sum()))
+    device, most = routing.expert_ids.device, max(blocks)
+    first = torch.tensor([0, *accumulate(blocks)], device=device)[routing.expert_ids].unsqueeze(1)
+    own = torch.tensor(tuple(blocks), device=device)[routing.expert_ids].unsqueeze(1)
+    offsets = torch.arange(most, device=device)
+    none = routing.probs.new_zeros(1, 1).expand(routing.num_tokens, sum(blocks))
     return Routing(
         none,
         none,

@@ -133,8 +133,7 @@ class SparseLayer(nn.Module):
         """Computes each token's weighted sum of the outputs of its kept experts."""
         routing = without_null_experts(routing)
         if self.experts.blocks is not None:
-            blocks = torch.tensor(self.experts.blocks, device=routing.expert_ids.device)
-            routing = to_blocks(routing, blocks, max(self.experts.blocks))
+            routing = to_blocks(routing, self.experts.blocks)
         backend = self.backend or BACKENDS[self.dispatch]
         if self.expert_group is not None:
             return expert_parallel_forward(self.experts, tokens, routing, self.expert_group, backend)

@@ -169,15 +169,20 @@ def baseline_command(configuration: Configuration, choice: Settings = DENSE) -> 
     return _command({**configuration.settings, **configuration.execution}, configuration.seeds, choice)
 
 
-def _command(settings: Settings, seeds: Sequence[int], choice: Settings) -> str:
+def baseline_overrides(settings: Settings, choice: Settings = DENSE) -> dict[str, Value]:
+    """Returns the overrides of the baseline of a configuration. Raises MoeError if a setting is invalid."""
     from moe_cli.config.compose import Composer
 
     shared = shared_with_dense([name for name in settings if "." in name])
     # A dense model starts from its initial weights, because upcycling applies only to experts.
     left_out = ("train.upcycle_", *PLUGIN_VERSIONS)
     wanted = {name: settings[name] for name in shared if not name.startswith(left_out)}
+    return overrides_for(Composer(), {**choice}, wanted)
+
+
+def _command(settings: Settings, seeds: Sequence[int], choice: Settings) -> str:
     try:
-        overrides = overrides_for(Composer(), {**choice}, wanted)
+        overrides = baseline_overrides(settings, choice)
     except MoeError:
         overrides = {**choice}
     seeds = seeds or [0]

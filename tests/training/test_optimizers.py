@@ -395,3 +395,17 @@ def test_gates_have_a_rate_of_their_own(config: Any) -> None:
     torch.testing.assert_close(plain["ffn.router.gate.weight"] / 10, own["ffn.router.gate.weight"])
     assert all(torch.equal(plain[name], own[name]) for name in plain if ".router." not in name)
     assert plain["ffn.router.gate.weight"].abs().min() > 0
+
+
+@pytest.mark.parametrize("config", [MuonConfig(), AdamWConfig(), SGDConfig()])
+def test_all_blocks_of_an_expert_without_tokens_stay(config: Any) -> None:
+    """Of experts of widths 4, 8 and 4 the second has no tokens: its two blocks keep their weights, the others move."""
+    layer = MoELayer(6, 3, 1, (4, 8, 4), router="switch")
+    for param in layer.parameters():
+        param.grad = torch.randn_like(param)
+    before = {name: param.detach().clone() for name, param in layer.experts.named_parameters()}
+    optimizers = make_optimizers(replace(config, skip_idle_experts=True, weight_decay=0.1), layer)
+    optimizers.step(0, 0.5, load=[torch.tensor([3, 0, 2])])
+    for name, param in layer.experts.named_parameters():
+        moved = [not torch.equal(old, new) for old, new in zip(before[name], param, strict=True)]
+        assert [True, False, False, True] == moved
