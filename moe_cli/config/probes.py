@@ -256,3 +256,9 @@ def _is_prime(number: int) -> bool:
 
 
 ProbeConfig = PhonebookConfig | ShortestPathConfig | ModularConfig
+# The settings of each probe, by its name.
+PROBE_CLASSES: dict[str, type[PhonebookConfig] | type[ShortestPathConfig] | type[ModularConfig]] = {
+    "phonebook": PhonebookConfig,
+    "shortest_path": ShortestPathConfig,
+    "modular": ModularConfig,
+}

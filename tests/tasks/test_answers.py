@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from moe_cli.cli.app import app
 from moe_cli.config.compose import load_config
 from moe_cli.config.probes import ModularConfig, PhonebookConfig, ProbeConfig, ShortestPathConfig
 from moe_cli.errors import ConfigError, DataError
@@ -19,6 +20,7 @@ from moe_cli.tasks.answers import AnswersTask
 from moe_cli.tasks.causal_lm import IGNORE_INDEX
 from moe_cli.training.evaluate import evaluate
 from moe_cli.training.generate import SamplingParams, sample
+from tests.runner import CliRunner
 from tests.tiny import TINY, finish, randomise, tiny_config, tiny_task
 
 PROBES: dict[str, ProbeConfig] = {
@@ -192,6 +194,9 @@ def test_a_run_records_accuracy_and_resumes_exactly(tmp_path: Path) -> None:
     assert summary["val_accuracy"] == again["val_accuracy"]
     assert (0.1, None, None) == (summary["chance_accuracy"], summary["val_bpb"], summary["bigram_bpb"])
     assert "val/accuracy" in {key for record in whole.metrics() for key in record}
+    explained = CliRunner().invoke(app, ["explain", whole.id, "3*5=", "--outputs", str(tmp_path)]).output
+    assert "5 tokens (chars)" in explained
+    assert "sep" not in explained
 
 
 @pytest.mark.parametrize(

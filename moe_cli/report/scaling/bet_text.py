@@ -15,7 +15,7 @@ from moe_cli.report.scaling.bets import CONFIDENCE, Bet
 # The Brier score of a probability of one half.
 UNINFORMED = 0.25
 # The least width at which sweep and time are shown.
-WITH_SWEEP = 120
+WITH_SWEEP = 140
 
 
 def placed_lines(bets: Sequence[Bet], files: Sequence[Path], width: int) -> list[Text]:
