@@ -166,7 +166,9 @@ METRICS = (
     Metric("bigram_bpb", "bigram", "of a bigram model, bits per byte", "bits per byte", TEXT_REFERENCE, -1),
     Metric("gzip_bpb", "gzip -9", "of gzip -9, bits per byte", "bits per byte", TEXT_REFERENCE, -1),
     Metric("val_accuracy", "accuracy", "validation accuracy", "share of answers", TASK, 1, "percent",
-           curve_key="val/accuracy"),
+           curve_key="val/accuracy", range="0 to 1",
+           description="share of right answers: images, masked tokens, or tokens of spans; of a probe, answers whose "
+           "tokens are all right"),
     Metric("val_calibration_error", "calibration error", "calibration error", "share", TASK, -1, "percent",
            curve_key="val/calibration_error"),
     Metric("val_rmse", "RMSE", "root mean squared error", "rating", TASK, -1, curve_key="val/rmse"),
@@ -243,6 +245,8 @@ TARGETS = {
 TASK_REFERENCES = {
     "majority_accuracy": ("accuracy of the commonest class", "percent"),
     "commonest_accuracy": ("accuracy of the commonest token", "percent"),
+    "chance_accuracy": ("accuracy by chance", "percent"),
+    "chance_loss": ("nats by chance", "number"),
     "unigram_loss": ("nats by how frequent tokens are", "number"),
     "mean_rmse": ("RMSE of the mean", "number"),
     "biases_rmse": ("of user and item means", "number"),

@@ -23,7 +23,7 @@ import sys
 import tomllib
 import warnings
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from moe_cli.bench.step import StepBenchmark, StepBenchResult, step_to_dicts
 from moe_cli.bench.sweep import SweepBenchmark, SweepRound
 from moe_cli.cli.app import app
 from moe_cli.config.compose import GROUPS, Composer, load_config
+from moe_cli.report.scaling.bet_scores import Outcome, bets_record
+from moe_cli.report.scaling.bets import Bet
 from moe_cli.testing import check_router
 from tests.report.folders import complete
 from tests.report.scaling.test_command import planted, scaling
@@ -252,6 +254,50 @@ def test_json_of_pivot_is_documented(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["report", "--pivot", "expert:k", "--format", "json", "--outputs", str(tmp_path)])
     rows = dict(JSON_TABLE.findall(PAGES["docs/reference/json"]))
     check_documented("pivot", rows["pivot"], json.loads(result.stdout))
+
+
+def test_json_of_bets_is_documented() -> None:
+    """The keys of `moe scaling --bets --json` are those of its table, and those of a bet's file are among them."""
+    values = ("d", "s", 1.0, "v", "t", "val_bpb", (0,), 2.0, 1.9, 2.1, 2.1, 0.8, "tokens", 1.0, 4.0, "m", (), None, ())
+    record = bets_record([Outcome(Bet(*values, {}, {}), (0,), 2.0, True, 2.1, True)])
+    rows = dict(JSON_TABLE.findall(PAGES["docs/reference/json"]))
+    check_documented("bets", rows["bets"], record)
+    left_out = {entry.name for entry in fields(Bet)} - record["bets"][0].keys()
+    assert {"configuration", "baseline"} == left_out
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_the_page_of_bets_shows_the_stored_ones(number: int, tmp_path: Path) -> None:
+    """Each stored bet is a row with its outcome, and the record stands below; without bets the page says so."""
+    values = (
+        "d",
+        "s",
+        1.0,
+        "v",
+        "k=1|2",
+        "val_bpb",
+        (0,),
+        2.0,
+        1.9,
+        2.1,
+        2.1,
+        0.8,
+        "tokens",
+        1.0,
+        4.0,
+        "m",
+        (),
+        None,
+        (),
+    )
+    bets = [Outcome(Bet(*values, {}, {}), (0,), 2.0, True, 2.1, True)] * number
+    (tmp_path / "bets.json").write_text(json.dumps(bets_record(bets)))
+    generate = runpy.run_path(str(ROOT / "docs/generate.py"))
+    generate["bets_page"].__globals__["BETS_RECORD"] = str(tmp_path / "bets.json")
+    text = generate["bets_page"]()
+    assert number == text.count("| 1.900 to 2.100 | 2.000 | yes | 0.80 | yes |")
+    assert ("No bet is recorded there yet." in text) == (number == 0)
+    assert (f"{number} lie in their 80 % interval, 100 %" in text) == (number > 0)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from moe_cli.bench.spread import Spread, spread
 from moe_cli.bench.timing import build_candidates, interleave, ratios, synchronise, torch_threads
 from moe_cli.config.model import GPTConfig
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import AdamWConfig, RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
@@ -91,10 +92,13 @@ def check_mixtral_has_settings(config: RunConfig) -> None:
         (model.expert_dropout > 0, f"model.expert_dropout={model.expert_dropout}"),
         (model.moe_layer_freq > 1, f"model.moe_layer_freq={model.moe_layer_freq}"),
         (model.first_k_dense > 0, f"model.first_k_dense={model.first_k_dense}"),
+        (model.moe_layers is not None, f"model.moe_layers={format_setting(model.moe_layers)}"),
         (model.norm != "rms", f"model.norm={model.norm}"),
         (model.position_encoding != "rope", f"model.position_encoding={model.position_encoding}"),
         (model.sliding_window is not None, f"model.sliding_window={model.sliding_window}"),
         (model.logit_softcap is not None, f"model.logit_softcap={model.logit_softcap}"),
+        (isinstance(model.d_expert, tuple), f"model.d_expert={format_setting(model.d_expert)}"),
+        (isinstance(config.k, tuple), f"k={format_setting(config.k)}"),
         (config.capacity is not None, f"capacity={config.capacity}"),
         (model.dropout > 0, f"model.dropout={model.dropout}"),
     ):

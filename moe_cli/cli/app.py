@@ -27,6 +27,7 @@ from moe_cli.cli.import_model import import_model
 from moe_cli.cli.plan import plan
 from moe_cli.cli.recommend import recommend
 from moe_cli.cli.report import report
+from moe_cli.cli.reproduce import reproduce
 from moe_cli.cli.runs.app import runs
 from moe_cli.cli.sample import sample
 from moe_cli.cli.scaling import scaling
@@ -284,7 +285,7 @@ def _root(
 KEYWORDS = {"evaluate": "eval", "import_model": "import"}
 # The commands under the headings of `moe --help`.
 PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Train": (train, sweep, decide),
+    "Train": (train, sweep, decide, reproduce),
     "Compare": (report, recommend, scaling),
     "Use a trained model": (evaluate, sample, explain, export, import_model),
     "Before training": (config, plan),

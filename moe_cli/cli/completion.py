@@ -17,7 +17,9 @@ from moe_cli.plugins import describe_installed, installed_names
 # Tags are read only from this many runs.
 MAX_TAGGED_RUNS = 1000
 # Commands of many runs: their settings take several values, and their first word may name a file of that folder.
-SWEEP_COMMANDS = ("sweep", "decide")
+SWEEP_COMMANDS = ("sweep", "decide", "reproduce")
+# Commands of files in a folder of conf/ with another name.
+CONF_FOLDERS = {"reproduce": "claim"}
 # Groups whose choices can be combined: balance=switch+z.
 COMBINED = ("balance", "log")
 # Settings that name files and runs.
@@ -339,8 +341,8 @@ def _overrides_or_file(line: Line, current: str) -> list[Candidate]:
 
 
 def _sweeps_and_overrides(line: Line, current: str) -> list[Candidate]:
-    """Returns the names of sweeps, or of spaces, which stand first, and settings."""
-    names = {} if line.arguments or "=" in current else _choices(line.name, line.conf)
+    """Returns the names of sweeps, spaces or claims, which stand first, and settings."""
+    names = {} if line.arguments or "=" in current else _choices(CONF_FOLDERS.get(line.name, line.name), line.conf)
     return [*(Candidate(name, text) for name, text in names.items()), *_overrides_or_file(line, current)]
 
 

@@ -80,7 +80,7 @@ def _print_config(
 def _print_groups(config_dir: Path | None, as_json: bool) -> None:
     from moe_cli.config.compose import Composer
     from moe_cli.config.folders import GROUPS
-    from moe_cli.config.sweep_file import SPACE, list_sweeps
+    from moe_cli.config.sweep_file import CLAIM, SPACE, SWEEP, list_sweeps
     from moe_cli.plugins import describe, names
 
     composer = Composer(config_dir)
@@ -91,8 +91,9 @@ def _print_groups(config_dir: Path | None, as_json: bool) -> None:
     for group in ("log", "metric"):
         if found := names(group):
             listed[group] = {name: describe(group, name) for name in found}
-    listed["sweep"] = {name: composer.describe("sweep", name) for name in list_sweeps(composer)}
-    listed["decide"] = {name: composer.describe("decide", name) for name in list_sweeps(composer, SPACE)}
+    commands = {SWEEP.folder: "sweep", SPACE.folder: "decide", CLAIM.folder: "reproduce"}
+    for kind in (SWEEP, SPACE, CLAIM):
+        listed[kind.folder] = {name: composer.describe(kind.folder, name) for name in list_sweeps(composer, kind)}
     if as_json:
         print_json(listed)
         return
@@ -102,7 +103,7 @@ def _print_groups(config_dir: Path | None, as_json: bool) -> None:
         echo(group)
         echo_definitions(
             {
-                (f"moe {group} {name}" if group in ("sweep", "decide") else f"{group}={name}"): line
+                (f"moe {commands[group]} {name}" if group in commands else f"{group}={name}"): line
                 for name, line in choices.items()
             }
         )

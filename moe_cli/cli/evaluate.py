@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_cli.cli.options import AsJson, Checkpoint, Outputs, Overrides, PluginFiles, RunName, print_json, trained_run
+from moe_cli.config.ranges import format_setting
 
 if TYPE_CHECKING:
     from moe_cli.config.schema import EvalConfig, RunConfig
@@ -190,7 +191,9 @@ def _evaluate(trained: "TrainedModel", policy: "EvalConfig") -> "Evaluation":
 def _policy_label(config: "RunConfig", policy: "EvalConfig") -> str:
     if config.dense:
         return "dense"
-    return f"k={policy.k or config.k} " + ("dropless" if policy.capacity is None else f"capacity={policy.capacity:g}")
+    return f"k={format_setting(policy.k or config.k)} " + (
+        "dropless" if policy.capacity is None else f"capacity={policy.capacity:g}"
+    )
 
 
 def _row(config: "RunConfig", policy: "EvalConfig", result: "Evaluation", domains: bool) -> dict[str, Any]:
@@ -234,7 +237,7 @@ def _table(rows: list[dict[str, Any]], unit: str) -> "list[TextColumn]":
     bits = [or_dash(row["val_bpb"], 4) for row in rows] if rows[0]["val_bpb"] is not None or not measures else []
     return [
         TextColumn("routing", [row["routing"] for row in rows], align_left=True, drop_order=4),
-        TextColumn("k", [str(row["k"]) for row in rows]),
+        TextColumn("k", [format_setting(row["k"]) for row in rows]),
         TextColumn("capacity", ["-" if row["capacity"] is None else f"{row['capacity']:g}" for row in rows]),
         *([TextColumn("drop", [row["drop"] or "-" for row in rows], align_left=True)] if len(_drops(rows)) > 1 else []),
         *(
@@ -271,7 +274,7 @@ def _domain_table(rows: list[dict[str, Any]]) -> "list[TextColumn]":
         limit = "" if row["capacity"] is None else f" C={row['capacity']:g}"
         drop = f" {row['drop']}" if row["drop"] and len(_drops(rows)) > 1 else ""
         window = f" {row['context_length']}/{row['stride']}" if len(_windows(rows)) > 1 else ""
-        return f"k={row['k']}{limit}{drop}{window}"
+        return f"k={format_setting(row['k'])}{limit}{drop}{window}"
 
     return [
         TextColumn("domain", names, align_left=True, min_width=12),

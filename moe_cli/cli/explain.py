@@ -103,13 +103,18 @@ def _tokens(trained: "TrainedModel", text: str) -> "list[TextToken]":
 
     Raises ConfigError: no tokenizer is known, or too many tokens.
     """
+    from moe_cli.data.tokenizers import find_separator
     from moe_cli.errors import ConfigError
     from moe_cli.training.explain import TextToken, text_tokens
 
+    prefix = trained.task.document_prefix
+    separator = find_separator(trained.tokenizer)
+    if prefix and prefix != [separator]:  # a character that begins every text
+        text, prefix = trained.tokenizer.decode(trained.task.prompt(text)), []
     tokens = text_tokens(text, trained.tokenizer)
     if len(tokens) > MAX_TOKENS:
         raise ConfigError(f"the text has {len(tokens):,} tokens: {MAX_TOKENS:,} are the most. Give a part of it.")
-    return [*(TextToken(token_id, "", 0) for token_id in trained.task.document_prefix), *tokens]
+    return [*(TextToken(token_id, "", 0) for token_id in prefix), *tokens]
 
 
 def _read(text: str) -> str:

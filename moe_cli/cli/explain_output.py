@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 from rich.text import Text
 
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.routers import null_experts
 from moe_cli.formatting import percent, plural, sanitise
 from moe_cli.metrics import BY_KEY, LOAD_DESCRIPTION, LOAD_RANGE
@@ -62,7 +63,7 @@ class ExplainResult:
         return self.config.router.name
 
     @property
-    def k(self) -> int:
+    def k(self) -> int | tuple[int, ...]:
         return self.policy.k or self.config.k or 1
 
     @property
@@ -134,9 +135,12 @@ def _routed(result: ExplainResult) -> str:
     if result.router == "soft":
         return "router soft"
     if result.router == "expert_choice":  # without eval.capacity, the capacity is that of training
-        return f"router expert_choice, k={result.k} on average, capacity {capacity or result.config.capacity or 1:g}"
+        limit = f"capacity {capacity or result.config.capacity or 1:g}"
+        return f"router expert_choice, k={format_setting(result.k)} on average, {limit}"
     limit = "dropless" if capacity is None else f"capacity {capacity:g}"
-    return f"router {result.router}, k={result.k}{' aimed at' if result.router == 'relu' else ''}, {limit}"
+    return (
+        f"router {result.router}, k={format_setting(result.k)}{' aimed at' if result.router == 'relu' else ''}, {limit}"
+    )
 
 
 def _layers(result: ExplainResult) -> list[str]:
@@ -183,9 +187,15 @@ def legend(result: ExplainResult) -> list[str]:
     lines = [f"load, {LOAD_RANGE}: {LOAD_DESCRIPTION}."]
     lines += [f"{BY_KEY[name].label}, {BY_KEY[name].range}: {BY_KEY[name].description}." for name in SHOWN]
     size, k = len(result.found.layers[0].load), result.k
-    here = f"Here E is {size}" + (f", K is {k} and E / K is {size / k:g}" if result.router not in UNEVEN else "")
+    here = f"Here E is {size}" + ("" if result.router in UNEVEN else _shares(size, k))
     whole = f"For the whole split: moe eval {sanitise(result.run)}"
     return [*lines, f"{here}. A text this short is uneven by chance. {whole}"]
+
+
+def _shares(size: int, k: int | tuple[int, ...]) -> str:
+    if isinstance(k, tuple):
+        return f", K is {min(k)} to {max(k)} by layer, and E / K is {size / max(k):g} to {size / min(k):g}"
+    return f", K is {k} and E / K is {size / k:g}"
 
 
 def page_content(result: ExplainResult, made: str) -> "PageContent":

@@ -73,6 +73,7 @@ def plan(
 def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
     """Returns the vocabulary size of the model, else of its data, which are read only if tokens must be counted."""
     from moe_cli.config.data import CorpusConfig, TokenFilesConfig
+    from moe_cli.config.probes import ProbeConfig
     from moe_cli.execution.data import load_data_read_only, model_vocab_size
 
     if config.model.vocab_size is not None:
@@ -81,6 +82,8 @@ def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
         return 256 + config.task.special_tokens
     if isinstance(config.data, CorpusConfig) and config.data.num_bpe_tokens is not None:
         return config.data.num_bpe_tokens + config.task.special_tokens
+    if isinstance(config.data, ProbeConfig):
+        return config.data.vocab_size + config.task.special_tokens
     if isinstance(config.data, TokenFilesConfig):
         return (config.data.vocab_size or 0) + config.task.special_tokens
     return model_vocab_size(config, load_data_read_only(config.data, config.model.context_length, outputs))
@@ -90,10 +93,11 @@ def _print(content: dict[str, Any]) -> None:
     from rich.text import Text
 
     from moe_cli.cli.console import Terminal, print_lines
+    from moe_cli.config.ranges import format_setting
     from moe_cli.formatting import count, format_flops, percent, plural
 
     console = Terminal()
-    shape = "dense" if content["expert"] == 1 else f"{content['expert']}x{content['k']}"
+    shape = "dense" if content["expert"] == 1 else f"{content['expert']}x{format_setting(content['k'])}"
     active = percent(content["active_params"] / content["params"])
     budget = "a time"
     if content["tokens"] is not None:

@@ -19,13 +19,26 @@ Page = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE.html", help="Write an HTML page with the report and the law."),
 ]
+PlaceBet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bet",
+        metavar="SETTINGS",
+        help="Write a prediction of settings with more compute, 'k=2 train.tokens=4e6', before their run. Repeatable.",
+    ),
+]
+ShowBets = Annotated[
+    bool, typer.Option("--bets", help="Score the bets of these sweeps, or of all, against the runs made since.")
+]
 
 
-def scaling(
+def scaling(  # noqa: PLR0913  (an argument for each option)
     sweeps: Sweeps = None,
     law: Law = "auto",
     predict: Predict = None,
     validate: Validate = False,
+    bet: PlaceBet = None,
+    bets: ShowBets = False,
     where: Where = None,
     as_json: AsJson = False,
     page: Page = None,
@@ -36,7 +49,15 @@ def scaling(
     Examples:
         moe scaling isoflop
         moe scaling isoflop --predict 'expert=64 k=2'
+        moe scaling scaling --bet 'expert=16 k=2 train.tokens=4e6'
     """
+    if bet is not None or bets:
+        _refuse_others(bool(bet is not None and bets), law, predict, validate, where, page)
+        if bet is not None:
+            _place_bets(sweeps or [], bet, as_json, outputs)
+        else:
+            _score_bets(sweeps or [], as_json, outputs)
+        return
     from moe_cli.cli.console import Terminal, print_lines, text_width
     from moe_cli.report.load import load_selection, title_of
     from moe_cli.report.scaling.analysis import analyse, analysis_record
@@ -66,3 +87,52 @@ def scaling(
     else:
         console = Terminal(highlight=False, emoji=False, markup=False)
         print_lines(console, analysis_lines(found, title, text_width(console)))
+
+
+def _refuse_others(
+    both: bool, law: str, predict: list[str] | None, validate: bool, where: str | None, page: Path | None
+) -> None:
+    """Raises ConfigError for options that have no effect on bets."""
+    others = {
+        "--bets": both,
+        "--law": law != "auto",
+        "--predict": bool(predict),
+        "--validate": validate,
+        "--where": where is not None,
+        "--output": page is not None,
+    }
+    if found := [name for name, is_used in others.items() if is_used]:
+        raise ConfigError(f"{' and '.join(found)} cannot be combined with {'--bet' if both else '--bet or --bets'}.")
+
+
+def _place_bets(sweeps: list[str], texts: list[str], as_json: bool, outputs: Path | None) -> None:
+    from moe_cli.cli.console import Terminal, print_lines, text_width
+    from moe_cli.report.scaling.bet_forecast import make_bets
+    from moe_cli.report.scaling.bet_scores import bets_record, score
+    from moe_cli.report.scaling.bet_text import placed_lines
+    from moe_cli.report.scaling.bets import write_bet
+    from moe_cli.runs.folder import outputs_folder
+
+    if len(sweeps) != 1:
+        raise ConfigError("--bet rests on the runs of one sweep: moe scaling SWEEP --bet 'expert=16 train.tokens=4e6'")
+    folder, placed = make_bets(outputs_folder(outputs), sweeps[0], texts)
+    files = [write_bet(folder, bet) for bet in placed]
+    if as_json:
+        print_json(bets_record([score(bet, {}) for bet in placed]))
+        return
+    console = Terminal(highlight=False, emoji=False, markup=False)
+    print_lines(console, placed_lines(placed, files, text_width(console)))
+
+
+def _score_bets(sweeps: list[str], as_json: bool, outputs: Path | None) -> None:
+    from moe_cli.cli.console import Terminal, print_lines, text_width
+    from moe_cli.report.scaling.bet_scores import bets_record, score_bets
+    from moe_cli.report.scaling.bet_text import score_lines
+    from moe_cli.runs.folder import outputs_folder
+
+    outcomes = score_bets(outputs_folder(outputs), sweeps)
+    if as_json:
+        print_json(bets_record(outcomes))
+    else:
+        console = Terminal(highlight=False, emoji=False, markup=False)
+        print_lines(console, score_lines(outcomes, text_width(console)))

@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from moe_cli.cli.console import print_lines
 from moe_cli.cli.runs.show import wrap_labelled
+from moe_cli.config.ranges import format_setting
 from moe_cli.data.load import data_notes
 from moe_cli.execution.estimate import RunEstimate
 from moe_cli.execution.memory import PROCESS_BYTES, memory_bytes
@@ -17,7 +18,7 @@ from moe_cli.formatting import count, duration, format_bytes, format_flops, perc
 def model_label(estimate: RunEstimate) -> str:
     """Returns the model's label: gpt 8x2, gpt dense."""
     config = estimate.config
-    return f"{config.model.name} " + ("dense" if config.dense else f"{config.expert}x{config.k}")
+    return f"{config.model.name} {config.shape}"
 
 
 def print_estimate(
@@ -36,7 +37,7 @@ def print_estimate(
     active = percent(costs.num_active_params / costs.num_params)
     parameters = f"{count(costs.num_params)} total   {count(costs.num_active_params)} active ({active})"
     if not config.dense:
-        parameters += f"   sparsity {percent(1 - (config.k or 1) / config.expert)}"
+        parameters += f"   sparsity {percent(1 - config.mean_k / config.expert)}"
     rows = [("parameters", parameters)]
     if not config.dense:
         rows.append(("routing", _routing_line(estimate)))
@@ -89,10 +90,11 @@ def _routing_line(estimate: RunEstimate) -> str:
         from moe_cli.config.layer_costs import capacity_tokens
 
         within = capacity_tokens(config, config.model.context_length)
-        room = expert_capacity(within, config.expert, config.k or 1, config.capacity)
-        dropping = f"capacity {config.capacity:g} = {room:,} of {within:,} tokens per expert"
+        rooms = sorted({expert_capacity(within, config.expert, k, config.capacity) for k in config.k_values})
+        room = " to ".join(f"{number:,}" for number in dict.fromkeys((rooms[0], rooms[-1])))
+        dropping = f"capacity {config.capacity:g} = {room} of {within:,} tokens per expert"
         dropping += f", drop by {config.drop}" if config.drop else ""
     if config.trains_on_later_tokens:
         dropping += " (training sees later tokens, evaluation does not)"
     name = config.router.name if config.router else "none"
-    return f"{name}, balance {balance}, {dropping}, d_expert {config.model.d_expert}"
+    return f"{name}, balance {balance}, {dropping}, d_expert {format_setting(config.model.d_expert)}"

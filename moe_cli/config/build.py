@@ -21,6 +21,10 @@ LARGEST = sys.float_info.max
 
 # The types of plain settings.
 SCALARS = frozenset({type(None), str, int, float, bool})
+# The type of a setting with a value for each layer, or for each expert.
+WHOLE_NUMBERS = tuple[int, ...]
+# Such a list as reports have it: [1,2].
+LIST_TEXT = re.compile(r"\[\d+(,\d+)*\]")
 
 
 def flatten_dict(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -130,6 +134,14 @@ def takes_text(cls: type, name: str) -> bool:
     return bool(found) and all(takes_text(variant, rest) for variant in found)
 
 
+@cache
+def takes_list(cls: type, name: str) -> bool:
+    """Returns whether a setting takes a list of whole numbers in any variant of its group."""
+    group, _, rest = name.partition(".")
+    variants, plain = _options(_type_hints(cls).get(group))
+    return any(takes_list(variant, rest) for variant in variants) if rest else WHOLE_NUMBERS in plain
+
+
 def names_of(cls: type, prefix: str = "") -> list[str]:
     """Returns the dotted names of all settings of a dataclass, with those of every variant of its groups."""
     names: dict[str, None] = {}
@@ -187,8 +199,14 @@ def _convert(value: Any, hint: Any, key: str, limits: Limits | None = None) -> A
         return _convert_group(value, variants, key)
     if isinstance(value, tuple) and value and all(isinstance(item, PluginSettings) for item in value):  # built before
         return value
-    if plain[0] == tuple[str, ...]:
+    is_list, is_listed = isinstance(value, list | tuple), type(plain[0]) is types.GenericAlias
+    if is_listed and plain[0] != WHOLE_NUMBERS:
         return _convert_lines(value, key)
+    if isinstance(value, str) and LIST_TEXT.fullmatch(value) and WHOLE_NUMBERS in plain:
+        value, is_list = [int(number) for number in value[1:-1].split(",")], True
+    if is_listed or (is_list and WHOLE_NUMBERS in plain):
+        items = value if is_list else [value]
+        return tuple(_convert_scalar(item, int, key, False, limits or _ANY) for item in items)
     return _convert_scalar(value, plain[0], key, optional, limits or _ANY)
 
 

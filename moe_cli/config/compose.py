@@ -34,7 +34,7 @@ from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.saved import apply_changes, read_saved, split_path
 from moe_cli.config.schema import RunConfig, from_dict, is_execution
 from moe_cli.config.settings import packaged_conf, parse_conf
-from moe_cli.config.tasks import MODELS, model_use, what_follows
+from moe_cli.config.tasks import MODELS, PROBE_SELECTS, PROBES, model_use, what_follows
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.plugins import describe, find, names, origin_of, refuse_built_in
@@ -329,7 +329,7 @@ class Composer:
         follows = {
             group: name for group, name in what_follows(**names, explicit=groups).items() if name != names[group]
         }
-        follows |= self._selected_by_model(tree, follows, groups)
+        follows |= self._selected(tree, follows, groups)
         if follows:
             tree = self._grouped({**groups, **follows})
         return _Base(
@@ -340,12 +340,12 @@ class Composer:
             follows,
         )
 
-    def _selected_by_model(
-        self, tree: dict[str, Any], follows: Mapping[str, str], choices: Mapping[str, str]
-    ) -> dict[str, str]:
-        """Returns the choices that the model selects, except those given or made by an experiment."""
+    def _selected(self, tree: dict[str, Any], follows: Mapping[str, str], choices: Mapping[str, str]) -> dict[str, str]:
+        """Returns the choices that the model and the data select, except those given or made by an experiment."""
         plain, model = self.compose(), follows.get("model", str(tree["model"].get("name")))
         selects = MODELS[model].selects if model in MODELS else {}
+        if follows.get("data", tree["data"].get("name")) in PROBES:
+            selects = {**selects, **PROBE_SELECTS}
         if "router" in selects and choices.get("router", selects["router"]) != selects["router"]:
             return {}  # the balance goes with that router
         return {

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from moe_cli.config.build import did_you_mean
+from moe_cli.config.probes import ProbeConfig
 from moe_cli.config.ranges import check_between
 from moe_cli.config.settings import PluginSettings, Settings, setting
 from moe_cli.errors import ConfigError
@@ -12,7 +13,14 @@ from moe_cli.errors import ConfigError
 # Tokenizers that are made here; any other is the path of a tokenizer.json.
 TOKENIZERS = ("bytes", "chars", "bpe")
 # The settings that hold data out, as reports know them.
-HELD_OUT = ("data.val_fraction", "data.val_tokens", "data.test_fraction", "data.fold", "data.test_fold")
+HELD_OUT = (
+    "data.val_fraction",
+    "data.val_tokens",
+    "data.test_fraction",
+    "data.val_graphs",
+    "data.fold",
+    "data.test_fold",
+)
 # The largest fraction of the data that validation and test may hold out together.
 MAX_HELD_OUT_FRACTION = 0.8
 
@@ -248,6 +256,6 @@ class PluginCorpus(PluginSettings, CorpusConfig):
 RatingData = SyntheticRatingsConfig | MovieLensConfig
 ImageData = PackagedImagesConfig | FashionMnistConfig | ImageFolderConfig
 # Texts that are made into token files here.
-BuiltCorpusConfig = PackagedCorpusConfig | TextFilesConfig | HubConfig | PluginCorpus
+BuiltCorpusConfig = PackagedCorpusConfig | TextFilesConfig | HubConfig | PluginCorpus | ProbeConfig
 CorpusData = BuiltCorpusConfig | TokenFilesConfig
 DataConfig = CorpusData | ImageData | RatingData

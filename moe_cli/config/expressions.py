@@ -93,7 +93,12 @@ class Expression:
 
     def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr, values: Mapping[str, Any]) -> bool:
         first, second = self._value(left, values), self._value(right, values)
-        if isinstance(first, str):
+        if isinstance(op, ast.Eq | ast.NotEq) and any(isinstance(side, list | tuple) for side in (first, second)):
+            # As reports have the lists of settings, in text: k == [1,2].
+            first, second = (
+                format_setting(side) if isinstance(side, list | tuple) else side for side in (first, second)
+            )
+        elif isinstance(first, str):
             second = _as_text(right, second)
         elif isinstance(second, str):
             first = _as_text(left, first)

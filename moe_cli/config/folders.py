@@ -55,7 +55,7 @@ def find_user_conf(config_dir: Path | None) -> UserConf:
         return UserConf(config_dir.resolve(), is_named=True)
     here = Path.cwd() / "conf"
     if here.resolve() == packaged_conf() or not any(
-        (here / group).is_dir() for group in (*GROUPS, "sweep", "decide", "executor")
+        (here / group).is_dir() for group in (*GROUPS, "sweep", "decide", "claim", "executor")
     ):
         return UserConf()
     if (here / "config.yaml").exists():

@@ -53,6 +53,7 @@ OTHER_NAMES = {
     "coef": "balance.weight",
     "n_shared_experts": "model.shared_experts",
     "num_shared_experts": "model.shared_experts",
+    "shared_expert_intermediate_size": "model.d_shared",
     "first_k_dense_replace": "model.first_k_dense",
     "block_size": "model.context_length",
     "seq_len": "model.context_length",

@@ -2,14 +2,18 @@
 
 from bisect import bisect_right
 from collections.abc import Callable
+from functools import partial
 
 from moe_cli.config.layer_costs import (
     dense_step_flops,
     expert_params,
     experts_per_token,
+    layer_kinds,
+    mean_over_layers,
     sparse_params,
     sparse_step_flops,
 )
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 
@@ -30,10 +34,11 @@ def matched_d_expert(config: RunConfig) -> int:
 
     The quantities are counted by `moe_cli.config.layer_costs`, for a layer of E experts, S shared ones and the gates:
 
-    - active: active parameters of a token, gate + (K + S) experts; with null experts, K minus their assignments.
-    - total: all parameters, gate + (E + S) experts.
+    - active: active parameters of a token, gate + K experts + the S shared ones; null experts lower K.
+    - total: all parameters, gate + E experts + the S shared ones.
     - flops: FLOPs of an optimizer step, of model and optimizer; they depend on optim and on tokens per step.
     - model_flops: of these, the model's.
+    - With a k for each layer, active and flops are means over the sparse layers.
     - active+total+flops: as active, because one width cannot match three quantities; see `unmatched`.
 
     The width is rounded to the largest of 16, 8, 4 and 2 whose nearest multiple moves the sum by less than 1 %, because
@@ -45,7 +50,7 @@ def matched_d_expert(config: RunConfig) -> int:
     match = _quantity(config)
     target, amount = _dense_amount(config, match), _sparse_amount(config, match)
     d_ff, quantity = config.model.d_ff, QUANTITIES[match]
-    who, lower, s = f"expert={config.expert} k={config.k or 1}", "k", ""
+    who, lower, s = f"expert={config.expert} k={format_setting(config.k)}", "k", ""
     if match == "total":
         who, lower, s = f"expert={config.expert}", "expert", "s"
     advice = f"Raise model.d_ff, lower {lower}, or use match=none."
@@ -92,7 +97,7 @@ def unmatched(config: RunConfig, d_expert: int) -> str | None:
     if not differing:
         return None
     return (
-        f"expert={config.expert} k={config.k or 1}: match={ALL} cannot make all equal. In a layer, "
+        f"expert={config.expert} k={format_setting(config.k)}: match={ALL} cannot make all equal. In a layer, "
         f"{' and '.join(differing)} those of the dense one (width {d_expert})"
     )
 
@@ -105,14 +110,20 @@ def _quantity(config: RunConfig) -> str:
 def _dense_amount(config: RunConfig, match: str) -> float:
     """Returns a quantity of a dense layer."""
     if match in ("flops", "model_flops"):
-        return dense_step_flops(config, with_optimizer=match == "flops")
+        with_optimizer = match == "flops"
+        return mean_over_layers(layer_kinds(config), lambda kind: dense_step_flops(config, kind, with_optimizer))
     return expert_params(config, config.model.d_ff)
 
 
 def _sparse_amount(config: RunConfig, match: str) -> Callable[[int], float]:
     """Returns the same quantity of a layer with experts of a width; it rises with the width."""
+    kinds = layer_kinds(config)
     if match in ("flops", "model_flops"):
-        return lambda width: sparse_step_flops(config, width, with_optimizer=match == "flops")
-    experts = config.expert if match == "total" else experts_per_token(config)
-    gates, networks = sparse_params(config, 0, experts), experts + config.model.shared_experts
-    return lambda width: gates + networks * expert_params(config, width)
+        with_optimizer = match == "flops"
+        return lambda width: mean_over_layers(
+            kinds, lambda kind: sparse_step_flops(config, kind, width, with_optimizer)
+        )
+    experts = config.expert if match == "total" else mean_over_layers(kinds, partial(experts_per_token, config))
+    fixed = sparse_params(config, 0, experts)  # gates, and shared experts of a width of their own
+    networks = experts + (0 if config.model.d_shared else config.model.shared_experts)
+    return lambda width: fixed + networks * expert_params(config, width)

@@ -1,10 +1,11 @@
 """Settings of the model: one class for each family, selected by `name`, with the rules between its settings."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moe_cli.config.ranges import check_divisible
+from moe_cli.config.ranges import check_divisible, format_setting
 from moe_cli.config.settings import PluginSettings, Settings, setting
 from moe_cli.errors import ConfigError
 
@@ -18,6 +19,10 @@ class LayersConfig(Settings):
     Attributes:
         context_length: positions of one example: tokens of a window, patches of an image.
         vocab_size: rows of the embedding and the head; None means the number of token ids of the data.
+        d_expert: hidden width of an expert; a list has one width for each expert.
+        moe_layers: the layers with experts, counted from 1; of an encoder and a decoder, those of the decoder come
+            after. None means that moe_layer_freq and first_k_dense place them.
+        d_shared: hidden width of one shared expert; None means d_expert.
     """
 
     group: ClassVar[str] = "model"
@@ -30,21 +35,26 @@ class LayersConfig(Settings):
     num_layers: int = setting(at_least=1, at_most=10_000)
     d_model: int = setting(at_least=1, at_most=MAX_WIDTH)
     d_ff: int = setting(at_least=1, at_most=2**24)
-    d_expert: int | None = setting(at_least=1, at_most=2**24)
+    d_expert: int | tuple[int, ...] | None = setting(at_least=1, at_most=2**24)
     ffn_type: Literal["glu", "mlp"] = setting()
     activation: Literal["silu", "gelu", "relu", "relu2"] = setting()
     expert_dropout: float = setting(fraction=True)
     expert_init_scale: float = setting(above=0)
     shared_experts: int = setting(at_least=0, at_most=2**16)
+    d_shared: int | None = setting(at_least=1, at_most=2**24)
     shared_gate: bool = setting()
     moe_layer_freq: int = setting(at_least=1)
     first_k_dense: int = setting(at_least=0)
+    moe_layers: tuple[int, ...] | None = setting(at_least=1, at_most=10_000)
     context_length: int = setting(at_least=1, at_most=2**24)
     vocab_size: int | None = setting(at_least=1, at_most=2**32)
     dropout: float = setting(fraction=True)
     dispatch: Literal["auto", "loop", "grouped_mm", "einsum", "reference"] = setting()
 
     def check(self) -> None:
+        if self.moe_layers is not None:
+            self._check_moe_layers(self.moe_layers)
+            return
         if self.moe_layer_freq > self.layers_per_stack:
             raise ConfigError(
                 f"model.moe_layer_freq={self.moe_layer_freq} is more than {self._stack}: "
@@ -55,6 +65,15 @@ class LayersConfig(Settings):
                 f"model.first_k_dense={self.first_k_dense} leaves no layer of {self._stack} to experts. "
                 "Use expert=1 for a dense model."
             )
+
+    def _check_moe_layers(self, layers: tuple[int, ...]) -> None:
+        shown = f"model.moe_layers={format_setting(layers)}"
+        if not layers:
+            raise ConfigError(f"{shown} leaves no layer to experts. Use expert=1 for a dense model.")
+        if max(layers) > self.num_layers:
+            raise ConfigError(f"{shown}: layers count from 1 to model.num_layers={self.num_layers}.")
+        if len(set(layers)) < len(layers):
+            raise ConfigError(f"{shown} names a layer twice.")
 
     @property
     def layers_per_stack(self) -> int:
@@ -69,8 +88,11 @@ class LayersConfig(Settings):
     def sparse_layers(self) -> tuple[int, ...]:
         """Returns the layers, from 0, with experts.
 
-        In each stack these are the last of every `moe_layer_freq`, after the first `first_k_dense`.
+        They are those of `moe_layers`; or, in each stack, the last of every `moe_layer_freq`, after the first
+        `first_k_dense`.
         """
+        if self.moe_layers is not None:
+            return tuple(sorted(layer - 1 for layer in self.moe_layers))
         first = -(-(self.first_k_dense + 1) // self.moe_layer_freq) * self.moe_layer_freq - 1
         return tuple(
             stack * self.layers_per_stack + layer
@@ -82,6 +104,27 @@ class LayersConfig(Settings):
     def matrices_per_expert(self) -> int:
         """Returns 3 for a gated network (gate, up, down), 2 for a plain one."""
         return 3 if self.ffn_type == "glu" else 2
+
+    def shared_width(self, d_expert: float) -> int:
+        """Returns the hidden width of all shared experts of a layer together, which are one network."""
+        return self.shared_experts * (self.d_shared or int(d_expert))
+
+    @property
+    def mean_d_expert(self) -> float:
+        """Returns the mean width of the routed experts; 0 in a dense model."""
+        widths = self.d_expert or 0
+        return sum(widths) / len(widths) if isinstance(widths, tuple) else widths
+
+    @property
+    def block_width(self) -> int:
+        """Returns the width of the networks that are computed: of an expert, or of the blocks of unequal experts."""
+        widths = self.d_expert or 0
+        return math.gcd(*widths) if isinstance(widths, tuple) else widths
+
+    @property
+    def blocks_per_expert(self) -> float:
+        """Returns the mean number of blocks of an expert; 1 for experts of one width."""
+        return self.mean_d_expert / self.block_width if isinstance(self.d_expert, tuple) else 1
 
     @property
     def shared_gate_params(self) -> int:

@@ -11,11 +11,13 @@ MAX_COUNT = 2**31 - 1
 
 
 def format_setting(value: Any) -> str:
-    """Returns a value as a user types it: null, true, 0.5, text."""
+    """Returns a value as a user types it: null, true, 0.5, text, [1,2]."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list | tuple) and all(isinstance(item, int) for item in value):
+        return f"[{','.join(map(str, value))}]"
     return str(value)
 
 

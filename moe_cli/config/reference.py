@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from moe_cli.config.balances import METHODS, CombinedBalance
-from moe_cli.config.build import flatten_dict, options_of
+from moe_cli.config.build import WHOLE_NUMBERS, flatten_dict, options_of
 from moe_cli.config.compose import Composer
 from moe_cli.config.folders import GROUPS
 from moe_cli.config.schema import RunConfig
@@ -117,7 +117,7 @@ def type_text(classes: tuple[Any, ...], key: str, code: Callable[[str], str] = s
 def _option_text(option: Any, code: Callable[[str], str]) -> str:
     if get_origin(option) is Literal:
         return ", ".join(code(str(value)) for value in get_args(option))
-    return TYPE_NAMES.get(option, "list")
+    return TYPE_NAMES.get(option, "list of whole numbers" if option == WHOLE_NUMBERS else "list")
 
 
 def _range_text(limits: Limits | None) -> str:
@@ -265,6 +265,10 @@ def _value_schema(hint: Any, limits: Limits, line: SettingLine | None) -> dict[s
     schema: dict[str, Any] = {"description": line.comment, "default": yaml.safe_load(line.default)} if line else {}
     if get_origin(kind) is Literal:
         return {"enum": [*get_args(kind), *null], **schema}
+    if WHOLE_NUMBERS in options:
+        items = {"type": "integer", **_range_schema(limits)}
+        kinds = [items] if int in options else []
+        return {"anyOf": [*kinds, {"type": "array", "items": items}, *({"type": "null"} for _ in null)], **schema}
     if kind not in JSON_TYPES:
         return {"type": "array", "items": {"type": "string"}, **schema}
     types_allowed = [JSON_TYPES[kind], *(["null"] if null else [])]

@@ -14,8 +14,9 @@ from typing import TypeVar
 from moe_cli.config.data import TOKENIZERS, CorpusConfig, DataConfig, HubConfig, ImageData, MovieLensConfig, is_local
 from moe_cli.config.ignored_settings import Notes
 from moe_cli.config.loggers import loggers_of
-from moe_cli.config.model import T5Config, TransformerConfig, ViTConfig
-from moe_cli.config.resolve_sparse import resolve_sparse, top_k, without_experts
+from moe_cli.config.model import ModelConfig, T5Config, TransformerConfig, ViTConfig
+from moe_cli.config.probes import ProbeConfig
+from moe_cli.config.resolve_sparse import resolve_sparse, top_k, with_moe_layers, without_experts
 from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, RunConfig
 from moe_cli.config.settings import Settings, default_of, replace_group, replace_unchecked
 from moe_cli.config.tasks import RatingTask, SpanCorruption
@@ -41,6 +42,7 @@ def resolve(config: RunConfig, user_keys: Collection[str] = ()) -> Resolved:
     """
     loggers_of(config.log)
     notes, before = Notes(user_keys), config
+    config = with_moe_layers(config, notes)
     config = replace_unchecked(config, k=top_k(config))
     config.check_choice()  # the derived k too, because widths and balance depend on it
     config = _with_shape(config, notes)
@@ -63,6 +65,8 @@ def _with_shape(config: RunConfig, notes: Notes) -> RunConfig:
     """Derives settings of a model family from its sizes and the data."""
     if isinstance(config.model, ViTConfig):
         config = replace_unchecked(config, model=_with_patches(config, config.model, notes))
+    if isinstance(config.data, ProbeConfig):
+        config = replace_unchecked(config, model=_with_question(config, config.data, notes))
     if isinstance(config.model, TransformerConfig):
         config = replace_unchecked(config, model=_with_attention(config.model, notes))
     if isinstance(config.model, T5Config):
@@ -165,6 +169,17 @@ def _with_patches(config: RunConfig, model: ViTConfig, notes: Notes) -> ViTConfi
             "patches. Set model.patch_size."
         )
     return replace_unchecked(model, context_length=num_patches)
+
+
+def _with_question(config: RunConfig, data: ProbeConfig, notes: Notes) -> ModelConfig:
+    """Sets the number of positions to that of a question."""
+    length = config.model.context_length
+    if "model.context_length" in notes.user_keys and length != data.context_length:
+        raise ConfigError(
+            f"model.context_length={length}: a question of data={data.name} has {data.context_length} tokens. "
+            "Leave model.context_length out."
+        )
+    return replace_unchecked(config.model, context_length=data.context_length)
 
 
 def _num_heads(model: TransformerConfig | T5Config) -> int:

@@ -14,8 +14,10 @@ from moe_cli.config.balances import (
 from moe_cli.config.ignored_settings import ROUTING_AT_EVALUATION, SPARSE_ONLY, Notes
 from moe_cli.config.matching import ALL, matched_d_expert, unmatched
 from moe_cli.config.model import T5Config
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
+    GateConfig,
     HashConfig,
     NoisyTopKConfig,
     PluginRouter,
@@ -27,12 +29,13 @@ from moe_cli.config.routers import (
     SoftConfig,
     SwitchConfig,
     TopKConfig,
+    gate_params,
     null_experts,
     sums_to_one,
     takes_one,
 )
-from moe_cli.config.schema import DEFAULT_TOP_K, MuonConfig, RunConfig
-from moe_cli.config.settings import replace_group, replace_unchecked
+from moe_cli.config.schema import DEFAULT_TOP_K, PLACEMENT, AdamWConfig, MuonConfig, RunConfig, SGDConfig
+from moe_cli.config.settings import default_of, replace_group, replace_unchecked
 from moe_cli.errors import ConfigError
 
 MAX_EXPERT_PERIOD = 4
@@ -43,24 +46,46 @@ ROUTERS_WITH_BIAS: dict[type, tuple[str, ...]] = {
 }
 
 
-def top_k(config: RunConfig) -> int:
-    """Returns k, or its default."""
+def top_k(config: RunConfig) -> int | tuple[int, ...]:
+    """Returns k, or its default; one number for a list of equal ones."""
     if config.dense:
         return 1
     if config.k is not None and not isinstance(config.router, SoftConfig):
-        return config.k
+        is_list = isinstance(config.k, tuple) and len(config.k) == len(config.sparse_layers)
+        return config.k_values[0] if is_list and len(set(config.k_values)) == 1 else config.k
     return 1 if takes_one(config.router) else min(DEFAULT_TOP_K, config.expert)
 
 
-def default_expert_period(num_experts: int, top_k: int) -> int:
+def default_expert_period(num_experts: int, top_k: float) -> int:
     """Returns the steps in which an expert gets a quarter of the tokens of a step, at most MAX_EXPERT_PERIOD.
 
     docs/benchmarks.md has the losses and times of other periods.
     """
-    return max(1, min(MAX_EXPERT_PERIOD, num_experts // (4 * top_k)))
+    return max(1, min(MAX_EXPERT_PERIOD, int(num_experts / (4 * top_k))))
 
 
-def without_experts(config: RunConfig, notes: Notes, initial_k: int | None) -> RunConfig:
+def with_moe_layers(config: RunConfig, notes: Notes) -> RunConfig:
+    """Sorts the list of layers with experts, and removes the rules that it replaces, or a list that is the default.
+
+    Raises:
+        ConfigError: the user gave the list and a rule.
+    """
+    model = config.model
+    if model.moe_layers is None:
+        return config
+    for name in PLACEMENT:
+        if f"model.{name}" in notes.user_keys:
+            raise ConfigError(
+                f"model.moe_layers={format_setting(model.moe_layers)} and "
+                f"model.{name}={getattr(model, name)} both place the experts: give one of them."
+            )
+    ruled = replace_unchecked(model, moe_layers=None, **{name: default_of(model, name) for name in PLACEMENT})
+    layers = tuple(sorted(model.moe_layers))
+    placed = ruled if ruled.sparse_layers == model.sparse_layers else replace_unchecked(ruled, moe_layers=layers)
+    return replace_unchecked(config, model=placed)
+
+
+def without_experts(config: RunConfig, notes: Notes, initial_k: int | tuple[int, ...] | None) -> RunConfig:
     """Removes the settings of experts from a dense configuration. `initial_k` is k before resolution; None if unset."""
     keys = SPARSE_ONLY if initial_k not in (None, 1) else (key for key in SPARSE_ONLY if key != "k")
     notes.ignored("expert=1 is dense", *keys)
@@ -69,14 +94,16 @@ def without_experts(config: RunConfig, notes: Notes, initial_k: int | None) -> R
         "model",
         d_expert=None,
         shared_experts=0,
+        d_shared=None,
         shared_gate=False,
         expert_dropout=0.0,
         expert_init_scale=1.0,
         moe_layer_freq=1,
         first_k_dense=0,
+        moe_layers=None,
         dispatch="auto",
     )
-    config = replace_group(config, "optim", skip_idle_experts=False)
+    config = replace_group(config, "optim", skip_idle_experts=False, router_lr=None)
     if isinstance(config.optim, MuonConfig):
         config = replace_group(config, "optim", expert_period=1)
     config = replace_group(config, "launch", expert_parallel_size=1)
@@ -92,16 +119,16 @@ def without_experts(config: RunConfig, notes: Notes, initial_k: int | None) -> R
     )
 
 
-def resolve_sparse(config: RunConfig, notes: Notes, initial_k: int | None) -> RunConfig:
+def resolve_sparse(config: RunConfig, notes: Notes, initial_k: int | tuple[int, ...] | None) -> RunConfig:
     """Resolves the settings of experts. `initial_k` is k before resolution; None if unset."""
-    if not config.model.shared_experts and config.model.shared_gate:
-        config = replace_group(config, "model", shared_gate=False)
-        notes.ignored("there are no model.shared_experts", "model.shared_gate")
+    if not config.model.shared_experts:
+        config = replace_group(config, "model", shared_gate=False, d_shared=None)
+        notes.ignored("there are no model.shared_experts", "model.shared_gate", "model.d_shared")
     uses_d_ff = len(config.sparse_layers) < config.model.num_layers or config.train.upcycle_from is not None
     if config.match == "none" and config.model.d_expert is not None and not uses_d_ff:
         notes.ignored("match=none leaves the width of experts to model.d_expert", "model.d_ff")
     if isinstance(config.optim, MuonConfig) and config.optim.expert_period is None:
-        config = replace_group(config, "optim", expert_period=default_expert_period(config.expert, top_k(config)))
+        config = replace_group(config, "optim", expert_period=default_expert_period(config.expert, config.mean_k))
     config = _with_router(config, notes)
     if config.eval.k == config.k:  # before the test whether evaluation has another k
         config = replace_group(config, "eval", k=None)
@@ -119,7 +146,9 @@ def resolve_sparse(config: RunConfig, notes: Notes, initial_k: int | None) -> Ru
 def _with_router(config: RunConfig, notes: Notes) -> RunConfig:
     router = config.router or TopKConfig()
     if isinstance(router, TopKConfig | SigmoidConfig) and router.renormalise is None:
-        router = replace_unchecked(router, renormalise=config.k != 1)
+        # Where layers differ in it, null stays: true in those with k > 1.
+        renormalise = {k > 1 for k in config.k_values}
+        router = replace_unchecked(router, renormalise=renormalise.pop() if len(renormalise) == 1 else None)
     if isinstance(router, SigmoidConfig) and router.groups == router.top_groups > 1:
         notes.ignored("router.top_groups=router.groups is no limit", "router.groups", "router.top_groups")
         router = replace_unchecked(router, groups=1, top_groups=1)
@@ -127,21 +156,40 @@ def _with_router(config: RunConfig, notes: Notes) -> RunConfig:
         config, router=router, balance=config.balance or NoBalance(), drop=config.drop or "position"
     )
     d_expert = _d_expert(config)
-    if config.match == ALL and (differing := unmatched(config, d_expert)):
+    if config.match == ALL and isinstance(d_expert, int) and (differing := unmatched(config, d_expert)):
         notes.lines.append(differing + ". Compare them also at match=total and match=flops.")
-    return replace_group(config, "model", d_expert=d_expert)
+    d_shared = None if config.model.d_shared == d_expert else config.model.d_shared
+    return _with_gate(replace_group(config, "model", d_expert=d_expert, d_shared=d_shared), notes)
 
 
-def _d_expert(config: RunConfig) -> int:
-    """Returns the width of one expert: the one that `match` requires, or the user's own."""
+def _with_gate(config: RunConfig, notes: Notes) -> RunConfig:
+    """Removes settings of the gate's weights where there are none, and a rate that is that of the other weights."""
+    optim, router = config.optim, config.router
+    rate = None if optim.router_lr == gate_rate(optim) else optim.router_lr
+    if not gate_params(router, config.model.d_model, config.expert):
+        notes.ignored("the router has no weights", "optim.router_lr", "router.init_scale")
+        rate = None
+        if isinstance(router, GateConfig):
+            config = replace_group(config, "router", init_scale=default_of(router, "init_scale"))
+    return replace_group(config, "optim", router_lr=rate)
+
+
+def gate_rate(optim: MuonConfig | AdamWConfig | SGDConfig) -> float:
+    """Returns the peak learning rate of the gates without optim.router_lr."""
+    return optim.adam_lr if isinstance(optim, MuonConfig) else optim.lr
+
+
+def _d_expert(config: RunConfig) -> int | tuple[int, ...]:
+    """Returns the width of one expert, or that of each: the one that `match` requires, or the user's own."""
     model = config.model
     if config.match == "none":
-        return model.d_expert or model.d_ff
+        widths = model.d_expert or model.d_ff
+        return widths[0] if isinstance(widths, tuple) and len(set(widths)) == 1 else widths
     matched = matched_d_expert(config)
     if model.d_expert not in (None, matched):
         raise ConfigError(
-            f"model.d_expert={model.d_expert} is set by match={config.match} to {matched}. To choose it yourself: "
-            "match=none"
+            f"model.d_expert={format_setting(model.d_expert)} is set by match={config.match} to {matched}. "
+            "To choose it yourself: match=none"
         )
     return matched
 
@@ -149,16 +197,16 @@ def _d_expert(config: RunConfig) -> int:
 def _with_copies(config: RunConfig, notes: Notes) -> RunConfig:
     """Adapts settings of a model whose experts start as copies of a dense network."""
     notes.ignored("train.upcycle_from copies the experts' first weights", "model.expert_init_scale")
-    if not sums_to_one(config.router, config.k or 1):
+    if not all(sums_to_one(config.router, k) for k in config.k_values):
         name = config.router.name if config.router else ""
         notes.lines.append(
-            f"train.upcycle_from with router={name} k={config.k}: the weights of a token's experts do not sum to 1, "
-            "so the model does not start as the dense run's function."
+            f"train.upcycle_from with router={name} k={format_setting(config.k)}: the weights of a token's "
+            "experts do not sum to 1, so the model does not start as the dense run's function."
         )
     return replace_group(config, "model", expert_init_scale=1.0)
 
 
-def _with_choice(config: RunConfig, notes: Notes, initial_k: int | None) -> RunConfig:
+def _with_choice(config: RunConfig, notes: Notes, initial_k: int | tuple[int, ...] | None) -> RunConfig:
     """Removes settings of a choice that the router does not make, and those that only state the default."""
     router = config.router
     if isinstance(router, SoftConfig | ExpertChoiceConfig):
@@ -193,10 +241,9 @@ def _with_choice(config: RunConfig, notes: Notes, initial_k: int | None) -> RunC
 
 def _with_capacity(config: RunConfig, notes: Notes) -> RunConfig:
     """Removes a capacity that holds every token: from E / K on, each expert can hold all of them."""
-    assert config.k is not None
-    chooses = isinstance(config.router, ExpertChoiceConfig)
-    most_evaluated = config.expert / (config.eval.k or config.k)
-    capacity = _equivalent_capacity(config.capacity, config.expert / config.k, chooses, "capacity", notes)
+    chooses, least = isinstance(config.router, ExpertChoiceConfig), min(config.k_values)
+    most_evaluated = config.expert / (config.eval.k or least)
+    capacity = _equivalent_capacity(config.capacity, config.expert / least, chooses, "capacity", notes)
     evaluated = _equivalent_capacity(config.eval.capacity, most_evaluated, chooses, "eval.capacity", notes)
     if chooses:  # null is 1 in training, and at evaluation the training value
         capacity = None if capacity == 1 else capacity

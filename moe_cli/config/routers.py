@@ -13,7 +13,18 @@ class _Router(Settings):
 
 
 @dataclass(frozen=True)
-class TokenChoiceConfig(_Router):
+class GateConfig(_Router):
+    """Settings of routers with a gate.
+
+    Attributes:
+        init_scale: factor of the scores that the initial weights give.
+    """
+
+    init_scale: float = setting(above=0, at_most=1e6)
+
+
+@dataclass(frozen=True)
+class TokenChoiceConfig(GateConfig):
     """Settings of routers in which each token chooses its experts by scores."""
 
     score: Literal["linear", "cosine", "mlp", "activation"] = setting()
@@ -70,7 +81,7 @@ class SinkhornConfig(TokenChoiceConfig):
 
 
 @dataclass(frozen=True)
-class ReluConfig(_Router):
+class ReluConfig(GateConfig):
     """`l1` is where the coefficient starts; each step multiplies or divides it by `l1_rate`."""
 
     name: Literal["relu"] = "relu"
@@ -79,7 +90,7 @@ class ReluConfig(_Router):
 
 
 @dataclass(frozen=True)
-class HashConfig(_Router):
+class HashConfig(GateConfig):
     name: Literal["hash"] = "hash"
     weights: Literal["learned", "constant"] = setting()
 
@@ -89,12 +100,12 @@ class HashConfig(_Router):
 
 
 @dataclass(frozen=True)
-class ExpertChoiceConfig(_Router):
+class ExpertChoiceConfig(GateConfig):
     name: Literal["expert_choice"] = "expert_choice"
 
 
 @dataclass(frozen=True)
-class SoftConfig(_Router):
+class SoftConfig(GateConfig):
     name: Literal["soft"] = "soft"
     slots: int = setting(at_least=1, at_most=2**16)
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -21,6 +22,7 @@ from moe_cli.config.data import CorpusConfig, DataConfig, PluginCorpus
 from moe_cli.config.launch import LaunchConfig, check_launch
 from moe_cli.config.loggers import LOG_KEYS, check_log
 from moe_cli.config.model import ModelConfig
+from moe_cli.config.probes import ProbeConfig
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
@@ -38,14 +40,17 @@ from moe_cli.config.settings import (
     fields_of,
     read_choice,
     read_conf,
+    replace_unchecked,
     setting,
 )
 from moe_cli.config.tasks import OWN_TEXT, TEXT_TASKS, TaskConfig, check_task
 from moe_cli.errors import ConfigError
-from moe_cli.formatting import sanitise
+from moe_cli.formatting import plural, sanitise
 from moe_cli.plugins import Origin, origin_of
 
 DEFAULT_STEPS = 1500
+# The most blocks of an expert where widths are unequal: each is a row of its own.
+MAX_BLOCKS = 64
 DEFAULT_TOP_K = 2
 Match = Literal["active", "total", "flops", "model_flops", "active+total+flops", "none"]
 BUDGETS = ("steps", "tokens", "flops", "model_flops", "minutes")
@@ -79,6 +84,7 @@ class OptimConfig(Settings):
 
     Attributes:
         skip_idle_experts: an expert without tokens in a step keeps its weights and its optimizer state.
+        router_lr: peak learning rate of the gates; None means that of the other weights of their optimizer.
         ema_decay: decay of the running average of the weights that is evaluated; None means that the weights are
             evaluated.
     """
@@ -92,6 +98,7 @@ class OptimConfig(Settings):
     min_lr_ratio: float | None = setting(between=(0, 1))
     grad_clip: float | None = setting(above=0)
     skip_idle_experts: bool = setting()
+    router_lr: float | None = setting(above=0)
     ema_decay: float | None = setting(fraction=True)
 
     def check(self) -> None:
@@ -219,11 +226,15 @@ class EvalConfig(Settings):
 
 @dataclass(frozen=True)
 class RunConfig(Settings):
-    """All settings of one run. In a resolved configuration, every derivable setting has a value."""
+    """All settings of one run. In a resolved configuration, every derivable setting has a value.
+
+    Attributes:
+        k: experts per token; a list has one value for each sparse layer, the first layer's first.
+    """
 
     group: ClassVar[str] = ""
     expert: int = setting(at_least=1, at_most=2**20)
-    k: int | None = setting(at_least=1, at_most=2**20)
+    k: int | tuple[int, ...] | None = setting(at_least=1, at_most=2**20)
     capacity: float | None = setting(above=0, at_most=1e6)
     drop: Drop | None = setting()
     renormalise_after_drop: bool = setting()
@@ -267,18 +278,61 @@ class RunConfig(Settings):
         """Raises ConfigError where the router cannot choose k experts."""
         if self.dense:
             return
-        for key, k in (("k", self.k), ("eval.k", self.eval.k)):
+        if isinstance(self.k, tuple) and len(self.k) != (number := len(self.sparse_layers)):
+            raise ConfigError(
+                f"k={format_setting(self.k)} has {plural(len(self.k), 'value')}, and the model {number} sparse "
+                f"layer{'' if number == 1 else 's'}: give {number}, the first layer's first, or one number for all."
+            )
+        for key, k in (*(("k", k) for k in self.k_values), ("eval.k", self.eval.k)):
             if k is not None and k > self.expert:
                 raise ConfigError(
                     f"{key}={k} is more than expert={self.expert}: a token cannot choose more experts than there are."
                 )
+        self._check_widths()
         if self.k is not None:
             if isinstance(self.router, HashConfig) and self.task.name == "images":
                 raise ConfigError("router=hash needs token ids, and patches of images have none. Use router=topk")
             if self.task.name == "ratings":
                 check_task_router(self.router)
-            for k in (self.k, max(self.k, self.eval.k or 1)):
+            for k in {*self.k_values, max(*self.k_values, self.eval.k or 1)}:
                 check_router(self.router, self.expert, k, causal=self.model.causal)
+
+    def _check_widths(self) -> None:
+        """Raises ConfigError for experts of unequal widths that cannot be."""
+        widths = self.model.d_expert
+        if not isinstance(widths, tuple):
+            return
+        shown = f"model.d_expert={format_setting(widths)}"
+        if len(widths) != self.expert:
+            raise ConfigError(
+                f"{shown} has {plural(len(widths), 'width')}, and expert={self.expert}: give one for each expert, "
+                "or one number for all."
+            )
+        if max(widths) > MAX_BLOCKS * self.model.block_width:
+            raise ConfigError(
+                f"{shown} is computed in blocks of the greatest common divisor, {self.model.block_width}: at most "
+                f"{MAX_BLOCKS} fit in an expert. Use multiples of a larger number, such as 16."
+            )
+        refused = [
+            (
+                self.model.shared_experts and self.model.d_shared is None,
+                "model.shared_experts",
+                "Add: model.d_shared=64",
+            ),
+            (
+                getattr(self.router, "score", None) == "activation",
+                "router.score=activation",
+                "Use router.score=linear",
+            ),
+            (
+                self.launch.expert_parallel_size > 1,
+                f"launch.expert_parallel_size={self.launch.expert_parallel_size}",
+                "Use launch.expert_parallel_size=1",
+            ),
+        ]
+        for wrong, other, instead in refused:
+            if wrong:
+                raise ConfigError(f"{shown}: {other} needs experts of one width. {instead}")
 
     def _check_shards(self) -> None:
         if self.train.compile == "on" and self.launch.num_processes > 1:
@@ -342,6 +396,11 @@ class RunConfig(Settings):
                     f"eval.{key}={getattr(self.eval, key)} has no effect on task={self.task.name}. It is for "
                     f"task={', '.join(tasks)}."
                 )
+            if getattr(self.eval, key) is not None and isinstance(self.data, ProbeConfig):
+                raise ConfigError(
+                    f"eval.{key}={getattr(self.eval, key)} has no effect on data={self.data.name}, whose questions are "
+                    "read whole. Leave it out."
+                )
         if self.eval_length > self.model.context_length:
             raise ConfigError(
                 f"eval.context_length={self.eval_length} is more than "
@@ -394,6 +453,28 @@ class RunConfig(Settings):
         return () if self.dense else self.model.sparse_layers
 
     @property
+    def k_values(self) -> tuple[int, ...]:
+        """Returns k: one value for all sparse layers, or that of each one."""
+        return self.k if isinstance(self.k, tuple) else (self.k or 1,)
+
+    @property
+    def top_ks(self) -> tuple[int, ...]:
+        """Returns k of each sparse layer, the first layer's first; none in a dense model."""
+        return () if self.dense else self.k if isinstance(self.k, tuple) else self.k_values * len(self.sparse_layers)
+
+    @property
+    def mean_k(self) -> float:
+        """Returns the mean of k over the sparse layers, a whole number as such; 1 in a dense model."""
+        mean = 1 if self.dense else sum(self.k_values) / len(self.k_values)
+        return int(mean) if mean == int(mean) else mean
+
+    def at_layer(self, layer: int) -> "RunConfig":
+        """Returns the configuration as one layer, counted from 0, has it: with its own k."""
+        if not isinstance(self.k, tuple) or layer not in self.sparse_layers:
+            return self
+        return replace_unchecked(self, k=self.k[self.sparse_layers.index(layer)])
+
+    @property
     def tokens_per_step(self) -> int:
         return self.train.batch_size * self.train.grad_accumulation * self.model.context_length
 
@@ -421,10 +502,15 @@ class RunConfig(Settings):
         return digest_of_text(_identity_text(self.to_dict(), self.sparse_layers))
 
     @property
+    def shape(self) -> str:
+        """Returns experts x chosen, such as 8x2, with the mean of k over layers: 8x2.25; or dense."""
+        mean = self.mean_k
+        return "dense" if self.dense else f"{self.expert}x{mean if isinstance(mean, int) else f'{mean:.4g}'}"
+
+    @property
     def run_id(self) -> str:
         """Returns the id of the run, such as gpt-8x2-s0-3fa91c: model, experts x chosen, seed, digest."""
-        shape = "dense" if self.dense else f"{self.expert}x{self.k}"
-        return f"{self.model.name}-{shape}-s{self.seed}-{self.digest}"
+        return f"{self.model.name}-{self.shape}-s{self.seed}-{self.digest}"
 
 
 def digest_of(values: dict[str, Any]) -> str | None:
@@ -472,6 +558,23 @@ def _sparse_layers(model: dict[str, Any]) -> tuple[int, ...]:
     return _known_layers[key]
 
 
+# Settings of a model that place its experts by a rule.
+PLACEMENT = ("moe_layer_freq", "first_k_dense")
+# Settings that were added when runs existed. At these values they are left out, so that the digests stay.
+ADDED_SETTINGS: dict[str, dict[str, Any]] = {
+    "model": {"d_shared": None, "moe_layers": None},
+    "router": {"init_scale": 1.0},
+    "optim": {"router_lr": None},
+}
+
+
+def _without(values: dict[str, Any] | None, left_out: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the settings of a group but those that have these values."""
+    if values is None:
+        return None
+    return {key: value for key, value in values.items() if key not in left_out or value != left_out[key]}
+
+
 def _identity_text(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> str:
     """Returns the settings that determine the trained model as canonical JSON; does not change `values`."""
     left_out = (
@@ -481,11 +584,13 @@ def _identity_text(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> st
     )  # results do not depend on them; match acts through the width of the experts
     values = {key: value for key, value in values.items() if key not in left_out}
     values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
+    for group, added in ADDED_SETTINGS.items():
+        values[group] = _without(values[group], added)
     if "model" in values.get("plugins", ()):  # whose layers with experts are known to the plug-in only
         return json.dumps(values, sort_keys=True)
-    # Left out, because `sparse_layers` says it: moe_layer_freq and first_k_dense; and d_ff if no layer is dense.
+    # Left out, because `sparse_layers` says it: what places the experts; and d_ff if no layer is dense.
     model = values["model"] | {"sparse_layers": sparse_layers}
-    through = ("moe_layer_freq", "first_k_dense", *(["d_ff"] if len(sparse_layers) == model["num_layers"] else []))
+    through = (*PLACEMENT, "moe_layers", *(["d_ff"] if len(sparse_layers) == model["num_layers"] else []))
     values["model"] = {key: value for key, value in model.items() if key not in through}
     return json.dumps(values, sort_keys=True)
 

@@ -56,6 +56,10 @@ class Limits:
         """Raises BadValue where the value of the setting `key` is outside."""
         if value is None or self.is_inside(value):
             return
+        if isinstance(value, tuple):
+            for item in value:
+                self.check(key, item)
+            return
         if self.between is not None:
             check_between(key, value, *self.between)
         if self.fraction:

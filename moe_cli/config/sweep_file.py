@@ -1,9 +1,11 @@
-"""conf/sweep/NAME.yaml and conf/decide/NAME.yaml: configurations, and the question on them. Does not import torch.
+"""conf/sweep, conf/decide and conf/claim: files with configurations, and the question on them. Does not import torch.
 
 A block is a product: of the values of each key of `grid`, of the rows of `zip` (keys that advance together), and of
 `points` (partial configurations), all with the settings of `set`, restricted by `where`. A sweep is a block, or the
 `union` of several; the other parts hold for each of them. A file of conf/decide is a space of candidates: it has the
-parts of a sweep that say what varies, and `rules`, the rules by which `moe decide` chooses among them.
+parts of a sweep that say what varies, and `rules`, the rules by which `moe decide` chooses among them. A file of
+conf/claim is a published claim: the sweep that tries it, its own or that of a file of conf/sweep, and the parts that
+`moe_cli.claims.claim_file` reads.
 """
 
 import io
@@ -21,7 +23,7 @@ from yaml import YAMLError
 
 from moe_cli.config.axes import Axis, Interval
 from moe_cli.config.bounds import SEEDS
-from moe_cli.config.build import check_choice, did_you_mean, takes_text
+from moe_cli.config.build import check_choice, did_you_mean, takes_list, takes_text
 from moe_cli.config.compose import Composer, first_comment, shorten_error
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import is_text
@@ -37,6 +39,19 @@ PARTS = (*BLOCK_PARTS, "union", "search", "tune", "seeds", "baseline", "baseline
 # Settings that can be tuned for each configuration before a comparison.
 TUNABLE = ("optim.lr",)
 SPACE_PARTS = (*BLOCK_PARTS, "union", "rules", "presets")
+# Parts that only a claim has; `moe_cli.claims.claim_file` reads them.
+CLAIM_OWN_PARTS = ("source", "published", "differences", "predicate")
+CLAIM_PARTS = (
+    *BLOCK_PARTS,
+    "union",
+    "tune",
+    "seeds",
+    "baseline",
+    "baseline_budgets",
+    "sweep",
+    "presets",
+    *CLAIM_OWN_PARTS,
+)
 MERGED_PARTS = ("grid", "set", "search", "rules")
 # Parts that a file takes over from those in its `defaults`; its own values change them.
 INHERITED_PARTS = ("presets", "rules")
@@ -99,16 +114,23 @@ class Block:
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of file with configurations: its folder in conf/, its noun, its parts, and a command without a file."""
+    """A kind of file with configurations.
+
+    Attributes:
+        folder: its folder in conf/, and the folder of the files in its `defaults`.
+        instead: the advice where a name means no file.
+    """
 
     folder: str
     noun: str
     parts: tuple[str, ...]
     instead: str
+    base_folder: str
 
 
-SWEEP = FileKind("sweep", "sweep", PARTS, "moe sweep k=1,2")
-SPACE = FileKind("decide", "space", SPACE_PARTS, "moe decide experts k=1,2")
+SWEEP = FileKind("sweep", "sweep", PARTS, "Or give values: moe sweep k=1,2", "sweep")
+SPACE = FileKind("decide", "space", SPACE_PARTS, "Or give values: moe decide experts k=1,2", "decide")
+CLAIM = FileKind("claim", "claim", CLAIM_PARTS, "To list them: moe reproduce", "sweep")
 
 
 @dataclass(frozen=True)
@@ -122,6 +144,7 @@ class SweepFile:
         search: the search settings; None means that all configurations are run.
         tune: the setting that is tuned for each configuration before the comparison; None means none.
         rules: the rules of a decision, as they are written; empty for a sweep.
+        claim: the parts that only a claim has, as they are written.
     """
 
     name: str
@@ -133,6 +156,7 @@ class SweepFile:
     tune: str | None = None
     baseline_budgets: tuple[float, ...] = ()
     rules: Partial = field(default_factory=dict)
+    claim: Partial = field(default_factory=dict)
 
 
 def list_sweeps(composer: Composer, kind: FileKind = SWEEP) -> list[str]:
@@ -162,12 +186,13 @@ def load_sweep_file(composer: Composer, name: str, preset: str = DEFAULT_PRESET,
     if path is None and name not in names:
         raise ConfigError(
             f"no {kind.noun} '{name}'.{did_you_mean(name, names)} There are: {', '.join(names)}. "
-            f"Or give values: {kind.instead}{composer.misnamed(kind.folder, name)}"
+            f"{kind.instead}{composer.misnamed(kind.folder, name)}"
         )
-    file = path or _file_of(composer, name, kind)
+    file = path or _file_of(composer, name, kind.folder)
     content = _read(file)
     try:
         content = _with_bases(composer, content, kind)
+        content = _with_sweep(composer, content) if kind is CLAIM else content
         parts = _with_preset(known_parts(content, kind.parts, f"a {kind.noun}"), name, preset, kind)
         return SweepFile(
             path.stem if path else name,
@@ -179,19 +204,18 @@ def load_sweep_file(composer: Composer, name: str, preset: str = DEFAULT_PRESET,
             _tune(parts),
             _baseline_budgets(parts),
             _mapping(parts, "rules"),
+            {part: parts[part] for part in CLAIM_OWN_PARTS if part in parts},
         )
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 
 
-def _file_of(composer: Composer, name: str, kind: FileKind) -> Path:
-    """Returns the file conf/sweep/NAME.yaml that is used. Raises ConfigError where there is none."""
-    file = next(
-        (path for folder in composer.folders if (path := folder / kind.folder / f"{name}.yaml").is_file()), None
-    )
+def _file_of(composer: Composer, name: str, group: str, part: str = "defaults") -> Path:
+    """Returns the file conf/GROUP/NAME.yaml that is used. Raises ConfigError where there is none."""
+    file = next((path for folder in composer.folders if (path := folder / group / f"{name}.yaml").is_file()), None)
     if file is None:
-        raise ConfigError(f"defaults: there is no conf/{kind.folder}/{name}.yaml.")
-    composer.remember(f"{kind.folder}/{name}.yaml")
+        raise ConfigError(f"{part}: there is no conf/{group}/{name}.yaml.")
+    composer.remember(f"{group}/{name}.yaml")
     return file
 
 
@@ -214,13 +238,30 @@ def _with_bases(composer: Composer, content: Any, kind: FileKind) -> Any:
     shared: dict[str, dict[str, Any]] = {part: {} for part in INHERITED_PARTS}
     for base in bases if isinstance(bases, list) else [bases]:
         if base != "_self_":
-            parts = _read(_file_of(composer, str(base), kind))
+            parts = _read(_file_of(composer, str(base), kind.base_folder))
             shared = {part: {**shared[part], **_mapping(parts, part)} for part in INHERITED_PARTS}
     own = {part: _mapping(content, part) for part in INHERITED_PARTS}
     names = (*shared["presets"], *own["presets"])
     presets = {name: _changed(shared["presets"].get(name, {}), own["presets"].get(name, {})) for name in names}
     inherited = {"presets": presets, "rules": {**shared["rules"], **own["rules"]}}
     return {**content, **{part: values for part, values in inherited.items() if values or part in content}}
+
+
+def _with_sweep(composer: Composer, content: Any) -> Any:
+    """Returns the content of a claim with the parts of the sweep that it names; its own parts change these.
+
+    Without a baseline of its own, a claim has none: only what its predicate compares is run.
+    """
+    if not isinstance(content, dict):
+        return content
+    content = {"baseline": None, **content}
+    if "sweep" not in content:
+        return content
+    named = _read(_file_of(composer, str(content.pop("sweep")), SWEEP.folder, "sweep"))
+    named = known_parts(_with_bases(composer, named, SWEEP), PARTS, "a sweep")
+    own = _mapping(content, "presets")
+    presets = {name: _changed(changes, own.get(name, {})) for name, changes in _mapping(named, "presets").items()}
+    return {**_changed(named, content), "presets": {**own, **presets}}
 
 
 def _with_preset(parts: dict[str, Any], name: str, preset: str, kind: FileKind) -> dict[str, Any]:
@@ -301,7 +342,7 @@ def _fixed(parts: Mapping[str, Any]) -> list[Dimension]:
     """Returns the dimensions that hold for all points: `set`, `match` and `budget`."""
     fixed = _mapping(parts, "set")
     for key, value in fixed.items():
-        if isinstance(value, list | dict):
+        if isinstance(value, dict) or (isinstance(value, list) and not takes_list(RunConfig, key)):
             raise ConfigError(f"set.{key} must be one value. Several stand in grid.")
     if "match" in parts:
         check_choice("match", parts["match"], get_args(Match))

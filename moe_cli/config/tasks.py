@@ -151,6 +151,10 @@ TEXTS = (
 )
 IMAGES = ("digits", "mnist5k", "fashion_mnist", "image_folder")
 RATINGS = ("ratings", "movielens")
+# Generated questions, for models that write their answers.
+PROBES = ("phonebook", "shortest_path", "modular")
+# The choices that probes select unless they are given.
+PROBE_SELECTS = {"train": "probes"}
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,8 @@ class ModelUse:
 
 # The first model of a task is the one that the task selects.
 MODELS = {
-    "gpt": ModelUse("causal_lm", TEXTS, "text"),
-    "lstm": ModelUse("causal_lm", TEXTS, "text", {"router": "noisy_topk", "balance": "importance+load"}),
+    "gpt": ModelUse("causal_lm", (*TEXTS, *PROBES), "text"),
+    "lstm": ModelUse("causal_lm", (*TEXTS, *PROBES), "text", {"router": "noisy_topk", "balance": "importance+load"}),
     "bert": ModelUse("masked_lm", TEXTS, "text"),
     "t5": ModelUse("span_corruption", TEXTS, "text"),
     "vit": ModelUse("images", IMAGES, "image_folder"),
@@ -180,7 +184,7 @@ MODELS = {
 }
 # The choice of one's own texts. The texts of plug-ins fit the same tasks.
 OWN_TEXT = "text"
-TEXT_TASKS = tuple(dict.fromkeys(use.task for use in MODELS.values() if use.data is TEXTS))
+TEXT_TASKS = tuple(dict.fromkeys(use.task for use in MODELS.values() if OWN_TEXT in use.data))
 # Models whose predictions must not depend on later tokens (of t5, in the decoder).
 CAUSAL_MODELS = tuple(name for name, use in MODELS.items() if use.task in ("causal_lm", "span_corruption"))
 

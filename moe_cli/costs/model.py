@@ -15,7 +15,7 @@ D width, F hidden width of an expert, E experts, K chosen, K' chosen experts tha
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from moe_cli.config.layer_costs import (
     TRAINING_PASSES,
@@ -24,13 +24,16 @@ from moe_cli.config.layer_costs import (
     dense_matrices,
     expert_params,
     experts_per_token,
+    last_layer_kind,
+    layer_kinds,
+    mean_over_layers,
     optimizer_flops,
     slots_per_token,
     sparse_forward_flops,
     sparse_matrices,
     sparse_params,
-    stack_input_fraction,
     stack_input_lengths,
+    sum_of_inputs,
     updated_experts,
 )
 from moe_cli.config.routers import HashConfig, RandomConfig, SoftConfig, SwitchConfig, null_experts
@@ -102,30 +105,38 @@ class Cost:
 def estimate_cost(config: RunConfig, vocab_size: int) -> Cost:
     """Estimates the cost of a resolved configuration."""
     model, backbone = config.model, backbone_cost(config, vocab_size)
-    sparse, input_fraction, d_expert = len(config.sparse_layers), stack_input_fraction(config), model.d_expert or 0
-    dense = model.num_layers - sparse
-    networks = dense * expert_params(config, model.d_ff)
+    sparse, d_expert, kinds = len(config.sparse_layers), model.mean_d_expert, layer_kinds(config)
+    dense_network = expert_params(config, model.d_ff)
     experts = config.expert * expert_params(config, d_expert)
-    forward = 2 * (backbone.matmul_params + input_fraction * networks) + backbone.flops_per_token
-    active = total = backbone.num_params + networks
-    if sparse:
-        forward += input_fraction * sparse * sparse_forward_flops(config, d_expert)
-        active += round(sparse * sparse_params(config, d_expert, experts_per_token(config)))
-        total += round(sparse * sparse_params(config, d_expert, config.expert))
+    forward = 2 * (backbone.matmul_params + sum_of_inputs(config)[0] * dense_network) + backbone.flops_per_token
+    active = total = backbone.num_params + round((model.num_layers - sparse) * dense_network)
+    forward += sum(
+        kind.number * kind.input_fraction(config) * sparse_forward_flops(config, kind, d_expert) for kind in kinds
+    )
+    active += round(
+        sum(kind.number * sparse_params(config, d_expert, experts_per_token(config, kind)) for kind in kinds)
+    )
+    total += round(sparse * sparse_params(config, d_expert, config.expert))
     muon = isinstance(config.optim, MuonConfig)
-    padding = max(0.0, slots_per_token(config) - computed_per_token(config)) if sparse else 0.0
+    padding = sum(
+        kind.number
+        * kind.input_fraction(config)
+        * max(0.0, slots_per_token(config, kind) - computed_per_token(config, kind))
+        for kind in kinds
+    )
+    updated = mean_over_layers(kinds, partial(updated_experts, config)) if sparse else 0.0
     return Cost(
         num_params=total,
         num_active_params=active,
         num_embedding_params=backbone.embedding_params,
-        num_expert_params=sparse * experts,
+        num_expert_params=round(sparse * experts),
         forward_flops_per_token=round(forward),
         model_flops_per_token=round(TRAINING_PASSES * forward - backbone.constant_input_flops),
-        optimizer_flops_per_step=optimizer_flops(config, _matrices(config, sparse, backbone, updated_experts(config))),
+        optimizer_flops_per_step=optimizer_flops(config, _matrices(config, sparse, backbone, updated)),
         tokens_per_step=config.tokens_per_step,
-        padding_flops_per_token=2 * expert_params(config, d_expert) * sparse * input_fraction * padding,
+        padding_flops_per_token=2 * expert_params(config, d_expert) * padding,
         state_bytes=BYTES_PER_PARAM * (_copies_per_param(config) * total - _muon_params(config, sparse, backbone)),
-        expert_state_bytes=BYTES_PER_PARAM * sparse * experts * (_copies_per_param(config) - muon),
+        expert_state_bytes=BYTES_PER_PARAM * round(sparse * experts) * (_copies_per_param(config) - muon),
         activation_bytes=round(BYTES_PER_VALUE * _activations(config, sparse, backbone)),
         num_sparse_layers=sparse,
     )
@@ -136,7 +147,7 @@ def _matrices(config: RunConfig, sparse: int, backbone: Backbone, experts: float
     return add_matrices(
         (1, backbone.matrices),
         (config.model.num_layers - sparse, dense_matrices(config)),
-        (sparse, sparse_matrices(config, config.model.d_expert or 0, experts)),
+        (sparse, sparse_matrices(config, config.model.mean_d_expert, experts)),
     )
 
 
@@ -166,7 +177,8 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
 
     Saved per token in addition to the backbone:
     - dense layer: 3 F if gated, else 2 F, or F with relu;
-    - experts: K' (D + 2 F) if gated, else K' (D + F), and K' F with dropout;
+    - experts: K' (D + 2 F) if gated, else K' (D + F), and K' F with dropout; experts of unequal widths have a row of D
+      for each of their blocks;
     - router: E probabilities, 2 D with jitter, and about 7 K' for the routing record;
     - router=soft instead: four mixtures of E S, the record (7 E), the normalised input (2 D), slot outputs (K' D).
 
@@ -186,18 +198,22 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     # relu saves its output only.
     copies = 3 if gated else 1 if model.activation == "relu" else 2
     dense = copies * model.d_ff
-    d_expert = model.d_expert or 0
-    computed = computed_per_token(config)
+    d_expert, blocks = model.mean_d_expert, model.blocks_per_expert
     masks = 1 if model.expert_dropout else 0
-    rows = computed * (width + ((2 if gated else 1) + masks) * d_expert + 1 + 3 * FLOATS_PER_INT64)
-    shared = copies * model.shared_experts * d_expert + model.shared_gate_params
+    row = blocks * (width + 1 + 3 * FLOATS_PER_INT64) + ((2 if gated else 1) + masks) * d_expert
+    shared = copies * model.shared_width(d_expert) + model.shared_gate_params
     router = config.router
     scores: float = 0 if isinstance(router, RandomConfig | HashConfig) else config.expert + null_experts(router)
     scores += 2 * width if isinstance(router, SwitchConfig) and router.jitter else 0
+    dense_inputs, sparse_inputs = sum_of_inputs(config)
+    computed = sum(
+        kind.number * kind.input_fraction(config) * computed_per_token(config, kind) for kind in layer_kinds(config)
+    )
     if isinstance(router, SoftConfig):
-        scores = config.expert * (4 * router.slots + 7) + 2 * width + computed * width
-    ffn = narrowed * ((model.num_layers - sparse) * dense + sparse * (rows + shared)) + sparse * scores
-    backward = 2 * width + (7 if gated else 4) * d_expert / (config.expert if model.dispatch == "loop" else 1)
+        scores = config.expert * (4 * router.slots + 7) + 2 * width
+    ffn = narrowed * (dense_inputs * dense + computed * row + sparse_inputs * shared) + sparse_inputs * scores
+    ffn += computed * width if isinstance(router, SoftConfig) else 0
+    backward = 2 * blocks * width + (7 if gated else 4) * d_expert / (config.expert if model.dispatch == "loop" else 1)
     cast_weights = 0.0
     if is_narrow:
         networks = (model.num_layers - sparse) * model.d_ff + sparse * config.expert * d_expert
@@ -209,12 +225,16 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
         else 0
     )
     last_layer_tokens = config.train.batch_size * stack_input_lengths(config)[-1]
+    last_rows = 0.0
+    if sparse:
+        last = last_layer_kind(config)
+        last_rows = config.train.batch_size * last.input_length * computed_per_token(config, last)
     peak_extra = max(
         3 * tokens * backbone.logits_per_token,
-        narrowed * last_layer_tokens * computed * backward + gradients if sparse else 0,
+        narrowed * last_rows * backward + gradients if sparse else 0,
         narrowed * last_layer_tokens * last_dense,
     )
-    per_token = backbone.saved_values_per_token + stack_input_fraction(config) * ffn
+    per_token = backbone.saved_values_per_token + ffn
     return tokens * per_token + cast_weights + peak_extra
 
 
@@ -225,15 +245,10 @@ def all_to_all_bytes_per_step(config: RunConfig, ranks: int) -> float:
     and its output back, and the gradients of both. At even load a fraction 1 / W stays on its rank (GShard,
     arXiv:2006.16668).
     """
-    sparse = len(config.sparse_layers)
-    rows = (
-        sparse
-        * config.tokens_per_step
-        * stack_input_fraction(config)
-        * computed_per_token(config)
-        * (ranks - 1)
-        / ranks
+    computed = sum(
+        kind.number * kind.input_fraction(config) * computed_per_token(config, kind) for kind in layer_kinds(config)
     )
+    rows = config.tokens_per_step * computed * (ranks - 1) / ranks
     return 4 * rows * config.model.d_model * BYTES_PER_VALUE
 
 
@@ -245,7 +260,13 @@ def tokens_per_expert(config: RunConfig, tokens: float) -> float:
     """
     if config.dense:
         return tokens
-    return tokens * stack_input_fraction(config) * computed_per_token(config) / config.expert
+    return (
+        tokens
+        * mean_over_layers(
+            layer_kinds(config), lambda kind: kind.input_fraction(config) * computed_per_token(config, kind)
+        )
+        / config.expert
+    )
 
 
 def training_steps(config: RunConfig, vocab_size: int) -> int | None:

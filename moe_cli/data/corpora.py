@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ from moe_cli.config.data import (
     TextFilesConfig,
     TokenFilesConfig,
 )
+from moe_cli.config.probes import ProbeConfig
 from moe_cli.config.settings import fields_of
+from moe_cli.config.tasks import PROBES
 from moe_cli.data.bpe import hash_tokenizer_file, read_tokenizer
 from moe_cli.data.cached import OF_ALL_DATA, BlockChecksums
 from moe_cli.data.corpus_builder import build
@@ -26,6 +28,7 @@ from moe_cli.data.corpus_files import CorpusSource, list_texts
 from moe_cli.data.dataset import Dataset, NotBuilt, cache_key, load_or_build, source
 from moe_cli.data.hub import list_hub
 from moe_cli.data.packaged_corpora import list_installed
+from moe_cli.data.probes import list_questions
 from moe_cli.data.shards import LARGE_SPLIT_TOKENS, Shard, Tokens
 from moe_cli.data.splits import MAX_DOMAINS, SPLITS
 from moe_cli.data.token_files import describe_token_files
@@ -35,11 +38,11 @@ from moe_cli.errors import DataError
 from moe_cli.formatting import count, format_bytes, plural
 from moe_cli.plugins import origin_of, plugin_of
 
-FORMAT = 10
+FORMAT = 11
 _META = {
     **OF_ALL_DATA,
     **dict.fromkeys(("num_bytes", "num_skipped", "num_used"), int),
-    **dict.fromkeys(("missing", "not_text", "domain_bytes"), list),
+    **dict.fromkeys(("missing", "not_text", "domain_bytes", "ngrams"), list),
     **dict.fromkeys(("lossless", "by_name"), bool),
     **dict.fromkeys(("tokenizer_sha256", "ignored_split_names"), str | None),
     "tokenizer": dict,
@@ -128,6 +131,11 @@ class Corpus(Dataset[Tokens]):
             return [*self.meta.get("notes", ()), *_on_tokens(self.meta)]
         return [*self.meta.get("notes", ()), *_on_texts(self.meta), *self.domains_without_validation()]
 
+    def with_test_split(self) -> Self:
+        if self.meta["name"] in PROBES:
+            raise DataError(f"{self.meta['source']} has no test split: questions are generated. Use --split validation")
+        return super().with_test_split()
+
     def domains_without_validation(self) -> list[str]:
         """Returns a note on domains without validation text, if there are only a few domains."""
         names = self.meta["domains"]
@@ -176,6 +184,8 @@ def texts_of(data: BuiltCorpusConfig, outputs: Path | None = None) -> CorpusSour
         return list_texts(data, outputs)
     if isinstance(data, PluginCorpus):
         return _plugin_texts(data)
+    if isinstance(data, ProbeConfig):
+        return list_questions(data)
     return list_hub(data, outputs) if isinstance(data, HubConfig) else list_installed(data)
 
 
@@ -237,7 +247,7 @@ def _check_length(corpus: Corpus, data: CorpusData, context_length: int) -> None
 
 def _on_texts(meta: dict[str, Any]) -> list[str]:
     lines = []
-    if meta["by_name"]:
+    if meta["by_name"] and meta["name"] not in PROBES:
         sizes = [f"{name} {count(meta[f'{name}_tokens'])}" for name in SPLITS if meta[f"{name}_tokens"]]
         lines.append(f"split by the names of files and folders: {', '.join(sizes)} tokens")
     if meta["ignored_split_names"]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.config.data import TOKENIZERS, BuiltCorpusConfig, TextFilesConfig
+from moe_cli.config.probes import ProbeConfig
 from moe_cli.data.baselines import bigram_bits_per_byte, gzip_bits_per_byte, unigram_baselines
 from moe_cli.data.bpe import SEPARATOR, SubwordTokenizer, read_tokenizer, slice_utf8, train_bpe
 from moe_cli.data.cache_folders import atomic_folder
@@ -25,6 +26,7 @@ from moe_cli.data.cached import META
 from moe_cli.data.corpus_files import CorpusFile, CorpusSource
 from moe_cli.data.dataset import source
 from moe_cli.data.documents import NotText
+from moe_cli.data.ngrams import ngram_statistics
 from moe_cli.data.shards import Shard, ShardWriter, Tokens
 from moe_cli.data.splits import MAX_DOMAINS, SPLIT_LABELS, SPLITS, TEST, TRAIN, Split, split_documents
 from moe_cli.data.tokenizers import CharTokenizer, Tokenizer, make_tokenizer
@@ -108,7 +110,7 @@ def build(data: BuiltCorpusConfig, texts: CorpusSource, folder: Path) -> None:
         tokenizer = train_bpe(_training_texts(texts.files, scan, split), data.num_bpe_tokens)
     else:
         tokenizer = loaded_tokenizer or make_tokenizer(
-            data.tokenizer, [*scan.alphabet, *([SEPARATOR] if has_many_documents else [])]
+            data.tokenizer, [*(texts.alphabet or scan.alphabet), *([SEPARATOR] if has_many_documents else [])]
         )
     with atomic_folder(folder, "token files") as temporary:
         encoded = _write(texts.files, scan, split, tokenizer, temporary)
@@ -125,6 +127,8 @@ def _meta(
     splits = dict(zip(SPLITS, encoded.shards, strict=True))
     train, val = Tokens(splits["train"], dtype), Tokens(splits["val"], dtype)
     domains = _domain_names(texts.files, scan)
+    # Results of trivial models on the whole text say nothing about answers.
+    has_references = encoded.lossless and not isinstance(data, ProbeConfig)
     return {
         "name": data.name,
         "source": source(data),
@@ -150,9 +154,10 @@ def _meta(
         "ignored_split_names": texts.ignored_split_names,
         "domains": domains,
         "domain_bytes": [scan.bytes_of[name] for name in domains],
-        "bigram_bpb": bigram_bits_per_byte(train, val, tokenizer) if encoded.lossless else None,
+        "bigram_bpb": bigram_bits_per_byte(train, val, tokenizer) if has_references else None,
         "unigram": unigram_baselines(train, val, tokenizer.vocab_size),
-        "gzip_bpb": gzip_bits_per_byte(val, tokenizer) if encoded.lossless else None,
+        "gzip_bpb": gzip_bits_per_byte(val, tokenizer) if has_references else None,
+        "ngrams": [] if isinstance(data, ProbeConfig) else ngram_statistics(train, val),
     }
 
 

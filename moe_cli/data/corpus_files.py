@@ -40,6 +40,7 @@ class CorpusSource:
         missing: corpora of a mix that are not installed.
         ignored_split_names: a warning about names that look like splits but are not used as splits.
         notes: notes on the parts of the data path that are left out.
+        alphabet: all characters that may occur; None means those that do.
     """
 
     files: Sequence[CorpusFile]
@@ -48,6 +49,7 @@ class CorpusSource:
     missing: Sequence[str] = ()
     ignored_split_names: str | None = None
     notes: Sequence[str] = ()
+    alphabet: str | None = None
 
 
 def list_texts(data: TextFilesConfig, outputs: Path | None = None) -> CorpusSource:

@@ -37,13 +37,13 @@ class FeistelPermutation:
         left, right = indices // np.uint64(columns), indices % np.uint64(columns)
         for number, key in enumerate(self.keys):
             if number % 2:
-                right = (right + _mix(left, key) % np.uint64(columns)) % np.uint64(columns)
+                right = (right + hash_integers(left, key) % np.uint64(columns)) % np.uint64(columns)
             else:
-                left = (left + _mix(right, key) % np.uint64(rows)) % np.uint64(rows)
+                left = (left + hash_integers(right, key) % np.uint64(rows)) % np.uint64(rows)
         return left * np.uint64(columns) + right
 
 
-def _mix(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
+def hash_integers(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
     """Hashes values with a key by the finaliser of splitmix64 (Steele, Lea and Flood, 2014)."""
     values = values * np.uint64(0x9E3779B97F4A7C15) + key
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

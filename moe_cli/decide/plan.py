@@ -26,7 +26,7 @@ TOKENS, TIME, FLOPS = "tokens", "time", "flops"
 # What every candidate gets the same amount of, and the budgets of runs that say so.
 BUDGETS_OF = {TOKENS: ("steps", "tokens"), TIME: ("minutes",), FLOPS: ("flops",)}
 # The learning rates of the optimizers, which are multiplied together.
-LEARNING_RATES = ("lr", "adam_lr")
+LEARNING_RATES = ("lr", "adam_lr", "router_lr")
 SIGNIFICANT_DIGITS = 4
 MAX_CANDIDATES = 200
 
@@ -86,7 +86,7 @@ class DecisionPlan:
             rates = {
                 name: float(f"{getattr(config.optim, name) * request.lr_multiplier:.{SIGNIFICANT_DIGITS}g}")
                 for name in LEARNING_RATES
-                if hasattr(config.optim, name)
+                if getattr(config.optim, name, None) is not None
             }
             config = replace_group(config, "optim", **rates)
         return config

@@ -67,6 +67,7 @@ def choose_architecture(config: RunConfig) -> str:
         needed.append(("router.renormalise", renormalises(config), True))
         needed.append(("model.first_k_dense", model.first_k_dense, 0))
         needed.append(("model.moe_layer_freq", model.moe_layer_freq, 1))
+        needed.append(("model.moe_layers", model.moe_layers, None))
     for key, value, only in needed:
         if value != only:
             raise ConfigError(

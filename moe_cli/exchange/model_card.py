@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from moe_cli import __version__
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import RunConfig, identity_text
 from moe_cli.files.reading import number_in
 from moe_cli.formatting import count, percent, sanitise
@@ -67,8 +68,12 @@ def _model_rows(config: RunConfig, results: Mapping[str, Any]) -> Iterator[tuple
     yield "layers", f"{model.num_layers}, {len(config.sparse_layers)} with experts"
     yield "width", model.d_model
     if not config.dense:
-        yield "experts", f"{config.expert} of width {model.d_expert}, {config.k} for each token"
-        yield "shared experts", model.shared_experts
+        yield (
+            "experts",
+            f"{config.expert} of width {format_setting(model.d_expert)}, {format_setting(config.k)} for each token",
+        )
+        own = "" if model.d_shared is None else f" of width {model.d_shared}"
+        yield "shared experts", f"{model.shared_experts}{own}"
         yield "router", config.router.name if config.router else None
         yield "balancing", config.balance.name if config.balance else None
     yield "context", f"{model.context_length} tokens"

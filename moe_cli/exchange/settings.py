@@ -58,6 +58,7 @@ def choose_family(config: RunConfig) -> Family:
     for key, needed in _NEEDED.items():
         if key in flat and flat[key] != needed:
             raise _refused(flat, key, f"{_name(key)}={format_setting(needed)}")
+    _check_lists(flat)
     family = _dense_family(flat) if config.dense else _sparse_family(config, flat)
     for key, needed in family.ours.items():
         if key == "model.qkv_bias" or (key == "model.qk_norm_weights" and family.has_unit_norms):
@@ -73,6 +74,13 @@ def choose_family(config: RunConfig) -> Family:
     if family is LLAMA and flat["model.d_model"] % flat["model.num_heads"]:
         raise _refused(flat, "model.num_heads", f"a divisor of model.d_model={flat['model.d_model']}")
     return family
+
+
+def _check_lists(flat: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a k for each layer, and for a width for each expert."""
+    for key, one in (("k", "one k for all layers, such as k=2"), ("model.d_expert", "one width for all experts")):
+        if isinstance(flat[key], list):
+            raise _refused(flat, key, one)
 
 
 def _dense_family(flat: Mapping[str, Any]) -> Family:
@@ -102,9 +110,11 @@ def _check_sigmoid(config: RunConfig, flat: Mapping[str, Any]) -> None:
         raise _refused(flat, "model.kv_lora_rank", "with router=sigmoid a width (DeepSeek-V3), or router=topk")
     if flat["model.shared_gate"] and flat["model.shared_experts"]:
         raise _refused(flat, "model.shared_gate", "with router=sigmoid model.shared_gate=false")
-    first = flat["model.first_k_dense"]
-    if config.sparse_layers != tuple(range(first, config.model.num_layers)):
-        raise _refused(flat, "model.moe_layer_freq", "with router=sigmoid model.moe_layer_freq=1")
+    if flat["model.d_shared"] is not None:
+        raise _refused(flat, "model.d_shared", "with router=sigmoid model.d_shared=null")
+    if config.sparse_layers != tuple(range(config.sparse_layers[0], config.model.num_layers)):
+        key = "model.moe_layer_freq" if config.model.moe_layers is None else "model.moe_layers"
+        raise _refused(flat, key, "with router=sigmoid model.moe_layer_freq=1")
 
 
 def _softmax_family(config: RunConfig, flat: Mapping[str, Any]) -> Family:
@@ -131,7 +141,7 @@ def renormalises(config: RunConfig) -> bool:
     """Returns whether the weights of the chosen experts are made to sum to 1."""
     router = config.router
     if isinstance(router, TopKConfig | SigmoidConfig):
-        return (config.k or 1) > 1 if router.renormalise is None else router.renormalise
+        return min(config.k_values) > 1 if router.renormalise is None else router.renormalise
     return False
 
 
@@ -164,8 +174,9 @@ def to_their_config(config: RunConfig, family: Family, vocab_size: int) -> dict[
         theirs["decoder_sparse_step"] = 1
         theirs["mlp_only_layers"] = [layer for layer in range(config.model.num_layers) if layer not in sparse]
     if family is QWEN2_MOE:
-        theirs["shared_expert_intermediate_size"] = flat["model.shared_experts"] * flat["model.d_expert"]
+        theirs["shared_expert_intermediate_size"] = config.model.shared_width(flat["model.d_expert"])
     if family is DEEPSEEK_V3:
+        theirs["first_k_dense_replace"] = config.sparse_layers[0]
         theirs["v_head_dim"] = flat["model.d_head"]
         theirs["rope_interleave"] = False
         theirs["num_key_value_heads"] = flat["model.num_heads"]
@@ -276,7 +287,7 @@ def to_our_settings(theirs: TheirConfig) -> dict[str, Any]:
     elif "model.d_ff" in family.settings and family.is_sparse:
         ours |= _sparse_layers(theirs)
     if family is QWEN2_MOE:
-        ours["model.shared_experts"] = _shared_experts(theirs)
+        ours |= _shared_experts(theirs)
     return ours
 
 
@@ -378,7 +389,7 @@ def _number(theirs: TheirConfig, name: str, value: Any) -> float:
 
 
 def _sparse_layers(theirs: TheirConfig) -> dict[str, Any]:
-    """Returns the settings that place the experts of Qwen's families. Raises ConfigError if no two numbers do."""
+    """Returns the settings that place the experts of Qwen's families. Raises ConfigError if there are none."""
     layers = theirs.whole("num_hidden_layers")
     step, dense = theirs.values.get("decoder_sparse_step", 1), theirs.values.get("mlp_only_layers") or []
     if layers > MAX_LAYERS:
@@ -392,7 +403,9 @@ def _sparse_layers(theirs: TheirConfig) -> dict[str, Any]:
         begin = -(-(first + 1) // freq) * freq - 1
         if sparse and sparse == list(range(begin, layers, freq)):
             return {"model.moe_layer_freq": freq, "model.first_k_dense": first if freq == 1 or first >= freq else 0}
-    raise theirs.refused("mlp_only_layers", dense, "experts in every n-th layer, after the first ones")
+    if not sparse:
+        raise theirs.refused("mlp_only_layers", dense, "at least one layer with experts")
+    return {"model.moe_layers": [layer + 1 for layer in sparse]}
 
 
 def _deepseek(theirs: TheirConfig) -> dict[str, Any]:
@@ -409,8 +422,9 @@ def _deepseek(theirs: TheirConfig) -> dict[str, Any]:
     return {"model.shared_experts": shared or 0, "model.num_kv_heads": None}
 
 
-def _shared_experts(theirs: TheirConfig) -> int:
+def _shared_experts(theirs: TheirConfig) -> dict[str, Any]:
+    """Returns the settings of Qwen2-MoE's shared expert: several of a routed one's width, or one of its own."""
     width, one = theirs.whole("shared_expert_intermediate_size"), theirs.whole("moe_intermediate_size")
-    if width % one:
-        raise theirs.refused("shared_expert_intermediate_size", width, f"only multiples of moe_intermediate_size={one}")
-    return width // one
+    return (
+        {"model.shared_experts": 1, "model.d_shared": width} if width % one else {"model.shared_experts": width // one}
+    )

@@ -68,7 +68,7 @@ def import_upcycle_source(
     folder = find_model(source, outputs) if may_import else files.check_folder(Path(source).expanduser())
     config = imported_config(folder, own).config
     if not config.dense:
-        raise ConfigError(f"{option} is itself sparse ({config.expert}x{config.k}). Give a Llama, Qwen2 or Qwen3")
+        raise ConfigError(f"{option} is itself sparse ({config.shape}). Give a Llama, Qwen2 or Qwen3")
     run = _imported_run(folder, outputs, config, own, on_bytes if may_import else None)
     if run is None:
         raise ConfigError(

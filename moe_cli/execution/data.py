@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.data import DataConfig
+from moe_cli.config.probes import ProbeConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.data.corpora import Corpus
 from moe_cli.data.load import Data, changed_aspect, load_data
@@ -60,5 +61,7 @@ def model_vocab_size(config: RunConfig, corpus: Data) -> int:
 
 def training_split_tokens(config: RunConfig, corpus: Data) -> int:
     """Returns the tokens of the training split; of images and ratings, the positions that a model reads of them."""
+    if isinstance(config.data, ProbeConfig):
+        return config.data.num_train * config.data.context_length
     number = int(corpus.meta[f"train_{corpus.unit}"])
     return number if isinstance(corpus, Corpus) else number * config.model.context_length

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from moe_cli.config.probes import ProbeConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.costs.model import Cost, estimate_cost, training_steps
@@ -134,7 +135,9 @@ def _product_speed(config: RunConfig) -> float:
 def _batch_flops(config: RunConfig, costs: Cost) -> float:
     """Returns the fixed cost of training on a batch, in FLOPs."""
     layers, sparse = config.model.num_layers, costs.num_sparse_layers
-    return (1 + layers) * LAYER_FLOPS + sparse * (SPARSE_FLOPS + config.expert * EXPERT_FLOPS)
+    return (1 + layers) * LAYER_FLOPS + sparse * (
+        SPARSE_FLOPS + config.expert * config.model.blocks_per_expert * EXPERT_FLOPS
+    )
 
 
 def evaluations(config: RunConfig, val_tokens: int, steps: float) -> list[tuple[int, int]]:
@@ -151,6 +154,8 @@ def _val_tokens(config: RunConfig, corpus: Data) -> int:
 
     An image has one token per patch; a pair of user and item has one token per task.
     """
+    if isinstance(config.data, ProbeConfig):
+        return config.data.num_val * config.data.context_length
     size = int(corpus.meta[f"val_{corpus.unit}"])
     if isinstance(corpus, Corpus):
         return size * config.eval_length // config.eval_stride

@@ -38,6 +38,7 @@ _CORPUS = (
     "tokenizer_sha256",
     "vocab_size",
     "by_name",
+    "ngrams",
     *SIZES,
 )
 _PACKAGES = ("moe-cli", "torch", "numpy", "hydra-core", "omegaconf", "safetensors")

@@ -1,8 +1,9 @@
 """Decision which precision `train.precision=auto` is: by the device and, on a CPU, by the model. Without torch."""
 
+from functools import partial
 from typing import Any
 
-from moe_cli.config.layer_costs import assignments_per_token
+from moe_cli.config.layer_costs import assignments_per_token, layer_kinds, mean_over_layers
 from moe_cli.config.model import GPTConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.processor import cpu_has_bfloat16
@@ -44,5 +45,7 @@ def is_faster_in_bfloat16(config: RunConfig) -> bool:
     model, tokens = config.model, config.train.batch_size * config.model.context_length / config.launch.num_processes
     if not isinstance(model, GPTConfig) or model.d_model < MIN_D_MODEL or tokens < MIN_TOKENS:
         return False
-    rows = tokens * assignments_per_token(config) / config.expert
-    return config.dense or ((model.d_expert or 0) >= MIN_D_EXPERT and rows >= MIN_ROWS)
+    if config.dense:
+        return True
+    rows = tokens * mean_over_layers(layer_kinds(config), partial(assignments_per_token, config)) / config.expert
+    return model.block_width >= MIN_D_EXPERT and rows >= MIN_ROWS

@@ -38,7 +38,7 @@ def check_upcycle(config: RunConfig, outputs: Path) -> Run | None:
             "Use router.score=linear"
         )
     if not dense.dense:
-        raise ConfigError(f"{option} is itself sparse ({dense.expert}x{dense.k}). Make a dense run: moe train expert=1")
+        raise ConfigError(f"{option} is itself sparse ({dense.shape}). Make a dense run: moe train expert=1")
     if not source.checkpoints():
         raise ConfigError(f"{option} has no checkpoint. Finish it: moe train --resume {source.id}")
     ours, theirs = _held_out(config), _held_out(dense)
@@ -63,14 +63,18 @@ def _check_width(config: RunConfig, option: str) -> None:
     """Raises ConfigError unless the experts are copies of the dense network, or equal parts that can act as copies."""
     model = config.model
     assert model.d_expert is not None
-    parts, rest = divmod(model.d_ff, model.d_expert)
+    parts, rest = (0, 0) if isinstance(model.d_expert, tuple) else divmod(model.d_ff, model.d_expert)
     if rest or not parts:
         raise ConfigError(
-            f"{option}: experts of width {model.d_expert} cannot be copies of a network of width {model.d_ff}, or "
-            f"equal parts of one. Add: match=none model.d_expert={model.d_ff}"
+            f"{option}: experts of width {format_setting(model.d_expert)} cannot be copies of a network of width "
+            f"{model.d_ff}, or equal parts of one. Add: match=none model.d_expert={model.d_ff}"
         )
-    router, counts = config.router, (config.expert, config.k or 1, config.eval.k or config.k or 1)
-    chooses_copies = isinstance(router, TopKConfig) and router.score == "linear" and sums_to_one(router, counts[1])
+    router, counts = config.router, (config.expert, *config.k_values, *([config.eval.k] if config.eval.k else []))
+    chooses_copies = (
+        isinstance(router, TopKConfig)
+        and router.score == "linear"
+        and all(sums_to_one(router, k) for k in config.k_values)
+    )
     if parts > 1 and not (chooses_copies and all(count % parts == 0 for count in counts)):
         raise ConfigError(
             f"{option}: experts of width {model.d_expert} are 1/{parts} of a network, and need an expert and a k that "

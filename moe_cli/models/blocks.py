@@ -389,10 +389,14 @@ def make_dense_layer(model: ModelConfig) -> FeedForward:
 
 
 def sparse_layer_from_config(config: RunConfig, vocab_size: int, causal: bool | None = None) -> MoELayer | SoftMoELayer:
-    """Builds the sparse layer of a resolved configuration; `causal` is that of the model by default."""
+    """Builds the sparse layer of a resolved configuration; `causal` is that of the model by default.
+
+    Args:
+        config: as the layer has it: see `RunConfig.at_layer`.
+    """
     model = config.model
     assert config.router is not None
-    assert config.k is not None
+    assert isinstance(config.k, int)
     assert model.d_expert is not None
     return make_sparse_layer(
         model.d_model,
@@ -406,6 +410,7 @@ def sparse_layer_from_config(config: RunConfig, vocab_size: int, causal: bool | 
         ffn_type=model.ffn_type,
         activation=model.activation,
         shared_experts=model.shared_experts,
+        d_shared=model.d_shared,
         shared_gate=model.shared_gate,
         expert_dropout=model.expert_dropout,
         expert_init_scale=model.expert_init_scale,

@@ -64,7 +64,8 @@ class LSTMModel(nn.Module):
         self.embedding = nn.Embedding(vocab_size, model.d_model)
         self.dropout = nn.Dropout(model.dropout)
         self.blocks = nn.ModuleList(
-            LSTMBlock(config, layer in config.sparse_layers, vocab_size) for layer in range(model.num_layers)
+            LSTMBlock(config.at_layer(layer), layer in config.sparse_layers, vocab_size)
+            for layer in range(model.num_layers)
         )
         self.lstm = make_lstm(model.d_model)
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, vocab_size, bias=False)

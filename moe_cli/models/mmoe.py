@@ -64,7 +64,8 @@ class MMoE(nn.Module):
         self.factor_embedding = nn.Embedding(vocab_size, model.num_tasks * model.mf_dim) if model.mf_dim else None
         self.dropout = nn.Dropout(model.dropout)
         self.blocks = nn.ModuleList(
-            _make_layer(config, layer in config.sparse_layers, vocab_size) for layer in range(model.num_layers)
+            _make_layer(config.at_layer(layer), layer in config.sparse_layers, vocab_size)
+            for layer in range(model.num_layers)
         )
         self.towers = nn.ModuleList(Tower(model.d_model, model.d_tower) for _ in range(model.num_tasks))
 

@@ -172,7 +172,7 @@ class T5(nn.Module):
         self.decoder_bias = RelativePositionBias(model, causal=True)
         # The encoder's blocks come first.
         self.blocks = nn.ModuleList(
-            T5Block(config, layer in config.sparse_layers, layer >= self.layers_per_stack, vocab_size)
+            T5Block(config.at_layer(layer), layer in config.sparse_layers, layer >= self.layers_per_stack, vocab_size)
             for layer in range(model.num_layers)
         )
         self.encoder_norm, self.norm = RMSNorm(model.d_model), RMSNorm(model.d_model)

@@ -44,7 +44,8 @@ class Transformer(nn.Module):
         self.init_std = model.init_std
         self.expert_init_scale = model.expert_init_scale
         self.blocks = nn.ModuleList(
-            Block(config, layer in config.sparse_layers, vocab_size) for layer in range(model.num_layers)
+            Block(config.at_layer(layer), layer in config.sparse_layers, vocab_size)
+            for layer in range(model.num_layers)
         )
         self.norm = make_norm(model)
         self.head = None if model.tie_embeddings else nn.Linear(model.d_model, vocab_size, bias=False)

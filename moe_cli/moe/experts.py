@@ -3,7 +3,8 @@
 E experts, D_in and D_out widths in and out, F hidden width, H = 2F for a gated network (gate over up) or F.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -96,7 +97,16 @@ class _GatedActivation(torch.autograd.Function):
 class Experts(nn.Module):
     """E feed-forward networks without biases, as two stacked parameters.
 
+    Experts of unequal widths are sums of blocks of one width, their greatest common divisor: a network of width 3 F is
+    the sum of three of width F. Below, E and F are then the number and the width of the blocks, which are numbered
+    expert by expert; `moe_cli.moe.routing.to_blocks` sends tokens to them.
+
+    Args:
+        d_expert: hidden width of every expert, or one width for each.
+
     Attributes:
+        num_experts: E.
+        blocks: number of blocks of each expert; None if all have one.
         ffn_type: `glu` (gated) or `mlp`.
         activation: a name of ACTIVATIONS.
         dropout: fraction of the hidden values that training drops ("expert dropout", Switch, arXiv:2101.03961, 2.4).
@@ -108,7 +118,7 @@ class Experts(nn.Module):
         self,
         num_experts: int,
         d_in: int,
-        d_expert: int,
+        d_expert: int | Sequence[int],
         d_out: int,
         *,
         ffn_type: str = "glu",
@@ -116,6 +126,11 @@ class Experts(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.blocks: tuple[int, ...] | None = None
+        if not isinstance(d_expert, int):
+            widths, d_expert = d_expert, math.gcd(*d_expert)
+            blocks = tuple(width // d_expert for width in widths)
+            num_experts, self.blocks = sum(blocks), blocks if max(blocks) > 1 else None
         self.num_experts = num_experts
         self.ffn_type = ffn_type
         self.activation = activation
@@ -131,9 +146,16 @@ class Experts(nn.Module):
     def reset_parameters(
         self, generator: torch.Generator | None = None, out_scale: float = 1.0, init_scale: float = 1.0
     ) -> None:
-        """Initialises uniformly with variance init_scale / fan-in; `out_scale` multiplies the second matrix."""
+        """Initialises uniformly with variance init_scale / fan-in; `out_scale` multiplies the second matrix.
+
+        The fan-in of the second matrix is the width of the whole expert.
+        """
         init_matrix(self.w_in, generator, init_scale**0.5)
         init_matrix(self.w_out, generator, out_scale * init_scale**0.5)
+        if self.blocks is not None:
+            blocks = torch.tensor(self.blocks, device=self.w_out.device)
+            with torch.no_grad():
+                self.w_out.div_(blocks.repeat_interleave(blocks).sqrt()[:, None, None])
 
     def shard_(self, part: Callable[[Tensor], Tensor]) -> None:
         """Replaces the stacked weights by a part of the experts: `part` maps [E, ...] to [E', ...]."""

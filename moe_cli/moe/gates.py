@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_cli.config.routers import ACTIVATION_WIDTH, cosine_width
+from moe_cli.errors import ConfigError
 from moe_cli.moe.experts import Experts
 
 GATE_STD = 0.02
@@ -20,14 +21,15 @@ MIN_TEMPERATURE = 0.01
 
 
 class LinearGate(nn.Module):
-    """Scores x . e_i, with one learned embedding e_i per expert."""
+    """Scores x . e_i, with one learned embedding e_i per expert; `init_scale` multiplies the initial scores."""
 
-    def __init__(self, d_model: int, num_experts: int) -> None:
+    def __init__(self, d_model: int, num_experts: int, init_scale: float = 1.0) -> None:
         super().__init__()
+        self.init_scale = init_scale
         self.weight = nn.Parameter(torch.empty(num_experts, d_model))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        nn.init.normal_(self.weight, std=GATE_STD, generator=generator)
+        nn.init.normal_(self.weight, std=GATE_STD * self.init_scale, generator=generator)
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
         return F.linear(x, self.weight.to(x.dtype))
@@ -40,11 +42,12 @@ class LinearGate(nn.Module):
 class CosineGate(nn.Module):
     """Scores the cosine of the projected token and the expert's embedding, divided by a learned temperature.
 
-    Source: X-MoE, arXiv:2204.09179.
+    Source: X-MoE, arXiv:2204.09179. `init_scale` divides the initial temperature.
     """
 
-    def __init__(self, d_model: int, num_experts: int) -> None:
+    def __init__(self, d_model: int, num_experts: int, init_scale: float = 1.0) -> None:
         super().__init__()
+        self.init_scale = init_scale
         width = cosine_width(num_experts)
         self.projection = nn.Parameter(torch.empty(width, d_model))
         self.embedding = nn.Parameter(torch.empty(num_experts, width))
@@ -53,7 +56,7 @@ class CosineGate(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.projection, std=GATE_STD, generator=generator)
         nn.init.normal_(self.embedding, std=GATE_STD, generator=generator)
-        nn.init.constant_(self.log_scale, math.log(1 / 0.5))
+        nn.init.constant_(self.log_scale, math.log(self.init_scale / 0.5))
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
         projected = F.normalize(F.linear(x, self.projection.to(x.dtype)), dim=-1)
@@ -62,10 +65,14 @@ class CosineGate(nn.Module):
 
 
 class MlpGate(nn.Module):
-    """Scores by two layers with a ReLU between them; the hidden layer has width D."""
+    """Scores by two layers with a ReLU between them; the hidden layer has width D.
 
-    def __init__(self, d_model: int, num_experts: int) -> None:
+    `init_scale` multiplies the initial weights of the second layer.
+    """
+
+    def __init__(self, d_model: int, num_experts: int, init_scale: float = 1.0) -> None:
         super().__init__()
+        self.init_scale = init_scale
         self.hidden = nn.Parameter(torch.empty(d_model, d_model))
         self.out = nn.Parameter(torch.empty(num_experts, d_model))
 
@@ -77,7 +84,7 @@ class MlpGate(nn.Module):
         every token.
         """
         nn.init.normal_(self.hidden, std=self.hidden.shape[1] ** -0.5, generator=generator)
-        nn.init.normal_(self.out, std=GATE_STD, generator=generator)
+        nn.init.normal_(self.out, std=GATE_STD * self.init_scale, generator=generator)
         self.out.sub_(self.out.mean(1, keepdim=True))
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
@@ -93,6 +100,8 @@ class ActivationGate(nn.Module):
 
     def __init__(self, experts: Experts) -> None:
         super().__init__()
+        if experts.blocks is not None:
+            raise ConfigError("score=activation needs experts of one width.")
         self._experts = (experts,)  # in a tuple, so that the experts' parameters are not registered twice
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -131,14 +140,17 @@ class PerTaskGate(nn.Module):
 GATES = {"linear": LinearGate, "cosine": CosineGate, "mlp": MlpGate}
 
 
-def make_gate(score: str, d_model: int, num_experts: int, experts: Experts | None) -> nn.Module:
+def make_gate(
+    score: str, d_model: int, num_experts: int, experts: Experts | None, init_scale: float = 1.0
+) -> nn.Module:
     """Builds the gate of a name.
 
     Args:
         score: `linear`, `cosine`, `mlp` or `activation`.
         experts: the experts whose weights score=activation reads.
+        init_scale: factor of the initial scores.
     """
     if score == "activation":
         assert experts is not None
         return ActivationGate(experts)
-    return GATES[score](d_model, num_experts)
+    return GATES[score](d_model, num_experts, init_scale)

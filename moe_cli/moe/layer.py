@@ -4,6 +4,7 @@ T tokens, E experts, K chosen per token, L positions per sequence, D width.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Unpack
 
@@ -37,7 +38,7 @@ class MoELayer(SparseLayer):
         d_model: width D of a token, in and out.
         num_experts: E.
         top_k: K, at most E.
-        d_expert: hidden width of one expert.
+        d_expert: hidden width of one expert, or a width for each.
         router: a name of `moe_cli.moe.routers.registry.ROUTER_CONFIGS` (topk, switch, ...), or a configuration.
         capacity_factor: None means no drops. Otherwise an expert keeps at most ceil(factor * T * K / E) assignments of
             a forward pass in training. At evaluation nothing is dropped unless a `RoutingPolicy` has a capacity.
@@ -63,7 +64,7 @@ class MoELayer(SparseLayer):
         d_model: int,
         num_experts: int,
         top_k: int,
-        d_expert: int,
+        d_expert: int | Sequence[int],
         *,
         router: str | RouterConfig = "topk",
         capacity_factor: float | None = None,
@@ -177,7 +178,7 @@ def make_sparse_layer(  # noqa: PLR0913  (the arguments of MoELayer)
     d_model: int,
     num_experts: int,
     top_k: int,
-    d_expert: int,
+    d_expert: int | Sequence[int],
     *,
     router: str | RouterConfig = "topk",
     capacity_factor: float | None = None,
@@ -194,7 +195,7 @@ def make_sparse_layer(  # noqa: PLR0913  (the arguments of MoELayer)
     config = SoftConfig() if router == "soft" else router
     if isinstance(config, SoftConfig):
         check_router(config, num_experts, top_k, causal)
-        return SoftMoELayer(d_model, num_experts, d_expert, config.slots, **options)
+        return SoftMoELayer(d_model, num_experts, d_expert, config.slots, config.init_scale, **options)
     return MoELayer(
         d_model,
         num_experts,

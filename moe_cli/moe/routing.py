@@ -4,8 +4,10 @@ Routers write the record; back ends, losses and metrics read it.
 T tokens, E experts, K chosen per token, A assignments (a token sent to an expert), C capacity of an expert.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -153,6 +155,30 @@ def without_null_experts(routing: Routing) -> Routing:
         noise_std=None,
         num_null=0,
         rounds=1,
+    )
+
+
+def to_blocks(routing: Routing, blocks: Sequence[int]) -> Routing:
+    """Returns the routing to the blocks of experts: each assignment becomes one to every block of its expert.
+
+    An expert is the sum of its blocks, which are numbered expert by expert. The new assignments have the weight of the
+    old one. The shapes do not depend on the routing: an expert with fewer blocks has assignments that are not kept.
+
+    Args:
+        blocks: number of blocks of each expert.
+    """
+    device, most = routing.expert_ids.device, max(blocks)
+    first = torch.tensor([0, *accumulate(blocks)], device=device)[routing.expert_ids].unsqueeze(1)
+    own = torch.tensor(tuple(blocks), device=device)[routing.expert_ids].unsqueeze(1)
+    offsets = torch.arange(most, device=device)
+    none = routing.probs.new_zeros(1, 1).expand(routing.num_tokens, sum(blocks))
+    return Routing(
+        none,
+        none,
+        routing.token_ids.repeat_interleave(most),
+        (first + torch.minimum(offsets, own - 1)).flatten(),
+        routing.weights.repeat_interleave(most),
+        (routing.kept.unsqueeze(1) & (offsets < own)).flatten(),
     )
 
 

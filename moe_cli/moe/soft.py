@@ -3,6 +3,7 @@
 G sequences, L positions, T = G * L tokens, E experts, S slots per expert, N = G * E * S slots, D width.
 """
 
+from collections.abc import Sequence
 from typing import Unpack
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moe_cli.config.ranges import check_whole
+from moe_cli.config.ranges import check_above, check_whole
 from moe_cli.moe.routers.router import gate_dtype
 from moe_cli.moe.routing import Routing, RoutingPolicy, identity_routing
 from moe_cli.moe.sparse_layer import ExpertOptions, SparseLayer
@@ -27,8 +28,9 @@ class SoftMoELayer(SparseLayer):
     Args:
         d_model: width D of a token, in and out.
         num_experts: E.
-        d_expert: hidden width of one expert.
+        d_expert: hidden width of one expert, or a width for each.
         slots: S, slots per expert.
+        init_scale: initial factor of the cosine of token and slot.
         options: see `ExpertOptions`.
 
     Raises:
@@ -36,11 +38,20 @@ class SoftMoELayer(SparseLayer):
     """
 
     def __init__(
-        self, d_model: int, num_experts: int, d_expert: int, slots: int = 1, **options: Unpack[ExpertOptions]
+        self,
+        d_model: int,
+        num_experts: int,
+        d_expert: int | Sequence[int],
+        slots: int = 1,
+        init_scale: float = 1.0,
+        **options: Unpack[ExpertOptions],
     ) -> None:
         check_whole("num_experts", num_experts)
         check_whole("slots", slots)
-        super().__init__(d_model, num_experts, d_expert, lambda _: SlotGate(d_model, num_experts, slots), **options)
+        check_above("init_scale", init_scale, 0)
+        super().__init__(
+            d_model, num_experts, d_expert, lambda _: SlotGate(d_model, num_experts, slots, init_scale), **options
+        )
         self.router: SlotGate
         self.top_k = num_experts
 
@@ -80,8 +91,9 @@ class SlotGate(nn.Module):
         scale: factor of the cosine of token and slot.
     """
 
-    def __init__(self, d_model: int, num_experts: int, slots: int) -> None:
+    def __init__(self, d_model: int, num_experts: int, slots: int, init_scale: float = 1.0) -> None:
         super().__init__()
+        self.init_scale = init_scale
         self.num_experts = num_experts
         self.slots = slots
         self.phi = nn.Parameter(torch.empty(num_experts * slots, d_model))
@@ -89,7 +101,7 @@ class SlotGate(nn.Module):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.phi, std=self.phi.shape[1] ** -0.5, generator=generator)
-        nn.init.ones_(self.scale)
+        nn.init.constant_(self.scale, self.init_scale)
 
     def forward(self, x: Float[Tensor, "G L D"]) -> Float[Tensor, "G L S_E"]:
         """Computes the score of every position for every slot, in float32 (float64 for float64 weights)."""

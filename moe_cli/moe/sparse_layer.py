@@ -3,7 +3,7 @@
 T tokens, A assignments, E experts, D width.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TypedDict
 
 import torch
@@ -17,7 +17,7 @@ from moe_cli.moe.backends.dispatch import BACKENDS, Backend
 from moe_cli.moe.expert_parallel import expert_parallel_forward
 from moe_cli.moe.experts import ACTIVATIONS, Experts, FeedForward
 from moe_cli.moe.gates import LinearGate
-from moe_cli.moe.routing import Routing, without_null_experts
+from moe_cli.moe.routing import Routing, to_blocks, without_null_experts
 
 
 class ExpertOptions(TypedDict, total=False):
@@ -26,8 +26,8 @@ class ExpertOptions(TypedDict, total=False):
     Attributes:
         ffn_type: `glu` (gated, the default) or `mlp`.
         activation: silu, gelu, relu or relu2; the default is silu for glu and gelu for mlp.
-        shared_experts: number of experts of width d_expert that process every token; the default is 0. Their outputs
-            are added.
+        shared_experts: number of experts that process every token; the default is 0. Their outputs are added.
+        d_shared: hidden width of one shared expert; the default is d_expert.
         shared_gate: True if those outputs are weighted by sigmoid(x . w) (Qwen2-MoE, arXiv:2407.10671, section 2.2.2).
         expert_dropout: fraction of the routed experts' hidden values that training drops (Switch, arXiv:2101.03961,
             section 2.4).
@@ -38,6 +38,7 @@ class ExpertOptions(TypedDict, total=False):
     ffn_type: str
     activation: str | None
     shared_experts: int
+    d_shared: int | None
     shared_gate: bool
     expert_dropout: float
     expert_init_scale: float
@@ -62,12 +63,13 @@ class SparseLayer(nn.Module):
         self,
         d_model: int,
         num_experts: int,
-        d_expert: int,
+        d_expert: int | Sequence[int],
         router: Callable[[Experts], nn.Module],
         *,
         ffn_type: str = "glu",
         activation: str | None = None,
         shared_experts: int = 0,
+        d_shared: int | None = None,
         shared_gate: bool = False,
         expert_dropout: float = 0.0,
         expert_init_scale: float = 1.0,
@@ -75,8 +77,13 @@ class SparseLayer(nn.Module):
     ) -> None:
         super().__init__()
         check_whole("d_model", d_model)
-        check_whole("d_expert", d_expert)
+        check_widths(d_expert, num_experts)
         check_whole("shared_experts", shared_experts, 0)
+        if d_shared is None:
+            if shared_experts and not isinstance(d_expert, int):
+                raise ConfigError("shared_experts needs d_shared if experts have unequal widths.")
+            d_shared = d_expert if isinstance(d_expert, int) else 1
+        check_whole("d_shared", d_shared)
         check_choice("ffn_type", ffn_type, ("glu", "mlp"))
         check_choice("dispatch", dispatch, BACKENDS)
         activation = activation or ("silu" if ffn_type == "glu" else "gelu")
@@ -94,7 +101,7 @@ class SparseLayer(nn.Module):
         self.router = router(experts)
         self.experts = experts
         self.shared_experts = (
-            FeedForward(d_model, shared_experts * d_expert, ffn_type=ffn_type, activation=activation)
+            FeedForward(d_model, shared_experts * d_shared, ffn_type=ffn_type, activation=activation)
             if shared_experts
             else None
         )
@@ -125,6 +132,8 @@ class SparseLayer(nn.Module):
     def run_experts(self, tokens: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
         """Computes each token's weighted sum of the outputs of its kept experts."""
         routing = without_null_experts(routing)
+        if self.experts.blocks is not None:
+            routing = to_blocks(routing, self.experts.blocks)
         backend = self.backend or BACKENDS[self.dispatch]
         if self.expert_group is not None:
             return expert_parallel_forward(self.experts, tokens, routing, self.expert_group, backend)
@@ -136,6 +145,14 @@ class SparseLayer(nn.Module):
             return y
         shared: Tensor = self.shared_experts(tokens)
         return y + (shared if self.shared_gate is None else self.shared_gate(tokens).sigmoid() * shared)
+
+
+def check_widths(d_expert: int | Sequence[int], num_experts: int) -> None:
+    """Raises ConfigError unless d_expert is a width, or has one for each expert."""
+    for width in [d_expert] if isinstance(d_expert, int) else d_expert:
+        check_whole("d_expert", width)
+    if not isinstance(d_expert, int) and len(d_expert) != num_experts:
+        raise ConfigError(f"d_expert has {len(d_expert)} widths, and num_experts={num_experts}: give one for each.")
 
 
 def check_choice(name: str, value: str, options: Collection[str]) -> None:

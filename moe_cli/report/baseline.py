@@ -26,6 +26,7 @@ from moe_cli.report.run_row import (
     Value,
     column_names,
     is_baseline,
+    is_list,
     setting_applies,
     settings_of,
     varying_settings,
@@ -169,15 +170,20 @@ def baseline_command(configuration: Configuration, choice: Settings = DENSE) -> 
     return _command({**configuration.settings, **configuration.execution}, configuration.seeds, choice)
 
 
-def _command(settings: Settings, seeds: Sequence[int], choice: Settings) -> str:
+def baseline_overrides(settings: Settings, choice: Settings = DENSE) -> dict[str, Value]:
+    """Returns the overrides of the baseline of a configuration. Raises MoeError if a setting is invalid."""
     from moe_cli.config.compose import Composer
 
     shared = shared_with_dense([name for name in settings if "." in name])
     # A dense model starts from its initial weights, because upcycling applies only to experts.
     left_out = ("train.upcycle_", *PLUGIN_VERSIONS)
     wanted = {name: settings[name] for name in shared if not name.startswith(left_out)}
+    return overrides_for(Composer(), {**choice}, wanted)
+
+
+def _command(settings: Settings, seeds: Sequence[int], choice: Settings) -> str:
     try:
-        overrides = overrides_for(Composer(), {**choice}, wanted)
+        overrides = baseline_overrides(settings, choice)
     except MoeError:
         overrides = {**choice}
     seeds = seeds or [0]
@@ -207,6 +213,8 @@ def overrides_of_settings(settings: Settings, without: Collection[str] = ()) -> 
         for name in CHOICES
         if settings.get(name) is not None and setting_applies(name, settings) and name not in without
     }
+    if is_list(choices.get("k")):  # which fits only together with the layers that have experts
+        wanted["k"] = choices.pop("k")
     return overrides_for(Composer(), choices, wanted)
 
 

@@ -121,7 +121,7 @@ def _largest_group(rows: Collection["RunRow"], kinds: Collection[Any]) -> Any:
     """
     seeds: dict[Any, dict[Any, set[Any]]] = {}
     for row, kind in zip(rows, kinds, strict=True):
-        shape = (row.expert, row.k, row.capacity, row.router, row.balance)
+        shape = (row.expert, row.get("k"), row.capacity, row.router, row.balance)
         seeds.setdefault(kind, {}).setdefault(shape, set()).add(row.seed)
     runs = Counter(kinds)
     newest = dict(zip(kinds, rows, strict=True))

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from moe_cli.formatting import as_utf8, is_utf8
-from moe_cli.report.load import DTYPES, UNITS, rows_from_values
+from moe_cli.report.load import DTYPES, UNITS, WHOLE_OR_LIST, rows_from_values
 from moe_cli.report.run_row import RunRow, column_names
 
 # Columns that lead to folders.
@@ -41,6 +41,8 @@ def python_lists(frame: pd.DataFrame) -> dict[str, list[Any]]:
 
 def _series(name: str, values: list[Any]) -> "pd.Series[Any]":
     dtype = DTYPES.get(name) or _dtype(values)
+    if dtype == WHOLE_OR_LIST:
+        dtype = "object" if any(isinstance(value, str) for value in values) else "Int64"
     return text_series(name, values) if dtype == "str" else pd.Series(values, dtype=dtype)
 
 

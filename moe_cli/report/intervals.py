@@ -80,6 +80,15 @@ def half_width(deviation: float, count: int, confidence: float = CONFIDENCE) -> 
     return t_quantile((1 + confidence) / 2, count - 1) * deviation / math.sqrt(count)
 
 
+def proportion_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Returns the 95 % score interval of a probability (Wilson, J. Am. Stat. Assoc. 22, 1927); trials is at least 1."""
+    z = 1.959963984540054
+    share, scale = successes / trials, 1 + z * z / trials
+    centre = (share + z * z / (2 * trials)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def paired_difference(
     values: Mapping[int, float], baseline: Mapping[int, float], confidence: float = CONFIDENCE
 ) -> Estimate | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.build import SCALARS, flatten_dict
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import digest_of_text, identity_text
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import read_sealed
@@ -24,6 +25,7 @@ from moe_cli.report.run_row import (
     Results,
     RunRow,
     Value,
+    is_list,
     is_setting,
 )
 from moe_cli.report.tuning_record import is_trial_folder
@@ -37,12 +39,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 UNITS = {key: BY_KEY[key].unit for key in RESULTS}
+# The type of a column of whole numbers that may also have the text of a list of them: k for each layer, [1,2].
+WHOLE_OR_LIST = "Int64 or list"
 # The types of columns, whatever files hold; of all others it follows from the values.
 DTYPES = {
     **dict.fromkeys(
         ("run", "sweep", "status", "reason", "path", "router", "balance", "corpus", "corpus_sha256"), "str"
     ),
-    **dict.fromkeys(("expert", "k", "seed"), "Int64"),
+    **dict.fromkeys(("expert", "seed"), "Int64"),
+    "k": WHOLE_OR_LIST,
     **{key: "Int64" if BY_KEY[key].whole else "float64" for key in RESULTS},
     **dict.fromkeys(("capacity", "created"), "float64"),
     "tags": "object",
@@ -292,7 +297,7 @@ def flat_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a config.json by dotted names; `router` and `balance` are the names of the choices."""
     flat = flatten_dict(config)
     if not SCALARS.issuperset(map(type, flat.values())):
-        flat = {name: value if type(value) in SCALARS else str(value) for name, value in flat.items()}
+        flat = {name: value if type(value) in SCALARS else format_setting(value) for name, value in flat.items()}
     for group in ("router", "balance"):
         flat[group] = flat.pop(f"{group}.name", None)
     return flat
@@ -366,6 +371,8 @@ def _unify(dtype: str | None, parts: Sequence[list[Any]]) -> None:
             part[:] = map(number_in, part)
         elif dtype == "Int64" and (kinds - {int} or max(map(abs, filter(None, part)), default=0) >= 2**63):
             part[:] = map(_whole, part)
+        elif dtype == WHOLE_OR_LIST and kinds - {int}:
+            part[:] = [value if is_list(value) else _whole(value) for value in part]
         elif dtype == "str" and (kinds - {str} or not "".join(filter(None, part)).isascii()):
             part[:] = [None if value is None else _whole_text(str(value)) for value in part]
 

@@ -6,12 +6,16 @@ from functools import cache, cached_property, lru_cache
 from itertools import chain
 from typing import Any, get_args
 
+from moe_cli.config.build import LIST_TEXT
 from moe_cli.config.expressions import Expression
 from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
 from moe_cli.config.launch import LaunchConfig
+from moe_cli.config.probes import PROBE_CLASSES
 from moe_cli.config.resolve import default_num_heads
 from moe_cli.config.resolve_sparse import default_expert_period
 from moe_cli.config.schema import EXECUTION_KEYS, Match
+from moe_cli.config.settings import fields_of
+from moe_cli.errors import ConfigError
 from moe_cli.files.reading import number_in
 from moe_cli.report import comparability
 
@@ -47,8 +51,18 @@ SETTING_PARENTS: dict[str, tuple[str, ...]] = {
     "optim.": ("optim.name", "optim.schedule"),
     "optim.expert_period": ("optim.name", "optim.schedule", "expert", "k"),
 }
+
+
+def _question_length(row: Settings) -> int:
+    """Returns the context that the questions of a probe need. Raises KeyError for other data."""
+    cls = PROBE_CLASSES[str(row["data.name"])]
+    values: dict[str, Any] = {name: row[f"data.{name}"] for name in fields_of(cls)}
+    return cls(**values).context_length
+
+
 # Settings that follow from others unless they are set. They tell apart only configurations in which one was set.
 FOLLOWS: dict[str, Callable[[Settings], Value]] = {
+    "model.context_length": _question_length,
     "model.num_heads": lambda row: default_num_heads(int(str(row["model.d_model"]))),
     "model.num_kv_heads": lambda row: row["model.num_heads"],
     "model.d_head": lambda row: int(str(row["model.d_model"])) // int(str(row["model.num_heads"])),
@@ -112,6 +126,25 @@ RESULTS = tuple(entry.name for entry in fields(Results))
 _RESULTS = frozenset(RESULTS)
 
 
+def is_list(value: object) -> bool:
+    """Returns whether a value is the text of a list of whole numbers: [1,2]."""
+    return isinstance(value, str) and LIST_TEXT.fullmatch(value) is not None
+
+
+def mean_k(settings: Settings) -> float | None:
+    """Returns k of a configuration, or the mean over its layers where each has its own; None without a number."""
+    return mean_setting(settings, "k")
+
+
+def mean_setting(settings: Settings, name: str) -> float | None:
+    """Returns a setting that is a number, or the mean of one that is a list; None for other values."""
+    value = settings.get(name)
+    if isinstance(value, str) and is_list(value):
+        numbers = [int(number) for number in value[1:-1].split(",")]
+        return sum(numbers) / len(numbers)
+    return number_in(value)
+
+
 class Record:
     """The common fields of a run and of a configuration of several runs.
 
@@ -130,6 +163,11 @@ class Record:
     @property
     def k(self) -> int | None:
         return self._whole("k")
+
+    @property
+    def mean_k(self) -> float | None:
+        """Returns k, or its mean over layers that have their own."""
+        return mean_k(self.settings)
 
     @property
     def capacity(self) -> float | None:
@@ -306,7 +344,7 @@ def _follows(name: str, row: Settings) -> bool:
         return name in FOLLOWS
     try:
         return FOLLOWS[name](row) == row[name]
-    except (KeyError, ValueError, ZeroDivisionError):  # a file of another version
+    except (KeyError, ValueError, ZeroDivisionError, ConfigError):  # a file of another version
         return False
 
 

@@ -23,6 +23,8 @@ POWER = 0.8
 MAX_CONFIGURATIONS = 100
 # A difference that needs more seeds does not matter.
 MAX_SEEDS = 1000
+# Of the integral in `power_of_test`.
+MAX_SPREAD, SIMPSON_STEPS = 6.0, 200
 Scores = Mapping[int, float]
 
 
@@ -56,14 +58,17 @@ class PairedSample:
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> PairedSample | None:
     """Returns the paired differences of two configurations; None without a shared seed, or if a baseline is 0."""
     differences = paired_differences(values, baseline)
-    if not differences:
-        return None
-    seeds = len(differences)
-    mean = math.fsum(differences) / seeds
+    return sample_of(differences) if differences else None
+
+
+def sample_of(values: Sequence[float]) -> PairedSample:
+    """Returns the sample of at least one value, such as a difference, for each seed."""
+    seeds = len(values)
+    mean = math.fsum(values) / seeds
     if seeds == 1:
         return PairedSample(1, mean, None)
-    # Rounding can leave a nonzero spread of equal differences.
-    spread = math.sqrt(math.fsum((difference - mean) ** 2 for difference in differences) / (seeds - 1))
+    # Rounding can leave a nonzero spread of equal values.
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (seeds - 1))
     return PairedSample(seeds, mean, spread if spread > 1e-12 else 0.0)
 
 
@@ -128,6 +133,30 @@ def _detectable_effect(seeds: int, error_rate: float) -> float:
     """Returns the difference, in standard errors, that a test with this many seeds finds with probability POWER."""
     df = seeds - 1
     return t_quantile(1 - error_rate / 2, df) + t_quantile(POWER, df)
+
+
+def power_of_test(distance: float, seeds: int, error_rate: float) -> float:
+    """Returns the probability that a t-test finds a mean beyond a limit, on the side on which it lies.
+
+    P(T > t) for a noncentral T is the mean of Phi(distance - t V) over V = sqrt(chi^2 / df), here by Simpson's rule.
+
+    Args:
+        distance: from the limit, in true standard errors of the mean.
+        error_rate: that of a two-sided interval, half of it on each side.
+    """
+    df = seeds - 1
+    limit = t_quantile(1 - error_rate / 2, df)
+    low, high = max(0.0, 1 - MAX_SPREAD / math.sqrt(df)), 1 + MAX_SPREAD / math.sqrt(df)
+    scale = math.log(2) + df / 2 * math.log(df / 2) - math.lgamma(df / 2)
+
+    def mass(u: float) -> float:
+        # v = low + (high - low) u^2: with one degree of freedom the mass is in a narrow range above 0.
+        v = low + (high - low) * u * u
+        density = math.exp(scale + (df - 1) * math.log(v) - df * v * v / 2) if v > 0 else 0.0
+        return 2 * (high - low) * u * density * 0.5 * math.erfc((limit * v - distance) / math.sqrt(2))
+
+    inner = (mass(index / SIMPSON_STEPS) * (4 if index % 2 else 2) for index in range(1, SIMPSON_STEPS))
+    return min(1.0, (mass(1.0) + math.fsum(inner)) / 3 / SIMPSON_STEPS)
 
 
 @dataclass(frozen=True)

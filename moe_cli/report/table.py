@@ -117,7 +117,9 @@ class ReportTable:
         ]
         if self.by_run or not parts:
             parts = [
-                row.run if len(row.runs) <= 1 else f"expert={format_setting(row.expert)} k={format_setting(row.k)}"
+                row.run
+                if len(row.runs) <= 1
+                else f"expert={format_setting(row.expert)} k={format_setting(row.get('k'))}"
             ]
         if row.is_dense:
             parts.append("(dense)")

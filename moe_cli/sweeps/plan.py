@@ -24,8 +24,10 @@ from moe_cli.config.settings import replace_unchecked
 from moe_cli.config.sweep_file import (
     DEFAULT_PRESET,
     DENSE,
+    SWEEP,
     Block,
     Dimension,
+    FileKind,
     Partial,
     SweepFile,
     check_multiples,
@@ -128,7 +130,7 @@ class SweepPlan:
         return [Run(outputs / self.name / point.config.run_id) for point in self.points]
 
 
-def plan_sweep(
+def plan_sweep(  # noqa: PLR0913  (an argument for each option)
     overrides: Sequence[str],
     *,
     seeds: int | None = None,
@@ -138,10 +140,12 @@ def plan_sweep(
     baseline_budgets: Sequence[float] | None = None,
     tune: str | None = None,
     config_dir: Path | None = None,
+    kind: FileKind = SWEEP,
 ) -> SweepPlan:
     """Returns the plan of `moe sweep WORDS`. The first word may name a sweep file; the others are settings.
 
     Args:
+        kind: the kind of file that the first word may name.
         seeds: the number of seeds of each configuration; None means that of the file, else 1.
         name: the folder under outputs/; None means the file's name, or "sweep".
         where: conditions that every point must fulfil, such as "k <= expert".
@@ -154,7 +158,7 @@ def plan_sweep(
     """
     composer = Composer(config_dir)
     axes = {axis.key: axis for axis in parse_overrides(overrides[1:] if is_named(overrides) else overrides)}
-    sweep = find_sweep_file(composer, overrides, axes.pop("preset", None))
+    sweep = find_sweep_file(composer, overrides, axes.pop("preset", None), kind)
     assert sweep.search is None, "plan_search plans searches"
     if baseline is not None:
         sweep = replace(sweep, baseline=parse_baseline(baseline))
@@ -272,13 +276,15 @@ def declared_by(overrides: Sequence[str], question: str, baseline: Partial | Non
     return {} if baseline is None else {"baseline": baseline}
 
 
-def find_sweep_file(composer: Composer, overrides: Sequence[str], preset: Axis | None) -> SweepFile:
-    """Returns the named sweep file with its preset; for a sweep typed by hand, an empty one."""
+def find_sweep_file(
+    composer: Composer, overrides: Sequence[str], preset: Axis | None, kind: FileKind = SWEEP
+) -> SweepFile:
+    """Returns the named file of a kind with its preset; for a sweep typed by hand, an empty one."""
     if is_named(overrides):
         if preset is not None and len(preset.values) > 1:
-            raise ConfigError(f"'{preset}' names several presets: a sweep has one.")
+            raise ConfigError(f"'{preset}' names several presets: a {kind.noun} has one.")
         name = DEFAULT_PRESET if preset is None else format_setting(preset.values[0])
-        return load_sweep_file(composer, overrides[0], name)
+        return load_sweep_file(composer, overrides[0], name, kind)
     if preset is not None:
         raise ConfigError(f"'{preset}' chooses the size of a named sweep. Name one first: moe config --groups")
     return SweepFile(UNNAMED_SWEEP, "", (Block(),), 1, None)

@@ -1,5 +1,6 @@
 """The task of a configuration on its data."""
 
+from moe_cli.config.probes import ProbeConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM, RatingTask, SpanCorruption
 from moe_cli.data.images import Images
@@ -7,6 +8,7 @@ from moe_cli.data.load import Data
 from moe_cli.data.ratings import Ratings
 from moe_cli.errors import ConfigError
 from moe_cli.plugins import Plugin, plugin_of
+from moe_cli.tasks.answers import AnswersTask
 from moe_cli.tasks.base import Task
 from moe_cli.tasks.causal_lm import TextTask, window_settings
 from moe_cli.tasks.image_classification import ImagesTask
@@ -25,6 +27,8 @@ def make_task(config: RunConfig, data: Data) -> Task:
     if isinstance(data, Ratings):
         assert isinstance(config.task, RatingTask)
         return RatingsTask(data, config.seed, config.task)
+    if isinstance(config.data, ProbeConfig):
+        return AnswersTask(data, config.seed, config.data)
     windows = window_settings(config)
     if isinstance(config.task, MaskedLM):
         return MaskedTask(data, length, config.seed, config.task, windows["packing"], windows["eval_length"])

@@ -5,7 +5,7 @@ E experts in a stack, N matrices of R rows and C columns.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,11 +265,17 @@ class Optimizers:
 
     Args:
         experts: with optim.skip_idle_experts, the stacked parameters of each sparse layer; else empty.
+        blocks: `Experts.blocks` of each sparse layer; empty means None for all.
     """
 
     def __init__(
-        self, config: OptimConfig, optimizers: list[torch.optim.Optimizer], experts: Sequence[Sequence[Tensor]] = ()
+        self,
+        config: OptimConfig,
+        optimizers: list[torch.optim.Optimizer],
+        experts: Sequence[Sequence[Tensor]] = (),
+        blocks: Sequence[tuple[int, ...] | None] = (),
     ) -> None:
+        self.blocks = blocks
         self.config = config
         self.optimizers = optimizers
         self.experts = experts
@@ -291,7 +297,7 @@ class Optimizers:
         """
         active: ActiveExperts = {
             param: counts.nonzero().flatten().tolist()
-            for params, counts in zip(self.experts, load if self.experts else (), strict=True)
+            for params, counts in zip(self.experts, self._by_block(load) if self.experts else (), strict=True)
             for param in params
         }
         factor = schedule(self.config, progress, after)
@@ -305,6 +311,13 @@ class Optimizers:
             else:
                 optimizer.step()
         return factor
+
+    def _by_block(self, load: Sequence[Int[Tensor, " E"]]) -> list[Int[Tensor, " _"]]:
+        """Returns the assignments to each stacked network: those to its expert, see `Experts.blocks`."""
+        return [
+            counts if blocks is None else counts.repeat_interleave(torch.tensor(blocks, device=counts.device))
+            for counts, blocks in zip(load, self.blocks or [None] * len(load), strict=True)
+        ]
 
     def zero_grad(self) -> None:
         for optimizer in self.optimizers:
@@ -340,29 +353,34 @@ class Optimizers:
 def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
     """Builds the optimizers of a model's parameters. Vectors have no weight decay."""
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    expert_layers = [list(layer.experts.parameters()) for layer in moe_layers(model)]
+    layers = moe_layers(model)
+    expert_layers = [list(layer.experts.parameters()) for layer in layers]
+    blocks = [layer.experts.blocks for layer in layers]
+    gates = {id(param) for layer in layers for param in layer.router.parameters()}
     experts = expert_layers if config.skip_idle_experts else []
     if isinstance(config, MuonConfig):
         matrices = [param for name, param in named if _is_for_muon(name, param)]
         others = [param for name, param in named if not _is_for_muon(name, param)]
         period = config.expert_period or 1
         muon = Muon(matrices, config.lr, config.momentum, config.weight_decay, expert_layers, period)
-        return Optimizers(config, [muon, _adamw(config, config.adam_lr, others)], experts)
+        return Optimizers(config, [muon, _adamw(config, config.adam_lr, others, gates)], experts, blocks)
     stacked = [param for params in experts for param in params]
     rest = [param for _, param in named if all(param is not other for other in stacked)]
     optimizers: list[torch.optim.Optimizer]
     if isinstance(config, SGDConfig):
         optimizers = [
-            torch.optim.SGD(_param_groups(config, rest), lr=config.lr, momentum=config.momentum, **_impl_kwargs(rest))
+            torch.optim.SGD(
+                _param_groups(config, rest, gates), lr=config.lr, momentum=config.momentum, **_impl_kwargs(rest)
+            )
         ]
         if stacked:
             optimizers.append(ExpertSGD(stacked, config.lr, config.momentum, config.weight_decay))
-        return Optimizers(config, optimizers, experts)
+        return Optimizers(config, optimizers, experts, blocks)
     assert isinstance(config, AdamWConfig)
-    optimizers = [_adamw(config, config.lr, rest)]
+    optimizers = [_adamw(config, config.lr, rest, gates)]
     if stacked:
         optimizers.append(ExpertAdamW(stacked, config.lr, (config.beta1, config.beta2), config.weight_decay))
-    return Optimizers(config, optimizers, experts)
+    return Optimizers(config, optimizers, experts, blocks)
 
 
 def _is_for_muon(name: str, param: Tensor) -> bool:
@@ -370,9 +388,9 @@ def _is_for_muon(name: str, param: Tensor) -> bool:
     return param.ndim >= 2 and not name.endswith(_ADAM_SUFFIXES) and not any(part in f".{name}" for part in _ADAM_PARTS)
 
 
-def _adamw(config: AdamConfig, lr: float, params: list[nn.Parameter]) -> torch.optim.AdamW:
+def _adamw(config: AdamConfig, lr: float, params: list[nn.Parameter], gates: Collection[int]) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        _param_groups(config, params), lr=lr, betas=(config.beta1, config.beta2), **_impl_kwargs(params)
+        _param_groups(config, params, gates), lr=lr, betas=(config.beta1, config.beta2), **_impl_kwargs(params)
     )
 
 
@@ -382,8 +400,21 @@ def _impl_kwargs(params: list[nn.Parameter]) -> dict[str, bool]:
     return {"foreach": False} if is_mixed else {"fused": True}
 
 
-def _param_groups(config: OptimConfig, params: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Returns two parameter groups: matrices with weight decay, and vectors without."""
+def _param_groups(config: OptimConfig, params: list[nn.Parameter], gates: Collection[int]) -> list[dict[str, Any]]:
+    """Returns two parameter groups, matrices with weight decay, and vectors without, and those of the gates last.
+
+    Args:
+        gates: the ids of the gates' parameters, which have groups of their own with optim.router_lr.
+    """
+    own = [param for param in params if config.router_lr is not None and id(param) in gates]
+    groups = _by_decay(config, params)
+    if not own:
+        return groups
+    groups = _by_decay(config, [param for param in params if id(param) not in gates])
+    return groups + [group | {"lr": config.router_lr} for group in _by_decay(config, own) if group["params"]]
+
+
+def _by_decay(config: OptimConfig, params: list[nn.Parameter]) -> list[dict[str, Any]]:
     return [
         {"params": [param for param in params if param.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [param for param in params if param.ndim < 2], "weight_decay": 0.0},

@@ -36,7 +36,7 @@ VERBS = {
         "Print",
         "Show",
     ),
-    *("Time", "Train", "Watch", "Write"),
+    *("Time", "Train", "Try", "Watch", "Write"),
 }
 
 

@@ -159,6 +159,7 @@ OPTIONS = list(options(typer.main.get_command(app)))
 ARGUMENTS = {
     ("sweep",): ["k=1,oops", "--dry-run"],
     ("decide",): ["--dry-run"],
+    ("reproduce",): ["early_saturation", "--dry-run"],
     ("sample",): ["latest"],
     ("explain",): ["latest", "text"],
     ("runs", "experts"): ["latest"],

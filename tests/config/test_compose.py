@@ -25,7 +25,7 @@ from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import SwitchConfig
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.sweep_file import SPACE, SWEEP, Block, load_sweep_file
+from moe_cli.config.sweep_file import CLAIM, SPACE, SWEEP, Block, load_sweep_file
 from moe_cli.errors import ConfigError
 
 CONF = packaged_conf()
@@ -66,8 +66,8 @@ def test_every_file_of_conf_composes_and_validates(file: Path, composer: Compose
     )
     if group == "":
         assert ("config", RunConfig) == (choice, type(composer.point({}).config))
-    elif group in ("sweep", "decide"):
-        for block in load_sweep_file(composer, choice, kind=SWEEP if group == "sweep" else SPACE).blocks:
+    elif kind := {kind.folder: kind for kind in (SWEEP, SPACE, CLAIM)}.get(group):
+        for block in load_sweep_file(composer, choice, kind=kind).blocks:
             assert_every_value_occurs(composer, block)
     elif group == "executor":
         assert choice == load_executor([], choice).name

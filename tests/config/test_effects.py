@@ -47,6 +47,7 @@ BERT = {**GPT, "model": "bert", "optim": "adamw", "task.pseudo_perplexity_tokens
 OTHER_DATA = {name: value for name, value in GPT.items() if not name.startswith("data")}
 VIT = {**OTHER_DATA, "model": "vit", "model.context_length": 16, "optim": "adamw", "data": "digits"}
 MMOE = {**TINY, "model": "mmoe", "model.d_model": 16, "model.d_ff": 64, "model.d_tower": 8, "model.mf_dim": 4}
+PROBE = {name: value for name, value in OTHER_DATA.items() if name != "model.context_length"}
 SMALL_RATINGS = {"data.users": 30, "data.items": 20, "data.clusters": 2, "data.num_pairs": 400}
 # Model, router, data and optimizer, and the settings that others need to have an effect.
 BASES: dict[str, dict[str, Any]] = {
@@ -81,6 +82,10 @@ BASES: dict[str, dict[str, Any]] = {
     "vit folder": {**VIT, "data": "image_folder", "data.path": "IMAGES", "data.image_size": 8},
     "mmoe": {**MMOE, "data": "ratings", **SMALL_RATINGS},
     "mmoe movielens": {**MMOE, "data": "movielens", "data.path": "MOVIELENS"},
+    "phonebook": {**PROBE, "data": "phonebook", "data.entries": 30},
+    "shortest_path": {**PROBE, "data": "shortest_path", "data.nodes": 6, "data.edges": 6, "data.hops": 2,
+                      "data.train_graphs": 40, "data.val_graphs": 10},
+    "modular": {**PROBE, "data": "modular", "data.modulus": 7},
     **{name: {**GPT, "router": name} for name in ("sigmoid", "noisy_topk", "sinkhorn", "relu", "hash", "random")},
     **{f"{name} capacity": {**GPT, "router": name, "capacity": 0.5, "eval.capacity": 0.5}
        for name in ("noisy_topk", "sinkhorn", "relu", "hash", "random", "switch")},
@@ -101,14 +106,15 @@ BASES: dict[str, dict[str, Any]] = {
 # Other values of settings that are no choice among names; the first that is not the base's own is taken.
 OTHER_VALUES: dict[str, list[Any]] = {
     "expert": [8], "k": [1, 3], "capacity": [0.5, 0.75, 32, 1000], "seed": [1],
-    "model.num_layers": [3, 6], "model.d_model": [32], "model.d_ff": [128], "model.d_expert": [7],
-    "model.expert_dropout": [0.5], "model.expert_init_scale": [0.1], "model.shared_experts": [1, 2],
-    "model.moe_layer_freq": [2, 1], "model.first_k_dense": [1, 0], "model.context_length": [8], "model.vocab_size": [2000],
+    "model.num_layers": [3, 6], "model.d_model": [32], "model.d_ff": [128], "model.d_expert": [7, [8, 8, 8, 24]],
+    "model.expert_dropout": [0.5], "model.expert_init_scale": [0.1], "model.shared_experts": [1, 2], "model.d_shared": [6],
+    "model.moe_layer_freq": [2, 1], "model.first_k_dense": [1, 0], "model.moe_layers": [[2], [1]], "model.context_length": [8], "model.vocab_size": [2000],
     "model.dropout": [0.5], "model.num_heads": [1], "model.num_kv_heads": [1], "model.d_head": [4], "model.sliding_window": [3],
     "model.attention_dropout": [0.5], "model.kv_lora_rank": [6], "model.q_lora_rank": [4], "model.qk_rope_head_dim": [2],
     "model.rope_base": [10.0], "model.norm_eps": [0.1], "model.rope_factor": [2.0, 3.0], "model.rope_original_context": [4, 2],
     "model.rope_mscale_all_dim": [1.0, 0.5], "model.logit_softcap": [1.0], "model.init_std": [0.5], "model.patch_size": [4],
     "model.d_tower": [16], "model.mf_dim": [3], "model.relative_attention_num_buckets": [12], "model.relative_attention_max_distance": [12],
+    "router.init_scale": [30.0], "optim.router_lr": [0.3],
     "router.temperature": [4.0], "router.null_experts": [1], "router.jitter": [0.5], "router.scale": [2.0],
     "router.groups": [2, 4], "router.top_groups": [2, 1], "router.iterations": [1], "router.l1": [1.0],
     "router.l1_rate": [4.0], "router.slots": [2], "weight": [1.0], "bias_update_rate": [0.1], "balance.iterations": [1],
@@ -120,6 +126,8 @@ OTHER_VALUES: dict[str, list[Any]] = {
     "data.max_bytes": [1500], "data.max_documents": [15], "data.image_size": [16], "data.channels": [1],
     "data.users": [40], "data.items": [30], "data.clusters": [3], "data.num_pairs": [300], "data.noise": [1.0],
     "data.task_correlation": [-0.5], "data.seed": [1], "data.fold": [1], "data.test_fold": [2], "data.click_threshold": [3.0],
+    "data.entries": [20], "data.name_length": [3], "data.number_length": [2], "data.nodes": [7], "data.edges": [7],
+    "data.hops": [3], "data.train_graphs": [30], "data.val_graphs": [8], "data.modulus": [11],
     "optim.lr": [0.1], "optim.adam_lr": [0.1], "optim.momentum": [0.3], "optim.expert_period": [3], "optim.weight_decay": [0.5], "optim.beta1": [0.5],
     "optim.beta2": [0.5], "optim.warmup_fraction": [0.4], "optim.decay_fraction": [0.9], "optim.min_lr_ratio": [0.5], "optim.grad_clip": [0.01],
     "optim.ema_decay": [0.5], "train.steps": [5], "train.tokens": [900], "train.flops": [1e8], "train.model_flops": [1e8], "train.batch_size": [6],

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_cli.config.balances import NoBalance
-from moe_cli.config.layer_costs import TRAINING_PASSES, sparse_forward_flops
+from moe_cli.config.layer_costs import TRAINING_PASSES, layer_kinds, sparse_forward_flops
 from moe_cli.config.model import BERTConfig, GPTConfig
 from moe_cli.config.routers import NOT_CAUSAL, RouterConfig
 from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
@@ -157,6 +157,7 @@ def test_products_with_pixels_have_no_gradient_for_the_pixels(text_file: Path, t
 
 # How a number that a router's configuration has may be set. Choices and switches are read off the type.
 NUMBERS: dict[str, tuple[Any, ...]] = {
+    "init_scale": (1.0, 3.0),
     "temperature": (0.5, 1.0, 2.0),
     "null_experts": (0, 0, 1, 3),
     "jitter": (0.0, 0.1),
@@ -241,7 +242,7 @@ def test_every_router_and_option_is_priced_as_torch_counts_it(router: type[Route
         forward = counter.get_total_flops()
         with FlopCounterMode(display=False) as counter:
             y.sum().backward()
-        price = 384 * sparse_forward_flops(config, layer.experts.w_out.shape[2])
+        price = 384 * sparse_forward_flops(config, layer_kinds(config)[0], layer.experts.w_out.shape[2])
         assert forward == pytest.approx(price, rel=0.02), (
             config.router,
             config.model,

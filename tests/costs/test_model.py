@@ -43,6 +43,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "glu": {"model": {"ffn_type": "glu"}},
     "shared": {"model": {"shared_experts": 2}},
     "shared glu": {"model": {"shared_experts": 1, "ffn_type": "glu"}},
+    "shared of another width": {"model": {"shared_experts": 2, "d_shared": 5}},
+    "listed layers": {"model": {"num_layers": 5, "moe_layers": (1, 4)}},
+    "k of each layer": {"model": {"num_layers": 4, "moe_layers": (1, 2, 4)}, "k": (1, 4, 2)},
+    "k of each layer, adamw": {"k": (3, 1), "optim": AdamWConfig()},
+    "unequal experts": {"k": 4, "model": {"d_expert": (4, 12, 8, 8)}},
+    "unequal experts, glu adamw": {
+        "k": 4,
+        "model": {"d_expert": (6, 6, 6, 18), "ffn_type": "glu"},
+        "optim": AdamWConfig(),
+    },
+    "gates with a rate": {"optim": AdamWConfig(router_lr=0.5)},
     "shared gate": {"model": {"shared_experts": 1, "shared_gate": True}},
     "expert dropout": {"model": {"expert_dropout": 0.1}},
     "every second": {"model": {"num_layers": 5, "moe_layer_freq": 2}},
@@ -79,6 +90,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "t5 tied": {
         **TINY["t5"],
         "model": replace(TINY["t5"]["model"], tie_embeddings=True, moe_layer_freq=1, ffn_type="glu"),
+    },
+    "t5 uneven": {
+        **TINY["t5"],
+        "model": replace(TINY["t5"]["model"], moe_layers=(1, 2, 4), ffn_type="glu"),
+        "k": (1, 3, 2),
     },
     "t5 dense": {**TINY["t5"], "expert": 1, "k": 1},
     "lstm dense tied": {"expert": 1, "k": 1, "model": replace(TINY["lstm"]["model"], tie_embeddings=True)},
@@ -194,7 +210,11 @@ def test_active_parameters_and_forward_flops_are_those_of_k_experts(name: str) -
     assert counter.get_total_flops() / (2 * asked.model.context_length) == pytest.approx(
         costs.forward_flops_per_token, rel=0.02
     )
-    idle = sum(param[asked.k :].numel() for layer in moe_layers(model) for param in layer.experts.parameters())
+    idle = sum(
+        param.numel() * (asked.expert - layer.top_k) // asked.expert
+        for layer in moe_layers(model)
+        for param in layer.experts.parameters()
+    )
     assert costs.num_active_params == costs.num_params - idle
     assert costs.num_sparse_layers == len(moe_layers(model))
 

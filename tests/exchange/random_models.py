@@ -47,7 +47,8 @@ def our_settings(family: str, seed: int) -> list[str]:  # noqa: C901  (a few lin
         settings |= {"expert": experts, "k": draw.choice([1, 2, 3]), "match": "none"}
         settings |= {"model.d_expert": draw.choice([5, 8, 12]), "balance": "none"}
     if family in ("qwen3_moe", "qwen2_moe"):
-        settings |= {"model.first_k_dense": draw.choice([0, settings["model.num_layers"] - 1])}
+        dense_first = {"model.first_k_dense": draw.choice([0, settings["model.num_layers"] - 1])}
+        settings |= draw.choice([dense_first, {"model.moe_layers": "[1]"}])
         settings |= {"router.renormalise": draw.choice(["true", "false"]) if settings["k"] > 1 else "false"}
     if family in ("qwen3_moe", "qwen3"):
         settings |= {"model.qk_norm_weights": draw.choice(["none", "head"])}
@@ -60,6 +61,7 @@ def our_settings(family: str, seed: int) -> list[str]:  # noqa: C901  (a few lin
     if family == "qwen2_moe":
         settings |= {"model.shared_experts": draw.choice([1, 2]), "model.shared_gate": "true"}
         settings |= {"model.qkv_bias": draw.choice(["true", "false"])}
+        settings |= {"model.d_shared": draw.choice(["null", 10])}
     if family == "qwen2":
         settings |= {"model.qkv_bias": "true"}
     if family == "deepseek_v3":
@@ -109,7 +111,7 @@ def their_settings(family: str, seed: int) -> dict[str, Any]:
         settings |= {**experts, "num_experts": 6, "moe_intermediate_size": 7}
         settings |= draw.choice([{}, {"mlp_only_layers": [0]}]) if settings["num_hidden_layers"] > 1 else {}
     if family == "qwen2_moe":
-        settings |= {"shared_expert_intermediate_size": 14, "qkv_bias": draw.choice([True, False])}
+        settings |= {"shared_expert_intermediate_size": draw.choice([14, 9]), "qkv_bias": draw.choice([True, False])}
     if family == "olmoe":
         settings |= {**experts, "num_experts": 6}
     if family == "mixtral":

@@ -149,6 +149,7 @@ FAMILIES = {
     "gpt, hash": ATTENTION + "router=hash model.num_kv_heads=1",
     "gpt, relu": ATTENTION + "router=relu",
     "gpt, many": ATTENTION + "expert=16 k=10 router.null_experts=2 router.score=cosine",
+    "gpt, lists": ATTENTION + "model.num_layers=3 k=[1,3] model.moe_layers=[1,3] match=none model.d_expert=[8,8,16,32]",
     "bert": ATTENTION + "model=bert task=masked_lm",
     "t5": ATTENTION + "model=t5 task=span_corruption model.num_layers=4",
     "lstm": "model=lstm model.context_length=16",

@@ -171,6 +171,61 @@ def test_shared_experts_see_every_token(ffn_type: str) -> None:
     assert torch.allclose(expected, layer(x)[0], atol=1e-12)
 
 
+def test_shared_experts_have_a_width_of_their_own() -> None:
+    """One shared expert of twice the width is two of the usual one: output and gradients are equal bit by bit."""
+    results = []
+    for options in ({"shared_experts": 2}, {"shared_experts": 1, "d_shared": 2 * F}):
+        layer, x = make_layer(2, **options), tokens().requires_grad_()
+        y = layer(x)[0]
+        results.append([y, *gradients(y, {"x": x, **dict(layer.named_parameters())}).values()])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+WIDTHS = (4, 8, 4, 12, 20, 8)
+
+
+@every_ffn_type
+@every_backend
+@pytest.mark.parametrize("capacity", [None, 0.5])
+def test_unequal_experts_equal_the_formula(dispatch: str, ffn_type: str, capacity: float | None) -> None:
+    """Output and gradients of blocks are those of whole networks of each width, with drops too, for every back end."""
+    torch.manual_seed(0)
+    layer = MoELayer(D, E, 2, WIDTHS, ffn_type=ffn_type, dispatch=dispatch, capacity_factor=capacity).double()
+    torch.nn.init.normal_(layer.router.gate.weight)
+    x = tokens().requires_grad_()
+    y, routing = layer(x)[0], layer.route(x)  # a graph of its own
+    parts = zip(
+        layer.experts.w_in.split(layer.experts.blocks), layer.experts.w_out.split(layer.experts.blocks), strict=True
+    )
+    answers = []
+    for blocks_in, blocks_out in parts:
+        gates_and_ups = [block.chunk(2) if ffn_type == "glu" else (block,) for block in blocks_in]
+        w_in = torch.cat([torch.cat(rows) for rows in zip(*gates_and_ups, strict=True)])
+        answers.append(network(x, w_in, torch.cat(list(blocks_out), 1), ffn_type, layer.experts.activation))
+    weights = torch.zeros(len(x), E, dtype=x.dtype)
+    weights = weights.index_put((routing.token_ids, routing.expert_ids), routing.weights * routing.kept)
+    expected = torch.einsum("te,ted->td", weights, torch.stack(answers, 1))
+    torch.testing.assert_close(expected, y)
+    inputs = {"x": x, **dict(layer.named_parameters())}
+    torch.testing.assert_close(gradients(expected, inputs), gradients(y, inputs))
+
+
+def test_an_expert_starts_at_its_own_width() -> None:
+    """The deviation of an expert's second matrix is 1 / sqrt(its width), that of its first 1 / sqrt(D)."""
+    layer = MoELayer(200, 3, 1, (100, 200, 400), router="switch")
+    layer.reset_parameters(torch.Generator().manual_seed(0))
+    widths = [100, 200, 400]
+    for width, w_in, w_out in zip(
+        widths,
+        layer.experts.w_in.split(layer.experts.blocks),
+        layer.experts.w_out.split(layer.experts.blocks),
+        strict=True,
+    ):
+        assert width == w_out.shape[0] * w_out.shape[2]
+        assert width**-0.5 == pytest.approx(w_out.std().item(), rel=0.03)
+        assert 200**-0.5 == pytest.approx(w_in.std().item(), rel=0.03)
+
+
 def test_evaluation_is_dropless_by_default() -> None:
     """A capacity binds in training; at evaluation every assignment is kept."""
     layer, x = make_layer(2, capacity_factor=0.25), tokens()

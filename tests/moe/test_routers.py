@@ -18,7 +18,7 @@ from moe_cli.config.routers import (
     sums_to_one,
 )
 from moe_cli.moe.gates import GATE_STD
-from moe_cli.moe.layer import MoELayer
+from moe_cli.moe.layer import MoELayer, make_sparse_layer
 from moe_cli.moe.routers.registry import ROUTER_CONFIGS, ROUTERS, make_router
 from moe_cli.moe.routers.router import top_indices
 from moe_cli.moe.routers.token_choice import renormalises
@@ -279,6 +279,27 @@ def test_the_gate_starts_small_and_from_its_generator() -> None:
     router.reset_parameters(torch.Generator().manual_seed(3))
     assert torch.equal(first, router.gate.weight)
     assert first.std().item() == pytest.approx(GATE_STD, rel=0.05)
+
+
+@pytest.mark.parametrize("score", ["linear", "cosine", "mlp"])
+def test_init_scale_multiplies_the_first_scores(score: str) -> None:
+    """Whatever the gate: from the same draws, the scores of every token are 3 times as large."""
+    x, scores = torch.randn(5, 8), []
+    for scale in (1.0, 3.0):
+        router = make_router(TopKConfig(score=score, init_scale=scale), 8, 4, 2)
+        router.reset_parameters(torch.Generator().manual_seed(0))
+        scores.append(router.gate(x))
+    torch.testing.assert_close(3 * scores[0], scores[1])
+
+
+def test_init_scale_of_the_soft_router_multiplies_the_first_scores() -> None:
+    """The factor of the cosine starts there."""
+    x, scores = torch.randn(2, 5, 8), []
+    for scale in (1.0, 3.0):
+        layer = make_sparse_layer(8, 4, 4, 6, router=SoftConfig(init_scale=scale))
+        layer.reset_parameters(torch.Generator().manual_seed(0))
+        scores.append(layer.router(x))
+    torch.testing.assert_close(3 * scores[0], scores[1])
 
 
 def test_every_router_of_the_schema_can_be_made() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from moe_cli.config.probes import ModularConfig, PhonebookConfig
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig
 from moe_cli.report.configuration import Configuration, aggregate_seeds, best_rows
 from moe_cli.report.intervals import mean_and_interval, paired_difference
@@ -55,6 +56,19 @@ def test_a_setting_that_follows_from_another_tells_nothing_apart(heads: tuple[in
         for width, heads in zip((32, 64), heads, strict=True)
     ]
     assert names == varying_settings(rows, settings_of(rows[0]))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "names"), [((13, 5), ["data.name"]), ((13, 7), ["data.name", "model.context_length"])]
+)
+def test_the_context_of_questions_tells_nothing_apart(lengths: tuple[int, int], names: list[str]) -> None:
+    """The length of a probe's questions follows from its settings; another one does not."""
+    probes = (PhonebookConfig(), ModularConfig())
+    rows = [
+        {**{f"data.{name}": value for name, value in vars(data).items()}, "model.context_length": length}
+        for data, length in zip(probes, lengths, strict=True)
+    ]
+    assert names == varying_settings(rows, ["data.name", "model.context_length"])
 
 
 def test_seeds_fold_to_mean_and_interval(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from moe_cli.report.significance import (
     additional_seeds_needed,
     holm,
     paired,
+    power_of_test,
     verdicts,
 )
 
@@ -128,3 +129,13 @@ def test_false_verdicts_are_rare_however_many_are_compared() -> None:
         better += BETTER in found
     assert better / reports <= 0.025 + 4 * (0.025 * 0.975 / reports) ** 0.5
     assert false / reports <= 0.05 + 4 * (0.05 * 0.95 / reports) ** 0.5
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 30, 1000])
+def test_the_power_of_a_test_is_that_of_the_noncentral_t(seeds: int) -> None:
+    """The probability agrees with scipy's distribution, from no distance to a large one."""
+    for distance in (0.0, 1.0, 3.0, 8.0):
+        for error_rate in (0.05, 0.01):
+            limit = stats.t.ppf(1 - error_rate / 2, seeds - 1)
+            expected = stats.nct.sf(limit, seeds - 1, distance) if distance else error_rate / 2
+            assert expected == pytest.approx(power_of_test(distance, seeds, error_rate), abs=2e-4)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_cli.config.schema import AdamWConfig, MuonConfig
+from moe_cli.config.schema import AdamWConfig, MuonConfig, SGDConfig
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import MoELayer
 from moe_cli.training import optimizers as module
@@ -375,3 +375,37 @@ def test_sgd_over_experts_is_sgd_of_each_expert(momentum: float) -> None:
             theirs[expert].step()
         for expert in range(3):
             torch.testing.assert_close(stack[expert], alone[expert], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [MuonConfig(adam_lr=0.01), AdamWConfig(lr=0.01), SGDConfig(lr=0.01)])
+def test_gates_have_a_rate_of_their_own(config: Any) -> None:
+    """A tenth of the rate moves the gates by a tenth; no other weight changes."""
+    moves = []
+    for rate in (None, 0.001):
+        layer = MoELayer(6, 4, 2, 4).double()
+        model = nn.ModuleDict({"ffn": layer, "head": nn.Linear(6, 3, dtype=torch.float64)})
+        before = {}
+        for number, (name, param) in enumerate(model.named_parameters()):
+            param.data = matrices(*param.shape, seed=number)
+            param.grad = matrices(*param.shape, seed=50 + number)
+            before[name] = param.detach().clone()
+        make_optimizers(replace(config, router_lr=rate), model).step(0, 0.5)
+        moves.append({name: param.detach() - before[name] for name, param in model.named_parameters()})
+    plain, own = moves
+    torch.testing.assert_close(plain["ffn.router.gate.weight"] / 10, own["ffn.router.gate.weight"])
+    assert all(torch.equal(plain[name], own[name]) for name in plain if ".router." not in name)
+    assert plain["ffn.router.gate.weight"].abs().min() > 0
+
+
+@pytest.mark.parametrize("config", [MuonConfig(), AdamWConfig(), SGDConfig()])
+def test_all_blocks_of_an_expert_without_tokens_stay(config: Any) -> None:
+    """Of experts of widths 4, 8 and 4 the second has no tokens: its two blocks keep their weights, the others move."""
+    layer = MoELayer(6, 3, 1, (4, 8, 4), router="switch")
+    for param in layer.parameters():
+        param.grad = torch.randn_like(param)
+    before = {name: param.detach().clone() for name, param in layer.experts.named_parameters()}
+    optimizers = make_optimizers(replace(config, skip_idle_experts=True, weight_decay=0.1), layer)
+    optimizers.step(0, 0.5, load=[torch.tensor([3, 0, 2])])
+    for name, param in layer.experts.named_parameters():
+        moved = [not torch.equal(old, new) for old, new in zip(before[name], param, strict=True)]
+        assert [True, False, False, True] == moved

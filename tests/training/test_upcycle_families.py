@@ -30,7 +30,11 @@ GROWTHS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "shared": {"model": {"shared_experts": 1}},
     "shared, gated": {"model": {"shared_experts": 2, "shared_gate": True}, "k": 3},
+    "shared of another width": {"model": {"shared_experts": 1, "d_shared": 7}},
+    "large gate": {"router": TopKConfig(init_scale=20.0)},
     "some layers": {"model": {"first_k_dense": 1}},
+    "listed layers": {"model": {"moe_layers": (1,)}},
+    "k of each layer": {"k": (2, 3)},
     "noise": {"router": NoisyTopKConfig()},
     "sigmoid": {"router": SigmoidConfig(score="mlp")},
     "sinkhorn, dropout": {"router": SinkhornConfig(), "model": {"expert_dropout": 0.1, "dropout": 0.1}},
@@ -40,11 +44,12 @@ GROWTHS: dict[str, dict[str, Any]] = {
     "halves": {"model": {"d_expert": 16}, "router": TopKConfig()},
     "quarters": {"model": {"d_expert": 8, "shared_experts": 1}, "expert": 12, "k": 8, "router": TopKConfig()},
 }
-IMPOSSIBLE = (("vit", "hash"), ("mmoe", "hash"), ("mmoe", "some layers"))
+# T5 has four layers, two of them with experts by default; MMoE has one.
+IMPOSSIBLE = (("mmoe", "k of each layer"), ("vit", "hash"), ("mmoe", "hash"), ("mmoe", "some layers"))
 # Another value for every setting of a model.
 OTHERS: dict[str, Any] = {
     "num_layers": 6, "d_model": 24, "d_ff": 40, "d_expert": 20, "ffn_type": "glu", "activation": "relu2",
-    "expert_dropout": 0.1, "expert_init_scale": 0.1, "shared_experts": 1, "shared_gate": True, "moe_layer_freq": 2,
+    "expert_dropout": 0.1, "expert_init_scale": 0.1, "shared_experts": 1, "d_shared": 24, "shared_gate": True, "moe_layer_freq": 2, "moe_layers": (2,),
     "first_k_dense": 1, "context_length": 12, "vocab_size": 300, "tie_embeddings": True, "dropout": 0.3,
     "dispatch": "einsum", "num_heads": 4, "num_kv_heads": 1, "d_head": 4, "sliding_window": 5, "attention_dropout": 0.3,
     "kv_lora_rank": 6, "q_lora_rank": 8, "qk_rope_head_dim": 2, "norm": "layer", "qk_norm": False, "position_encoding": {"rope": "learned", "learned": "rope"},

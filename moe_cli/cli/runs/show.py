@@ -24,6 +24,7 @@ from moe_cli.formatting import (
 )
 from moe_cli.metrics import BY_KEY, format_references, format_task_metrics, target_name
 from moe_cli.moe.max_violation import max_violation
+from moe_cli.report.data_facts import NgramFacts, ngram_facts
 from moe_cli.report.expert_usage import expert_load
 from moe_cli.report.render.line_wrap import pack
 from moe_cli.runs.cleanup import size_of
@@ -203,7 +204,14 @@ def _origin(meta: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         size = number_in(corpus.get("num_bytes"))
         text = [f"{corpus.get('name')} corpus", str(corpus.get("source")), f"sha256 {str(corpus.get('sha256'))[:12]}"]
         rows.append(("data", text + ([] if size is None else [format_bytes(size)])))
+        rows += [(f"{fact.length}-grams", _ngrams(fact)) for fact in ngram_facts(meta)]
     return rows
+
+
+def _ngrams(fact: NgramFacts) -> list[str]:
+    entropy = [] if fact.next_nats is None else [f"then {fact.next_nats:.2f} nats in the next token"]
+    seen = f"{percent(fact.seen)} of validation occur in training"
+    return [seen, f"{percent(fact.repeated)} of training repeat", *entropy]
 
 
 def _files(run: Run) -> list[tuple[str, list[str]]]:

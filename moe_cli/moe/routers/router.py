@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moe_cli.config.routers import TokenChoiceConfig, TopKConfig
+from moe_cli.config.routers import GateConfig, TokenChoiceConfig, TopKConfig
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.gates import PerTaskGate, make_gate
 from moe_cli.moe.routing import Routing, RoutingPolicy
@@ -99,7 +99,8 @@ class GatedRouter(Router):
         options = config if isinstance(config, TokenChoiceConfig) else plain
         super().__init__(d_model, num_experts + options.null_experts, top_k, config, experts)
         self.temperature = options.temperature
-        self.gate = make_gate(options.score, d_model, self.num_experts, experts)
+        init_scale = config.init_scale if isinstance(config, GateConfig) else 1.0
+        self.gate = make_gate(options.score, d_model, self.num_experts, experts, init_scale)
         self.register_buffer("expert_bias", torch.zeros(self.num_experts))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

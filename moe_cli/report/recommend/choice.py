@@ -146,7 +146,8 @@ def _imbalance(row: Configuration) -> float | None:
 
 def _max_possible_violation(row: Configuration) -> float | None:
     """Returns MaxVio when every token chooses the same experts; None for a dense model."""
-    return row.expert / row.k - 1 if row.k and row.expert and row.expert > row.k else None
+    k = row.mean_k
+    return row.expert / k - 1 if k and row.expert and row.expert > k else None
 
 
 def health_text(row: Configuration) -> str:
@@ -304,7 +305,7 @@ def label(row: Record, names: Collection[str]) -> str:
     """Returns a label: expert=16 k=2, and other settings that differ."""
     from moe_cli.config.ranges import format_setting
 
-    main = ["expert=1"] if row.expert == 1 else [f"expert={row.expert}", f"k={row.k}"]
+    main = ["expert=1"] if row.expert == 1 else [f"expert={row.expert}", f"k={format_setting(row.get('k'))}"]
     others = [
         f"{name}={format_setting(row.get(name))}"
         for name in names

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.ranges import format_setting
@@ -12,6 +13,7 @@ from moe_cli.metrics import EQUAL, target_name_of_task
 from moe_cli.report.baseline import baseline_name, sweep_baseline
 from moe_cli.report.comparability import BUDGET, CODE, check_across, is_comparable, select_comparable
 from moe_cli.report.configuration import Configuration, aggregate_seeds
+from moe_cli.report.data_facts import NgramFacts, ngram_facts
 from moe_cli.report.equal_time import EqualTime
 from moe_cli.report.looks import Look
 from moe_cli.report.price import Price, Pricing
@@ -38,7 +40,7 @@ from moe_cli.report.run_row import (
 )
 from moe_cli.report.scaling.summary import scaling_sentence
 from moe_cli.report.table_file import is_table_row
-from moe_cli.runs.folder import COMPLETED, FAILED
+from moe_cli.runs.folder import COMPLETED, FAILED, Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,6 +85,8 @@ class Recommendation:
         next: the sweep to run; None where this version cannot make the settings.
         next_seconds: the estimated time of that sweep, with one run at a time; None means unknown.
         look: the number of looks at these verdicts with more seeds each time, including this one.
+        ngrams: statistics of the text; none where they are unknown.
+        tokenizer: `data.tokenizer`; None means unknown, or no text.
     """
 
     context: str
@@ -120,6 +124,8 @@ class Recommendation:
     next: str | None
     next_seconds: float | None
     look: Look
+    ngrams: tuple[NgramFacts, ...]
+    tokenizer: Value
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the recommendation as a JSON object."""
@@ -235,6 +241,8 @@ def make_recommendation(
         next=following.command if following else None,
         next_seconds=following.seconds if following else None,
         look=found.look,
+        ngrams=ngram_facts(Run(Path(best.paths[0])).meta()),
+        tokenizer=best.settings.get("data.tokenizer"),
     )
 
 

@@ -4,6 +4,7 @@ from moe_cli.formatting import duration, half_width, percent, plural, sanitise
 from moe_cli.report.baseline import baseline_name
 from moe_cli.report.columns import format_ratio
 from moe_cli.report.comparability import EVAL_CONTEXT
+from moe_cli.report.data_facts import ngram_sentences
 from moe_cli.report.equal_time import EqualTime
 from moe_cli.report.looks import looks_sentence, percent_of_rate
 from moe_cli.report.price import Price, Ratio
@@ -35,6 +36,7 @@ def format_recommendation(found: Recommendation) -> list[str]:
     lines += [found.scaling] if found.scaling else []
     lines += [f"Not tried: {', '.join(found.not_tried)}."] if found.not_tried else []
     lines += _statistics(found)
+    lines += ngram_sentences(found.ngrams, found.tokenizer)
     if found.failed:
         lines.append(
             f"Failed: {'; '.join(reason.rstrip('. ') for reason in found.failed[:3])}"

@@ -29,7 +29,7 @@ OVERLAP_MARK = "="
 def _sparsity(row: Configuration) -> float | None:
     if row.is_dense:
         return 0.0
-    return 1 - row.k / row.expert if row.expert and row.k else None
+    return 1 - row.mean_k / row.expert if row.expert and row.mean_k else None
 
 
 def _product(a: float | None, b: float | None) -> float | None:

@@ -20,6 +20,8 @@ from moe_cli.report.run_row import (
     RunRow,
     Settings,
     column_names,
+    mean_k,
+    mean_setting,
     setting_applies,
     settings_of,
     varying_settings,
@@ -137,7 +139,7 @@ def _label(run: RunRow, names: list[str]) -> str:
         "train.minutes",
         "train.batch_size",
     )
-    who = f"expert={run.expert}" + (f" k={run.k}" if not run.is_dense and run.k else "")
+    who = f"expert={run.expert}" + (f" k={run.get('k')}" if not run.is_dense and run.mean_k else "")
     others = [
         f"{name.rpartition('.')[2]}={format_setting(value)}"
         for name in names
@@ -170,15 +172,15 @@ def _arrays(runs: Sequence[RunRow], clusters: list[int]) -> Points:
 
 
 def expansion(settings: Settings) -> float:
-    """Returns E / K; 1 when dense, or if a router has no fixed K."""
-    expert, k = settings.get("expert"), settings.get("k")
+    """Returns E / K, with the mean of K over layers; 1 when dense, or if a router has no fixed K."""
+    expert, k = settings.get("expert"), mean_k(settings)
     assert isinstance(expert, int)
-    return max(1.0, expert / k) if expert > 1 and isinstance(k, int | float) and k > 0 else float(expert)
+    return max(1.0, expert / k) if expert > 1 and k and k > 0 else float(expert)
 
 
 def granularity(settings: Settings) -> float:
-    """Returns d_ff / d_expert; 1 when dense."""
-    wide, narrow = settings.get("model.d_ff"), settings.get("model.d_expert")
-    if settings.get("expert") == 1 or not isinstance(wide, int | float) or not isinstance(narrow, int | float):
+    """Returns d_ff / d_expert, with the mean of unequal widths; 1 when dense."""
+    wide, narrow = settings.get("model.d_ff"), mean_setting(settings, "model.d_expert")
+    if settings.get("expert") == 1 or not isinstance(wide, int | float) or narrow is None:
         return 1.0
     return float(wide) / float(narrow) if narrow > 0 else 1.0

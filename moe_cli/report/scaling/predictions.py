@@ -117,13 +117,21 @@ def predict(found: Fit, points: Points, labels: Sequence[str]) -> tuple[Predicti
 
 
 def _prediction(found: Fit, point: Points, label: str, noise: Noise, distance: float) -> Prediction:
-    """Predicts one point. To each bootstrap sample, several draws of the noise and of the seeds' shift are added."""
-    rng = np.random.default_rng(SEED)
-    drawn = np.repeat(found.sampled(point)[:, 0] - found.seed_shifts, DRAWS)
-    drawn = drawn + noise.draw(rng, len(drawn)) + found.seeds.draw(rng, len(drawn), distance)
+    drawn = draw_log_loss(found, point, noise, distance, np.random.default_rng(SEED))
     low, high = np.exp(quantiles(drawn))
     loss, extrapolation_factor = math.exp(found.log_loss(point)[0]), _extrapolation_factors(found.points, point)[0]
     return Prediction(label, loss, float(low), float(high), float(extrapolation_factor))
+
+
+def draw_log_loss(found: Fit, point: Points, noise: Noise, distance: float, rng: np.random.Generator) -> Array:
+    """Draws the log loss of a point: several draws of the noise and of the seeds' shift for each bootstrap sample.
+
+    Args:
+        noise: of one run, or of the mean over the seeds of a configuration.
+        distance: of the seeds from those of the fit, see `SeedEffect.distance`.
+    """
+    drawn = np.repeat(found.sampled(point)[:, 0] - found.seed_shifts, DRAWS)
+    return drawn + noise.draw(rng, len(drawn)) + found.seeds.draw(rng, len(drawn), distance)
 
 
 def _extrapolation_factors(known: Points, points: Points) -> Array:

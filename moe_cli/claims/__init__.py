@@ -1,0 +1,1 @@
+"""Published claims about experts: read from conf/claim, tried by a sweep, and judged by a predicate."""

@@ -1,0 +1,179 @@
+"""The result of a claim: the verdict with its figures, and what would settle it; from the runs that exist."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_cli import __version__
+from moe_cli.claims.measurements import RunMeasurements
+from moe_cli.claims.plan import ClaimPlan
+from moe_cli.claims.power import Power, analyse
+from moe_cli.claims.records import CANNOT_TELL, Judgement, Part, Predicate, Published, Source, Test
+from moe_cli.claims.verdict import judge
+from moe_cli.formatting import plural
+from moe_cli.report.run_row import RunRow
+from moe_cli.runs.folder import COMPLETED, FAILED
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The cost of a claim: complete, failed and planned runs, and the sum of their training seconds."""
+
+    complete: int
+    failed: int
+    planned: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FigureResult:
+    """A measured figure: mean and 95 % interval over seeds, and the limits of the region in which the claim sees it.
+
+    With the unit `%` the numbers are shares. None means not measured, or no limit.
+    """
+
+    label: str
+    unit: str
+    mean: float | None
+    low: float | None
+    high: float | None
+    seeds: int
+    claimed_above: float | None
+    claimed_below: float | None
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """One predicate: its verdict, figures, the published effect, its power, and the further seeds that would decide."""
+
+    kind: str
+    label: str
+    verdict: str
+    figures: tuple[FigureResult, ...]
+    published_effect: float | None
+    power: Power
+    more_seeds: int | None
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """The result of a claim.
+
+    Attributes:
+        command: the command that makes it.
+        folder: the folder of the runs under outputs/.
+        error_rate: that of two-sided intervals at this look; it is smaller after the first.
+        date: the day of the newest complete run, as 2026-11-30; None without one.
+        settle: what would decide the claim, or try it further, as sentences and commands.
+    """
+
+    claim: str
+    sentence: str
+    source: Source
+    published: Published
+    differences: tuple[str, ...]
+    verdict: str
+    parts: tuple[PartResult, ...]
+    seeds: tuple[int, ...]
+    look: int
+    error_rate: float
+    budget: Budget
+    command: str
+    folder: str
+    date: str | None
+    version: str
+    settle: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_result(plan: ClaimPlan, outputs: Path) -> ClaimResult:
+    """Returns the result of a claim from the runs that exist.
+
+    While a planned run has not ended, the verdict is `cannot tell here`: an early look would be one look more.
+    """
+    rows, rate = plan.rows(outputs), plan.error_rate(outputs)
+    measured = RunMeasurements(rows)
+    claim, budget = plan.claim, _budget(rows)
+    judgement = judge(claim.predicates, [predicate.find(measured) for predicate in claim.predicates], rate)
+    powers = analyse(claim.predicates, measured, len(plan.seeds), rate)
+    open_runs = budget.planned - budget.complete - budget.failed
+    verdict = CANNOT_TELL if open_runs else judgement.verdict
+    created = [row.created for row in rows if row.status == COMPLETED and row.created]
+    return ClaimResult(
+        claim.name,
+        claim.sentence,
+        claim.source,
+        claim.published,
+        claim.differences,
+        verdict,
+        tuple(_part(part, power, bool(open_runs)) for part, power in zip(judgement.parts, powers, strict=True)),
+        plan.seeds,
+        plan.look(outputs),
+        rate,
+        budget,
+        plan.command,
+        plan.sweep.name,
+        time.strftime("%Y-%m-%d", time.gmtime(max(created))) if created else None,
+        __version__,
+        tuple(_settle(verdict, judgement, budget, len(plan.seeds), plan.command)),
+    )
+
+
+def _budget(rows: Sequence[RunRow]) -> Budget:
+    complete = [row for row in rows if row.status == COMPLETED]
+    failed = sum(row.status == FAILED for row in rows)
+    return Budget(len(complete), failed, len(rows), math.fsum(row.results.seconds or 0.0 for row in complete))
+
+
+def _part(part: Part, power: Power, is_open: bool) -> PartResult:
+    return PartResult(
+        kind_of(part.predicate),
+        part.predicate.label,
+        CANNOT_TELL if is_open else part.verdict,
+        tuple(map(_figure, part.finding.tests)),
+        part.predicate.effect,
+        power,
+        None if is_open else part.more_seeds,
+    )
+
+
+def kind_of(predicate: Predicate) -> str:
+    """Returns the name of a predicate in files: same_argmin."""
+    name = type(predicate).__name__
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+
+
+def _figure(test: Test) -> FigureResult:
+    sample, region = test.sample, test.region
+    if sample is None:
+        return FigureResult(test.label, test.unit, None, None, None, 0, region.low, region.high)
+    half = sample.half_width()
+    low, high = (None, None) if half is None else (sample.mean - half, sample.mean + half)
+    return FigureResult(test.label, test.unit, sample.mean, low, high, sample.seeds, region.low, region.high)
+
+
+def _settle(verdict: str, judgement: Judgement, budget: Budget, seeds: int, command: str) -> list[str]:
+    """Returns what would decide the claim, or try it further, as sentences and commands."""
+    same = command.partition(" --seeds")[0]
+    if open_runs := budget.planned - budget.complete - budget.failed:
+        return [f"{plural(open_runs, 'run')} of {budget.planned} not ended. The same command continues:", command]
+    found = []
+    if budget.failed:
+        found += [f"{plural(budget.failed, 'run')} failed. To run them again:", f"{command} --retry-failed"]
+    if verdict == CANNOT_TELL:
+        open_parts = [part for part in judgement.parts if part.verdict == CANNOT_TELL]
+        if missing := [part for part in open_parts if not part.finding.num_seeds]:
+            found.append(f"No run has the values for: {missing[0].predicate.label}.")
+        elif all(part.more_seeds is not None for part in open_parts):
+            total = seeds + max(part.more_seeds or 0 for part in open_parts)
+            found += [f"About {total} seeds, if the measured means are true:", f"{same} --seeds {total}"]
+        else:
+            found.append("No number of seeds below a thousand: the measured mean is too near to the limit.")
+    if "preset=" not in command:
+        found += ["A setting nearer to the published one:", f"{same} preset=workstation"]
+    return found

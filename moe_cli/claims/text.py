@@ -1,0 +1,174 @@
+"""Claims as text: the list, a claim before its runs with its power, and its result."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from rich.text import Text
+
+from moe_cli.claims.power import Power
+from moe_cli.claims.predicates import RELATIVE
+from moe_cli.claims.records import CONTRADICTED, HOLDS, Claim, Published, Source
+from moe_cli.claims.result import ClaimResult, FigureResult, PartResult
+from moe_cli.formatting import duration, plural
+from moe_cli.report.render.terminal import TextColumn, table_lines, wrap
+from moe_cli.report.significance import ERROR_RATE
+
+LABEL_WIDTH = 11
+MIN_SENTENCE_WIDTH = 24
+_THREAD = re.compile(r"https://github\.com/[^/]+/([^/]+)/(?:issues|pull)/(\d+)")
+NOT_TRIED = "not tried"
+STYLES = {HOLDS: "green", CONTRADICTED: "red"}
+
+
+def list_lines(claims: Sequence[Claim], verdicts: Sequence[str | None], width: int) -> list[Text]:
+    """Returns a table of all claims with their last verdicts; None means not tried."""
+    shown = [verdict or NOT_TRIED for verdict in verdicts]
+    columns = [
+        TextColumn("claim", [claim.name for claim in claims], align_left=True),
+        TextColumn("verdict", shown, align_left=True, styles=[STYLES.get(verdict, "") for verdict in shown]),
+        TextColumn("source", [short_source(claim.source) for claim in claims], drop_order=1, align_left=True),
+        TextColumn(
+            "sentence",
+            [claim.sentence for claim in claims],
+            drop_order=2,
+            align_left=True,
+            min_width=MIN_SENTENCE_WIDTH,
+        ),
+    ]
+    note = "Try one: moe reproduce NAME --dry-run"
+    return [*table_lines(columns, width), Text(""), Text(note, "dim")]
+
+
+def short_source(source: Source) -> str:
+    """Returns arXiv:2101.03961, nanochat#798 for a page of GitHub, or the address without its scheme."""
+    if source.arxiv:
+        return f"arXiv:{source.arxiv}"
+    thread = _THREAD.fullmatch(source.url)
+    return f"{thread[1]}#{thread[2]}" if thread else source.url.removeprefix("https://")
+
+
+def source_text(source: Source) -> str:
+    """Returns the title, where to find it, and the place in it."""
+    address = source.url or short_source(source)
+    return ", ".join([f"{source.title} ({address})", *([source.place] if source.place else [])])
+
+
+def published_text(published: Published) -> str:
+    """Returns the published figures and their setting."""
+    figures = "; ".join(f"{figure.name}: {figure.value}" for figure in published.figures)
+    return f"{figures}. In: {published.setting}" if figures else published.setting
+
+
+def claim_lines(claim: Claim, power: Sequence[Power], width: int) -> list[Text]:
+    """Returns source, published figures and power of a claim, before its runs."""
+    lines = _labelled("source", [source_text(claim.source)], width)
+    lines += _labelled("published", [published_text(claim.published)], width)
+    for number, found in enumerate(power):
+        style = "yellow" if found.is_enough is False else ""
+        lines += _labelled("power" if number == 0 else "", [power_text(found)], width, style)
+    return lines
+
+
+def power_text(power: Power) -> str:
+    """Returns what the seeds of a predicate can decide; first of all that they cannot decide the claim."""
+    size = abs_value(power.detectable, power.unit)
+    origin = "over the seeds so far" if power.is_measured else "over seeds, as the claim's file states"
+    noise = f"(standard deviation {abs_value(power.noise, power.unit)} {origin})"
+    found = f"{plural(power.seeds, 'seed')} decide from {size} beyond the limit {noise}"
+    if power.distance is None:
+        return f"{power.label}: {found}. No effect is published."
+    claimed = f"the claim is {abs_value(max(0.0, power.distance), power.unit)} beyond it"
+    if power.is_enough:
+        return f"{power.label}: {found}; {claimed}."
+    enough = f"{power.needed} seeds would do: --seeds {power.needed}" if power.needed else "no number of seeds would do"
+    return f"{power.label}: cannot decide within its budget: {found}, {claimed}. {enough}."
+
+
+def result_lines(result: ClaimResult, width: int) -> list[Text]:
+    """Returns the verdict, measured figures next to published ones, differences, budget, and what would settle it."""
+    style = f"bold {STYLES.get(result.verdict, '')}".strip()
+    lines = wrap(f"{result.verdict.capitalize()}: {result.sentence}", width, style)
+    for part in result.parts:
+        lines += [Text(""), *_hanging("  ", [f"{part.label}: {part.verdict}"], width)]
+        lines += _hanging("    ", [figure_text(figure, part) for figure in part.figures], width)
+    lines.append(Text(""))
+    lines += _labelled("differs", result.differences, width)
+    lines += _labelled("budget", [budget_text(result)], width)
+    lines += _labelled("error rate", [error_text(result)], width)
+    return lines + _labelled("next", result.settle, width)
+
+
+def figure_text(figure: FigureResult, part: PartResult) -> str:
+    """Returns a measured figure with its interval, the region of the claim, and the published effect."""
+    prefix = "" if figure.label == part.label else f"{figure.label}: "
+    published = "" if part.published_effect is None else f"; published {value_text(part.published_effect, figure.unit)}"
+    return f"{prefix}{measured_text(figure)}; claimed {claimed_text(figure)}{published}"
+
+
+def measured_text(figure: FigureResult) -> str:
+    """Returns the mean with its 95 % interval: -1.62 % (-1.94 % to -1.30 %), 3 seeds."""
+    if figure.mean is None:
+        return "not measured"
+    mean, seeds = value_text(figure.mean, figure.unit), plural(figure.seeds, "seed")
+    if figure.low is None or figure.high is None:
+        return f"measured {mean}, {seeds}"
+    return f"measured {mean} ({value_text(figure.low, figure.unit)} to {value_text(figure.high, figure.unit)}), {seeds}"
+
+
+def claimed_text(figure: FigureResult) -> str:
+    """Returns the region of the claim: below -0.50 %."""
+    low, high = figure.claimed_above, figure.claimed_below
+    if low is not None and high is not None:
+        return f"{value_text(low, figure.unit)} to {value_text(high, figure.unit)}"
+    return (
+        f"above {value_text(low, figure.unit)}" if low is not None else f"below {value_text(high or 0.0, figure.unit)}"
+    )
+
+
+def value_text(value: float, unit: str) -> str:
+    """Returns a signed value with its unit; a share with the unit % as -1.62 %."""
+    return f"{100 * value:+z.2f} %" if unit == RELATIVE else f"{value:+z.3f}{_with_unit(unit)}"
+
+
+def abs_value(value: float, unit: str) -> str:
+    """Returns a size with its unit, with two significant digits."""
+    if unit == RELATIVE:
+        return f"{100 * value:.2g} %"
+    return f"{value:.2g}{_with_unit(unit)}"
+
+
+def _with_unit(unit: str) -> str:
+    """Returns a short unit after a space; a longer one says less than the label."""
+    return f" {unit}" if unit in ("nats", "bits per byte") else ""
+
+
+def budget_text(result: ClaimResult) -> str:
+    budget = result.budget
+    failed = f", {budget.failed} failed" if budget.failed else ""
+    seeds = f"seeds {result.seeds[0]} to {result.seeds[-1]}" if len(result.seeds) > 1 else f"seed {result.seeds[0]}"
+    runs = f"{budget.complete} of {plural(budget.planned, 'run')} complete{failed}"
+    return f"{runs}, {duration(budget.seconds)} of training, {seeds}"
+
+
+def error_text(result: ClaimResult) -> str:
+    """Returns how often a verdict is wrong, and why less often at a later look."""
+    parts = f", corrected for {len(result.parts)} parts" if len(result.parts) > 1 else ""
+    looks = f", at look {result.look}: seeds were added" if result.look > 1 else ""
+    rate = f"{100 * result.error_rate:.2g} %"
+    if result.error_rate < ERROR_RATE:
+        return f"a wrong verdict in at most {rate}{parts}{looks}; the intervals shown are 95 %"
+    return f"a wrong verdict in at most {rate}{parts}"
+
+
+def _labelled(label: str, sentences: Iterable[str], width: int, style: str = "") -> list[Text]:
+    return _hanging(f"{label:<{LABEL_WIDTH}}", sentences, width, style)
+
+
+def _hanging(start: str, sentences: Iterable[str], width: int, style: str = "") -> list[Text]:
+    """Returns sentences after the start of a line, each below the first; a command stays on one line."""
+    lines: list[Text] = []
+    for sentence in sentences:
+        is_command = sentence.startswith("moe ")
+        for part in [Text(sentence)] if is_command else wrap(sentence, width - len(start)):
+            lines.append(Text((" " * len(start) if lines else start) + part.plain.strip(), style))
+    return lines

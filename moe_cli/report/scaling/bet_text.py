@@ -1,0 +1,104 @@
+"""The lines of `moe scaling --bet` and `--bets` for a terminal of any width."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.text import Text
+
+from moe_cli.formatting import format_flops, or_dash, percent, plural, sanitise
+from moe_cli.metrics import BY_KEY
+from moe_cli.report.render.terminal import plain_table, wrap
+from moe_cli.report.scaling.bet_scores import Calibration, Outcome, calibrate
+from moe_cli.report.scaling.bets import CONFIDENCE, Bet
+
+# The Brier score of a probability of one half.
+UNINFORMED = 0.25
+# The least width at which sweep and time are shown.
+WITH_SWEEP = 140
+
+
+def placed_lines(bets: Sequence[Bet], files: Sequence[Path], width: int) -> list[Text]:
+    """Returns the lines on new bets: the prediction, its method, and the commands that settle it."""
+    lines: list[Text] = []
+    for bet, file in zip(bets, files, strict=True):
+        lines += [*([Text()] if lines else []), *_placed(bet, file, width)]
+    return lines
+
+
+def _placed(bet: Bet, file: Path, width: int) -> list[Text]:
+    unit = BY_KEY[bet.metric].unit
+    lines = [Text.assemble((f"bet {bet.digest}", "bold"), f"   {sanitise(bet.settings)}   on {sanitise(bet.sweep)}")]
+    lines += wrap(
+        f"predicted: {bet.loss:.3f} {unit}, {percent(CONFIDENCE)} interval {bet.low:.3f} to {bet.high:.3f}, for the "
+        f"mean over {plural(len(bet.seeds), 'seed')}",
+        width,
+    )
+    lines += wrap(_winner(bet), width)
+    lines += wrap(
+        f"cost: {format_flops(bet.flops)} for each run, {bet.compute_factor:.3g} times the FLOPs of the largest run "
+        "that it rests on",
+        width,
+    )
+    lines += wrap(f"method: {sanitise(bet.method)}", width, "dim")
+    lines += wrap(f"written: {sanitise(str(file))}; it does not change", width, "dim")
+    lines.append(Text("Run it, then score it:"))
+    commands = (*bet.commands, f"moe scaling {bet.sweep} --bets")
+    return [*lines, *(Text(f"  {sanitise(command)}") for command in commands)]
+
+
+def _winner(bet: Bet) -> str:
+    if bet.wins is None or bet.baseline_loss is None:
+        return "winner: no bet, because the runs do not predict a dense model"
+    return (
+        f"winner: beats the dense model of equal {bet.equal} ({bet.baseline_loss:.3f}) with probability {bet.wins:.2f}"
+    )
+
+
+def score_lines(outcomes: Sequence[Outcome], width: int) -> list[Text]:
+    """Returns the table of bets with their outcomes, and the record of their calibration."""
+    if not outcomes:
+        return wrap("no bets. Place one: moe scaling SWEEP --bet 'expert=8 train.tokens=4000000'", width)
+    rows = [_row(outcome) for outcome in outcomes]
+    headings = ["bet", "predicted", "80 % interval", "measured", "inside", "P(wins)", "won", "sweep", "placed"]
+    shown = len(headings) if width >= WITH_SWEEP else len(headings) - 2
+    lines = plain_table(headings[:shown], [row[:shown] for row in rows], width)
+    return [*lines, Text(), *_calibration(calibrate(outcomes), width)]
+
+
+def _row(outcome: Outcome) -> list[str]:
+    bet = outcome.bet
+    state = f"{len(outcome.seeds)} of {plural(len(bet.seeds), 'seed')}"
+    return [
+        sanitise(bet.settings),
+        f"{bet.loss:.3f}",
+        f"{bet.low:.3f} to {bet.high:.3f}",
+        state if outcome.measured is None else f"{outcome.measured:.3f}",
+        _yes(outcome.inside),
+        or_dash(bet.wins, 2),
+        _yes(outcome.won),
+        sanitise(bet.sweep),
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(bet.placed)),
+    ]
+
+
+def _yes(value: bool | None) -> str:
+    return "-" if value is None else "yes" if value else "no"
+
+
+def _calibration(record: Calibration, width: int) -> list[Text]:
+    if record.coverage is None or record.coverage_low is None or record.coverage_high is None:
+        return wrap(f"0 of {plural(record.bets, 'bet')} scored: run the commands that were printed", width, "dim")
+    text = (
+        f"{record.scored} of {plural(record.bets, 'bet')} scored: {record.inside} inside the {percent(CONFIDENCE)} "
+        f"interval, {percent(record.coverage)} (95 % interval {percent(record.coverage_low)} to "
+        f"{percent(record.coverage_high)}); mean width {percent(record.mean_width or 0.0)} of the loss"
+    )
+    lines = wrap(text, width)
+    if record.brier is not None:
+        winners = (
+            f"winner: {record.right} of {record.winners} right; Brier score {record.brier:.3f} "
+            f"({UNINFORMED} for a probability of one half)"
+        )
+        lines += wrap(winners, width)
+    return lines

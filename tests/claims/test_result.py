@@ -1,0 +1,115 @@
+"""Results of claims on planted run folders: verdicts, budget, looks, and what would settle a claim."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moe_cli.claims.plan import ClaimPlan, plan_claim, recorded_plan
+from moe_cli.claims.records import CANNOT_TELL, CONTRADICTED, HOLDS
+from moe_cli.claims.result import read_result
+from moe_cli.claims.text import claim_lines, list_lines, result_lines
+from moe_cli.config.schema import RunConfig
+from tests.claims.runs import complete_runs
+from tests.report.folders import set_status
+from tests.test_docs import JSON_TABLE, PAGES, check_documented
+
+NOISE = (0.001, -0.002, 0.0005, 0.0015, -0.001)
+
+
+def planned(seeds: int | None = None) -> ClaimPlan:
+    return plan_claim(["more_experts"], seeds=seeds)
+
+
+def falling(step: float, noise: float = 1.0) -> Callable[[RunConfig], float]:
+    """Returns the loss of a configuration: it changes by `step` for each doubling of the experts."""
+
+    def loss(config: RunConfig) -> float:
+        return 2 + step * config.expert.bit_length() + noise * NOISE[config.seed] * config.expert.bit_length()
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("step", "noise", "verdict"), [(-0.02, 1, HOLDS), (0.02, 1, CONTRADICTED), (-0.001, 1, CANNOT_TELL)]
+)
+def test_the_verdict_is_that_of_the_runs(step: float, noise: float, verdict: str, tmp_path: Path) -> None:
+    """A loss that falls, rises, or hardly changes with experts; the same from the recorded command."""
+    complete_runs(planned(), tmp_path, falling(step, noise))
+    result = read_result(planned(), tmp_path)
+    assert verdict == result.verdict
+    assert (15, 15, 0, 15 * 102.5) == (
+        result.budget.complete,
+        result.budget.planned,
+        result.budget.failed,
+        result.budget.seconds,
+    )
+    recorded = recorded_plan("more_experts", tmp_path)
+    assert recorded is not None
+    assert result == read_result(recorded, tmp_path)
+    content = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    check_documented("reproduce", dict(JSON_TABLE.findall(PAGES["docs/reference/json"]))["reproduce"], content)
+    text = "\n".join(line.plain for line in result_lines(result, 100))
+    assert text.startswith(f"{verdict.capitalize()}: With one expert per token")
+    assert ("seeds, if the measured means are true:" in text) == (verdict == CANNOT_TELL)
+
+
+def test_a_claim_is_not_judged_before_its_runs_have_ended(tmp_path: Path) -> None:
+    """One open run leaves it undecided, a failed run does not; both are counted and explained."""
+    plan = planned()
+    complete_runs(plan, tmp_path, falling(-0.02))
+    run = plan.sweep.runs(tmp_path)[0]
+    (run.path / "summary.json").unlink()
+    for status, verdict, sentences in (
+        ("queued", CANNOT_TELL, ["1 run of 15 not ended. The same command continues:", "moe reproduce more_experts"]),
+        ("failed", HOLDS, ["1 run failed. To run them again:", "moe reproduce more_experts --retry-failed"]),
+    ):
+        set_status(run, status)
+        result = read_result(plan, tmp_path)
+        assert (verdict, sentences) == (result.verdict, [*result.settle[:2]])
+    assert [2] == [figure.seeds for part in result.parts for figure in part.figures]
+
+
+def test_seeds_that_are_added_are_another_look(tmp_path: Path) -> None:
+    """The error rate falls with each number of seeds that was tried; the same seeds again are no new look."""
+    complete_runs(planned(), tmp_path, falling(-0.001))
+    assert (1, 0.05) == (planned().look(tmp_path), pytest.approx(planned().error_rate(tmp_path)))
+    assert 2 == planned(5).look(tmp_path)
+    complete_runs(planned(5), tmp_path, falling(-0.001))
+    assert (1, 2) == (planned().look(tmp_path), planned(5).look(tmp_path))
+    result = read_result(planned(5), tmp_path)
+    assert result.error_rate < 0.01
+    assert "at look 2: seeds were added" in "\n".join(line.plain for line in result_lines(result, 200))
+
+
+def test_power_is_stated_before_the_runs(tmp_path: Path) -> None:
+    """By the noise of the claim's file, and by that of the runs where there are some."""
+    plan = plan_claim(["capacity_costs_little"], seeds=3)
+    text = " ".join(line.plain.strip() for line in claim_lines(plan.claim, plan.power(tmp_path), 200))
+    assert "cannot decide within its budget: 3 seeds decide from" in text
+    assert "as the claim's file states" in text
+    needed = plan.power(tmp_path)[1].needed
+    assert needed is not None
+    assert f"{needed} seeds would do: --seeds {needed}" in text
+    complete_runs(plan, tmp_path, lambda config: 2 + 0.0001 * NOISE[config.seed] * (config.capacity or 0))
+    measured = plan.power(tmp_path)
+    assert [True, True] == [power.is_measured and power.is_enough for power in measured]
+
+
+def test_the_list_fits_any_width() -> None:
+    """Name and verdict are always there; source and sentence as far as there is room."""
+    claim = planned().claim
+    for width, pieces in ((30, ()), (60, ("arXiv:2101.03961",)), (100, ("arXiv:2101.03961", "With one expert per"))):
+        first = list_lines([claim, claim], [None, HOLDS], width)[1].plain
+        assert len(first) <= width
+        assert all(piece in first for piece in ("more_experts", "not tried", *pieces)), first
+
+
+def test_a_claim_without_runs_is_not_recorded(tmp_path: Path) -> None:
+    """Neither without a folder, nor with a record that names no claim."""
+    assert recorded_plan("more_experts", tmp_path) is None
+    (tmp_path / "claim-more_experts").mkdir()
+    for words in (["no_such_claim"], [], "text", [3]):
+        (tmp_path / "claim-more_experts/sweep.json").write_text(json.dumps({"commands": [{"words": words}]}))
+        assert recorded_plan("more_experts", tmp_path) is None
