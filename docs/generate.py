@@ -542,6 +542,11 @@ def claims_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def settle_text(sentences: list[str]) -> str:
+    """The sentences, with commands as code."""
+    return " ".join(code(text) if text.startswith("moe ") else text for text in sentences)
+
+
 def claim_section(claim: Any, result: dict[str, Any]) -> list[str]:
     """A claim with its stored result: the command, the figures, the budget, and the differences in setting."""
     from moe_cli.claims.result import FigureResult
@@ -566,7 +571,7 @@ def claim_section(claim: Any, result: dict[str, Any]) -> list[str]:
         f"{code('moe report ' + result['folder'])}",
         *(["", "Differences in setting:", ""] if result["differences"] else []),
         *(f"- {text}" for text in result["differences"]),
-        *(["", f"What would settle it: {' '.join(result['settle'])}"] if result["settle"] else []),
+        *(["", f"What would settle it: {settle_text(result['settle'])}"] if result["settle"] else []),
     ]
 
 

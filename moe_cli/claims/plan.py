@@ -142,8 +142,8 @@ def recorded_plan(name: str, outputs: Path, config_dir: Path | None = None) -> C
     if not isinstance(overrides, list) or not overrides or not all(isinstance(word, str) for word in overrides):
         return None
     seeds = commands[-1].get("seeds")
-    by_count = isinstance(seeds, list) and not any(word.startswith("seed=") for word in overrides)
+    count = len(seeds) if isinstance(seeds, list) and not any(word.startswith("seed=") for word in overrides) else None
     try:
-        return plan_claim(overrides, seeds=len(seeds) if by_count else None, config_dir=config_dir)
+        return plan_claim(overrides, seeds=count, config_dir=config_dir)
     except ConfigError:
         return None

@@ -67,7 +67,7 @@ class ClaimResult:
         folder: the folder of the runs under outputs/.
         error_rate: that of two-sided intervals at this look; it is smaller after the first.
         date: the day of the newest complete run, as 2026-11-30; None without one.
-        settle: what would decide a part that is not decided, as sentences.
+        settle: what would decide the claim, or try it further, as sentences and commands.
     """
 
     claim: str
@@ -158,22 +158,22 @@ def _figure(test: Test) -> FigureResult:
 
 
 def _settle(verdict: str, judgement: Judgement, budget: Budget, seeds: int, command: str) -> list[str]:
-    """Returns what would decide the claim, or try it further."""
-    again = command.partition(" --seeds")[0]
+    """Returns what would decide the claim, or try it further, as sentences and commands."""
+    same = command.partition(" --seeds")[0]
     if open_runs := budget.planned - budget.complete - budget.failed:
-        return [f"{plural(open_runs, 'run')} of {budget.planned} have not ended. The same command continues: {command}"]
+        return [f"{plural(open_runs, 'run')} of {budget.planned} not ended. The same command continues:", command]
     found = []
     if budget.failed:
-        found.append(f"{plural(budget.failed, 'run')} failed. Run them again: {command} --retry-failed")
+        found += [f"{plural(budget.failed, 'run')} failed. To run them again:", f"{command} --retry-failed"]
     if verdict == CANNOT_TELL:
-        more = [part.more_seeds for part in judgement.parts if part.verdict == CANNOT_TELL]
-        if missing := [part for part in judgement.parts if not part.finding.num_seeds]:
-            found.append(f"No run has the values for: {missing[0].predicate.label}")
-        elif more and all(number is not None for number in more):
-            total = seeds + max(number or 0 for number in more)
-            found.append(f"About {total} seeds, if the measured means are true: {again} --seeds {total}")
+        open_parts = [part for part in judgement.parts if part.verdict == CANNOT_TELL]
+        if missing := [part for part in open_parts if not part.finding.num_seeds]:
+            found.append(f"No run has the values for: {missing[0].predicate.label}.")
+        elif all(part.more_seeds is not None for part in open_parts):
+            total = seeds + max(part.more_seeds or 0 for part in open_parts)
+            found += [f"About {total} seeds, if the measured means are true:", f"{same} --seeds {total}"]
         else:
             found.append("No number of seeds below a thousand: the measured mean is too near to the limit.")
     if "preset=" not in command:
-        found.append(f"A setting nearer to the published one: {again} preset=workstation")
+        found += ["A setting nearer to the published one:", f"{same} preset=workstation"]
     return found

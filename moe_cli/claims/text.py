@@ -61,11 +61,11 @@ def published_text(published: Published) -> str:
 
 def claim_lines(claim: Claim, power: Sequence[Power], width: int) -> list[Text]:
     """Returns source, published figures and power of a claim, before its runs."""
-    lines = _hanging("source", [source_text(claim.source)], width)
-    lines += _hanging("published", [published_text(claim.published)], width)
+    lines = _labelled("source", [source_text(claim.source)], width)
+    lines += _labelled("published", [published_text(claim.published)], width)
     for number, found in enumerate(power):
         style = "yellow" if found.is_enough is False else ""
-        lines += _hanging("power" if number == 0 else "", [power_text(found)], width, style)
+        lines += _labelled("power" if number == 0 else "", [power_text(found)], width, style)
     return lines
 
 
@@ -89,14 +89,13 @@ def result_lines(result: ClaimResult, width: int) -> list[Text]:
     style = f"bold {STYLES.get(result.verdict, '')}".strip()
     lines = wrap(f"{result.verdict.capitalize()}: {result.sentence}", width, style)
     for part in result.parts:
-        lines += [Text(""), *wrap(f"{part.label}: {part.verdict}", width, "", "  ")]
-        for figure in part.figures:
-            lines += wrap(figure_text(figure, part), width, "", "    ")
+        lines += [Text(""), *_hanging("  ", [f"{part.label}: {part.verdict}"], width)]
+        lines += _hanging("    ", [figure_text(figure, part) for figure in part.figures], width)
     lines.append(Text(""))
-    lines += _hanging("differs", result.differences, width)
-    lines += _hanging("budget", [budget_text(result)], width)
-    lines += _hanging("error rate", [error_text(result)], width)
-    return lines + _hanging("next", result.settle, width)
+    lines += _labelled("differs", result.differences, width)
+    lines += _labelled("budget", [budget_text(result)], width)
+    lines += _labelled("error rate", [error_text(result)], width)
+    return lines + _labelled("next", result.settle, width)
 
 
 def figure_text(figure: FigureResult, part: PartResult) -> str:
@@ -161,12 +160,15 @@ def error_text(result: ClaimResult) -> str:
     return f"a wrong verdict in at most {rate}{parts}"
 
 
-def _hanging(label: str, sentences: Iterable[str], width: int, style: str = "") -> list[Text]:
-    """Returns sentences after a label, all below its beginning; the first word of a command is never cut."""
-    lines = []
-    for number, sentence in enumerate(sentences):
-        indent = f"{label if number == 0 else '':<{LABEL_WIDTH}}"
-        for place, part in enumerate(wrap(sentence, width - LABEL_WIDTH)):
-            start = indent if place == 0 else " " * LABEL_WIDTH
-            lines.append(Text(start + part.plain.strip(), style))
+def _labelled(label: str, sentences: Iterable[str], width: int, style: str = "") -> list[Text]:
+    return _hanging(f"{label:<{LABEL_WIDTH}}", sentences, width, style)
+
+
+def _hanging(start: str, sentences: Iterable[str], width: int, style: str = "") -> list[Text]:
+    """Returns sentences after the start of a line, each below the first; a command stays on one line."""
+    lines: list[Text] = []
+    for sentence in sentences:
+        is_command = sentence.startswith("moe ")
+        for part in [Text(sentence)] if is_command else wrap(sentence, width - len(start)):
+            lines.append(Text((" " * len(start) if lines else start) + part.plain.strip(), style))
     return lines

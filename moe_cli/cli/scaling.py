@@ -115,7 +115,7 @@ def _place_bets(sweeps: list[str], texts: list[str], as_json: bool, outputs: Pat
 
     if len(sweeps) != 1:
         raise ConfigError("--bet rests on the runs of one sweep: moe scaling SWEEP --bet 'expert=16 train.tokens=4e6'")
-    folder, placed = make_bets(outputs_folder(outputs), sweeps[0], texts)
+    folder, placed = make_bets(outputs_folder(outputs), sweeps[0], texts, moe_cli.__version__)
     files = [write_bet(folder, bet) for bet in placed]
     if as_json:
         print_json(bets_record([score(bet, {}) for bet in placed]))

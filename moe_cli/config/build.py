@@ -23,6 +23,8 @@ LARGEST = sys.float_info.max
 SCALARS = frozenset({type(None), str, int, float, bool})
 # The type of a setting with a value for each layer, or for each expert.
 WHOLE_NUMBERS = tuple[int, ...]
+# Such a list as reports have it: [1,2].
+LIST_TEXT = re.compile(r"\[\d+(,\d+)*\]")
 
 
 def flatten_dict(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -200,6 +202,8 @@ def _convert(value: Any, hint: Any, key: str, limits: Limits | None = None) -> A
     is_list, is_listed = isinstance(value, list | tuple), type(plain[0]) is types.GenericAlias
     if is_listed and plain[0] != WHOLE_NUMBERS:
         return _convert_lines(value, key)
+    if isinstance(value, str) and LIST_TEXT.fullmatch(value) and WHOLE_NUMBERS in plain:
+        value, is_list = [int(number) for number in value[1:-1].split(",")], True
     if is_listed or (is_list and WHOLE_NUMBERS in plain):
         items = value if is_list else [value]
         return tuple(_convert_scalar(item, int, key, False, limits or _ANY) for item in items)

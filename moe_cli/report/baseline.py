@@ -26,6 +26,7 @@ from moe_cli.report.run_row import (
     Value,
     column_names,
     is_baseline,
+    is_list,
     setting_applies,
     settings_of,
     varying_settings,
@@ -212,6 +213,8 @@ def overrides_of_settings(settings: Settings, without: Collection[str] = ()) -> 
         for name in CHOICES
         if settings.get(name) is not None and setting_applies(name, settings) and name not in without
     }
+    if is_list(choices.get("k")):  # which fits only together with the layers that have experts
+        wanted["k"] = choices.pop("k")
     return overrides_for(Composer(), choices, wanted)
 
 

@@ -1,12 +1,12 @@
 """One run in the report: its identity, settings and results; and the role of each setting in comparisons."""
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property, lru_cache
 from itertools import chain
 from typing import Any, get_args
 
+from moe_cli.config.build import LIST_TEXT
 from moe_cli.config.expressions import Expression
 from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
 from moe_cli.config.launch import LaunchConfig
@@ -126,12 +126,9 @@ RESULTS = tuple(entry.name for entry in fields(Results))
 _RESULTS = frozenset(RESULTS)
 
 
-_LIST = re.compile(r"\[\d+(,\d+)*\]")
-
-
 def is_list(value: object) -> bool:
     """Returns whether a value is the text of a list of whole numbers: [1,2]."""
-    return isinstance(value, str) and _LIST.fullmatch(value) is not None
+    return isinstance(value, str) and LIST_TEXT.fullmatch(value) is not None
 
 
 def mean_k(settings: Settings) -> float | None:

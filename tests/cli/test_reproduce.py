@@ -7,6 +7,7 @@ import pytest
 
 from moe_cli.claims.plan import plan_claim
 from moe_cli.config.compose import Composer
+from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweep_file import CLAIM, list_sweeps
 from moe_cli.report.sweep_record import read_record
 from tests.claims.runs import complete_runs
@@ -31,20 +32,17 @@ def test_claims_are_listed_with_their_verdicts(moe: Moe, tmp_path: Path) -> None
     """Every claim with its source; that of a claim whose runs exist is its verdict, without running anything."""
     plan = plan_claim(["balance_weight"])
     complete_runs(plan, tmp_path / "outputs", lambda config: 2 + config.seed / 100, max_violation=0.1)
-    result = moe("reproduce")
+    result = moe("reproduce", "--json")
     assert 0 == result.exit_code, result.output
-    lines = {line.split()[0]: line for line in result.stdout.splitlines() if line.strip()}
-    assert set(list_sweeps(Composer(), CLAIM)) <= set(lines)
-    assert "cannot tell here" in lines["balance_weight"]
-    assert "not tried" in lines["more_experts"]
-    assert "arXiv:2101.03961" in lines["more_experts"]
-    found = {entry["claim"]: entry["verdict"] for entry in json.loads(moe("reproduce", "--json").stdout)}
-    assert ("cannot tell here", None) == (found["balance_weight"], found["more_experts"])
+    found = {entry["claim"]: entry for entry in json.loads(result.stdout)}
+    assert list_sweeps(Composer(), CLAIM) == list(found)
+    assert ("cannot tell here", None) == (found["balance_weight"]["verdict"], found["more_experts"]["verdict"])
+    assert ("arXiv:2101.03961", "marin#5387") == (found["more_experts"]["source"], found["speedup_grows"]["source"])
 
 
-def test_a_claim_is_planned_with_its_power(moe: Moe, tmp_path: Path) -> None:
+def test_a_claim_is_planned_with_its_power(moe: Moe, text: Path, tmp_path: Path) -> None:
     """--dry-run prints source, published figures, power, and every run, and makes no run."""
-    result = moe("reproduce", "capacity_costs_little", "--seeds", 3, "--dry-run")
+    result = moe("reproduce", "capacity_costs_little", "data=text", f"data.path={text}", "--seeds", 3, "--dry-run")
     assert 0 == result.exit_code, result.output
     text = " ".join(result.stdout.split())
     for piece in ("Switch Transformers", "table 1", "-1.554", "cannot decide within its budget", "= 9 runs"):
@@ -72,26 +70,32 @@ def test_wrong_requests(moe: Moe, words: list[str], message: str) -> None:
     assert len(result.stderr.splitlines()) <= 4
 
 
-def test_a_decided_claim_ends_with_0_and_an_undecided_one_with_3(moe: Moe, tmp_path: Path) -> None:
+def test_a_decided_claim_ends_with_0_and_an_undecided_one_with_3(moe: Moe, text: Path, tmp_path: Path) -> None:
     """On planted runs: measured next to published, differences, budget; the same in JSON."""
-    folder = write(tmp_path / "mine", claim__true=TRUE)
-    plan = plan_claim(["true"], config_dir=folder)
-    complete_runs(plan, tmp_path / "outputs", lambda config: 3 + config.seed / 100)
-    result = moe("reproduce", "true", "--config-dir", folder)
+    words = ["capacity_costs_little", "data=text", f"data.path={text}", "train.steps=6"]
+    plan, command = plan_claim(words), ("reproduce", *words)
+    noise = (0.001, 0.0, 0.0005, -0.001, -0.0005)
+    losses = {2.0: 2.0, 1.25: 2.002, 1.0: 2.008}
+
+    def loss(config: RunConfig) -> float:
+        return losses[config.capacity or 0] + noise[config.seed] * (config.capacity == 2.0)
+
+    complete_runs(plan, tmp_path / "outputs", loss)
+    result = moe(*command)
     assert 0 == result.exit_code, result.output
-    text = " ".join(result.stdout.split())
+    printed = " ".join(result.stdout.split())
     for piece in (
-        "Holds: Bits per byte are below 4.",
-        "measured +3.010 bits per byte (+2.985 bits per byte to +3.035 bits per byte), 3 seeds",
-        "claimed below +4.000 bits per byte; published +3.000 bits per byte",
-        "differs A tiny model.",
-        "6 of 6 runs complete",
+        "Holds: With one expert per token, a capacity of 1.0 costs less than 1.5 % of the loss against 2.0.",
+        "measured +0.40 % (+0.35 % to +0.45 %), 5 seeds; claimed -1.50 % to +1.50 %; published +0.45 %",
+        "differs A causal decoder with 8 experts",
+        "15 of 15 runs complete",
     ):
-        assert piece in text, piece
-    stored = json.loads(moe("reproduce", "true", "--config-dir", folder, "--json").stdout)
-    assert ("holds", "moe reproduce true", [0, 1, 2]) == (stored["verdict"], stored["command"], stored["seeds"])
-    complete_runs(plan, tmp_path / "outputs", lambda config: 4 + (config.seed - 1) / 100)
-    assert 3 == moe("reproduce", "true", "--config-dir", folder).exit_code
+        assert piece in printed, piece
+    stored = json.loads(moe(*command, "--json").stdout)
+    assert ("holds", plan.command, [0, 1, 2, 3, 4]) == (stored["verdict"], stored["command"], stored["seeds"])
+    losses[1.0] = 2.0299
+    complete_runs(plan, tmp_path / "outputs", loss)
+    assert 3 == moe(*command).exit_code
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
 from moe_cli.moe.routers.token_choice import renormalises
 from moe_cli.moe.sparse_layer import moe_layers
+from moe_cli.report.baseline import overrides_of_settings
 from moe_cli.report.load import make_row
 from moe_cli.runs.folder import Run
 from moe_cli.sweeps.plan import plan_sweep
@@ -202,3 +203,12 @@ def test_unequal_experts_cost_their_mean_at_even_load() -> None:
     assert one.num_params == other.num_params
     assert one.num_active_params == other.num_active_params
     assert one.model_flops_per_token == other.model_flops_per_token
+
+
+def test_the_settings_of_a_report_lead_back_to_a_run_with_lists() -> None:
+    """A command that a report gives for a run has its lists."""
+    config = config_of("k=[1,3]", "model.moe_layers=[1,4]", "match=none", "model.d_expert=[8,8,8,16]")
+    row = make_row(Run(Path("outputs/runs/one")), config.to_dict(), {}, {})
+    overrides = overrides_of_settings(row.settings)
+    assert ("[1,3]", "[1,4]") == (overrides["k"], overrides["model.moe_layers"])
+    assert config.digest == Composer().point(overrides).config.digest

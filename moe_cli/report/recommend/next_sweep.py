@@ -136,7 +136,7 @@ def _settings(row: Configuration) -> dict[str, Value] | None:
 
     overrides: dict[str, Value] = {"expert": 8 if row.is_dense else row.expert}
     if not row.is_dense:
-        overrides["k"] = row.get("k")
+        overrides["k"] = row.settings.get("k")
     try:
         composer = Composer()
         for group in ("router", "balance"):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-import moe_cli
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import digest_of
 from moe_cli.errors import ConfigError
@@ -79,8 +78,11 @@ class Forecast:
     method: str
 
 
-def make_bets(outputs: Path, sweep: str, texts: Sequence[str]) -> tuple[Path, list[Bet]]:
+def make_bets(outputs: Path, sweep: str, texts: Sequence[str], version: str) -> tuple[Path, list[Bet]]:
     """Returns the folder of a sweep, and a bet on each of the configurations, not yet written.
+
+    Args:
+        version: of the program, for the record.
 
     Raises:
         RunNotFound: no sweep has this name.
@@ -89,7 +91,7 @@ def make_bets(outputs: Path, sweep: str, texts: Sequence[str]) -> tuple[Path, li
     """
     folder = find_sweep(outputs, sweep)
     rows = read_rows(list_runs(folder))
-    forecaster = _Forecaster(folder.name, rows)
+    forecaster = _Forecaster(folder.name, rows, version)
     known = runs_by_digest(read_rows(list_runs(outputs)))
     bets = [_make_bet(folder, forecaster, known, " ".join(text.split())) for text in texts]
     for digest in (digests := [bet.digest for bet in bets]):
@@ -150,7 +152,7 @@ def _make_bet(folder: Path, forecaster: "_Forecaster", known: Mapping[str, Seque
         digest=digest,
         sweep=folder.name,
         placed=time.time(),
-        version=moe_cli.__version__,
+        version=forecaster.version,
         settings=text,
         metric=forecaster.metric,
         seeds=seeds,
@@ -201,10 +203,11 @@ class _Forecaster:
 
     Attributes:
         metric: of the losses; val_bpb where all runs have it.
+        version: of the program.
     """
 
-    def __init__(self, sweep: str, rows: Sequence[RunRow]) -> None:
-        self._sweep = sweep
+    def __init__(self, sweep: str, rows: Sequence[RunRow], version: str) -> None:
+        self._sweep, self.version = sweep, version
         make_points(rows)  # raises if the runs have different data or none is complete
         self._rows = [row for row in rows if row.status == COMPLETED and row.seed is not None and _is_priced(row)]
         if not self._rows:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from moe_cli.formatting import format_flops, or_dash, percent, plural, sanitise
-from moe_cli.metrics import BY_KEY
+from moe_cli.formatting import format_flops, format_loss, or_dash, percent, plural, sanitise
 from moe_cli.report.render.terminal import plain_table, wrap
 from moe_cli.report.scaling.bet_scores import Calibration, Outcome, calibrate
 from moe_cli.report.scaling.bets import CONFIDENCE, Bet
@@ -15,7 +14,7 @@ from moe_cli.report.scaling.bets import CONFIDENCE, Bet
 # The Brier score of a probability of one half.
 UNINFORMED = 0.25
 # The least width at which sweep and time are shown.
-WITH_SWEEP = 120
+WITH_SWEEP = 140
 
 
 def placed_lines(bets: Sequence[Bet], files: Sequence[Path], width: int) -> list[Text]:
@@ -27,10 +26,10 @@ def placed_lines(bets: Sequence[Bet], files: Sequence[Path], width: int) -> list
 
 
 def _placed(bet: Bet, file: Path, width: int) -> list[Text]:
-    unit = BY_KEY[bet.metric].unit
+    loss = format_loss(bet.loss if bet.metric == "val_bpb" else None, bet.loss)
     lines = [Text.assemble((f"bet {bet.digest}", "bold"), f"   {sanitise(bet.settings)}   on {sanitise(bet.sweep)}")]
     lines += wrap(
-        f"predicted: {bet.loss:.3f} {unit}, {percent(CONFIDENCE)} interval {bet.low:.3f} to {bet.high:.3f}, for the "
+        f"predicted: {loss}, {percent(CONFIDENCE)} interval {bet.low:.3f} to {bet.high:.3f}, for the "
         f"mean over {plural(len(bet.seeds), 'seed')}",
         width,
     )

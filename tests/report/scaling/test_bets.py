@@ -136,7 +136,7 @@ def test_what_is_printed_when_placed(outputs: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("COLUMNS", "80")
     text = scaling(outputs, "curves", "--bet", BET, "--bet", f"expert=1 train.steps={LATER}").stdout
     for words in (
-        "bits per byte, 80 % interval",
+        "bits/byte, 80 % interval",
         "beats the dense model of equal tokens",
         "times the FLOPs of the largest run",
         "curve of loss over training tokens",
