@@ -206,7 +206,7 @@ def test_a_file_of_ones_own(site: Path, tmp_path: Path, text_file: Path) -> None
     file.write_text(router_source("of_file"))
     words = ["train", *TINY, f"data.path={text_file}", "router=of_file", "--plugin", str(file), "--outputs", outputs]
     printed = moe(*words)
-    assert f"note: --plugin runs the code of {file}." in printed
+    assert f"note: --plugin lets this command run the code of {file}." in printed
     (sample,) = [line.split() for line in printed.splitlines() if "moe sample latest" in line]
     assert ["--plugin", os.path.relpath(file)] == sample[-2:]
     run = run_of(tmp_path / "outputs")

@@ -134,22 +134,25 @@ def eval_overrides(
 ) -> dict[str, list[Any]]:
     """Returns the values of each eval.NAME. Raises ConfigError for other settings, which are fixed by training."""
     from moe_cli.config.axes import Interval
+    from moe_cli.config.build import did_you_mean
     from moe_cli.config.habits import OTHER_NAMES
     from moe_cli.config.overrides import parse_overrides
     from moe_cli.config.routers import IDLE_AT_EVALUATION
     from moe_cli.errors import ConfigError
 
     values: dict[str, list[Any]] = {}
+    taken = [f"eval.{name}" for name in names]
     for axis in parse_overrides(overrides):
         group, _, name = axis.key.partition(".")
         if group != "eval" or name not in names:
             meant = OTHER_NAMES.get(axis.key, axis.key)
-            hint = f" Did you mean 'eval.{meant}'?" if meant in names else ""
-            *others, last = (f"eval.{name}" for name in names)
-            raise ConfigError(
-                f"'{axis.key}' is fixed once a model is trained.{hint} "
-                f"This command takes {', '.join(others)} and {last}."
-            )
+            if group == "eval":
+                reason = f"'{axis.key}' is no setting of this command.{did_you_mean(axis.key, taken)}"
+            elif meant in names:
+                reason = f"'{axis.key}' is fixed once a model is trained. Did you mean 'eval.{meant}'?"
+            else:
+                reason = f"'{axis.key}' is fixed once a model is trained."
+            raise ConfigError(f"{reason} This command takes {', '.join(taken[:-1])} and {taken[-1]}.")
         if config.dense and name in EVAL_OVERRIDES:
             raise ConfigError(f"'{axis.key}' has no effect on a dense model (expert=1).")
         if config.router is not None and axis.key in IDLE_AT_EVALUATION.get(config.router.name, ()):

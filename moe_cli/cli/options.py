@@ -42,12 +42,12 @@ ConfigDir = Annotated[
 
 
 def _use_plugins(paths: list[Path] | None) -> list[Path] | None:
-    """Makes files of --plugin known, with a note: they are programs."""
+    """Makes files of --plugin known, with a note: they are programs, which run when the command needs a plug-in."""
     if paths:
         from moe_cli.plugins import use_files
 
         use_files(paths)
-        print_notes((f"--plugin runs the code of {' and '.join(str(path) for path in paths)}.",))
+        print_notes((f"--plugin lets this command run the code of {' and '.join(str(path) for path in paths)}.",))
     return paths
 
 

@@ -217,6 +217,7 @@ def _built(data: BuiltCorpusConfig, cache: Path, outputs: Path | None, allow_bui
 
 def _without_trained_tokenizer(data: BuiltCorpusConfig, cache: Path, outputs: Path | None) -> Corpus:
     """Returns the corpus in bytes, with its final vocabulary size, because training and encoding are slow."""
+    assert not isinstance(data, ProbeConfig)  # their tokens are characters
     plain = _built(replace(data, tokenizer="bytes", bpe_vocab=None), cache, outputs)
     size = data.num_bpe_tokens or read_tokenizer(data.tokenizer).vocab_size
     foreseen = {

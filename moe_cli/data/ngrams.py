@@ -91,7 +91,8 @@ def _count_following(
     key = all_pairs // vocab_size
     counts = np.bincount(key, occurrences, len(keys))
     share = occurrences / counts[key]
-    return counts.astype(np.int64), np.bincount(key, -share * np.log(share), len(keys))
+    entropies = np.bincount(key, -share * np.log(share), len(keys))
+    return counts.astype(np.int64), entropies.astype(np.float64)
 
 
 def _ngrams(tokens: NDArray[Any], length: int) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:

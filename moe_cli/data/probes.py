@@ -157,7 +157,8 @@ def _draw_graphs(data: ShortestPathConfig, draw: np.random.Generator) -> NDArray
     is_reversed = draw.random((BLOCK, data.edges)) < 0.5
     edges[is_reversed] = edges[is_reversed][:, ::-1]
     columns = (np.packbits(has_edge > 0, axis=1), edges.reshape(BLOCK, -1), np.stack([start, end, *reversed(path)], 1))
-    return np.concatenate(columns, 1)[is_end.any(1)]
+    graphs: NDArray[np.int64] = np.concatenate(columns, 1)[is_end.any(1)]
+    return graphs
 
 
 def _distinct(draw_rows: Callable[[], NDArray[np.int64]], wanted: int, width: int) -> list[NDArray[np.int64]]:
@@ -166,7 +167,8 @@ def _distinct(draw_rows: Callable[[], NDArray[np.int64]], wanted: int, width: in
     Args:
         draw_rows: draws any number of rows. The numbers in their first columns are below 256.
     """
-    found, seen, failed = [], set[bytes](), 0
+    found: list[NDArray[np.int64]] = []
+    seen, failed = set[bytes](), 0
     while len(found) < wanted and failed < MAX_FAILED_BLOCKS:
         rows, before = draw_rows(), len(found)
         for row, key in zip(rows, rows[:, :width].astype(np.uint8), strict=True):

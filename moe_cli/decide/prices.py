@@ -54,7 +54,7 @@ def price_stages(candidates: Sequence[Candidate], rules: Rules) -> tuple[StagePr
     return screening, rates, choice, confirmation, *_price_tag(baseline, rules)
 
 
-def _price_tag(baseline: Sequence[Candidate], rules: Rules) -> tuple[StagePrice, ...]:
+def _price_tag(baseline: list[Candidate], rules: Rules) -> tuple[StagePrice, ...]:
     """Prices the baseline with larger budgets, which is not trained if it wins; empty if no larger ones are wanted."""
     if not rules.baseline_budgets:
         return ()

@@ -45,6 +45,7 @@ class Rules:
     `finalists`: largest number of candidates that go on to the learning rates, without the baseline.
     `lr_multipliers`: tried by each finalist and by the baseline. `lr_extensions`: largest number of further trials of
     each when the best rate of one of them is at the edge. `lr_seeds`: seeds of each trial, at `screening_fraction`.
+    `lr_horizon`: a run with a fraction f of the budget has f^-lr_horizon times the learning rate.
     `choice_seeds`: largest number of seeds with the full budget from which the contenders are chosen.
     `contenders`: largest number of candidates in the confirmation, without the baseline.
     `looks`: numbers of confirmation seeds after which the claims are tested, ascending; at least two seeds.
@@ -60,6 +61,7 @@ class Rules:
     safety: float
     finalists: int
     lr_multipliers: tuple[float, ...]
+    lr_horizon: float
     lr_extensions: int
     lr_seeds: int
     choice_seeds: int
@@ -85,7 +87,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class RunRequest:
-    """A run that is wanted. `stage` says why; a run that two stages want is one run."""
+    """A run that is wanted. `stage` says why; a run that two stages want is one run.
+
+    `lr_multiplier` is for the full budget; runs with a fraction of it have a higher rate, see `Rules.lr_horizon`.
+    """
 
     candidate: str
     seed: int

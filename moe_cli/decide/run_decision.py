@@ -140,7 +140,7 @@ def _amounts(
     """Returns the `AMOUNTS` of each candidate: its price, and the straight line of its seconds over the budget."""
     fraction, seed = plan.rules.screening_fraction, plan.rules.first_seed
     parts = [plan.config(RunRequest(name, seed, fraction, 1.0, SCREENING)) for name in plan.configs]
-    found = {}
+    found: dict[str, tuple[float, ...]] = {}
     for name, whole, part in zip(
         plan.configs, estimates, estimate_runs(parts, outputs, measure_flops(), build=build), strict=True
     ):

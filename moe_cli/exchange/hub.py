@@ -15,6 +15,7 @@ from moe_cli.exchange import folder as files
 from moe_cli.exchange.settings import TheirConfig
 from moe_cli.files.writing import guard, make_folder
 from moe_cli.formatting import sanitise
+from moe_cli.runs.cleanup import HUB
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 GENERATION_CONFIG = "generation_config.json"
@@ -78,7 +79,7 @@ def _fetch(library: Any, name: str, outputs: Path, on_file: Callable[[str], obje
     """Fetches the files of one commit. The settings come first, so that an unknown family costs no weights."""
     info = library.HfApi().model_info(name)
     there = {entry.rfilename for entry in info.siblings or ()}
-    folder = make_folder(guard(outputs) / ".cache" / "hub" / f"{name.replace('/', '--')}-{info.sha[:_REVISION_DIGITS]}")
+    folder = make_folder(guard(outputs) / ".cache" / HUB / f"{name.replace('/', '--')}-{info.sha[:_REVISION_DIGITS]}")
 
     def fetch(*wanted: str) -> None:
         for file in wanted:

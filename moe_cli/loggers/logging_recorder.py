@@ -29,8 +29,8 @@ REASON_LENGTH = 200  # errors of some libraries are long
 LOCAL_MLFLOW = ("sqlalchemy", "alembic")  # packages for MLflow's local database
 
 
-def check_loggers(log: str | None) -> None:
-    """Raises ConfigError when a library that `log` needs is not installed, or a plug-in is broken."""
+def check_loggers(log: str | None, option: str = "log=") -> None:
+    """Raises ConfigError when a library that the loggers of an option need is not installed, or a plug-in is broken."""
     for name in loggers_of(log):
         if name not in CLASSES:
             _plugin(name).code()
@@ -39,7 +39,8 @@ def check_loggers(log: str | None) -> None:
         missing = [needed for needed in (name, *local) if not is_installed(needed)]
         if missing:
             raise ConfigError(
-                f"log={name} needs {' and '.join(missing)}, not installed here. Install: pip install 'moe-cli[{name}]'"
+                f"{option}{name} needs {' and '.join(missing)}, not installed here. "
+                f"Install: pip install 'moe-cli[{name}]'"
             )
 
 

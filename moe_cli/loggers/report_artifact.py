@@ -18,7 +18,7 @@ def check_tracker(name: str) -> None:
         raise ConfigError(
             f"--to {sanitise(name)}: a report is kept by a tracker that keeps files: {', '.join(TRACKERS)}."
         )
-    check_loggers(name)
+    check_loggers(name, "--to ")
 
 
 def send_report(tracker: str, files: Sequence[Path], title: str, outputs: Path) -> str:

@@ -55,9 +55,9 @@ SETTING_PARENTS: dict[str, tuple[str, ...]] = {
 
 def _question_length(row: Settings) -> int:
     """Returns the context that the questions of a probe need. Raises KeyError for other data."""
-    cls = PROBE_CLASSES[str(row["data.name"])]
+    cls: Any = PROBE_CLASSES[str(row["data.name"])]
     values: dict[str, Any] = {name: row[f"data.{name}"] for name in fields_of(cls)}
-    return cls(**values).context_length
+    return int(cls(**values).context_length)
 
 
 # Settings that follow from others unless they are set. They tell apart only configurations in which one was set.

@@ -17,7 +17,9 @@ from moe_cli.runs.lookup import list_runs
 from moe_cli.runs.trash import TRASH, trashed_runs
 
 DAY = 86_400.0
-# A temporary folder of the cache without writes for this long belongs to a dead process.
+# The folder of the cache for models that `moe import` has fetched.
+HUB = "hub"
+# A temporary folder of the cache, or a fetched model, without writes for this long belongs to a dead process.
 STALE_SECONDS = DAY
 
 
@@ -95,11 +97,14 @@ def _best_checkpoint(newest: Path) -> str | None:
 
 
 def _reclaimable_in_cache(cache: Path, runs: Sequence[Run]) -> Iterator[Reclaimable]:
-    """Yields the reclaimable files of all kinds of data.
+    """Yields the reclaimable files of all kinds of data, and fetched models.
 
-    Each kind has a folder in the cache, which has a folder with meta.json for each data set.
+    Each kind of data has a folder in the cache, which has a folder with meta.json for each data set.
     """
     now = time.time()
+    for folder in sorted((cache / HUB).glob("[!.]*")):
+        if is_safe(folder.parent) and now - _last_written(folder) > STALE_SECONDS:
+            yield Reclaimable("cache", folder, size_of(folder), "a model of the hub; moe import fetches it again")
     for folder in sorted(cache.glob("*/.building-*")):
         if is_safe(folder.parent) and now - _last_written(folder) > STALE_SECONDS:
             yield Reclaimable("unfinished", folder, size_of(folder), "half-made data")

@@ -87,7 +87,7 @@ class AnswersTask(TextTask):
     def document_prefix(self) -> list[int]:
         """Returns the token that begins a question."""
         assert self.dataset.tokenizer is not None
-        return self.dataset.tokenizer.encode(START).tolist()
+        return [int(token) for token in self.dataset.tokenizer.encode(START)]
 
     def prompt(self, text: str) -> list[int]:
         """Returns the tokens of the beginning of a question. Raises DataError for other characters."""

@@ -59,9 +59,9 @@ def line(random: np.random.Generator, effect: float) -> Planted:
     return Planted(series={ALL.text: {place: by_seed(2 * np.exp(slopes * math.log2(place))) for place in PLACES}})
 
 
-def crossed(random: np.random.Generator, effect: float) -> Planted:
+def crossed(random: np.random.Generator, effect: float, at_largest: float | None = None) -> Planted:
     """The first configuration is ahead by the effect at the smallest value, and the last one at the largest."""
-    first, last = two(random, -effect), two(random, effect)
+    first, last = two(random, -effect), two(random, effect if at_largest is None else at_largest)
     texts = (A.text, B.text)
     return Planted(series={text: {1.0: first._scores[text], 8.0: last._scores[text]} for text in texts})
 
@@ -127,6 +127,14 @@ def test_one_sided_claims_are_told_apart(predicate: Predicate, draw: Draw, limit
         effect = limit + sign * detectable
         assert share_of(predicate, draw, effect, right) >= POWER - POWER_SLACK, (right, effect)
         assert share_of(predicate, draw, effect, wrong, DRAWS // 4) <= 0.01
+
+
+def test_a_lead_at_one_end_is_no_crossing() -> None:
+    """A clear lead at the smallest value and none beyond the margin at the largest is no crossing, either way."""
+    limit = SCALE.margin
+    assert share_of(CROSSING, partial(crossed, at_largest=limit), 0.1, HOLDS) <= ERROR_RATE / 2 + ERROR_SLACK
+    assert share_of(CROSSING, partial(crossed, at_largest=-0.1), 0.1, CONTRADICTED, DRAWS // 4) == 1
+    assert share_of(CROSSING, partial(crossed, at_largest=0.1), -0.1, CONTRADICTED, DRAWS // 4) == 1
 
 
 def test_equal_and_unequal_are_told_apart() -> None:

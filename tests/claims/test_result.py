@@ -1,6 +1,7 @@
 """Results of claims on planted run folders: verdicts, budget, looks, and what would settle a claim."""
 
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from moe_cli.claims.text import claim_lines, list_lines, result_lines
 from moe_cli.config.schema import RunConfig
 from tests.claims.runs import complete_runs
 from tests.report.folders import set_status
-from tests.test_docs import JSON_TABLE, PAGES, check_documented
+from tests.test_docs import JSON_TABLE, PAGES, ROOT, check_documented
 
 NOISE = (0.001, -0.002, 0.0005, 0.0015, -0.001)
 
@@ -95,6 +96,26 @@ def test_power_is_stated_before_the_runs(tmp_path: Path) -> None:
     complete_runs(plan, tmp_path, lambda config: 2 + 0.0001 * NOISE[config.seed] * (config.capacity or 0))
     measured = plan.power(tmp_path)
     assert [True, True] == [power.is_measured and power.is_enough for power in measured]
+
+
+def test_a_stored_result_has_a_section_on_the_page(tmp_path: Path) -> None:
+    """What `--json` prints is what docs/generate.py reads: figures next to published ones, command, date, budget."""
+    plan = plan_claim(["capacity_costs_little"])
+    complete_runs(plan, tmp_path, lambda config: 2 + 0.001 * NOISE[config.seed] * (config.capacity or 0))
+    stored = json.loads(json.dumps(read_result(plan, tmp_path).to_dict()))
+    section = "\n".join(runpy.run_path(str(ROOT / "docs/generate.py"))["claim_section"](plan.claim, stored))
+    for piece in (
+        "## capacity_costs_little",
+        "**Holds.**",
+        "arXiv:2101.03961",
+        "| -1.50 % to +1.50 % | +0.45 % | holds |",
+        f"`moe reproduce capacity_costs_little`, {stored['date']}, version",
+        "15 of 15 runs complete",
+        "`moe report claim-capacity_costs_little`",
+        f"- {plan.claim.differences[0]}",
+        "`moe reproduce capacity_costs_little preset=workstation`",
+    ):
+        assert piece in section, piece
 
 
 def test_the_list_fits_any_width() -> None:

@@ -121,6 +121,7 @@ def test_other_text_is_evaluated_with_the_tokens_of_the_run(finished: Run, domai
         (["--study", "eval.k=9"], "9"),
         (["--study", "eval.stride=4"], "eval.stride"),
         (["--study", "expert=4"], "fixed once a model is trained"),
+        (["--study", "eval.kk=2"], "'eval.kk' is no setting of this command. Did you mean 'eval.k'?"),
         (["--study", "--layer", "7"], "sparse layers 1 to 2"),
         (["--study", "--split", "train"], "--split"),
         (["--study", "--earlier", "99"], "no checkpoint '99'"),

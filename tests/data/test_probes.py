@@ -152,6 +152,12 @@ def test_sizes_follow_from_the_settings(data: ProbeConfig, tmp_path: Path) -> No
         assert to_text(rows) + "\0" == corpus.tokenizer.decode(split)
 
 
+def test_the_vocabulary_is_that_of_the_settings(tmp_path: Path) -> None:
+    """It has the characters that no question happens to have."""
+    data = PhonebookConfig(entries=2, name_length=1, number_length=1)
+    assert 1 + 2 + 26 + 10 == data.vocab_size == load_corpus(data, 3, tmp_path).meta["vocab_size"]
+
+
 @pytest.mark.parametrize("data", SMALL, ids=lambda data: data.name)
 def test_chance_is_the_accuracy_of_every_possible_answer(data: ProbeConfig) -> None:
     """Exactly one of all texts of answer symbols is right, so a random one is right with the stated probability."""

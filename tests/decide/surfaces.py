@@ -28,6 +28,7 @@ RULES = Rules(
     safety=0.015,
     finalists=4,
     lr_multipliers=(0.5, 1.0, 2.0),
+    lr_horizon=0.5,
     lr_extensions=2,
     lr_seeds=2,
     choice_seeds=3,

@@ -53,8 +53,8 @@ def outcome(config: RunConfig) -> dict[str, Any] | None:
     own = {1: 0.03, 2: 0.3, 4: 0.02, 8: 0.0}[config.expert]
     shared = random.Random(config.seed).gauss(0, 0.02)
     noise = random.Random(f"{config.run_id}").gauss(0, 0.002)
-    rate = 0.01 * math.log2(config.optim.lr / 0.02) ** 2
     steps = config.train.steps or 0
+    rate = 0.01 * math.log2(config.optim.lr / 0.02 * math.sqrt(steps / 8)) ** 2  # best is 0.02 with the full budget
     return {
         "val_bpb": 2 * (1 + own + shared + noise + rate) + 1 / steps,
         "val_loss": 1.0,

@@ -1,6 +1,6 @@
 """Spaces and rules: what is a candidate, which run a request is, and what is refused before the first run."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,10 @@ def test_without_a_space_experts_are_decided() -> None:
 
 
 def test_a_request_is_an_ordinary_run() -> None:
-    """A run at half the budget and twice the learning rates is that of the same words in a sweep."""
+    """A run at half the budget and twice the learning rates, times sqrt(2), is that of the same words in a sweep."""
     plan = plan_decision(["optim.lr=0.01", "optim.adam_lr=0.004"])
     config = plan.config(RunRequest("expert=8 k=1", 3, 0.5, 2.0, "screening"))
-    words = ["expert=4,8", "k=1", "train.steps=300", "optim.lr=0.02", "optim.adam_lr=0.008", "seed=3"]
+    words = ["expert=4,8", "k=1", "train.steps=300", "optim.lr=0.02828", "optim.adam_lr=0.01131", "seed=3"]
     assert config.digest in [point.config.digest for point in plan_sweep(words).points]
     assert "expert=8 k=1 seed=3, 1/2 budget, lr x2" == plan.label(RunRequest("expert=8 k=1", 3, 0.5, 2.0, ""))
     assert plan.configs["expert=8 k=1"] == plan.config(RunRequest("expert=8 k=1", 0, 1.0, 1.0, ""))
@@ -65,7 +65,22 @@ def test_a_part_of_any_budget(budget: str, by: str, part: tuple[str, float]) -> 
     assert by == plan.by
     config = plan.config(RunRequest(DENSE_NAME, 0, 0.25, 1.0, ""))
     assert part == budget_of(config)
-    assert load_config([f"train.{part[0]}={part[1]}", "expert=1", "train.threads=1"]).config.digest == config.digest
+    rates = [f"optim.{name}={2 * getattr(plan.dense.optim, name)}" for name in ("lr", "adam_lr")]
+    words = [f"train.{part[0]}={part[1]}", "expert=1", "train.threads=1", *rates]
+    assert load_config(words).config.digest == config.digest
+
+
+@pytest.mark.parametrize(("fraction", "factor"), [(0.25, 2.0), (1.0, 1.0), (4.0, 0.5)])
+def test_the_learning_rate_follows_the_length_of_the_run(fraction: float, factor: float) -> None:
+    """By 1 / sqrt(T), for all candidates and all rates alike; not with lr_horizon=0."""
+    plan = plan_decision([])
+    same = replace(plan, rules=replace(plan.rules, lr_horizon=0.0))
+    for name, config in plan.configs.items():
+        request = RunRequest(name, 0, fraction, 1.5, "")
+        for rate in ("lr", "adam_lr"):
+            known = getattr(config.optim, rate)
+            assert pytest.approx(1.5 * factor * known, rel=1e-3) == getattr(plan.config(request).optim, rate)
+            assert pytest.approx(1.5 * known, rel=1e-3) == getattr(same.config(request).optim, rate)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +133,7 @@ WRONG_FILES = {
     RULES + "grid: {expert: [2]}\nrules: {choice_seeds: 0}\n": "rules.choice_seeds=0 is not a whole number",
     RULES + "grid: {expert: [2]}\nrules: {looks: 3}\n": "rules.looks must be a list of numbers, not: 3",
     RULES + "grid: {expert: [2]}\nrules: {looks: [1]}\n": "rules.looks=1 is not a whole number of at least 2",
-    RULES + "grid: {expert: [2]}\nrules: {looks: [5, 3]}\n": "rules.looks must rise: [5, 3]",
+    RULES + "grid: {expert: [2]}\nrules: {looks: [5, 3]}\n": "rules.looks must rise: [5,3]",
     RULES + "grid: {expert: [2]}\nrules: {lr_multipliers: [0.5, 2]}\n": "rules.lr_multipliers must rise and hold 1",
     RULES + "grid: {expert: [2]}\nrules: {lr_multipliers: [x, 1]}\n": "rules.lr_multipliers=x is not a number",
     RULES + "grid: {expert: [2]}\nrules: {lr_multipliers: [true, 2]}\n": "rules.lr_multipliers=true is not a number",

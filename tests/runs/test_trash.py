@@ -14,7 +14,7 @@ from moe_cli.config.data import DataConfig, PackagedImagesConfig, SyntheticRatin
 from moe_cli.data.load import Data, load_data
 from moe_cli.errors import MoeError, RunBusy, RunNotFound
 from moe_cli.files.writing import write_json
-from moe_cli.runs.cleanup import DAY, Reclaimable, delete_reclaimable, find_reclaimable, size_of
+from moe_cli.runs.cleanup import DAY, HUB, Reclaimable, delete_reclaimable, find_reclaimable, size_of
 from moe_cli.runs.folder import FAILED, PENDING, RUNNING, Run, open_or_create_run
 from moe_cli.runs.locks import lock, sweep_lock
 from moe_cli.runs.lookup import list_runs_by_age
@@ -179,6 +179,17 @@ def test_token_files_that_a_run_uses_stay(tmp_path: Path) -> None:
     assert [each.path for each in find_reclaimable(tmp_path, 0)] == [half, cache / "idle"]
     set_status(stopped(tmp_path, RUNNING, seed=1), RUNNING, host="elsewhere", heartbeat=time.time())
     assert [each.path for each in find_reclaimable(tmp_path, 0)] == [half]
+
+
+def test_models_of_the_hub_can_be_fetched_again(tmp_path: Path) -> None:
+    """They are waste a day after the last file came."""
+    model = tmp_path / ".cache" / HUB / "owner--name-0123"
+    model.mkdir(parents=True)
+    (model / "model.safetensors").write_bytes(b"12345")
+    assert [] == list(find_reclaimable(tmp_path, 0))
+    for path in (model, model / "model.safetensors"):
+        os.utime(path, (1, 1))
+    assert [("cache", model, 5)] == [(each.kind, each.path, each.num_bytes) for each in find_reclaimable(tmp_path, 0)]
 
 
 def test_cached_data_of_every_kind_are_waste_once_no_run_uses_them(tmp_path: Path, text_file: Path) -> None:
