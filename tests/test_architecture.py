@@ -31,6 +31,13 @@ def test_package_import_is_lazy() -> None:
     assert all(map(callable, (MoELayer, SparseExpertModel, load_curves, load_routing, load_runs, sweep, train)))
 
 
+def test_exported_names_are_no_modules() -> None:
+    """Importing a module of that name would replace the exported function by the module."""
+    import moe_cli
+
+    assert [] == [name for name in moe_cli.__all__ if name in {path.stem for path in PACKAGE.iterdir()}]
+
+
 def test_files_are_one_thing() -> None:
     """Every file has a docstring that says which question it answers, and no drawer's name."""
     texts = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in FILES}

@@ -10,15 +10,15 @@ from moe_cli.cli.decide_output import DecisionView
 from moe_cli.config.bounds import JOBS
 from moe_cli.config.executors import split_executor
 from moe_cli.config.ranges import check_between
-from moe_cli.decide.page import load_certificate
-from moe_cli.decide.plan import plan_decision
-from moe_cli.decide.record import make_limits
-from moe_cli.decide.run_decision import prepare_decision
+from moe_cli.decisions.page import load_certificate
+from moe_cli.decisions.plan import plan_decision
+from moe_cli.decisions.record import make_limits
+from moe_cli.decisions.run_decision import prepare_decision
 from moe_cli.runs.folder import outputs_folder
 from moe_cli.sweeps.run_sweep import SILENT, Execution, run_sweep
 
 if TYPE_CHECKING:
-    from moe_cli.decide.certificate import Certificate
+    from moe_cli.decisions.certificate import Certificate
 
 
 def decide(  # noqa: PLR0913  (an argument for each option)
@@ -58,9 +58,9 @@ def decide(  # noqa: PLR0913  (an argument for each option)
     check_list("where", where)
     check_between("jobs", 1 if jobs is None else jobs, 1, JOBS)
     folder, limits = outputs_folder(outputs), make_limits(minutes, runs)
-    executor_settings, words = split_executor(overrides, executor)
+    executor_settings, settings = split_executor(overrides, executor)
     execution = Execution(executor_settings, jobs, retry_failed=retry_failed, force_memory=force_memory)
-    plan = plan_decision(words, within=within, by=by, name=name, where=where, baseline_budgets=baseline_budgets)
+    plan = plan_decision(settings, within=within, by=by, name=name, where=where, baseline_budgets=baseline_budgets)
     for note in (*plan.conf_notes, *plan.notes):
         LOGGER.warning(note)
     view = DecisionView(Terminal()) if progress else SILENT

@@ -78,9 +78,9 @@ def decide(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.cli.console import Terminal
     from moe_cli.cli.decide_output import DecisionView
     from moe_cli.config.executors import split_executor
-    from moe_cli.decide.plan import plan_decision
-    from moe_cli.decide.record import make_limits
-    from moe_cli.decide.run_decision import prepare_decision
+    from moe_cli.decisions.plan import plan_decision
+    from moe_cli.decisions.record import make_limits
+    from moe_cli.decisions.run_decision import prepare_decision
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder
     from moe_cli.sweeps.run_sweep import Execution, run_sweep

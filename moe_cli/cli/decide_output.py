@@ -12,13 +12,13 @@ from rich.text import Text
 from moe_cli.cli.console import print_lines, text_width
 from moe_cli.cli.progress import LivePanel, bar_line, one_line
 from moe_cli.cli.views import TerminalView
-from moe_cli.decide.certificate import Certificate, context_of, make_certificate
-from moe_cli.decide.feed import DecisionFeed
-from moe_cli.decide.prices import price_stages
-from moe_cli.decide.records import Budget
-from moe_cli.decide.rehearsal import TYPICAL_DEVIATION, Power, power, unused_in_rehearsal
-from moe_cli.decide.run_decision import PreparedDecision
-from moe_cli.decide.text import BY_NAMES, certificate_lines, percent
+from moe_cli.decisions.certificate import Certificate, context_of, make_certificate
+from moe_cli.decisions.feed import DecisionFeed
+from moe_cli.decisions.prices import price_stages
+from moe_cli.decisions.records import Budget
+from moe_cli.decisions.rehearsal import TYPICAL_DEVIATION, Power, power, unused_in_rehearsal
+from moe_cli.decisions.run_decision import PreparedDecision
+from moe_cli.decisions.text import BY_NAMES, certificate_lines, percent
 from moe_cli.formatting import duration, plural
 from moe_cli.report.render.line_wrap import wrap_lines
 from moe_cli.report.render.terminal import plain_table, wrap

@@ -37,7 +37,7 @@ def recommend(
     from rich.text import Text
 
     from moe_cli.cli.console import Terminal, print_lines, text_width
-    from moe_cli.decide.records import DECISION_FILE
+    from moe_cli.decisions.records import DECISION_FILE
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.load import load_selection
     from moe_cli.report.looks import remember
@@ -53,7 +53,7 @@ def recommend(
     folders = {Path(run.path).parent for run in runs}
     if where is baseline is allow_different is None and any((path / DECISION_FILE).is_file() for path in folders):
         from moe_cli.cli.decide_output import print_certificate
-        from moe_cli.decide.page import find_certificate  # knows Hydra, which takes as long as a recommendation
+        from moe_cli.decisions.page import find_certificate  # knows Hydra, which takes as long as a recommendation
 
         if certificate := find_certificate(folders):
             return print_json(certificate.to_dict()) if as_json else print_certificate(certificate, Terminal())

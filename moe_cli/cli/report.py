@@ -215,13 +215,13 @@ def _write(
     outputs: Path,
 ) -> None:
     """Writes the files of the report, or those of `SENT` for a while, and sends them to a tracker."""
-    from moe_cli.decide.records import DECISION_FILE
+    from moe_cli.decisions.records import DECISION_FILE
     from moe_cli.report.export import export
 
     decided = [path for path in {Path(run.path).parent for run in source.runs} if (path / DECISION_FILE).is_file()]
     answer = []
     if decided:
-        from moe_cli.decide.page import decision_sections  # knows Hydra, which takes as long as a report
+        from moe_cli.decisions.page import decision_sections  # knows Hydra, which takes as long as a report
 
         answer = decision_sections(decided)
     with TemporaryDirectory() as temporary:

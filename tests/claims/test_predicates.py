@@ -12,7 +12,7 @@ from moe_cli.claims.predicates import Crossing, Equal, Order, SameArgmin, Scale,
 from moe_cli.claims.records import CANNOT_TELL, CONTRADICTED, HOLDS, Region
 from moe_cli.claims.verdict import combine, decide, judge
 from moe_cli.config.expressions import parse_expression
-from moe_cli.decide.sequential import equality_p_value
+from moe_cli.decisions.sequential import equality_p_value
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE, paired, sample_of, verdicts
 from tests.claims.planted import Planted
 

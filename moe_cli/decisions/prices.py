@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from moe_cli.decide.records import (
+from moe_cli.decisions.records import (
     CHOICE,
     CONFIRMATION,
     LEARNING_RATE,

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from moe_cli.decide.controller import next_step
-from moe_cli.decide.plan import DecisionPlan
-from moe_cli.decide.records import Budget, Candidate, Outcome, RunRequest, Step
+from moe_cli.decisions.controller import next_step
+from moe_cli.decisions.plan import DecisionPlan
+from moe_cli.decisions.records import Budget, Candidate, Outcome, RunRequest, Step
 from moe_cli.files.reading import number_in
 from moe_cli.runs.folder import FAILED, Run, open_or_create_run
 from moe_cli.runs.locks import is_locked

@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_cli.decide.answer import NO_ANSWER, Confirmation, answer, guarantee
-from moe_cli.decide.records import (
+from moe_cli.decisions.answer import NO_ANSWER, Confirmation, answer, guarantee
+from moe_cli.decisions.records import (
     CHOICE,
     CONFIRMATION,
     LEARNING_RATE,
@@ -26,7 +26,7 @@ from moe_cli.decide.records import (
     RunRequest,
     Step,
 )
-from moe_cli.decide.sequential import Noise, claims_at_look, pooled_noise, prospect
+from moe_cli.decisions.sequential import Noise, claims_at_look, pooled_noise, prospect
 from moe_cli.report.intervals import t_quantile
 from moe_cli.report.learning_rate import best_multiplier, next_multiplier, steps_to_edge
 from moe_cli.report.significance import PairedSample, Scores, paired

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moe_cli.decide.records import EQUAL, Candidate, Comparison, FinalLoss, Interval, Rules
+from moe_cli.decisions.records import EQUAL, Candidate, Comparison, FinalLoss, Interval, Rules
 from moe_cli.report.intervals import mean_and_interval, t_quantile
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE, PairedSample, Scores
 

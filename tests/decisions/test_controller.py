@@ -10,9 +10,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from moe_cli.decide.controller import Race, next_step
-from moe_cli.decide.prices import price_stages
-from moe_cli.decide.records import (
+from moe_cli.decisions.controller import Race, next_step
+from moe_cli.decisions.prices import price_stages
+from moe_cli.decisions.records import (
     CHOICE,
     CONFIRMATION,
     EQUAL,
@@ -27,7 +27,7 @@ from moe_cli.decide.records import (
     RunRequest,
 )
 from moe_cli.report.significance import BETTER, INCONCLUSIVE
-from tests.decide.surfaces import KINDS, RULES, UNLIMITED, decide, draw_surface
+from tests.decisions.surfaces import KINDS, RULES, UNLIMITED, decide, draw_surface
 
 Loss = Callable[[RunRequest], float | None]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_cli.decide.records import EQUAL
-from moe_cli.decide.sequential import claims_at_look, equality_p_value, pooled_noise, prospect
+from moe_cli.decisions.records import EQUAL
+from moe_cli.decisions.sequential import claims_at_look, equality_p_value, pooled_noise, prospect
 from moe_cli.report.intervals import half_width
 from moe_cli.report.significance import BETTER, WORSE, PairedSample
 

@@ -14,13 +14,13 @@ from moe_cli.api.decide import decide
 from moe_cli.cli.app import app
 from moe_cli.config.executors import LocalExecutor
 from moe_cli.config.schema import RunConfig
-from moe_cli.decide import plan
-from moe_cli.decide.feed import DecisionFeed, replay
-from moe_cli.decide.page import decision_sections
-from moe_cli.decide.plan import parse_rules, plan_decision
-from moe_cli.decide.record import make_limits
-from moe_cli.decide.records import CONFIRMATION, DECISION_FILE, PRICE, STAGES, Decision, Rules
-from moe_cli.decide.run_decision import PreparedDecision, prepare_decision
+from moe_cli.decisions import plan
+from moe_cli.decisions.feed import DecisionFeed, replay
+from moe_cli.decisions.page import decision_sections
+from moe_cli.decisions.plan import parse_rules, plan_decision
+from moe_cli.decisions.record import make_limits
+from moe_cli.decisions.records import CONFIRMATION, DECISION_FILE, PRICE, STAGES, Decision, Rules
+from moe_cli.decisions.run_decision import PreparedDecision, prepare_decision
 from moe_cli.errors import ConfigError
 from moe_cli.files.reading import read_json
 from moe_cli.files.writing import write_json
@@ -272,7 +272,7 @@ def test_the_json_and_the_page_have_the_decision(command: Any, tmp_path: Path) -
 
 
 def test_python_returns_the_certificate_of_the_command(command: Any, words: list[str], tmp_path: Path) -> None:
-    """`decide` prints nothing unless told to, and refuses what the command refuses."""
+    """`decide` prints nothing by default, and refuses what the command refuses."""
     printed = json.loads(command("--runs", "90", "--json").stdout)
     found = decide(words, runs=90, jobs=2, outputs=tmp_path / "out")
     assert printed == json.loads(json.dumps(found.to_dict()))

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_cli.decide.records import EQUAL
+from moe_cli.decisions.records import EQUAL
 from moe_cli.report.intervals import t_cdf, t_quantile
 from moe_cli.report.significance import BETTER, WORSE, PairedSample, Scores, holm
 

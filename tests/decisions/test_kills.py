@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from moe_cli.decide.page import load_certificate
-from moe_cli.decide.records import Decision
+from moe_cli.decisions.page import load_certificate
+from moe_cli.decisions.records import Decision
 from moe_cli.runs.lookup import list_runs_by_age
 from tests.sweeps.test_kills import assert_nothing_runs, starts
 

@@ -3,13 +3,13 @@
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from moe_cli.decide.certificate import Certificate, Finished, make_certificate
-from moe_cli.decide.feed import Results, replay
-from moe_cli.decide.plan import DENSE_NAME
-from moe_cli.decide.record import read_decision
-from moe_cli.decide.records import CONFIRMATION, DECISION_FILE, LEARNING_RATE, STAGES, Decision
-from moe_cli.decide.run_decision import make_budget
-from moe_cli.decide.text import answer, certificate_parts, name_of, tables
+from moe_cli.decisions.certificate import Certificate, Finished, make_certificate
+from moe_cli.decisions.feed import Results, replay
+from moe_cli.decisions.plan import DENSE_NAME
+from moe_cli.decisions.record import read_decision
+from moe_cli.decisions.records import CONFIRMATION, DECISION_FILE, LEARNING_RATE, STAGES, Decision
+from moe_cli.decisions.run_decision import make_budget
+from moe_cli.decisions.text import answer, certificate_parts, name_of, tables
 from moe_cli.errors import MoeError
 from moe_cli.plugins import not_imported
 from moe_cli.report.html.section import POINT, RING, Chart, Line, Section

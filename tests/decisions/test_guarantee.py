@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tests.decide.surfaces import KINDS, RULES, decide, draw_surface, grid_answers, score
+from tests.decisions.surfaces import KINDS, RULES, decide, draw_surface, grid_answers, score
 
 TUNED = ("learning rates", "all at once")
 WITH_A_GAP = ("clear winner", "unequal noise", "learning rates", "order changes", "all at once")

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from moe_cli.decide.certificate import Certificate, Gain
-from moe_cli.decide.plan import DENSE_NAME, FLOPS, TIME, TOKENS
-from moe_cli.decide.records import EQUAL, Comparison, Interval
+from moe_cli.decisions.certificate import Certificate, Gain
+from moe_cli.decisions.plan import DENSE_NAME, FLOPS, TIME, TOKENS
+from moe_cli.decisions.records import EQUAL, Comparison, Interval
 from moe_cli.formatting import duration, plural, sanitise
 from moe_cli.report.recommend.text import price_sentence
 from moe_cli.report.render.terminal import plain_table, wrap
