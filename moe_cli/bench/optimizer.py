@@ -148,7 +148,7 @@ def _result(
     first = [a + b / first_period for a, b in zip(times["pass 0"], times["update 0"], strict=True)]
     return OptimizerBenchResult(
         config.expert,
-        config.k or 1,
+        config.k if isinstance(config.k, int) else 1,
         period,
         spread(passes),
         spread(updates),

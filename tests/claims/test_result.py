@@ -99,7 +99,7 @@ def test_power_is_stated_before_the_runs(tmp_path: Path) -> None:
 
 
 def test_a_stored_result_has_a_section_on_the_page(tmp_path: Path) -> None:
-    """What `--json` prints is what docs/generate.py reads: figures next to published ones, command, date, budget."""
+    """The output of `--json` has what docs/generate.py reads: figures next to published ones, command, date, budget."""
     plan = plan_claim(["capacity_costs_little"])
     complete_runs(plan, tmp_path, lambda config: 2 + 0.001 * NOISE[config.seed] * (config.capacity or 0))
     stored = json.loads(json.dumps(read_result(plan, tmp_path).to_dict()))
