@@ -65,7 +65,14 @@ def test_a_router_of_a_plug_in_composes_with_its_own_yaml(site: Path) -> None:
     """The yaml of the plug-in gives the defaults, the bases of conf/ included; settings are checked as others are."""
     install_router(site, "own_yaml")
     config = load_config(["router=own_yaml", "router.temperature=3"]).config
-    expected = {"name": "own_yaml", "power": 2.0, "score": "linear", "temperature": 3.0, "null_experts": 0}
+    expected = {
+        "name": "own_yaml",
+        "power": 2.0,
+        "score": "linear",
+        "temperature": 3.0,
+        "null_experts": 0,
+        "init_scale": 1.0,
+    }
     assert expected == config.to_dict()["router"]
     with pytest.raises(ConfigError, match=r"router.power=-1.* must be greater than 0"):
         load_config(["router=own_yaml", "router.power=-1"])

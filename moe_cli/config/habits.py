@@ -44,6 +44,7 @@ OTHER_NAMES = {
     "num_hidden_layers": "model.num_layers",
     "n_layer": "model.num_layers",
     "n_layers": "model.num_layers",
+    "layers": "model.num_layers",
     "num_attention_heads": "model.num_heads",
     "n_head": "model.num_heads",
     "num_key_value_heads": "model.num_kv_heads",

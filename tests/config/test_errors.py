@@ -117,7 +117,7 @@ TYPES = [
     (["expert=true"], "expert=true is not a whole number."),
     (["expert="], "expert= is not a whole number."),
     (["expert=null"], "expert=null is not a whole number."),
-    (["expert=[1,2]"], "expert=[1, 2] is a list; one run takes one value. Use: moe sweep expert=1,2"),
+    (["expert=[1,2]"], "expert=[1,2] is a list; one run takes one value. Use: moe sweep expert=1,2"),
     (["expert=1e400"], "expert=inf is not a whole number."),
     (["k=two"], "k=two is not a whole number or null."),
     (["k={a:1}"], "k={'a': 1} is not a whole number or null."),

@@ -21,13 +21,15 @@ KINDS = {"object": dict, "array": list, "string": str, "boolean": bool, "null": 
 def errors_of(schema: dict[str, Any], value: Any, path: str = "") -> list[str]:
     """The paths at which a value does not fit the schema, for the keywords that the schema uses."""
     unknown = schema.keys() - {
-        "$schema", "title", "type", "additionalProperties", "required", "properties", "oneOf", "const", "enum", "items",
+        "$schema", "title", "type", "additionalProperties", "required", "properties", "oneOf", "anyOf", "const", "enum", "items",
         "pattern", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "description", "default",
     }  # fmt: skip
     assert not unknown
     if "oneOf" in schema:
         found = [errors_of(each, value, path) for each in schema["oneOf"]]
         return [] if [] in found and found.count([]) == 1 else min(found, key=len)
+    if "anyOf" in schema:
+        return min((errors_of(each, value, path) for each in schema["anyOf"]), key=len)
     kinds = schema.get("type", [])
     if kinds and not any(_is_kind(value, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)):
         return [path]
@@ -39,6 +41,8 @@ def errors_of(schema: dict[str, Any], value: Any, path: str = "") -> list[str]:
         wrong |= value <= schema.get("exclusiveMinimum", value - 1) or value >= schema.get(
             "exclusiveMaximum", value + 1
         )
+    if isinstance(value, list) and "items" in schema:
+        wrong |= any(errors_of(schema["items"], item) for item in value)
     if isinstance(value, dict):
         properties = schema["properties"]
         wrong |= bool(value.keys() - properties.keys()) or bool(set(schema.get("required", ())) - value.keys())
@@ -92,6 +96,8 @@ def test_the_schema_accepts_every_composed_configuration(words: list[str]) -> No
         ("expert", 0),
         ("expert", "8"),
         ("expert", 2.5),
+        ("k", [1, 0]),
+        ("k", "2"),
         ("capacity", 0),
         ("match", "half"),
         ("model.dropout", 1.0),

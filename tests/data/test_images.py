@@ -279,7 +279,7 @@ def test_mean_and_deviation() -> None:
         ),
         (
             ["model=gpt", "data=digits"],
-            "task=causal_lm cannot be done with data=digits. Use one of data=python, text, tokens, torch_sources, shakespeare, tiny_shakespeare, bible_kjv, bible_asv, corpora_mix, hf",
+            "task=causal_lm cannot be done with data=digits. Use one of data=python, text, tokens, torch_sources, shakespeare, tiny_shakespeare, bible_kjv, bible_asv, corpora_mix, hf, phonebook, shortest_path, modular",
         ),
         (
             ["data=image_folder"],

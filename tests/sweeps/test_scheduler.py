@@ -118,7 +118,7 @@ def test_sweep_from_python(tmp_path: Path, words: list[str]) -> None:
     again = sweep(["expert=1,4", "k=1", *words], seeds=1, where=["expert == 1"], rerun_stale=True, outputs=outputs)
     assert "0" != dense.meta()["packages"]["moe-cli"]
     assert sorted(again["expert"]) == [1, 4]
-    with pytest.raises(MoeError, match="no point"):
+    with pytest.raises(MoeError, match="no combination"):
         sweep(["expert=1,4", *words], where=["expert > 9"], outputs=outputs)
     with pytest.raises(MoeError, match="no setting 'exprt'"):
         sweep(["exprt=1,4"], outputs=tmp_path / "outputs")
