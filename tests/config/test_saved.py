@@ -20,7 +20,7 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["makemoe", "published/deepseek_v3"])
+@pytest.mark.parametrize("name", [pytest.param("makemoe", marks=pytest.mark.slow), "published/deepseek_v3"])
 def test_the_fewest_settings_lead_to_the_same_configuration(name: str, texts: Path) -> None:
     """An experiment is reached again from its fewest settings, and derived values are not among them."""
     words = [f"experiment={name}", *(["data.path=notes.txt"] if name == "makemoe" else [])]

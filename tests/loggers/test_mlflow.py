@@ -61,6 +61,7 @@ def curves(run: Run, outputs: Path) -> Points:
     }
 
 
+@pytest.mark.slow
 def test_every_value_is_that_of_the_metrics_file(trained: Run, outputs: Path) -> None:
     """The same names, steps and values, to the last digit; a value that two records of a step have is there once."""
     assert len(points(trained)) > 20

@@ -84,6 +84,7 @@ def test_every_trial_is_a_run_with_its_result(tmp_path: Path) -> None:
     assert [least.number] == [trial.number for trial in feed.best()]
 
 
+@pytest.mark.slow
 def test_tpe_finds_better_than_chance(tmp_path: Path) -> None:
     """On a bowl, 25 trials of TPE come closer to its bottom than 25 at random, on average over seeds."""
     best = {

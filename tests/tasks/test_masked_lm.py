@@ -162,6 +162,7 @@ def test_one_batch_can_be_learned_by_heart(sparse: dict[str, Any]) -> None:
     assert loss < 0.05
 
 
+@pytest.mark.slow
 def test_a_model_beats_how_frequent_tokens_are(few_words: Path, tmp_path: Path) -> None:
     """A short training guesses hidden tokens better, in nats and in accuracy, than anyone could who sees no context."""
     config = tiny_config(

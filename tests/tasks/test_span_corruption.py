@@ -172,6 +172,7 @@ def test_a_run_reports_accuracy(text_file: Path, tmp_path: Path) -> None:
     assert {97: "a", 256: "[1]", 260: "[START]"} == task.id_texts([97, 256, 260])
 
 
+@pytest.mark.slow
 def test_a_model_beats_the_commonest_token(few_words: Path, tmp_path: Path) -> None:
     """A short training tells tokens of the spans that were taken out better than the same guess for all of them."""
     config = tiny_config(few_words, **TINY["t5"], train={"steps": 80, "batch_size": 16, "log_every": 40})

@@ -178,9 +178,9 @@ def test_the_declared_baseline_is_that_of_the_recommendation(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "axes",
     [
-        {"router": ("topk", "sigmoid"), "balance": ("none", "switch")},
+        pytest.param({"router": ("topk", "sigmoid"), "balance": ("none", "switch")}, marks=pytest.mark.slow),
         {"optim": ("muon", "adamw"), "capacity": (None, 1.25)},
-        {"optim__lr": (0.01, 0.02), "expert": (1, 4)},
+        pytest.param({"optim__lr": (0.01, 0.02), "expert": (1, 4)}, marks=pytest.mark.slow),
     ],
 )
 def test_the_next_sweep_keeps_the_question(tmp_path: Path, axes: dict[str, tuple[Any, ...]]) -> None:

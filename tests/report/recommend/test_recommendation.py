@@ -268,8 +268,8 @@ def test_gain_at_equal_time(tmp_path: Path) -> None:
     "settings",
     [
         {"expert": 8, "k": 1, "router": "switch", "balance": "z", "capacity": 1.25},
-        {**EIGHT, "capacity": 1.25, "renormalise_after_drop": True},
-        {**EIGHT, "model__d_model": 64, "optim": "adamw", "match": "total"},
+        pytest.param({**EIGHT, "capacity": 1.25, "renormalise_after_drop": True}, marks=pytest.mark.slow),
+        pytest.param({**EIGHT, "model__d_model": 64, "optim": "adamw", "match": "total"}, marks=pytest.mark.slow),
     ],
 )
 def test_the_next_sweep_can_be_run_and_counts_what_is_done(tmp_path: Path, settings: dict[str, Any]) -> None:
