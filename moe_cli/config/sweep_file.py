@@ -467,11 +467,16 @@ def _baseline_budgets(parts: Mapping[str, Any]) -> tuple[float, ...]:
     content = parts.get("baseline_budgets", [])
     if content and parts.get("baseline", DENSE) is None:
         raise ConfigError("baseline_budgets are budgets of a baseline, and baseline is null: leave one of them out.")
-    return check_multiples("baseline_budgets", content if isinstance(content, list) else [content])
+    return check_multiples("baseline_budgets", content)
 
 
-def check_multiples(name: str, values: Sequence[Any]) -> tuple[float, ...]:
-    """Returns multiples of a budget in order. Raises ConfigError for one that is 1, or not from 0.01 to 100."""
+def check_multiples(name: str, content: Any) -> tuple[float, ...]:
+    """Returns multiples of a budget in order, from a list or one number.
+
+    Raises:
+        ConfigError: one is 1, or not a number from 0.01 to 100.
+    """
+    values = content if isinstance(content, list | tuple) else [content]
     for value in values:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not MIN_MULTIPLE <= value <= MAX_MULTIPLE or value == 1:
