@@ -18,6 +18,8 @@ from moe_cli.runs.folder import COMPLETED, Run
 # A row has the choice of these groups under their names.
 NAMED_GROUPS = ("router", "balance")
 MAX_NAMED = 4
+# Of a product of a fraction and a number of steps.
+ROUNDING = 1e-6
 
 
 class RunMeasurements:
@@ -109,12 +111,15 @@ def setting_of(row: RunRow, name: str) -> Value:
 
 
 def saturation_at(row: RunRow, fraction: float) -> float | None:
-    """Returns the router saturation, averaged over layers, at the last evaluation within a fraction of the training."""
+    """Returns the router saturation, averaged over layers, at the last evaluation within a fraction of the training.
+
+    The step that reaches the fraction counts: an evaluation that is due at a tenth of 605 steps is after step 61.
+    """
     steps = row.results.steps
     layers = read_expert_usage(Run(Path(row.path))).layers if steps else ()
     found = []
     for layer in layers:
-        values = [value for step, value in layer.saturation if step <= fraction * (steps or 0)]
+        values = [value for step, value in layer.saturation if step - 1 < fraction * (steps or 0) - ROUNDING]
         if values:
             found.append(values[-1])
     return sum(found) / len(found) if found and len(found) == len(layers) else None

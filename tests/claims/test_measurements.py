@@ -84,5 +84,8 @@ def test_saturation_is_read_within_a_fraction_of_the_training(tmp_path: Path) ->
             file.write((tmp_path / "record.json").read_text(encoding="utf-8").replace("\n", " ") + "\n")
     found = RunMeasurements(rows_below(tmp_path))
     assert {0: 0.5} == found.scores("router_saturation", ANY, 0.1)
+    # A step that reaches the fraction counts, since an evaluation follows a whole step: 49.5 of 500 is step 50.
+    assert {0: 0.5} == found.scores("router_saturation", ANY, 0.099)
+    assert {} == found.scores("router_saturation", ANY, 0.098)
     assert {0: 0.95} == found.scores("router_saturation", ANY, 0.9)
     assert {} == found.scores("router_saturation", ANY, 0.05)
