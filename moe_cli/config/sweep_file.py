@@ -196,7 +196,8 @@ def load_sweep_file(composer: Composer, name: str, preset: str = DEFAULT_PRESET,
         content = _with_bases(composer, content, kind)
         content = _with_sweep(composer, content) if kind is CLAIM else content
         parts = known_parts(content, kind.parts, f"a {kind.noun}")
-        presets = tuple(map(str, _mapping(parts, "presets")))
+        named = parts.get("presets")
+        presets = tuple(map(str, named)) if isinstance(named, dict) else ()
         parts = _with_preset(parts, name, preset, kind)
         return SweepFile(
             path.stem if path else name,
