@@ -45,12 +45,12 @@ class ClaimPlan:
         has_own = len(self.seeds) == self.claim.seeds or any(word.startswith("seed=") for word in self.overrides)
         return self.command_with([] if has_own else ["--seeds", str(len(self.seeds))])
 
-    def command_with(self, words: Sequence[str]) -> str:
-        """Returns the command of this claim in this folder with further words; --seeds replaces seed=."""
+    def command_with(self, options: Sequence[str]) -> str:
+        """Returns the command of this claim in this folder with further options; --seeds replaces seed=."""
         is_default = self.sweep.name == default_folder(self.claim.name)
         name = [] if is_default else ["--name", self.sweep.name]
-        overrides = without_seeds(self.overrides) if "--seeds" in words else self.overrides
-        return shlex.join(["moe", "reproduce", *overrides, *name, *words])
+        overrides = without_seeds(self.overrides) if "--seeds" in options else self.overrides
+        return shlex.join(["moe", "reproduce", *overrides, *name, *options])
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -142,9 +142,9 @@ def plan_claim(
     return plan
 
 
-def without_seeds(words: object) -> list[str]:
+def without_seeds(overrides: object) -> list[str]:
     """Returns the words of a command that do not name its seeds; none for other contents of a file."""
-    found = words if isinstance(words, list | tuple) else []
+    found = overrides if isinstance(overrides, list | tuple) else []
     return [word for word in map(str, found) if not word.startswith("seed=")]
 
 
