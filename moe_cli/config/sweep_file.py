@@ -145,6 +145,7 @@ class SweepFile:
         tune: the setting that is tuned for each configuration before the comparison; None means none.
         rules: the rules of a decision, as they are written; empty for a sweep.
         claim: the parts that only a claim has, as they are written.
+        presets: the names of its presets.
     """
 
     name: str
@@ -157,6 +158,7 @@ class SweepFile:
     baseline_budgets: tuple[float, ...] = ()
     rules: Partial = field(default_factory=dict)
     claim: Partial = field(default_factory=dict)
+    presets: tuple[str, ...] = ()
 
 
 def list_sweeps(composer: Composer, kind: FileKind = SWEEP) -> list[str]:
@@ -193,7 +195,10 @@ def load_sweep_file(composer: Composer, name: str, preset: str = DEFAULT_PRESET,
     try:
         content = _with_bases(composer, content, kind)
         content = _with_sweep(composer, content) if kind is CLAIM else content
-        parts = _with_preset(known_parts(content, kind.parts, f"a {kind.noun}"), name, preset, kind)
+        parts = known_parts(content, kind.parts, f"a {kind.noun}")
+        named = parts.get("presets")
+        presets = tuple(map(str, named)) if isinstance(named, dict) else ()
+        parts = _with_preset(parts, name, preset, kind)
         return SweepFile(
             path.stem if path else name,
             first_comment(file),
@@ -205,6 +210,7 @@ def load_sweep_file(composer: Composer, name: str, preset: str = DEFAULT_PRESET,
             _baseline_budgets(parts),
             _mapping(parts, "rules"),
             {part: parts[part] for part in CLAIM_OWN_PARTS if part in parts},
+            presets,
         )
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
