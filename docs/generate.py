@@ -556,7 +556,8 @@ def claim_section(claim: Any, result: dict[str, Any]) -> list[str]:
     rows = []
     for part in result["parts"]:
         for values in part["figures"]:
-            figure, effect = FigureResult(**values), part["published_effect"]
+            is_last = values["label"] == part["figures"][-1]["label"]
+            figure, effect = FigureResult(**values), part["published_effect"] if is_last else None
             published = "" if effect is None else value_text(effect, figure.unit)
             rows.append((figure.label, measured_text(figure), claimed_text(figure), published, part["verdict"]))
     budget = result["budget"]

@@ -137,7 +137,7 @@ def make_averages(config, vocab_size):
             super().__init__()
             self.embedding = nn.Embedding(vocab_size, config.model.d_model)
             self.layers = nn.ModuleList(
-                sparse_layer_from_config(config, vocab_size) if layer in config.sparse_layers else make_dense_layer(config.model)
+                sparse_layer_from_config(config.at_layer(layer), vocab_size) if layer in config.sparse_layers else make_dense_layer(config.model)
                 for layer in range(config.model.num_layers)
             )
             self.head = nn.Linear(config.model.d_model, vocab_size, bias=False)

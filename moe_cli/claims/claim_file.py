@@ -53,6 +53,7 @@ def parse_claim(file: SweepFile) -> Claim:
         _texts("differences", file.claim.get("differences", [])),
         _predicates(file.claim["predicate"]),
         file.seeds,
+        file.presets,
     )
 
 
@@ -211,7 +212,9 @@ def _compared(parts: _Parts, scale: Scale) -> Scale:
 
 
 def _order(parts: _Parts) -> Order:
-    scale, is_ranked = parts.scale(), "better" in parts.values
+    scale, is_ranked = parts.scale(), bool(parts.values.keys() & {"better", "worse"})
+    if is_ranked and (others := [name for name in ("higher", "lower") if name in parts.values]):
+        raise ConfigError(f"predicate order: {others[0]} has no effect with better and worse: leave it out.")
     if is_ranked:
         scale = _compared(parts, scale)
     names = ("better", "worse") if is_ranked else ("higher", "lower")
@@ -233,6 +236,10 @@ def _bound(parts: _Parts) -> Bound:
             limits[name], _ = parts.quantity(name, scale.metric)
     if not limits:
         raise ConfigError("predicate bound: above or below is missing.")
+    if "margin" in parts.values:
+        raise ConfigError("predicate bound: margin has no effect. Write the limit into above or below.")
+    if len(limits) == 2 and limits["above"] >= limits["below"]:
+        raise ConfigError("predicate bound: no number is above {above:g} and below {below:g}.".format(**limits))
     at = parts.values.get("at")
     if at is not None and scale.metric != METRIC_AT:
         raise ConfigError(f"predicate bound: only {METRIC_AT} can be read at a fraction of the training.")

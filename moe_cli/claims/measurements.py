@@ -11,13 +11,15 @@ from moe_cli.errors import ConfigError
 from moe_cli.files.reading import number_in
 from moe_cli.report.baseline_runs import find_baselines
 from moe_cli.report.expert_usage import read_expert_usage
-from moe_cli.report.price import PRICES, Pricer
+from moe_cli.report.price import PRICES, Pricer, Ratio
 from moe_cli.report.run_row import DENSE, RunRow, Value, column_names, settings_of, varying_settings
 from moe_cli.runs.folder import COMPLETED, Run
 
 # A row has the choice of these groups under their names.
 NAMED_GROUPS = ("router", "balance")
 MAX_NAMED = 4
+# Of a product of a fraction and a number of steps.
+ROUNDING = 1e-6
 
 
 class RunMeasurements:
@@ -71,27 +73,33 @@ class RunMeasurements:
         )
 
     def _values(self, rows: Sequence[RunRow], metric: str, at: float | None = None) -> Scores:
+        complete = [row for row in rows if row.status == COMPLETED and row.seed is not None]
+        if metric in PRICES:
+            return self._prices(complete, metric)
         values = {}
-        for row in rows:
-            if row.status == COMPLETED and row.seed is not None:
-                value = self._value(row, metric) if at is None else saturation_at(row, at)
-                if value is not None:
-                    values[row.seed] = value
+        for row in complete:
+            value = row.number(metric) if at is None else saturation_at(row, at)
+            if value is not None and row.seed is not None:
+                values[row.seed] = value
         return values
 
-    def _value(self, row: RunRow, metric: str) -> float | None:
-        return self._price(row, metric) if metric in PRICES else row.number(metric)
+    def _prices(self, rows: Sequence[RunRow], metric: str) -> Scores:
+        """Returns the prices; none if a seed has only a bound, because the other seeds alone would be a selection."""
+        prices = {row.seed: found for row in rows if row.seed is not None and (found := self._price(row, metric))}
+        if any(price.value is None and price.is_known for price in prices.values()):
+            return {}
+        return {seed: price.value for seed, price in prices.items() if price.value is not None}
 
     @cached_property
-    def _price(self) -> Callable[[RunRow, str], float | None]:
+    def _price(self) -> Callable[[RunRow, str], Ratio | None]:
         """Returns the function that prices one run against the dense model of its seed."""
         baselines = find_baselines(self.rows, (), DENSE, settings_of(column_names(self.rows)))
         pricer = Pricer(self.rows, DENSE, baselines.shared)
 
-        def price(row: RunRow, metric: str) -> float | None:
+        def price(row: RunRow, metric: str) -> Ratio | None:
             dense = (baselines.find(row) or {}).get(row.seed)
             found = pricer.price([row], {row.seed: dense}) if dense is not None else None
-            return found.ratio(metric).value if found else None
+            return found.ratio(metric) if found else None
 
         return price
 
@@ -103,12 +111,15 @@ def setting_of(row: RunRow, name: str) -> Value:
 
 
 def saturation_at(row: RunRow, fraction: float) -> float | None:
-    """Returns the router saturation, averaged over layers, at the last evaluation within a fraction of the training."""
+    """Returns the router saturation, averaged over layers, at the last evaluation within a fraction of the training.
+
+    The step that reaches the fraction counts: an evaluation that is due at a tenth of 605 steps is after step 61.
+    """
     steps = row.results.steps
     layers = read_expert_usage(Run(Path(row.path))).layers if steps else ()
     found = []
     for layer in layers:
-        values = [value for step, value in layer.saturation if step <= fraction * (steps or 0)]
+        values = [value for step, value in layer.saturation if step - 1 < fraction * (steps or 0) - ROUNDING]
         if values:
             found.append(values[-1])
     return sum(found) / len(found) if found and len(found) == len(layers) else None

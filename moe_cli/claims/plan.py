@@ -43,9 +43,14 @@ class ClaimPlan:
     def command(self) -> str:
         """Returns the command that makes this plan."""
         has_own = len(self.seeds) == self.claim.seeds or any(word.startswith("seed=") for word in self.overrides)
-        return shlex.join(
-            ["moe", "reproduce", *self.overrides, *([] if has_own else ["--seeds", str(len(self.seeds))])]
-        )
+        return self.command_with([] if has_own else ["--seeds", str(len(self.seeds))])
+
+    def command_with(self, options: Sequence[str]) -> str:
+        """Returns the command of this claim in this folder with further options; --seeds replaces seed=."""
+        is_default = self.sweep.name == default_folder(self.claim.name)
+        name = [] if is_default else ["--name", self.sweep.name]
+        overrides = without_seeds(self.overrides) if "--seeds" in options else self.overrides
+        return shlex.join(["moe", "reproduce", *overrides, *name, *options])
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -74,9 +79,15 @@ class ClaimPlan:
     def look(self, outputs: Path) -> int:
         """Returns how many times this claim has been tried with other seeds, this one included; at least 1."""
         commands = entries(read_record(outputs / self.sweep.name), "commands")
-        seeds = [tuple(entry.get("seeds") or ()) for entry in commands if entry.get("words") == list(self.overrides)]
+        own = without_seeds(self.overrides)
+        same = [entry for entry in commands if without_seeds(entry.get("words")) == own]
+        seeds = [tuple(entry.get("seeds") or ()) for entry in same]
         distinct = list(dict.fromkeys([*seeds, self.seeds]))
         return distinct.index(self.seeds) + 1
+
+    def next_error_rate(self, outputs: Path) -> float:
+        """Returns the error rate of a look with further seeds."""
+        return error_rate_at(self.look(outputs) + 1)
 
     def error_rate(self, outputs: Path) -> float:
         """Returns the error rate of this look: it falls, so that adding seeds until a verdict stays honest."""
@@ -112,7 +123,7 @@ def plan_claim(
     sweep = plan_sweep(
         overrides,
         seeds=seeds,
-        name=f"claim-{sweep_folder(claim.name)}" if name is None else name,
+        name=default_folder(claim.name) if name is None else name,
         config_dir=config_dir,
         kind=CLAIM,
     )
@@ -131,13 +142,24 @@ def plan_claim(
     return plan
 
 
+def without_seeds(overrides: object) -> list[str]:
+    """Returns the words of a command that do not name its seeds; none for other contents of a file."""
+    found = overrides if isinstance(overrides, list | tuple) else []
+    return [word for word in map(str, found) if not word.startswith("seed=")]
+
+
+def default_folder(claim: str) -> str:
+    """Returns the name of the folder of a claim's runs under outputs/."""
+    return f"claim-{sweep_folder(claim)}"
+
+
 def _planned_row(run: Run, point: SweepPoint) -> RunRow:
     return make_row(run, point.config.to_dict(), {}, {"status": NEW})
 
 
 def recorded_plan(name: str, outputs: Path, config_dir: Path | None = None) -> ClaimPlan | None:
     """Returns the plan of the last command of a claim; None if it was not tried, or if its file has changed since."""
-    commands = entries(read_record(outputs / f"claim-{sweep_folder(name)}"), "commands")
+    commands = entries(read_record(outputs / default_folder(name)), "commands")
     overrides = commands[-1].get("words") if commands else None
     if not isinstance(overrides, list) or not overrides or not all(isinstance(word, str) for word in overrides):
         return None

@@ -20,6 +20,7 @@ from moe_cli.config.expressions import Expression
 from moe_cli.errors import ConfigError
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.intervals import paired_differences
+from moe_cli.report.price import PRICES
 from moe_cli.report.significance import PairedSample, sample_of
 
 RELATIVE = "%"
@@ -83,6 +84,10 @@ class _OnScale:
     @property
     def effect(self) -> float | None:
         return self.scale.effect
+
+    @property
+    def is_priced(self) -> bool:
+        return self.scale.metric in PRICES
 
     def _one(self, sample: PairedSample | None, region: Region) -> Finding:
         test = Test(self.label, self.unit, sample, region)
@@ -273,7 +278,8 @@ class SameArgmin(_OnScale):
         where = self.across[number].text
         label = f"{self.label}: {self.setting}={place:g} against {other:g}, {where}"
         test = Test(label, self.unit, sample, region)
-        return Finding((test,), min(1.0, len(places) * p_holds), max(entry[1] for entry in found))
+        p_contradicted = max(entry[1] for entry in found)
+        return Finding((test,), min(1.0, len(places) * p_holds), p_contradicted, len(places))
 
     def demand(self, measured: Measured) -> Demand:
         levels = self._levels(measured)

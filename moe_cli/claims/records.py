@@ -110,11 +110,13 @@ class Finding:
     Attributes:
         tests: the statistics, to be printed.
         p_holds, p_contradicted: one-sided p-values, before any correction for several predicates.
+        comparisons: the number of comparisons that `p_holds` is corrected for.
     """
 
     tests: tuple[Test, ...]
     p_holds: float
     p_contradicted: float
+    comparisons: int = 1
 
     @property
     def deviation(self) -> float | None:
@@ -162,6 +164,10 @@ class Predicate(Protocol):
     def effect(self) -> float | None:
         """Returns the published effect in the unit of the statistic; None without one."""
 
+    @property
+    def is_priced(self) -> bool:
+        """Returns whether the metric is a ratio to the dense model, which is not known outside its budgets."""
+
     def find(self, measured: Measured) -> Finding: ...
 
     def demand(self, measured: Measured) -> Demand: ...
@@ -203,6 +209,7 @@ class Claim:
         differences: of the setting here from the published one, which may explain another result.
         predicates: parts that must all hold.
         seeds: the number of seeds of its sweep.
+        presets: the names of the presets of its sweep.
     """
 
     name: str
@@ -212,6 +219,7 @@ class Claim:
     differences: tuple[str, ...]
     predicates: tuple[Predicate, ...]
     seeds: int
+    presets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

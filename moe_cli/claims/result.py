@@ -17,6 +17,10 @@ from moe_cli.formatting import plural
 from moe_cli.report.run_row import RunRow
 from moe_cli.runs.folder import COMPLETED, FAILED
 
+# The preset that is advised after a verdict.
+NEARER = "workstation"
+OUTSIDE = "A seed has a loss outside those of the dense model's budgets: change baseline_budgets in the claim's file."
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -99,7 +103,8 @@ def read_result(plan: ClaimPlan, outputs: Path) -> ClaimResult:
     rows, rate = plan.rows(outputs), plan.error_rate(outputs)
     measured = RunMeasurements(rows)
     claim, budget = plan.claim, _budget(rows)
-    judgement = judge(claim.predicates, [predicate.find(measured) for predicate in claim.predicates], rate)
+    findings = [predicate.find(measured) for predicate in claim.predicates]
+    judgement = judge(claim.predicates, findings, rate, plan.next_error_rate(outputs))
     powers = analyse(claim.predicates, measured, len(plan.seeds), rate)
     open_runs = budget.planned - budget.complete - budget.failed
     verdict = CANNOT_TELL if open_runs else judgement.verdict
@@ -120,7 +125,7 @@ def read_result(plan: ClaimPlan, outputs: Path) -> ClaimResult:
         plan.sweep.name,
         time.strftime("%Y-%m-%d", time.gmtime(max(created))) if created else None,
         __version__,
-        tuple(_settle(verdict, judgement, budget, len(plan.seeds), plan.command)),
+        tuple(_settle(plan, verdict, judgement, budget)),
     )
 
 
@@ -157,9 +162,9 @@ def _figure(test: Test) -> FigureResult:
     return FigureResult(test.label, test.unit, sample.mean, low, high, sample.seeds, region.low, region.high)
 
 
-def _settle(verdict: str, judgement: Judgement, budget: Budget, seeds: int, command: str) -> list[str]:
+def _settle(plan: ClaimPlan, verdict: str, judgement: Judgement, budget: Budget) -> list[str]:
     """Returns what would decide the claim, or try it further, as sentences and commands."""
-    same = command.partition(" --seeds")[0]
+    command = plan.command
     if open_runs := budget.planned - budget.complete - budget.failed:
         return [f"{plural(open_runs, 'run')} of {budget.planned} not ended. The same command continues:", command]
     found = []
@@ -168,12 +173,14 @@ def _settle(verdict: str, judgement: Judgement, budget: Budget, seeds: int, comm
     if verdict == CANNOT_TELL:
         open_parts = [part for part in judgement.parts if part.verdict == CANNOT_TELL]
         if missing := [part for part in open_parts if not part.finding.num_seeds]:
-            found.append(f"No run has the values for: {missing[0].predicate.label}.")
+            found.append(f"There are no values for: {missing[0].predicate.label}.")
+            found += [OUTSIDE] if missing[0].predicate.is_priced and not budget.failed else []
         elif all(part.more_seeds is not None for part in open_parts):
-            total = seeds + max(part.more_seeds or 0 for part in open_parts)
-            found += [f"About {total} seeds, if the measured means are true:", f"{same} --seeds {total}"]
+            total = len(plan.seeds) + max(part.more_seeds or 0 for part in open_parts)
+            more = plan.command_with(["--seeds", str(total)])
+            found += [f"About {total} seeds, if the measured means are true:", more]
         else:
             found.append("No number of seeds below a thousand: the measured mean is too near to the limit.")
-    if "preset=" not in command:
-        found += ["A setting nearer to the published one:", f"{same} preset=workstation"]
+    if NEARER in plan.claim.presets and not any(word.startswith("preset=") for word in plan.overrides):
+        found += ["A setting nearer to the published one:", plan.command_with([f"preset={NEARER}"])]
     return found

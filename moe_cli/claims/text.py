@@ -101,8 +101,14 @@ def result_lines(result: ClaimResult, width: int) -> list[Text]:
 def figure_text(figure: FigureResult, part: PartResult) -> str:
     """Returns a measured figure with its interval, the region of the claim, and the published effect."""
     prefix = "" if figure.label == part.label else f"{figure.label}: "
-    published = "" if part.published_effect is None else f"; published {value_text(part.published_effect, figure.unit)}"
+    effect = published_effect(figure, part)
+    published = "" if effect is None else f"; published {value_text(effect, figure.unit)}"
     return f"{prefix}{measured_text(figure)}; claimed {claimed_text(figure)}{published}"
+
+
+def published_effect(figure: FigureResult, part: PartResult) -> float | None:
+    """Returns the published value of a figure: of a crossing, that at the largest value of its setting."""
+    return part.published_effect if figure.label == part.figures[-1].label else None
 
 
 def measured_text(figure: FigureResult) -> str:

@@ -11,19 +11,26 @@ from moe_cli.claims.records import CANNOT_TELL, CONTRADICTED, HOLDS, Finding, Ju
 from moe_cli.report.significance import ERROR_RATE, PairedSample, additional_seeds_needed, holm
 
 
-def judge(predicates: Sequence[Predicate], findings: Sequence[Finding], error_rate: float = ERROR_RATE) -> Judgement:
+def judge(
+    predicates: Sequence[Predicate],
+    findings: Sequence[Finding],
+    error_rate: float = ERROR_RATE,
+    next_error_rate: float | None = None,
+) -> Judgement:
     """Returns the verdict on a claim with these predicates.
 
     Args:
         error_rate: that of two-sided intervals, over all parts.
+        next_error_rate: that of a look with further seeds; None means the same.
     """
+    next_rate = error_rate if next_error_rate is None else next_error_rate
     verdicts = decide([(finding.p_holds, finding.p_contradicted) for finding in findings], error_rate)
     parts = tuple(
         Part(
             predicate,
             finding,
             verdict,
-            more_seeds(finding, len(findings), error_rate) if verdict == CANNOT_TELL else None,
+            more_seeds(finding, len(findings), next_rate) if verdict == CANNOT_TELL else None,
         )
         for predicate, finding, verdict in zip(predicates, findings, verdicts, strict=True)
     )
@@ -49,15 +56,15 @@ def combine(verdicts: Sequence[str]) -> str:
 
 def more_seeds(finding: Finding, num_parts: int, error_rate: float = ERROR_RATE) -> int | None:
     """Returns the further seeds that decide a part in four of five cases, if its means are true; None if none do."""
-    needed = [_needed(test, num_parts, error_rate) for test in finding.tests]
+    needed = [_needed(test, num_parts * finding.comparisons, error_rate) for test in finding.tests]
     known = [number for number in needed if number is not None]
     return max(known) if known and len(known) == len(needed) else None
 
 
-def _needed(test: Test, num_parts: int, error_rate: float) -> int | None:
+def _needed(test: Test, comparisons: int, error_rate: float) -> int | None:
     if test.sample is None:
         return None
     distance = abs(test.region.distance(test.sample.mean))
     return additional_seeds_needed(
-        PairedSample(test.sample.seeds, distance, test.sample.deviation), num_parts, error_rate
+        PairedSample(test.sample.seeds, distance, test.sample.deviation), comparisons, error_rate
     )

@@ -66,7 +66,15 @@ def reproduce(  # noqa: PLR0913  (an argument for each option)
 
     folder = outputs_folder(outputs)
     if not overrides:
-        options = {"--seeds": seeds, "--jobs": jobs, "--executor": executor, "--name": name, "--dry-run": dry_run}
+        options = {
+            "--seeds": seeds,
+            "--jobs": jobs,
+            "--executor": executor,
+            "--name": name,
+            "--dry-run": dry_run,
+            "--retry-failed": retry_failed,
+            "--force-memory": force_memory,
+        }
         if useless := [word for word, value in options.items() if value]:
             raise ConfigError(f"{useless[0]} needs a claim. To list them: moe reproduce")
         return _list_claims(folder, config_dir, as_json)

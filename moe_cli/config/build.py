@@ -27,6 +27,14 @@ WHOLE_NUMBERS = tuple[int, ...]
 LIST_TEXT = re.compile(r"\[\d+(,\d+)*\]")
 
 
+def mean_of_list(value: Any) -> Any:
+    """Returns the mean of a list of whole numbers, or of its text [1,2]; any other value as it is."""
+    if isinstance(value, str) and LIST_TEXT.fullmatch(value):
+        value = [int(number) for number in value[1:-1].split(",")]
+    is_list = isinstance(value, list | tuple) and value and all(type(item) is int for item in value)
+    return sum(value) / len(value) if is_list else value
+
+
 def flatten_dict(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns the values of a nested dictionary by their dotted names, such as model.d_model."""
     flat: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 Names are columns or settings (`expert`, `train.steps`); values are numbers, text in quotes, true, false, null, lists.
 `== null` and `!= null` test for a missing value. Every other comparison with a missing value is false.
+`k == [1,2]` tests for a list; where an order or a number is needed, a list of whole numbers is its mean.
 """
 
 import ast
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from moe_cli.config.build import did_you_mean
+from moe_cli.config.build import did_you_mean, mean_of_list
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
 
@@ -93,6 +94,8 @@ class Expression:
 
     def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr, values: Mapping[str, Any]) -> bool:
         first, second = self._value(left, values), self._value(right, values)
+        if isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE):
+            first, second = mean_of_list(first), mean_of_list(second)
         if isinstance(op, ast.Eq | ast.NotEq) and any(isinstance(side, list | tuple) for side in (first, second)):
             # As reports have the lists of settings, in text: k == [1,2].
             first, second = (
@@ -137,7 +140,7 @@ class Expression:
             return None
 
     def _number(self, node: ast.expr, values: Mapping[str, Any]) -> Any:
-        value = self._value(node, values)
+        value = mean_of_list(self._value(node, values))
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
             return value
         raise ConfigError(f"'{self.text}' cannot calculate with {format_setting(value)}.")

@@ -176,8 +176,8 @@ def _with_question(config: RunConfig, data: ProbeConfig, notes: Notes) -> ModelC
     length = config.model.context_length
     if "model.context_length" in notes.user_keys and length != data.context_length:
         raise ConfigError(
-            f"model.context_length={length}: a question of data={data.name} has {data.context_length} tokens. "
-            "Leave model.context_length out."
+            f"model.context_length={length}: of each question of data={data.name} a model reads {data.context_length} "
+            "tokens. Leave model.context_length out."
         )
     return replace_unchecked(config.model, context_length=data.context_length)
 

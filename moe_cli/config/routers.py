@@ -37,6 +37,12 @@ class TokenChoiceConfig(GateConfig):
                 f"router.null_experts={self.null_experts} with router.score=activation: an expert that computes "
                 "nothing has no activation to score it by. Use another score."
             )
+        largest = COSINE_TEMPERATURE / MIN_COSINE_TEMPERATURE
+        if self.score == "cosine" and self.init_scale > largest:
+            raise ConfigError(
+                f"router.init_scale={self.init_scale:g}: with router.score=cosine at most {largest:g}, where the "
+                f"temperature is the least, {MIN_COSINE_TEMPERATURE:g}. Lower it, or use router.score=linear"
+            )
 
 
 @dataclass(frozen=True)
@@ -177,6 +183,9 @@ def null_experts(router: RouterConfig | None) -> int:
 
 # Rows of an expert's first matrix that score=activation reads.
 ACTIVATION_WIDTH = 16
+# The initial and the least temperature of score=cosine (X-MoE, arXiv:2204.09179).
+COSINE_TEMPERATURE = 0.5
+MIN_COSINE_TEMPERATURE = 0.01
 
 
 def gate_params(router: RouterConfig | None, d_model: int, num_experts: int) -> int:

@@ -145,6 +145,7 @@ class SweepFile:
         tune: the setting that is tuned for each configuration before the comparison; None means none.
         rules: the rules of a decision, as they are written; empty for a sweep.
         claim: the parts that only a claim has, as they are written.
+        presets: the names of its presets.
     """
 
     name: str
@@ -157,6 +158,7 @@ class SweepFile:
     baseline_budgets: tuple[float, ...] = ()
     rules: Partial = field(default_factory=dict)
     claim: Partial = field(default_factory=dict)
+    presets: tuple[str, ...] = ()
 
 
 def list_sweeps(composer: Composer, kind: FileKind = SWEEP) -> list[str]:
@@ -193,7 +195,10 @@ def load_sweep_file(composer: Composer, name: str, preset: str = DEFAULT_PRESET,
     try:
         content = _with_bases(composer, content, kind)
         content = _with_sweep(composer, content) if kind is CLAIM else content
-        parts = _with_preset(known_parts(content, kind.parts, f"a {kind.noun}"), name, preset, kind)
+        parts = known_parts(content, kind.parts, f"a {kind.noun}")
+        named = parts.get("presets")
+        presets = tuple(map(str, named)) if isinstance(named, dict) else ()
+        parts = _with_preset(parts, name, preset, kind)
         return SweepFile(
             path.stem if path else name,
             first_comment(file),
@@ -205,6 +210,7 @@ def load_sweep_file(composer: Composer, name: str, preset: str = DEFAULT_PRESET,
             _baseline_budgets(parts),
             _mapping(parts, "rules"),
             {part: parts[part] for part in CLAIM_OWN_PARTS if part in parts},
+            presets,
         )
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
@@ -467,11 +473,16 @@ def _baseline_budgets(parts: Mapping[str, Any]) -> tuple[float, ...]:
     content = parts.get("baseline_budgets", [])
     if content and parts.get("baseline", DENSE) is None:
         raise ConfigError("baseline_budgets are budgets of a baseline, and baseline is null: leave one of them out.")
-    return check_multiples("baseline_budgets", content if isinstance(content, list) else [content])
+    return check_multiples("baseline_budgets", content)
 
 
-def check_multiples(name: str, values: Sequence[Any]) -> tuple[float, ...]:
-    """Returns multiples of a budget in order. Raises ConfigError for one that is 1, or not from 0.01 to 100."""
+def check_multiples(name: str, content: Any) -> tuple[float, ...]:
+    """Returns multiples of a budget in order, from a list or one number.
+
+    Raises:
+        ConfigError: one is 1, or not a number from 0.01 to 100.
+    """
+    values = content if isinstance(content, list | tuple) else [content]
     for value in values:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not MIN_MULTIPLE <= value <= MAX_MULTIPLE or value == 1:

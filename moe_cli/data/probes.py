@@ -56,7 +56,7 @@ def list_questions(data: ProbeConfig) -> CorpusSource:
         for name, part in (("train", TRAIN), ("val", VAL))
     ]
     sizes = f"{data.num_train:,} questions for training, {data.num_val:,} for validation"
-    note = f"{sizes}, of {data.context_length} tokens each; the loss is that of the answers alone"
+    note = f"{sizes}; a model reads {data.context_length} tokens of each; the loss is that of the answers alone"
     return CorpusSource(files, [GENERATOR, dataclasses.asdict(data)], notes=[note], alphabet=data.alphabet)
 
 

@@ -266,7 +266,7 @@ def _rule(name: str, value: Any) -> Any:
     if name in WHOLE:
         return check_whole(key, value, WHOLE[name], SEEDS)
     if name == "baseline_budgets":
-        return check_multiples(key, value if isinstance(value, list) else [value])
+        return check_multiples(key, value)
     if not isinstance(value, list) or not value:
         raise ConfigError(f"{key} must be a list of numbers, not: {format_setting(value)}")
     if name == "looks":

@@ -104,9 +104,9 @@ def prepare_decision(
         check_memory(estimates)
     if known is not None:
         check_same_decision(plan, known.plan, outputs / plan.name)
-        if not plan.rules.baseline_budgets:  # runs with those of an earlier command keep their place in the answer
-            rules = replace(plan.rules, baseline_budgets=known.plan.rules.baseline_budgets)
-            plan = replace(plan, rules=rules)
+        # Runs with the budgets of an earlier command keep their place in the price tag.
+        budgets = {*plan.rules.baseline_budgets, *known.plan.rules.baseline_budgets}
+        plan = replace(plan, rules=replace(plan.rules, baseline_budgets=tuple(sorted(budgets))))
         candidates = known.candidates
     else:
         candidates = make_candidates(plan, _amounts(plan, estimates, outputs, build))

@@ -12,7 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moe_cli.config.model import ModelConfig, TransformerConfig
+from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import RunConfig
+from moe_cli.errors import ConfigError
 from moe_cli.models.decoding_cache import LayerCache
 from moe_cli.models.norms import RMSNorm, rms_norm
 from moe_cli.moe.experts import FeedForward, init_matrix
@@ -393,10 +395,18 @@ def sparse_layer_from_config(config: RunConfig, vocab_size: int, causal: bool | 
 
     Args:
         config: as the layer has it: see `RunConfig.at_layer`.
+
+    Raises:
+        ConfigError: a model of a plug-in builds a layer from the configuration of all layers.
     """
     model = config.model
+    if isinstance(config.k, tuple):
+        raise ConfigError(
+            f"k={format_setting(config.k)}: model={model.name} gives all its layers one k. Give one number, or build "
+            "its layers from config.at_layer(layer)."
+        )
     assert config.router is not None
-    assert isinstance(config.k, int)
+    assert config.k is not None
     assert model.d_expert is not None
     return make_sparse_layer(
         model.d_model,

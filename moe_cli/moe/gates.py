@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moe_cli.config.routers import ACTIVATION_WIDTH, cosine_width
+from moe_cli.config.routers import ACTIVATION_WIDTH, COSINE_TEMPERATURE, MIN_COSINE_TEMPERATURE, cosine_width
 from moe_cli.errors import ConfigError
 from moe_cli.moe.experts import Experts
 
 GATE_STD = 0.02
-MIN_TEMPERATURE = 0.01
 
 
 class LinearGate(nn.Module):
@@ -56,11 +55,11 @@ class CosineGate(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.projection, std=GATE_STD, generator=generator)
         nn.init.normal_(self.embedding, std=GATE_STD, generator=generator)
-        nn.init.constant_(self.log_scale, math.log(self.init_scale / 0.5))
+        nn.init.constant_(self.log_scale, math.log(self.init_scale / COSINE_TEMPERATURE))
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
         projected = F.normalize(F.linear(x, self.projection.to(x.dtype)), dim=-1)
-        scale = self.log_scale.to(x.dtype).clamp(max=math.log(1 / MIN_TEMPERATURE)).exp()
+        scale = self.log_scale.to(x.dtype).clamp(max=math.log(1 / MIN_COSINE_TEMPERATURE)).exp()
         return F.linear(projected, F.normalize(self.embedding.to(x.dtype), dim=-1)) * scale
 
 

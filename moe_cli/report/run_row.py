@@ -6,7 +6,7 @@ from functools import cache, cached_property, lru_cache
 from itertools import chain
 from typing import Any, get_args
 
-from moe_cli.config.build import LIST_TEXT
+from moe_cli.config.build import LIST_TEXT, mean_of_list
 from moe_cli.config.expressions import Expression
 from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
 from moe_cli.config.launch import LaunchConfig
@@ -66,7 +66,9 @@ FOLLOWS: dict[str, Callable[[Settings], Value]] = {
     "model.num_heads": lambda row: default_num_heads(int(str(row["model.d_model"]))),
     "model.num_kv_heads": lambda row: row["model.num_heads"],
     "model.d_head": lambda row: int(str(row["model.d_model"])) // int(str(row["model.num_heads"])),
-    "optim.expert_period": lambda row: default_expert_period(int(str(row["expert"])), int(str(row["k"]))),
+    "optim.expert_period": lambda row: default_expert_period(
+        int(str(row["expert"])), float(str(mean_of_list(row["k"])))
+    ),
 }
 # The baseline unless a sweep or the user names another: the model without experts.
 DENSE: Mapping[str, Value] = {"expert": 1}
@@ -138,11 +140,7 @@ def mean_k(settings: Settings) -> float | None:
 
 def mean_setting(settings: Settings, name: str) -> float | None:
     """Returns a setting that is a number, or the mean of one that is a list; None for other values."""
-    value = settings.get(name)
-    if isinstance(value, str) and is_list(value):
-        numbers = [int(number) for number in value[1:-1].split(",")]
-        return sum(numbers) / len(numbers)
-    return number_in(value)
+    return number_in(mean_of_list(settings.get(name)))
 
 
 class Record:

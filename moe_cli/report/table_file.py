@@ -22,7 +22,7 @@ from moe_cli.files.reading import MAX_BYTES, Unreadable, number_in, parse_object
 from moe_cli.formatting import as_utf8, plural, sanitise
 from moe_cli.metrics import METRICS
 from moe_cli.report.configuration import JSON_KEYS
-from moe_cli.report.run_row import CORPUS, EXECUTION, RESULTS, TOP_LEVEL, RunRow, Value, is_setting
+from moe_cli.report.run_row import CORPUS, EXECUTION, RESULTS, TOP_LEVEL, RunRow, Value, is_list, is_setting
 from moe_cli.runs.folder import COMPLETED, FAILED
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
@@ -232,6 +232,8 @@ def _check_whole_numbers(shown: str, line: int, row: Mapping[str, Value]) -> Non
     for name, least in _WHOLE.items():
         value = row.get(name)
         number = number_in(value)
+        if name == "k" and is_list(value):  # a k for each layer
+            continue
         if value is not None and (number is None or number != int(number) or not least <= number <= MAX_WHOLE):
             shown_value = sanitise(str(value))[:40]
             raise ConfigError(f"{shown} row {line}: {name}={shown_value} is not a whole number of at least {least}.")

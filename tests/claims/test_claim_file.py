@@ -32,6 +32,18 @@ def test_every_claim_can_be_tried(name: str, preset: str) -> None:
     assert f"claim-{name}" == plan.sweep.name
     assert len(plan.seeds) >= 3
     assert plan.claim.differences
+    if any(predicate.is_priced for predicate in plan.claim.predicates):
+        # Without dense runs on both sides a multiplier is at least 1, or unknown.
+        budgets = {
+            is_dense: {
+                config.train.steps or config.train.tokens or 0
+                for config in (point.config for point in plan.sweep.points)
+                if config.dense == is_dense
+            }
+            for is_dense in (False, True)
+        }
+        (own,) = budgets[False]
+        assert min(budgets[True]) < own < max(budgets[True])
 
 
 def test_there_are_at_least_twelve_claims() -> None:
@@ -109,6 +121,9 @@ WRONG = {
     predicate(
         "{bound: {metric: router_saturation, above: 1, at: 2, noise: 1}}"
     ): "at=2 is not a fraction of the training",
+    predicate("{bound: {metric: val_loss, above: 1, margin: 1, noise: 1}}"): "predicate bound: margin has no effect.",
+    predicate("{bound: {metric: val_loss, above: 2, below: 1, noise: 1}}"): "no number is above 2 and below 1.",
+    predicate(f"{{order: {ORDER.replace('}', ', higher: k == 1}')}}}"): "higher has no effect with better and worse",
     predicate("{trend: {metric: val_loss, along: exprt, direction: falls, noise: 1 %}}"): "no setting 'exprt'.",
     predicate("{trend: {metric: val_loss, along: expert, direction: up, noise: 1 %}}"): "predicate trend: direction=up",
     predicate(

@@ -57,6 +57,17 @@ def test_prices_are_those_of_each_seed(tmp_path: Path) -> None:
     assert {0: pytest.approx(1), 1: pytest.approx(1)} == found.scores("effective_speedup", where)
 
 
+def test_a_price_beyond_the_budgets_of_the_dense_model_leaves_no_values(tmp_path: Path) -> None:
+    """A seed that is behind the dense model at every budget has no multiplier; the other seeds would be a selection."""
+    for seed, loss in enumerate((1.5, 1.5, 2.5)):
+        for steps, dense in ((500, 2.0), (1000, 1.6), (2000, 1.0)):
+            complete(tmp_path, dense, expert=1, seed=seed, train__steps=steps)
+        complete(tmp_path, loss, expert=8, seed=seed, results={"tokens_per_second": 12_000.0})
+    found, where = RunMeasurements(rows_below(tmp_path)), parse_expression("expert == 8")
+    assert {} == found.scores("compute_multiplier", where) == found.scores("effective_speedup", where)
+    assert {0, 1, 2} == set(found.scores("time_tax", where))
+
+
 def test_saturation_is_read_within_a_fraction_of_the_training(tmp_path: Path) -> None:
     """At the last evaluation that is not later, averaged over layers; without one there is no value."""
     run = complete(tmp_path, 1.5, expert=2, k=1)
@@ -73,5 +84,8 @@ def test_saturation_is_read_within_a_fraction_of_the_training(tmp_path: Path) ->
             file.write((tmp_path / "record.json").read_text(encoding="utf-8").replace("\n", " ") + "\n")
     found = RunMeasurements(rows_below(tmp_path))
     assert {0: 0.5} == found.scores("router_saturation", ANY, 0.1)
+    # A step that reaches the fraction counts, since an evaluation follows a whole step: 49.5 of 500 is step 50.
+    assert {0: 0.5} == found.scores("router_saturation", ANY, 0.099)
+    assert {} == found.scores("router_saturation", ANY, 0.098)
     assert {0: 0.95} == found.scores("router_saturation", ANY, 0.9)
     assert {} == found.scores("router_saturation", ANY, 0.05)

@@ -1,6 +1,7 @@
 """Predicates and verdicts: identities with the statistics of the report, and with fits of numpy."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from moe_cli.claims.power import detectable_distance, needed_seeds
 from moe_cli.claims.predicates import Crossing, Equal, Order, SameArgmin, Scale, Trend, r_squared, slope
 from moe_cli.claims.records import CANNOT_TELL, CONTRADICTED, HOLDS, Region
-from moe_cli.claims.verdict import combine, decide, judge
+from moe_cli.claims.verdict import combine, decide, judge, more_seeds
 from moe_cli.config.expressions import parse_expression
 from moe_cli.decisions.sequential import equality_p_value
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE, paired, sample_of, verdicts
@@ -144,3 +145,20 @@ def test_an_undecided_part_says_how_many_seeds_would_decide() -> None:
 
     near, middle = more(0.09) or 0, more(0.05) or 0
     assert near > middle > 0
+
+
+def test_further_seeds_are_those_of_the_next_look() -> None:
+    """A stricter next look needs more of them, and so does a value that is chosen among several."""
+    values = {seed: 2 + 0.02 + (-0.1, 0.1, 0.0, 0.05)[seed] for seed in range(4)}
+    order = Order("order", Scale("val_loss", False, 0.0, 0.05), A, B, True)
+    finding = order.find(Planted({A.text: values, B.text: dict.fromkeys(range(4), 2.0)}))
+    same, later = (judge([order], [finding], 0.05, rate).parts[0].more_seeds for rate in (None, 0.01))
+    assert same is not None
+    assert later is not None
+    assert later > same
+    chosen = more_seeds(replace(finding, comparisons=5), 1, 0.05)
+    assert chosen is not None
+    assert chosen == more_seeds(finding, 1, 0.01) == later
+    flat = {place: dict.fromkeys(range(2), 2.0) for place in (1.0, 2.0, 4.0)}
+    same_argmin = SameArgmin("same", Scale("val_loss", True, 0.01, 0.01), "k", (A, B))
+    assert 3 == same_argmin.find(Planted(series={A.text: flat, B.text: flat})).comparisons

@@ -10,9 +10,13 @@ import pytest
 from moe_cli.claims.plan import ClaimPlan, plan_claim, recorded_plan
 from moe_cli.claims.records import CANNOT_TELL, CONTRADICTED, HOLDS
 from moe_cli.claims.result import read_result
-from moe_cli.claims.text import claim_lines, list_lines, result_lines
+from moe_cli.claims.text import claim_lines, figure_text, list_lines, result_lines
 from moe_cli.config.schema import RunConfig
+from moe_cli.report.looks import error_rate_at
+from moe_cli.report.significance import additional_seeds_needed, sample_of
 from tests.claims.runs import complete_runs
+from tests.claims.test_claim_file import CLAIM_TEXT
+from tests.config.test_compose import write
 from tests.report.folders import set_status
 from tests.test_docs import JSON_TABLE, PAGES, ROOT, check_documented
 
@@ -82,6 +86,42 @@ def test_seeds_that_are_added_are_another_look(tmp_path: Path) -> None:
     result = read_result(planned(5), tmp_path)
     assert result.error_rate < 0.01
     assert "at look 2: seeds were added" in "\n".join(line.plain for line in result_lines(result, 200))
+
+
+def test_seeds_in_words_are_the_same_look(tmp_path: Path) -> None:
+    """Seeds that are named by seed= are counted with those of --seeds; the advised command has one of both."""
+    complete_runs(planned(), tmp_path, falling(-0.001))
+    more = plan_claim(["more_experts", "seed=0,1,2,3,4"])
+    assert (2, "moe reproduce more_experts seed=0,1,2,3,4") == (more.look(tmp_path), more.command)
+    assert "moe reproduce more_experts --seeds 9" == more.command_with(["--seeds", "9"])
+
+
+def test_what_settles_a_claim_can_be_typed(tmp_path: Path) -> None:
+    """Further seeds are those of the next look; the folder is kept; a claim without presets is not sent to one."""
+    folder = write(tmp_path / "mine", claim__mine=CLAIM_TEXT)
+    plan = plan_claim(["mine"], name="elsewhere", config_dir=folder)
+    losses = {2: (2.0, 2.0, 2.0), 4: (1.99, 2.0, 1.995)}
+    complete_runs(plan, tmp_path, lambda config: losses[config.expert][config.seed])
+    result = read_result(plan, tmp_path)
+    assert CANNOT_TELL == result.verdict
+    rows = [losses[expert] for expert in (4, 2)]
+    sample = sample_of([(one - other) / other for one, other in zip(*rows, strict=True)])
+    total = 3 + (additional_seeds_needed(sample, 1, error_rate_at(2)) or 0)
+    command = f"moe reproduce mine --name elsewhere --seeds {total}"
+    assert (f"About {total} seeds, if the measured means are true:", command) == result.settle
+    large = plan_claim(["more_experts"], name="elsewhere")
+    assert "moe reproduce more_experts --name elsewhere" == large.command
+    complete_runs(large, tmp_path, falling(-0.02))
+    assert "moe reproduce more_experts --name elsewhere preset=workstation" == read_result(large, tmp_path).settle[-1]
+
+
+def test_the_published_effect_of_a_crossing_is_that_of_its_end(tmp_path: Path) -> None:
+    """The figure at the smallest value has none."""
+    plan = plan_claim(["learned_router_wins"], seeds=2)
+    complete_runs(plan, tmp_path, lambda config: 2 + config.seed / 100)
+    result = read_result(plan, tmp_path)
+    first, last = (figure_text(figure, result.parts[0]) for figure in result.parts[0].figures)
+    assert ("published" in first, "published +1.00 %" in last) == (False, True)
 
 
 def test_power_is_stated_before_the_runs(tmp_path: Path) -> None:

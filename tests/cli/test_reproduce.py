@@ -56,6 +56,7 @@ def test_a_claim_is_planned_with_its_power(moe: Moe, text: Path, tmp_path: Path)
         (["more_expert"], "no claim 'more_expert'. Did you mean 'more_experts'?"),
         (["k=2"], "name a claim before k=2. To list them: moe reproduce"),
         (["--seeds", "3"], "--seeds needs a claim. To list them: moe reproduce"),
+        (["--retry-failed"], "--retry-failed needs a claim. To list them: moe reproduce"),
         (["more_experts", "--seeds", "1"], "one seed has no interval: give at least 2"),
         (["more_experts", "--dry-run", "--json"], "--dry-run prints a plan for people: leave out --json."),
         (["more_experts", "expert=4"], "expert needs at least two values above 0 where true. There are: 4."),
@@ -85,7 +86,7 @@ def test_a_decided_claim_ends_with_0_and_an_undecided_one_with_3(moe: Moe, text:
     assert 0 == result.exit_code, result.output
     printed = " ".join(result.stdout.split())
     for piece in (
-        "Holds: With one expert per token, a capacity of 1.0 costs less than 1.5 % of the loss against 2.0.",
+        "Holds: With one expert per token, capacities of 1.0 and 1.25 change the loss by less than 1.5 % against 2.0.",
         "measured +0.40 % (+0.35 % to +0.45 %), 5 seeds; claimed -1.50 % to +1.50 %; published +0.45 %",
         "differs A causal decoder with 8 experts",
         "15 of 15 runs complete",

@@ -15,11 +15,13 @@ from moe_cli.config.saved import fewest_settings
 from moe_cli.config.schema import ADDED_SETTINGS, RunConfig, digest_of, from_dict
 from moe_cli.costs.model import estimate_cost
 from moe_cli.errors import ConfigError
+from moe_cli.models.blocks import sparse_layer_from_config
 from moe_cli.models.registry import make_model
 from moe_cli.moe.routers.token_choice import renormalises
 from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.report.baseline import overrides_of_settings
 from moe_cli.report.load import make_row
+from moe_cli.report.run_row import FOLLOWS
 from moe_cli.runs.folder import Run
 from moe_cli.sweeps.plan import plan_sweep
 
@@ -212,3 +214,38 @@ def test_the_settings_of_a_report_lead_back_to_a_run_with_lists() -> None:
     overrides = overrides_of_settings(row.settings)
     assert ("[1,3]", "[1,4]") == (overrides["k"], overrides["model.moe_layers"])
     assert config.digest == Composer().point(overrides).config.digest
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [("k >= 3", False), ("k > 1", True), ("k < 2", False), ("k <= expert", True), ("expert == 2 * k", True)],
+)
+@pytest.mark.parametrize("k", ["[1,3]", [1, 3], (1, 3)])
+def test_a_list_in_a_condition_is_its_mean_where_a_number_is_needed(k: Any, text: str, holds: bool) -> None:
+    """In sweeps a condition reads a list, in reports its text. Text against a number would compare letters."""
+    assert holds == parse_expression(text).holds({"k": k, "expert": 4})
+
+
+def test_named_sweeps_with_a_condition_on_k_take_lists() -> None:
+    """`where: k <= expert` holds for a k for each layer."""
+    words = ["sparsity", "expert=4", "k=[1,2,4,2]", "data=shakespeare"]
+    assert [1, (1, 2, 4, 2)] == [point.config.k for point in plan_sweep(words, seeds=1).points]
+
+
+def test_the_default_period_of_experts_follows_from_the_mean_of_a_list() -> None:
+    """What is derived for a configuration is derived for its row of a report."""
+    row = make_row(Run(Path("outputs/runs/one")), config_of("k=[1,1,1,2]", "expert=16").to_dict(), {}, {})
+    assert 1 < int(str(row["optim.expert_period"])) == FOLLOWS["optim.expert_period"](row.settings)
+
+
+def test_a_scale_that_a_gate_cannot_have_is_refused() -> None:
+    """The temperature of score=cosine has a least value; from there on a larger scale would change nothing."""
+    assert 50 == config_of("router.score=cosine", "router.init_scale=50").router.init_scale
+    with pytest.raises(ConfigError, match=r"router\.init_scale=51: with router.score=cosine at most 50"):
+        config_of("router.score=cosine", "router.init_scale=51")
+
+
+def test_a_model_that_ignores_lists_is_told_so() -> None:
+    """A plug-in may build all its layers from one configuration, which has no k for one layer then."""
+    with pytest.raises(ConfigError, match=r"k=\[1,2,4,2\]: model=gpt gives all its layers one k"):
+        sparse_layer_from_config(config_of("k=[1,2,4,2]"), 50)

@@ -287,7 +287,8 @@ def test_python_returns_the_certificate_of_the_command(command: Any, words: list
 def test_dense_runs_with_larger_budgets_price_the_winner(command: Any, tmp_path: Path) -> None:
     """Added to a decision that has ended, they change its price from a bound to a value, and nothing that it claims."""
     bound = json.loads(command("--runs", "90", "--json").stdout)
-    found = json.loads(command("--runs", "99", "--baseline-budgets", "2,1.5", "--json").stdout)
+    command("--runs", "99", "--baseline-budgets", "1.5", "--json")
+    found = json.loads(command("--runs", "99", "--baseline-budgets", "2", "--json").stdout)
     added = [entry for entry in found["history"] if entry["stage"] == PRICE]
     assert {("dense", 1.5), ("dense", 2.0)} == {(entry["candidate"], entry["fraction"]) for entry in added}
     assert bound["decision"] | {"runs": 0, "seconds": 0} == found["decision"] | {"runs": 0, "seconds": 0}

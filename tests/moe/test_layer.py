@@ -10,11 +10,11 @@ from torch import Tensor
 
 import moe_cli
 from moe_cli.config.capacity import expert_capacity
-from moe_cli.config.routers import RandomConfig, RouterConfig, SwitchConfig, TopKConfig
+from moe_cli.config.routers import RandomConfig, RouterConfig, SoftConfig, SwitchConfig, TopKConfig
 from moe_cli.errors import ConfigError
 from moe_cli.moe.backends.dispatch import BACKENDS
 from moe_cli.moe.experts import FeedForward
-from moe_cli.moe.layer import MoELayer
+from moe_cli.moe.layer import MoELayer, make_sparse_layer
 from moe_cli.moe.routing import RoutingPolicy
 from moe_cli.moe.routing_metrics import dropped_fraction
 from moe_cli.moe.sparse_expert_model import SparseExpertModel
@@ -208,6 +208,40 @@ def test_unequal_experts_equal_the_formula(dispatch: str, ffn_type: str, capacit
     torch.testing.assert_close(expected, y)
     inputs = {"x": x, **dict(layer.named_parameters())}
     torch.testing.assert_close(gradients(expected, inputs), gradients(y, inputs))
+
+
+@every_ffn_type
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("widths", [(16, 32, 16, 48), (4, 8, 4, 12)])
+def test_the_grouped_product_equals_the_reference_for_unequal_experts(
+    widths: tuple[int, ...], dropout: float, ffn_type: str
+) -> None:
+    """Output and gradients agree in float32, its widest precision, with drops and with the same dropout masks."""
+    results = []
+    for dispatch in ("reference", "grouped_mm"):
+        torch.manual_seed(0)
+        layer = MoELayer(
+            16, 4, 2, widths, ffn_type=ffn_type, dispatch=dispatch, capacity_factor=0.75, expert_dropout=dropout
+        )
+        torch.nn.init.normal_(layer.router.gate.weight)
+        x = torch.randn(37, 16).requires_grad_()
+        y = layer(x)[0]
+        results.append({"y": y, **gradients(y, {"x": x, **dict(layer.named_parameters())})})
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
+@every_backend
+@pytest.mark.parametrize("slots", [1, 3])
+def test_soft_mixtures_go_through_unequal_experts(dispatch: str, slots: int) -> None:
+    """Every back end gives what `reference` gives."""
+    results = []
+    for name in ("reference", dispatch):
+        torch.manual_seed(0)
+        layer = make_sparse_layer(8, 3, 3, (4, 8, 12), router=SoftConfig(slots=slots), dispatch=name).double()
+        x = torch.randn(2, 5, 8, dtype=torch.float64).requires_grad_()
+        y = layer(x)[0]
+        results.append({"y": y, **gradients(y, {"x": x, **dict(layer.named_parameters())})})
+    torch.testing.assert_close(*results)
 
 
 def test_an_expert_starts_at_its_own_width() -> None:

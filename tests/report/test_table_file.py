@@ -67,6 +67,14 @@ def test_our_own_table_of_runs_gives_the_report_of_the_runs(tmp_path: Path) -> N
     ]
 
 
+def test_a_table_may_have_a_k_for_each_layer(tmp_path: Path) -> None:
+    """As our own tables of runs have it; other text is still refused."""
+    rows = [{"expert": 8, "k": k, "seed": 0, "val_loss": 3.0} for k in ("[1,2]", 2)]
+    assert ["[1,2]", 2] == [row.get("k") for row in read(write(tmp_path / "a.jsonl", rows))]
+    with pytest.raises(ConfigError, match="k=two is not a whole number of at least 1"):
+        read(write(tmp_path / "b.jsonl", [{**rows[0], "k": "two"}]))
+
+
 @pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t"), ("a.jsonl", "")])
 def test_every_form_is_read(tmp_path: Path, name: str, delimiter: str) -> None:
     """Experts, k, seeds and losses by the names of others; the name of each method is no setting."""

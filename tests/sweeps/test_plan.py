@@ -369,6 +369,8 @@ def test_budgets_of_the_baseline_are_multiples(value: Any) -> None:
     """Numbers from 0.01 to 100 other than 1; a search has none."""
     with pytest.raises(ConfigError, match="is no multiple of the budget"):
         plan_sweep(["expert=1,8"], baseline_budgets=[value])
+    with pytest.raises(ConfigError, match="is no multiple of the budget"):  # in Python one may be given without a list
+        plan_sweep(["expert=1,8"], baseline_budgets=value)
     with pytest.raises(ConfigError, match="a search draws its points"):
         plan_sweep_or_search(["expert=1,8"], SearchOptions(sampler="random"), baseline_budgets=[2])
 

@@ -204,7 +204,7 @@ def test_a_run_records_accuracy_and_resumes_exactly(tmp_path: Path) -> None:
     [
         (["model=bert"], "task=masked_lm cannot be done with data=phonebook"),
         (["model=t5"], "task=span_corruption cannot be done with data=phonebook"),
-        (["model.context_length=64"], "a question of data=phonebook has 13 tokens"),
+        (["model.context_length=64"], "of each question of data=phonebook a model reads 13 tokens"),
         (["eval.context_length=8"], "eval.context_length=8 has no effect on data=phonebook"),
         (["eval.stride=8"], "eval.stride=8 has no effect on data=phonebook"),
         (["data.packing=pad"], "data.packing"),

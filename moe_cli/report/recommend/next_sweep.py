@@ -11,7 +11,7 @@ from moe_cli.errors import MoeError
 from moe_cli.report.baseline import overrides_for, resolved_settings, settings_without_choices
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.recommend.choice import Choice
-from moe_cli.report.run_row import DENSE, Settings, Value, is_baseline, setting_applies
+from moe_cli.report.run_row import DENSE, Settings, Value, is_baseline, is_list, setting_applies
 from moe_cli.report.tuning_record import tuned_settings
 
 MIN_SEEDS, MAX_SEEDS = 3, 20
@@ -90,16 +90,21 @@ def _experts(
     elif only_experts or len(sparse) > 1:
         wanted |= {number for number in sparse if best / 2 <= number <= best * 2}
         wanted |= {2 * best} if best == there[-1] else set()
-    return sorted(wanted)
+    # A list of widths has one for each expert, so that it fits one number of them.
+    has_widths = is_list(contenders[0].get("model.d_expert"))
+    return sorted(wanted & {1, best} if has_widths else wanted)
 
 
 def _num_experts(row: Configuration) -> int:
     return row.expert or 1
 
 
-def _ks(contenders: Sequence[Configuration], experts: Collection[int]) -> list[int]:
-    found = {row.k for row in contenders if _num_experts(row) in experts and not row.is_dense and row.k}
-    return sorted(found) or [2]
+def _ks(contenders: Sequence[Configuration], experts: Collection[int]) -> list[Value]:
+    """Returns the contenders' k, numbers before lists."""
+    chosen = [row for row in contenders if _num_experts(row) in experts and not row.is_dense]
+    numbers = sorted({row.k for row in chosen if row.k})
+    lists = sorted({str(k) for row in chosen if is_list(k := row.get("k"))})
+    return [*numbers, *lists] or [2]
 
 
 def _values(name: str, contenders: Sequence[Configuration], rows: Sequence[Configuration]) -> list[Any]:

@@ -20,11 +20,11 @@ class Outcome:
     """The result of a bet.
 
     Attributes:
-        seeds: the seeds of the complete runs of the configuration that were made after the bet.
-        measured: their mean loss; None until there are as many as the bet has seeds.
+        seeds: the seeds of the bet with a complete run that was made after it.
+        measured: their mean loss; None until all are there.
         inside: whether it lies in the interval.
-        baseline_measured: the mean loss of the dense model with these seeds; None until it has as many of them.
-        won: whether the configuration has the lower mean loss over the seeds of both.
+        baseline_measured: the mean loss of the dense model with these seeds; None until all are there.
+        won: whether the configuration has the lower mean loss.
     """
 
     bet: Bet
@@ -84,13 +84,13 @@ def score(bet: Bet, known: Mapping[str, Sequence[RunRow]]) -> Outcome:
     """Returns the outcome of a bet.
 
     Args:
-        known: complete runs by their digests, see `runs_by_digest`. Runs of other data, and runs of the configuration
-            that are older than the bet, do not count.
+        known: complete runs by their digests, see `runs_by_digest`. Runs of other data or seeds, and runs of the
+            configuration that are older than the bet, do not count: the interval is for the seeds of the bet.
     """
     own = {
         seed: loss
         for seed, (loss, created) in _losses(bet, bet.configuration, known).items()
-        if created is not None and created >= bet.placed
+        if seed in bet.seeds and created is not None and created >= bet.placed
     }
     seeds = tuple(sorted(own))
     if len(seeds) < len(bet.seeds):

@@ -10,6 +10,7 @@ import pytest
 
 from moe_cli import load_runs, recommend
 from moe_cli.cli.app import app
+from moe_cli.config.overrides import parse_override
 from moe_cli.files.writing import write_json
 from moe_cli.report.configuration import aggregate_seeds
 from moe_cli.report.html.page_data import Source, page_content
@@ -181,6 +182,8 @@ def test_the_declared_baseline_is_that_of_the_recommendation(tmp_path: Path) -> 
         pytest.param({"router": ("topk", "sigmoid"), "balance": ("none", "switch")}, marks=pytest.mark.slow),
         {"optim": ("muon", "adamw"), "capacity": (None, 1.25)},
         pytest.param({"optim__lr": (0.01, 0.02), "expert": (1, 4)}, marks=pytest.mark.slow),
+        {"k": ("[1,3,1,3]", "[3,1,3,1]")},
+        {"k": (1, "[1,3,1,3]"), "match": ("none",), "model__d_expert": ("[16,16,16,16,16,16,16,48]",)},
     ],
 )
 def test_the_next_sweep_keeps_the_question(tmp_path: Path, axes: dict[str, tuple[Any, ...]]) -> None:
@@ -196,11 +199,15 @@ def test_the_next_sweep_keeps_the_question(tmp_path: Path, axes: dict[str, tuple
     result = CliRunner().invoke(app, ["recommend", "mine", "--outputs", str(tmp_path)])
     command = shlex.split(result.stdout.splitlines()[-1])
     assert "moe sweep" == " ".join(command[:2])
-    for name in axes:
-        assert any(word.startswith(f"{name.replace('__', '.')}=") and "," in word for word in command), (name, command)
+    for name, values in axes.items():
+        written = {
+            word.partition("=")[0]: parse_override(word).values for word in command if "=" in word and " " not in word
+        }
+        assert len(values) == 1 or len(written[name.replace("__", ".")]) > 1, (name, command)
     planned = CliRunner().invoke(app, [*command[1:], "--dry-run", "--outputs", str(tmp_path)])
     assert 0 == planned.exit_code, planned.output
     assert f"{done} done before" in planned.output
+    assert "give one for each expert" not in planned.output
 
 
 def test_the_richer_sweep_answers(tmp_path: Path) -> None:

@@ -118,10 +118,11 @@ def test_a_bet_is_written_and_scored(outputs: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_only_runs_on_the_data_and_after_the_bet_count(outputs: Path) -> None:
-    """Runs on other data, or copied from before the bet, are no outcome."""
+    """Runs on other data, of other seeds than the bet's, or copied from before the bet, are no outcome."""
     place(outputs, BET)
     for seed in SEEDS:
         train(outputs, 8, LATER, seed, "other", corpus_sha256="cd" * 32)
+        train(outputs, 8, LATER, seed + 7, "seeds")
     old = outputs / "old"
     for seed in SEEDS:
         train(outputs, 8, LATER, seed, "old")
