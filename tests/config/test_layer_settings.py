@@ -233,7 +233,7 @@ def test_named_sweeps_with_a_condition_on_k_take_lists() -> None:
 
 
 def test_the_default_period_of_experts_follows_from_the_mean_of_a_list() -> None:
-    """What is derived for a configuration is derived for its row of a report."""
+    """A value that follows from others in a configuration does so in its row of a report."""
     row = make_row(Run(Path("outputs/runs/one")), config_of("k=[1,1,1,2]", "expert=16").to_dict(), {}, {})
     assert 1 < int(str(row["optim.expert_period"])) == FOLLOWS["optim.expert_period"](row.settings)
 

@@ -101,9 +101,9 @@ def _num_experts(row: Configuration) -> int:
 
 def _ks(contenders: Sequence[Configuration], experts: Collection[int]) -> list[Value]:
     """Returns the contenders' k, numbers before lists."""
-    chosen = [row for row in contenders if _num_experts(row) in experts and not row.is_dense]
-    numbers = sorted({row.k for row in chosen if row.k})
-    lists = sorted({str(k) for row in chosen if is_list(k := row.get("k"))})
+    sparse_rows = [row for row in contenders if _num_experts(row) in experts and not row.is_dense]
+    numbers = sorted({row.k for row in sparse_rows if row.k})
+    lists = sorted({str(k) for row in sparse_rows if is_list(k := row.get("k"))})
     return [*numbers, *lists] or [2]
 
 
