@@ -68,7 +68,7 @@ def make_runs(outputs: Path, *settings: str) -> list[Run]:
     return [open_or_create_run(outputs, "sweep", load_config([*words, *each.split()]).config) for each in settings]
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 120.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 600.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it has not come about"
