@@ -45,7 +45,7 @@ def peers() -> Any:
 def check_logits(ours: nn.Module, theirs: Any, read: Tensor) -> None:
     """Checks logits to 1e-5 in float64, and in float32 to 1e-5 or twice the rounding of transformers, if that is more.
 
-    A random model can amplify rounding, and how far depends on the processor: of 160 models, the float32 logits of one
+    A random model can amplify rounding, and how far depends on the processor: the float32 logits of one of these models
     are 1.2e-5 from its float64 logits on a processor without AVX-512.
     """
     with torch.no_grad():
