@@ -30,6 +30,7 @@ pytestmark = [
 every_family = pytest.mark.parametrize("family", FAMILIES)
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 SEEDS = 10
+MAX_SEEDS = 12
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +43,21 @@ def peers() -> Any:
     return transformers
 
 
-def check_logits(ours: nn.Module, theirs: Any, read: Tensor) -> None:
-    """Checks logits to 1e-5 in float64, and in float32 to 1e-5 or twice the rounding of transformers, if that is more.
+def check_logits(ours: nn.Module, theirs: Any, read: Tensor) -> bool:
+    """Checks logits to 1e-5, in float64 and in float32; returns whether float32 can be compared.
 
-    A random model can amplify rounding, and how far depends on the processor: the float32 logits of one of these models
-    are 1.2e-5 from its float64 logits on a processor without AVX-512.
+    A random model can amplify rounding, and how far depends on the processor. Where transformers in float32 is more
+    than 1e-5 from itself in float64, only float64 is compared, and the model is none of the ten that float32 must have.
     """
     with torch.no_grad():
         logits, expected = ours(read)[0], theirs(read).logits
         theirs.set_experts_implementation("eager")  # the others know no float64
         exact, exact_expected = in_float64(ours)(read)[0], in_float64(theirs)(read).logits
     torch.testing.assert_close(exact, exact_expected, check_dtype=False, **CLOSE)
-    rounding = float((expected - exact_expected).abs().max())
-    torch.testing.assert_close(logits, expected, atol=max(CLOSE["atol"], 2 * rounding), rtol=CLOSE["rtol"])
+    if float((expected - exact_expected).abs().max()) > CLOSE["atol"]:
+        return False
+    torch.testing.assert_close(logits, expected, **CLOSE)
+    return True
 
 
 def in_float64(model: nn.Module) -> nn.Module:
@@ -67,8 +70,8 @@ def in_float64(model: nn.Module) -> nn.Module:
     return model
 
 
-def check_export(peers: Any, family: str, seed: int, folder: Path) -> None:
-    """Logits equal to 1e-5, equal greedy text, and no tensor too many or too few."""
+def check_export(peers: Any, family: str, seed: int, folder: Path) -> bool:
+    """Logits equal to 1e-5, equal greedy text, and no tensor too many or too few. Returns as `check_logits`."""
     run, ours = random_run(folder / "out", our_settings(family, seed), seed)
     export = export_run(run, folder / "out", folder / "model")
     assert FAMILIES[family].architecture == export.architecture
@@ -80,21 +83,22 @@ def check_export(peers: Any, family: str, seed: int, folder: Path) -> None:
         generation = {"do_sample": False, "max_new_tokens": 10, "eos_token_id": None, "pad_token_id": 0}
         text = theirs.eval().generate(read[:1, :5], **generation)[0, 5:].tolist()
     assert list(islice(sample(ours, prompt, 10, LENGTH, SamplingParams(0.0), 0), 10)) == text
-    check_logits(ours, theirs, read)
+    return check_logits(ours, theirs, read)
 
 
-def check_import(peers: Any, family: str, seed: int, folder: Path, data: list[str]) -> None:
-    """Logits equal to 1e-5; a second import of the exported run has the same bits and the same settings."""
+def check_import(peers: Any, family: str, seed: int, folder: Path, data: list[str]) -> bool:
+    """Logits equal to 1e-5; a second import of the exported run has the same bits and settings. As `check_logits`."""
     config = peers.AutoConfig.for_model(family, **their_settings(family, seed))
     theirs = randomise(peers.AutoModelForCausalLM.from_config(config, experts_implementation="eager"), seed)
     theirs.save_pretrained(folder / "theirs", max_shard_size="20KB" if seed % 2 else "5GB")  # type: ignore[operator]
     (folder / "theirs/tokenizer.json").write_text(tokenizer_json(ByteTokenizer()))
     run, notes = import_folder(folder / "theirs", folder / "out", data)
     assert () == notes
-    check_logits(load_trained(run, folder / "out").model, theirs, tokens(seed))
+    is_compared = check_logits(load_trained(run, folder / "out").model, theirs, tokens(seed))
     export_run(run, folder / "out", folder / "model")
     again, _ = import_folder(folder / "model", folder / "out", data)
     check_equal(run, again)
+    return is_compared
 
 
 def check_equal(first: Run, second: Run) -> None:
@@ -113,22 +117,23 @@ def data(text_file: Path) -> list[str]:
 @every_family
 def test_an_exported_model_computes_the_same(peers: Any, family: str, tmp_path: Path) -> None:
     """One random configuration of each family, loaded by transformers."""
-    check_export(peers, family, 0, tmp_path)
+    assert check_export(peers, family, 0, tmp_path)
 
 
 @every_family
 def test_an_imported_model_computes_the_same(peers: Any, family: str, tmp_path: Path, data: list[str]) -> None:
     """One random model of each family, made by transformers."""
-    check_import(peers, family, 1, tmp_path, data)
+    assert check_import(peers, family, 1, tmp_path, data)
 
 
 @pytest.mark.slow
 @every_family
 def test_ten_configurations_of_each_family(peers: Any, family: str, tmp_path: Path, data: list[str]) -> None:
     """The same over ten random configurations in each direction."""
-    for seed in range(SEEDS):
-        check_export(peers, family, seed, tmp_path / f"export {seed}")
-        check_import(peers, family, seed, tmp_path / f"import {seed}", data)
+    exports = (check_export(peers, family, seed, tmp_path / f"export {seed}") for seed in range(MAX_SEEDS))
+    imports = (check_import(peers, family, seed, tmp_path / f"import {seed}", data) for seed in range(MAX_SEEDS))
+    for compared in (exports, imports):
+        assert SEEDS == len(list(islice(filter(None, compared), SEEDS)))
 
 
 TEXT = "the router sends each token\nto two experts, é and 𝄞"
