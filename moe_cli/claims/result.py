@@ -98,7 +98,8 @@ class ClaimResult:
 def read_result(plan: ClaimPlan, outputs: Path) -> ClaimResult:
     """Returns the result of a claim from the runs that exist.
 
-    While a planned run has not ended, the verdict is `cannot tell here`: an early look would be one look more.
+    While a planned run is not complete, the verdict is `cannot tell here`: an early look would be one look more, and
+    the seeds without a failed run are a selection.
     """
     rows, rate = plan.rows(outputs), plan.error_rate(outputs)
     measured = RunMeasurements(rows)
@@ -106,8 +107,8 @@ def read_result(plan: ClaimPlan, outputs: Path) -> ClaimResult:
     findings = [predicate.find(measured) for predicate in claim.predicates]
     judgement = judge(claim.predicates, findings, rate, plan.next_error_rate(outputs))
     powers = analyse(claim.predicates, measured, len(plan.seeds), rate)
-    open_runs = budget.planned - budget.complete - budget.failed
-    verdict = CANNOT_TELL if open_runs else judgement.verdict
+    is_open = budget.complete < budget.planned
+    verdict = CANNOT_TELL if is_open else judgement.verdict
     created = [row.created for row in rows if row.status == COMPLETED and row.created]
     return ClaimResult(
         claim.name,
@@ -116,7 +117,7 @@ def read_result(plan: ClaimPlan, outputs: Path) -> ClaimResult:
         claim.published,
         claim.differences,
         verdict,
-        tuple(_part(part, power, bool(open_runs)) for part, power in zip(judgement.parts, powers, strict=True)),
+        tuple(_part(part, power, is_open) for part, power in zip(judgement.parts, powers, strict=True)),
         plan.seeds,
         plan.look(outputs),
         rate,
@@ -167,14 +168,15 @@ def _settle(plan: ClaimPlan, verdict: str, judgement: Judgement, budget: Budget)
     command = plan.command
     if open_runs := budget.planned - budget.complete - budget.failed:
         return [f"{plural(open_runs, 'run')} of {budget.planned} not ended. The same command continues:", command]
-    found = []
     if budget.failed:
-        found += [f"{plural(budget.failed, 'run')} failed. To run them again:", f"{command} --retry-failed"]
+        retry = f"{command} --retry-failed"
+        return [f"{plural(budget.failed, 'run')} failed, and the seeds that are left are a selection. To retry:", retry]
+    found = []
     if verdict == CANNOT_TELL:
         open_parts = [part for part in judgement.parts if part.verdict == CANNOT_TELL]
         if missing := [part for part in open_parts if not part.finding.num_seeds]:
             found.append(f"There are no values for: {missing[0].predicate.label}.")
-            found += [OUTSIDE] if missing[0].predicate.is_priced and not budget.failed else []
+            found += [OUTSIDE] if missing[0].predicate.is_priced else []
         elif all(part.more_seeds is not None for part in open_parts):
             total = len(plan.seeds) + max(part.more_seeds or 0 for part in open_parts)
             more = plan.command_with(["--seeds", str(total)])

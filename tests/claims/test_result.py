@@ -61,14 +61,21 @@ def test_the_verdict_is_that_of_the_runs(step: float, noise: float, verdict: str
 
 
 def test_a_claim_is_not_judged_before_its_runs_have_ended(tmp_path: Path) -> None:
-    """One open run leaves it undecided, a failed run does not; both are counted and explained."""
+    """One open or failed run leaves it undecided: the seeds that are left are a selection. Both are counted and explained."""
     plan = planned()
     complete_runs(plan, tmp_path, falling(-0.02))
     run = plan.sweep.runs(tmp_path)[0]
     (run.path / "summary.json").unlink()
     for status, verdict, sentences in (
         ("queued", CANNOT_TELL, ["1 run of 15 not ended. The same command continues:", "moe reproduce more_experts"]),
-        ("failed", HOLDS, ["1 run failed. To run them again:", "moe reproduce more_experts --retry-failed"]),
+        (
+            "failed",
+            CANNOT_TELL,
+            [
+                "1 run failed, and the seeds that are left are a selection. To retry:",
+                "moe reproduce more_experts --retry-failed",
+            ],
+        ),
     ):
         set_status(run, status)
         result = read_result(plan, tmp_path)
