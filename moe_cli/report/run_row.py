@@ -324,7 +324,7 @@ def varying_settings(rows: Collection[Settings], names: Iterable[str]) -> list[s
     """
     varying = []
     for name in names:
-        if len({row.get(name) for row in rows}) < 2 or all(_follows(name, row) for row in rows):
+        if len({row.get(name) for row in rows}) < 2 or all(setting_follows(name, row) for row in rows):
             continue
         parents = setting_parents(name)
         values: dict[tuple[Value, ...], set[Value]] = {}
@@ -336,13 +336,13 @@ def varying_settings(rows: Collection[Settings], names: Iterable[str]) -> list[s
     return varying
 
 
-def _follows(name: str, row: Settings) -> bool:
+def setting_follows(name: str, row: Settings) -> bool:
     """Returns whether a setting has the value that follows from others."""
     if name not in FOLLOWS or row.get(name) is None:
         return name in FOLLOWS
     try:
         return FOLLOWS[name](row) == row[name]
-    except (KeyError, ValueError, ZeroDivisionError, ConfigError):  # a file of another version
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, ConfigError):  # a file of another version
         return False
 
 

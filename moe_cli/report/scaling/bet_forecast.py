@@ -21,12 +21,12 @@ from moe_cli.report.baseline import baseline_overrides
 from moe_cli.report.load import flat_settings, read_rows
 from moe_cli.report.price import BUDGET_KEYS
 from moe_cli.report.run_row import (
-    FOLLOWS,
     MODEL_TASK_DATA,
     RunRow,
     Settings,
     Value,
     setting_applies,
+    setting_follows,
     settings_of,
 )
 from moe_cli.report.scaling.bets import (
@@ -237,7 +237,7 @@ class _Forecaster:
     def check_settings(self, settings: Settings, wanted: Configured, option: str) -> None:
         """Raises ConfigError for settings that no run has and along which nothing can be predicted."""
         for name in settings_of(settings):
-            if name in BUDGET_KEYS or not setting_applies(name, settings) or _follows(name, settings):
+            if name in BUDGET_KEYS or not setting_applies(name, settings) or setting_follows(name, settings):
                 continue
             values = [row.settings.get(name) for row in self._rows if setting_applies(name, row.settings)]
             distinct = list(dict.fromkeys(values))
@@ -400,15 +400,7 @@ def _differing(run: Settings, settings: Settings, free: Sequence[str]) -> list[s
     ]
     if free == BUDGET_KEYS:
         return names
-    return [name for name in names if not (_follows(name, run) and _follows(name, settings))]
-
-
-def _follows(name: str, settings: Settings) -> bool:
-    """Returns whether a setting has the value that follows from others."""
-    try:
-        return name in FOLLOWS and FOLLOWS[name](settings) == settings.get(name)
-    except (KeyError, ValueError, TypeError, ZeroDivisionError):
-        return False
+    return [name for name in names if not (setting_follows(name, run) and setting_follows(name, settings))]
 
 
 def _check_column(column: str, values: Array, value: float, option: str) -> None:

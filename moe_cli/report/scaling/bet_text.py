@@ -13,8 +13,10 @@ from moe_cli.report.scaling.bets import CONFIDENCE, Bet
 
 # The Brier score of a probability of one half.
 UNINFORMED = 0.25
-# The least width at which sweep and time are shown.
-WITH_SWEEP = 140
+# The columns of the table of scores.
+HEADINGS = ("bet", "predicted", "80 % interval", "measured", "inside", "P(win)", "won", "sweep", "placed")
+# The least width at which sweep and time are shown, and that at which the predicted loss stands beside its interval.
+WITH_SWEEP, WITH_LOSS = 140, 100
 
 
 def placed_lines(bets: Sequence[Bet], files: Sequence[Path], width: int) -> list[Text]:
@@ -58,16 +60,16 @@ def score_lines(outcomes: Sequence[Outcome], width: int) -> list[Text]:
     """Returns the table of bets with their outcomes, and the record of their calibration."""
     if not outcomes:
         return wrap("no bets. Place one: moe scaling SWEEP --bet 'expert=8 train.tokens=4000000'", width)
-    rows = [_row(outcome) for outcome in outcomes]
-    headings = ["bet", "predicted", "80 % interval", "measured", "inside", "P(wins)", "won", "sweep", "placed"]
-    shown = len(headings) if width >= WITH_SWEEP else len(headings) - 2
-    lines = plain_table(headings[:shown], [row[:shown] for row in rows], width)
+    last = len(HEADINGS) if width >= WITH_SWEEP else len(HEADINGS) - 2
+    shown = [index for index in range(last) if index != 1 or width >= WITH_LOSS]
+    rows = [[row[index] for index in shown] for row in map(_row, outcomes)]
+    lines = plain_table([HEADINGS[index] for index in shown], rows, width)
     return [*lines, Text(), *_calibration(calibrate(outcomes), width)]
 
 
 def _row(outcome: Outcome) -> list[str]:
     bet = outcome.bet
-    state = f"{len(outcome.seeds)} of {plural(len(bet.seeds), 'seed')}"
+    state = f"{len(outcome.seeds)}/{len(bet.seeds)} seeds"
     return [
         sanitise(bet.settings),
         f"{bet.loss:.3f}",

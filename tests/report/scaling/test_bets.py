@@ -94,7 +94,7 @@ def test_a_bet_is_written_and_scored(outputs: Path, monkeypatch: pytest.MonkeyPa
         assert expert == config.expert
         assert expert == 1 or config.digest == bet["digest"]
     train(outputs, 8, LATER, 0, "curves-bets")
-    assert "1 of 2 seeds" in scaling(outputs, "curves", "--bets").stdout
+    assert "1/2 seeds" in scaling(outputs, "curves", "--bets").stdout
     train(outputs, 8, LATER, 1, "curves-bets")
     train(outputs, 1, LATER, 0, "curves-bets")
     [scored] = json.loads(scaling(outputs, "--bets", "--json").stdout)["bets"]
