@@ -1,14 +1,12 @@
-"""conf/ and overrides -> RunConfig. Only this file and overrides.py use Hydra.
+"""conf/ and overrides -> RunConfig. Only this file, hydra_loader.py and overrides.py use Hydra.
 
 Hydra provides the grammar and the composition; the orchestration is our own. Overrides of groups (`router=switch`) are
 composed, once per choice of groups. Overrides of values (`expert=8`) are then applied to the composed tree, as Hydra
 does too. This takes a hundredth of the time.
 """
 
-import io
 import os
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
@@ -26,18 +24,18 @@ from yaml import YAMLError
 from moe_cli.config.axes import Axis, Glob, repeated_keys, single_values
 from moe_cli.config.balances import METHODS, combine
 from moe_cli.config.build import build, did_you_mean, flatten_dict, names_of
-from moe_cli.config.folders import GROUPS, find_user_conf, is_text
+from moe_cli.config.folders import GROUPS, find_user_conf
 from moe_cli.config.habits import unknown_setting
+from moe_cli.config.hydra_loader import hydra_loader
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.saved import apply_changes, read_saved, split_path
 from moe_cli.config.schema import RunConfig, from_dict, is_execution
-from moe_cli.config.settings import packaged_conf, parse_conf
+from moe_cli.config.settings import packaged_conf
 from moe_cli.config.tasks import MODELS, PROBE_SELECTS, PROBES, model_use, what_follows
-from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import BadValue, ConfigError
-from moe_cli.plugins import describe, find, names, origin_of, refuse_built_in
+from moe_cli.plugins import describe, names, origin_of, refuse_built_in
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -68,86 +66,6 @@ class _Base:
     selected: dict[str, str]
 
 
-def _hydra_loader(folders: Sequence[Path]) -> "ConfigLoaderImpl":
-    """Returns Hydra's own composition over `folders`; earlier folders take precedence.
-
-    Only this function uses hydra._internal. Hydra's public entry gives a user's folder the lowest priority, and scans
-    for plugins, which would run code of unrelated packages.
-    """
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
-    from hydra._internal.core_plugins import basic_launcher, basic_sweeper  # noqa: F401  (they register their configs)
-    from hydra._internal.core_plugins.file_config_source import FileConfigSource
-    from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
-    from hydra._internal.core_plugins.structured_config_source import StructuredConfigSource
-    from hydra._internal.sources_registry import SourcesRegistry
-    from hydra.plugins.config_source import ConfigResult
-
-    class Files(FileConfigSource):
-        """Reads the files of a folder: those of the user with bounds, and with numbers of text settings as written."""
-
-        def load_config(self, config_path: str) -> Any:
-            file = Path(self.path) / self._normalize_file_name(config_path)
-            if file.is_relative_to(packaged_conf()) or not file.exists():
-                return super().load_config(config_path)
-            group = config_path.split("/")[0] if "/" in config_path else ""
-            header = self._get_header_dict(file.read_text(encoding="utf-8-sig", errors="replace")[:512])
-            text = read_yaml_text(file, is_text, "" if header["package"] == "_global_" else group)
-            tree = OmegaConf.load(io.StringIO(text))
-            return ConfigResult(self.provider, f"{self.scheme()}://{self.path}", tree, header)
-
-        def list(self, config_path: str, results_filter: Any) -> list[str]:
-            """Returns the names of .yaml files and of folders. Hydra also names .yml files, which it cannot load."""
-            with warnings.catch_warnings(action="ignore"):
-                names = super().list(config_path, results_filter)
-            place = Path(self.path) / config_path
-            return [name for name in names if (place / f"{name}.yaml").is_file() or (place / name).is_dir()]
-
-    for source in (Files, _plugin_source(), ImportlibResourcesConfigSource, StructuredConfigSource):
-        SourcesRegistry.instance().register(source)
-    path = ConfigSearchPathImpl()
-    path.append("hydra", "pkg://hydra.conf")
-    for folder in folders:
-        path.append("main", f"file://{folder}")
-    path.append("plugins", "plugin://")
-    path.append("schema", "structured://")
-    return ConfigLoaderImpl(path)
-
-
-def _plugin_source() -> Any:
-    """Returns the class by which Hydra reads the yaml of plug-ins."""
-    from hydra.plugins.config_source import ConfigResult, ConfigSource
-
-    class Plugins(ConfigSource):
-        """Reads the yaml of a plug-in, as if it were a file of the packaged conf/."""
-
-        @staticmethod
-        def scheme() -> str:
-            return "plugin"
-
-        def available(self) -> bool:
-            return True
-
-        def is_group(self, config_path: str) -> bool:
-            return False
-
-        def is_config(self, config_path: str) -> bool:
-            group, _, name = config_path.removesuffix(".yaml").partition("/")
-            return find(group, name) is not None
-
-        def load_config(self, config_path: str) -> Any:
-            group, _, name = config_path.removesuffix(".yaml").partition("/")
-            plugin = find(group, name)
-            assert plugin is not None
-            tree = OmegaConf.create(parse_conf(plugin.conf_text(), f"{group}={name}") | {"name": name})
-            return ConfigResult(self.provider, f"plugin://{config_path}", tree, {"package": None})
-
-        def list(self, config_path: str, results_filter: Any) -> list[str]:
-            return []
-
-    return Plugins
-
-
 # Results of the packaged conf/ alone. All composers of a process share them, because its files do not change.
 _PACKAGED: dict[Path, tuple[Any, Any, Any]] = {}
 
@@ -168,7 +86,7 @@ class Composer:
 
     @cached_property
     def loader(self) -> "ConfigLoaderImpl":
-        return _hydra_loader(self.folders)
+        return hydra_loader(self.folders)
 
     @property
     def notes(self) -> tuple[str, ...]:
