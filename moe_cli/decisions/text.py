@@ -123,7 +123,8 @@ def _gain_sentence(found: Certificate) -> str:
     if not found.gains:
         return "Its gain over the dense model is unknown: the confirmation has no runs of both."
     subject = f"{configuration(found.decision.winner or '')} against dense" if is_open(found) else "Against dense"
-    return f"{subject}, on {_seeds(found.seeds)}: {', '.join(map(_gain, found.gains))}."
+    both = found.seeds[: max(gain.seeds for gain in found.gains)]  # a pair that is decided gets no further seed
+    return f"{subject}, on {_seeds(both)}: {', '.join(map(_gain, found.gains))}."
 
 
 def _seeds(seeds: Sequence[int]) -> str:

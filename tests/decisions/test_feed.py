@@ -21,6 +21,7 @@ from moe_cli.decisions.plan import parse_rules, plan_decision
 from moe_cli.decisions.record import make_limits
 from moe_cli.decisions.records import CONFIRMATION, DECISION_FILE, PRICE, STAGES, Decision, Rules
 from moe_cli.decisions.run_decision import PreparedDecision, prepare_decision
+from moe_cli.decisions.text import answer
 from moe_cli.errors import ConfigError
 from moe_cli.files.reading import read_json
 from moe_cli.files.writing import write_json
@@ -276,6 +277,11 @@ def test_python_returns_the_certificate_of_the_command(command: Any, words: list
     printed = json.loads(command("--runs", "90", "--json").stdout)
     found = decide(words, runs=90, jobs=2, outputs=tmp_path / "out")
     assert printed == json.loads(json.dumps(found.to_dict()))
+    last = found.seeds[found.gains[0].seeds - 1]
+    longer = replace(found, seeds=(*found.seeds, *range(found.seeds[-1] + 1, 2000)))
+    assert f"on fresh seeds {found.seeds[0]} to {last}: " in " ".join(answer(longer)), (
+        "the seeds of the pair, not of all"
+    )
     with pytest.raises(ConfigError, match="is a string"):
         decide("expert=2,4", runs=90)
     with pytest.raises(ConfigError, match="give a budget"):
