@@ -14,8 +14,8 @@ from moe_cli.errors import MoeError
 from moe_cli.plugins import not_imported
 from moe_cli.report.html.section import POINT, RING, Chart, Line, Section
 
-# The colours of a page; further candidates share the last one.
-NUM_STYLES = 10
+# The colours of a page: of the candidates that went farthest, of all others together, and of the dense model.
+OTHERS, DENSE = 8, 9
 RACE_NOTE = (
     "Each point is the mean difference of a candidate to the dense model over the runs of a stage so far, paired by "
     "seed. A line ends where a candidate was dropped. Rings: fresh seeds."
@@ -86,15 +86,15 @@ def race(found: Certificate) -> Chart:
     names = [name for name in dict.fromkeys(entry.candidate for entry in found.history) if name != DENSE_NAME]
     lines = []
     for number, name in enumerate(_by_survival(names, found.decision)):
-        style = min(number, NUM_STYLES - 1)
+        style = min(number, OTHERS)
         points = running_differences(found.history, name)
         before = tuple((runs, value) for runs, value, is_fresh in points if not is_fresh)
         fresh = tuple((runs, value) for runs, value, is_fresh in points if is_fresh)
-        label = name_of(name) if number < NUM_STYLES - 1 else "others"
+        label = name_of(name) if number < OTHERS else "others"
         lines.append(Line(label, (*before, *fresh[:1]), style, connect=True, mark=POINT))
         if fresh:
             lines.append(Line(label, fresh, style, connect=True, mark=RING))
-    lines.append(Line(DENSE_NAME, ((1.0, 0.0), (float(max(2, len(found.history))), 0.0)), 9, connect=True, mark=""))
+    lines.append(Line(DENSE_NAME, ((1.0, 0.0), (float(max(2, len(found.history))), 0.0)), DENSE, connect=True, mark=""))
     return Chart("runs so far", "difference to dense, %", tuple(line for line in lines if line.points))
 
 

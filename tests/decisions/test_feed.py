@@ -16,7 +16,7 @@ from moe_cli.config.executors import LocalExecutor
 from moe_cli.config.schema import RunConfig
 from moe_cli.decisions import plan
 from moe_cli.decisions.feed import DecisionFeed, replay
-from moe_cli.decisions.page import decision_sections
+from moe_cli.decisions.page import decision_sections, race
 from moe_cli.decisions.plan import parse_rules, plan_decision
 from moe_cli.decisions.record import make_limits
 from moe_cli.decisions.records import CONFIRMATION, DECISION_FILE, PRICE, STAGES, Decision, Rules
@@ -270,6 +270,19 @@ def test_the_json_and_the_page_have_the_decision(command: Any, tmp_path: Path) -
     fresh = [line for line in sections["race"].chart.lines if line.mark == "ring"]  # type: ignore[union-attr]
     assert content["history"][-1]["stage"] == CONFIRMATION
     assert fresh
+
+
+def test_every_line_of_the_race_is_in_its_legend(words: list[str], command: Any, tmp_path: Path) -> None:
+    """The legend names each colour once; with more candidates than colours, the last ones share a colour and a name."""
+    command("--runs", "90")
+    found = decide(words, runs=90, jobs=2, outputs=tmp_path / "out")
+    first = found.history[0]
+    more = [replace(first, candidate=f"expert={number}") for number in range(100, 112)]
+    pairs = [entry for one in more for entry in (one, replace(one, candidate="dense"))]
+    lines = race(replace(found, history=(*pairs, *found.history))).lines
+    names = {(line.style, line.name) for line in lines}
+    assert len({line.style for line in lines}) == len(names) == 10
+    assert {"dense", "others"} < {line.name for line in lines}
 
 
 def test_python_returns_the_certificate_of_the_command(command: Any, words: list[str], tmp_path: Path) -> None:
