@@ -1,6 +1,7 @@
 // Sections that Python has written: lines, a table, a chart of points and lines.
 function static_section(content) {
-  const parts = [], lines = content.lines.map(line => line.replaceAll(" +- ", " ± "));
+  const typeset = texts => texts.map(text => text.replaceAll(" +- ", " ± "));
+  const parts = [], lines = typeset(content.lines);
   if (!content.preformatted) parts.push(...lines.map((line, index) => static_line(content, line, index)));
   if (content.chart) {
     const host = el("div", { class: "chart", id: `${content.id}-chart` });
@@ -19,7 +20,7 @@ function static_section(content) {
     const attributes = { tabindex: 0, role: "region", "aria-label": `${content.title} in words` };
     parts.push(el("pre", attributes, lines.join("\n")));
   }
-  if (content.rows.length) parts.push(el("div", { class: "scroll" }, plain_table(content.headings, content.rows)));
+  if (content.rows.length) parts.push(el("div", { class: "scroll" }, plain_table(content.headings, content.rows.map(typeset))));
   return section(content.id, content.title, ...parts);
 }
 
