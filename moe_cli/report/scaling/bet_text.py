@@ -15,7 +15,7 @@ from moe_cli.report.scaling.bets import CONFIDENCE, Bet
 UNINFORMED = 0.25
 # The columns of the table of scores.
 HEADINGS = ("bet", "predicted", "80 % interval", "measured", "inside", "P(win)", "won", "sweep", "placed")
-# The least width at which sweep and time are shown, and that at which the predicted loss stands beside its interval.
+# The least widths at which the last two columns are shown, and the predicted loss next to its interval.
 WITH_SWEEP, WITH_LOSS = 140, 100
 
 
