@@ -542,9 +542,15 @@ def claims_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def settle_text(sentences: list[str]) -> str:
-    """The sentences, with commands as code."""
-    return " ".join(code(text) if text.startswith("moe ") else text for text in sentences)
+def settle_lines(sentences: Iterable[str]) -> list[str]:
+    """What would settle a claim as a list, each command after the sentence before it."""
+    lines: list[str] = []
+    for text in sentences:
+        if text.startswith("moe "):
+            lines[-1] += f" {code(text)}"
+        else:
+            lines.append(f"- {text}")
+    return lines
 
 
 def claim_section(claim: Any, result: dict[str, Any]) -> list[str]:
@@ -559,7 +565,8 @@ def claim_section(claim: Any, result: dict[str, Any]) -> list[str]:
             is_last = values["label"] == part["figures"][-1]["label"]
             figure, effect = FigureResult(**values), part["published_effect"] if is_last else None
             published = "" if effect is None else value_text(effect, figure.unit)
-            rows.append((figure.label, measured_text(figure), claimed_text(figure), published, part["verdict"]))
+            measured = measured_text(figure).removeprefix("measured ")
+            rows.append((figure.label, measured, claimed_text(figure), published, part["verdict"]))
     budget = result["budget"]
     return [
         *(f"## {claim.name}", "", f"{claim.sentence} **{result['verdict'].capitalize()}.**", ""),
@@ -572,7 +579,8 @@ def claim_section(claim: Any, result: dict[str, Any]) -> list[str]:
         f"{code('moe report ' + result['folder'])}",
         *(["", "Differences in setting:", ""] if result["differences"] else []),
         *(f"- {text}" for text in result["differences"]),
-        *(["", f"What would settle it: {settle_text(result['settle'])}"] if result["settle"] else []),
+        *(["", "What would settle it, or try it further:", ""] if result["settle"] else []),
+        *settle_lines(result["settle"]),
     ]
 
 

@@ -246,7 +246,9 @@ def _bound(parts: _Parts) -> Bound:
     if at is not None and (isinstance(at, bool) or not isinstance(at, int | float) or not 0 < at < 1):
         raise ConfigError(f"predicate bound: at={format_setting(at)} is not a fraction of the training, such as 0.1")
     where = parts.where()
-    label = f"{BY_KEY[scale.metric].label}, {where.text}"
+    place = "" if at is None else f" at {at:.3g} of the training"
+    condition = f", {where.text}" if "where" in parts.values else ""
+    label = f"{BY_KEY[scale.metric].label}{place}{condition}"
     return Bound(parts.label(label), scale, where, Region(limits.get("above"), limits.get("below")), at)
 
 
