@@ -20,6 +20,7 @@ from moe_cli.runs.folder import COMPLETED, FAILED
 # The preset that is advised after a verdict.
 NEARER = "workstation"
 OUTSIDE = "A seed has a loss outside those of the dense model's budgets: change baseline_budgets in the claim's file."
+SIZES_OF_LAPTOP = "Sizes and budgets in these lines are those without a preset."
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def read_result(plan: ClaimPlan, outputs: Path) -> ClaimResult:
         claim.sentence,
         claim.source,
         claim.published,
-        claim.differences,
+        (*claim.differences, *([SIZES_OF_LAPTOP] if _has_preset(plan) and claim.differences else [])),
         verdict,
         tuple(_part(part, power, is_open) for part, power in zip(judgement.parts, powers, strict=True)),
         plan.seeds,
@@ -163,14 +164,22 @@ def _figure(test: Test) -> FigureResult:
     return FigureResult(test.label, test.unit, sample.mean, low, high, sample.seeds, region.low, region.high)
 
 
+def _has_preset(plan: ClaimPlan) -> bool:
+    return any(word.startswith("preset=") for word in plan.overrides)
+
+
 def _settle(plan: ClaimPlan, verdict: str, judgement: Judgement, budget: Budget) -> list[str]:
     """Returns what would decide the claim, or try it further, as sentences and commands."""
     command = plan.command
     if open_runs := budget.planned - budget.complete - budget.failed:
         return [f"{plural(open_runs, 'run')} of {budget.planned} not ended. The same command continues:", command]
     if budget.failed:
-        retry = f"{command} --retry-failed"
-        return [f"{plural(budget.failed, 'run')} failed, and the seeds that are left are a selection. To retry:", retry]
+        return [
+            f"{plural(budget.failed, 'run')} failed, and the seeds that are left are a selection. To retry:",
+            f"{command} --retry-failed",
+            "If they fail again, change a setting of all runs, such as optim.lr, under another --name. The reasons:",
+            f"moe runs ls {plan.sweep.name}",
+        ]
     found = []
     if verdict == CANNOT_TELL:
         open_parts = [part for part in judgement.parts if part.verdict == CANNOT_TELL]
@@ -183,6 +192,6 @@ def _settle(plan: ClaimPlan, verdict: str, judgement: Judgement, budget: Budget)
             found += [f"About {total} seeds, if the measured means are true:", more]
         else:
             found.append("No number of seeds below a thousand: the measured mean is too near to the limit.")
-    if NEARER in plan.claim.presets and not any(word.startswith("preset=") for word in plan.overrides):
+    if NEARER in plan.claim.presets and not _has_preset(plan):
         found += ["A setting nearer to the published one:", plan.command_with([f"preset={NEARER}"])]
     return found

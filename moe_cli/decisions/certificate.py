@@ -65,6 +65,7 @@ class Certificate:
         price: the price tag of the winner; None likewise.
         train: the command that trains the winner.
         repeat: the command that decides again.
+        seeds: the fresh seeds of both the winner and the dense model.
         not_tried: what was equal for all candidates, and candidates that the budget left out.
         wall_seconds: the time in which at least one run was executed.
         history: the outcomes in order of time.
@@ -135,7 +136,7 @@ def make_certificate(
         _gains(plan, decision, winner, dense) if compared else (),
         _prices(winner, dense) if compared else {},
         _price(winner, dense, larger) if compared else None,
-        tuple(sorted({row.seed for rows in fresh.values() for row in rows if row.seed is not None})),
+        tuple(sorted(_seeds(winner) & _seeds(dense))),
         _not_tried(plan, decision),
         None if config is None else _train_command(config),
         _repeat_command(plan, limits),
@@ -143,6 +144,10 @@ def make_certificate(
         _wall_seconds([(start, end) for _, start, end in spans]),
         _history(results, spans),
     )
+
+
+def _seeds(rows: Sequence[RunRow]) -> set[int]:
+    return {row.seed for row in rows if row.seed is not None}
 
 
 def _fresh_rows(

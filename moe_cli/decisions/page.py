@@ -14,7 +14,7 @@ from moe_cli.errors import MoeError
 from moe_cli.plugins import not_imported
 from moe_cli.report.html.section import POINT, RING, Chart, Line, Section
 
-# The colours of a page: of the candidates that went farthest, of all others together, and of the dense model.
+# The colours of a page: of the candidates that went farthest, of the others together, and of the dense model.
 OTHERS, DENSE = 8, 9
 RACE_NOTE = (
     "Each point is the mean difference of a candidate to the dense model over the runs of a stage so far, paired by "
@@ -85,12 +85,13 @@ def race(found: Certificate) -> Chart:
     """Returns the chart of each candidate's running difference to the dense model, in percent, over the runs so far."""
     names = [name for name in dict.fromkeys(entry.candidate for entry in found.history) if name != DENSE_NAME]
     lines = []
+    named = len(names) if len(names) <= OTHERS + 1 else OTHERS
     for number, name in enumerate(_by_survival(names, found.decision)):
         style = min(number, OTHERS)
         points = running_differences(found.history, name)
         before = tuple((runs, value) for runs, value, is_fresh in points if not is_fresh)
         fresh = tuple((runs, value) for runs, value, is_fresh in points if is_fresh)
-        label = name_of(name) if number < OTHERS else "others"
+        label = name_of(name) if number < named else "others"
         lines.append(Line(label, (*before, *fresh[:1]), style, connect=True, mark=POINT))
         if fresh:
             lines.append(Line(label, fresh, style, connect=True, mark=RING))

@@ -123,14 +123,15 @@ def _gain_sentence(found: Certificate) -> str:
     if not found.gains:
         return "Its gain over the dense model is unknown: the confirmation has no runs of both."
     subject = f"{configuration(found.decision.winner or '')} against dense" if is_open(found) else "Against dense"
-    both = found.seeds[: max(gain.seeds for gain in found.gains)]  # a pair that is decided gets no further seed
-    return f"{subject}, on {_seeds(both)}: {', '.join(map(_gain, found.gains))}."
+    return f"{subject}, on {_seeds(found.seeds)}: {', '.join(map(_gain, found.gains))}."
 
 
 def _seeds(seeds: Sequence[int]) -> str:
     if len(seeds) < 2:
         return f"fresh seed {seeds[0]}" if seeds else "fresh seeds"
-    return f"fresh seeds {seeds[0]} to {seeds[-1]}"
+    if seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"fresh seeds {seeds[0]} to {seeds[-1]}"
+    return f"{len(seeds)} fresh seeds of {seeds[0]} to {seeds[-1]}"
 
 
 def _gain(gain: Gain) -> str:

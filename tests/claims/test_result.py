@@ -9,7 +9,7 @@ import pytest
 
 from moe_cli.claims.plan import ClaimPlan, plan_claim, recorded_plan
 from moe_cli.claims.records import CANNOT_TELL, CONTRADICTED, HOLDS
-from moe_cli.claims.result import read_result
+from moe_cli.claims.result import SIZES_OF_LAPTOP, read_result
 from moe_cli.claims.text import claim_lines, figure_text, list_lines, result_lines
 from moe_cli.config.schema import RunConfig
 from moe_cli.report.looks import error_rate_at
@@ -81,6 +81,13 @@ def test_a_claim_is_not_judged_before_its_runs_have_ended(tmp_path: Path) -> Non
         result = read_result(plan, tmp_path)
         assert (verdict, sentences) == (result.verdict, [*result.settle[:2]])
     assert [2] == [figure.seeds for part in result.parts for figure in part.figures]
+
+
+def test_differences_in_size_are_those_without_a_preset(tmp_path: Path) -> None:
+    """The file names sizes of the laptop; with a preset, a sentence says so."""
+    for words, sentences in (([], []), (["preset=workstation"], [SIZES_OF_LAPTOP])):
+        plan = plan_claim(["more_experts", *words])
+        assert read_result(plan, tmp_path).differences == (*plan.claim.differences, *sentences)
 
 
 def test_seeds_that_are_added_are_another_look(tmp_path: Path) -> None:

@@ -290,11 +290,10 @@ def test_python_returns_the_certificate_of_the_command(command: Any, words: list
     printed = json.loads(command("--runs", "90", "--json").stdout)
     found = decide(words, runs=90, jobs=2, outputs=tmp_path / "out")
     assert printed == json.loads(json.dumps(found.to_dict()))
-    last = found.seeds[found.gains[0].seeds - 1]
-    longer = replace(found, seeds=(*found.seeds, *range(found.seeds[-1] + 1, 2000)))
-    assert f"on fresh seeds {found.seeds[0]} to {last}: " in " ".join(answer(longer)), (
-        "the seeds of the pair, not of all"
-    )
+    assert len(found.seeds) == found.gains[0].seeds, "the seeds of the winner and dense, not those of all candidates"
+    assert f"on fresh seeds {found.seeds[0]} to {found.seeds[-1]}: " in answer(found)[1]
+    gap = replace(found, seeds=(1000, 1002, 1003))
+    assert "on 3 fresh seeds of 1000 to 1003: " in answer(gap)[1]
     with pytest.raises(ConfigError, match="is a string"):
         decide("expert=2,4", runs=90)
     with pytest.raises(ConfigError, match="give a budget"):
