@@ -17,11 +17,8 @@ BUSY = [sys.executable, "-c", "while True: pass"]
 
 
 def start(config: RunConfig, outputs: Path) -> tuple[Run, subprocess.Popen[bytes]]:
-    """Starts a run with as many threads as it wants. They sleep while they wait: spinning takes minutes on busy cores."""
     run = create_run(outputs, "runs", config)
-    free = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | {
-        "OMP_WAIT_POLICY": "passive"
-    }
+    free = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     return run, subprocess.Popen(
         [sys.executable, "-m", "moe_cli.execution.worker", str(run.path), str(outputs)], env=free
     )
