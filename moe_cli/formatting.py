@@ -50,6 +50,11 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def first_line(text: str | None, default: str) -> str:
+    """Returns the first line of a text that is not blank; the default for None and for a text of blanks."""
+    return next(iter((text or "").strip().splitlines()), default)
+
+
 def or_dash(value: float | None, digits: int = 3) -> str:
     """Returns the value with `digits` after the point, or - for None."""
     return "-" if value is None else f"{value:z.{digits}f}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from moe_cli.config.build import did_you_mean
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
-from moe_cli.formatting import half_width, plural, sanitise, sparkline
+from moe_cli.formatting import first_line, half_width, plural, sanitise, sparkline
 from moe_cli.metrics import BY_KEY, METRICS, TASK, TRAINING, Metric, keys_of
 from moe_cli.plugins import names as plugin_names
 from moe_cli.report.configuration import JSON_KEYS, Configuration
@@ -196,7 +196,7 @@ def _writer(name: str) -> Callable[[Configuration], str]:
         if not setting_applies(name, row.settings) and row.expert is not None:
             return "-"
         if name == "reason" and isinstance(value, str) and value:
-            return sanitise(value.strip().splitlines()[0])[:MAX_CELL_WIDTH]
+            return sanitise(first_line(value, "-"))[:MAX_CELL_WIDTH]
         if name == "capacity" and value is None and row.expert is not None:
             return "dropless"
         return cell(value)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
-from moe_cli.formatting import sanitise
+from moe_cli.formatting import first_line, sanitise
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.columns import Column, required_columns, truncate_left
 from moe_cli.report.configuration import Configuration
@@ -259,7 +259,7 @@ def _unfinished(table: ReportTable) -> list[Section]:
     if not table.unfinished:
         return []
     rows = [
-        (row.run, row.status, ((row.reason or "").strip().splitlines() or ["-"])[0][:MAX_TEXT_LENGTH])
+        (row.run, row.status, first_line(row.reason, "-")[:MAX_TEXT_LENGTH])
         for row in table.unfinished[:MAX_UNFINISHED]
     ]
     more = len(table.unfinished) - len(rows)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import MoeError
-from moe_cli.formatting import count, plural, sanitise
+from moe_cli.formatting import count, first_line, plural, sanitise
 from moe_cli.metrics import EQUAL, target_name_of_task
 from moe_cli.report.baseline import baseline_name, sweep_baseline
 from moe_cli.report.comparability import BUDGET, CODE, check_across, is_comparable, select_comparable
@@ -379,6 +379,5 @@ def _failed(runs: Sequence[RunRow], names: Collection[str]) -> tuple[str, ...]:
     found = {}
     for run in runs:
         if run.status == FAILED and run.is_countable:
-            reason = (run.reason or "see traceback.txt").strip().splitlines()[0]
-            found[label(run, names)] = sanitise(reason)
+            found[label(run, names)] = sanitise(first_line(run.reason, "see traceback.txt"))
     return tuple(f"{name}: {reason}" for name, reason in found.items())

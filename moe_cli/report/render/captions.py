@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rich.text import Text
 
 from moe_cli.config.tasks import CAUSAL_MODELS
-from moe_cli.formatting import count, duration, plural, sanitise
+from moe_cli.formatting import count, duration, first_line, plural, sanitise
 from moe_cli.metrics import eval_windows, format_references, sees_later_tokens, target_name_of_task, unequal_flops
 from moe_cli.report.baseline import ambiguity, baseline_command, baseline_name
 from moe_cli.report.columns import truncate_left
@@ -324,7 +324,7 @@ def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
         )
     failed = [row for row in table.unfinished if row.status == FAILED]
     if failed:
-        reason = (failed[0].reason or "see traceback.txt in its folder").strip().splitlines()[0]
+        reason = first_line(failed[0].reason, "see traceback.txt in its folder")
         first = f"{truncate_left(sanitise(failed[0].run))}: {sanitise(reason)}"
         lines += wrap(f"{len(failed)} failed, the first {first}", width, "red")
     pruned = sum(row.status == PRUNED for row in table.unfinished)
