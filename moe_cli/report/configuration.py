@@ -18,7 +18,9 @@ from moe_cli.report.price import PRICES, Price, Pricer, Pricing, Ratio
 from moe_cli.report.run_row import (
     CORPUS,
     DENSE,
+    IDENTITY,
     RESULTS,
+    SETTINGS,
     Cell,
     Record,
     Results,
@@ -43,30 +45,8 @@ from moe_cli.runs.folder import DONE
 
 # The price tag: each ratio, and the limits of its interval.
 PRICE_KEYS = tuple(name + limit for name in PRICES for limit in ("", "_low", "_high"))
-MAIN_RESULTS = (
-    "params",
-    "active_params",
-    "flops_per_token",
-    "val_loss",
-    "val_bpb",
-    "tokens_per_second",
-    "max_violation",
-    "dropped_fraction",
-    "dead_experts",
-)
-# The keys of every object of the JSON export, and the first columns of the CSV export.
-JSON_KEYS = (
-    "run",
-    "runs",
-    "status",
-    "expert",
-    "k",
-    "capacity",
-    "router",
-    "balance",
-    "seed",
-    "seeds",
-    *MAIN_RESULTS,
+MAIN_RESULTS = RESULTS[: RESULTS.index("dead_experts") + 1]
+_COMPARISON = (
     "val_loss_interval",
     "val_bpb_interval",
     "vs_baseline",
@@ -77,39 +57,12 @@ JSON_KEYS = (
     "equal_time",
     "equal_time_interval",
     "equal_time_seeds",
-    *PRICE_KEYS,
-    "pareto",
 )
+# The keys of every object of the JSON export, and the first columns of the CSV export.
+JSON_KEYS = ("run", "runs", "status", *SETTINGS, "seeds", *MAIN_RESULTS, *_COMPARISON, *PRICE_KEYS, "pareto")
 # The Pareto front compares these too, and the direction in which each is better.
 COSTS = {key: BY_KEY[key].direction for key in ("flops_per_token", "tokens_per_second", "peak_memory_bytes")}
-_OWN = frozenset(
-    (
-        "run",
-        "runs",
-        "paths",
-        "seed",
-        "seeds",
-        "tags",
-        "status",
-        "reason",
-        "created",
-        "path",
-        "sweep",
-        "val_loss_interval",
-        "val_bpb_interval",
-        "vs_baseline",
-        "vs_baseline_interval",
-        "shared_seeds",
-        "baseline",
-        "baseline_path",
-        "verdict",
-        "more_seeds",
-        "equal_time",
-        "equal_time_interval",
-        "equal_time_seeds",
-        "pareto",
-    )
-)
+_OWN = frozenset((*IDENTITY, *_COMPARISON, "seed", "seeds", "paths", "baseline", "baseline_path", "pareto"))
 _results_of = attrgetter(*RESULTS)
 
 
