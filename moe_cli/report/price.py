@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from moe_cli.config.schema import BUDGETS
+from moe_cli.config.schema import BUDGET_KEYS
 from moe_cli.errors import ConfigError
 from moe_cli.report.bench_file import BenchedSteps, read_bench_files
 from moe_cli.report.comparability import budget_aspect
@@ -30,7 +30,6 @@ from moe_cli.report.intervals import mean_and_interval, t_quantile
 from moe_cli.report.run_row import DENSE, RunRow, Settings, Value, comparison_key, setting_applies
 from moe_cli.runs.folder import COMPLETED
 
-BUDGET_KEYS = tuple(f"train.{name}" for name in BUDGETS)
 CONFIDENCE = 0.95
 # The ratios of a price tag, by the names of their metrics.
 PRICES = ("compute_multiplier", "time_tax", "effective_speedup")

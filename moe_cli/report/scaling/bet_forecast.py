@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.schema import digest_of
+from moe_cli.config.schema import BUDGET_KEYS, digest_of
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count, plural, sanitise
 from moe_cli.report.baseline import baseline_overrides
 from moe_cli.report.load import flat_settings, read_rows
-from moe_cli.report.price import BUDGET_KEYS
 from moe_cli.report.run_row import (
     MODEL_TASK_DATA,
     RunRow,

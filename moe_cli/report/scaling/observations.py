@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import HELD_OUT
 from moe_cli.config.ranges import format_setting
+from moe_cli.config.schema import BUDGET_KEYS
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count
 from moe_cli.metrics import eval_windows
@@ -129,16 +130,7 @@ def _label(run: RunRow, names: list[str]) -> str:
 
     Example: expert=16 k=2, 1.05M active, 2.46M tokens.
     """
-    seen = (
-        "expert",
-        "k",
-        "train.tokens",
-        "train.steps",
-        "train.flops",
-        "train.model_flops",
-        "train.minutes",
-        "train.batch_size",
-    )
+    seen = ("expert", "k", *BUDGET_KEYS, "train.batch_size")
     who = f"expert={run.expert}" + (f" k={run.get('k')}" if not run.is_dense and run.mean_k else "")
     others = [
         f"{name.rpartition('.')[2]}={format_setting(value)}"
