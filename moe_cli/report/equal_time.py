@@ -12,6 +12,7 @@ from pathlib import Path
 
 from moe_cli.files.reading import number_in
 from moe_cli.metrics import ESTIMATES
+from moe_cli.report.baseline_runs import SeedRuns
 from moe_cli.report.comparability import budget_aspect
 from moe_cli.report.intervals import mean_and_interval, paired_difference
 from moe_cli.report.run_row import RunRow
@@ -25,7 +26,6 @@ NO_CURVE, EARLIER, LATER, MACHINE = "no curve", "ended earlier", "not evaluated 
 # The quantity over which curves are read. FLOPs are those of training, of model and optimizer.
 SECONDS, TOKENS, FLOPS = "seconds", "tokens", "FLOPs"
 Points = Sequence[tuple[float, float]]
-SeedRuns = Mapping[int | None, RunRow]
 
 
 @dataclass(frozen=True)
