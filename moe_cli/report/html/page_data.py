@@ -1,6 +1,5 @@
 """A report as the plain values that the page reads: rows and their runs, quantities to draw, settings."""
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
+from moe_cli.files.reading import number_in
 from moe_cli.formatting import first_line, sanitise
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.columns import Column, required_columns, truncate_left
@@ -19,7 +19,7 @@ from moe_cli.report.pareto import as_cost, fronts_of, tolerance
 from moe_cli.report.render.captions import footer_lines, header_lines
 from moe_cli.report.render.tables import BEST, PARETO, RECOMMENDED, mark_of
 from moe_cli.report.render.terminal_chart import DERIVED, make_axis, number_of
-from moe_cli.report.run_row import TOP_LEVEL, Cell, RunRow, comparison_key, setting_applies, settings_of
+from moe_cli.report.run_row import TOP_LEVEL, Cell, RunRow, Value, comparison_key, setting_applies, settings_of
 from moe_cli.report.table import ReportTable
 
 LINE_WIDTH = 10_000  # lines are the page's to wrap
@@ -45,7 +45,6 @@ QUANTITIES = (
     "dead_experts",
     "dropped_fraction",
 )
-Value = float | int | str | bool | None
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,7 @@ def page_content(table: ReportTable, source: Source, sections: Sequence[Section]
     curves, notes = curve_content(runs)
     experts, more = expert_content(runs)
     settings = _settings(table)
+    own_settings = settings.pop("of")
     quantities = _quantities(table)
     return {
         "title": sanitise(source.title),
@@ -85,7 +85,7 @@ def page_content(table: ReportTable, source: Source, sections: Sequence[Section]
         "columns": [
             {"name": column.name, "heading": sanitise(column.heading), "left": column.left} for column in columns
         ],
-        "rows": _rows(table, columns, runs, settings, quantities),
+        "rows": _rows(table, columns, runs, own_settings, quantities),
         "quantities": quantities,
         "fronts": _fronts(table, quantities),
         "settings": settings,
@@ -119,7 +119,7 @@ def _rows(
     table: ReportTable,
     columns: Sequence[Column],
     runs: Sequence[Sequence[Configuration]],
-    settings: Mapping[str, Any],
+    own_settings: Sequence[Mapping[str, Value]],
     quantities: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     content = []
@@ -142,7 +142,7 @@ def _rows(
                 "flops": _plain(row.results.flops_per_token),
                 "values": {quantity["name"]: _plain(_quantity(row, quantity["name"])) for quantity in quantities},
                 "interval": {"val_bpb": _plain(row.val_bpb_interval), "val_loss": _plain(row.val_loss_interval)},
-                "settings": settings["of"][index],
+                "settings": own_settings[index],
                 "runs": [_run(run, columns) for run in members],
             }
         )
@@ -200,11 +200,7 @@ def _quantities(table: ReportTable) -> list[dict[str, Any]]:
 def _numbers(table: ReportTable, name: str) -> list[float]:
     """Returns the values of a setting if all existing ones are numbers; empty for other settings."""
     values = [value for row in table.rows if (value := _quantity(row, name)) is not None]
-    numbers = [
-        value
-        for value in values
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    ]
+    numbers = [number for value in values if (number := number_in(value)) is not None]
     return numbers if len(numbers) == len(values) else []
 
 
@@ -234,7 +230,7 @@ def _settings(table: ReportTable) -> dict[str, Any]:
     """Returns the settings that are the same for all rows, and those of each row alone."""
     names = settings_of(table.aggregate.columns)
     applicable = [
-        {name: _setting(row, name) for name in names if setting_applies(name, row.settings)} for row in table.rows
+        {name: _plain(row.get(name)) for name in names if setting_applies(name, row.settings)} for row in table.rows
     ]
     same = {
         name: applicable[0].get(name)
@@ -247,11 +243,6 @@ def _settings(table: ReportTable) -> dict[str, Any]:
         "same": {sanitise(name): value for name, value in same.items() if value is not None or name in TOP_LEVEL},
         "of": [{sanitise(name): value for name, value in one.items()} for one in own],
     }
-
-
-def _setting(row: Configuration, name: str) -> Value:
-    value = row.get(name)
-    return None if isinstance(value, float) and not math.isfinite(value) else _plain(value)
 
 
 def _unfinished(table: ReportTable) -> list[Section]:
