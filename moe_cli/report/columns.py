@@ -262,29 +262,27 @@ def _loss(name: str) -> Callable[[Configuration], str]:
     return lambda row: _with_interval(row.number(name), row.number(f"{name}_interval"), BY_KEY[name].digits)
 
 
-def _vs_baseline(row: Configuration) -> str:
-    if row.vs_baseline == 0 and row.is_own_baseline:
-        return "0"
-    return _with_interval(row.vs_baseline, row.vs_baseline_interval, 1, 100, "+")
+def _difference(name: str) -> Callable[[Configuration], str]:
+    def write(row: Configuration) -> str:
+        value = row.number(name)
+        if value == 0 and row.is_own_baseline:
+            return "0"
+        return _with_interval(value, row.number(f"{name}_interval"), 1, 100, "+")
 
-
-def _equal_time(row: Configuration) -> str:
-    if row.equal_time == 0 and row.is_own_baseline:
-        return "0"
-    return _with_interval(row.equal_time, row.equal_time_interval, 1, 100, "+")
+    return write
 
 
 def _ratio(name: str) -> Callable[[Configuration], str]:
     return lambda row: "-" if row.price is None else format_ratio(row.price.ratio(name))
 
 
-def format_ratio(ratio: Ratio, intervals: bool = True) -> str:
+def format_ratio(ratio: Ratio) -> str:
     """Returns a ratio such as 1.32 (1.10 to 1.61), 1.32 (above 1.10), or the bound above 1.50; `-` if unknown."""
     low, high = (None if limit is None else f"{limit:.2f}" for limit in (ratio.low, ratio.high))
     limits = f"{low} to {high}" if low and high else f"above {low}" if low else f"below {high}" if high else ""
     if ratio.value is None:
         return limits or "-"
-    return f"{ratio.value:.2f}" + (f" ({limits})" if limits and intervals else "")
+    return f"{ratio.value:.2f}" + (f" ({limits})" if limits else "")
 
 
 def _shared_seeds(row: Configuration) -> str:
@@ -300,10 +298,6 @@ def _verdict(row: Configuration) -> str:
     return f"{row.verdict}" + (f", +{plural(row.more_seeds, 'seed')}" if row.more_seeds else "")
 
 
-def _value(name: str) -> Callable[[Configuration], str]:
-    return _written(BY_KEY[name])
-
-
 def _written(metric: Metric) -> Callable[[Configuration], str]:
     def write(row: Configuration) -> str:
         value = row.number(metric.key)
@@ -314,15 +308,14 @@ def _written(metric: Metric) -> Callable[[Configuration], str]:
 
 _WRITERS: dict[str, Callable[[Configuration], str]] = {
     **{name: _loss(name) for name in ("val_loss", "val_bpb", "capacity_val_loss")},
-    "vs_baseline": _vs_baseline,
-    "equal_time": _equal_time,
+    **{name: _difference(name) for name in ("vs_baseline", "equal_time")},
     **{name: _ratio(name) for name in ("compute_multiplier", "effective_speedup")},
     "shared_seeds": _shared_seeds,
 }
 _RESULTS = {
     "verdict": Column("verdict", "verdict", _verdict, left=True),
     **{
-        metric.key: Column(metric.key, metric.label, _WRITERS.get(metric.key) or _value(metric.key))
+        metric.key: Column(metric.key, metric.label, _WRITERS.get(metric.key) or _written(metric))
         for metric in METRICS
         if metric.kind != TRAINING
     },
