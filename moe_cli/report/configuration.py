@@ -219,9 +219,7 @@ class Aggregate:
     def single_runs(self, configuration: Configuration) -> list[Configuration]:
         """Returns each run of a configuration as a separate configuration, with its difference to the baseline."""
         rows = [_aggregate([run], self.baselines)[0] for run in configuration.runs]
-        return [
-            _add_price(_add_equal_time(row, self.baselines, self.curves), self.baselines, self.pricer) for row in rows
-        ]
+        return [_add_costs(row, self.baselines, self.curves, self.pricer) for row in rows]
 
 
 def aggregate_seeds(
@@ -253,8 +251,7 @@ def aggregate_seeds(
     runs = [run for run in runs if matches(conditions, run)]
     curves = TimedCurves() if len(runs) <= MAX_RUNS else None
     if by_run:
-        rows = [_add_equal_time(_aggregate([run], baselines)[0], baselines, curves) for run in runs]
-        rows = [_add_price(row, baselines, pricer) for row in rows]
+        rows = [_add_costs(_aggregate([run], baselines)[0], baselines, curves, pricer) for run in runs]
         return Aggregate(rows, _all_columns(columns, settings), baselines, None, curves, pricer, UNCOUNTED)
     replaced: Counter[Key] = Counter()
     groups = group_seeds(runs, settings, replaced)
@@ -272,7 +269,7 @@ def aggregate_seeds(
     if one_kind and not any(row.baseline_path is not None and not row.is_own_baseline for row in rows):
         rows, pairs, look = _compare_with_lowest(rows)
     if pairs is None:
-        rows = [_add_price(_add_equal_time(row, baselines, curves), baselines, pricer) for row in rows]
+        rows = [_add_costs(row, baselines, curves, pricer) for row in rows]
     elif curves is not None:
         rows = _add_equal_time_to_lowest(rows, curves)
     return Aggregate(rows, _all_columns(columns, settings), baselines, pairs, curves, pricer, look)
@@ -417,23 +414,16 @@ def _compare_with_lowest(rows: Sequence[Configuration]) -> tuple[list[Configurat
     return result, pairs, look
 
 
-def _add_equal_time(row: Configuration, baselines: Baselines, curves: TimedCurves | None) -> Configuration:
-    """Returns the row with its comparison with the baseline at the end of the baseline's training."""
-    if curves is None or row.baseline_path is None or (baseline := baselines.find(row.runs[0])) is None:
-        return row
-    found = compare_at_equal_time(row.runs, baseline, curves)
-    if found and row.is_own_baseline:  # a difference of 0 to itself is not a measurement
-        found = replace(found, interval=None)
-    return replace(row, at_equal_time=found)
-
-
-def _add_price(row: Configuration, baselines: Baselines, pricer: Pricer) -> Configuration:
-    """Returns the row with its price tag; that of a baseline is 1."""
+def _add_costs(row: Configuration, baselines: Baselines, curves: TimedCurves | None, pricer: Pricer) -> Configuration:
+    """Returns the row with its comparison at the end of the baseline's training, and its price tag."""
     if row.baseline_path is None or (baseline := baselines.find(row.runs[0])) is None:
         return row
-    if row.is_own_baseline:
-        return replace(row, price=Price(Ratio(1.0), Ratio(1.0), (), len(row.seeds)))
-    return replace(row, price=pricer.price([run for run in row.runs if run.status in DONE], baseline))
+    equal_time = compare_at_equal_time(row.runs, baseline, curves) if curves is not None else None
+    if row.is_own_baseline:  # a difference of 0 to itself is not a measurement
+        equal_time = replace(equal_time, interval=None) if equal_time else None
+        return replace(row, at_equal_time=equal_time, price=Price(Ratio(1.0), Ratio(1.0), (), len(row.seeds)))
+    price = pricer.price([run for run in row.runs if run.status in DONE], baseline)
+    return replace(row, at_equal_time=equal_time, price=price)
 
 
 def _price_value(price: Price, name: str) -> float | None:
