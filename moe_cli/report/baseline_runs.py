@@ -9,7 +9,6 @@ from moe_cli.report.run_row import (
     RunRow,
     Settings,
     Value,
-    comparison_key,
     inapplicable_settings,
     is_baseline,
     setting_applies,
@@ -39,7 +38,7 @@ class Baselines:
     def find(self, run: RunRow) -> SeedRuns | None:
         """Returns the runs of the baseline of a run's configuration; None where losses may not be ranked together."""
         found = self.runs.get(shared_key(run, self.shared))
-        return found if found and comparison_key(next(iter(found.values()))) == comparison_key(run) else None
+        return found if found and next(iter(found.values())).comparison_key == run.comparison_key else None
 
 
 def find_baselines(

@@ -28,7 +28,6 @@ from moe_cli.report.run_row import (
     Settings,
     Value,
     column_names,
-    comparison_key,
     is_baseline,
     matches,
     settings_of,
@@ -360,10 +359,10 @@ def _add_verdicts(
 def _add_pareto(rows: Sequence[Configuration]) -> list[Configuration]:
     """Returns the rows with their Pareto marks, which are set where a row is comparable with others."""
     scored = [place for place, row in enumerate(rows) if row.primary_loss is not None]
-    sizes = Counter(comparison_key(rows[place]) for place in scored)
+    sizes = Counter(rows[place].comparison_key for place in scored)
     result = list(rows)
     for place, mark in zip(scored, pareto_front([rows[place] for place in scored], COSTS), strict=True):
-        if sizes[comparison_key(rows[place])] > 1:
+        if sizes[rows[place].comparison_key] > 1:
             result[place] = replace(rows[place], pareto=mark)
     return result
 
@@ -455,7 +454,7 @@ def group_comparable(rows: Sequence[Record]) -> dict[tuple[object, ...], list[in
     scored = sorted((loss, place) for place, row in enumerate(rows) if (loss := row.primary_loss) is not None)
     groups: dict[tuple[object, ...], list[int]] = {}
     for _, place in scored:
-        groups.setdefault(comparison_key(rows[place]), []).append(place)
+        groups.setdefault(rows[place].comparison_key, []).append(place)
     return groups
 
 

@@ -19,7 +19,7 @@ from moe_cli.report.columns import (
 )
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.render.terminal_chart import DERIVED, number_of
-from moe_cli.report.run_row import Value, comparison_key, setting_applies, settings_of, varying_settings
+from moe_cli.report.run_row import Value, setting_applies, settings_of, varying_settings
 from moe_cli.report.table import ReportTable
 
 DENSE, INAPPLICABLE = "dense", "-"
@@ -226,7 +226,7 @@ def _best(known: Sequence[tuple[Configuration, float]], direction: int) -> list[
         return []
     groups: dict[tuple[object, ...], list[tuple[Configuration, float]]] = {}
     for row, value in known:
-        groups.setdefault(comparison_key(row), []).append((row, direction * value))
+        groups.setdefault(row.comparison_key, []).append((row, direction * value))
     return [
         row
         for group in groups.values()

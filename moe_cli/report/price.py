@@ -28,7 +28,7 @@ from moe_cli.report.bench_file import BenchedSteps, read_bench_files
 from moe_cli.report.comparability import budget_aspect
 from moe_cli.report.equal_time import is_same_machine
 from moe_cli.report.intervals import CONFIDENCE, mean_and_interval, t_quantile
-from moe_cli.report.run_row import DENSE, RunRow, Settings, comparison_key
+from moe_cli.report.run_row import DENSE, RunRow, Settings
 from moe_cli.runs.folder import COMPLETED
 
 # The ratios of a price tag, by the names of their metrics.
@@ -183,9 +183,9 @@ class Pricer:
 
     def _budgets(self, pair: tuple[RunRow, RunRow]) -> list[list[RunRow]]:
         """Returns the baseline's runs of each budget, on the data and the evaluation of a run."""
-        text = comparison_key(pair[0])[0]
+        text = pair[0].comparison_key[0]
         found = [list(seeds.values()) for seeds in self._found.get(shared_key(pair[0], self._shared), {}).values()]
-        return [runs for runs in found if comparison_key(runs[0])[0] == text] or [[pair[1]]]
+        return [runs for runs in found if runs[0].comparison_key[0] == text] or [[pair[1]]]
 
 
 def price_over_budgets(pairs: Sequence[tuple[RunRow, RunRow]], budgets: Iterable[Sequence[RunRow]]) -> Price:

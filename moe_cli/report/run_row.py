@@ -352,11 +352,6 @@ def setting_parents(name: str) -> tuple[str, ...]:
     return SETTING_PARENTS[name] if name in SETTING_PARENTS else SETTING_PARENTS.get(group, ())
 
 
-def comparison_key(row: Record) -> tuple[Any, Any]:
-    """Returns the key that is equal for rows with comparable losses (see `comparability.comparison_key`)."""
-    return row.comparison_key
-
-
 def is_baseline(row: Record, baseline: Settings) -> bool:
     """Returns whether a run or configuration has the settings of the baseline.
 

@@ -31,7 +31,6 @@ from moe_cli.report.run_row import (
     RunRow,
     Settings,
     column_names,
-    comparison_key,
     matches,
     setting_applies,
     settings_of,
@@ -212,7 +211,7 @@ def _recommended(rows: Sequence[Configuration], baseline: Settings, to_lowest: b
     candidates = [row for row in rows if row.primary_loss is not None and row.is_complete and row.is_countable]
     groups: dict[tuple[object, ...], list[Configuration]] = {}
     for row in candidates:
-        groups.setdefault(comparison_key(row), []).append(row)
+        groups.setdefault(row.comparison_key, []).append(row)
     choices = [choose(group, baseline, to_lowest, look) for group in groups.values() if len(group) > 1]
     return [choice.row for choice in choices if choice.reason != "worse"]
 
@@ -301,7 +300,7 @@ def _by_loss(rows: Sequence[Configuration]) -> list[Configuration]:
     scored = sorted((loss, place) for place, row in enumerate(rows) if (loss := row.primary_loss) is not None)
     by_data: dict[object, list[Configuration]] = {}
     for _, place in scored:
-        by_data.setdefault(comparison_key(rows[place])[0], []).append(rows[place])
+        by_data.setdefault(rows[place].comparison_key[0], []).append(rows[place])
     return [row for group in by_data.values() for row in group] + [row for row in rows if row.primary_loss is None]
 
 

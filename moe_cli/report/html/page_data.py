@@ -19,7 +19,7 @@ from moe_cli.report.pareto import as_cost, fronts_of, tolerance
 from moe_cli.report.render.captions import footer_lines, header_lines
 from moe_cli.report.render.tables import BEST, PARETO, RECOMMENDED, mark_of
 from moe_cli.report.render.terminal_chart import DERIVED, make_axis, number_of
-from moe_cli.report.run_row import TOP_LEVEL, Cell, RunRow, Value, comparison_key, setting_applies, settings_of
+from moe_cli.report.run_row import TOP_LEVEL, Cell, RunRow, Value, setting_applies, settings_of
 from moe_cli.report.table import ReportTable
 
 LINE_WIDTH = 10_000  # lines are the page's to wrap
@@ -221,7 +221,7 @@ def _fronts(table: ReportTable, quantities: Sequence[Mapping[str, Any]]) -> dict
             zip(known, marks, strict=True), key=lambda entry: (entry[0][1], -entry[0][2])
         ):
             if mark:
-                groups.setdefault(comparison_key(table.rows[place]), []).append(place)
+                groups.setdefault(table.rows[place].comparison_key, []).append(place)
         found[f"{x}|{y}"] = list(groups.values())
     return found
 

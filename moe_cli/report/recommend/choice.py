@@ -7,7 +7,7 @@ from moe_cli.formatting import percent, sanitise
 from moe_cli.report.configuration import Configuration, group_comparable
 from moe_cli.report.looks import UNCOUNTED, Look
 from moe_cli.report.pareto import tolerance
-from moe_cli.report.run_row import DENSE, Record, Settings, comparison_key, is_baseline
+from moe_cli.report.run_row import DENSE, Record, Settings, is_baseline
 from moe_cli.report.significance import (
     BETTER,
     INCONCLUSIVE,
@@ -209,7 +209,7 @@ def _ties(best: Configuration, ranked: Sequence[Configuration], known: Known) ->
     return [
         row
         for row in ranked
-        if row is not best and comparison_key(row) == comparison_key(best) and _is_tie(best, row, known)
+        if row is not best and row.comparison_key == best.comparison_key and _is_tie(best, row, known)
     ]
 
 
@@ -229,12 +229,7 @@ def _cheapest(best: Configuration, others: Sequence[Configuration], known: Known
     for row in others:
         found = compare(best, row, known)
         close = found is not None and found.verdict == INCONCLUSIVE and abs(found.difference) < SAME_LOSS
-        if (
-            close
-            and comparison_key(row) == comparison_key(best)
-            and not is_collapsed(row)
-            and _is_cheaper(row, cheapest)
-        ):
+        if close and row.comparison_key == best.comparison_key and not is_collapsed(row) and _is_cheaper(row, cheapest):
             cheapest = row
     return cheapest
 
@@ -284,7 +279,7 @@ def compare(best: Configuration, other: Configuration, known: Known, names: Coll
     if sample is None:
         return None
     half = sample.half_width(known.look.error_rate)
-    if known.pairs is not None and comparison_key(best) == comparison_key(other):
+    if known.pairs is not None and best.comparison_key == other.comparison_key:
         decided = frozenset((best.path, other.path)) in known.differing
     else:
         decided = half is not None and abs(sample.mean) > half

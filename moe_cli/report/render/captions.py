@@ -17,7 +17,7 @@ from moe_cli.report.intervals import t_quantile
 from moe_cli.report.looks import looks_sentence
 from moe_cli.report.render.line_wrap import pack
 from moe_cli.report.render.terminal import wrap
-from moe_cli.report.run_row import DENSE, comparison_key, is_baseline
+from moe_cli.report.run_row import DENSE, is_baseline
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 from moe_cli.report.table import ReportTable
 from moe_cli.report.table_file import is_table_row
@@ -341,14 +341,14 @@ def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
 def _unlike(table: ReportTable, rows: Sequence[Configuration], width: int) -> list[Text]:
     """Returns the reasons why rows of the same data are not ranked together: budgets, units, validation context."""
     lines = []
-    if len({comparison_key(row)[1:] for row in rows}) > 1:
+    if len({row.comparison_key[1:] for row in rows}) > 1:
         steps = ""
         if "model.context_length" in table.varying:
             steps = ". At several values of model.context_length, equal steps are not equal tokens: set train.tokens"
         lines += wrap(f"different budgets: rows are ranked within one budget only{steps}", width, "yellow")
     units: dict[object, set[object]] = {}
     for row in rows:
-        (data, unit, *_), _ = comparison_key(row)
+        (data, unit, *_), _ = row.comparison_key
         units.setdefault(data, set()).add(unit)
     if any(len(found) > 1 for found in units.values()):
         lines += wrap(

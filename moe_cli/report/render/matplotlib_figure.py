@@ -14,7 +14,6 @@ from moe_cli.report.curves import thinned_curves
 from moe_cli.report.pareto import pareto_front
 from moe_cli.report.render.terminal import PALETTE
 from moe_cli.report.render.terminal_chart import number_of
-from moe_cli.report.run_row import comparison_key
 from moe_cli.report.table import ReportTable
 from moe_cli.runs.folder import Run
 
@@ -111,7 +110,7 @@ def _fronts(rows: Sequence[Configuration], name: str, score: str) -> list[list[t
     fronts: dict[tuple[object, ...], list[tuple[float, float]]] = {}
     for row, mark in zip(rows, pareto_front(rows, {name: -1}), strict=True):
         if mark:
-            fronts.setdefault(comparison_key(row), []).append(
+            fronts.setdefault(row.comparison_key, []).append(
                 (number_of(row, name) or 0.0, number_of(row, score) or 0.0)
             )
     return [sorted(front) for front in fronts.values() if len(set(front)) > 1]
