@@ -194,16 +194,7 @@ def _command(settings: Settings, seeds: Sequence[int], choice: Settings) -> str:
     return "moe sweep " + _written({**overrides, "seed": ",".join(map(str, seeds))})
 
 
-def overrides_of(run: RunRow, without: Collection[str]) -> dict[str, Value]:
-    """Returns the settings in which a run differs from the defaults, without the seed and those given otherwise.
-
-    Raises:
-        MoeError: its settings are invalid.
-    """
-    return overrides_of_settings({**run.settings, **run.execution}, without)
-
-
-def overrides_of_settings(settings: Settings, without: Collection[str] = ()) -> dict[str, Value]:
+def overrides_of(settings: Settings, without: Collection[str] = ()) -> dict[str, Value]:
     """Returns the overrides that lead to these settings, without the seed. Raises MoeError if a setting is invalid."""
     from moe_cli.config.compose import Composer
 

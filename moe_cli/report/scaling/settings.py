@@ -114,7 +114,8 @@ def _overrides_of_largest(runs: Sequence[RunRow], names: Set[str]) -> tuple[list
         return [], DEFAULT_VOCAB_SIZE
     largest = max(measured, key=lambda run: (run.results.flops_per_token or 0) * (run.results.tokens or 0))
     has_budget = not names.isdisjoint(BUDGET_KEYS)
-    overrides = overrides_of(largest, {*names, *(BUDGET_KEYS if has_budget else ())})
+    settings = {**largest.settings, **largest.execution}
+    overrides = overrides_of(settings, {*names, *(BUDGET_KEYS if has_budget else ())})
     if not has_budget and not any(overrides.get(name) for name in BUDGET_KEYS):
         overrides["train.tokens"] = largest.results.tokens
     arguments = [f"{key}={format_setting(value)}" for key, value in overrides.items()]
