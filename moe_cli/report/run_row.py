@@ -133,11 +133,6 @@ def is_list(value: object) -> bool:
     return isinstance(value, str) and LIST_TEXT.fullmatch(value) is not None
 
 
-def mean_k(settings: Settings) -> float | None:
-    """Returns k of a configuration, or the mean over its layers where each has its own; None without a number."""
-    return mean_setting(settings, "k")
-
-
 def mean_setting(settings: Settings, name: str) -> float | None:
     """Returns a setting that is a number, or the mean of one that is a list; None for other values."""
     return number_in(mean_of_list(settings.get(name)))
@@ -165,7 +160,7 @@ class Record:
     @property
     def mean_k(self) -> float | None:
         """Returns k, or its mean over layers that have their own."""
-        return mean_k(self.settings)
+        return mean_setting(self.settings, "k")
 
     @property
     def capacity(self) -> float | None:

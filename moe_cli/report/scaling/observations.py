@@ -21,7 +21,6 @@ from moe_cli.report.run_row import (
     RunRow,
     Settings,
     column_names,
-    mean_k,
     mean_setting,
     setting_applies,
     settings_of,
@@ -165,7 +164,7 @@ def _arrays(runs: Sequence[RunRow], clusters: list[int]) -> Points:
 
 def expansion(settings: Settings) -> float:
     """Returns E / K, with the mean of K over layers; 1 when dense, or if a router has no fixed K."""
-    expert, k = settings.get("expert"), mean_k(settings)
+    expert, k = settings.get("expert"), mean_setting(settings, "k")
     assert isinstance(expert, int)
     return max(1.0, expert / k) if expert > 1 and k and k > 0 else float(expert)
 
