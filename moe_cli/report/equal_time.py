@@ -48,6 +48,11 @@ class EqualTime:
     is_budget: bool = False
     missing: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def is_undecided(self) -> bool:
+        """Returns whether the interval contains no difference."""
+        return self.interval is not None and abs(self.difference or 0.0) <= self.interval
+
 
 class TimedCurves:
     """The validation curves of runs over training time, or over another quantity. Each is read once."""

@@ -5,7 +5,6 @@ from moe_cli.report.baseline import baseline_name
 from moe_cli.report.columns import format_ratio
 from moe_cli.report.comparability import EVAL_CONTEXT
 from moe_cli.report.data_facts import ngram_sentences
-from moe_cli.report.equal_time import EqualTime
 from moe_cli.report.looks import looks_sentence, percent_of_rate
 from moe_cli.report.price import Price, Ratio
 from moe_cli.report.recommend.choice import Comparison
@@ -235,7 +234,8 @@ def _cost(found: Recommendation) -> list[str]:
         lines.append(
             f"After the training time of the {base} ({duration(equal.seconds or 0.0)}), this model was "
             f"{percent(abs(equal.difference))}{spread} {'ahead' if equal.difference < 0 else 'behind'}"
-            f"{_undecided(equal)} ({plural(equal.seeds, 'seed')}, paired). Its learning rate had not yet fallen."
+            f"{': undecided' if equal.is_undecided else ''} ({plural(equal.seeds, 'seed')}, paired). "
+            "Its learning rate had not yet fallen."
         )
     if found.price is None:
         return lines
@@ -268,9 +268,3 @@ def _sooner(speedup: Ratio) -> str:
     if speedup.high is not None and speedup.high < 1:
         return ": this loss is reached later"
     return ": undecided which is sooner" if speedup.low is not None or speedup.high is not None else ""
-
-
-def _undecided(equal: EqualTime) -> str:
-    """Returns ": undecided" where the interval contains no difference."""
-    has_no_sign = equal.interval is not None and abs(equal.difference or 0.0) <= equal.interval
-    return ": undecided" if has_no_sign else ""

@@ -208,13 +208,9 @@ def _equal_time(rows: Sequence[Configuration], table: ReportTable) -> str | None
     without = f"no value for {plural(missing.total(), 'run')} ({without})" if missing else ""
     if not known:
         return f"equal time: {without}"
-    undecided = [
-        comparison
-        for comparison in known
-        if comparison.interval is not None and abs(comparison.difference or 0.0) <= comparison.interval
-    ]
-    ahead = sum((comparison.difference or 0.0) < 0 for comparison in known if comparison not in undecided)
-    counts = ((ahead, "ahead"), (len(known) - ahead - len(undecided), "behind"), (len(undecided), "undecided"))
+    undecided = sum(comparison.is_undecided for comparison in known)
+    ahead = sum((comparison.difference or 0.0) < 0 for comparison in known if not comparison.is_undecided)
+    counts = ((ahead, "ahead"), (len(known) - ahead - undecided, "behind"), (undecided, "undecided"))
     standing = ", ".join(f"{number} {word}" for number, word in counts if number)
     to = "the shortest run" if table.pairs is not None else "the dense model" if table.baseline == DENSE else "baseline"
     how = "paired by seed" if any(comparison.interval is not None for comparison in known) else "one seed"
