@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len
@@ -117,11 +117,13 @@ def json_text(table: ReportTable, importance: Mapping[str, Any] | None = None) -
 def csv_text(table: ReportTable) -> str:
     """Returns every column, or those of the query, to full precision; lists are joined by spaces."""
     names = table.names or table.aggregate.columns
+    return csv_lines([names, *([_csv_cell(table.value(row, name)) for name in names] for row in table.all_rows)])
+
+
+def csv_lines(rows: Iterable[Iterable[object]]) -> str:
+    """Returns a line of CSV for each row."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    for row in table.all_rows:
-        writer.writerow(_csv_cell(table.value(row, name)) for name in names)
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
