@@ -50,6 +50,11 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def listed(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Returns the first names, and the number of others: a, b and 3 more."""
+    return separator.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def first_line(text: str | None, default: str) -> str:
     """Returns the first line of a text that is not blank; the default for None and for a text of blanks."""
     return next(iter((text or "").strip().splitlines()), default)

@@ -13,7 +13,7 @@ from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import is_built_in_task
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.formatting import sanitise
+from moe_cli.formatting import listed, sanitise
 from moe_cli.plugins import not_imported
 from moe_cli.report.baseline_runs import find_baselines, shared_with_dense
 from moe_cli.report.configuration import Configuration
@@ -144,12 +144,9 @@ def resolve_baseline(text: str, runs: Sequence[RunRow], extra_baselines: Sequenc
 def ambiguity(fitting: Sequence[RunRow]) -> str:
     """Names the configurations among which a baseline cannot be chosen."""
     names = varying_settings([run.settings for run in fitting], settings_of(column_names(fitting)))
-    found = list(
-        dict.fromkeys(" ".join(f"{name}={format_setting(run.get(name))}" for name in names) for run in fitting)
-    )
-    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    found = dict.fromkeys(" ".join(f"{name}={format_setting(run.get(name))}" for name in names) for run in fitting)
     return sanitise(
-        f"fits several configurations where one is needed: {'; '.join(found[:4])}{more}. Add what tells them apart."
+        f"fits several configurations where one is needed: {listed(list(found), 4, '; ')}. Add what tells them apart."
     )
 
 

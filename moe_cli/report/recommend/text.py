@@ -1,6 +1,6 @@
 """Formats a recommendation as sentences."""
 
-from moe_cli.formatting import duration, half_width, percent, plural, sanitise
+from moe_cli.formatting import duration, half_width, listed, percent, plural, sanitise
 from moe_cli.report.baseline import baseline_name
 from moe_cli.report.columns import format_ratio
 from moe_cli.report.comparability import EVAL_CONTEXT
@@ -37,11 +37,7 @@ def format_recommendation(found: Recommendation) -> list[str]:
     lines += _statistics(found)
     lines += ngram_sentences(found.ngrams, found.tokenizer)
     if found.failed:
-        lines.append(
-            f"Failed: {'; '.join(reason.rstrip('. ') for reason in found.failed[:3])}"
-            + (f" and {len(found.failed) - 3} more" if len(found.failed) > 3 else "")
-            + "."
-        )
+        lines.append(f"Failed: {listed([reason.rstrip('. ') for reason in found.failed], 3, '; ')}.")
     for aspect, number in found.left_out.items():
         alike = " (evaluate all alike: eval.context_length, eval.stride)" if aspect == EVAL_CONTEXT else ""
         lines.append(
@@ -98,9 +94,8 @@ def _health(found: Recommendation) -> list[str]:
 def _ties(found: Recommendation) -> list[str]:
     if not found.ties:
         return []
-    more = f" and {len(found.ties) - MAX_TIES} more" if len(found.ties) > MAX_TIES else ""
     ties = "Within 1 % of it, with one seed" if found.reason == "one seed" else "Not distinguishable from it"
-    return [f"{ties}: {'; '.join(found.ties[:MAX_TIES])}{more}."]
+    return [f"{ties}: {listed(found.ties, MAX_TIES, '; ')}."]
 
 
 def _configuration_name(label: str, settings: Settings) -> str:

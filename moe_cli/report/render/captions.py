@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rich.text import Text
 
 from moe_cli.config.tasks import CAUSAL_MODELS
-from moe_cli.formatting import count, duration, first_line, plural, sanitise
+from moe_cli.formatting import count, duration, first_line, listed, plural, sanitise
 from moe_cli.metrics import eval_windows, format_references, sees_later_tokens, target_name_of_task, unequal_flops
 from moe_cli.report.baseline import ambiguity, baseline_command, baseline_name
 from moe_cli.report.columns import truncate_left
@@ -284,8 +284,7 @@ def _limits_of_ranking(table: ReportTable, rows: Sequence[Configuration], width:
         )
     if len(data) > 1:
         names = sorted(f"{sanitise(str(name))} {sanitise(str(digest))[:6]}" for digest, name in data.items())
-        named = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        lines += wrap(f"different data: {named}. They are ranked within one corpus only.", width, "yellow")
+        lines += wrap(f"different data: {listed(names, 4)}. They are ranked within one corpus only.", width, "yellow")
     else:
         lines += _unlike(table, [row for row in rows if row.primary_loss is not None], width)
     return lines

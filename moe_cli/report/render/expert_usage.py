@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from moe_cli.formatting import percent, plural, sanitise, sparkline
+from moe_cli.formatting import listed, percent, plural, sanitise, sparkline
 from moe_cli.report.expert_usage import ExpertUsage, LayerUsage, TopToken
 from moe_cli.report.render.terminal import plain_table, wrap
 
@@ -114,8 +114,7 @@ def _share(value: float | None) -> str:
 
 
 def _experts(dead: Sequence[int]) -> str:
-    names = [f"E{expert + 1}" for expert in dead[:4]]
-    return "none" if not dead else ",".join(names) + (f" and {len(dead) - 4} more" if len(dead) > 4 else "")
+    return listed([f"E{expert + 1}" for expert in dead], 4, ",") or "none"
 
 
 def _over_time(found: ExpertUsage, width: int, ascii_only: bool) -> list[Text]:
