@@ -291,7 +291,8 @@ def _aggregate(runs: Sequence[RunRow], baselines: Baselines) -> tuple[Configurat
         measured = zip(*(_results_of(run.results) for run in done), strict=True) if done else []
         results = Results(*(_mean(values) for values in measured))  # type: ignore[arg-type]
         execution = _mean_record([run.execution for run in done], first.execution)
-        others = {**_mean_record([run.others for run in done], first.others), **_corpus(first)}
+        corpus = {name: first.others.get(name) for name in CORPUS}
+        others = {**_mean_record([run.others for run in done], first.others), **corpus}
     row = Configuration(
         tuple(runs),
         first.settings,
@@ -303,10 +304,6 @@ def _aggregate(runs: Sequence[RunRow], baselines: Baselines) -> tuple[Configurat
     )
     baseline = baselines.find(first) if done else None
     return _compare_with_baseline(row, done, baseline) if baseline else (row, None)
-
-
-def _corpus(run: RunRow) -> Settings:
-    return {name: run.others.get(name) for name in CORPUS}
 
 
 def _mean_record(records: Sequence[Settings], first: Settings) -> Settings:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from moe_cli.config.ranges import format_setting
 from moe_cli.formatting import percent, sanitise
 from moe_cli.report.configuration import Configuration, group_comparable
 from moe_cli.report.looks import UNCOUNTED, Look
@@ -109,8 +110,9 @@ def choose(
     one_seed = has_one_seed(rows)
     pool = ranked if one_seed or not standing else standing
     first = pool[0]
-    if len(pool) > 1 and first.verdict == BETTER == pool[1].verdict and _verdict(first, pool[1], known) == BETTER:
-        first = pool[1]
+    if len(pool) > 1 and first.verdict == BETTER == pool[1].verdict:
+        other = compare(first, pool[1], known)
+        first = pool[1] if other is not None and other.verdict == BETTER else first
     reason = _reason(rows, first, baseline, one_seed, pairs)
     row, because = first, ""
     if is_collapsed(first):
@@ -247,11 +249,6 @@ def _is_cheaper(one: Configuration, other: Configuration) -> bool:
     return False
 
 
-def _verdict(best: Configuration, other: Configuration, known: Known) -> str | None:
-    found = compare(best, other, known)
-    return found.verdict if found else None
-
-
 def comparison_with_baseline(row: Configuration, name: str) -> Comparison | None:
     """Returns the table's comparison of the row with its baseline, under the given name; None without a verdict."""
     if row.verdict is None or row.vs_baseline is None or row.shared_seeds is None:
@@ -298,8 +295,6 @@ def _test_all_pairs(rows: Sequence[Configuration], look: Look) -> Known:
 
 def label(row: Record, names: Collection[str]) -> str:
     """Returns a label: expert=16 k=2, and other settings that differ."""
-    from moe_cli.config.ranges import format_setting
-
     main = ["expert=1"] if row.expert == 1 else [f"expert={row.expert}", f"k={format_setting(row.get('k'))}"]
     others = [
         f"{name}={format_setting(row.get(name))}"
