@@ -116,6 +116,11 @@ class Results:
     bigram_bpb: float | None = None
     gzip_bpb: float | None = None
 
+    @property
+    def train_flops(self) -> float | None:
+        """Returns the FLOPs of the whole training, of model and optimizer; None means unknown."""
+        return self.flops_per_token * self.tokens if self.flops_per_token and self.tokens else None
+
     @classmethod
     def from_dict(cls, values: dict[str, float | None]) -> "Results":
         """Returns the results with these fields, in a tenth of the time of the constructor. Keeps the dictionary."""

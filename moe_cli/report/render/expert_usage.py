@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from moe_cli.formatting import listed, percent, plural, sanitise, sparkline
+from moe_cli.formatting import listed, or_dash, percent, plural, sanitise, sparkline
 from moe_cli.report.expert_usage import ExpertUsage, LayerUsage, TopToken
 from moe_cli.report.render.terminal import plain_table, wrap
 
@@ -99,7 +99,7 @@ def _measures(found: ExpertUsage, width: int) -> list[Text]:
             percent(layer.max_violation, True),
             _experts(layer.dead),
             _share(layer.dropped),
-            "-" if layer.entropy is None else f"{layer.entropy:.2f}",
+            or_dash(layer.entropy, 2),
         )
         for layer in found.layers
     ]
@@ -211,8 +211,7 @@ def _ceiling(shown: LayerUsage, k: int | None) -> str:
 def _tokens(number: int, tokens: Sequence[TopToken], width: int) -> Text:
     line = f"E{number + 1:<4}"
     for token in tokens:
-        share = f"{100 * token.count / token.total:.0f} %" if token.total else "-"
-        piece = f" {spelled(token)} {share} "
+        piece = f" {spelled(token)} "
         if len(line) + len(piece) > width:
             break
         line += piece
@@ -220,7 +219,6 @@ def _tokens(number: int, tokens: Sequence[TopToken], width: int) -> Text:
 
 
 def spelled(token: TopToken) -> str:
-    """Returns the text of a token in quotes, with control characters escaped; its id if the text is not recorded."""
-    if token.text is None or "\ufffd" in token.text:
-        return f"#{token.token}"
-    return sanitise(repr(token.text[:20]))
+    """Returns a token in quotes, or its id where its text is not recorded, and the share of its choices: 'a' 56 %."""
+    text = f"#{token.token}" if token.text is None or "\ufffd" in token.text else sanitise(repr(token.text[:20]))
+    return f"{text} {100 * token.count / token.total:.0f} %" if token.total else f"{text} -"

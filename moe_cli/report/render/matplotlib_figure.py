@@ -120,11 +120,9 @@ def _curves(axes: "Axes", rows: Sequence[Configuration], score: str) -> None:
     """Draws the curve of the first run of every row, over tokens."""
     key = ESTIMATES[score]
     for index, row in enumerate(rows):
-        points = [point for point in thinned_curves(Run(Path(row.path)), [key])[key] if point.tokens is not None]
+        points = thinned_curves(Run(Path(row.path)), [key])[key]
         look = {**_look(index), "marker": ""}
-        axes.plot(
-            [float(point.tokens or 0) for point in points], [point.value for point in points], linewidth=1.4, **look
-        )
+        axes.plot([point.tokens for point in points], [point.value for point in points], linewidth=1.4, **look)
     axes.set_xlabel("training tokens; the first seed of each")
     _count_in_thousands(axes)
     axes.set_ylabel(curve_title(ESTIMATES[score]))

@@ -43,7 +43,7 @@ DERIVED: dict[str, Callable[[Configuration], float | None]] = {
     "active_flops": lambda row: row.results.forward_flops_per_token,
     "model_flops": lambda row: _product(row.results.tokens, row.results.model_flops_per_token or None),
     "optimizer_flops": lambda row: _product(row.results.steps, row.results.optimizer_flops_per_step),
-    "train_flops": lambda row: _product(row.results.flops_per_token, row.results.tokens or None),
+    "train_flops": lambda row: row.results.train_flops,
 }
 
 

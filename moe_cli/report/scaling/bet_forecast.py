@@ -291,7 +291,7 @@ class _Forecaster:
             draw(wanted),
             draw(dense) if dense is not None and has_dense else None,
             tuple(rows),
-            wanted.flops / max(map(_flops, rows)),
+            wanted.flops / max(row.results.train_flops or 0 for row in rows),
             method,
         )
 
@@ -322,7 +322,7 @@ class _Forecaster:
             f"{plural(len(self._rows), 'run')}, mean over {plural(len(self.seeds), 'seed')}. No scaling law: "
             f"{reason[min(1, len(reason) - 1)]}"
         )
-        factor = wanted.flops / max(map(_flops, self._families[own]))
+        factor = wanted.flops / max(row.results.train_flops or 0 for row in self._families[own])
         return Forecast(drawn[0], drawn[1] if len(drawn) > 1 else None, tuple(self._rows), factor, method)
 
     def _curves(self) -> tuple[SeedMeans, list[Curve]]:
@@ -367,10 +367,6 @@ class _Forecaster:
 def _is_priced(row: RunRow) -> bool:
     found = row.results
     return all(value is not None and value > 0 for value in (found.val_loss, found.tokens, found.flops_per_token))
-
-
-def _flops(row: RunRow) -> float:
-    return (row.results.tokens or 0) * (row.results.flops_per_token or 0)
 
 
 def _cell(row: RunRow) -> Cell:

@@ -154,7 +154,7 @@ def _arrays(runs: Sequence[RunRow], clusters: list[int]) -> Points:
         column(lambda run: 1 / expansion(run.settings)),
         column(lambda run: granularity(run.settings)),
         column(lambda run: run.results.tokens),
-        column(lambda run: (run.results.tokens or 0) * (run.results.flops_per_token or 0)),
+        column(lambda run: run.results.train_flops),
         column(lambda run: run.results.val_loss),
         np.array(clusters),
         column(lambda run: run.results.tokens_per_second or None),

@@ -112,7 +112,7 @@ def _overrides_of_largest(runs: Sequence[RunRow], names: Set[str]) -> tuple[list
     measured = [run for run in runs if run.results.flops_per_token and run.results.tokens and run.results.params]
     if not measured:
         return [], DEFAULT_VOCAB_SIZE
-    largest = max(measured, key=lambda run: (run.results.flops_per_token or 0) * (run.results.tokens or 0))
+    largest = max(measured, key=lambda run: run.results.train_flops or 0)
     has_budget = not names.isdisjoint(BUDGET_KEYS)
     settings = {**largest.settings, **largest.execution}
     overrides = overrides_of(settings, {*names, *(BUDGET_KEYS if has_budget else ())})
