@@ -355,11 +355,10 @@ def _add_verdicts(
 
 def _add_pareto(rows: Sequence[Configuration]) -> list[Configuration]:
     """Returns the rows with their Pareto marks, which are set where a row is comparable with others."""
-    scored = [place for place, row in enumerate(rows) if row.primary_loss is not None]
-    sizes = Counter(rows[place].comparison_key for place in scored)
     result = list(rows)
-    for place, mark in zip(scored, pareto_front([rows[place] for place in scored], COSTS), strict=True):
-        if sizes[rows[place].comparison_key] > 1:
+    for group in group_comparable(rows).values():
+        marks = pareto_front([rows[place] for place in group], COSTS)
+        for place, mark in zip(group, marks, strict=True) if len(group) > 1 else ():
             result[place] = replace(rows[place], pareto=mark)
     return result
 

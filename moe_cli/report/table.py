@@ -17,6 +17,7 @@ from moe_cli.report.configuration import (
     Configuration,
     aggregate_seeds,
     best_rows,
+    group_comparable,
 )
 from moe_cli.report.load import without_garbage_collection
 from moe_cli.report.looks import Look
@@ -209,10 +210,8 @@ def _varying(rows: Sequence[Configuration], settings: Sequence[str]) -> list[str
 def _recommended(rows: Sequence[Configuration], baseline: Settings, to_lowest: bool, look: Look) -> list[Configuration]:
     """Returns the recommended row of each group of equal data and budget that has several."""
     candidates = [row for row in rows if row.primary_loss is not None and row.is_complete and row.is_countable]
-    groups: dict[tuple[object, ...], list[Configuration]] = {}
-    for row in candidates:
-        groups.setdefault(row.comparison_key, []).append(row)
-    choices = [choose(group, baseline, to_lowest, look) for group in groups.values() if len(group) > 1]
+    groups = [[candidates[place] for place in group] for group in group_comparable(candidates).values()]
+    choices = [choose(group, baseline, to_lowest, look) for group in groups if len(group) > 1]
     return [choice.row for choice in choices if choice.reason != "worse"]
 
 

@@ -61,6 +61,10 @@ class Law:
     shift_names: tuple[str, ...]
     constant: tuple[str, ...] = ()
 
+    def on(self, points: Points, normalisation: Normalisation) -> Callable[[Array], Array]:
+        """Returns the function theta [B, P] -> log L [B, M] of these points."""
+        return lambda theta: self.log_loss(theta, points, normalisation)
+
 
 def saturated(expansion: Any, start: Any, most: Any) -> Any:
     """Computes Clark's saturation, eq. 20 of arXiv:2202.01169: 1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max.
