@@ -102,7 +102,7 @@ def find_baseline(
     return None if text is None else resolve_baseline(text, runs, extra), extra
 
 
-def resolve_baseline(text: str, runs: Sequence[RunRow], extra_baselines: Sequence[RunRow] = ()) -> Settings:
+def resolve_baseline(text: str, runs: Sequence[RunRow], extra_baselines: Sequence[RunRow]) -> Settings:
     """Returns the settings that `--baseline` names.
 
     Raises:
@@ -162,9 +162,9 @@ def dense_baseline_command(config: RunConfig) -> str:
     return _command(settings, [config.seed], {} if config.dense else DENSE)
 
 
-def baseline_command(configuration: Configuration, choice: Settings = DENSE) -> str:
-    """Returns `moe train expert=1`, or another choice, with every setting that differs from the defaults."""
-    return _command({**configuration.settings, **configuration.execution}, configuration.seeds, choice)
+def baseline_command(configuration: Configuration) -> str:
+    """Returns `moe train expert=1` with every setting that differs from the defaults."""
+    return _command({**configuration.settings, **configuration.execution}, configuration.seeds, DENSE)
 
 
 def baseline_overrides(settings: Settings, choice: Settings = DENSE) -> dict[str, Value]:

@@ -56,9 +56,7 @@ class Column:
     left: bool = False
 
 
-def result_columns(
-    rows: Collection[Configuration], baseline: Settings = DENSE, to_lowest: bool = False
-) -> list[Column]:
+def result_columns(rows: Collection[Configuration], baseline: Settings, to_lowest: bool) -> list[Column]:
     """Returns the measured columns to show for these rows. Differences are to the baseline, or to the lowest."""
     measured = [name for name in keys_of(TASK) if any(row.get(name) is not None for row in rows)]
     names = [

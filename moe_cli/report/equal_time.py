@@ -6,7 +6,7 @@ interpolated between the evaluations of its own curve. Training time is without 
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -45,8 +45,8 @@ class EqualTime:
     interval: float | None
     seeds: int
     seconds: float | None
-    is_budget: bool = False
-    missing: Mapping[str, int] = field(default_factory=dict)
+    is_budget: bool
+    missing: Mapping[str, int]
 
     @property
     def is_undecided(self) -> bool:

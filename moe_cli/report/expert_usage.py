@@ -88,8 +88,8 @@ class ExpertUsage:
     run: str
     dropped: float | None
     layers: tuple[LayerUsage, ...]
-    k: int | None = None
-    images: bool = False
+    k: int | None
+    images: bool
 
 
 def read_expert_usage(run: Run) -> ExpertUsage:

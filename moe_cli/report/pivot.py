@@ -94,7 +94,7 @@ class Pivot:
         return [self.cells.get((row, column)) for column in range(len(self.columns))]
 
 
-def make_pivot(table: ReportTable, request: str, value: str | None = None) -> Pivot:
+def make_pivot(table: ReportTable, request: str, value: str | None) -> Pivot:
     """Returns the pivot table of `ROWS:COLUMNS`, two settings that vary.
 
     Each cell is one configuration, a mean over its seeds. Configurations that share a cell are never averaged.

@@ -190,9 +190,7 @@ def compare_with_first(
     return found, len(adjusted)
 
 
-def decided_pairs(
-    groups: Sequence[Sequence[Scores]], error_rate: float = ERROR_RATE
-) -> tuple[set[tuple[int, int, int]], int]:
+def decided_pairs(groups: Sequence[Sequence[Scores]], error_rate: float) -> tuple[set[tuple[int, int, int]], int]:
     """Returns the pairs (group, member, later member) that differ, corrected for all pairs, and the number tested."""
     _, adjusted = _all_pairs(groups)
     return {place for place, p_value in adjusted.items() if p_value < error_rate}, len(adjusted)

@@ -1,7 +1,7 @@
 """Choice of the recommended configuration. The text, the table and the page use this decision."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from moe_cli.config.ranges import format_setting
 from moe_cli.formatting import percent, sanitise
@@ -84,10 +84,10 @@ class Choice:
     row: Configuration
     reason: str
     runner_up: Configuration | None
-    ties: tuple[Configuration, ...] = ()
-    passed_over: Configuration | None = None
-    because: str = ""
-    known: Known = field(default_factory=lambda: Known())
+    ties: tuple[Configuration, ...]
+    passed_over: Configuration | None
+    because: str
+    known: Known
 
 
 def choose(

@@ -31,7 +31,7 @@ def next_sweep(
     names: Collection[str],
     baseline: Settings,
     more: int | None,
-    options: Sequence[str] = (),
+    options: Sequence[str],
 ) -> NextSweep | None:
     """Returns the command of `moe sweep` over the varied settings, with the values of the contenders and enough seeds.
 

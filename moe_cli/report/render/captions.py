@@ -78,14 +78,13 @@ def _baseline(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
             f"baseline   none: {missing}differences are to the lowest. Compare with another: --baseline "
             f"SETTING=VALUE{also}",
             width,
-            "",
         )
         return lines + ([Text("  " + sanitise(baseline_command(rows[0])))] if also else [])
     lines = []
     if len(without) < len(others):
         equal = [name for name in table.aggregate.baselines.shared if name in table.varying]
         at = f", compared at equal {', '.join(equal)}" if equal else ""
-        lines += wrap(f"baseline   {sanitise(name)}{at}", width, "")
+        lines += wrap(f"baseline   {sanitise(name)}{at}", width)
     if undefined:
         which = "" if len(undefined) == len(others) else f" for {len(undefined)} of {len(others)}"
         lines += wrap(f"{UNDEFINED}{which}", width, "yellow")
