@@ -195,11 +195,8 @@ class Aggregate:
     """Configurations, and the comparisons that their verdicts are based on.
 
     Attributes:
-        columns: the names of all columns.
-        baselines: the baseline runs of the differences.
         pairs: the number of pairs that the verdicts are corrected for; None with a baseline.
         curves: the curves over training time; None where there are too many runs to read theirs.
-        pricer: the price tags.
         look: the number of this look at the verdicts, which determines their error rate.
     """
 

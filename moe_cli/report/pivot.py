@@ -60,7 +60,6 @@ class Pivot:
     Attributes:
         row_setting, column_setting: the settings of the axes.
         value: the column in the cells.
-        heading: its heading.
         direction: -1 if lower values are better, 1 if higher ones are, 0 for neither.
         also_varying: settings that differ between cells, but never within one.
         num_missing: configurations without a value.

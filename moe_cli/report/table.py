@@ -72,7 +72,6 @@ class ReportTable:
         names: the columns that the query names; empty means the default columns.
         varying: the settings that differ among `rows`.
         all_varying: the settings that differ among `all_rows`.
-        columns: the columns of a displayed table.
         best: the rows of the lowest loss.
         recommended: the recommended rows, see recommend/choice.py: one for each data and budget.
         pareto: the rows of the Pareto front in loss, FLOPs, speed and memory.

@@ -54,7 +54,6 @@ class Source:
     Attributes:
         runs: all runs that were selected.
         extra_baselines: other runs that may serve as baselines.
-        title: the title of the report.
         program: the program that made the report, with its version.
     """
 

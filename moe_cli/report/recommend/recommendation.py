@@ -261,13 +261,10 @@ class _Compared:
     """The comparable runs and their comparisons.
 
     Attributes:
-        runs: the comparable runs.
         left_out: the number of other runs, for each aspect.
-        rows: their configurations.
         names: the settings that vary.
         pairs: see `Aggregate`.
         outside: the configurations of the extra baselines.
-        look: the number of this look at the verdicts.
     """
 
     runs: Sequence[RunRow]

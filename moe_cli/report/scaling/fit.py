@@ -84,7 +84,6 @@ class Fit:
     """A law fitted to points.
 
     Attributes:
-        points: the points that it was fitted to.
         theta: the free numbers [P].
         samples: the free numbers of the bootstrap samples [B, P].
         scale: the robust standard deviation of log loss around the law, about the relative error of one run.
