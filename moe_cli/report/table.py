@@ -9,16 +9,10 @@ from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import sanitise
+from moe_cli.report.aggregate import Aggregate, aggregate_seeds
 from moe_cli.report.baseline import sweep_baseline
 from moe_cli.report.columns import CURVE, Column, column_named, heading_of, make_columns, result_columns
-from moe_cli.report.configuration import (
-    JSON_KEYS,
-    Aggregate,
-    Configuration,
-    aggregate_seeds,
-    best_rows,
-    group_comparable,
-)
+from moe_cli.report.configuration import JSON_KEYS, Configuration, best_rows, group_comparable
 from moe_cli.report.load import without_garbage_collection
 from moe_cli.report.looks import Look
 from moe_cli.report.metric_plugins import add_metrics

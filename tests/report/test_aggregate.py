@@ -8,7 +8,8 @@ import pytest
 
 from moe_cli.config.probes import ModularConfig, PhonebookConfig
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig
-from moe_cli.report.configuration import Configuration, aggregate_seeds, best_rows
+from moe_cli.report.aggregate import aggregate_seeds
+from moe_cli.report.configuration import Configuration, best_rows
 from moe_cli.report.intervals import mean_and_interval, paired_difference
 from moe_cli.report.load import rows_below
 from moe_cli.report.run_row import column_names, setting_applies, settings_of, varying_settings

@@ -10,9 +10,10 @@ from moe_cli.config.ranges import format_setting
 from moe_cli.errors import MoeError
 from moe_cli.formatting import count, first_line, plural, sanitise
 from moe_cli.metrics import EQUAL, target_name_of_task
+from moe_cli.report.aggregate import aggregate_seeds
 from moe_cli.report.baseline import baseline_name, sweep_baseline
 from moe_cli.report.comparability import BUDGET, CODE, check_across, is_comparable, select_comparable
-from moe_cli.report.configuration import Configuration, aggregate_seeds
+from moe_cli.report.configuration import Configuration
 from moe_cli.report.data_facts import NgramFacts, ngram_facts
 from moe_cli.report.equal_time import EqualTime
 from moe_cli.report.looks import Look
