@@ -29,7 +29,7 @@ from moe_cli.report.run_row import (
     settings_of,
 )
 from moe_cli.report.scaling.bets import (
-    CONFIDENCE,
+    BET_CONFIDENCE,
     FLOPS,
     TOKENS,
     Bet,
@@ -175,7 +175,7 @@ def _make_bet(folder: Path, forecaster: "_Forecaster", known: Mapping[str, Seque
     )
 
 
-_QUANTILES = ((1 - CONFIDENCE) / 2, 0.5, (1 + CONFIDENCE) / 2)
+_QUANTILES = ((1 - BET_CONFIDENCE) / 2, 0.5, (1 + BET_CONFIDENCE) / 2)
 
 
 def _share(wins: Array) -> float:

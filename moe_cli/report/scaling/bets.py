@@ -19,7 +19,7 @@ from moe_cli.files.writing import hold, make_folder
 
 FOLDER = "bets"
 # The probability of the interval, and the metrics that a bet may be on.
-CONFIDENCE = 0.8
+BET_CONFIDENCE = 0.8
 METRICS = ("val_bpb", "val_loss")
 TOKENS, FLOPS = "tokens", "FLOPs"
 
