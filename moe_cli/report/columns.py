@@ -135,10 +135,10 @@ def _sparkline(row: Configuration) -> str:
     return sparkline(values, CURVE_WIDTH) if len(values) > 1 else "-"
 
 
-def required_columns(rows: Collection[Configuration]) -> tuple[str, str]:
-    """Returns the columns of every table: the run and its score."""
+def score_column(rows: Collection[Configuration]) -> str:
+    """Returns the column of the loss that rows are ranked by."""
     judged = [row for row in rows if row.results.val_loss is not None or row.results.val_bpb is not None]
-    return ("run", "val_bpb" if all(row.results.val_bpb is not None for row in judged) else "val_loss")
+    return "val_bpb" if all(row.results.val_bpb is not None for row in judged) else "val_loss"
 
 
 def make_columns(names: Sequence[str], to_lowest: bool = False) -> list[Column]:

@@ -13,7 +13,7 @@ from moe_cli.report.columns import (
     heading_of,
     interval_of,
     make_columns,
-    required_columns,
+    score_column,
     truncate_left,
     write_with_interval,
 )
@@ -171,7 +171,7 @@ def _axis(table: ReportTable, name: str, request: str) -> str:
 
 def _value_column(table: ReportTable, name: str | None) -> str:
     if name is None:
-        return required_columns(table.rows)[1]
+        return score_column(table.rows)
     return column_named(name, [*table.aggregate.columns, *DERIVED], table.columns)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from moe_cli.files.reading import number_in
 from moe_cli.formatting import first_line, sanitise
 from moe_cli.metrics import BY_KEY
-from moe_cli.report.columns import Column, required_columns, truncate_left
+from moe_cli.report.columns import Column, score_column, truncate_left
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.html.curves_and_experts import curve_content, expert_content
 from moe_cli.report.html.downsample import rounded
@@ -66,7 +66,7 @@ class Source:
 def page_content(table: ReportTable, source: Source, sections: Sequence[Section]) -> dict[str, Any]:
     """Returns all content of the page."""
     runs = [[row] if table.by_run else table.aggregate.single_runs(row) for row in table.rows]
-    score = required_columns(table.rows)[1] if table.rows else "val_bpb"
+    score = score_column(table.rows)
     columns = _columns(table, score)
     curves, notes = curve_content(runs)
     experts, more = expert_content(runs)

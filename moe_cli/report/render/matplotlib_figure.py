@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import sanitise
 from moe_cli.metrics import BY_KEY, ESTIMATES, curve_title
-from moe_cli.report.columns import required_columns, truncate_left
+from moe_cli.report.columns import score_column, truncate_left
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.curves import thinned_curves
 from moe_cli.report.pareto import pareto_front
@@ -37,7 +37,7 @@ def figure_bytes(table: ReportTable, ending: str, title: str) -> bytes:
     except ImportError:
         raise ConfigError("figures need matplotlib, which is not installed: pip install 'moe-cli[plots]'") from None
     rows = [row for row in table.rows if row.is_complete]
-    score = required_columns(rows)[1] if rows else "val_bpb"
+    score = score_column(rows)
     rows = [row for row in rows if row.get(score) is not None]
     if not rows:
         raise ConfigError("there is nothing to draw: no run shown is complete.")

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from moe_cli.formatting import BARS, DIGITS
-from moe_cli.report.columns import CURVE, CURVE_WIDTH, DROP_ORDER, PLUS_MINUS, Column, curve_column, required_columns
+from moe_cli.report.columns import CURVE, CURVE_WIDTH, DROP_ORDER, PLUS_MINUS, Column, curve_column, score_column
 from moe_cli.report.configuration import JSON_KEYS, Configuration
 from moe_cli.report.render import terminal
 from moe_cli.report.render.captions import footer_lines, header_lines, hidden_columns_note
@@ -41,7 +41,7 @@ def report_lines(table: ReportTable, title: str, width: int, curves: bool = True
     widths = {column.name: max(map(cell_len, [column.heading, *cells[column.name]])) for column in table.columns}
     marks = [mark_of(row, table) for row in table.rows]
     room = width - (len(GAP) + max(map(len, marks)) if any(marks) else 0)
-    kept = _fitting(table.columns, widths, room, required_columns(table.rows))
+    kept = _fitting(table.columns, widths, room, ("run", score_column(table.rows)))
     used = sum(widths[column.name] + len(GAP) for column in kept)
     if (
         curves
@@ -66,7 +66,7 @@ def columns_within(columns: Sequence[Column], rows: Sequence[Configuration], wid
         column.name: max([cell_len(column.heading), *(cell_len(column.write(row)) for row in rows)])
         for column in columns
     }
-    return _fitting(columns, widths, width, required_columns(rows))
+    return _fitting(columns, widths, width, ("run", score_column(rows)))
 
 
 def mark_of(row: Configuration, table: ReportTable) -> str:
