@@ -23,7 +23,7 @@ def count(value: float) -> str:
     return f"{value:.3g}Y"
 
 
-def half_width(value: float, digits: int, form: str = "f") -> str:
+def format_half_width(value: float, digits: int, form: str = "f") -> str:
     """Formats half the width of an interval. One that rounds to nothing is small, not absent: <0.1."""
     text = f"{value:.{digits}{form}}"
     return text if float(text) or not value else f"<{10**-digits:.{digits}f}"

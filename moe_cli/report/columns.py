@@ -8,7 +8,7 @@ from pathlib import Path
 from moe_cli.config.build import did_you_mean
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
-from moe_cli.formatting import first_line, half_width, plural, sanitise, sparkline
+from moe_cli.formatting import first_line, format_half_width, plural, sanitise, sparkline
 from moe_cli.metrics import BY_KEY, METRICS, TASK, TRAINING, Metric, keys_of
 from moe_cli.plugins import names as plugin_names
 from moe_cli.report.configuration import JSON_KEYS, Configuration
@@ -230,7 +230,7 @@ def _with_interval(value: float | None, interval: float | None, digits: int, fac
     unit = " %" if factor == 100 else ""
     if interval is None:
         return text + unit
-    return text + unit + PLUS_MINUS + half_width(factor * interval, digits, form)
+    return text + unit + PLUS_MINUS + format_half_width(factor * interval, digits, form)
 
 
 def interval_of(row: Configuration, name: str) -> float | None:

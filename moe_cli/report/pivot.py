@@ -22,7 +22,7 @@ from moe_cli.report.render.terminal_chart import DERIVED, number_of
 from moe_cli.report.run_row import Value, setting_applies, settings_of, varying_settings
 from moe_cli.report.table import ReportTable
 
-DENSE, INAPPLICABLE = "dense", "-"
+DENSE_LABEL, INAPPLICABLE = "dense", "-"
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _value_column(table: ReportTable, name: str | None) -> str:
 
 def _axis_value(row: Configuration, setting: str) -> AxisValue:
     if not setting_applies(setting, row.settings):
-        label = DENSE if row.is_dense else INAPPLICABLE
+        label = DENSE_LABEL if row.is_dense else INAPPLICABLE
         return AxisValue(None, label, label, False)
     found = row.settings.get(setting)
     label = "dropless" if setting == "capacity" and found is None else truncate_left(sanitise(format_setting(found)))

@@ -1,6 +1,6 @@
 """Formats a recommendation as sentences."""
 
-from moe_cli.formatting import duration, half_width, listed, percent, plural, sanitise
+from moe_cli.formatting import duration, format_half_width, listed, percent, plural, sanitise
 from moe_cli.report.baseline import baseline_name
 from moe_cli.report.columns import format_ratio
 from moe_cli.report.comparability import EVAL_CONTEXT
@@ -202,7 +202,7 @@ def _decide(other: Comparison, what: str = "") -> str:
 def _amount(comparison: Comparison, signed: bool = False) -> str:
     value = 100 * comparison.difference
     text = f"{value:+.1f} %" if signed else f"{abs(value):.1f} %"
-    return text if comparison.interval is None else f"{text} +- {half_width(100 * comparison.interval, 1)}"
+    return text if comparison.interval is None else f"{text} +- {format_half_width(100 * comparison.interval, 1)}"
 
 
 def _cost(found: Recommendation) -> list[str]:
@@ -224,7 +224,7 @@ def _cost(found: Recommendation) -> list[str]:
     lines = [text + "."]
     equal = found.equal_time
     if equal is not None and equal.difference is not None and not equal.is_budget:
-        spread = "" if equal.interval is None else f" +- {half_width(100 * equal.interval, 1)}"
+        spread = "" if equal.interval is None else f" +- {format_half_width(100 * equal.interval, 1)}"
         base = "dense model" if found.baseline == DENSE else "baseline"
         lines.append(
             f"After the training time of the {base} ({duration(equal.seconds or 0.0)}), this model was "
