@@ -170,16 +170,16 @@ def _final_losses(run: RunRow, base: RunRow) -> tuple[float, float] | str:
     return NO_CURVE if loss is None or other is None else (loss, other)
 
 
-def _losses_at(seconds: float, run: RunRow, base: RunRow, curves: TimedCurves) -> tuple[float, float] | str:
-    """Returns the losses of both runs at a time, or the reason why they are unknown."""
-    own, other = curves.read_points(run), interpolate(curves.read_points(base), seconds)
+def _losses_at(place: float, run: RunRow, base: RunRow, curves: TimedCurves) -> tuple[float, float] | str:
+    """Returns the losses of both runs at a place of the axis, or the reason why they are unknown."""
+    own, other = curves.read_points(run), interpolate(curves.read_points(base), place)
     if not own or other is None:
         return NO_CURVE
     if not curves.is_comparable(run, base):
         return MACHINE
-    loss = interpolate(own, seconds)
+    loss = interpolate(own, place)
     if loss is None:
-        return EARLIER if own[-1][0] < seconds else LATER
+        return EARLIER if own[-1][0] < place else LATER
     return loss, other
 
 
