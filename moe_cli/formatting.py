@@ -23,7 +23,7 @@ def count(value: float) -> str:
     return f"{value:.3g}Y"
 
 
-def half_width(value: float, digits: int, form: str = "f") -> str:
+def format_half_width(value: float, digits: int, form: str = "f") -> str:
     """Formats half the width of an interval. One that rounds to nothing is small, not absent: <0.1."""
     text = f"{value:.{digits}{form}}"
     return text if float(text) or not value else f"<{10**-digits:.{digits}f}"
@@ -48,6 +48,16 @@ def _with_unit(value: float, unit: str) -> str:
 def plural(number: int, noun: str) -> str:
     """Formats a count with its noun: 1 seed, 2 seeds, 1,024 runs."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Returns the first names, and the number of others: a, b and 3 more."""
+    return separator.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def first_line(text: str | None, default: str) -> str:
+    """Returns the first line of a text that is not blank; the default for None and for a text of blanks."""
+    return next(iter((text or "").strip().splitlines()), default)
 
 
 def or_dash(value: float | None, digits: int = 3) -> str:

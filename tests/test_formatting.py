@@ -8,7 +8,7 @@ from moe_cli.formatting import (
     duration,
     format_bytes,
     format_flops,
-    half_width,
+    format_half_width,
     parse_duration,
     percent,
     plural,
@@ -96,5 +96,5 @@ def test_durations_are_read(text: str, seconds: float | None) -> None:
 
 def test_an_interval_that_rounds_to_nothing_is_small_and_not_absent() -> None:
     assert ["0.1", "<0.1", "0.0", "<0.001"] == [
-        half_width(*case) for case in [(0.05001, 1), (0.04, 1), (0.0, 1), (1e-9, 3)]
+        format_half_width(*case) for case in [(0.05001, 1), (0.04, 1), (0.0, 1), (1e-9, 3)]
     ]

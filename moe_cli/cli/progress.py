@@ -72,13 +72,12 @@ class BestSoFar:
 def best_so_far(done: Sequence[RunStatus], labels: Mapping[Path, str]) -> list[BestSoFar]:
     """Returns the best of each comparable group of runs, as in the report; empty before the first result."""
     from moe_cli.report.load import make_row
-    from moe_cli.report.run_row import comparison_key
 
     groups: dict[Any, dict[str, list[RunStatus]]] = {}
     for status in done:
         if _loss(status) is not None:
             group = groups.setdefault(
-                comparison_key(make_row(status.run, status.run.config_dict(), status.results, {})), {}
+                make_row(status.run, status.run.config_dict(), status.results, {}).comparison_key, {}
             )
             group.setdefault(_configuration(status.run), []).append(status)
     return [_best(list(group.values()), labels) for group in groups.values()]

@@ -54,6 +54,7 @@ MAX_BLOCKS = 64
 DEFAULT_TOP_K = 2
 Match = Literal["active", "total", "flops", "model_flops", "active+total+flops", "none"]
 BUDGETS = ("steps", "tokens", "flops", "model_flops", "minutes")
+BUDGET_KEYS = tuple(f"train.{name}" for name in BUDGETS)
 # Prefix of train.upcycle_from before the folder of a model of transformers.
 FOREIGN_MODEL = "hf:"
 # With train.eval_every=null. The last evaluation is at the end.

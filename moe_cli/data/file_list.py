@@ -29,7 +29,7 @@ from typing import IO
 from moe_cli.errors import DataError
 from moe_cli.files.marker import MARKER, is_outputs, is_run_folder
 from moe_cli.files.reading import Unreadable, kind_of, open_regular
-from moe_cli.formatting import sanitise
+from moe_cli.formatting import listed, sanitise
 
 # Why something is left out.
 EXCLUDED = "by data.exclude"
@@ -331,5 +331,4 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
-    return sanitise(", ".join(names[:MAX_SHOWN])) + more
+    return sanitise(listed(names, MAX_SHOWN))

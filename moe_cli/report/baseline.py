@@ -13,7 +13,7 @@ from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import is_built_in_task
 from moe_cli.errors import ConfigError, MoeError
-from moe_cli.formatting import sanitise
+from moe_cli.formatting import listed, sanitise
 from moe_cli.plugins import not_imported
 from moe_cli.report.baseline_runs import find_baselines, shared_with_dense
 from moe_cli.report.configuration import Configuration
@@ -102,7 +102,7 @@ def find_baseline(
     return None if text is None else resolve_baseline(text, runs, extra), extra
 
 
-def resolve_baseline(text: str, runs: Sequence[RunRow], extra_baselines: Sequence[RunRow] = ()) -> Settings:
+def resolve_baseline(text: str, runs: Sequence[RunRow], extra_baselines: Sequence[RunRow]) -> Settings:
     """Returns the settings that `--baseline` names.
 
     Raises:
@@ -144,12 +144,9 @@ def resolve_baseline(text: str, runs: Sequence[RunRow], extra_baselines: Sequenc
 def ambiguity(fitting: Sequence[RunRow]) -> str:
     """Names the configurations among which a baseline cannot be chosen."""
     names = varying_settings([run.settings for run in fitting], settings_of(column_names(fitting)))
-    found = list(
-        dict.fromkeys(" ".join(f"{name}={format_setting(run.get(name))}" for name in names) for run in fitting)
-    )
-    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    found = dict.fromkeys(" ".join(f"{name}={format_setting(run.get(name))}" for name in names) for run in fitting)
     return sanitise(
-        f"fits several configurations where one is needed: {'; '.join(found[:4])}{more}. Add what tells them apart."
+        f"fits several configurations where one is needed: {listed(list(found), 4, '; ')}. Add what tells them apart."
     )
 
 
@@ -165,9 +162,9 @@ def dense_baseline_command(config: RunConfig) -> str:
     return _command(settings, [config.seed], {} if config.dense else DENSE)
 
 
-def baseline_command(configuration: Configuration, choice: Settings = DENSE) -> str:
-    """Returns `moe train expert=1`, or another choice, with every setting that differs from the defaults."""
-    return _command({**configuration.settings, **configuration.execution}, configuration.seeds, choice)
+def baseline_command(configuration: Configuration) -> str:
+    """Returns `moe train expert=1` with every setting that differs from the defaults."""
+    return _command({**configuration.settings, **configuration.execution}, configuration.seeds, DENSE)
 
 
 def baseline_overrides(settings: Settings, choice: Settings = DENSE) -> dict[str, Value]:
@@ -194,16 +191,7 @@ def _command(settings: Settings, seeds: Sequence[int], choice: Settings) -> str:
     return "moe sweep " + _written({**overrides, "seed": ",".join(map(str, seeds))})
 
 
-def overrides_of(run: RunRow, without: Collection[str]) -> dict[str, Value]:
-    """Returns the settings in which a run differs from the defaults, without the seed and those given otherwise.
-
-    Raises:
-        MoeError: its settings are invalid.
-    """
-    return overrides_of_settings({**run.settings, **run.execution}, without)
-
-
-def overrides_of_settings(settings: Settings, without: Collection[str] = ()) -> dict[str, Value]:
+def overrides_of(settings: Settings, without: Collection[str] = ()) -> dict[str, Value]:
     """Returns the overrides that lead to these settings, without the seed. Raises MoeError if a setting is invalid."""
     from moe_cli.config.compose import Composer
 

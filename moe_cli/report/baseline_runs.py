@@ -9,7 +9,6 @@ from moe_cli.report.run_row import (
     RunRow,
     Settings,
     Value,
-    comparison_key,
     inapplicable_settings,
     is_baseline,
     setting_applies,
@@ -38,8 +37,8 @@ class Baselines:
 
     def find(self, run: RunRow) -> SeedRuns | None:
         """Returns the runs of the baseline of a run's configuration; None where losses may not be ranked together."""
-        found = self.runs.get(_applicable_key(run, self.shared))
-        return found if found and comparison_key(next(iter(found.values()))) == comparison_key(run) else None
+        found = self.runs.get(shared_key(run, self.shared))
+        return found if found and next(iter(found.values())).comparison_key == run.comparison_key else None
 
 
 def find_baselines(
@@ -72,7 +71,7 @@ def find_baselines(
         elif selected[0] in preferred:
             ambiguous += [next(iter(alternatives[alternative].values())) for alternative in selected]
     if "expert" in baseline:
-        for_dense = [(_dense_key(next(iter(seeds.values())), shared), seeds) for seeds in found.values()]
+        for_dense = [(shared_key(next(iter(seeds.values())), shared, DENSE), seeds) for seeds in found.values()]
         number = Counter(key for key, _ in for_dense)
         found = {**{key: seeds for key, seeds in for_dense if number[key] == 1}, **found}
     return Baselines(found, tuple(shared), tuple(ambiguous))
@@ -104,15 +103,11 @@ def _key(run: RunRow, settings: Sequence[str]) -> Key:
     return (*map(run.settings.get, settings), run.corpus_sha256)
 
 
-def _applicable_key(run: RunRow, settings: Sequence[str]) -> Key:
-    """Returns `_key` without the settings that have no effect in the run."""
+def shared_key(run: RunRow, settings: Sequence[str], model: Settings | None = None) -> Key:
+    """Returns `_key` without the settings that have no effect in a model; None means that of the run."""
     own = run.settings
-    return (*(own.get(name) if setting_applies(name, own) else None for name in settings), run.corpus_sha256)
-
-
-def _dense_key(run: RunRow, settings: Sequence[str]) -> Key:
-    """Returns `_key` with only the settings that a dense model has too."""
-    return (*(run.settings.get(name) if setting_applies(name, DENSE) else None for name in settings), run.corpus_sha256)
+    applying = own if model is None else model
+    return (*(own.get(name) if setting_applies(name, applying) else None for name in settings), run.corpus_sha256)
 
 
 def _drop_inapplicable(run: RunRow) -> RunRow:

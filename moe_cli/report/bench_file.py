@@ -31,12 +31,7 @@ HOW = "Make it there by: moe bench optimizer --experts 1,8 --json > FILE"
 
 @dataclass(frozen=True)
 class BenchedSteps:
-    """The measurements of one or several files.
-
-    Attributes:
-        files: the names of the files.
-        records: the measurements.
-    """
+    """The measurements of one or several files, with their names."""
 
     files: tuple[str, ...]
     records: Sequence[Mapping[str, Any]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from moe_cli.config.build import did_you_mean
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
-from moe_cli.formatting import half_width, plural, sanitise, sparkline
+from moe_cli.formatting import first_line, format_half_width, plural, sanitise, sparkline
 from moe_cli.metrics import BY_KEY, METRICS, TASK, TRAINING, Metric, keys_of
 from moe_cli.plugins import names as plugin_names
 from moe_cli.report.configuration import JSON_KEYS, Configuration
@@ -56,9 +56,7 @@ class Column:
     left: bool = False
 
 
-def result_columns(
-    rows: Collection[Configuration], baseline: Settings = DENSE, to_lowest: bool = False
-) -> list[Column]:
+def result_columns(rows: Collection[Configuration], baseline: Settings, to_lowest: bool) -> list[Column]:
     """Returns the measured columns to show for these rows. Differences are to the baseline, or to the lowest."""
     measured = [name for name in keys_of(TASK) if any(row.get(name) is not None for row in rows)]
     names = [
@@ -137,10 +135,10 @@ def _sparkline(row: Configuration) -> str:
     return sparkline(values, CURVE_WIDTH) if len(values) > 1 else "-"
 
 
-def required_columns(rows: Collection[Configuration]) -> tuple[str, str]:
-    """Returns the columns of every table: the run and its score."""
+def score_column(rows: Collection[Configuration]) -> str:
+    """Returns the column of the loss that rows are ranked by."""
     judged = [row for row in rows if row.results.val_loss is not None or row.results.val_bpb is not None]
-    return ("run", "val_bpb" if all(row.results.val_bpb is not None for row in judged) else "val_loss")
+    return "val_bpb" if all(row.results.val_bpb is not None for row in judged) else "val_loss"
 
 
 def make_columns(names: Sequence[str], to_lowest: bool = False) -> list[Column]:
@@ -196,7 +194,7 @@ def _writer(name: str) -> Callable[[Configuration], str]:
         if not setting_applies(name, row.settings) and row.expert is not None:
             return "-"
         if name == "reason" and isinstance(value, str) and value:
-            return sanitise(value.strip().splitlines()[0])[:MAX_CELL_WIDTH]
+            return sanitise(first_line(value, "-"))[:MAX_CELL_WIDTH]
         if name == "capacity" and value is None and row.expert is not None:
             return "dropless"
         return cell(value)
@@ -232,7 +230,7 @@ def _with_interval(value: float | None, interval: float | None, digits: int, fac
     unit = " %" if factor == 100 else ""
     if interval is None:
         return text + unit
-    return text + unit + PLUS_MINUS + half_width(factor * interval, digits, form)
+    return text + unit + PLUS_MINUS + format_half_width(factor * interval, digits, form)
 
 
 def interval_of(row: Configuration, name: str) -> float | None:
@@ -262,29 +260,27 @@ def _loss(name: str) -> Callable[[Configuration], str]:
     return lambda row: _with_interval(row.number(name), row.number(f"{name}_interval"), BY_KEY[name].digits)
 
 
-def _vs_baseline(row: Configuration) -> str:
-    if row.vs_baseline == 0 and row.is_own_baseline:
-        return "0"
-    return _with_interval(row.vs_baseline, row.vs_baseline_interval, 1, 100, "+")
+def _difference(name: str) -> Callable[[Configuration], str]:
+    def write(row: Configuration) -> str:
+        value = row.number(name)
+        if value == 0 and row.is_own_baseline:
+            return "0"
+        return _with_interval(value, row.number(f"{name}_interval"), 1, 100, "+")
 
-
-def _equal_time(row: Configuration) -> str:
-    if row.equal_time == 0 and row.is_own_baseline:
-        return "0"
-    return _with_interval(row.equal_time, row.equal_time_interval, 1, 100, "+")
+    return write
 
 
 def _ratio(name: str) -> Callable[[Configuration], str]:
     return lambda row: "-" if row.price is None else format_ratio(row.price.ratio(name))
 
 
-def format_ratio(ratio: Ratio, intervals: bool = True) -> str:
+def format_ratio(ratio: Ratio) -> str:
     """Returns a ratio such as 1.32 (1.10 to 1.61), 1.32 (above 1.10), or the bound above 1.50; `-` if unknown."""
     low, high = (None if limit is None else f"{limit:.2f}" for limit in (ratio.low, ratio.high))
     limits = f"{low} to {high}" if low and high else f"above {low}" if low else f"below {high}" if high else ""
     if ratio.value is None:
         return limits or "-"
-    return f"{ratio.value:.2f}" + (f" ({limits})" if limits and intervals else "")
+    return f"{ratio.value:.2f}" + (f" ({limits})" if limits else "")
 
 
 def _shared_seeds(row: Configuration) -> str:
@@ -300,10 +296,6 @@ def _verdict(row: Configuration) -> str:
     return f"{row.verdict}" + (f", +{plural(row.more_seeds, 'seed')}" if row.more_seeds else "")
 
 
-def _value(name: str) -> Callable[[Configuration], str]:
-    return _written(BY_KEY[name])
-
-
 def _written(metric: Metric) -> Callable[[Configuration], str]:
     def write(row: Configuration) -> str:
         value = row.number(metric.key)
@@ -314,15 +306,14 @@ def _written(metric: Metric) -> Callable[[Configuration], str]:
 
 _WRITERS: dict[str, Callable[[Configuration], str]] = {
     **{name: _loss(name) for name in ("val_loss", "val_bpb", "capacity_val_loss")},
-    "vs_baseline": _vs_baseline,
-    "equal_time": _equal_time,
+    **{name: _difference(name) for name in ("vs_baseline", "equal_time")},
     **{name: _ratio(name) for name in ("compute_multiplier", "effective_speedup")},
     "shared_seeds": _shared_seeds,
 }
 _RESULTS = {
     "verdict": Column("verdict", "verdict", _verdict, left=True),
     **{
-        metric.key: Column(metric.key, metric.label, _WRITERS.get(metric.key) or _value(metric.key))
+        metric.key: Column(metric.key, metric.label, _WRITERS.get(metric.key) or _written(metric))
         for metric in METRICS
         if metric.kind != TRAINING
     },

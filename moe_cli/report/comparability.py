@@ -38,8 +38,7 @@ def check_across(names: Collection[str]) -> frozenset[str]:
     for name in names:
         if name not in ASPECTS:
             raise ConfigError(
-                f"no aspect '{name}' to compare across.{did_you_mean(name, ASPECTS) or ''} There are: "
-                f"{', '.join(ASPECTS)}"
+                f"no aspect '{name}' to compare across.{did_you_mean(name, ASPECTS)} There are: {', '.join(ASPECTS)}"
             )
     return frozenset(names)
 
@@ -88,7 +87,7 @@ def budget_aspect(settings: Mapping[str, Any], tokens: float | None) -> tuple[st
     return ("tokens", tokens)
 
 
-def select_comparable(rows: Collection["RunRow"], across: Collection[str] = ()) -> ComparableRuns:
+def select_comparable(rows: Collection["RunRow"], across: Collection[str]) -> ComparableRuns:
     """Returns the complete runs of the largest comparable group (`_largest_group`). Aspects in `across` may differ."""
     kept = list(rows)
     left_out: dict[str, int] = {}

@@ -12,24 +12,27 @@ from moe_cli.runs.folder import Run
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One value of a metric; `tokens` are those seen in training by then, None where the run does not say."""
+    """One value of a metric; `tokens` are those seen in training by then."""
 
     step: int
-    tokens: int | None
+    tokens: int
     value: float
 
 
 def thinned_curves(run: Run, metrics: Collection[str]) -> dict[str, list[CurvePoint]]:
-    """Returns the finite values of some metrics by step, each curve thinned: see `moe_cli.runs.curves.ThinnedCurve`."""
+    """Returns the finite values of some metrics by step, each curve thinned: see `moe_cli.runs.curves.ThinnedCurve`.
+
+    Values of which the run does not say the tokens are left out.
+    """
     curves = {metric: ThinnedCurve() for metric in metrics}
     for step, tokens, metric, value in read_values(run, metrics):
         curves[metric].add(step, value, tokens)
     per_step = tokens_per_step(run)
     return {
         metric: [
-            CurvePoint(int(step), tokens_at(tokens, int(step), per_step), value)
-            for step, (value, tokens) in sorted(curve.points.items())
-            if not math.isnan(value)
+            CurvePoint(int(step), tokens, value)
+            for step, (value, recorded) in sorted(curve.points.items())
+            if not math.isnan(value) and (tokens := tokens_at(recorded, int(step), per_step)) is not None
         ]
         for metric, curve in curves.items()
     }

@@ -6,12 +6,13 @@ interpolated between the evaluations of its own curve. Training time is without 
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from moe_cli.files.reading import number_in
 from moe_cli.metrics import ESTIMATES
+from moe_cli.report.baseline_runs import SeedRuns
 from moe_cli.report.comparability import budget_aspect
 from moe_cli.report.intervals import mean_and_interval, paired_difference
 from moe_cli.report.run_row import RunRow
@@ -25,7 +26,6 @@ NO_CURVE, EARLIER, LATER, MACHINE = "no curve", "ended earlier", "not evaluated 
 # The quantity over which curves are read. FLOPs are those of training, of model and optimizer.
 SECONDS, TOKENS, FLOPS = "seconds", "tokens", "FLOPs"
 Points = Sequence[tuple[float, float]]
-SeedRuns = Mapping[int | None, RunRow]
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,13 @@ class EqualTime:
     interval: float | None
     seeds: int
     seconds: float | None
-    is_budget: bool = False
-    missing: Mapping[str, int] = field(default_factory=dict)
+    is_budget: bool
+    missing: Mapping[str, int]
+
+    @property
+    def is_undecided(self) -> bool:
+        """Returns whether the interval contains no difference."""
+        return self.interval is not None and abs(self.difference or 0.0) <= self.interval
 
 
 class TimedCurves:
@@ -165,16 +170,16 @@ def _final_losses(run: RunRow, base: RunRow) -> tuple[float, float] | str:
     return NO_CURVE if loss is None or other is None else (loss, other)
 
 
-def _losses_at(seconds: float, run: RunRow, base: RunRow, curves: TimedCurves) -> tuple[float, float] | str:
-    """Returns the losses of both runs at a time, or the reason why they are unknown."""
-    own, other = curves.read_points(run), interpolate(curves.read_points(base), seconds)
+def _losses_at(place: float, run: RunRow, base: RunRow, curves: TimedCurves) -> tuple[float, float] | str:
+    """Returns the losses of both runs at a place of the axis, or the reason why they are unknown."""
+    own, other = curves.read_points(run), interpolate(curves.read_points(base), place)
     if not own or other is None:
         return NO_CURVE
     if not curves.is_comparable(run, base):
         return MACHINE
-    loss = interpolate(own, seconds)
+    loss = interpolate(own, place)
     if loss is None:
-        return EARLIER if own[-1][0] < seconds else LATER
+        return EARLIER if own[-1][0] < place else LATER
     return loss, other
 
 

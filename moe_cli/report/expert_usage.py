@@ -15,6 +15,8 @@ from moe_cli.runs.folder import Run
 
 # The loads of this many evaluations are kept per layer.
 MAX_LOOKS = 1024
+# Longer lists of counts are none.
+MAX_EXPERTS = 65_536
 Curve = tuple[tuple[int, float], ...]
 
 
@@ -86,8 +88,8 @@ class ExpertUsage:
     run: str
     dropped: float | None
     layers: tuple[LayerUsage, ...]
-    k: int | None = None
-    images: bool = False
+    k: int | None
+    images: bool
 
 
 def read_expert_usage(run: Run) -> ExpertUsage:
@@ -95,7 +97,7 @@ def read_expert_usage(run: Run) -> ExpertUsage:
     by_layer: dict[int, _Looks] = {}
     for record in run.read_routing():
         layer, step = whole_number_in(record.get("layer")), whole_number_in(record.get("step"))
-        if layer is not None and step is not None and _counts(record.get("tokens_per_expert")):
+        if layer is not None and step is not None and counts_in(record.get("tokens_per_expert")):
             by_layer.setdefault(layer, _Looks()).add(record)
     config = run.config_dict()
     dropped = _fraction((run.summary() or {}).get("dropped_fraction"))
@@ -154,9 +156,10 @@ def _layer(number: int, records: list[dict[str, Any]]) -> LayerUsage:
     )
 
 
-def _counts(value: Any) -> bool:
-    """Returns whether the value is a list of numbers that can be a load."""
-    return isinstance(value, list) and 0 < len(value) <= 65_536 and all(_fraction(count) is not None for count in value)
+def counts_in(values: Any) -> list[float]:
+    """Returns the counts of assignments of experts; empty where a file has something else."""
+    counts = [_fraction(value) for value in values] if isinstance(values, list) and len(values) <= MAX_EXPERTS else []
+    return [] if None in counts else [count or 0.0 for count in counts]
 
 
 def _fraction(value: Any) -> float | None:
@@ -172,8 +175,8 @@ def _load(record: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def _dropped(record: Mapping[str, Any]) -> float | None:
-    kept, assigned = record.get("kept_per_expert"), math.fsum(record["tokens_per_expert"])
-    return 1 - math.fsum(kept) / assigned if isinstance(kept, list) and _counts(kept) and assigned else None
+    kept, assigned = counts_in(record.get("kept_per_expert")), math.fsum(record["tokens_per_expert"])
+    return 1 - math.fsum(kept) / assigned if kept and assigned else None
 
 
 def _curve(values: Mapping[int, Any]) -> Curve:
@@ -181,7 +184,7 @@ def _curve(values: Mapping[int, Any]) -> Curve:
 
 
 def _co_activation(table: Any, size: int) -> tuple[tuple[float, ...], ...]:
-    if not isinstance(table, list) or len(table) != size or not all(_counts(row) and len(row) == size for row in table):
+    if not isinstance(table, list) or len(table) != size or any(len(counts_in(row)) != size for row in table):
         return ()
     return tuple(
         tuple(float(value) / row[expert] if row[expert] else 0.0 for value in row) for expert, row in enumerate(table)
@@ -191,7 +194,7 @@ def _co_activation(table: Any, size: int) -> tuple[tuple[float, ...], ...]:
 def _by_domain(table: Any, size: int) -> dict[str, tuple[float, ...]]:
     if not isinstance(table, dict):
         return {}
-    known = {str(name): row for name, row in table.items() if _counts(row) and len(row) == size and sum(row)}
+    known = {str(name): row for name, row in table.items() if len(counts_in(row)) == size and sum(row)}
     if len(known) < 2:  # the shares of the only domain are those of the load
         return {}
     return {name: tuple(value / sum(row) for value in row) for name, row in known.items()}
@@ -218,9 +221,7 @@ def expert_load(run: Run) -> dict[int, list[float]]:
     """Returns, for each sparse layer, the number of tokens that chose each expert at the newest evaluation."""
     newest: dict[int, list[float]] = {}
     for record in run.read_routing():
-        layer, counts = record.get("layer"), record.get("tokens_per_expert")
-        if isinstance(layer, int) and isinstance(counts, list) and counts:
-            known = [number_in(count) for count in counts]
-            if all(count is not None and count >= 0 for count in known):
-                newest[layer] = [count or 0.0 for count in known]
+        layer, counts = record.get("layer"), counts_in(record.get("tokens_per_expert"))
+        if isinstance(layer, int) and counts:
+            newest[layer] = counts
     return dict(sorted(newest.items()))

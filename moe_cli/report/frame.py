@@ -49,13 +49,8 @@ def _series(name: str, values: list[Any]) -> "pd.Series[Any]":
 def _dtype(values: Sequence[Any]) -> str:
     """Returns the narrowest type of all values."""
     kinds = {type(value) for value in values if value is not None}
-    if kinds == {bool}:
-        return "boolean"
-    if kinds == {int}:
-        return "Int64"
-    if kinds == {float}:
-        return "float64"
-    return "str" if kinds == {str} else "object"
+    names = {bool: "boolean", int: "Int64", float: "float64", str: "str"}
+    return names.get(kinds.pop(), "object") if len(kinds) == 1 else "object"
 
 
 def text_series(name: str, values: Sequence[str | None]) -> "pd.Series[Any]":

@@ -6,13 +6,13 @@ other sweeps on the same validation set: these counts show them.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from moe_cli.files.reading import read_json
 from moe_cli.formatting import plural, sanitise
+from moe_cli.report.looks import seeds_of
 from moe_cli.report.run_row import RunRow
 from moe_cli.report.sweep_record import entries, read_record
 from moe_cli.runs.lookup import list_runs
@@ -72,7 +72,7 @@ def read_ledger(outputs: Path, known: Sequence[RunRow] = ()) -> list[ValidationU
     for folder, names in folders.items():
         for look in entries(read_record(folder), "looks"):
             baseline = json.dumps(look.get("baseline"), sort_keys=True)
-            seeds = _seeds(look)
+            seeds = seeds_of(look)
             for name, number in seeds.items():
                 digest, corpus = _data_of(folder / name, data) if name in names else (None, None)
                 count = counts.setdefault(digest, _Count())
@@ -93,13 +93,6 @@ def read_ledger(outputs: Path, known: Sequence[RunRow] = ()) -> list[ValidationU
         for digest, count in counts.items()
     ]
     return sorted(found, key=lambda use: (use.data is None, -use.comparisons, use.data or ""))
-
-
-def _seeds(look: Mapping[str, Any]) -> dict[str, int]:
-    """Returns the number of seeds of each configuration of a look, by the name of a run."""
-    found = look.get("seeds")
-    known = found.items() if isinstance(found, dict) else ()
-    return {name: number for name, number in known if isinstance(number, int) and not isinstance(number, bool)}
 
 
 def _data_of(path: Path, data: dict[str, tuple[str | None, str | None]]) -> tuple[str | None, str | None]:

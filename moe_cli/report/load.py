@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -34,8 +34,6 @@ from moe_cli.runs.lookup import find_runs, list_runs
 from moe_cli.runs.tags import parse_tags
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import pandas as pd
 
 UNITS = {key: BY_KEY[key].unit for key in RESULTS}
@@ -139,7 +137,7 @@ def read_rows(runs: Sequence[Run]) -> list[RunRow]:
 
 
 @contextmanager
-def without_garbage_collection() -> "Iterator[None]":
+def without_garbage_collection() -> Iterator[None]:
     """Millions of small objects are made that all stay: collecting garbage would take a third of the time."""
     collecting = gc.isenabled()
     gc.disable()

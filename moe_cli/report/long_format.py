@@ -12,6 +12,7 @@ from moe_cli.errors import RunNotFound
 from moe_cli.files.reading import whole_number_in
 from moe_cli.metrics import BY_KEY, LAYER_METRICS
 from moe_cli.report.curves import measured_value, read_values, tokens_at, tokens_per_step
+from moe_cli.report.expert_usage import counts_in
 from moe_cli.report.frame import frame_of
 from moe_cli.runs.folder import Run
 from moe_cli.runs.lookup import list_runs_by_age
@@ -118,7 +119,7 @@ def _latest_records(run: Run) -> dict[tuple[int, bool, int], Mapping[str, Any]]:
     used = ("tokens_per_expert", "kept_per_expert", *LAYER_UNITS)
     for record in run.read_routing():
         step, layer = whole_number_in(record.get("step")), whole_number_in(record.get("layer"))
-        if step is not None and layer is not None and _counts(record.get("tokens_per_expert")):
+        if step is not None and layer is not None and counts_in(record.get("tokens_per_expert")):
             few = {key: record[key] for key in used if key in record}
             records[step, record.get("whole_split") is True, layer] = few
     # The saturation at each step is known at the end only, and recorded there.
@@ -141,8 +142,8 @@ class _RecordKey:
 
 
 def _add_layer(columns: dict[str, list[Any]], run: Run, place: _RecordKey, record: Mapping[str, Any]) -> None:
-    assignments = _counts(record["tokens_per_expert"])
-    kept = _counts(record.get("kept_per_expert"))
+    assignments = counts_in(record["tokens_per_expert"])
+    kept = counts_in(record.get("kept_per_expert"))
     total = math.fsum(assignments)
     size = len(assignments)
     same = {
@@ -160,15 +161,3 @@ def _add_layer(columns: dict[str, list[Any]], run: Run, place: _RecordKey, recor
     columns["share"] += [count / total if total else math.nan for count in assignments]
     columns["assignments"] += assignments
     columns["kept_assignments"] += kept if len(kept) == size else [math.nan] * size
-
-
-def _counts(values: Any) -> list[float]:
-    """Counts of assignments; empty where they are not all counts."""
-    if not isinstance(values, list):
-        return []
-    counts = [measured_value(value) for value in values]
-    return (
-        []
-        if any(count is None or not 0 <= count < math.inf for count in counts)
-        else [count or 0.0 for count in counts]
-    )

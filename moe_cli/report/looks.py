@@ -83,7 +83,7 @@ def look_at(compared: Sequence[Compared], baseline: Mapping[str, Any] | None) ->
     records = {folder: read_record(Path(folder)) for folder in {folder for row in tested for folder in _folders(row)}}
     kept = dict(baseline) if baseline is not None else None
     looks = {
-        folder: [look for look in entries(record, "looks") if look.get("baseline") == kept]
+        folder: [seeds_of(look) for look in entries(record, "looks") if look.get("baseline") == kept]
         for folder, record in records.items()
         if record
     }
@@ -91,7 +91,8 @@ def look_at(compared: Sequence[Compared], baseline: Mapping[str, Any] | None) ->
     new: dict[str, dict[str, int]] = {folder: {} for folder in looks}
     for row in tested:
         folders = _folders(row)
-        before = {seeds for folder in folders for look in looks.get(folder, ()) for seeds in _seeds(look, row)}
+        past = [seeds for folder in folders for seeds in looks.get(folder, ())]
+        before = {seeds[run.run] for seeds in past for run in row.runs if run.run in seeds}
         is_new = row.seeds > max(before, default=0)
         number = max(number, len(before) + is_new)
         for folder in folders.keys() & new.keys() if is_new else ():
@@ -141,8 +142,8 @@ def _folders(row: Compared) -> dict[str, str]:
     return {os.path.dirname(run.path): os.path.basename(run.path) for run in reversed(row.runs)}
 
 
-def _seeds(look: Mapping[str, Any], row: Compared) -> set[int]:
-    """Returns the numbers of seeds of the configuration that a past look had."""
-    known = look.get("seeds")
-    found = [known.get(run.run) for run in row.runs] if isinstance(known, dict) else []
-    return {seeds for seeds in found if isinstance(seeds, int) and not isinstance(seeds, bool)}
+def seeds_of(look: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the number of seeds of each configuration of a past look, by the name of a run."""
+    found = look.get("seeds")
+    known = found.items() if isinstance(found, dict) else ()
+    return {name: number for name, number in known if isinstance(number, int) and not isinstance(number, bool)}

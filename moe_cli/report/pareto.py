@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from moe_cli.metrics import EQUAL
-from moe_cli.report.run_row import Record, comparison_key
+from moe_cli.report.run_row import Record
 
 # Times and peak memory differ by 10 % between equal runs, and FLOPs are matched to EQUAL. Values within these factors
 # count as equal. Everything else is compared exactly.
@@ -110,7 +110,7 @@ def fronts_of(
     marks = [False] * len(rows)
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, row in enumerate(rows):
-        groups.setdefault(comparison_key(row), []).append(place)
+        groups.setdefault(row.comparison_key, []).append(place)
     for places in groups.values():
         if len(places) == 1:
             continue

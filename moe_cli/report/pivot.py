@@ -13,16 +13,16 @@ from moe_cli.report.columns import (
     heading_of,
     interval_of,
     make_columns,
-    required_columns,
+    score_column,
     truncate_left,
     write_with_interval,
 )
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.render.terminal_chart import DERIVED, number_of
-from moe_cli.report.run_row import Value, comparison_key, setting_applies, settings_of, varying_settings
+from moe_cli.report.run_row import Value, setting_applies, settings_of, varying_settings
 from moe_cli.report.table import ReportTable
 
-DENSE, INAPPLICABLE = "dense", "-"
+DENSE_LABEL, INAPPLICABLE = "dense", "-"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,6 @@ class Pivot:
     Attributes:
         row_setting, column_setting: the settings of the axes.
         value: the column in the cells.
-        heading: its heading.
         direction: -1 if lower values are better, 1 if higher ones are, 0 for neither.
         also_varying: settings that differ between cells, but never within one.
         num_missing: configurations without a value.
@@ -94,7 +93,7 @@ class Pivot:
         return [self.cells.get((row, column)) for column in range(len(self.columns))]
 
 
-def make_pivot(table: ReportTable, request: str, value: str | None = None) -> Pivot:
+def make_pivot(table: ReportTable, request: str, value: str | None) -> Pivot:
     """Returns the pivot table of `ROWS:COLUMNS`, two settings that vary.
 
     Each cell is one configuration, a mean over its seeds. Configurations that share a cell are never averaged.
@@ -172,13 +171,13 @@ def _axis(table: ReportTable, name: str, request: str) -> str:
 
 def _value_column(table: ReportTable, name: str | None) -> str:
     if name is None:
-        return required_columns(table.rows)[1]
+        return score_column(table.rows)
     return column_named(name, [*table.aggregate.columns, *DERIVED], table.columns)
 
 
 def _axis_value(row: Configuration, setting: str) -> AxisValue:
     if not setting_applies(setting, row.settings):
-        label = DENSE if row.is_dense else INAPPLICABLE
+        label = DENSE_LABEL if row.is_dense else INAPPLICABLE
         return AxisValue(None, label, label, False)
     found = row.settings.get(setting)
     label = "dropless" if setting == "capacity" and found is None else truncate_left(sanitise(format_setting(found)))
@@ -226,7 +225,7 @@ def _best(known: Sequence[tuple[Configuration, float]], direction: int) -> list[
         return []
     groups: dict[tuple[object, ...], list[tuple[Configuration, float]]] = {}
     for row, value in known:
-        groups.setdefault(comparison_key(row), []).append((row, direction * value))
+        groups.setdefault(row.comparison_key, []).append((row, direction * value))
     return [
         row
         for group in groups.values()

@@ -21,20 +21,18 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from moe_cli.config.schema import BUDGETS
+from moe_cli.config.schema import BUDGET_KEYS
 from moe_cli.errors import ConfigError
+from moe_cli.report.baseline_runs import Key, SeedRuns, shared_key
 from moe_cli.report.bench_file import BenchedSteps, read_bench_files
 from moe_cli.report.comparability import budget_aspect
 from moe_cli.report.equal_time import is_same_machine
-from moe_cli.report.intervals import mean_and_interval, t_quantile
-from moe_cli.report.run_row import DENSE, RunRow, Settings, Value, comparison_key, setting_applies
+from moe_cli.report.intervals import CONFIDENCE, mean_and_interval, t_quantile
+from moe_cli.report.run_row import DENSE, RunRow, Settings
 from moe_cli.runs.folder import COMPLETED
 
-BUDGET_KEYS = tuple(f"train.{name}" for name in BUDGETS)
-CONFIDENCE = 0.95
 # The ratios of a price tag, by the names of their metrics.
 PRICES = ("compute_multiplier", "time_tax", "effective_speedup")
-SeedRuns = Mapping[int | None, RunRow]
 Losses = Mapping[int, float]
 
 
@@ -153,11 +151,11 @@ class Pricer:
     ) -> None:
         self.pricing = pricing or Pricing()
         self._shared = [name for name in shared if name not in BUDGET_KEYS]
-        self._found: dict[tuple[Value, ...], dict[object, dict[int, RunRow]]] = {}
+        self._found: dict[Key, dict[object, dict[int, RunRow]]] = {}
         dense = [run for run in runs if run.is_dense and run.status == COMPLETED] if baseline == DENSE else []
         for run in sorted(dense, key=lambda run: run.created or 0):  # the newest run of a seed counts
             if run.seed is not None and run.results.tokens:
-                by_budget = self._found.setdefault(self._key(run), {})
+                by_budget = self._found.setdefault(shared_key(run, self._shared), {})
                 by_budget.setdefault(budget_aspect(run.settings, run.results.tokens), {})[run.seed] = run
 
     def price(self, runs: Sequence[RunRow], baseline: SeedRuns) -> Price | None:
@@ -175,22 +173,19 @@ class Pricer:
         if not own.keys() & same.keys():
             return None
         steps, law = self.pricing.steps, self.pricing.law
-        tax = _time_tax(pairs) if steps is None else Ratio(steps.time_tax(*pairs[0]))
-        if law is not None:
+        if law is None:
+            found = price_over_budgets(pairs, self._budgets(pairs[0]))
+        else:
             shared = sorted(own.keys() & same.keys())
             multiplier = geometric_mean([law.multiplier(same[seed], own[seed]) for seed in shared])
-            return Price(multiplier, tax, (), len(shared))
-        return replace(price_over_budgets(pairs, self._budgets(pairs[0])), time_tax=tax)
+            found = Price(multiplier, _time_tax(pairs), (), len(shared))
+        return found if steps is None else replace(found, time_tax=Ratio(steps.time_tax(*pairs[0])))
 
     def _budgets(self, pair: tuple[RunRow, RunRow]) -> list[list[RunRow]]:
         """Returns the baseline's runs of each budget, on the data and the evaluation of a run."""
-        text = comparison_key(pair[0])[0]
-        found = [list(seeds.values()) for seeds in self._found.get(self._key(pair[0]), {}).values()]
-        return [runs for runs in found if comparison_key(runs[0])[0] == text] or [[pair[1]]]
-
-    def _key(self, run: RunRow) -> tuple[Value, ...]:
-        own = run.settings
-        return (*(own.get(name) if setting_applies(name, own) else None for name in self._shared), run.corpus_sha256)
+        text = pair[0].comparison_key[0]
+        found = [list(seeds.values()) for seeds in self._found.get(shared_key(pair[0], self._shared), {}).values()]
+        return [runs for runs in found if runs[0].comparison_key[0] == text] or [[pair[1]]]
 
 
 def price_over_budgets(pairs: Sequence[tuple[RunRow, RunRow]], budgets: Iterable[Sequence[RunRow]]) -> Price:
@@ -298,7 +293,7 @@ def geometric_mean(values: Sequence[float]) -> Ratio:
     """Returns the geometric mean of positive values with the t-interval of their logarithms."""
     if not values:
         return Ratio()
-    found = mean_and_interval([math.log(value) for value in values], CONFIDENCE)
+    found = mean_and_interval([math.log(value) for value in values])
     if found.half_width is None:
         return Ratio(values[0])
     return Ratio(*(math.exp(found.mean + sign * found.half_width) for sign in (0, -1, 1)))

@@ -6,13 +6,12 @@ from pathlib import Path
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.files.writing import is_inside_outputs, write_bytes
 from moe_cli.formatting import sanitise
-from moe_cli.report.html.page import GENERATOR
 
 # The name of the generating program is within these bytes of a page.
 HEAD_BYTES = 4096
 
 
-def check_overwrite(path: Path, command: str = GENERATOR) -> None:
+def check_overwrite(path: Path, command: str) -> None:
     """Raises ConfigError if the file exists and is not a page of this command, which must not be overwritten."""
     try:
         with open(path, "rb") as file:

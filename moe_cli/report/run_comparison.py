@@ -1,7 +1,6 @@
 """Comparison of two runs: settings, results, curves, and whether their results are comparable."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,12 +9,12 @@ from moe_cli.files.reading import number_in
 from moe_cli.formatting import count
 from moe_cli.metrics import BY_KEY, LOSS, ROUTING, SIZE, SPEED, eval_windows, keys_of
 from moe_cli.report.comparability import TOKENIZER_SETTINGS, budget_aspect, data_aspect, validation_aspect
+from moe_cli.report.curves import tokens_per_step
 from moe_cli.report.expert_usage import expert_load
 from moe_cli.runs.curves import Curve, validation_curves
 from moe_cli.runs.folder import Run
 from moe_cli.runs.status import RunStatus, read_status
 
-PER_STEP = ("train.batch_size", "train.grad_accumulation", "model.context_length")
 # Not comparable between different texts.
 LOSS_METRICS = keys_of(LOSS)
 PER_TOKEN = tuple(key for key in LOSS_METRICS if key != "val_bpb")
@@ -96,7 +95,7 @@ def compare_runs(first: Run, second: Run) -> RunComparison:
     settings = {
         key: (configs[0].get(key), configs[1].get(key)) for key in names if configs[0].get(key) != configs[1].get(key)
     }
-    caveats, meaningless = _caveats(a, b, settings)
+    caveats, meaningless = _caveats((a, b), configs, settings)
     results = _results(a), _results(b)
     measures = []
     for name in SHOWN:
@@ -126,34 +125,35 @@ def _verdict(name: str, a: float | None, b: float | None) -> str:
     return "better" if (b - a) * metric.direction > 0 else "worse"
 
 
-def _caveats(a: RunStatus, b: RunStatus, settings: Mapping[str, Any]) -> tuple[list[str], set[str]]:
+def _caveats(
+    runs: Sequence[RunStatus], configs: Sequence[Mapping[str, Any]], differing: Collection[str]
+) -> tuple[list[str], set[str]]:
     """Returns the reasons why two runs are not comparable, and the metrics whose difference is then meaningless."""
     caveats, meaningless = [], set[str]()
-    flat = [flatten_dict(status.run.config_dict()) for status in (a, b)]
-    texts = [_text(status) for status in (a, b)]
+    texts = [_text(status) for status in runs]
     if None in texts:
         texts = ["unknown", "unknown"]
-    data = [data_aspect(*pair) for pair in zip(flat, texts, strict=True)]
-    if data[0] != data[1] or validation_aspect(flat[0]) != validation_aspect(flat[1]):
+    data = [data_aspect(*pair) for pair in zip(configs, texts, strict=True)]
+    if data[0] != data[1] or validation_aspect(configs[0]) != validation_aspect(configs[1]):
         cause = "learned different tasks" if data[0][1] != data[1][1] else "learned from different texts"
         caveats.append(f"they {cause}: no loss of one says anything about the other")
         meaningless |= set(LOSS_METRICS)
-    if {*TOKENIZER_SETTINGS} & {*settings}:
+    if not {*TOKENIZER_SETTINGS}.isdisjoint(differing):
         caveats.append("their tokens differ: losses per token cannot be compared, bits per byte can")
         meaningless |= set(PER_TOKEN)
-    if eval_windows(flat[0]) != eval_windows(flat[1]):
+    if eval_windows(configs[0]) != eval_windows(configs[1]):
         caveats.append(
             "their validation tokens have unlike contexts: give both the same eval.context_length and eval.stride"
         )
         meaningless |= set(LOSS_METRICS) - {"train_loss"}
-    tokens = [number_in(status.results.get("tokens")) for status in (a, b)]
-    budgets = [budget_aspect(*pair) for pair in zip(flat, tokens, strict=True)]
+    tokens = [number_in(status.results.get("tokens")) for status in runs]
+    budgets = [budget_aspect(*pair) for pair in zip(configs, tokens, strict=True)]
     if None not in tokens and budgets[0] != budgets[1]:
         caveats.append(
             f"they learned from {count(tokens[0] or 0)} and {count(tokens[1] or 0)} tokens: different budgets"
         )
         meaningless |= set(LOSS_METRICS)
-    unfinished = [name for name, status in (("A", a), ("B", b)) if not status.results]
+    unfinished = [name for name, status in zip("AB", runs, strict=True) if not status.results]
     if unfinished:
         caveats.append(
             f"{' and '.join(unfinished)} {'is' if len(unfinished) == 1 else 'are'} not complete: "
@@ -173,7 +173,6 @@ def curves_over_tokens(comparison: RunComparison) -> dict[str, Curve]:
     runs = {"A": comparison.a.run, "B": comparison.b.run}
     found = {}
     for (name, run), curve in zip(runs.items(), validation_curves(list(runs.values())), strict=True):
-        settings = flatten_dict(run.config_dict())
-        per_step = math.prod(number_in(settings.get(key)) or 1.0 for key in PER_STEP)
+        per_step = tokens_per_step(run) or 1
         found[name] = replace(curve, points=tuple((step * per_step, value) for step, value in curve.points))
     return found

@@ -116,6 +116,11 @@ class Results:
     bigram_bpb: float | None = None
     gzip_bpb: float | None = None
 
+    @property
+    def train_flops(self) -> float | None:
+        """Returns the FLOPs of the whole training, of model and optimizer; None means unknown."""
+        return self.flops_per_token * self.tokens if self.flops_per_token and self.tokens else None
+
     @classmethod
     def from_dict(cls, values: dict[str, float | None]) -> "Results":
         """Returns the results with these fields, in a tenth of the time of the constructor. Keeps the dictionary."""
@@ -131,11 +136,6 @@ _RESULTS = frozenset(RESULTS)
 def is_list(value: object) -> bool:
     """Returns whether a value is the text of a list of whole numbers: [1,2]."""
     return isinstance(value, str) and LIST_TEXT.fullmatch(value) is not None
-
-
-def mean_k(settings: Settings) -> float | None:
-    """Returns k of a configuration, or the mean over its layers where each has its own; None without a number."""
-    return mean_setting(settings, "k")
 
 
 def mean_setting(settings: Settings, name: str) -> float | None:
@@ -165,7 +165,7 @@ class Record:
     @property
     def mean_k(self) -> float | None:
         """Returns k, or its mean over layers that have their own."""
-        return mean_k(self.settings)
+        return mean_setting(self.settings, "k")
 
     @property
     def capacity(self) -> float | None:
@@ -350,11 +350,6 @@ def setting_parents(name: str) -> tuple[str, ...]:
     """Returns the settings that decide this one."""
     group = name.partition(".")[0] + "." if "." in name else ""
     return SETTING_PARENTS[name] if name in SETTING_PARENTS else SETTING_PARENTS.get(group, ())
-
-
-def comparison_key(row: Record) -> tuple[Any, Any]:
-    """Returns the key that is equal for rows with comparable losses (see `comparability.comparison_key`)."""
-    return row.comparison_key
 
 
 def is_baseline(row: Record, baseline: Settings) -> bool:

@@ -1,6 +1,7 @@
 """Verdicts on differences over a few seeds: better, worse or inconclusive; paired t-tests with Holm's correction."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -119,13 +120,8 @@ def additional_seeds_needed(
     low, high = 2, 2
     while not is_enough(high):  # quantiles of few degrees of freedom are quick
         low, high = high + 1, min(2 * high, MAX_SEEDS)
-    while low < high:
-        middle = (low + high) // 2
-        if is_enough(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return max(1, low - difference.seeds)
+    total = bisect_left(range(high), True, low, key=is_enough)
+    return max(1, total - difference.seeds)
 
 
 @cache
@@ -194,9 +190,7 @@ def compare_with_first(
     return found, len(adjusted)
 
 
-def decided_pairs(
-    groups: Sequence[Sequence[Scores]], error_rate: float = ERROR_RATE
-) -> tuple[set[tuple[int, int, int]], int]:
+def decided_pairs(groups: Sequence[Sequence[Scores]], error_rate: float) -> tuple[set[tuple[int, int, int]], int]:
     """Returns the pairs (group, member, later member) that differ, corrected for all pairs, and the number tested."""
     _, adjusted = _all_pairs(groups)
     return {place for place, p_value in adjusted.items() if p_value < error_rate}, len(adjusted)

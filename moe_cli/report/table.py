@@ -9,15 +9,10 @@ from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import sanitise
+from moe_cli.report.aggregate import Aggregate, aggregate_seeds
 from moe_cli.report.baseline import sweep_baseline
 from moe_cli.report.columns import CURVE, Column, column_named, heading_of, make_columns, result_columns
-from moe_cli.report.configuration import (
-    JSON_KEYS,
-    Aggregate,
-    Configuration,
-    aggregate_seeds,
-    best_rows,
-)
+from moe_cli.report.configuration import JSON_KEYS, Configuration, best_rows, group_comparable
 from moe_cli.report.load import without_garbage_collection
 from moe_cli.report.looks import Look
 from moe_cli.report.metric_plugins import add_metrics
@@ -31,7 +26,6 @@ from moe_cli.report.run_row import (
     RunRow,
     Settings,
     column_names,
-    comparison_key,
     matches,
     setting_applies,
     settings_of,
@@ -72,7 +66,6 @@ class ReportTable:
         names: the columns that the query names; empty means the default columns.
         varying: the settings that differ among `rows`.
         all_varying: the settings that differ among `all_rows`.
-        columns: the columns of a displayed table.
         best: the rows of the lowest loss.
         recommended: the recommended rows, see recommend/choice.py: one for each data and budget.
         pareto: the rows of the Pareto front in loss, FLOPs, speed and memory.
@@ -210,10 +203,8 @@ def _varying(rows: Sequence[Configuration], settings: Sequence[str]) -> list[str
 def _recommended(rows: Sequence[Configuration], baseline: Settings, to_lowest: bool, look: Look) -> list[Configuration]:
     """Returns the recommended row of each group of equal data and budget that has several."""
     candidates = [row for row in rows if row.primary_loss is not None and row.is_complete and row.is_countable]
-    groups: dict[tuple[object, ...], list[Configuration]] = {}
-    for row in candidates:
-        groups.setdefault(comparison_key(row), []).append(row)
-    choices = [choose(group, baseline, to_lowest, look) for group in groups.values() if len(group) > 1]
+    groups = [[candidates[place] for place in group] for group in group_comparable(candidates).values()]
+    choices = [choose(group, baseline, to_lowest, look) for group in groups if len(group) > 1]
     return [choice.row for choice in choices if choice.reason != "worse"]
 
 
@@ -301,7 +292,7 @@ def _by_loss(rows: Sequence[Configuration]) -> list[Configuration]:
     scored = sorted((loss, place) for place, row in enumerate(rows) if (loss := row.primary_loss) is not None)
     by_data: dict[object, list[Configuration]] = {}
     for _, place in scored:
-        by_data.setdefault(comparison_key(rows[place])[0], []).append(rows[place])
+        by_data.setdefault(rows[place].comparison_key[0], []).append(rows[place])
     return [row for group in by_data.values() for row in group] + [row for row in rows if row.primary_loss is None]
 
 

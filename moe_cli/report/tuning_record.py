@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.files.reading import number_in
-from moe_cli.formatting import plural, sanitise
+from moe_cli.formatting import listed, plural, sanitise
 from moe_cli.report.sweep_record import entries, read_record
 
 TUNING, TRIALS_OF = "tuning", "trials_of"  # keys of sweep.json
@@ -84,11 +84,8 @@ def _sentence(record: Mapping[str, Any]) -> str:
     if not edges:
         least = min((steps for rate in rates if isinstance(steps := rate.get("steps_to_edge"), int)), default=0)
         return f"{text}; every optimum is at least {plural(least, 'step')} inside the rates that were tried"
-    named = ", ".join(
-        f"{sanitise(str(rate.get('label')))} ({_number(rate.get('value'))})" for rate in edges[:MAX_NAMED]
-    )
-    more = f" and {len(edges) - MAX_NAMED} more" if len(edges) > MAX_NAMED else ""
-    return f"{text}; at the edge of what was tried, so that a better rate may lie beyond: {named}{more}"
+    names = [f"{sanitise(str(rate.get('label')))} ({_number(rate.get('value'))})" for rate in edges]
+    return f"{text}; at the edge of what was tried, so that a better rate may lie beyond: {listed(names, MAX_NAMED)}"
 
 
 def _number(value: object) -> str:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from moe_cli.formatting import listed
 from moe_cli.moe.locality import DISTANCES, ExpertLocality, TokenSample
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.moe.routing import Routing, RoutingPolicy, without_null_experts
@@ -388,9 +389,8 @@ def _notes(result: Evaluation, observer: StudyObserver) -> tuple[str, ...]:
     ]
     notes = []
     if few:
-        listed = ", ".join(few[:4]) + (f" and {len(few) - 4} more" if len(few) > 4 else "")
         notes.append(
-            f"One document only of {listed}: shuffled labels cannot tell this domain from that document. "
+            f"One document only of {listed(few, 4)}: shuffled labels cannot tell this domain from that document. "
             "More documents make the p-value stronger."
         )
     if units.documents_per_unit > 1:

@@ -15,8 +15,8 @@ from moe_cli.cli.runs.watch import run_panel
 from moe_cli.cli.search import _step
 from moe_cli.config.data import TokenFilesConfig
 from moe_cli.metrics import ESTIMATES, TARGETS, target_name
+from moe_cli.report.aggregate import aggregate_seeds
 from moe_cli.report.columns import curve_column
-from moe_cli.report.configuration import aggregate_seeds
 from moe_cli.report.equal_time import estimates_over_time
 from moe_cli.report.load import rows_below
 from moe_cli.report.run_comparison import compare_runs

@@ -11,7 +11,8 @@ from moe_cli import load_runs, recommend
 from moe_cli.cli.progress import SweepDisplay, SweepProgress, best_so_far, eta_seconds, finished_line, panel
 from moe_cli.cli.runs.watch import SweepFolder, run_panel, watch_run, watch_sweep
 from moe_cli.files.checksums import write_sealed
-from moe_cli.report.configuration import aggregate_seeds, best_rows
+from moe_cli.report.aggregate import aggregate_seeds
+from moe_cli.report.configuration import best_rows
 from moe_cli.report.load import rows_below
 from moe_cli.runs.folder import COMPLETED, FAILED, PENDING, RUNNING, Run
 from moe_cli.runs.locks import sweep_lock

@@ -19,7 +19,7 @@ from moe_cli.models.blocks import sparse_layer_from_config
 from moe_cli.models.registry import make_model
 from moe_cli.moe.routers.token_choice import renormalises
 from moe_cli.moe.sparse_layer import moe_layers
-from moe_cli.report.baseline import overrides_of_settings
+from moe_cli.report.baseline import overrides_of
 from moe_cli.report.load import make_row
 from moe_cli.report.run_row import FOLLOWS
 from moe_cli.runs.folder import Run
@@ -211,7 +211,7 @@ def test_the_settings_of_a_report_lead_back_to_a_run_with_lists() -> None:
     """A command that a report gives for a run has its lists."""
     config = config_of("k=[1,3]", "model.moe_layers=[1,4]", "match=none", "model.d_expert=[8,8,8,16]")
     row = make_row(Run(Path("outputs/runs/one")), config.to_dict(), {}, {})
-    overrides = overrides_of_settings(row.settings)
+    overrides = overrides_of(row.settings)
     assert ("[1,3]", "[1,4]") == (overrides["k"], overrides["model.moe_layers"])
     assert config.digest == Composer().point(overrides).config.digest
 

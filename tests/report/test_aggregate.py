@@ -8,10 +8,11 @@ import pytest
 
 from moe_cli.config.probes import ModularConfig, PhonebookConfig
 from moe_cli.config.schema import EXECUTION_KEYS, RunConfig
-from moe_cli.report.configuration import Configuration, aggregate_seeds, best_rows
+from moe_cli.report.aggregate import aggregate_seeds
+from moe_cli.report.configuration import Configuration, best_rows
 from moe_cli.report.intervals import mean_and_interval, paired_difference
 from moe_cli.report.load import rows_below
-from moe_cli.report.run_row import column_names, comparison_key, setting_applies, settings_of, varying_settings
+from moe_cli.report.run_row import column_names, setting_applies, settings_of, varying_settings
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, Run
 from tests.report.folders import complete, configure, edit_summary, set_status, stopped, sweep_of_three_seeds
 
@@ -306,7 +307,7 @@ def test_bits_and_nats_are_ranked_apart(tmp_path: Path) -> None:
         edit_summary(run.path, val_bpb=None)
     rows = folded(tmp_path)
     assert [(4, None), (8, 1.7)] == [(row["expert"], row["val_bpb"]) for row in best_rows(rows)]
-    assert 3 == len({comparison_key(row) for row in rows})
+    assert 3 == len({row.comparison_key for row in rows})
 
 
 def test_a_row_per_run_is_compared_at_its_seed(tmp_path: Path) -> None:
@@ -334,5 +335,5 @@ def test_tasks_are_no_rivals(tmp_path: Path) -> None:
     complete(tmp_path, 1.7, results={"tokens": 10**6})
     complete(tmp_path, 1.6, results={"tokens": 10**6, "val_accuracy": 0.5}, model="bert")
     rows = aggregate_seeds(rows_below(tmp_path)).configurations
-    assert 2 == len({comparison_key(row) for row in rows})
+    assert 2 == len({row.comparison_key for row in rows})
     assert {"model.name", "task.name"} == {name for name in varying_of(rows) if "." in name}

@@ -7,7 +7,8 @@ import pytest
 from typer.testing import Result
 
 from moe_cli.cli.app import app
-from tests.report.folders import complete, sweep_of_three_seeds
+from moe_cli.runs.folder import FAILED
+from tests.report.folders import complete, stopped, sweep_of_three_seeds
 from tests.runner import CliRunner
 
 
@@ -77,3 +78,17 @@ def test_no_runs(tmp_path: Path) -> None:
     result = report(tmp_path)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: no runs in {tmp_path}. ")
+
+
+def test_a_blank_reason_of_a_failure_counts_as_none(tmp_path: Path) -> None:
+    """A status.json that was damaged or written by hand may hold one: report, page and recommendation do without."""
+    complete(tmp_path, 1.8, "mine", expert=8)
+    run = stopped(tmp_path, FAILED, " \n", "mine", expert=64, k=8)
+    advice = CliRunner().invoke(app, ["recommend", "--outputs", str(tmp_path)])
+    assert "Failed: expert=64 k=8: see traceback.txt." in advice.stdout
+    assert f"1 failed, the first {run.id}: see traceback.txt in its folder" in report(tmp_path, columns="120").stdout
+    cells = report(tmp_path, "--runs", "--columns", "run, reason", "--format", "md").stdout
+    assert f"| {run.id} | - |" in cells.replace("\\", "")
+    page = tmp_path / "page.html"
+    assert report(tmp_path, "-o", str(page)).exit_code == 0
+    assert f'["{run.id}","failed","-"]' in page.read_text(encoding="utf-8").replace('", "', '","')

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from moe_cli.report import configuration
-from moe_cli.report.configuration import Configuration, aggregate_seeds
+from moe_cli.report import aggregate
+from moe_cli.report.aggregate import aggregate_seeds
+from moe_cli.report.configuration import Configuration
 from moe_cli.report.equal_time import (
     FLOPS,
     TOKENS,
@@ -196,6 +197,6 @@ def test_many_runs_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Beyond the limit no curve is read, and the line says so."""
     train(tmp_path, DENSE, expert=1)
     train(tmp_path, SLOW, expert=8)
-    monkeypatch.setattr(configuration, "MAX_RUNS", 1)
+    monkeypatch.setattr(aggregate, "MAX_RUNS", 1)
     assert row(tmp_path, 8)["equal_time"] is None
     assert ["equal time: not computed for more than 1000 runs"] == footer(tmp_path)

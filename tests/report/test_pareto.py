@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_cli.report.configuration import aggregate_seeds
+from moe_cli.report.aggregate import aggregate_seeds
 from moe_cli.report.load import rows_below
 from moe_cli.report.pareto import as_cost, on_front, tolerance
 from tests.report.folders import complete

@@ -11,9 +11,10 @@ import pytest
 from typer.testing import Result
 
 from moe_cli.cli.app import app
+from moe_cli.report.aggregate import aggregate_seeds
 from moe_cli.report.bench_file import SETTINGS as FILE_SETTINGS
 from moe_cli.report.bench_file import read_bench_files
-from moe_cli.report.configuration import PRICE_KEYS, Configuration, aggregate_seeds
+from moe_cli.report.configuration import PRICE_KEYS, Configuration
 from moe_cli.report.html.page_data import Source, page_content
 from moe_cli.report.load import rows_below
 from moe_cli.report.price import Pricing, Ratio, compute_multiplier, geometric_mean, multiply

@@ -40,11 +40,11 @@ BARS_WIDTH = 32
 def settings_of_run(run: Run) -> dict[str, Any]:
     """Returns the settings that lead to the configuration of a run, by their dotted names."""
     from moe_cli.config.compose import non_default_settings
-    from moe_cli.report.baseline import overrides_of_settings
+    from moe_cli.report.baseline import overrides_of
     from moe_cli.report.load import flat_settings
 
     try:
-        found = overrides_of_settings(flat_settings(run.config_dict()))
+        found = overrides_of(flat_settings(run.config_dict()))
         return {**found, **({"seed": seed} if (seed := run.config_dict().get("seed")) else {})}
     except MoeError:  # it was made by another version
         return non_default_settings(run.config_dict())

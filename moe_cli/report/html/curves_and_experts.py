@@ -41,8 +41,7 @@ def curve_content(runs: Sequence[Sequence[Configuration]]) -> tuple[dict[str, An
     found: list[tuple[int, dict[str, list[CurvePoint]]]] = []
     for row, run in kept:
         curves = thinned_curves(Run(Path(run.path)), CURVES)
-        drawn = {metric: [point for point in curve if point.tokens is not None] for metric, curve in curves.items()}
-        found.append((row, {metric: points for metric, points in drawn.items() if points}))
+        found.append((row, {metric: points for metric, points in curves.items() if points}))
     metrics = [name for name in CURVES if any(name in curves for _, curves in found)]
     num_curves = sum(len(curves) for _, curves in found)
     most = min(MAX_CURVE_POINTS, max(MIN_CURVE_POINTS, MAX_POINTS // max(1, num_curves)))
@@ -114,14 +113,5 @@ def _layer(layer: LayerUsage, whole: bool) -> dict[str, Any]:
         "domains": [[sanitise(name)[:60], [round(100 * share) for share in row]] for name, row in domains]
         if whole
         else [],
-        "tokens": [
-            [f"{spelled(token)} {_share(token.count, token.total)}" for token in row[:MAX_TOKENS]]
-            for row in layer.top_tokens
-        ]
-        if whole
-        else [],
+        "tokens": [[spelled(token) for token in row[:MAX_TOKENS]] for row in layer.top_tokens] if whole else [],
     }
-
-
-def _share(count: int, total: int) -> str:
-    return f"{100 * count / total:.0f} %" if total else "-"

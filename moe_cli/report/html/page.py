@@ -37,7 +37,7 @@ SCRIPTS = (
 PLAIN_WIDTH = 120
 
 
-def page_text(table: ReportTable, source: Source, sections: Sequence[Section] = ()) -> str:
+def page_text(table: ReportTable, source: Source, sections: Sequence[Section]) -> str:
     """Returns the page of a report.
 
     Args:

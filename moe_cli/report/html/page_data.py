@@ -1,6 +1,5 @@
 """A report as the plain values that the page reads: rows and their runs, quantities to draw, settings."""
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,9 +7,10 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
-from moe_cli.formatting import sanitise
+from moe_cli.files.reading import number_in
+from moe_cli.formatting import first_line, sanitise
 from moe_cli.metrics import BY_KEY
-from moe_cli.report.columns import Column, required_columns, truncate_left
+from moe_cli.report.columns import Column, score_column, truncate_left
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.html.curves_and_experts import curve_content, expert_content
 from moe_cli.report.html.downsample import rounded
@@ -19,7 +19,7 @@ from moe_cli.report.pareto import as_cost, fronts_of, tolerance
 from moe_cli.report.render.captions import footer_lines, header_lines
 from moe_cli.report.render.tables import BEST, PARETO, RECOMMENDED, mark_of
 from moe_cli.report.render.terminal_chart import DERIVED, make_axis, number_of
-from moe_cli.report.run_row import TOP_LEVEL, Cell, RunRow, comparison_key, setting_applies, settings_of
+from moe_cli.report.run_row import TOP_LEVEL, Cell, RunRow, Value, setting_applies, settings_of
 from moe_cli.report.table import ReportTable
 
 LINE_WIDTH = 10_000  # lines are the page's to wrap
@@ -45,7 +45,6 @@ QUANTITIES = (
     "dead_experts",
     "dropped_fraction",
 )
-Value = float | int | str | bool | None
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,6 @@ class Source:
     Attributes:
         runs: all runs that were selected.
         extra_baselines: other runs that may serve as baselines.
-        title: the title of the report.
         program: the program that made the report, with its version.
     """
 
@@ -68,11 +66,12 @@ class Source:
 def page_content(table: ReportTable, source: Source, sections: Sequence[Section]) -> dict[str, Any]:
     """Returns all content of the page."""
     runs = [[row] if table.by_run else table.aggregate.single_runs(row) for row in table.rows]
-    score = required_columns(table.rows)[1] if table.rows else "val_bpb"
+    score = score_column(table.rows)
     columns = _columns(table, score)
     curves, notes = curve_content(runs)
     experts, more = expert_content(runs)
     settings = _settings(table)
+    own_settings = settings.pop("of")
     quantities = _quantities(table)
     return {
         "title": sanitise(source.title),
@@ -85,7 +84,7 @@ def page_content(table: ReportTable, source: Source, sections: Sequence[Section]
         "columns": [
             {"name": column.name, "heading": sanitise(column.heading), "left": column.left} for column in columns
         ],
-        "rows": _rows(table, columns, runs, settings, quantities),
+        "rows": _rows(table, columns, runs, own_settings, quantities),
         "quantities": quantities,
         "fronts": _fronts(table, quantities),
         "settings": settings,
@@ -119,7 +118,7 @@ def _rows(
     table: ReportTable,
     columns: Sequence[Column],
     runs: Sequence[Sequence[Configuration]],
-    settings: Mapping[str, Any],
+    own_settings: Sequence[Mapping[str, Value]],
     quantities: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     content = []
@@ -142,7 +141,7 @@ def _rows(
                 "flops": _plain(row.results.flops_per_token),
                 "values": {quantity["name"]: _plain(_quantity(row, quantity["name"])) for quantity in quantities},
                 "interval": {"val_bpb": _plain(row.val_bpb_interval), "val_loss": _plain(row.val_loss_interval)},
-                "settings": settings["of"][index],
+                "settings": own_settings[index],
                 "runs": [_run(run, columns) for run in members],
             }
         )
@@ -200,11 +199,7 @@ def _quantities(table: ReportTable) -> list[dict[str, Any]]:
 def _numbers(table: ReportTable, name: str) -> list[float]:
     """Returns the values of a setting if all existing ones are numbers; empty for other settings."""
     values = [value for row in table.rows if (value := _quantity(row, name)) is not None]
-    numbers = [
-        value
-        for value in values
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    ]
+    numbers = [number for value in values if (number := number_in(value)) is not None]
     return numbers if len(numbers) == len(values) else []
 
 
@@ -225,7 +220,7 @@ def _fronts(table: ReportTable, quantities: Sequence[Mapping[str, Any]]) -> dict
             zip(known, marks, strict=True), key=lambda entry: (entry[0][1], -entry[0][2])
         ):
             if mark:
-                groups.setdefault(comparison_key(table.rows[place]), []).append(place)
+                groups.setdefault(table.rows[place].comparison_key, []).append(place)
         found[f"{x}|{y}"] = list(groups.values())
     return found
 
@@ -234,7 +229,7 @@ def _settings(table: ReportTable) -> dict[str, Any]:
     """Returns the settings that are the same for all rows, and those of each row alone."""
     names = settings_of(table.aggregate.columns)
     applicable = [
-        {name: _setting(row, name) for name in names if setting_applies(name, row.settings)} for row in table.rows
+        {name: _plain(row.get(name)) for name in names if setting_applies(name, row.settings)} for row in table.rows
     ]
     same = {
         name: applicable[0].get(name)
@@ -249,17 +244,12 @@ def _settings(table: ReportTable) -> dict[str, Any]:
     }
 
 
-def _setting(row: Configuration, name: str) -> Value:
-    value = row.get(name)
-    return None if isinstance(value, float) and not math.isfinite(value) else _plain(value)
-
-
 def _unfinished(table: ReportTable) -> list[Section]:
     """Returns the section that lists runs without results, with the reasons; empty if there are none."""
     if not table.unfinished:
         return []
     rows = [
-        (row.run, row.status, ((row.reason or "").strip().splitlines() or ["-"])[0][:MAX_TEXT_LENGTH])
+        (row.run, row.status, first_line(row.reason, "-")[:MAX_TEXT_LENGTH])
         for row in table.unfinished[:MAX_UNFINISHED]
     ]
     more = len(table.unfinished) - len(rows)

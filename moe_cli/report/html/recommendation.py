@@ -27,8 +27,8 @@ LINE_WIDTH = 110
 def recommendation_section(
     runs: Sequence[RunRow],
     extra_baselines: Sequence[RunRow],
-    baseline: Settings | None = None,
-    pricing: Pricing | None = None,
+    baseline: Settings | None,
+    pricing: Pricing | None,
 ) -> list[Section]:
     """Returns the section with the output of `moe recommend`; empty if nothing can be recommended."""
     try:

@@ -1,6 +1,6 @@
 """A section of a page that Python writes: lines, a table, and a chart of points and lines."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from moe_cli.formatting import sanitise
 from moe_cli.report.html.downsample import rounded
@@ -34,7 +34,6 @@ class Chart:
     y: str
     lines: tuple[Line, ...]
     log_x: bool = False
-    log_y: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Section:
     lines: tuple[str, ...] = ()
     headings: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
-    chart: Chart | None = field(default=None)
+    chart: Chart | None = None
     preformatted: bool = False
     note: str = ""
     before_table: bool = False
@@ -116,7 +115,6 @@ class Section:
                 "x": chart.x,
                 "y": chart.y,
                 "log_x": chart.log_x,
-                "log_y": chart.log_y,
                 "series": [
                     {
                         "name": sanitise(line.name),

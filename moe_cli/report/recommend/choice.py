@@ -1,13 +1,14 @@
 """Choice of the recommended configuration. The text, the table and the page use this decision."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from moe_cli.config.ranges import format_setting
 from moe_cli.formatting import percent, sanitise
 from moe_cli.report.configuration import Configuration, group_comparable
 from moe_cli.report.looks import UNCOUNTED, Look
 from moe_cli.report.pareto import tolerance
-from moe_cli.report.run_row import DENSE, Record, Settings, comparison_key, is_baseline
+from moe_cli.report.run_row import DENSE, Record, Settings, is_baseline
 from moe_cli.report.significance import (
     BETTER,
     INCONCLUSIVE,
@@ -83,10 +84,10 @@ class Choice:
     row: Configuration
     reason: str
     runner_up: Configuration | None
-    ties: tuple[Configuration, ...] = ()
-    passed_over: Configuration | None = None
-    because: str = ""
-    known: Known = field(default_factory=lambda: Known())
+    ties: tuple[Configuration, ...]
+    passed_over: Configuration | None
+    because: str
+    known: Known
 
 
 def choose(
@@ -109,8 +110,9 @@ def choose(
     one_seed = has_one_seed(rows)
     pool = ranked if one_seed or not standing else standing
     first = pool[0]
-    if len(pool) > 1 and first.verdict == BETTER == pool[1].verdict and _verdict(first, pool[1], known) == BETTER:
-        first = pool[1]
+    if len(pool) > 1 and first.verdict == BETTER == pool[1].verdict:
+        other = compare(first, pool[1], known)
+        first = pool[1] if other is not None and other.verdict == BETTER else first
     reason = _reason(rows, first, baseline, one_seed, pairs)
     row, because = first, ""
     if is_collapsed(first):
@@ -209,7 +211,7 @@ def _ties(best: Configuration, ranked: Sequence[Configuration], known: Known) ->
     return [
         row
         for row in ranked
-        if row is not best and comparison_key(row) == comparison_key(best) and _is_tie(best, row, known)
+        if row is not best and row.comparison_key == best.comparison_key and _is_tie(best, row, known)
     ]
 
 
@@ -229,12 +231,7 @@ def _cheapest(best: Configuration, others: Sequence[Configuration], known: Known
     for row in others:
         found = compare(best, row, known)
         close = found is not None and found.verdict == INCONCLUSIVE and abs(found.difference) < SAME_LOSS
-        if (
-            close
-            and comparison_key(row) == comparison_key(best)
-            and not is_collapsed(row)
-            and _is_cheaper(row, cheapest)
-        ):
+        if close and row.comparison_key == best.comparison_key and not is_collapsed(row) and _is_cheaper(row, cheapest):
             cheapest = row
     return cheapest
 
@@ -250,11 +247,6 @@ def _is_cheaper(one: Configuration, other: Configuration) -> bool:
         if a * same < b or b * same < a:
             return a < b
     return False
-
-
-def _verdict(best: Configuration, other: Configuration, known: Known) -> str | None:
-    found = compare(best, other, known)
-    return found.verdict if found else None
 
 
 def comparison_with_baseline(row: Configuration, name: str) -> Comparison | None:
@@ -284,7 +276,7 @@ def compare(best: Configuration, other: Configuration, known: Known, names: Coll
     if sample is None:
         return None
     half = sample.half_width(known.look.error_rate)
-    if known.pairs is not None and comparison_key(best) == comparison_key(other):
+    if known.pairs is not None and best.comparison_key == other.comparison_key:
         decided = frozenset((best.path, other.path)) in known.differing
     else:
         decided = half is not None and abs(sample.mean) > half
@@ -303,8 +295,6 @@ def _test_all_pairs(rows: Sequence[Configuration], look: Look) -> Known:
 
 def label(row: Record, names: Collection[str]) -> str:
     """Returns a label: expert=16 k=2, and other settings that differ."""
-    from moe_cli.config.ranges import format_setting
-
     main = ["expert=1"] if row.expert == 1 else [f"expert={row.expert}", f"k={format_setting(row.get('k'))}"]
     others = [
         f"{name}={format_setting(row.get(name))}"

@@ -31,7 +31,7 @@ def next_sweep(
     names: Collection[str],
     baseline: Settings,
     more: int | None,
-    options: Sequence[str] = (),
+    options: Sequence[str],
 ) -> NextSweep | None:
     """Returns the command of `moe sweep` over the varied settings, with the values of the contenders and enough seeds.
 
@@ -149,10 +149,10 @@ def _settings(row: Configuration) -> dict[str, Value] | None:
             if not row.is_dense and choice and "+" not in str(choice):
                 overrides[group] = choice
         overrides = overrides_for(composer, overrides, settings_without_choices(row.settings))
-        resolved_settings(composer, overrides)
+        wanted = resolved_settings(composer, overrides)
         for group in ("router", "balance"):
             bare = {name: value for name, value in overrides.items() if name != group}
-            if group in overrides and resolved_settings(composer, bare) == resolved_settings(composer, overrides):
+            if group in overrides and resolved_settings(composer, bare) == wanted:
                 overrides = bare
     except MoeError:
         return None

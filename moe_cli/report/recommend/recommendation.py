@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import MoeError
-from moe_cli.formatting import count, plural, sanitise
+from moe_cli.formatting import count, first_line, plural, sanitise
 from moe_cli.metrics import EQUAL, target_name_of_task
+from moe_cli.report.aggregate import aggregate_seeds
 from moe_cli.report.baseline import baseline_name, sweep_baseline
 from moe_cli.report.comparability import BUDGET, CODE, check_across, is_comparable, select_comparable
-from moe_cli.report.configuration import Configuration, aggregate_seeds
+from moe_cli.report.configuration import Configuration
 from moe_cli.report.data_facts import NgramFacts, ngram_facts
 from moe_cli.report.equal_time import EqualTime
 from moe_cli.report.looks import Look
@@ -261,13 +262,10 @@ class _Compared:
     """The comparable runs and their comparisons.
 
     Attributes:
-        runs: the comparable runs.
         left_out: the number of other runs, for each aspect.
-        rows: their configurations.
         names: the settings that vary.
         pairs: see `Aggregate`.
         outside: the configurations of the extra baselines.
-        look: the number of this look at the verdicts.
     """
 
     runs: Sequence[RunRow]
@@ -379,6 +377,5 @@ def _failed(runs: Sequence[RunRow], names: Collection[str]) -> tuple[str, ...]:
     found = {}
     for run in runs:
         if run.status == FAILED and run.is_countable:
-            reason = (run.reason or "see traceback.txt").strip().splitlines()[0]
-            found[label(run, names)] = sanitise(reason)
+            found[label(run, names)] = sanitise(first_line(run.reason, "see traceback.txt"))
     return tuple(f"{name}: {reason}" for name, reason in found.items())

@@ -1,11 +1,10 @@
 """Formats a recommendation as sentences."""
 
-from moe_cli.formatting import duration, half_width, percent, plural, sanitise
+from moe_cli.formatting import duration, format_half_width, listed, percent, plural, sanitise
 from moe_cli.report.baseline import baseline_name
 from moe_cli.report.columns import format_ratio
 from moe_cli.report.comparability import EVAL_CONTEXT
 from moe_cli.report.data_facts import ngram_sentences
-from moe_cli.report.equal_time import EqualTime
 from moe_cli.report.looks import looks_sentence, percent_of_rate
 from moe_cli.report.price import Price, Ratio
 from moe_cli.report.recommend.choice import Comparison
@@ -38,11 +37,7 @@ def format_recommendation(found: Recommendation) -> list[str]:
     lines += _statistics(found)
     lines += ngram_sentences(found.ngrams, found.tokenizer)
     if found.failed:
-        lines.append(
-            f"Failed: {'; '.join(reason.rstrip('. ') for reason in found.failed[:3])}"
-            + (f" and {len(found.failed) - 3} more" if len(found.failed) > 3 else "")
-            + "."
-        )
+        lines.append(f"Failed: {listed([reason.rstrip('. ') for reason in found.failed], 3, '; ')}.")
     for aspect, number in found.left_out.items():
         alike = " (evaluate all alike: eval.context_length, eval.stride)" if aspect == EVAL_CONTEXT else ""
         lines.append(
@@ -99,9 +94,8 @@ def _health(found: Recommendation) -> list[str]:
 def _ties(found: Recommendation) -> list[str]:
     if not found.ties:
         return []
-    more = f" and {len(found.ties) - MAX_TIES} more" if len(found.ties) > MAX_TIES else ""
     ties = "Within 1 % of it, with one seed" if found.reason == "one seed" else "Not distinguishable from it"
-    return [f"{ties}: {'; '.join(found.ties[:MAX_TIES])}{more}."]
+    return [f"{ties}: {listed(found.ties, MAX_TIES, '; ')}."]
 
 
 def _configuration_name(label: str, settings: Settings) -> str:
@@ -208,7 +202,7 @@ def _decide(other: Comparison, what: str = "") -> str:
 def _amount(comparison: Comparison, signed: bool = False) -> str:
     value = 100 * comparison.difference
     text = f"{value:+.1f} %" if signed else f"{abs(value):.1f} %"
-    return text if comparison.interval is None else f"{text} +- {half_width(100 * comparison.interval, 1)}"
+    return text if comparison.interval is None else f"{text} +- {format_half_width(100 * comparison.interval, 1)}"
 
 
 def _cost(found: Recommendation) -> list[str]:
@@ -230,12 +224,13 @@ def _cost(found: Recommendation) -> list[str]:
     lines = [text + "."]
     equal = found.equal_time
     if equal is not None and equal.difference is not None and not equal.is_budget:
-        spread = "" if equal.interval is None else f" +- {half_width(100 * equal.interval, 1)}"
+        spread = "" if equal.interval is None else f" +- {format_half_width(100 * equal.interval, 1)}"
         base = "dense model" if found.baseline == DENSE else "baseline"
         lines.append(
             f"After the training time of the {base} ({duration(equal.seconds or 0.0)}), this model was "
             f"{percent(abs(equal.difference))}{spread} {'ahead' if equal.difference < 0 else 'behind'}"
-            f"{_undecided(equal)} ({plural(equal.seeds, 'seed')}, paired). Its learning rate had not yet fallen."
+            f"{': undecided' if equal.is_undecided else ''} ({plural(equal.seeds, 'seed')}, paired). "
+            "Its learning rate had not yet fallen."
         )
     if found.price is None:
         return lines
@@ -268,9 +263,3 @@ def _sooner(speedup: Ratio) -> str:
     if speedup.high is not None and speedup.high < 1:
         return ": this loss is reached later"
     return ": undecided which is sooner" if speedup.low is not None or speedup.high is not None else ""
-
-
-def _undecided(equal: EqualTime) -> str:
-    """Returns ": undecided" where the interval contains no difference."""
-    has_no_sign = equal.interval is not None and abs(equal.difference or 0.0) <= equal.interval
-    return ": undecided" if has_no_sign else ""

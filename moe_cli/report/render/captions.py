@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rich.text import Text
 
 from moe_cli.config.tasks import CAUSAL_MODELS
-from moe_cli.formatting import count, duration, plural, sanitise
+from moe_cli.formatting import count, duration, first_line, listed, plural, sanitise
 from moe_cli.metrics import eval_windows, format_references, sees_later_tokens, target_name_of_task, unequal_flops
 from moe_cli.report.baseline import ambiguity, baseline_command, baseline_name
 from moe_cli.report.columns import truncate_left
@@ -17,7 +17,7 @@ from moe_cli.report.intervals import t_quantile
 from moe_cli.report.looks import looks_sentence
 from moe_cli.report.render.line_wrap import pack
 from moe_cli.report.render.terminal import wrap
-from moe_cli.report.run_row import DENSE, comparison_key, is_baseline
+from moe_cli.report.run_row import DENSE, is_baseline
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE
 from moe_cli.report.table import ReportTable
 from moe_cli.report.table_file import is_table_row
@@ -78,14 +78,13 @@ def _baseline(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
             f"baseline   none: {missing}differences are to the lowest. Compare with another: --baseline "
             f"SETTING=VALUE{also}",
             width,
-            "",
         )
         return lines + ([Text("  " + sanitise(baseline_command(rows[0])))] if also else [])
     lines = []
     if len(without) < len(others):
         equal = [name for name in table.aggregate.baselines.shared if name in table.varying]
         at = f", compared at equal {', '.join(equal)}" if equal else ""
-        lines += wrap(f"baseline   {sanitise(name)}{at}", width, "")
+        lines += wrap(f"baseline   {sanitise(name)}{at}", width)
     if undefined:
         which = "" if len(undefined) == len(others) else f" for {len(undefined)} of {len(others)}"
         lines += wrap(f"{UNDEFINED}{which}", width, "yellow")
@@ -208,13 +207,9 @@ def _equal_time(rows: Sequence[Configuration], table: ReportTable) -> str | None
     without = f"no value for {plural(missing.total(), 'run')} ({without})" if missing else ""
     if not known:
         return f"equal time: {without}"
-    undecided = [
-        comparison
-        for comparison in known
-        if comparison.interval is not None and abs(comparison.difference or 0.0) <= comparison.interval
-    ]
-    ahead = sum((comparison.difference or 0.0) < 0 for comparison in known if comparison not in undecided)
-    counts = ((ahead, "ahead"), (len(known) - ahead - len(undecided), "behind"), (len(undecided), "undecided"))
+    undecided = sum(comparison.is_undecided for comparison in known)
+    ahead = sum((comparison.difference or 0.0) < 0 for comparison in known if not comparison.is_undecided)
+    counts = ((ahead, "ahead"), (len(known) - ahead - undecided, "behind"), (undecided, "undecided"))
     standing = ", ".join(f"{number} {word}" for number, word in counts if number)
     to = "the shortest run" if table.pairs is not None else "the dense model" if table.baseline == DENSE else "baseline"
     how = "paired by seed" if any(comparison.interval is not None for comparison in known) else "one seed"
@@ -288,8 +283,7 @@ def _limits_of_ranking(table: ReportTable, rows: Sequence[Configuration], width:
         )
     if len(data) > 1:
         names = sorted(f"{sanitise(str(name))} {sanitise(str(digest))[:6]}" for digest, name in data.items())
-        named = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        lines += wrap(f"different data: {named}. They are ranked within one corpus only.", width, "yellow")
+        lines += wrap(f"different data: {listed(names, 4)}. They are ranked within one corpus only.", width, "yellow")
     else:
         lines += _unlike(table, [row for row in rows if row.primary_loss is not None], width)
     return lines
@@ -324,7 +318,7 @@ def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
         )
     failed = [row for row in table.unfinished if row.status == FAILED]
     if failed:
-        reason = (failed[0].reason or "see traceback.txt in its folder").strip().splitlines()[0]
+        reason = first_line(failed[0].reason, "see traceback.txt in its folder")
         first = f"{truncate_left(sanitise(failed[0].run))}: {sanitise(reason)}"
         lines += wrap(f"{len(failed)} failed, the first {first}", width, "red")
     pruned = sum(row.status == PRUNED for row in table.unfinished)
@@ -341,14 +335,14 @@ def _warnings(table: ReportTable, rows: Sequence[Configuration], width: int) -> 
 def _unlike(table: ReportTable, rows: Sequence[Configuration], width: int) -> list[Text]:
     """Returns the reasons why rows of the same data are not ranked together: budgets, units, validation context."""
     lines = []
-    if len({comparison_key(row)[1:] for row in rows}) > 1:
+    if len({row.comparison_key[1:] for row in rows}) > 1:
         steps = ""
         if "model.context_length" in table.varying:
             steps = ". At several values of model.context_length, equal steps are not equal tokens: set train.tokens"
         lines += wrap(f"different budgets: rows are ranked within one budget only{steps}", width, "yellow")
     units: dict[object, set[object]] = {}
     for row in rows:
-        (data, unit, *_), _ = comparison_key(row)
+        (data, unit, *_), _ = row.comparison_key
         units.setdefault(data, set()).add(unit)
     if any(len(found) > 1 for found in units.values()):
         lines += wrap(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from moe_cli.formatting import percent, plural, sanitise, sparkline
+from moe_cli.formatting import listed, or_dash, percent, plural, sanitise, sparkline
 from moe_cli.report.expert_usage import ExpertUsage, LayerUsage, TopToken
 from moe_cli.report.render.terminal import plain_table, wrap
 
@@ -99,7 +99,7 @@ def _measures(found: ExpertUsage, width: int) -> list[Text]:
             percent(layer.max_violation, True),
             _experts(layer.dead),
             _share(layer.dropped),
-            "-" if layer.entropy is None else f"{layer.entropy:.2f}",
+            or_dash(layer.entropy, 2),
         )
         for layer in found.layers
     ]
@@ -114,8 +114,7 @@ def _share(value: float | None) -> str:
 
 
 def _experts(dead: Sequence[int]) -> str:
-    names = [f"E{expert + 1}" for expert in dead[:4]]
-    return "none" if not dead else ",".join(names) + (f" and {len(dead) - 4} more" if len(dead) > 4 else "")
+    return listed([f"E{expert + 1}" for expert in dead], 4, ",") or "none"
 
 
 def _over_time(found: ExpertUsage, width: int, ascii_only: bool) -> list[Text]:
@@ -212,8 +211,7 @@ def _ceiling(shown: LayerUsage, k: int | None) -> str:
 def _tokens(number: int, tokens: Sequence[TopToken], width: int) -> Text:
     line = f"E{number + 1:<4}"
     for token in tokens:
-        share = f"{100 * token.count / token.total:.0f} %" if token.total else "-"
-        piece = f" {spelled(token)} {share} "
+        piece = f" {spelled(token)} "
         if len(line) + len(piece) > width:
             break
         line += piece
@@ -221,7 +219,6 @@ def _tokens(number: int, tokens: Sequence[TopToken], width: int) -> Text:
 
 
 def spelled(token: TopToken) -> str:
-    """Returns the text of a token in quotes, with control characters escaped; its id if the text is not recorded."""
-    if token.text is None or "\ufffd" in token.text:
-        return f"#{token.token}"
-    return sanitise(repr(token.text[:20]))
+    """Returns a token in quotes, or its id where its text is not recorded, and the share of its choices: 'a' 56 %."""
+    text = f"#{token.token}" if token.text is None or "\ufffd" in token.text else sanitise(repr(token.text[:20]))
+    return f"{text} {100 * token.count / token.total:.0f} %" if token.total else f"{text} -"

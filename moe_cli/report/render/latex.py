@@ -1,6 +1,7 @@
 """A report as a LaTeX table, ready for a paper: booktabs, the lowest loss in bold, intervals behind +-."""
 
 import re
+from collections.abc import Iterable, Sequence
 
 from moe_cli.formatting import sanitise
 from moe_cli.report.columns import PLUS_MINUS, Column
@@ -26,24 +27,33 @@ def latex_text(table: ReportTable) -> str:
     """Returns a table environment as wide as a page, with as many columns as fit. It needs \\usepackage{booktabs}."""
     columns = table.columns if table.names else _fitting_columns(table)
     missing = [sanitise(column.heading) for column in table.columns if column not in columns]
-    lines = ["% made by moe report; needs \\usepackage{booktabs}"]
-    if missing:
-        lines.append(f"% left out: {', '.join(missing)}; --columns has what you ask for")
-    lines += [
-        "\\begin{table}",
-        "  \\centering\\small",
-        f"  \\caption{{{_caption(table)}}}",
-        "  \\label{tab:moe}",
-        "  \\vspace{1ex}",
-        f"  \\begin{{tabular}}{{@{{}}{''.join('l' if column.left else 'r' for column in columns)}@{{}}}}",
-        "    \\toprule",
-        "    " + " & ".join(escaped(column.heading) for column in columns) + r" \\",
-        "    \\midrule",
-    ]
+    rows = []
     for row in table.rows:
         best = any(row is other for other in table.best)
-        cells = [cell(column.write(row), best and column.name in SCORES) for column in columns]
-        lines.append("    " + " & ".join(cells) + r" \\")
+        rows.append([cell(column.write(row), best and column.name in SCORES) for column in columns])
+    headings = [(column.heading, "l" if column.left else "r") for column in columns]
+    note = [f"% left out: {', '.join(missing)}; --columns has what you ask for"] if missing else []
+    return table_environment(_caption(table), headings, rows, note)
+
+
+def table_environment(
+    caption: str, headings: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], notes: Sequence[str] = ()
+) -> str:
+    """Returns a table environment of cells in LaTeX; headings are plain text, each with the alignment of its column."""
+    lines = [
+        "% made by moe report; needs \\usepackage{booktabs}",
+        *notes,
+        "\\begin{table}",
+        "  \\centering\\small",
+        f"  \\caption{{{caption}}}",
+        "  \\label{tab:moe}",
+        "  \\vspace{1ex}",
+        f"  \\begin{{tabular}}{{@{{}}{''.join(alignment for _, alignment in headings)}@{{}}}}",
+        "    \\toprule",
+        "    " + " & ".join(escaped(heading) for heading, _ in headings) + r" \\",
+        "    \\midrule",
+        *("    " + " & ".join(row) + r" \\" for row in rows),
+    ]
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
 
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import sanitise
 from moe_cli.metrics import BY_KEY, ESTIMATES, curve_title
-from moe_cli.report.columns import required_columns, truncate_left
+from moe_cli.report.columns import score_column, truncate_left
 from moe_cli.report.configuration import Configuration
 from moe_cli.report.curves import thinned_curves
 from moe_cli.report.pareto import pareto_front
 from moe_cli.report.render.terminal import PALETTE
 from moe_cli.report.render.terminal_chart import number_of
-from moe_cli.report.run_row import comparison_key
 from moe_cli.report.table import ReportTable
 from moe_cli.runs.folder import Run
 
@@ -38,7 +37,7 @@ def figure_bytes(table: ReportTable, ending: str, title: str) -> bytes:
     except ImportError:
         raise ConfigError("figures need matplotlib, which is not installed: pip install 'moe-cli[plots]'") from None
     rows = [row for row in table.rows if row.is_complete]
-    score = required_columns(rows)[1] if rows else "val_bpb"
+    score = score_column(rows)
     rows = [row for row in rows if row.get(score) is not None]
     if not rows:
         raise ConfigError("there is nothing to draw: no run shown is complete.")
@@ -111,7 +110,7 @@ def _fronts(rows: Sequence[Configuration], name: str, score: str) -> list[list[t
     fronts: dict[tuple[object, ...], list[tuple[float, float]]] = {}
     for row, mark in zip(rows, pareto_front(rows, {name: -1}), strict=True):
         if mark:
-            fronts.setdefault(comparison_key(row), []).append(
+            fronts.setdefault(row.comparison_key, []).append(
                 (number_of(row, name) or 0.0, number_of(row, score) or 0.0)
             )
     return [sorted(front) for front in fronts.values() if len(set(front)) > 1]
@@ -121,11 +120,9 @@ def _curves(axes: "Axes", rows: Sequence[Configuration], score: str) -> None:
     """Draws the curve of the first run of every row, over tokens."""
     key = ESTIMATES[score]
     for index, row in enumerate(rows):
-        points = [point for point in thinned_curves(Run(Path(row.path)), [key])[key] if point.tokens is not None]
+        points = thinned_curves(Run(Path(row.path)), [key])[key]
         look = {**_look(index), "marker": ""}
-        axes.plot(
-            [float(point.tokens or 0) for point in points], [point.value for point in points], linewidth=1.4, **look
-        )
+        axes.plot([point.tokens for point in points], [point.value for point in points], linewidth=1.4, **look)
     axes.set_xlabel("training tokens; the first seed of each")
     _count_in_thousands(axes)
     axes.set_ylabel(curve_title(ESTIMATES[score]))

@@ -18,7 +18,7 @@ from moe_cli.report.table import ReportTable
 LINE_WIDTH, TERMINAL_WIDTH = 10_000, 120
 
 
-def table_html(table: ReportTable, title: str = "report") -> str:
+def table_html(table: ReportTable) -> str:
     """Returns the table of `moe report`, with all its columns and with its captions."""
     heads = [*((column.heading, column.left) for column in table.columns), ("", True)]
     rows = ["".join(_cell("th", text, left) for text, left in heads)]
@@ -29,7 +29,7 @@ def table_html(table: ReportTable, title: str = "report") -> str:
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     above, below = (
         "".join(f"<div>{escape(sanitise(line.plain))}</div>" for line in lines)
-        for lines in (header_lines(table, title, LINE_WIDTH), footer_lines(table, LINE_WIDTH))
+        for lines in (header_lines(table, "report", LINE_WIDTH), footer_lines(table, LINE_WIDTH))
     )
     return f"<div>{above}<table>{body}</table>{below}</div>"
 
@@ -46,12 +46,12 @@ def recommendation_html(found: Recommendation) -> str:
     return f"<div><div><b>{first}</b></div>{''.join(lines)}</div>"
 
 
-def lines_html(lines: Sequence[Text], width: int = TERMINAL_WIDTH) -> str:
+def lines_html(lines: Sequence[Text]) -> str:
     """Returns lines of a terminal with their colours."""
     console = Console(
         record=True,
         file=io.StringIO(),
-        width=width,
+        width=TERMINAL_WIDTH,
         color_system="truecolor",
         force_terminal=True,
         legacy_windows=False,

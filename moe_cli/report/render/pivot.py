@@ -1,7 +1,5 @@
 """A pivot table as text: for a terminal, csv, json, markdown and LaTeX."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 
@@ -14,7 +12,8 @@ from moe_cli.report.pivot import AxisValue, Pivot, PivotCell
 from moe_cli.report.render.captions import footer_lines, header_lines
 from moe_cli.report.render.latex import cell as latex_cell
 from moe_cli.report.render.latex import escaped as latex_escaped
-from moe_cli.report.render.tables import aligned, markdown_escaped
+from moe_cli.report.render.latex import table_environment
+from moe_cli.report.render.tables import aligned, csv_lines, markdown_escaped
 from moe_cli.report.render.terminal import GAP, TextColumn, table_lines, wrap
 from moe_cli.report.table import ReportTable
 
@@ -129,15 +128,12 @@ def _aligned(texts: Sequence[str]) -> list[str]:
 
 def pivot_csv(pivot: Pivot) -> str:
     """Returns a line per row to full precision: two cells for each column, the mean and half its 95 % interval."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [pivot.row_setting, *(name for value in pivot.columns for name in (value.heading, f"{value.heading} interval"))]
-    )
+    headings = [name for value in pivot.columns for name in (value.heading, f"{value.heading} interval")]
+    lines: list[list[object]] = [[pivot.row_setting, *headings]]
     for row, value in enumerate(pivot.rows):
         cells = [(cell.value, cell.half_width) if cell else (None, None) for cell in pivot.line(row)]
-        writer.writerow([value.label, *(number for pair in cells for number in pair)])
-    return text.getvalue()
+        lines.append([value.label, *(number for pair in cells for number in pair)])
+    return csv_lines(lines)
 
 
 def pivot_json(pivot: Pivot) -> str:
@@ -192,22 +188,12 @@ def pivot_latex(pivot: Pivot) -> str:
         sentences.append("The best in bold.")
     if pivot.also_varying:
         sentences.append(f"Cells also differ in {', '.join(pivot.also_varying)}.")
-    lines = [
-        "% made by moe report; needs \\usepackage{booktabs}",
-        "\\begin{table}",
-        "  \\centering\\small",
-        f"  \\caption{{{latex_escaped(' '.join(sentences))}}}",
-        "  \\label{tab:moe}",
-        "  \\vspace{1ex}",
-        f"  \\begin{{tabular}}{{@{{}}l{'r' * len(pivot.columns)}@{{}}}}",
-        "    \\toprule",
-        "    " + " & ".join(map(latex_escaped, [pivot.row_heading, *(one.heading for one in pivot.columns)])) + r" \\",
-        "    \\midrule",
+    headings = [(pivot.row_heading, "l"), *((column.heading, "r") for column in pivot.columns)]
+    rows = [
+        [latex_escaped(value.label), *(latex_cell(cell.text, cell.is_best) if cell else "" for cell in pivot.line(row))]
+        for row, value in enumerate(pivot.rows)
     ]
-    for row, value in enumerate(pivot.rows):
-        cells = [latex_cell(cell.text, cell.is_best) if cell else "" for cell in pivot.line(row)]
-        lines.append("    " + " & ".join([latex_escaped(value.label), *cells]) + r" \\")
-    return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
+    return table_environment(latex_escaped(" ".join(sentences)), headings, rows)
 
 
 def pivot_text(pivot: Pivot, form: str) -> str:

@@ -3,14 +3,14 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len
 from rich.text import Text
 
 from moe_cli.formatting import BARS, DIGITS
-from moe_cli.report.columns import CURVE, CURVE_WIDTH, DROP_ORDER, PLUS_MINUS, Column, curve_column, required_columns
+from moe_cli.report.columns import CURVE, CURVE_WIDTH, DROP_ORDER, PLUS_MINUS, Column, curve_column, score_column
 from moe_cli.report.configuration import JSON_KEYS, Configuration
 from moe_cli.report.render import terminal
 from moe_cli.report.render.captions import footer_lines, header_lines, hidden_columns_note
@@ -41,7 +41,7 @@ def report_lines(table: ReportTable, title: str, width: int, curves: bool = True
     widths = {column.name: max(map(cell_len, [column.heading, *cells[column.name]])) for column in table.columns}
     marks = [mark_of(row, table) for row in table.rows]
     room = width - (len(GAP) + max(map(len, marks)) if any(marks) else 0)
-    kept = _fitting(table.columns, widths, room, required_columns(table.rows))
+    kept = _fitting(table.columns, widths, room, ("run", score_column(table.rows)))
     used = sum(widths[column.name] + len(GAP) for column in kept)
     if (
         curves
@@ -66,7 +66,7 @@ def columns_within(columns: Sequence[Column], rows: Sequence[Configuration], wid
         column.name: max([cell_len(column.heading), *(cell_len(column.write(row)) for row in rows)])
         for column in columns
     }
-    return _fitting(columns, widths, width, required_columns(rows))
+    return _fitting(columns, widths, width, ("run", score_column(rows)))
 
 
 def mark_of(row: Configuration, table: ReportTable) -> str:
@@ -117,11 +117,13 @@ def json_text(table: ReportTable, importance: Mapping[str, Any] | None = None) -
 def csv_text(table: ReportTable) -> str:
     """Returns every column, or those of the query, to full precision; lists are joined by spaces."""
     names = table.names or table.aggregate.columns
+    return csv_lines([names, *([_csv_cell(table.value(row, name)) for name in names] for row in table.all_rows)])
+
+
+def csv_lines(rows: Iterable[Iterable[object]]) -> str:
+    """Returns a line of CSV for each row."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    for row in table.all_rows:
-        writer.writerow(_csv_cell(table.value(row, name)) for name in names)
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 

@@ -16,6 +16,7 @@ from moe_cli.files.reading import number_in
 from moe_cli.formatting import count, sanitise
 from moe_cli.report.columns import column_named
 from moe_cli.report.configuration import Configuration
+from moe_cli.report.render.line_wrap import pack
 from moe_cli.report.run_row import TOP_LEVEL, Cell, setting_applies
 from moe_cli.report.table import ReportTable
 
@@ -42,7 +43,7 @@ DERIVED: dict[str, Callable[[Configuration], float | None]] = {
     "active_flops": lambda row: row.results.forward_flops_per_token,
     "model_flops": lambda row: _product(row.results.tokens, row.results.model_flops_per_token or None),
     "optimizer_flops": lambda row: _product(row.results.steps, row.results.optimizer_flops_per_step),
-    "train_flops": lambda row: _product(row.results.flops_per_token, row.results.tokens or None),
+    "train_flops": lambda row: row.results.train_flops,
 }
 
 
@@ -296,8 +297,4 @@ def _remarks(chart: Chart, across: Axis, up: Axis, width: int) -> list[Text]:
         remarks.append(f"{OVERLAP_MARK} several series")
     if chart.left_out:
         remarks.append(f"{chart.left_out} row{'s' if chart.left_out > 1 else ''} without a number")
-    lines = [""]
-    for remark in remarks:
-        together = f"{lines[-1]}   {remark}" if lines[-1] else remark
-        lines = [*lines[:-1], together] if len(together) <= width or not lines[-1] else [*lines, remark]
-    return [Text(line, "dim") for line in lines if line]
+    return [Text(line, "dim") for line in pack(remarks, width)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from moe_cli.errors import ConfigError
 from moe_cli.report.run_row import RunRow
-from moe_cli.report.scaling.fit import AUTO, Fit, fit
+from moe_cli.report.scaling.fit import Fit, fit
 from moe_cli.report.scaling.observations import Points, make_points
 from moe_cli.report.scaling.predictions import (
     DenseEquivalent,
@@ -45,9 +45,9 @@ _MAKE_RUNS = re.compile(r"Make (more|some): moe sweep .*")
 
 def analyse(
     runs: Sequence[RunRow],
-    law: str = AUTO,
-    wanted: Mapping[str, Points] | None = None,
-    hold_out: bool = False,
+    law: str,
+    wanted: Mapping[str, Points],
+    hold_out: bool,
 ) -> Analysis:
     """Fits a scaling law to runs and computes the requested results.
 
@@ -66,9 +66,7 @@ def analyse(
         if not all(is_table_row(run) for run in runs):
             raise
         raise type(error)(re.sub(_MAKE_RUNS, "Add rows with others to the table.", str(error))) from None
-    predictions = tuple(
-        prediction for label, point in (wanted or {}).items() for prediction in predict(found, point, [label])
-    )
+    predictions = tuple(prediction for label, point in wanted.items() for prediction in predict(found, point, [label]))
     validation = validate(named.points, named.labels, law) if hold_out else None
     labels = {int(cluster): label for cluster, label in zip(named.points.cluster, named.labels, strict=True)}
     return Analysis(found, named.left_out, dense_equivalents(found, labels), iso_flop(runs), predictions, validation)

@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.schema import digest_of
+from moe_cli.config.schema import BUDGET_KEYS, digest_of
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count, plural, sanitise
 from moe_cli.report.baseline import baseline_overrides
 from moe_cli.report.load import flat_settings, read_rows
-from moe_cli.report.price import BUDGET_KEYS
 from moe_cli.report.run_row import (
     MODEL_TASK_DATA,
     RunRow,
@@ -30,7 +29,7 @@ from moe_cli.report.run_row import (
     settings_of,
 )
 from moe_cli.report.scaling.bets import (
-    CONFIDENCE,
+    BET_CONFIDENCE,
     FLOPS,
     TOKENS,
     Bet,
@@ -176,7 +175,7 @@ def _make_bet(folder: Path, forecaster: "_Forecaster", known: Mapping[str, Seque
     )
 
 
-_QUANTILES = ((1 - CONFIDENCE) / 2, 0.5, (1 + CONFIDENCE) / 2)
+_QUANTILES = ((1 - BET_CONFIDENCE) / 2, 0.5, (1 + BET_CONFIDENCE) / 2)
 
 
 def _share(wins: Array) -> float:
@@ -292,7 +291,7 @@ class _Forecaster:
             draw(wanted),
             draw(dense) if dense is not None and has_dense else None,
             tuple(rows),
-            wanted.flops / max(map(_flops, rows)),
+            wanted.flops / max(row.results.train_flops or 0 for row in rows),
             method,
         )
 
@@ -323,7 +322,7 @@ class _Forecaster:
             f"{plural(len(self._rows), 'run')}, mean over {plural(len(self.seeds), 'seed')}. No scaling law: "
             f"{reason[min(1, len(reason) - 1)]}"
         )
-        factor = wanted.flops / max(map(_flops, self._families[own]))
+        factor = wanted.flops / max(row.results.train_flops or 0 for row in self._families[own])
         return Forecast(drawn[0], drawn[1] if len(drawn) > 1 else None, tuple(self._rows), factor, method)
 
     def _curves(self) -> tuple[SeedMeans, list[Curve]]:
@@ -368,10 +367,6 @@ class _Forecaster:
 def _is_priced(row: RunRow) -> bool:
     found = row.results
     return all(value is not None and value > 0 for value in (found.val_loss, found.tokens, found.flops_per_token))
-
-
-def _flops(row: RunRow) -> float:
-    return (row.results.tokens or 0) * (row.results.flops_per_token or 0)
 
 
 def _cell(row: RunRow) -> Cell:

@@ -10,7 +10,7 @@ from moe_cli.report.intervals import proportion_interval
 from moe_cli.report.load import read_rows
 from moe_cli.report.run_row import RunRow
 from moe_cli.report.scaling.bet_forecast import runs_by_digest, runs_of
-from moe_cli.report.scaling.bets import FOLDER, Bet, read_bets, width
+from moe_cli.report.scaling.bets import FOLDER, Bet, read_bets
 from moe_cli.runs.folder import COMPLETED
 from moe_cli.runs.lookup import find_sweep, list_runs
 
@@ -135,7 +135,7 @@ def calibrate(outcomes: Sequence[Outcome]) -> Calibration:
         coverage=inside / len(scored) if scored else None,
         coverage_low=low,
         coverage_high=high,
-        mean_width=math.fsum(width(outcome.bet) for outcome in scored) / len(scored) if scored else None,
+        mean_width=math.fsum(outcome.bet.width for outcome in scored) / len(scored) if scored else None,
         winners=len(winners),
         right=sum(right is True for _, _, right in winners),
         brier=math.fsum((wins - won) ** 2 for wins, won, _ in winners) / len(winners) if winners else None,

@@ -9,7 +9,7 @@ from rich.text import Text
 from moe_cli.formatting import format_flops, format_loss, or_dash, percent, plural, sanitise
 from moe_cli.report.render.terminal import plain_table, wrap
 from moe_cli.report.scaling.bet_scores import Calibration, Outcome, calibrate
-from moe_cli.report.scaling.bets import CONFIDENCE, Bet
+from moe_cli.report.scaling.bets import BET_CONFIDENCE, Bet
 
 # The Brier score of a probability of one half.
 UNINFORMED = 0.25
@@ -31,7 +31,7 @@ def _placed(bet: Bet, file: Path, width: int) -> list[Text]:
     loss = format_loss(bet.loss if bet.metric == "val_bpb" else None, bet.loss)
     lines = [Text.assemble((f"bet {bet.digest}", "bold"), f"   {sanitise(bet.settings)}   on {sanitise(bet.sweep)}")]
     lines += wrap(
-        f"predicted: {loss}, {percent(CONFIDENCE)} interval {bet.low:.3f} to {bet.high:.3f}, for the "
+        f"predicted: {loss}, {percent(BET_CONFIDENCE)} interval {bet.low:.3f} to {bet.high:.3f}, for the "
         f"mean over {plural(len(bet.seeds), 'seed')}",
         width,
     )
@@ -91,7 +91,7 @@ def _calibration(record: Calibration, width: int) -> list[Text]:
     if record.coverage is None or record.coverage_low is None or record.coverage_high is None:
         return wrap(f"0 of {plural(record.bets, 'bet')} scored: run the commands that were printed", width, "dim")
     text = (
-        f"{record.scored} of {plural(record.bets, 'bet')} scored: {record.inside} inside the {percent(CONFIDENCE)} "
+        f"{record.scored} of {plural(record.bets, 'bet')} scored: {record.inside} inside the {percent(BET_CONFIDENCE)} "
         f"interval, {percent(record.coverage)} (95 % interval {percent(record.coverage_low)} to "
         f"{percent(record.coverage_high)}); mean width {percent(record.mean_width or 0.0)} of the loss"
     )

@@ -4,7 +4,6 @@ A file is written once and never changed. It is sealed with a checksum, and its 
 with the first of the seeds, which is the digest in the id of that run. docs/reference/json.md lists its keys.
 """
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -20,7 +19,7 @@ from moe_cli.files.writing import hold, make_folder
 
 FOLDER = "bets"
 # The probability of the interval, and the metrics that a bet may be on.
-CONFIDENCE = 0.8
+BET_CONFIDENCE = 0.8
 METRICS = ("val_bpb", "val_loss")
 TOKENS, FLOPS = "tokens", "FLOPs"
 
@@ -71,6 +70,11 @@ class Bet:
     commands: tuple[str, ...]
     configuration: Mapping[str, Any]
     baseline: Mapping[str, Any] | None
+
+    @property
+    def width(self) -> float:
+        """Returns the width of the interval relative to the predicted loss."""
+        return (self.high - self.low) / self.loss
 
 
 def digest_with_seed(configuration: Mapping[str, Any], seed: int) -> str | None:
@@ -197,8 +201,3 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "configuration": _settings,
     "baseline": _optional(_settings),
 }
-
-
-def width(bet: Bet) -> float:
-    """Returns the width of the interval relative to the predicted loss."""
-    return (bet.high - bet.low) / bet.loss if math.isfinite(bet.loss) else math.nan

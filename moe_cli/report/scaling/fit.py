@@ -84,7 +84,6 @@ class Fit:
     """A law fitted to points.
 
     Attributes:
-        points: the points that it was fitted to.
         theta: the free numbers [P].
         samples: the free numbers of the bootstrap samples [B, P].
         scale: the robust standard deviation of log loss around the law, about the relative error of one run.
@@ -234,11 +233,7 @@ def check_support(law: Law, points: Points) -> None:
 
 def _fitted(law: Law, points: Points) -> Fit:
     normalisation = make_normalisation(points)
-    target = np.log(points.loss)[None, :]
-
-    def model(theta: Array) -> Array:
-        return law.log_loss(theta, points, normalisation)
-
+    model, target = law.on(points, normalisation), np.log(points.loss)[None, :]
     starts = np.random.default_rng(SEED).uniform(law.low, law.high, (STARTS, len(law.low)))
     first = minimise(model, target, starts, FIRST_DELTA, 20)
     best = first.theta[np.argsort(first.cost)[:FINALISTS]]
@@ -299,10 +294,7 @@ def _with_samples(found: Fit, samples: int) -> Fit:
     if not samples:
         return found
     points, theta = found.points, found.theta
-
-    def model(free: Array) -> Array:
-        return found.law.log_loss(free, points, found.normalisation)
-
+    model = found.law.on(points, found.normalisation)
     fitted = model(theta[None])
     slopes = jacobian(model, theta[None])[0]
     residuals = _cr3_residuals(np.log(points.loss) - fitted[0], slopes, points.cluster)
@@ -360,10 +352,6 @@ def _held_out(found: Fit) -> float:
 
 def _refit(found: Fit, points: Points) -> Array:
     """Returns theta fitted to a part of the points. The search starts at theta of all points."""
-
-    def model(theta: Array) -> Array:
-        return found.law.log_loss(theta, points, found.normalisation)
-
-    target = np.log(points.loss)[None]
+    model, target = found.law.on(points, found.normalisation), np.log(points.loss)[None]
     theta: Array = minimise(model, target, found.theta[None], HUBER * found.scale, 60).theta[0]
     return theta

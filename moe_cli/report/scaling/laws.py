@@ -6,7 +6,7 @@ the paper. B is the number of sets of constants that are evaluated together, P t
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,6 +61,10 @@ class Law:
     shift_names: tuple[str, ...]
     constant: tuple[str, ...] = ()
 
+    def on(self, points: Points, normalisation: Normalisation) -> Callable[[Array], Array]:
+        """Returns the function theta [B, P] -> log L [B, M] of these points."""
+        return lambda theta: self.log_loss(theta, points, normalisation)
+
 
 def saturated(expansion: Any, start: Any, most: Any) -> Any:
     """Computes Clark's saturation, eq. 20 of arXiv:2202.01169: 1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max.
@@ -74,10 +78,17 @@ def _columns(theta: Array) -> list[Array]:
     return [theta[:, index : index + 1] for index in range(theta.shape[1])]
 
 
-def _log_expansion(start: Array, span: Array, points: Points) -> Array:
-    """Computes log E^ with E_start = exp(start) and E_max = E_start + exp(span), so that E_max is always the larger."""
-    first = np.exp(start)
-    result: Array = np.log(saturated(points.expansion[None, :], first, first + np.exp(span)))
+def _log_expansion(points: Points, saturation: Sequence[Array]) -> Array:
+    """Computes log E^, where E^ = E without a saturation.
+
+    A saturation (start, span) has E_start = exp(start) and E_max = E_start + exp(span), so that E_max is the larger.
+    """
+    expansion = points.expansion[None, :]
+    if saturation:
+        start, span = saturation
+        first = np.exp(start)
+        expansion = saturated(expansion, first, first + np.exp(span))
+    result: Array = np.log(expansion)
     return result
 
 
@@ -86,23 +97,12 @@ def _saturation(start: float, span: float) -> Constants:
     return {"E_start": first, "E_max": first + math.exp(min(span, 700.0))}
 
 
-def _clark_shape(
-    a: Array, b: Array, c: Array, d: Array, log_e: Array, points: Points, normalisation: Normalisation
-) -> Array:
+def _clark(theta: Array, points: Points, normalisation: Normalisation) -> Array:
     """Computes log L from the paper's a and b, its c divided by ln 10, and its d multiplied by ln 10."""
-    size = np.log(points.active[None, :] / normalisation.active)
+    a, b, c, d, *saturation = _columns(theta)
+    size, log_e = np.log(points.active[None, :] / normalisation.active), _log_expansion(points, saturation)
     result: Array = a * size + b * log_e + c * size * log_e + d
     return result
-
-
-def _clark(theta: Array, points: Points, normalisation: Normalisation) -> Array:
-    a, b, c, d = _columns(theta)
-    return _clark_shape(a, b, c, d, np.log(points.expansion[None, :]), points, normalisation)
-
-
-def _clark_saturating(theta: Array, points: Points, normalisation: Normalisation) -> Array:
-    a, b, c, d, start, span = _columns(theta)
-    return _clark_shape(a, b, c, d, _log_expansion(start, span, points), points, normalisation)
 
 
 def _clark_constants(theta: Array, normalisation: Normalisation) -> Constants:
@@ -160,22 +160,14 @@ def _abnar_constants(theta: Array, normalisation: Normalisation) -> Constants:
     }
 
 
-def _ludziejewski_shape(parts: list[Array], log_e: Array, points: Points, normalisation: Normalisation) -> Array:
-    a, delta, alpha, gamma, b, omega, beta, zeta, c = parts
+def _ludziejewski(theta: Array, points: Points, normalisation: Normalisation) -> Array:
+    a, delta, alpha, gamma, b, omega, beta, zeta, c, *saturation = _columns(theta)
+    log_e = _log_expansion(points, saturation)
     size = np.log(points.active[None, :] / normalisation.active)
     tokens = np.log(points.tokens[None, :] / normalisation.tokens)
     of_size = np.exp(a + delta * log_e + (alpha + gamma * log_e) * size)
     of_tokens = np.exp(b + omega * log_e + (beta + zeta * log_e) * tokens)
     return np.log(of_size + of_tokens + np.exp(c))  # type: ignore[no-any-return]
-
-
-def _ludziejewski(theta: Array, points: Points, normalisation: Normalisation) -> Array:
-    return _ludziejewski_shape(_columns(theta), np.log(points.expansion[None, :]), points, normalisation)
-
-
-def _ludziejewski_saturating(theta: Array, points: Points, normalisation: Normalisation) -> Array:
-    *parts, start, span = _columns(theta)
-    return _ludziejewski_shape(parts, _log_expansion(start, span, points), points, normalisation)
 
 
 def _ludziejewski_constants(theta: Array, normalisation: Normalisation) -> Constants:
@@ -201,19 +193,15 @@ JOINT = "L = a E^^delta N^(alpha + gamma ln E^) + b E^^omega D^(beta + zeta ln E
 # saturation with E_start = 1 and E_max = infinity.
 MIN_EXPANSIONS_TO_SATURATE = 6
 
-_CLARK_NAMES, _CLARK_LOW, _CLARK_HIGH = ("a", "b", "c", "d"), (-0.4, -0.3, -0.05, -1.0), (0.0, 0.1, 0.05, 2.0)
-_JOINT_NAMES = ("a", "delta", "alpha", "gamma", "b", "omega", "beta", "zeta", "c")
-_JOINT_LOW = (-4.0, -0.6, -0.8, -0.1, -4.0, -0.4, -0.8, -0.1, -3.0)
-_JOINT_HIGH = (1.0, 0.2, -0.05, 0.1, 1.0, 0.4, -0.05, 0.1, 1.0)
 _SATURATION_NAMES, _SATURATION_LOW, _SATURATION_HIGH = ("E_start", "E_max"), (0.0, 2.0), (1.0, 6.0)
 
 _CLARK = Law(
     name="clark",
     equation=CLARK + "E^ = E/k",
     source="Clark et al. 2022, arXiv:2202.01169",
-    names=_CLARK_NAMES,
-    low=_CLARK_LOW,
-    high=_CLARK_HIGH,
+    names=("a", "b", "c", "d"),
+    low=(-0.4, -0.3, -0.05, -1.0),
+    high=(0.0, 0.1, 0.05, 2.0),
     log_loss=_clark,
     to_paper_constants=_clark_constants,
     distinct={"active": 3, "expansion": 3},
@@ -224,9 +212,9 @@ _JOINT = Law(
     name="ludziejewski",
     equation=JOINT + ", E^ = E/k",
     source="Ludziejewski et al. 2025, arXiv:2502.05172",
-    names=_JOINT_NAMES,
-    low=_JOINT_LOW,
-    high=_JOINT_HIGH,
+    names=("a", "delta", "alpha", "gamma", "b", "omega", "beta", "zeta", "c"),
+    low=(-4.0, -0.6, -0.8, -0.1, -4.0, -0.4, -0.8, -0.1, -3.0),
+    high=(1.0, 0.2, -0.05, 0.1, 1.0, 0.4, -0.05, 0.1, 1.0),
     log_loss=_ludziejewski,
     to_paper_constants=_ludziejewski_constants,
     distinct={"active": 3, "expansion": 3, "tokens": 3},
@@ -234,7 +222,7 @@ _JOINT = Law(
 )
 
 
-def _with_saturation(law: Law, equation: str, log_loss: LogLoss) -> Law:
+def _with_saturation(law: Law, equation: str) -> Law:
     """Returns the form of a law in which E^ saturates, with the two constants of the saturation."""
     return replace(
         law,
@@ -242,14 +230,13 @@ def _with_saturation(law: Law, equation: str, log_loss: LogLoss) -> Law:
         names=(*law.names, *_SATURATION_NAMES),
         low=(*law.low, *_SATURATION_LOW),
         high=(*law.high, *_SATURATION_HIGH),
-        log_loss=log_loss,
         distinct={**law.distinct, "expansion": MIN_EXPANSIONS_TO_SATURATE},
     )
 
 
 # The forms of each law, the fullest first.
 LAWS: dict[str, tuple[Law, ...]] = {
-    "clark": (_with_saturation(_CLARK, CLARK + "E^ saturating in E/k", _clark_saturating), _CLARK),
+    "clark": (_with_saturation(_CLARK, CLARK + "E^ saturating in E/k"), _CLARK),
     "krajewski": (
         Law(
             name="krajewski",
@@ -280,5 +267,5 @@ LAWS: dict[str, tuple[Law, ...]] = {
             shift_names=("a", "b", "c", "d", "e"),
         ),
     ),
-    "ludziejewski": (_with_saturation(_JOINT, JOINT, _ludziejewski_saturating), _JOINT),
+    "ludziejewski": (_with_saturation(_JOINT, JOINT), _JOINT),
 }

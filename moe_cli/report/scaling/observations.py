@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import HELD_OUT
 from moe_cli.config.ranges import format_setting
+from moe_cli.config.schema import BUDGET_KEYS
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count
 from moe_cli.metrics import eval_windows
@@ -20,7 +21,6 @@ from moe_cli.report.run_row import (
     RunRow,
     Settings,
     column_names,
-    mean_k,
     mean_setting,
     setting_applies,
     settings_of,
@@ -129,16 +129,7 @@ def _label(run: RunRow, names: list[str]) -> str:
 
     Example: expert=16 k=2, 1.05M active, 2.46M tokens.
     """
-    seen = (
-        "expert",
-        "k",
-        "train.tokens",
-        "train.steps",
-        "train.flops",
-        "train.model_flops",
-        "train.minutes",
-        "train.batch_size",
-    )
+    seen = ("expert", "k", *BUDGET_KEYS, "train.batch_size")
     who = f"expert={run.expert}" + (f" k={run.get('k')}" if not run.is_dense and run.mean_k else "")
     others = [
         f"{name.rpartition('.')[2]}={format_setting(value)}"
@@ -163,7 +154,7 @@ def _arrays(runs: Sequence[RunRow], clusters: list[int]) -> Points:
         column(lambda run: 1 / expansion(run.settings)),
         column(lambda run: granularity(run.settings)),
         column(lambda run: run.results.tokens),
-        column(lambda run: (run.results.tokens or 0) * (run.results.flops_per_token or 0)),
+        column(lambda run: run.results.train_flops),
         column(lambda run: run.results.val_loss),
         np.array(clusters),
         column(lambda run: run.results.tokens_per_second or None),
@@ -173,7 +164,7 @@ def _arrays(runs: Sequence[RunRow], clusters: list[int]) -> Points:
 
 def expansion(settings: Settings) -> float:
     """Returns E / K, with the mean of K over layers; 1 when dense, or if a router has no fixed K."""
-    expert, k = settings.get("expert"), mean_k(settings)
+    expert, k = settings.get("expert"), mean_setting(settings, "k")
     assert isinstance(expert, int)
     return max(1.0, expert / k) if expert > 1 and k and k > 0 else float(expert)
 

@@ -1,14 +1,14 @@
 """Sizes of configurations that were not run, for predictions."""
 
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 
 from moe_cli.config.compose import load_config
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.schema import BUDGETS, RunConfig
+from moe_cli.config.schema import BUDGET_KEYS, RunConfig
 from moe_cli.costs.model import estimate_cost, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.report.baseline import overrides_of
@@ -107,16 +107,16 @@ def sizes_of(configured: Configured) -> Points:
     return Points(*(np.array([float(value)]) for value in values))
 
 
-def _overrides_of_largest(runs: Sequence[RunRow], budget: Collection[str]) -> tuple[list[str], int]:
-    """Returns the settings of the run with the most FLOPs without those in `budget`, and its vocabulary size."""
+def _overrides_of_largest(runs: Sequence[RunRow], names: Set[str]) -> tuple[list[str], int]:
+    """Returns the settings of the run with the most FLOPs without those in `names`, and its vocabulary size."""
     measured = [run for run in runs if run.results.flops_per_token and run.results.tokens and run.results.params]
     if not measured:
         return [], DEFAULT_VOCAB_SIZE
-    largest = max(measured, key=lambda run: (run.results.flops_per_token or 0) * (run.results.tokens or 0))
-    budgets = {f"train.{name}" for name in BUDGETS}
-    of_budget = budgets.intersection(budget)
-    overrides = overrides_of(largest, {*budget, *(budgets if of_budget else ())})
-    if not of_budget and not any(overrides.get(name) for name in budgets):
+    largest = max(measured, key=lambda run: run.results.train_flops or 0)
+    has_budget = not names.isdisjoint(BUDGET_KEYS)
+    settings = {**largest.settings, **largest.execution}
+    overrides = overrides_of(settings, {*names, *(BUDGET_KEYS if has_budget else ())})
+    if not has_budget and not any(overrides.get(name) for name in BUDGET_KEYS):
         overrides["train.tokens"] = largest.results.tokens
     arguments = [f"{key}={format_setting(value)}" for key, value in overrides.items()]
     return arguments, int(largest.results.vocab_size or DEFAULT_VOCAB_SIZE)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from moe_cli.formatting import count, format_flops, percent, sanitise
+from moe_cli.formatting import count, format_flops, or_dash, percent, sanitise
 from moe_cli.report.render.terminal import plain_table, wrap
 from moe_cli.report.scaling.analysis import Analysis
 from moe_cli.report.scaling.fit import Fit
@@ -97,7 +97,7 @@ def _equivalents(equivalents: Sequence[DenseEquivalent], width: int) -> list[Tex
             sanitise(equivalent.label),
             _compute_ratio(equivalent.compute_ratio),
             f"{_compute_ratio(equivalent.low)} to {_compute_ratio(equivalent.high)}",
-            _speed(equivalent.throughput),
+            or_dash(equivalent.throughput, 2),
             "-" if equivalent.speed_up is None else _compute_ratio(equivalent.speed_up),
         ]
         for equivalent in equivalents
@@ -115,10 +115,6 @@ def _equivalents(equivalents: Sequence[DenseEquivalent], width: int) -> list[Tex
     return [*lines, *wrap(note, width, "dim")]
 
 
-def _speed(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
 def _iso_flop(curves: Sequence[IsoFlop], width: int) -> list[Text]:
     rows = [
         (
@@ -126,7 +122,7 @@ def _iso_flop(curves: Sequence[IsoFlop], width: int) -> list[Text]:
             f"{curve.expansion:g}",
             str(len(curve.sizes)),
             "-" if curve.best is None else count(curve.best),
-            "-" if curve.best_loss is None else f"{curve.best_loss:.3f}",
+            or_dash(curve.best_loss),
         )
         for curve in curves
     ]

@@ -12,7 +12,7 @@ from moe_cli import load_runs, recommend
 from moe_cli.cli.app import app
 from moe_cli.config.overrides import parse_override
 from moe_cli.files.writing import write_json
-from moe_cli.report.configuration import aggregate_seeds
+from moe_cli.report.aggregate import aggregate_seeds
 from moe_cli.report.html.page_data import Source, page_content
 from moe_cli.report.load import rows_below
 from moe_cli.report.recommend.choice import Known, choose, compare, is_collapsed

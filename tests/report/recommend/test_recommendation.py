@@ -13,7 +13,7 @@ from moe_cli import load_runs, recommend
 from moe_cli.cli.app import app
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.files.writing import write_json
-from moe_cli.report.configuration import aggregate_seeds
+from moe_cli.report.aggregate import aggregate_seeds
 from moe_cli.report.load import rows_below
 from moe_cli.report.recommend.recommendation import Recommendation
 from moe_cli.report.recommend.text import format_recommendation

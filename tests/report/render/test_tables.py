@@ -12,10 +12,11 @@ import pytest
 from moe_cli.config.compose import load_config
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count, percent, sanitise
+from moe_cli.report.aggregate import aggregate_seeds
 from moe_cli.report.baseline import baseline_command
 from moe_cli.report.baseline_runs import shared_with_dense
 from moe_cli.report.columns import make_columns, truncate_left
-from moe_cli.report.configuration import JSON_KEYS, aggregate_seeds
+from moe_cli.report.configuration import JSON_KEYS
 from moe_cli.report.intervals import mean_and_interval, paired_difference
 from moe_cli.report.load import UNITS, flat_settings, rows_below
 from moe_cli.report.price import PRICES

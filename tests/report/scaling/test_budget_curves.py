@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from moe_cli.report.scaling.bets import CONFIDENCE
+from moe_cli.report.scaling.bets import BET_CONFIDENCE
 from moe_cli.report.scaling.budget_curves import Curve, Losses, predict_losses, seed_means
 from moe_cli.report.scaling.fit import NotIdentifiable, fit_law
 from moe_cli.report.scaling.observations import Array
@@ -58,7 +58,7 @@ def coverage(simulations: int, seeds: int, draws: int) -> float:
     for _ in range(simulations):
         planted, shifts = draw_planted(rng, number), rng.normal(0, 0.004, seeds)
         drawn = predicted(observe(planted.loss(TOKENS), shifts, 0.004, rng), number, draws)
-        low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=1)
+        low, high = np.quantile(drawn, [(1 - BET_CONFIDENCE) / 2, (1 + BET_CONFIDENCE) / 2], axis=1)
         new = np.exp(shifts + rng.normal(0, 0.004, (number, seeds))).mean(1) * planted.loss(np.array([LATER]))[:, 0]
         inside += list((low <= new) & (new <= high))
     return float(np.mean(inside))
@@ -88,7 +88,7 @@ def test_intervals_of_a_scaling_law() -> None:
         shifts.normal(0, 0.004, len(points))  # the noise that `grid` draws before the shifts of the seeds
         own = new.loss[0] * np.exp(shifts.normal(0, 0.003, 2) + rng.normal(0, 0.004, 2)).mean()
         drawn = np.exp(draw_log_loss(law, new, law.mean_noise, law.seeds.distance(np.array([0, 1])), rng))
-        low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        low, high = np.quantile(drawn, [(1 - BET_CONFIDENCE) / 2, (1 + BET_CONFIDENCE) / 2])
         inside.append(low <= own <= high)
     assert 0.72 <= np.mean(inside) <= 0.88
 

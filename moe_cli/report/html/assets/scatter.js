@@ -30,7 +30,7 @@ function scatter(host, nameX, nameY, label) {
   }
   const xs = points.map(each => each.x);
   const ys = points.flatMap(each => [each.y - (each.half || 0), each.y + (each.half || 0)]);
-  const { root, x, y, width } = axes(host, { xs: across.log ? with_room(xs) : xs, ys, logX: across.log, logY: false,
+  const { root, x, y, width } = axes(host, { xs: across.log ? with_room(xs) : xs, ys, logX: across.log,
     height: 340, x: across.heading, y: up.heading,
     label: `${label}: ${points.length} configurations. Arrow keys move between them.` });
   for (const each of points) each.place = { x: x(each.x), y: y(each.y) };

@@ -70,7 +70,7 @@ function static_chart(host, names, chart, hidden) {
   const series = chart.series.filter(each => !hidden.has(each.style)), all = series.flatMap(each => each.points);
   if (!all.length) { host.replaceChildren(el("p", { class: "quiet" }, "Nothing is drawn.")); return; }
   const { root, x, y, width } = axes(host, { xs: all.map(each => each[0]), ys: all.map(each => each[1]),
-    logX: chart.log_x, logY: chart.log_y, height: 360, x: chart.x, y: chart.y,
+    logX: chart.log_x, height: 360, x: chart.x, y: chart.y,
     label: `${chart.y} over ${chart.x}. Arrow keys move between points.` });
   const points = [];
   for (const each of series) {

@@ -80,7 +80,7 @@ function axes(host, options) {
   const root = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "application", tabindex: 0,
     "aria-roledescription": "chart", "aria-label": options.label });
   const x = scale(options.xs, box.left, box.right, options.logX, options.pad === undefined ? 0.04 : options.pad);
-  const y = scale(options.ys, box.bottom, box.top, options.logY, 0.06);
+  const y = scale(options.ys, box.bottom, box.top, false, 0.06);
   for (const [tick, text] of tick_labels(y.ticks)) {
     root.append(draw("line", { class: "grid", x1: box.left, x2: box.right, y1: y(tick), y2: y(tick) }));
     root.append(draw("text", { class: "quiet", x: box.left - 7, y: y(tick) + 4, "text-anchor": "end" }, text));
