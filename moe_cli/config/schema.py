@@ -193,6 +193,11 @@ class TrainConfig(Settings):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"train.device={self.device} is not one of: auto, cpu, cuda, cuda:N.")
 
+    @property
+    def budget(self) -> tuple[str, float]:
+        """Returns the budget of a resolved configuration, such as ("steps", 600)."""
+        return next((name, amount) for name in BUDGETS if (amount := getattr(self, name)) is not None)
+
     def num_evaluations(self, steps: float | None) -> int:
         """Returns the number of evaluations before the end of a run; steps are unknown with a budget of time."""
         if steps is None:

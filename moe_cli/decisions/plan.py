@@ -111,18 +111,12 @@ def _with_part(config: RunConfig, fraction: float) -> RunConfig:
     Only the final loss of such a run counts. Its evaluations during training, ten unless the user says otherwise, would
     take as long as the training itself, so that there is one, half-way.
     """
-    budget, amount = budget_of(config)
+    budget, amount = config.train.budget
     changes: dict[str, Any] = {budget: part_of(budget, amount, fraction)}
     if budget in BUDGETS_OF[TOKENS] and config.train.eval_every is None:
         steps = changes[budget] if budget == "steps" else changes[budget] / config.tokens_per_step
         changes["eval_every"] = max(1, math.ceil(steps / 2))
     return replace_group(config, "train", **changes)
-
-
-def budget_of(config: RunConfig) -> tuple[str, float]:
-    """Returns the budget of a resolved configuration, such as ("steps", 600)."""
-    names = [name for names in BUDGETS_OF.values() for name in names]
-    return next((name, amount) for name in names if (amount := getattr(config.train, name)) is not None)
 
 
 def part_of(budget: str, amount: float, fraction: float) -> float:
@@ -205,7 +199,7 @@ def plan_decision(
         configs,
         rules,
         _check_by(by, configs[DENSE_NAME]),
-        budget_of(configs[DENSE_NAME]),
+        configs[DENSE_NAME].train.budget,
         tuple(found.left_out.values()),
         tuple(found.notes),
         composer.notes,
@@ -216,8 +210,13 @@ def plan_decision(
 
 def _check_by(by: str | None, dense: RunConfig) -> str:
     """Returns what is held equal. Raises ConfigError where the training budget is of another kind."""
-    budget, amount = budget_of(dense)
-    kind = next(kind for kind, budgets in BUDGETS_OF.items() if budget in budgets)
+    budget, amount = dense.train.budget
+    kind = next((kind for kind, budgets in BUDGETS_OF.items() if budget in budgets), None)
+    if kind is None:
+        raise ConfigError(
+            f"train.{budget}={format_setting(amount)} is a budget that no decision holds equal. Use train.flops="
+            f"{format_setting(amount)}, which counts the optimizer too, or train.steps=600"
+        )
     if by is None:
         return kind
     check_choice("--by", by, list(BUDGETS_OF))

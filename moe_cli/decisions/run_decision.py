@@ -8,7 +8,7 @@ from pathlib import Path
 from moe_cli import __version__
 from moe_cli.config.sweep_file import DENSE
 from moe_cli.decisions.feed import DecisionFeed, read_outcome, read_success, replay
-from moe_cli.decisions.plan import BUDGETS_OF, FLOPS, TIME, TOKENS, DecisionPlan, budget_of
+from moe_cli.decisions.plan import BUDGETS_OF, FLOPS, TIME, TOKENS, DecisionPlan
 from moe_cli.decisions.record import (
     DecisionRecord,
     Limits,
@@ -160,12 +160,12 @@ def _with_equal_budget(plan: DecisionPlan, dense: RunEstimate, known: DecisionPl
     A budget of tokens becomes what the dense model takes for it: FLOPs, optimizer included, or minutes of training. The
     minutes are an estimate for this machine, and a decision that has begun keeps its own.
     """
-    if budget_of(plan.dense)[0] in BUDGETS_OF[plan.by]:
+    if plan.dense.train.budget[0] in BUDGETS_OF[plan.by]:
         return plan
     assert dense.steps is not None, "a budget of tokens"
     if plan.by == FLOPS:
         return plan.with_budget("flops", float(f"{dense.steps * dense.cost.flops_per_step:.3g}"))
     assert plan.by == TIME, plan.by
     if known is not None and known.by == TIME and known.given_budget == plan.given_budget:
-        return plan.with_budget(*budget_of(known.dense))
+        return plan.with_budget(*known.dense.train.budget)
     return plan.with_budget("minutes", float(f"{dense.seconds / 60:.2g}"))

@@ -19,7 +19,7 @@ from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import check_whole, format_setting
 from moe_cli.config.resolve import Resolved
-from moe_cli.config.schema import BUDGETS, RunConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import replace_unchecked
 from moe_cli.config.sweep_file import (
     DEFAULT_PRESET,
@@ -415,8 +415,8 @@ def _add_baselines(
 
 def _scaled_budget(config: RunConfig, multiple: float) -> dict[str, Any]:
     """Returns the budget of a run times a number, as a setting."""
-    name = next(name for name in BUDGETS if getattr(config.train, name) is not None)
-    amount = getattr(config.train, name) * multiple
+    name, amount = config.train.budget
+    amount *= multiple
     return {f"train.{name}": max(1, round(amount)) if name in ("steps", "tokens") else amount}
 
 
