@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moe_cli.claims.records import Demand, Measured, Predicate
+from moe_cli.claims.predicates import Predicate
+from moe_cli.claims.records import Demand, Measured
 from moe_cli.report.significance import ERROR_RATE, MAX_SEEDS, POWER, power_of_test
 
 # Fewer seeds say too little about the noise: the claim's own figure is used.

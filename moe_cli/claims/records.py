@@ -6,15 +6,17 @@ statistic over seeds lies.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from moe_cli.config.expressions import Expression
 from moe_cli.report.intervals import t_cdf
-from moe_cli.report.significance import PairedSample
+from moe_cli.report.significance import PairedSample, Scores
+
+if TYPE_CHECKING:
+    from moe_cli.claims.predicates import Predicate
 
 HOLDS, CONTRADICTED, CANNOT_TELL = "holds", "contradicted", "cannot tell here"
-Scores = Mapping[int, float]
 
 
 class Measured(Protocol):
@@ -145,34 +147,6 @@ class Demand:
     conjunctions: int = 1
 
 
-class Predicate(Protocol):
-    """A part of a claim that runs can decide."""
-
-    @property
-    def label(self) -> str:
-        """Returns what is compared, in words."""
-
-    @property
-    def noise(self) -> float:
-        """Returns the expected standard deviation of the statistic over seeds."""
-
-    @property
-    def unit(self) -> str:
-        """Returns the unit of statistic, effect and noise, as in `Test`."""
-
-    @property
-    def effect(self) -> float | None:
-        """Returns the published effect in the unit of the statistic; None without one."""
-
-    @property
-    def is_priced(self) -> bool:
-        """Returns whether the metric is a ratio to the dense model, which is not known outside its budgets."""
-
-    def find(self, measured: Measured) -> Finding: ...
-
-    def demand(self, measured: Measured) -> Demand: ...
-
-
 @dataclass(frozen=True)
 class Source:
     """Where a claim was published: `arxiv` is an arXiv id, `place` a table, figure or section."""
@@ -217,7 +191,7 @@ class Claim:
     source: Source
     published: Published
     differences: tuple[str, ...]
-    predicates: tuple[Predicate, ...]
+    predicates: "tuple[Predicate, ...]"
     seeds: int
     presets: tuple[str, ...] = ()
 
@@ -229,7 +203,7 @@ class Part:
     `more_seeds` is None where it is decided, or where no number of seeds would decide.
     """
 
-    predicate: Predicate
+    predicate: "Predicate"
     finding: Finding
     verdict: str
     more_seeds: int | None = None
@@ -240,4 +214,4 @@ class Judgement:
     """The verdict on a claim, with those on its parts."""
 
     verdict: str
-    parts: tuple[Part, ...] = field(default_factory=tuple)
+    parts: tuple[Part, ...]

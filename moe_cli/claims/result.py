@@ -11,7 +11,8 @@ from moe_cli import __version__
 from moe_cli.claims.measurements import RunMeasurements
 from moe_cli.claims.plan import ClaimPlan
 from moe_cli.claims.power import Power, analyse
-from moe_cli.claims.records import CANNOT_TELL, Judgement, Part, Predicate, Published, Source, Test
+from moe_cli.claims.predicates import Predicate
+from moe_cli.claims.records import CANNOT_TELL, Judgement, Part, Published, Source, Test
 from moe_cli.claims.verdict import judge
 from moe_cli.formatting import plural
 from moe_cli.report.run_row import RunRow

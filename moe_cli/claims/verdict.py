@@ -7,7 +7,8 @@ The claim holds if all parts hold, and is contradicted if one of them is.
 
 from collections.abc import Sequence
 
-from moe_cli.claims.records import CANNOT_TELL, CONTRADICTED, HOLDS, Finding, Judgement, Part, Predicate, Test
+from moe_cli.claims.predicates import Predicate
+from moe_cli.claims.records import CANNOT_TELL, CONTRADICTED, HOLDS, Finding, Judgement, Part, Test
 from moe_cli.report.significance import ERROR_RATE, PairedSample, additional_seeds_needed, holm
 
 
