@@ -224,10 +224,6 @@ class EvalConfig(Settings):
     context_length: int | None = setting(at_least=1)
     stride: int | None = setting(at_least=1)
 
-    @classmethod
-    def from_conf(cls, name: str) -> dict[str, Any]:
-        return dict(read_conf("config")["eval"])
-
 
 @dataclass(frozen=True)
 class RunConfig(Settings):
