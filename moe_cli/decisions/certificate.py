@@ -296,8 +296,7 @@ def _train_command(config: RunConfig) -> str:
 def _repeat_command(plan: DecisionPlan, limits: Limits) -> str:
     """Returns the command that takes the decision again, on other seeds and in a folder of its own."""
     settings = [word for word in plan.overrides if not word.startswith("seed=")]
-    options = [f"--minutes {limits.minutes:g}"] if limits.minutes is not None else []
-    options += [f"--runs {limits.runs}"] if limits.runs is not None else []
+    options = limits.options()
     options += [f"--where {shlex.quote(condition)}" for condition in plan.where]
     options += [f"--by {plan.by}"]
     seed = plan.rules.first_seed + 5000

@@ -13,12 +13,19 @@ from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import check_whole, format_assignment, format_setting
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import replace_group, replace_unchecked
-from moe_cli.config.sweep_file import DEFAULT_PRESET, SPACE, SweepFile, check_multiples, discrete, load_sweep_file
+from moe_cli.config.sweep_file import SPACE, SweepFile, check_multiples, discrete
 from moe_cli.decisions.records import Rules, RunRequest
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.runs.lookup import sweep_folder
-from moe_cli.sweeps.plan import SkippedPoint, check_folder, find_configurations, is_named, parse_conditions
+from moe_cli.sweeps.plan import (
+    SkippedPoint,
+    check_folder,
+    find_configurations,
+    find_sweep_file,
+    is_named,
+    parse_conditions,
+)
 
 DEFAULT_SPACE = "experts"
 DENSE_NAME = "dense"
@@ -160,11 +167,7 @@ def plan_decision(
     composer = Composer(config_dir)
     named = is_named(overrides)
     axes = {axis.key: axis for axis in parse_overrides(overrides[1:] if named else overrides)}
-    preset = axes.pop("preset", None)
-    if preset is not None and len(preset.values) > 1:
-        raise ConfigError(f"'{preset}' names several presets: a space has one.")
-    preset_name = DEFAULT_PRESET if preset is None else format_setting(preset.values[0])
-    space = load_sweep_file(composer, overrides[0] if named else DEFAULT_SPACE, preset_name, SPACE)
+    space = find_sweep_file(composer, overrides if named else [DEFAULT_SPACE], axes.pop("preset", None), SPACE)
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
     seed = axes.pop("seed", None)
     if seed is not None and len(seed.values) > 1:

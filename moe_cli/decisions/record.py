@@ -32,6 +32,11 @@ class Limits:
     minutes: float | None = None
     runs: int | None = None
 
+    def options(self) -> list[str]:
+        """Returns the limits as they are typed: --minutes 45, --runs 60."""
+        minutes = [] if self.minutes is None else [f"--minutes {self.minutes:g}"]
+        return minutes if self.runs is None else [*minutes, f"--runs {self.runs}"]
+
 
 def make_limits(minutes: float | None, runs: int | None) -> Limits:
     """Returns the limits of a command. Raises ConfigError for none, or for minutes that are no positive number."""
@@ -107,10 +112,7 @@ def _amount(value: Any) -> float:
 
 def make_candidates(plan: DecisionPlan, prices: dict[str, tuple[float, ...]]) -> tuple[Candidate, ...]:
     """Returns the candidates of a plan with their `AMOUNTS`."""
-    return tuple(
-        Candidate(name, ("expert=1",) if name == DENSE_NAME else tuple(name.split()), name == DENSE_NAME, *prices[name])
-        for name in plan.configs
-    )
+    return tuple(Candidate(name, name == DENSE_NAME, *prices[name]) for name in plan.configs)
 
 
 def write_decision(folder: Path, record: DecisionRecord) -> None:

@@ -16,7 +16,7 @@ DECISION_FILE = "decision.json"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration of the space: unique name, overrides, and prices known before the first run.
+    """A configuration of the space: unique name and prices known before the first run.
 
     `price` orders candidates that are equal: the lowest is advised. `seconds` is the predicted duration of one run with
     the full budget, and `fixed_seconds` the part of it that runs with any budget take, for evaluation; the durations of
@@ -24,7 +24,6 @@ class Candidate:
     """
 
     name: str
-    overrides: tuple[str, ...] = ()
     is_baseline: bool = False
     price: float = 0.0
     seconds: float = 1.0

@@ -50,10 +50,6 @@ class PreparedDecision:
     def jobs(self) -> int | None:
         return self.execution.jobs
 
-    @property
-    def folder(self) -> Path:
-        return self.outputs / self.plan.name
-
     def budget(self, pool: Pool | None = None) -> Budget:
         """Returns the limits with the number of parallel runs of the pool; without one, the expected number."""
         parallel = pool.workers if pool else max_parallel(self.execution.executor, self.jobs, self.estimates)
@@ -121,11 +117,10 @@ def _check_budget(prepared: PreparedDecision) -> None:
     if can_start(prepared.candidates, rules, budget):
         return
     runs, minutes = least_budget(prepared.candidates, rules, budget.parallel)
-    limits = [f"--minutes {prepared.limits.minutes:g}"] if prepared.limits.minutes is not None else []
-    limits += [f"--runs {prepared.limits.runs}"] if prepared.limits.runs is not None else []
     raise ConfigError(
-        f"{' and '.join(limits)} cannot decide anything: the least is {runs} runs, or {minutes:g} min here: two "
-        f"candidates and dense, compared once each and then on {rules.looks[0]} fresh seeds.\n"
+        f"{' and '.join(prepared.limits.options())} cannot decide anything: the least is {runs} runs, or "
+        f"{minutes:g} min here: two candidates and dense, compared once each and then on {rules.looks[0]} fresh "
+        "seeds.\n"
         "Give a larger budget, or make runs cheaper: fewer candidates, train.steps, model.d_model."
     )
 

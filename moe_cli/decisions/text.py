@@ -220,7 +220,7 @@ def tables(found: Certificate) -> list[tuple[str, list[str], list[list[str]]]]:
     decision = found.decision
     losses = [
         [
-            name_of(loss.name),
+            sanitise(loss.name),
             f"{loss.mean:.3f}{'' if loss.half_width is None else f' +- {loss.half_width:.3f}'}",
             str(loss.seeds),
         ]
@@ -228,7 +228,7 @@ def tables(found: Certificate) -> list[tuple[str, list[str], list[list[str]]]]:
     ]
     claims = [
         [
-            f"{name_of(claim.one)} against {name_of(claim.other)}",
+            f"{sanitise(claim.one)} against {sanitise(claim.other)}",
             difference(claim.difference),
             str(claim.difference.seeds),
             claim.verdict,
@@ -237,7 +237,7 @@ def tables(found: Certificate) -> list[tuple[str, list[str], list[list[str]]]]:
     ]
     rates = [
         [
-            name_of(rate.name),
+            sanitise(rate.name),
             f"x{rate.multiplier:.3g}{', at the edge' if rate.is_at_edge else ''}",
             "  ".join(
                 f"x{multiplier:g} {'failed' if loss is None else f'{loss:.3f}'}" for multiplier, loss in rate.losses
@@ -247,7 +247,7 @@ def tables(found: Certificate) -> list[tuple[str, list[str], list[list[str]]]]:
     ]
     dropped = [
         [
-            name_of(entry.name),
+            sanitise(entry.name),
             entry.stage,
             entry.reason if entry.difference is None else f"{difference(entry.difference)}, {entry.reason}",
         ]
@@ -267,7 +267,3 @@ def tables(found: Certificate) -> list[tuple[str, list[str], list[list[str]]]]:
         )
         if table[2]
     ]
-
-
-def name_of(name: str) -> str:
-    return sanitise(name)

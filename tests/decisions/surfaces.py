@@ -63,9 +63,7 @@ class Surface:
 
     def candidates(self) -> list[Candidate]:
         """Returns the candidates; the price is the duration."""
-        return [
-            Candidate(name, (), name == self.baseline, self.seconds[name], self.seconds[name]) for name in self.names
-        ]
+        return [Candidate(name, name == self.baseline, self.seconds[name], self.seconds[name]) for name in self.names]
 
     def draw(self, request: RunRequest) -> Outcome:
         """Draws a run: seeds shift all candidates alike, and each run has its own noise."""

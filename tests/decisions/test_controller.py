@@ -46,7 +46,7 @@ def simulate(
 
 def candidates(losses: dict[str, float]) -> list[Candidate]:
     """Returns one candidate for each name; `dense` is the baseline."""
-    return [Candidate(name, (), name == "dense", price=index) for index, name in enumerate(losses)]
+    return [Candidate(name, name == "dense", price=index) for index, name in enumerate(losses)]
 
 
 def noisy(losses: dict[str, float], deviation: float = 0.002) -> Loss:
