@@ -56,7 +56,7 @@ def evaluate(
     data, overrides = data_settings(overrides or [], "moe eval")
     policies = _policies(config, overrides)
 
-    from moe_cli.cli.console import Terminal, print_lines
+    from moe_cli.cli.console import Terminal, print_lines, table_width
     from moe_cli.execution.trained_model import load_trained
     from moe_cli.metrics import sees_later_tokens, target_name
     from moe_cli.report.render.terminal import table_lines
@@ -86,7 +86,7 @@ def evaluate(
     )
     tables = [_table(rows, unit), *([_domain_table(rows)] if domains else [])]
     for table in tables:
-        print_lines(console, table_lines(table, console.width if console.is_terminal else None))
+        print_lines(console, table_lines(table, table_width(console)))
         if table is not tables[-1]:
             console.print()
     for drop in dict.fromkeys(row["drop"] for row in rows if row["sees_later_tokens"]):
@@ -162,6 +162,20 @@ def eval_overrides(
             raise ConfigError(f"'{axis}' is an interval, and eval takes values: {axis.key}={ends.low:g},{ends.high:g}")
         values[name] = list(axis.values)
     return values
+
+
+def one_policy(
+    config: "RunConfig", overrides: list[str], command: str, names: Sequence[str] = EVAL_OVERRIDES, **fixed: None
+) -> "EvalConfig":
+    """Returns the evaluation settings of the run, with the `fixed` ones and then the overrides, one value each."""
+    from moe_cli.errors import ConfigError
+
+    values: dict[str, Any] = {**fixed}
+    for name, found in eval_overrides(config, overrides, names).items():
+        if len(found) > 1:
+            raise ConfigError(f"eval.{name} has {len(found)} values: {command} takes one.")
+        values[name] = found[0]
+    return eval_config(config, **values)
 
 
 def eval_config(config: "RunConfig", **values: Any) -> "EvalConfig":
