@@ -10,7 +10,8 @@ from moe_cli.cli.options import AsJson, Checkpoint, Outputs, Overrides, PluginFi
 from moe_cli.config.ranges import format_setting
 
 if TYPE_CHECKING:
-    from moe_cli.config.schema import EvalConfig, RunConfig
+    from moe_cli.config.schema import RunConfig
+    from moe_cli.config.training import EvalConfig
     from moe_cli.execution.trained_model import TrainedModel
     from moe_cli.report.render.terminal import TextColumn
     from moe_cli.training.evaluate import Evaluation
@@ -183,7 +184,7 @@ def eval_config(config: "RunConfig", **values: Any) -> "EvalConfig":
     from dataclasses import asdict, replace
 
     from moe_cli.config.build import build
-    from moe_cli.config.schema import EvalConfig
+    from moe_cli.config.training import EvalConfig
 
     policy: EvalConfig = build(EvalConfig, {**asdict(config.eval), **values}, "eval.")
     return replace(config, eval=policy).eval

@@ -20,7 +20,8 @@ from moe_cli.cli.options import (
 
 if TYPE_CHECKING:
     from moe_cli.cli.explain_output import ExplainResult
-    from moe_cli.config.schema import EvalConfig, RunConfig
+    from moe_cli.config.schema import RunConfig
+    from moe_cli.config.training import EvalConfig
     from moe_cli.execution.trained_model import TrainedModel
     from moe_cli.runs.folder import Run
     from moe_cli.training.explain import TextToken

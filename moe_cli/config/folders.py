@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.build import names_of, names_of_variants, takes_text
-from moe_cli.config.schema import RunConfig, TrainConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import packaged_conf
+from moe_cli.config.training import TrainConfig
 from moe_cli.config.yaml_file import load_yaml
 from moe_cli.errors import ConfigError
 from moe_cli.plugins import origin_of

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.build import flatten_dict, names_of
 from moe_cli.config.folders import GROUPS, is_text
-from moe_cli.config.schema import BUDGETS, RunConfig
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.training import BUDGETS
 from moe_cli.config.yaml_file import load_yaml
 from moe_cli.errors import ConfigError
 

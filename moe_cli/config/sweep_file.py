@@ -29,8 +29,9 @@ from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import is_text
 from moe_cli.config.overrides import parse_override
 from moe_cli.config.ranges import check_whole, format_setting
-from moe_cli.config.schema import BUDGETS, Match, RunConfig
+from moe_cli.config.schema import Match, RunConfig
 from moe_cli.config.search_block import SearchBlock, known_parts, parse_search
+from moe_cli.config.training import BUDGETS
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
 
