@@ -48,7 +48,7 @@ def rehearse(candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> R
     def outcomes(batch: Batch) -> Mapping[RunRequest, Outcome]:
         for request in batch.requests:
             if request not in results:
-                seconds = race.candidates[request.candidate].seconds_at(request.fraction)
+                seconds = race.books.candidates[request.candidate].seconds_at(request.fraction)
                 results[request] = Outcome(_draw(request), seconds)
         return {request: results[request] for request in batch.requests}
 
