@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_cli.claims.records import Demand, Finding, Measured, Region, Test
+from moe_cli.claims.records import Demand, Finding, Measured, Region, Statistic
 from moe_cli.config.expressions import Expression
 from moe_cli.errors import ConfigError
 from moe_cli.metrics import BY_KEY
@@ -81,7 +81,7 @@ class Predicate(ABC):
 
     @property
     def unit(self) -> str:
-        """Returns the unit of statistic, effect and noise, as in `Test`."""
+        """Returns the unit of statistic, effect and noise, as in `Statistic`."""
         return self.scale.unit
 
     @property
@@ -101,7 +101,7 @@ class Predicate(ABC):
     def demand(self, measured: Measured) -> Demand: ...
 
     def _one(self, sample: PairedSample | None, region: Region) -> Finding:
-        test = Test(self.label, self.unit, sample, region)
+        test = Statistic(self.label, self.unit, sample, region)
         return Finding((test,), region.p_inside(sample), region.p_outside(sample))
 
     def _demand(self, region: Region, effect: float | None) -> Demand:
@@ -239,7 +239,7 @@ class Crossing(Predicate):
         firsts, lasts = (measured.along(self.scale.metric, self.along, where) for where in (self.first, self.last))
         places = shared_values(self.along, (firsts, lasts))
         tests = tuple(
-            Test(
+            Statistic(
                 f"{self.label}, {self.along}={place:g}",
                 self.unit,
                 self.scale.differences(firsts[place], lasts[place]),
@@ -288,7 +288,7 @@ class SameArgmin(Predicate):
         p_holds, _, (place, other, number, sample) = min(found, key=lambda entry: entry[0])
         where = self.across[number].text
         label = f"{self.label}: {self.setting}={place:g} against {other:g}, {where}"
-        test = Test(label, self.unit, sample, region)
+        test = Statistic(label, self.unit, sample, region)
         p_contradicted = max(entry[1] for entry in found)
         return Finding((test,), min(1.0, len(places) * p_holds), p_contradicted, len(places))
 

@@ -88,7 +88,7 @@ def _p_above(sample: PairedSample | None, limit: float, is_above: bool) -> float
 
 
 @dataclass(frozen=True)
-class Test:
+class Statistic:
     """A statistic over seeds, and the region in which the claim sees its mean.
 
     Attributes:
@@ -96,8 +96,6 @@ class Test:
         unit: `%` for relative differences (the values are shares), else the unit of the values, or empty.
         sample: its values over seeds; None without a seed that has all values.
     """
-
-    __test__ = False  # pytest: this class is no test case
 
     label: str
     unit: str
@@ -115,7 +113,7 @@ class Finding:
         comparisons: the number of comparisons that `p_holds` is corrected for.
     """
 
-    tests: tuple[Test, ...]
+    tests: tuple[Statistic, ...]
     p_holds: float
     p_contradicted: float
     comparisons: int = 1

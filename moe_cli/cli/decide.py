@@ -82,8 +82,8 @@ def decide(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.cli.console import Terminal
     from moe_cli.cli.decide_output import DecisionView
     from moe_cli.config.executors import split_executor
+    from moe_cli.decisions.decision_file import make_limits
     from moe_cli.decisions.plan import plan_decision
-    from moe_cli.decisions.record import make_limits
     from moe_cli.decisions.run_decision import prepare_decision
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder

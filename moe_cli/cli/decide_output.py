@@ -14,9 +14,9 @@ from moe_cli.cli.views import TerminalView
 from moe_cli.decisions.certificate import Certificate, context_of, make_certificate
 from moe_cli.decisions.feed import DecisionFeed
 from moe_cli.decisions.prices import price_stages
-from moe_cli.decisions.records import Budget
 from moe_cli.decisions.rehearsal import TYPICAL_DEVIATION, Power, power, rehearse, unused
 from moe_cli.decisions.run_decision import PreparedDecision
+from moe_cli.decisions.terms import Budget
 from moe_cli.decisions.text import BY_NAMES, certificate_lines, percent
 from moe_cli.formatting import duration, plural
 from moe_cli.report.render.terminal import plain_table, wrap

@@ -37,7 +37,7 @@ def recommend(
     from rich.text import Text
 
     from moe_cli.cli.console import Terminal, print_fitted
-    from moe_cli.decisions.records import DECISION_FILE
+    from moe_cli.decisions.terms import DECISION_FILE
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.load import load_selection
     from moe_cli.report.looks import remember

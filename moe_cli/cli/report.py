@@ -215,7 +215,7 @@ def _write(
     outputs: Path,
 ) -> None:
     """Writes the files of the report, or those of `SENT` for a while, and sends them to a tracker."""
-    from moe_cli.decisions.records import DECISION_FILE
+    from moe_cli.decisions.terms import DECISION_FILE
     from moe_cli.report.export import export
 
     decided = [path for path in {Path(run.path).parent for run in source.runs} if (path / DECISION_FILE).is_file()]

@@ -445,7 +445,7 @@ def _conditions(parts: Mapping[str, Any]) -> tuple[Expression, ...]:
     return tuple(parse_expression(condition) for condition in conditions)
 
 
-def check_tunable(key: str, setting: object) -> str:
+def check_tuned_setting(key: str, setting: object) -> str:
     """Returns the setting to tune. Raises ConfigError for another setting than the learning rate."""
     if setting not in TUNABLE:
         raise ConfigError(f"{key} can be {' or '.join(TUNABLE)}, not: {format_setting(setting)}.")
@@ -457,7 +457,7 @@ def _tune(parts: Mapping[str, Any]) -> str | None:
         return None
     if "search" in parts:
         raise ConfigError("tune and search both try settings: give one of them.")
-    return check_tunable("tune", parts["tune"])
+    return check_tuned_setting("tune", parts["tune"])
 
 
 def _baseline(parts: Mapping[str, Any]) -> Partial | None:

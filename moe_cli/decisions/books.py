@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from moe_cli.decisions.records import CONFIRMATION, Budget, Candidate, LearningRate, Outcome, Rules, RunRequest
+from moe_cli.decisions.terms import CONFIRMATION, Budget, Candidate, LearningRate, Outcome, Rules, RunRequest
 
 
 class Books:

@@ -10,10 +10,10 @@ from moe_cli.config.compose import Composer
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.saved import fewest_settings
 from moe_cli.config.schema import RunConfig
+from moe_cli.decisions.decision_file import Limits
 from moe_cli.decisions.feed import Results, run_of
 from moe_cli.decisions.plan import FLOPS, TIME, TOKENS, DecisionPlan
-from moe_cli.decisions.record import Limits
-from moe_cli.decisions.records import Decision, Interval, RunRequest
+from moe_cli.decisions.terms import Decision, Interval, RunRequest
 from moe_cli.errors import MoeError
 from moe_cli.formatting import count, plural
 from moe_cli.metrics import target_name

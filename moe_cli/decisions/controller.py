@@ -8,9 +8,11 @@ import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_cli.decisions.answer import NO_ANSWER, Confirmation, answer, guarantee
+from moe_cli.decisions.answer import NO_ANSWER, Confirmation, choose_winner, guarantee
 from moe_cli.decisions.books import Books
-from moe_cli.decisions.records import (
+from moe_cli.decisions.sequential import claims_at_look, prospect
+from moe_cli.decisions.standings import Noise, Standings, pooled_noise, rank
+from moe_cli.decisions.terms import (
     CHOICE,
     CONFIRMATION,
     LEARNING_RATE,
@@ -27,8 +29,6 @@ from moe_cli.decisions.records import (
     RunRequest,
     Step,
 )
-from moe_cli.decisions.sequential import claims_at_look, prospect
-from moe_cli.decisions.standings import Noise, Standings, pooled_noise, rank
 from moe_cli.report.learning_rate import best_multiplier, next_multiplier, steps_to_edge
 from moe_cli.report.significance import PairedSample, Scores, paired
 
@@ -369,7 +369,7 @@ class Race:
 
     def _price_baseline(self) -> Batches:
         """Trains the baseline with larger budgets, on the seeds of the first look, if another candidate has won."""
-        winner = None if self.confirmation is None else answer(self.confirmation, self.books.candidates).winner
+        winner = None if self.confirmation is None else choose_winner(self.confirmation, self.books.candidates).winner
         if winner in (None, self.baseline) or self.baseline not in self.alive:
             return
         start = self.rules.confirmation_seed
@@ -387,7 +387,7 @@ class Race:
     def decision(self) -> Decision:
         """Returns the decision after the last batch."""
         confirmation = self.confirmation
-        found = NO_ANSWER if confirmation is None else answer(confirmation, self.books.candidates)
+        found = NO_ANSWER if confirmation is None else choose_winner(confirmation, self.books.candidates)
         return Decision(
             winner=found.winner,
             verdict=found.verdict,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moe_cli.decisions.controller import next_step
 from moe_cli.decisions.plan import DecisionPlan
-from moe_cli.decisions.records import Budget, Candidate, Outcome, RunRequest, Step
+from moe_cli.decisions.terms import Budget, Candidate, Outcome, RunRequest, Step
 from moe_cli.files.reading import number_in
 from moe_cli.runs.folder import FAILED, Run, open_or_create_run
 from moe_cli.sweeps.scheduler import ListFeed

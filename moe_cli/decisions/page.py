@@ -4,12 +4,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from moe_cli.decisions.certificate import Certificate, Finished, make_certificate
+from moe_cli.decisions.decision_file import read_decision
 from moe_cli.decisions.feed import Results, replay
 from moe_cli.decisions.plan import DENSE_NAME
-from moe_cli.decisions.record import read_decision
-from moe_cli.decisions.records import CONFIRMATION, LEARNING_RATE, STAGES, Decision
 from moe_cli.decisions.run_decision import make_budget
-from moe_cli.decisions.text import answer, certificate_parts, tables
+from moe_cli.decisions.terms import CONFIRMATION, LEARNING_RATE, STAGES, Decision
+from moe_cli.decisions.text import answer_sentences, certificate_parts, tables
 from moe_cli.errors import MoeError
 from moe_cli.formatting import sanitise
 from moe_cli.plugins import not_imported
@@ -61,7 +61,7 @@ def certificate_sections(found: Certificate) -> list[Section]:
     """Returns the answer, the race, and a section for each table of the certificate."""
     sentences = [line for _, lines in certificate_parts(found) for line in lines]
     sections = [
-        Section("answer", f"Decision: {sanitise(found.name)}", tuple(answer(found)), before_table=True),
+        Section("answer", f"Decision: {sanitise(found.name)}", tuple(answer_sentences(found)), before_table=True),
         Section("race", "Race", chart=race(found), note=RACE_NOTE, before_table=True),
         Section("certificate", "Certificate", tuple(sentences)),
     ]

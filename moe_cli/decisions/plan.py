@@ -14,7 +14,7 @@ from moe_cli.config.ranges import check_whole, format_assignment, format_setting
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import replace_group, replace_unchecked
 from moe_cli.config.sweep_file import SPACE, SweepFile, check_multiples, discrete
-from moe_cli.decisions.records import Rules, RunRequest
+from moe_cli.decisions.terms import Rules, RunRequest
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.runs.lookup import sweep_folder

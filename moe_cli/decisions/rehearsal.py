@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from moe_cli.decisions.controller import Batch, Race, next_step
-from moe_cli.decisions.records import CONFIRMATION, Budget, Candidate, Decision, Outcome, Rules, RunRequest
+from moe_cli.decisions.terms import CONFIRMATION, Budget, Candidate, Decision, Outcome, Rules, RunRequest
 from moe_cli.report.intervals import t_quantile
 from moe_cli.report.significance import POWER
 

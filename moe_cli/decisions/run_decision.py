@@ -7,9 +7,7 @@ from pathlib import Path
 
 from moe_cli import __version__
 from moe_cli.config.sweep_file import DENSE
-from moe_cli.decisions.feed import DecisionFeed, read_outcome, read_success, replay
-from moe_cli.decisions.plan import BUDGETS_OF, FLOPS, TIME, TOKENS, DecisionPlan
-from moe_cli.decisions.record import (
+from moe_cli.decisions.decision_file import (
     DecisionRecord,
     Limits,
     check_same_decision,
@@ -17,8 +15,10 @@ from moe_cli.decisions.record import (
     read_decision,
     write_decision,
 )
-from moe_cli.decisions.records import SCREENING, Budget, Candidate, RunRequest
+from moe_cli.decisions.feed import DecisionFeed, read_outcome, read_success, replay
+from moe_cli.decisions.plan import BUDGETS_OF, FLOPS, TIME, TOKENS, DecisionPlan
 from moe_cli.decisions.rehearsal import can_start, least_budget
+from moe_cli.decisions.terms import SCREENING, Budget, Candidate, RunRequest
 from moe_cli.errors import ConfigError
 from moe_cli.execution.estimate import RunEstimate, estimate_runs, measure_flops
 from moe_cli.execution.memory import check_memory

@@ -7,7 +7,7 @@ deviation, m margin of equality, a error rate.
 import math
 from collections.abc import Mapping
 
-from moe_cli.decisions.records import EQUAL
+from moe_cli.decisions.terms import EQUAL
 from moe_cli.report.intervals import t_cdf, t_quantile
 from moe_cli.report.significance import BETTER, WORSE, PairedSample, holm
 

@@ -1,10 +1,10 @@
-"""Standings of candidates, and the noise of their runs: they serve to plan and to choose, and no claim rests on them."""
+"""Standings of candidates and the noise of their runs, to plan and to choose: no claim rests on them."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_cli.decisions.records import Interval
+from moe_cli.decisions.terms import Interval
 from moe_cli.report.intervals import t_quantile
 from moe_cli.report.significance import Scores, paired
 

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from moe_cli.decisions.certificate import Certificate, Gain
 from moe_cli.decisions.plan import DENSE_NAME, FLOPS, TIME, TOKENS
-from moe_cli.decisions.records import EQUAL, Comparison, Interval
+from moe_cli.decisions.terms import EQUAL, Comparison, Interval
 from moe_cli.formatting import duration, plural, sanitise
 from moe_cli.report.recommend.text import price_sentence
 from moe_cli.report.render.terminal import plain_table, wrap
@@ -29,7 +29,7 @@ NUM_LEFT = {"rates and losses": 3, "behind the leader, and why": 3}
 def certificate_lines(found: Certificate, width: int) -> list[Text]:
     """Returns the answer in five sentences, and the certificate below it; commands stay on one line."""
     lines: list[Text] = []
-    for number, sentence in enumerate(answer(found)):
+    for number, sentence in enumerate(answer_sentences(found)):
         lines += wrap(sentence, width, "bold" if number == 0 else "", "" if number == 0 else "  ")
     lines.append(Text(""))
     for label, sentences in certificate_parts(found):
@@ -55,7 +55,7 @@ def _hanging(indent: str, sentence: str, width: int) -> list[Text]:
 # --- the answer
 
 
-def answer(found: Certificate) -> list[str]:
+def answer_sentences(found: Certificate) -> list[str]:
     """Returns the answer: what to use, its gain, its price, the guarantee, and what was not tried."""
     decision = found.decision
     guarantee = f"A wrong better, worse or equal among all claims: at most {percent(found.alpha)} each, over all looks."

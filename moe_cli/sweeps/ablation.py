@@ -11,7 +11,7 @@ from moe_cli.config.ranges import format_setting
 from moe_cli.config.saved import apply_changes, fewest_settings
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import replace_unchecked
-from moe_cli.config.sweep_file import Block, SweepFile, check_tunable, discrete
+from moe_cli.config.sweep_file import Block, SweepFile, check_tuned_setting, discrete
 from moe_cli.errors import ConfigError
 from moe_cli.report.load import flat_settings
 from moe_cli.report.run_row import is_setting
@@ -105,7 +105,7 @@ def plan_ablation(
         overrides=(*overrides, f"--from={source}"),
         baseline=_baseline([config for config, _ in configs.values()]),
         conf_notes=composer.notes,
-        tune=None if tune is None else check_tunable("--tune", tune),
+        tune=None if tune is None else check_tuned_setting("--tune", tune),
     )
 
 

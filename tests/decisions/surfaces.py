@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moe_cli.decisions.controller import Batch, Race
-from moe_cli.decisions.records import EQUAL, Budget, Candidate, Decision, Outcome, Rules, RunRequest
 from moe_cli.decisions.sequential import claims_at_look
+from moe_cli.decisions.terms import EQUAL, Budget, Candidate, Decision, Outcome, Rules, RunRequest
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, paired
 
 KINDS = (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from moe_cli.decisions.controller import Race, next_step
 from moe_cli.decisions.prices import price_stages
-from moe_cli.decisions.records import (
+from moe_cli.decisions.terms import (
     CHOICE,
     CONFIRMATION,
     EQUAL,

@@ -9,7 +9,7 @@ import pytest
 from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.sweep_file import SPACE, list_sweeps, load_sweep_file
 from moe_cli.decisions.plan import DENSE_NAME, DecisionPlan, parse_rules, plan_decision
-from moe_cli.decisions.records import RunRequest
+from moe_cli.decisions.terms import RunRequest
 from moe_cli.errors import ConfigError
 from moe_cli.sweeps.plan import plan_sweep
 from tests.config.test_compose import write

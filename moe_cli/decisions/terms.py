@@ -1,4 +1,4 @@
-"""Records of a decision: candidates, rules, budget, the runs that are wanted, their outcomes, and the decision.
+"""The terms of a decision: candidates, rules, budget, the runs that are wanted, their outcomes, and the decision.
 
 All relative differences are (loss of one - loss of the other) / loss of the other; negative is better.
 """
@@ -10,7 +10,7 @@ PRICE = "price"
 STAGES = (SCREENING, LEARNING_RATE, CHOICE, CONFIRMATION, PRICE)
 # The other verdicts are those of `report.significance`.
 EQUAL = "equal"
-# In the folder of a decision, see `record`.
+# In the folder of a decision, see `decision_file`.
 DECISION_FILE = "decision.json"
 
 

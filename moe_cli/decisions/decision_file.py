@@ -16,7 +16,7 @@ from moe_cli.config.build import build
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.stored import from_dict
 from moe_cli.decisions.plan import DENSE_NAME, DecisionPlan, make_rules
-from moe_cli.decisions.records import DECISION_FILE, Candidate, Rules
+from moe_cli.decisions.terms import DECISION_FILE, Candidate, Rules
 from moe_cli.errors import ConfigError
 from moe_cli.files.reading import number_in, read_json, whole_number_in
 from moe_cli.files.writing import hold, write_json
