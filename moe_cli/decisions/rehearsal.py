@@ -5,6 +5,7 @@ The controller itself is rehearsed with drawn losses, so that the findings follo
 
 import math
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -109,8 +110,4 @@ def _least(is_enough: Callable[[int], bool]) -> int:
     high = 1
     while not is_enough(high) and high < MAX_BUDGET_RUNS:
         high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(middle) else (middle, high)
-    return high
+    return bisect_left(range(high + 1), True, high // 2 + 1, high, key=is_enough)
