@@ -455,7 +455,8 @@ def completed_settings(choices: dict[str, dict[str, str]]) -> dict[str, dict[str
     """Every setting with its comment, its values where they are few, and the choices of its group that have it."""
     from moe_cli.config.executors import LocalExecutor, RayExecutor, SlurmExecutor
     from moe_cli.config.loggers import LOGGERS
-    from moe_cli.config.schema import RunConfig, is_execution
+    from moe_cli.config.schema import RunConfig
+    from moe_cli.config.training import is_execution
 
     hints = get_type_hints(RunConfig)
     found = {each.key: setting_entry(each, (RunConfig,)) for each in read_settings(CONF / "config.yaml")}

@@ -12,10 +12,12 @@ from torch import nn
 from moe_cli.config.balances import CombinedBalance, WeightedBalance
 from moe_cli.config.data import PackagedImagesConfig, SyntheticRatingsConfig, TextFilesConfig
 from moe_cli.config.model import BERTConfig, GPTConfig, LSTMConfig, MMoEConfig, T5Config, ViTConfig
+from moe_cli.config.optim import MuonConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import NoisyTopKConfig
-from moe_cli.config.schema import MuonConfig, RunConfig, TrainConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import ImageTask, MaskedLM, RatingTask, SpanCorruption
+from moe_cli.config.training import TrainConfig
 from moe_cli.execution.data import load_run_data
 from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import Run, create_run

@@ -10,9 +10,9 @@ from moe_cli.cli.decide_output import DecisionView
 from moe_cli.config.bounds import JOBS
 from moe_cli.config.executors import split_executor
 from moe_cli.config.ranges import check_between
+from moe_cli.decisions.decision_file import make_limits
 from moe_cli.decisions.page import load_certificate
 from moe_cli.decisions.plan import plan_decision
-from moe_cli.decisions.record import make_limits
 from moe_cli.decisions.run_decision import prepare_decision
 from moe_cli.runs.folder import outputs_folder
 from moe_cli.sweeps.run_sweep import SILENT, Execution, run_sweep

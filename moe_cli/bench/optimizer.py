@@ -14,7 +14,8 @@ from torch import Tensor
 from moe_cli.bench.spread import Spread, spread
 from moe_cli.bench.step import VOCAB_SIZE, next_token_loss, random_tokens
 from moe_cli.bench.timing import interleave, ratios, synchronise, torch_threads
-from moe_cli.config.schema import MuonConfig, RunConfig
+from moe_cli.config.optim import MuonConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.models.registry import make_model
 from moe_cli.moe.balance import auxiliary_losses
 from moe_cli.training.optimizers import make_optimizers

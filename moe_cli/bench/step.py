@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from moe_cli.bench.spread import Spread, spread
 from moe_cli.bench.timing import build_candidates, interleave, ratios, synchronise, torch_threads
 from moe_cli.config.model import GPTConfig
+from moe_cli.config.optim import AdamWConfig
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.schema import AdamWConfig, RunConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
 from moe_cli.moe.balance import auxiliary_losses

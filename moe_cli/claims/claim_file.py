@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from moe_cli.claims.predicates import Bound, Crossing, Equal, Explains, Order, SameArgmin, Scale, Trend
-from moe_cli.claims.records import Claim, Predicate, Published, PublishedFigure, Region, Source
+from moe_cli.claims.predicates import Bound, Crossing, Equal, Explains, Order, Predicate, SameArgmin, Scale, Trend
+from moe_cli.claims.records import Claim, Published, PublishedFigure, Region, Source
 from moe_cli.config.build import check_choice, did_you_mean, names_of
 from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression, parse_expression

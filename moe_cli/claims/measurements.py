@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from moe_cli.claims.records import Scores
 from moe_cli.config.expressions import Expression
 from moe_cli.config.folders import GROUPS
 from moe_cli.errors import ConfigError
@@ -13,6 +12,7 @@ from moe_cli.report.baseline_runs import find_baselines
 from moe_cli.report.expert_usage import read_expert_usage
 from moe_cli.report.price import PRICES, Pricer, Ratio
 from moe_cli.report.run_row import DENSE, RunRow, Value, column_names, settings_of, varying_settings
+from moe_cli.report.significance import Scores
 from moe_cli.runs.folder import COMPLETED, Run
 
 # A row has the choice of these groups under their names.

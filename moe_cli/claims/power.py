@@ -1,10 +1,12 @@
 """The power of a claim before its runs: the smallest effect that its seeds decide, and the seeds its effect needs."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moe_cli.claims.records import Demand, Measured, Predicate
+from moe_cli.claims.predicates import Predicate
+from moe_cli.claims.records import Demand, Measured
 from moe_cli.report.significance import ERROR_RATE, MAX_SEEDS, POWER, power_of_test
 
 # Fewer seeds say too little about the noise: the claim's own figure is used.
@@ -92,10 +94,7 @@ def needed_seeds(distance: float, error_rate: float, success: float) -> int | No
 
     if distance <= 0 or not is_enough(MAX_SEEDS):
         return None
-    low, high = 2, 2
+    high = 2
     while not is_enough(high):
-        low, high = high + 1, min(2 * high, MAX_SEEDS)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(middle) else (middle + 1, high)
-    return low
+        high = min(2 * high, MAX_SEEDS)
+    return bisect_left(range(high + 1), True, 2, high, key=is_enough)

@@ -12,16 +12,17 @@ Relative differences are shares of the second value; a difference of logarithms 
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_cli.claims.records import Demand, Finding, Measured, Region, Scores, Test
+from moe_cli.claims.records import Demand, Finding, Measured, Region, Statistic
 from moe_cli.config.expressions import Expression
 from moe_cli.errors import ConfigError
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.intervals import paired_differences
 from moe_cli.report.price import PRICES
-from moe_cli.report.significance import PairedSample, sample_of
+from moe_cli.report.significance import PairedSample, Scores, sample_of
 
 RELATIVE = "%"
 
@@ -67,30 +68,40 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class _OnScale:
-    """The common part of predicates."""
+class Predicate(ABC):
+    """A part of a claim that runs can decide; `label` says what is compared."""
 
     label: str
     scale: Scale
 
     @property
     def noise(self) -> float:
+        """Returns the expected standard deviation of the statistic over seeds."""
         return self.scale.noise
 
     @property
     def unit(self) -> str:
+        """Returns the unit of statistic, effect and noise, as in `Statistic`."""
         return self.scale.unit
 
     @property
     def effect(self) -> float | None:
+        """Returns the published effect in the unit of the statistic; None without one."""
         return self.scale.effect
 
     @property
     def is_priced(self) -> bool:
+        """Returns whether the metric is a ratio to the dense model, which is not known outside its budgets."""
         return self.scale.metric in PRICES
 
+    @abstractmethod
+    def find(self, measured: Measured) -> Finding: ...
+
+    @abstractmethod
+    def demand(self, measured: Measured) -> Demand: ...
+
     def _one(self, sample: PairedSample | None, region: Region) -> Finding:
-        test = Test(self.label, self.unit, sample, region)
+        test = Statistic(self.label, self.unit, sample, region)
         return Finding((test,), region.p_inside(sample), region.p_outside(sample))
 
     def _demand(self, region: Region, effect: float | None) -> Demand:
@@ -98,7 +109,7 @@ class _OnScale:
 
 
 @dataclass(frozen=True)
-class Order(_OnScale):
+class Order(Predicate):
     """The metric is higher, or lower, where one condition holds than where another does, by at least the margin.
 
     A negative margin says that the difference has the other sign by at most that.
@@ -117,7 +128,7 @@ class Order(_OnScale):
 
 
 @dataclass(frozen=True)
-class Equal(_OnScale):
+class Equal(Predicate):
     """The metric differs by less than the margin between two configurations."""
 
     first: Expression
@@ -136,7 +147,7 @@ class Equal(_OnScale):
 
 
 @dataclass(frozen=True)
-class Bound(_OnScale):
+class Bound(Predicate):
     """The metric of one configuration is in a region; `at` is the fraction of the training at which it is read."""
 
     where: Expression
@@ -152,7 +163,7 @@ class Bound(_OnScale):
 
 
 @dataclass(frozen=True)
-class Trend(_OnScale):
+class Trend(Predicate):
     """The metric falls or rises along a setting by at least the margin for each doubling, averaged over the range.
 
     The statistic of a seed is the least-squares slope over log2 of the setting; of the logarithm of the metric if
@@ -183,7 +194,7 @@ class Trend(_OnScale):
 
 
 @dataclass(frozen=True)
-class Explains(_OnScale):
+class Explains(Predicate):
     """Over configurations, log of the size `by` explains more of the metric's variance than log of `rather_than`.
 
     The statistic of a seed is the difference of both R^2, each of a linear fit.
@@ -214,7 +225,7 @@ class Explains(_OnScale):
 
 
 @dataclass(frozen=True)
-class Crossing(_OnScale):
+class Crossing(Predicate):
     """At the smallest value of a setting the configuration `first` is better by the margin, at the largest `last` is.
 
     It is contradicted if one of both differences has the other sign.
@@ -228,7 +239,7 @@ class Crossing(_OnScale):
         firsts, lasts = (measured.along(self.scale.metric, self.along, where) for where in (self.first, self.last))
         places = shared_values(self.along, (firsts, lasts))
         tests = tuple(
-            Test(
+            Statistic(
                 f"{self.label}, {self.along}={place:g}",
                 self.unit,
                 self.scale.differences(firsts[place], lasts[place]),
@@ -247,7 +258,7 @@ class Crossing(_OnScale):
 
 
 @dataclass(frozen=True)
-class SameArgmin(_OnScale):
+class SameArgmin(Predicate):
     """One value of a setting is within the margin of the best under every condition of `across`.
 
     The value is not known before, so the error rate is divided among the values: it holds if for one value all
@@ -277,7 +288,7 @@ class SameArgmin(_OnScale):
         p_holds, _, (place, other, number, sample) = min(found, key=lambda entry: entry[0])
         where = self.across[number].text
         label = f"{self.label}: {self.setting}={place:g} against {other:g}, {where}"
-        test = Test(label, self.unit, sample, region)
+        test = Statistic(label, self.unit, sample, region)
         p_contradicted = max(entry[1] for entry in found)
         return Finding((test,), min(1.0, len(places) * p_holds), p_contradicted, len(places))
 
@@ -325,10 +336,3 @@ def r_squared(x: Sequence[float], y: Sequence[float]) -> float:
     yy = math.fsum((b - y_mean) ** 2 for b in y)
     xy = math.fsum((a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True))
     return xy * xy / (xx * yy) if xx and yy else 0.0
-
-
-def region_text(region: Region, write: Callable[[float], str]) -> str:
-    """Returns the region in words: `below -0.50 %`."""
-    if region.low is not None and region.high is not None:
-        return f"{write(region.low)} to {write(region.high)}"
-    return f"above {write(region.low)}" if region.low is not None else f"below {write(region.high or 0.0)}"

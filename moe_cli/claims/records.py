@@ -6,15 +6,17 @@ statistic over seeds lies.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from moe_cli.config.expressions import Expression
 from moe_cli.report.intervals import t_cdf
-from moe_cli.report.significance import PairedSample
+from moe_cli.report.significance import PairedSample, Scores
+
+if TYPE_CHECKING:
+    from moe_cli.claims.predicates import Predicate
 
 HOLDS, CONTRADICTED, CANNOT_TELL = "holds", "contradicted", "cannot tell here"
-Scores = Mapping[int, float]
 
 
 class Measured(Protocol):
@@ -86,7 +88,7 @@ def _p_above(sample: PairedSample | None, limit: float, is_above: bool) -> float
 
 
 @dataclass(frozen=True)
-class Test:
+class Statistic:
     """A statistic over seeds, and the region in which the claim sees its mean.
 
     Attributes:
@@ -94,8 +96,6 @@ class Test:
         unit: `%` for relative differences (the values are shares), else the unit of the values, or empty.
         sample: its values over seeds; None without a seed that has all values.
     """
-
-    __test__ = False  # pytest: this class is no test case
 
     label: str
     unit: str
@@ -113,7 +113,7 @@ class Finding:
         comparisons: the number of comparisons that `p_holds` is corrected for.
     """
 
-    tests: tuple[Test, ...]
+    tests: tuple[Statistic, ...]
     p_holds: float
     p_contradicted: float
     comparisons: int = 1
@@ -143,34 +143,6 @@ class Demand:
     distance: float | None
     comparisons: int = 1
     conjunctions: int = 1
-
-
-class Predicate(Protocol):
-    """A part of a claim that runs can decide."""
-
-    @property
-    def label(self) -> str:
-        """Returns what is compared, in words."""
-
-    @property
-    def noise(self) -> float:
-        """Returns the expected standard deviation of the statistic over seeds."""
-
-    @property
-    def unit(self) -> str:
-        """Returns the unit of statistic, effect and noise, as in `Test`."""
-
-    @property
-    def effect(self) -> float | None:
-        """Returns the published effect in the unit of the statistic; None without one."""
-
-    @property
-    def is_priced(self) -> bool:
-        """Returns whether the metric is a ratio to the dense model, which is not known outside its budgets."""
-
-    def find(self, measured: Measured) -> Finding: ...
-
-    def demand(self, measured: Measured) -> Demand: ...
 
 
 @dataclass(frozen=True)
@@ -217,7 +189,7 @@ class Claim:
     source: Source
     published: Published
     differences: tuple[str, ...]
-    predicates: tuple[Predicate, ...]
+    predicates: "tuple[Predicate, ...]"
     seeds: int
     presets: tuple[str, ...] = ()
 
@@ -229,7 +201,7 @@ class Part:
     `more_seeds` is None where it is decided, or where no number of seeds would decide.
     """
 
-    predicate: Predicate
+    predicate: "Predicate"
     finding: Finding
     verdict: str
     more_seeds: int | None = None
@@ -240,4 +212,4 @@ class Judgement:
     """The verdict on a claim, with those on its parts."""
 
     verdict: str
-    parts: tuple[Part, ...] = field(default_factory=tuple)
+    parts: tuple[Part, ...]

@@ -11,7 +11,8 @@ from moe_cli import __version__
 from moe_cli.claims.measurements import RunMeasurements
 from moe_cli.claims.plan import ClaimPlan
 from moe_cli.claims.power import Power, analyse
-from moe_cli.claims.records import CANNOT_TELL, Judgement, Part, Predicate, Published, Source, Test
+from moe_cli.claims.predicates import Predicate
+from moe_cli.claims.records import CANNOT_TELL, Judgement, Part, Published, Source, Statistic
 from moe_cli.claims.verdict import judge
 from moe_cli.formatting import plural
 from moe_cli.report.run_row import RunRow
@@ -24,7 +25,7 @@ SIZES_OF_LAPTOP = "Sizes and budgets in these lines are those without a preset."
 
 
 @dataclass(frozen=True)
-class Budget:
+class RunCounts:
     """The cost of a claim: complete, failed and planned runs, and the sum of their training seconds."""
 
     complete: int
@@ -85,7 +86,7 @@ class ClaimResult:
     seeds: tuple[int, ...]
     look: int
     error_rate: float
-    budget: Budget
+    budget: RunCounts
     command: str
     folder: str
     date: str | None
@@ -131,10 +132,10 @@ def read_result(plan: ClaimPlan, outputs: Path) -> ClaimResult:
     )
 
 
-def _budget(rows: Sequence[RunRow]) -> Budget:
+def _budget(rows: Sequence[RunRow]) -> RunCounts:
     complete = [row for row in rows if row.status == COMPLETED]
     failed = sum(row.status == FAILED for row in rows)
-    return Budget(len(complete), failed, len(rows), math.fsum(row.results.seconds or 0.0 for row in complete))
+    return RunCounts(len(complete), failed, len(rows), math.fsum(row.results.seconds or 0.0 for row in complete))
 
 
 def _part(part: Part, power: Power, is_open: bool) -> PartResult:
@@ -155,7 +156,7 @@ def kind_of(predicate: Predicate) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
 
 
-def _figure(test: Test) -> FigureResult:
+def _figure(test: Statistic) -> FigureResult:
     sample, region = test.sample, test.region
     if sample is None:
         return FigureResult(test.label, test.unit, None, None, None, 0, region.low, region.high)
@@ -168,7 +169,7 @@ def _has_preset(plan: ClaimPlan) -> bool:
     return any(word.startswith("preset=") for word in plan.overrides)
 
 
-def _settle(plan: ClaimPlan, verdict: str, judgement: Judgement, budget: Budget) -> list[str]:
+def _settle(plan: ClaimPlan, verdict: str, judgement: Judgement, budget: RunCounts) -> list[str]:
     """Returns what would decide the claim, or try it further, as sentences and commands."""
     command = plan.command
     if open_runs := budget.planned - budget.complete - budget.failed:

@@ -7,7 +7,8 @@ The claim holds if all parts hold, and is contradicted if one of them is.
 
 from collections.abc import Sequence
 
-from moe_cli.claims.records import CANNOT_TELL, CONTRADICTED, HOLDS, Finding, Judgement, Part, Predicate, Test
+from moe_cli.claims.predicates import Predicate
+from moe_cli.claims.records import CANNOT_TELL, CONTRADICTED, HOLDS, Finding, Judgement, Part, Statistic
 from moe_cli.report.significance import ERROR_RATE, PairedSample, additional_seeds_needed, holm
 
 
@@ -61,7 +62,7 @@ def more_seeds(finding: Finding, num_parts: int, error_rate: float = ERROR_RATE)
     return max(known) if known and len(known) == len(needed) else None
 
 
-def _needed(test: Test, comparisons: int, error_rate: float) -> int | None:
+def _needed(test: Statistic, comparisons: int, error_rate: float) -> int | None:
     if test.sample is None:
         return None
     distance = abs(test.region.distance(test.sample.mean))

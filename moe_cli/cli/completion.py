@@ -309,11 +309,9 @@ def _tags(line: Line, current: str) -> list[Candidate]:
 
 def _read(folder: "os.DirEntry[str]", name: str) -> dict[str, Any]:
     """Returns the content of a JSON file of a folder; {} where it cannot be read."""
-    try:
-        content = json.loads(Path(folder.path, name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    from moe_cli.files.reading import read_json
+
+    return read_json(Path(folder.path, name)) or {}
 
 
 def _files(line: Line, current: str) -> list[Candidate]:

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -12,6 +12,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from moe_cli.cli.terminal import READABLE, end_unread, is_harmless, is_screen, shown
+from moe_cli.report.render.line_wrap import wrap_lines
 
 # Limits of the width of a console: narrower ones are unreadable, and in wider ones lines are only padded.
 MIN_WIDTH, MAX_WIDTH = 20, 1000
@@ -51,10 +52,14 @@ class Terminal(Console):
         end_unread(self._unread)
 
 
-def text_width(console: Console | None = None) -> int:
+def text_width(console: Console) -> int:
     """Returns the width of the output: that of the screen or of COLUMNS, or 120 if the output is piped."""
-    console = Terminal() if console is None else console
     return console.width if console.is_terminal or "COLUMNS" in _environment() else PIPED_WIDTH
+
+
+def table_width(console: Console) -> int | None:
+    """Returns the width of a table: that of the screen, or no limit if the output is piped."""
+    return console.width if console.is_terminal else None
 
 
 def _environment() -> Mapping[str, str]:
@@ -81,6 +86,24 @@ def print_lines(console: Console, lines: Sequence[Text]) -> None:
         console.print(Text("\n").join(lines), soft_wrap=True, highlight=False)
     else:
         console.file.write("".join(f"{shown(line.plain)}\n" for line in lines))
+
+
+def print_fitted(lines_of: Callable[[int], Sequence[Text]]) -> None:
+    """Prints the lines that a function returns for the width of the output."""
+    console = Terminal()
+    print_lines(console, lines_of(text_width(console)))
+
+
+def print_styled(
+    console: Console, lines: Iterable[tuple[str, str]], width: int | None = None, continued: str = ""
+) -> None:
+    """Prints (style, line) pairs; with a width, a longer line goes on after the text `continued`."""
+    wrapped = [
+        Text(part, style)
+        for style, line in lines
+        for part in ([line] if width is None else wrap_lines(line, width, continued=continued))
+    ]
+    print_lines(console, wrapped)
 
 
 def continued_command(line: Text, width: int) -> list[Text]:

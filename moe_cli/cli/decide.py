@@ -7,18 +7,23 @@ import typer
 
 from moe_cli.cli.options import (
     CONFIGURATIONS,
-    EXISTING_RUNS,
     FOLDERS,
+    STOPPED,
     AsJson,
+    BaselineBudgets,
     ConfigDir,
+    ExecutorName,
     ForceMemory,
+    Jobs,
     Outputs,
     PluginFiles,
+    RetryFailed,
+    WherePoints,
     interruptible,
+    numbers,
     option,
     print_json,
 )
-from moe_cli.cli.sweep import STOPPED, BaselineBudgets, ExecutorName, Jobs, Where, numbers
 from moe_cli.config.bounds import RUNS
 
 BUDGET = "Budget"
@@ -45,7 +50,6 @@ By = Annotated[
     ),
 ]
 Name = Annotated[str | None, option(FOLDERS, help="Folder under outputs/.  [default: decide-SPACE]")]
-RetryFailed = Annotated[bool, option(EXISTING_RUNS, "--retry-failed", help="Run failed runs again.")]
 
 
 def decide(  # noqa: PLR0913  (an argument for each option)
@@ -54,7 +58,7 @@ def decide(  # noqa: PLR0913  (an argument for each option)
     runs: Runs = None,
     within: Within = None,
     by: By = None,
-    where: Where = None,
+    where: WherePoints = None,
     baseline_budgets: BaselineBudgets = None,
     jobs: Jobs = None,
     executor: ExecutorName = None,
@@ -78,8 +82,8 @@ def decide(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.cli.console import Terminal
     from moe_cli.cli.decide_output import DecisionView
     from moe_cli.config.executors import split_executor
+    from moe_cli.decisions.decision_file import make_limits
     from moe_cli.decisions.plan import plan_decision
-    from moe_cli.decisions.record import make_limits
     from moe_cli.decisions.run_decision import prepare_decision
     from moe_cli.errors import ConfigError
     from moe_cli.runs.folder import outputs_folder

@@ -1,7 +1,6 @@
 """Output of `moe decide`: prices before the first run, each stage and each run that ends, and the answer."""
 
 import math
-import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -9,18 +8,17 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.text import Text
 
-from moe_cli.cli.console import print_lines, text_width
+from moe_cli.cli.console import print_lines, print_styled, text_width
 from moe_cli.cli.progress import LivePanel, bar_line, one_line
 from moe_cli.cli.views import TerminalView
 from moe_cli.decisions.certificate import Certificate, context_of, make_certificate
 from moe_cli.decisions.feed import DecisionFeed
 from moe_cli.decisions.prices import price_stages
-from moe_cli.decisions.records import Budget
-from moe_cli.decisions.rehearsal import TYPICAL_DEVIATION, Power, power, unused_in_rehearsal
+from moe_cli.decisions.rehearsal import TYPICAL_DEVIATION, Power, power, rehearse, unused
 from moe_cli.decisions.run_decision import PreparedDecision
+from moe_cli.decisions.terms import Budget
 from moe_cli.decisions.text import BY_NAMES, certificate_lines, percent
 from moe_cli.formatting import duration, plural
-from moe_cli.report.render.line_wrap import wrap_lines
 from moe_cli.report.render.terminal import plain_table, wrap
 from moe_cli.runs.folder import Run
 from moe_cli.sweeps.scheduler import Observer, Pool, Progress
@@ -57,7 +55,6 @@ class DecisionView(TerminalView):
     def end(self, prepared: PreparedDecision, feed: DecisionFeed) -> None:
         decision = feed.step.decision
         assert decision is not None, "the feed ends with the decision"
-        self.complete = decision.winner is not None
         self.certificate = make_certificate(prepared.plan, decision, feed.results, prepared.limits, prepared.outputs)
 
     def print_answer(self) -> None:
@@ -67,13 +64,9 @@ class DecisionView(TerminalView):
         print_certificate(self.certificate, self.console)
 
     def _print_head(self, prepared: PreparedDecision, budget: Budget) -> None:
-        for style, text in head_lines(prepared, budget):
-            lines = wrap_lines(text, text_width(self.console), continued=CONTINUATION_INDENT)
-            for line in lines:
-                self.console.print(
-                    f"[{style}]{escape(line)}[/]" if style else escape(line), highlight=False, soft_wrap=True
-                )
-        print_lines(self.console, price_lines(prepared, budget, text_width(self.console)))
+        width = text_width(self.console)
+        print_styled(self.console, head_lines(prepared, budget), width, CONTINUATION_INDENT)
+        print_lines(self.console, price_lines(prepared, budget, width))
 
 
 def head_lines(prepared: PreparedDecision, budget: Budget) -> list[tuple[str, str]]:
@@ -90,12 +83,12 @@ def head_lines(prepared: PreparedDecision, budget: Budget) -> list[tuple[str, st
     limits = [f"{prepared.limits.minutes:g} min"] if prepared.limits.minutes is not None else []
     limits += [plural(prepared.limits.runs, "run")] if prepared.limits.runs is not None else []
     lines.append(("", f"  budget     {' and '.join(limits)}, {plural(budget.parallel, 'run')} at a time"))
-    found = power(prepared.candidates, plan.rules, budget)
+    rehearsal = rehearse(prepared.candidates, plan.rules, budget)
+    found = power(rehearsal, plan.rules)
     if found is not None:
         style = "" if found.difference <= 2 * plan.rules.within else "yellow"
         lines.append((style, f"  power      {_power(found, plan.rules.within)}"))
-    unused = unused_in_rehearsal(prepared.candidates, plan.rules, budget)
-    lines += [("yellow", f"  skipped    {sentence}") for sentence in unused]
+    lines += [("yellow", f"  skipped    {sentence}") for sentence in unused(rehearsal.decision)]
     return lines
 
 
@@ -142,7 +135,6 @@ class DecisionDisplay(LivePanel):
     def __init__(self, console: Console, feed: DecisionFeed) -> None:
         super().__init__(console, {})
         self.feed = feed
-        self.started = time.monotonic()
         self._seen: set[Path] = set()
         self._announced = ""
 

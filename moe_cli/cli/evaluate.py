@@ -10,7 +10,8 @@ from moe_cli.cli.options import AsJson, Checkpoint, Outputs, Overrides, PluginFi
 from moe_cli.config.ranges import format_setting
 
 if TYPE_CHECKING:
-    from moe_cli.config.schema import EvalConfig, RunConfig
+    from moe_cli.config.schema import RunConfig
+    from moe_cli.config.training import EvalConfig
     from moe_cli.execution.trained_model import TrainedModel
     from moe_cli.report.render.terminal import TextColumn
     from moe_cli.training.evaluate import Evaluation
@@ -56,7 +57,7 @@ def evaluate(
     data, overrides = data_settings(overrides or [], "moe eval")
     policies = _policies(config, overrides)
 
-    from moe_cli.cli.console import Terminal, print_lines
+    from moe_cli.cli.console import Terminal, print_lines, table_width
     from moe_cli.execution.trained_model import load_trained
     from moe_cli.metrics import sees_later_tokens, target_name
     from moe_cli.report.render.terminal import table_lines
@@ -86,7 +87,7 @@ def evaluate(
     )
     tables = [_table(rows, unit), *([_domain_table(rows)] if domains else [])]
     for table in tables:
-        print_lines(console, table_lines(table, console.width if console.is_terminal else None))
+        print_lines(console, table_lines(table, table_width(console)))
         if table is not tables[-1]:
             console.print()
     for drop in dict.fromkeys(row["drop"] for row in rows if row["sees_later_tokens"]):
@@ -164,12 +165,26 @@ def eval_overrides(
     return values
 
 
+def one_policy(
+    config: "RunConfig", overrides: list[str], command: str, names: Sequence[str] = EVAL_OVERRIDES, **fixed: None
+) -> "EvalConfig":
+    """Returns the evaluation settings of the run, with the `fixed` ones and then the overrides, one value each."""
+    from moe_cli.errors import ConfigError
+
+    values: dict[str, Any] = {**fixed}
+    for name, found in eval_overrides(config, overrides, names).items():
+        if len(found) > 1:
+            raise ConfigError(f"eval.{name} has {len(found)} values: {command} takes one.")
+        values[name] = found[0]
+    return eval_config(config, **values)
+
+
 def eval_config(config: "RunConfig", **values: Any) -> "EvalConfig":
     """Returns the evaluation settings of a run with other values. Raises ConfigError for values that it cannot have."""
     from dataclasses import asdict, replace
 
     from moe_cli.config.build import build
-    from moe_cli.config.schema import EvalConfig
+    from moe_cli.config.training import EvalConfig
 
     policy: EvalConfig = build(EvalConfig, {**asdict(config.eval), **values}, "eval.")
     return replace(config, eval=policy).eval

@@ -20,7 +20,8 @@ from moe_cli.cli.options import (
 
 if TYPE_CHECKING:
     from moe_cli.cli.explain_output import ExplainResult
-    from moe_cli.config.schema import EvalConfig, RunConfig
+    from moe_cli.config.schema import RunConfig
+    from moe_cli.config.training import EvalConfig
     from moe_cli.execution.trained_model import TrainedModel
     from moe_cli.runs.folder import Run
     from moe_cli.training.explain import TextToken
@@ -145,7 +146,7 @@ def _check(run: str, config: "RunConfig", layer: int | None) -> None:
 
 def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
     """Returns the evaluation settings of the run, with the overrides."""
-    from moe_cli.cli.evaluate import eval_config, eval_overrides
+    from moe_cli.cli.evaluate import one_policy
     from moe_cli.errors import ConfigError
 
     for word in overrides:
@@ -153,18 +154,13 @@ def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
             raise ConfigError(
                 f"'{word}' is no setting. A text of several words stands in quotes: {COMMAND} RUN \"...\""
             )
-    values = eval_overrides(config, overrides)
-    for name, found in values.items():
-        if len(found) > 1:
-            raise ConfigError(f"eval.{name} has {len(found)} values: {COMMAND} takes one.")
-    windows = {"context_length": None, "stride": None}
-    return eval_config(config, **windows, **{name: found[0] for name, found in values.items()})
+    return one_policy(config, overrides, COMMAND, context_length=None, stride=None)
 
 
 def _print_result(result: "ExplainResult", page: Path | None, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from moe_cli.cli.console import Terminal, print_lines, text_width
+    from moe_cli.cli.console import print_fitted
     from moe_cli.cli.explain_output import explained_lines
     from moe_cli.cli.terminal import ascii_only
 
@@ -185,8 +181,7 @@ def _print_result(result: "ExplainResult", page: Path | None, as_json: bool) -> 
     if page is not None:
         _write(result, page.expanduser())
         return
-    console = Terminal(highlight=False, emoji=False, markup=False)
-    print_lines(console, explained_lines(result, text_width(console), ascii_only()))
+    print_fitted(lambda width: explained_lines(result, width, ascii_only()))
 
 
 def _write(result: "ExplainResult", path: Path) -> None:

@@ -19,7 +19,8 @@ from moe_cli.report.render.expert_usage import ASCII_SHADES, SHADES, heat_map
 from moe_cli.report.render.terminal import PALETTE, plain_table, wrap
 
 if TYPE_CHECKING:
-    from moe_cli.config.schema import EvalConfig, RunConfig
+    from moe_cli.config.schema import RunConfig
+    from moe_cli.config.training import EvalConfig
     from moe_cli.report.html.explain_page import PageContent
     from moe_cli.training.explain import Assignment, Explanation, LayerAssignments, TextToken
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moe_cli.cli.terminal import echo, echo_data, echo_wrapped
+from moe_cli.config.bounds import JOBS, SEEDS
 from moe_cli.formatting import format_bytes, is_utf8, sanitise
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 # Headings of options in the help of commands.
 FOLDERS, CONFIGURATIONS, EXECUTION, SEARCH = "Folders", "Configurations", "Execution", "Search"
 EXISTING_RUNS, ROWS_AND_COLUMNS, OUTPUT, SAMPLING = "Runs that exist", "Rows and columns", "Output", "Sampling"
+# The last line of a command that was stopped.
+STOPPED = "stopped. The same command continues, each run from its last checkpoint if it has one."
 
 
 def option(panel: str, *names: str, metavar: str | None = None, **others: Any) -> Any:
@@ -105,6 +108,28 @@ Machine = Annotated[
         help="Take time taxes from another machine: its 'moe bench optimizer --json'. Repeatable.",
     ),
 ]
+Seeds = Annotated[int | None, option(CONFIGURATIONS, min=1, max=SEEDS, help="Seeds 0 to N-1 for every configuration.")]
+Jobs = Annotated[int | None, option(EXECUTION, "-j", "--jobs", min=1, max=JOBS, help="Runs at a time.")]
+WherePoints = Annotated[
+    list[str] | None,
+    option(
+        CONFIGURATIONS,
+        metavar="CONDITION",
+        help="Only points that meet this condition, such as 'k <= expert'. May be repeated.",
+    ),
+]
+BaselineBudgets = Annotated[
+    str | None,
+    option(
+        CONFIGURATIONS,
+        metavar="A,B",
+        help="Train the baseline at these multiples of the budget too, for the price tag: 1.5,2.",
+    ),
+]
+RetryFailed = Annotated[bool, option(EXISTING_RUNS, "--retry-failed", help="Run failed runs again.")]
+ExecutorName = Annotated[
+    str | None, option(EXECUTION, metavar="NAME", help="Executor: local, ray or slurm.  [default: local]")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -119,6 +144,17 @@ def interruptible(print_stopped: Callable[[], None]) -> Iterator[None]:
         except KeyboardInterrupt:
             print_stopped()
             raise typer.Exit(130) from None
+
+
+def numbers(text: str) -> list[float | str]:
+    """Returns the parts of A,B,... as numbers; a part that is none stays a text, for the error on it."""
+    parts: list[float | str] = []
+    for part in text.split(","):
+        try:
+            parts.append(float(part))
+        except ValueError:
+            parts.append(part)
+    return parts
 
 
 def check_text(name: str, text: str) -> None:

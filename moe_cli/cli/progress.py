@@ -385,7 +385,7 @@ class LivePanel:
         self.draw(panel(sweep, self.labels, self.console.width, self.console.height, time.time()))
 
 
-class SweepDisplay:
+class SweepDisplay(LivePanel):
     """The live panel of a sweep, fed by the scheduler, and a line for each run that ends.
 
     Args:
@@ -394,20 +394,17 @@ class SweepDisplay:
     """
 
     def __init__(self, console: Console, labels: Mapping[Run, str], pending: Sequence[Run]) -> None:
-        self.board = LivePanel(console, {run.path: label for run, label in labels.items()})
+        super().__init__(console, {run.path: label for run, label in labels.items()})
         self.runs = [*labels]
         self._pending = {run.path for run in pending}
         self._before: dict[Path, RunStatus] = {}
         self._ended: dict[Path, RunStatus] = {}
         self._watcher = StatusCache()
 
-    def __enter__(self) -> "SweepDisplay":
-        self.board.__enter__()
+    def __enter__(self) -> Self:
+        super().__enter__()
         self._before = {run.path: read_status(run) for run in self.runs if run.path not in self._pending}
         return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.board.__exit__(*exception)
 
     def __call__(self, progress: "Progress") -> None:
         changed = False
@@ -415,10 +412,10 @@ class SweepDisplay:
             before = self._ended.get(run.path)
             if before is None or (before.status not in DONE and run in progress.finished):
                 self._ended[run.path] = self._watcher.get(run)
-                self.board.print(finished_line(self._ended[run.path], self.board.label(run)))
+                self.print(finished_line(self._ended[run.path], self.label(run)))
                 changed = True
-        if changed or self.board.due():
-            self.board.show(self._sweep_progress(progress))
+        if changed or self.due():
+            self.show(self._sweep_progress(progress))
 
     def _sweep_progress(self, progress: "Progress") -> SweepProgress:
         running = {run.path for run in progress.running}

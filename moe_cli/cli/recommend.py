@@ -36,8 +36,8 @@ def recommend(
     """
     from rich.text import Text
 
-    from moe_cli.cli.console import Terminal, print_lines, text_width
-    from moe_cli.decisions.records import DECISION_FILE
+    from moe_cli.cli.console import Terminal, print_fitted
+    from moe_cli.decisions.terms import DECISION_FILE
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.load import load_selection
     from moe_cli.report.looks import remember
@@ -65,6 +65,5 @@ def recommend(
     if as_json:
         print_json(found.to_dict())
     else:
-        console = Terminal()
-        print_lines(console, [Text(line) for line in recommendation_text(found, text_width(console)).split("\n")])
+        print_fitted(lambda width: [Text(line) for line in recommendation_text(found, width).split("\n")])
     remember(found.look)

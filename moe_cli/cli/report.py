@@ -176,13 +176,13 @@ def report(  # noqa: PLR0913  (an argument for each option)
 
 def _print_ledger(outputs: Path, runs: "list[RunRow]") -> None:
     """Prints a line for each validation set of the runs on which several sweeps made many comparisons."""
-    from moe_cli.cli.console import Terminal, print_lines, text_width
+    from moe_cli.cli.console import print_fitted
     from moe_cli.report.ledger import ledger_sentences, read_ledger
     from moe_cli.report.render.terminal import wrap
 
-    console = Terminal(highlight=False, emoji=False, markup=False)
-    for sentence in ledger_sentences(read_ledger(outputs, runs), runs):
-        print_lines(console, wrap(sentence, text_width(console), "dim"))
+    sentences = ledger_sentences(read_ledger(outputs, runs), runs)
+    if sentences:
+        print_fitted(lambda width: [line for sentence in sentences for line in wrap(sentence, width, "dim")])
 
 
 def _check_ways(files: list[Path] | None, to: str | None, form: Format | None, plot: str | None) -> None:
@@ -215,7 +215,7 @@ def _write(
     outputs: Path,
 ) -> None:
     """Writes the files of the report, or those of `SENT` for a while, and sends them to a tracker."""
-    from moe_cli.decisions.records import DECISION_FILE
+    from moe_cli.decisions.terms import DECISION_FILE
     from moe_cli.report.export import export
 
     decided = [path for path in {Path(run.path).parent for run in source.runs} if (path / DECISION_FILE).is_file()]
@@ -263,33 +263,30 @@ def _print(table: "ReportTable", title: str, form: Format, paths: list[str]) -> 
 
 
 def _print_table(table: "ReportTable", title: str, paths: list[str]) -> None:
-    from moe_cli.cli.console import Terminal, print_lines, text_width
+    from moe_cli.cli.console import print_fitted
     from moe_cli.cli.terminal import ascii_only
     from moe_cli.report.importance import load_importances
     from moe_cli.report.render.captions import importance
     from moe_cli.report.render.tables import report_lines
 
-    console = Terminal(highlight=False, emoji=False, markup=False)
-    width = text_width(console)
     found, notes = load_importances(paths)
-    print_lines(console, [*report_lines(table, title, width, not ascii_only()), *importance(found, width)])
+    print_fitted(lambda width: [*report_lines(table, title, width, not ascii_only()), *importance(found, width)])
     print_notes(notes)
 
 
 def _print_pivot(pivot: "Pivot", table: "ReportTable", title: str, form: Format) -> None:
-    from moe_cli.cli.console import Terminal, print_lines, text_width
+    from moe_cli.cli.console import print_fitted
     from moe_cli.report.render.pivot import pivot_lines, pivot_text
 
     if form is not Format.TABLE:
         return echo_data(pivot_text(pivot, form.value).rstrip("\n"))
-    console = Terminal(highlight=False, emoji=False, markup=False)
-    print_lines(console, pivot_lines(pivot, table, title, text_width(console)))
+    print_fitted(lambda width: pivot_lines(pivot, table, title, width))
 
 
 def _print_chart(table: "ReportTable", title: str, request: str) -> None:
-    from moe_cli.cli.console import Terminal, print_lines, text_width
+    from moe_cli.cli.console import print_fitted
     from moe_cli.cli.terminal import ascii_only
     from moe_cli.report.render.terminal_chart import chart_lines, make_chart
 
-    console = Terminal(highlight=False, emoji=False, markup=False)
-    print_lines(console, chart_lines(make_chart(table, request), title, text_width(console), ascii_only=ascii_only()))
+    chart = make_chart(table, request)
+    print_fitted(lambda width: chart_lines(chart, title, width, ascii_only=ascii_only()))

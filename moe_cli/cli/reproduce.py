@@ -7,18 +7,21 @@ from typing import Annotated
 import typer
 
 from moe_cli.cli.options import (
-    EXISTING_RUNS,
     FOLDERS,
+    STOPPED,
     AsJson,
     ConfigDir,
+    ExecutorName,
     ForceMemory,
+    Jobs,
     Outputs,
     PluginFiles,
+    RetryFailed,
+    Seeds,
     interruptible,
     option,
     print_json,
 )
-from moe_cli.cli.sweep import STOPPED, ExecutorName, Jobs, Seeds
 
 Claim = Annotated[
     list[str] | None,
@@ -26,7 +29,6 @@ Claim = Annotated[
         metavar="CLAIM|SETTING=VALUE", help="A claim of conf/claim, then settings and preset=. None: list all claims."
     ),
 ]
-RetryFailed = Annotated[bool, option(EXISTING_RUNS, "--retry-failed", help="Run failed runs again.")]
 Name = Annotated[str | None, option(FOLDERS, help="Folder under outputs/.  [default: claim-CLAIM]")]
 
 
@@ -107,7 +109,7 @@ def _list_claims(folder: Path, config_dir: Path | None, as_json: bool) -> None:
     from moe_cli.claims.plan import recorded_plan
     from moe_cli.claims.result import read_result
     from moe_cli.claims.text import list_lines, short_source
-    from moe_cli.cli.console import Terminal, print_lines, text_width
+    from moe_cli.cli.console import print_fitted
     from moe_cli.config.compose import Composer
     from moe_cli.config.sweep_file import CLAIM, list_sweeps
 
@@ -127,5 +129,4 @@ def _list_claims(folder: Path, config_dir: Path | None, as_json: bool) -> None:
                 for claim, verdict in zip(claims, verdicts, strict=True)
             ]
         )
-    console = Terminal()
-    print_lines(console, list_lines(claims, verdicts, text_width(console)))
+    print_fitted(lambda width: list_lines(claims, verdicts, width))

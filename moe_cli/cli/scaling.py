@@ -58,7 +58,7 @@ def scaling(  # noqa: PLR0913  (an argument for each option)
         else:
             _score_bets(sweeps or [], as_json, outputs)
         return
-    from moe_cli.cli.console import Terminal, print_lines, text_width
+    from moe_cli.cli.console import print_fitted
     from moe_cli.report.load import load_selection, title_of
     from moe_cli.report.scaling.analysis import analyse, analysis_record
     from moe_cli.report.scaling.settings import points_of
@@ -85,8 +85,7 @@ def scaling(  # noqa: PLR0913  (an argument for each option)
     elif as_json:
         print_json(analysis_record(found))
     else:
-        console = Terminal(highlight=False, emoji=False, markup=False)
-        print_lines(console, analysis_lines(found, title, text_width(console)))
+        print_fitted(lambda width: analysis_lines(found, title, width))
 
 
 def _refuse_others(
@@ -106,7 +105,7 @@ def _refuse_others(
 
 
 def _place_bets(sweeps: list[str], texts: list[str], as_json: bool, outputs: Path | None) -> None:
-    from moe_cli.cli.console import Terminal, print_lines, text_width
+    from moe_cli.cli.console import print_fitted
     from moe_cli.report.scaling.bet_forecast import make_bets
     from moe_cli.report.scaling.bet_scores import bets_record, score
     from moe_cli.report.scaling.bet_text import placed_lines
@@ -120,12 +119,11 @@ def _place_bets(sweeps: list[str], texts: list[str], as_json: bool, outputs: Pat
     if as_json:
         print_json(bets_record([score(bet, {}) for bet in placed]))
         return
-    console = Terminal(highlight=False, emoji=False, markup=False)
-    print_lines(console, placed_lines(placed, files, text_width(console)))
+    print_fitted(lambda width: placed_lines(placed, files, width))
 
 
 def _score_bets(sweeps: list[str], as_json: bool, outputs: Path | None) -> None:
-    from moe_cli.cli.console import Terminal, print_lines, text_width
+    from moe_cli.cli.console import print_fitted
     from moe_cli.report.scaling.bet_scores import bets_record, score_bets
     from moe_cli.report.scaling.bet_text import score_lines
     from moe_cli.runs.folder import outputs_folder
@@ -134,5 +132,4 @@ def _score_bets(sweeps: list[str], as_json: bool, outputs: Path | None) -> None:
     if as_json:
         print_json(bets_record(outcomes))
     else:
-        console = Terminal(highlight=False, emoji=False, markup=False)
-        print_lines(console, score_lines(outcomes, text_width(console)))
+        print_fitted(lambda width: score_lines(outcomes, width))

@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.text import Text
 
+from moe_cli.cli.console import print_styled
 from moe_cli.cli.progress import LivePanel, bar_line, one_line
 from moe_cli.formatting import count, duration, plural
 from moe_cli.metrics import BY_KEY
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 
 
 def print_head(console: Console, plan: SearchPlan, estimate: SearchEstimate, folder: Path, jobs: int | None) -> None:
-    for style, line in summary_lines(plan, estimate, folder, jobs):
-        console.print(f"[{style}]{escape(line)}[/]" if style else escape(line), highlight=False, soft_wrap=True)
+    print_styled(console, summary_lines(plan, estimate, folder, jobs))
 
 
 def summary_lines(plan: SearchPlan, estimate: SearchEstimate, folder: Path, jobs: int | None) -> list[tuple[str, str]]:

@@ -11,41 +11,31 @@ from moe_cli.cli.options import (
     EXISTING_RUNS,
     FOLDERS,
     SEARCH,
+    STOPPED,
+    BaselineBudgets,
     ConfigDir,
+    ExecutorName,
     ForceMemory,
+    Jobs,
     Outputs,
     PluginFiles,
+    RetryFailed,
+    Seeds,
+    WherePoints,
     interruptible,
+    numbers,
     option,
 )
-from moe_cli.config.bounds import JOBS, RETRIES, SEEDS
+from moe_cli.config.bounds import RETRIES
 
 SweepOverrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="NAME|SETTING=VALUE,VALUE", help="A sweep of conf/sweep, or settings with several values."),
 ]
-Seeds = Annotated[int | None, option(CONFIGURATIONS, min=1, max=SEEDS, help="Seeds 0 to N-1 for every configuration.")]
-Jobs = Annotated[int | None, option(EXECUTION, "-j", "--jobs", min=1, max=JOBS, help="Runs at a time.")]
-Where = Annotated[
-    list[str] | None,
-    option(
-        CONFIGURATIONS,
-        metavar="CONDITION",
-        help="Only points that meet this condition, such as 'k <= expert'. May be repeated.",
-    ),
-]
 Name = Annotated[str | None, option(FOLDERS, help="Folder under outputs/.  [default: NAME, 'sweep' or 'search']")]
 Baseline = Annotated[
     str | None,
     option(CONFIGURATIONS, metavar="SETTINGS", help="Baseline of the report, such as balance=none."),
-]
-BaselineBudgets = Annotated[
-    str | None,
-    option(
-        CONFIGURATIONS,
-        metavar="A,B",
-        help="Train the baseline at these multiples of the budget too, for the price tag: 1.5,2.",
-    ),
 ]
 Tune = Annotated[
     str | None,
@@ -68,12 +58,8 @@ Force = Annotated[
     bool, option(EXISTING_RUNS, "--force", help="Start every run again; the old folders go to the trash.")
 ]
 RerunStale = Annotated[bool, option(EXISTING_RUNS, "--rerun-stale", help="Start runs of another code version again.")]
-RetryFailed = Annotated[bool, option(EXISTING_RUNS, "--retry-failed", help="Run failed points again.")]
 Timeout = Annotated[str | None, option(EXECUTION, metavar="DURATION", help="Stop a run after this long: 30s, 10m, 2h.")]
 Retries = Annotated[int, option(EXECUTION, min=0, max=RETRIES, help="Retry a failed run up to N times.")]
-ExecutorName = Annotated[
-    str | None, option(EXECUTION, metavar="NAME", help="Executor: local, ray or slurm.  [default: local]")
-]
 FailFast = Annotated[bool, option(EXECUTION, "--fail-fast", help="Stop at the first failure.")]
 Sampler = Annotated[
     str | None,
@@ -89,15 +75,12 @@ Prune = Annotated[
 ]
 SearchSeed = Annotated[int | None, option(SEARCH, metavar="N", help="Seed of the sampler.  [default: 0]")]
 
-# The last line of a command that was stopped.
-STOPPED = "stopped. The same command continues, each run from its last checkpoint if it has one."
-
 
 def sweep(  # noqa: PLR0913  (an argument for each option)
     overrides: SweepOverrides = None,
     seeds: Seeds = None,
     jobs: Jobs = None,
-    where: Where = None,
+    where: WherePoints = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every point with its cost and stop.")] = False,
     retry_failed: RetryFailed = False,
     force: Force = False,
@@ -167,17 +150,6 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         run_stages(plan, folder, execution, view)
     if not view.complete:
         raise typer.Exit(3)
-
-
-def numbers(text: str) -> list[float | str]:
-    """Returns the parts of A,B,... as numbers; a part that is none stays a text, for the error on it."""
-    parts: list[float | str] = []
-    for part in text.split(","):
-        try:
-            parts.append(float(part))
-        except ValueError:
-            parts.append(part)
-    return parts
 
 
 def _seconds(text: str | None) -> float | None:

@@ -2,35 +2,34 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from rich.console import Console
 
-    from moe_cli.execution.estimate import RunEstimate
-    from moe_cli.sweeps.run_sweep import PlannedRun, Prepared, PreparedSweep
+from moe_cli.cli.console import print_styled, table_width
+from moe_cli.config.executors import LocalExecutor, PluginExecutor
+from moe_cli.execution.estimate import RunEstimate
+from moe_cli.execution.machine import available_memory_bytes, count_cores
+from moe_cli.execution.memory import memory_bytes
+from moe_cli.execution.precision import planned_precision
+from moe_cli.formatting import count, duration, format_bytes, plural
+from moe_cli.metrics import unequal_flops
+from moe_cli.report.learning_rate import MAX_EXTENSIONS, MULTIPLIERS
+from moe_cli.report.render.line_wrap import wrap_lines
+from moe_cli.report.render.terminal import GAP, plain_table
+from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
+from moe_cli.sweeps.run_sweep import PlannedRun, Prepared, PreparedSweep
 
 HEADINGS = ("params", "active", "tokens", "FLOPs", "time", "status")
 CONTINUATION_INDENT = " " * 12
 
 
-def print_head(console: "Console", prepared: "PreparedSweep") -> None:
+def print_head(console: Console, prepared: PreparedSweep) -> None:
     """Prints a note on ./conf, the question, the number of runs, and warnings."""
-    from rich.markup import escape
-
-    from moe_cli.report.render.line_wrap import wrap_lines
-
-    for style, text in summary_lines(prepared):
-        lines = wrap_lines(text, console.width, continued=CONTINUATION_INDENT) if console.is_terminal else [text]
-        for line in lines:
-            console.print(f"[{style}]{escape(line)}[/]" if style else escape(line), highlight=False, soft_wrap=True)
+    print_styled(console, summary_lines(prepared), table_width(console), CONTINUATION_INDENT)
 
 
-def summary_lines(prepared: "PreparedSweep") -> list[tuple[str, str]]:
+def summary_lines(prepared: PreparedSweep) -> list[tuple[str, str]]:
     """Returns (style, line) of the summary."""
-    from moe_cli.formatting import plural
-    from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED
-
     plan, pending, runs = prepared.plan, prepared.pending, len(prepared.runs)
     counted = Counter(planned.status for planned in prepared.runs)
     lines = [("yellow", f"note: {note}") for note in plan.conf_notes]
@@ -49,12 +48,8 @@ def summary_lines(prepared: "PreparedSweep") -> list[tuple[str, str]]:
     return lines
 
 
-def data_notes(prepared: "PreparedSweep") -> list[tuple[str, str]]:
+def data_notes(prepared: PreparedSweep) -> list[tuple[str, str]]:
     """Returns (style, line) of exclusions, of settings without effect, and of warnings."""
-    from moe_cli.execution.precision import planned_precision
-    from moe_cli.formatting import plural
-    from moe_cli.metrics import unequal_flops
-
     plan, estimates = prepared.plan, prepared.estimates
     lines = [("dim", f"  left out  {point.label}: {point.reason.splitlines()[0]}") for point in plan.left_out]
     if plan.num_excluded:
@@ -84,9 +79,7 @@ def data_notes(prepared: "PreparedSweep") -> list[tuple[str, str]]:
     return lines
 
 
-def _expected(prepared: "PreparedSweep") -> str:
-    from moe_cli.formatting import duration, plural
-
+def _expected(prepared: PreparedSweep) -> str:
     seconds = sum(run.seconds_left for run in prepared.pending)
     workers, name = prepared.max_parallel, prepared.execution.executor.name
     if workers is None:
@@ -95,12 +88,8 @@ def _expected(prepared: "PreparedSweep") -> str:
     return f"{duration(seconds / workers)} on {plural(workers, 'worker')}{where}"
 
 
-def _oversubscription_warning(prepared: "PreparedSweep") -> str:
+def _oversubscription_warning(prepared: PreparedSweep) -> str:
     """Returns a warning if runs use more threads than cores, or on a cluster another number than the reserved cores."""
-    from moe_cli.config.executors import LocalExecutor, PluginExecutor
-    from moe_cli.execution.machine import count_cores
-    from moe_cli.formatting import plural
-
     threads = max((estimate.threads for estimate in prepared.estimates), default=1)
     executor = prepared.execution.executor
     if isinstance(executor, PluginExecutor):
@@ -119,12 +108,8 @@ def _oversubscription_warning(prepared: "PreparedSweep") -> str:
     return ""
 
 
-def _memory_warning(estimates: "Sequence[RunEstimate]") -> str:
+def _memory_warning(estimates: Sequence[RunEstimate]) -> str:
     """Returns a warning for runs that need more memory than is free; each of them runs alone."""
-    from moe_cli.execution.machine import available_memory_bytes
-    from moe_cli.execution.memory import memory_bytes
-    from moe_cli.formatting import format_bytes
-
     available = available_memory_bytes()
     needs = [memory_bytes(estimate.cost) for estimate in estimates]
     large = sum(need > available for need in needs) if available is not None else 0
@@ -137,17 +122,14 @@ def _memory_warning(estimates: "Sequence[RunEstimate]") -> str:
     )
 
 
-def print_points(console: "Console", prepared: "PreparedSweep") -> None:
+def print_points(console: Console, prepared: PreparedSweep) -> None:
     """Prints every point on a line, or several lines on a narrow terminal, then the sums."""
-    lines = point_lines(prepared, console.width if console.is_terminal else None)
+    lines = point_lines(prepared, table_width(console))
     console.out("\n".join(lines), highlight=False)
 
 
-def print_tuning_price(console: "Console", prepared: "Sequence[Prepared]") -> None:
+def print_tuning_price(console: Console, prepared: Sequence[Prepared]) -> None:
     """Prints the price of trials and comparison together: the least, and the most with every further trial."""
-    from moe_cli.formatting import duration, plural
-    from moe_cli.report.learning_rate import MAX_EXTENSIONS, MULTIPLIERS
-
     if len(prepared) == 1:
         return
     trials, comparison = ([estimate.seconds for estimate in part.estimates] for part in prepared)
@@ -161,12 +143,8 @@ def print_tuning_price(console: "Console", prepared: "Sequence[Prepared]") -> No
     )
 
 
-def point_lines(prepared: "PreparedSweep", width: int | None) -> list[str]:
+def point_lines(prepared: PreparedSweep, width: int | None) -> list[str]:
     """Returns the lines of an aligned table; with a width, long labels are wrapped."""
-    from moe_cli.formatting import plural
-    from moe_cli.report.render.line_wrap import wrap_lines
-    from moe_cli.report.render.terminal import GAP, plain_table
-
     sums = {"total": prepared.estimates}
     if len(prepared.pending) < len(prepared.runs):
         sums["to go"] = [planned.estimate for planned in prepared.pending]
@@ -181,17 +159,13 @@ def point_lines(prepared: "PreparedSweep", width: int | None) -> list[str]:
     return [line.plain for line in plain_table(["point", *HEADINGS], table, None)]
 
 
-def _cells(planned: "PlannedRun") -> tuple[str, ...]:
-    from moe_cli.formatting import count
-
+def _cells(planned: PlannedRun) -> tuple[str, ...]:
     cost = planned.estimate.cost
     return (count(cost.num_params), count(cost.num_active_params), *_totals([planned.estimate])[2:5], planned.status)
 
 
-def _totals(estimates: "Sequence[RunEstimate]") -> tuple[str, ...]:
+def _totals(estimates: Sequence[RunEstimate]) -> tuple[str, ...]:
     """Returns tokens, FLOPs and time; a run with a time budget has only a time."""
-    from moe_cli.formatting import count, duration
-
     known = [(estimate.tokens, estimate.cost.flops_per_token) for estimate in estimates if estimate.tokens is not None]
     tokens = count(sum(tokens for tokens, _ in known)) if known else "-"
     flops = count(sum(tokens * cost for tokens, cost in known)) if known else "-"

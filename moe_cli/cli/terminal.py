@@ -39,7 +39,9 @@ def echo(text: str = "", *, nl: bool = True, err: bool = False, **style: Any) ->
     name = "dim" if style.pop("dim", False) else style.get("fg")
     if name in READABLE:
         style["fg"] = READABLE[name]
-    _write(typer.style(text, **style) if style else text, sys.stderr if err else sys.stdout, nl)
+    stream = sys.stderr if err else sys.stdout
+    if stream is not None:
+        typer.echo(typer.style(text, **style) if style else text, file=stream, nl=nl)
 
 
 def echo_data(text: str) -> None:
@@ -47,12 +49,6 @@ def echo_data(text: str) -> None:
     if sys.stdout is not None:
         sys.stdout.write((shown(text) if is_screen(sys.stdout) else text) + "\n")
         sys.stdout.flush()
-
-
-def _write(text: str, stream: TextIO | None, nl: bool = True) -> None:
-    """Writes in the encoding of the stream, and without colours into a pipe."""
-    if stream is not None:
-        typer.echo(text, file=stream, nl=nl)
 
 
 def is_screen(stream: object) -> bool:

@@ -31,9 +31,11 @@ from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.saved import apply_changes, read_saved, split_path
-from moe_cli.config.schema import RunConfig, from_dict, is_execution
+from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import packaged_conf
+from moe_cli.config.stored import from_dict
 from moe_cli.config.tasks import MODELS, PROBE_SELECTS, PROBES, model_use, what_follows
+from moe_cli.config.training import is_execution
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.plugins import describe, names, origin_of, refuse_built_in
 

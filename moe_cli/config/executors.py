@@ -6,15 +6,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import yaml
-
 from moe_cli.config.build import build, did_you_mean
 from moe_cli.config.compose import Composer
 from moe_cli.config.folders import is_text
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.settings import PluginSettings, Settings, parse_conf, setting
-from moe_cli.config.yaml_file import read_yaml_text
+from moe_cli.config.yaml_file import load_yaml
 from moe_cli.errors import ConfigError
 from moe_cli.plugins import find
 
@@ -109,16 +107,11 @@ class _ExecutorSettings:
     executor: Executor
 
 
-def is_executor_word(word: str) -> bool:
-    """Returns whether a word of `moe sweep` sets the executor: executor=ray, executor.cpus=4."""
-    return word.startswith(("executor=", "executor."))
-
-
 def split_executor(
     overrides: Sequence[str], name: str | None = None, config_dir: Path | None = None
 ) -> tuple[Executor, list[str]]:
     """Returns the executor, and the overrides of the sweep itself. Raises ConfigError as `load_executor`."""
-    own = [word for word in overrides if is_executor_word(word)]
+    own = [word for word in overrides if word.startswith(("executor=", "executor."))]
     return load_executor(own, name, config_dir), [word for word in overrides if word not in own]
 
 
@@ -159,10 +152,7 @@ def _file(composer: Composer, name: str) -> dict[str, Any]:
             f"{composer.misnamed('executor', name)}"
         )
     file = next(path for folder in composer.folders if (path := folder / "executor" / f"{name}.yaml").is_file())
-    try:
-        content = yaml.safe_load(read_yaml_text(file, lambda key: is_text(key, _ExecutorSettings), "executor"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{file}: {str(error).splitlines()[0]}") from None
+    content = load_yaml(file, lambda key: is_text(key, _ExecutorSettings), "executor")
     if not isinstance(content, dict) or not _settings_of(content.get("name")):
         raise ConfigError(
             f"{file} must hold 'name: local', 'name: ray' or 'name: slurm', and settings of that executor."

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from moe_cli.config.build import names_of, names_of_variants, takes_text
-from moe_cli.config.schema import RunConfig, TrainConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import packaged_conf
-from moe_cli.config.yaml_file import read_yaml_text
+from moe_cli.config.training import TrainConfig
+from moe_cli.config.yaml_file import load_yaml
 from moe_cli.errors import ConfigError
 from moe_cli.plugins import origin_of
 
@@ -74,8 +73,8 @@ def _foreign_file(folder: Path) -> str | None:
         names = names_of_variants(RunConfig, group)
         for file in sorted((folder / group).rglob("*.yaml")):
             try:
-                content: Any = yaml.safe_load(read_yaml_text(file, lambda key: False))
-            except (ConfigError, yaml.YAMLError, ValueError):
+                content = load_yaml(file, lambda key: False)
+            except ConfigError:
                 continue  # the composition reports the error
             known = isinstance(content, Mapping) and (
                 set(content) <= settings

@@ -1,11 +1,11 @@
 """Settings of the processes that train one model."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from moe_cli.config.bounds import PROCESSES
 from moe_cli.config.ranges import check_divisible
-from moe_cli.config.settings import Settings, read_conf, setting
+from moe_cli.config.settings import Settings, setting
 from moe_cli.errors import ConfigError
 
 
@@ -26,10 +26,6 @@ class LaunchConfig(Settings):
     data_parallel: Literal["dp", "fsdp"] = setting()
     expert_parallel_size: int = setting(at_least=1, at_most=PROCESSES)
     max_restarts: int = setting(at_least=0, at_most=10_000)
-
-    @classmethod
-    def from_conf(cls, name: str) -> dict[str, Any]:
-        return dict(read_conf("config")["launch"])
 
     def check(self) -> None:
         if self.num_processes % self.expert_parallel_size:

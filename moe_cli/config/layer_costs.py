@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from moe_cli.config.capacity import expert_capacity
+from moe_cli.config.optim import MuonConfig
 from moe_cli.config.routers import ExpertChoiceConfig, SoftConfig, gate_flops, gate_params, null_experts
-from moe_cli.config.schema import MuonConfig, RunConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import SpanCorruption
 
 NEWTON_SCHULZ_STEPS = 5

@@ -7,7 +7,7 @@ generated here: sizes and the chance level follow from the settings.
 import math
 import string
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from moe_cli.config.ranges import check_between
 from moe_cli.config.settings import Settings, setting
@@ -257,8 +257,4 @@ def _is_prime(number: int) -> bool:
 
 ProbeConfig = PhonebookConfig | ShortestPathConfig | ModularConfig
 # The settings of each probe, by its name.
-PROBE_CLASSES: dict[str, type[PhonebookConfig] | type[ShortestPathConfig] | type[ModularConfig]] = {
-    "phonebook": PhonebookConfig,
-    "shortest_path": ShortestPathConfig,
-    "modular": ModularConfig,
-}
+PROBE_CLASSES: dict[str, Any] = {kind.name: kind for kind in get_args(ProbeConfig)}

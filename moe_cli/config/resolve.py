@@ -17,9 +17,10 @@ from moe_cli.config.loggers import loggers_of
 from moe_cli.config.model import ModelConfig, T5Config, TransformerConfig, ViTConfig
 from moe_cli.config.probes import ProbeConfig
 from moe_cli.config.resolve_sparse import resolve_sparse, top_k, with_moe_layers, without_experts
-from moe_cli.config.schema import BUDGETS, DEFAULT_STEPS, RunConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import Settings, default_of, replace_group, replace_unchecked
 from moe_cli.config.tasks import RatingTask, SpanCorruption
+from moe_cli.config.training import BUDGETS, DEFAULT_STEPS
 from moe_cli.errors import ConfigError
 
 Transformer = TypeVar("Transformer", bound=TransformerConfig)

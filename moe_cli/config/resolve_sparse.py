@@ -11,9 +11,11 @@ from moe_cli.config.balances import (
     setting_key,
     without_method,
 )
+from moe_cli.config.identity import PLACEMENT
 from moe_cli.config.ignored_settings import ROUTING_AT_EVALUATION, SPARSE_ONLY, Notes
 from moe_cli.config.matching import ALL, matched_d_expert, unmatched
 from moe_cli.config.model import T5Config
+from moe_cli.config.optim import AdamWConfig, MuonConfig, SGDConfig
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
@@ -34,7 +36,7 @@ from moe_cli.config.routers import (
     sums_to_one,
     takes_one,
 )
-from moe_cli.config.schema import DEFAULT_TOP_K, PLACEMENT, AdamWConfig, MuonConfig, RunConfig, SGDConfig
+from moe_cli.config.schema import DEFAULT_TOP_K, RunConfig
 from moe_cli.config.settings import default_of, replace_group, replace_unchecked
 from moe_cli.errors import ConfigError
 

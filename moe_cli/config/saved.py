@@ -2,26 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.build import flatten_dict, names_of
 from moe_cli.config.folders import GROUPS, is_text
-from moe_cli.config.resolve import Resolved
-from moe_cli.config.schema import BUDGETS, RunConfig
-from moe_cli.config.yaml_file import read_yaml_text
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.training import BUDGETS
+from moe_cli.config.yaml_file import load_yaml
 from moe_cli.errors import ConfigError
 
+if TYPE_CHECKING:
+    from moe_cli.config.compose import Composer
+
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
-
-
-class ComposesSettings(Protocol):
-    """The part of a Composer that is used here."""
-
-    def point(self, values: Mapping[str, Any]) -> Resolved: ...
-
-    def tree(self, values: Mapping[str, Any]) -> dict[str, Any]: ...
 
 
 def split_path(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -54,10 +47,7 @@ def read_saved(file: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read, or does not contain settings.
     """
-    try:
-        content = yaml.safe_load(read_yaml_text(file, is_text))
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{file}: {str(error).splitlines()[0]}") from None
+    content = load_yaml(file, is_text)
     if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
         raise ConfigError(f"{file} is not a configuration. Save one with: moe config expert=8 > {file}")
     return _settings(content)
@@ -71,7 +61,7 @@ def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in choices.items() if value is not None} | values
 
 
-def apply_changes(composer: ComposesSettings, config: RunConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
+def apply_changes(composer: "Composer", config: RunConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings that lead to a configuration, with the changes in place of their values.
 
     A changed choice of a group replaces all settings of the group, and one training budget replaces another.
@@ -86,7 +76,7 @@ def apply_changes(composer: ComposesSettings, config: RunConfig, changes: Mappin
     return {key: value for key, value in settings.items() if not key.startswith(tuple(replaced))} | dict(changes)
 
 
-def fewest_settings(composer: ComposesSettings, config: RunConfig) -> dict[str, Any]:
+def fewest_settings(composer: "Composer", config: RunConfig) -> dict[str, Any]:
     """Returns the choices of a resolved configuration, and its settings that do not follow from them.
 
     A derived value, such as the width of experts, is left out, so that it follows changes of other settings. The
@@ -102,7 +92,7 @@ def fewest_settings(composer: ComposesSettings, config: RunConfig) -> dict[str, 
     return settings
 
 
-def _leads_to(composer: ComposesSettings, settings: Mapping[str, Any], config: RunConfig) -> bool:
+def _leads_to(composer: "Composer", settings: Mapping[str, Any], config: RunConfig) -> bool:
     try:
         return composer.point(settings).config == config
     except ConfigError:

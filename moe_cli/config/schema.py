@@ -1,27 +1,23 @@
-"""Every setting: one frozen dataclass per group of conf/, its ranges, and the rules between settings.
+"""All settings of a run: one frozen dataclass per group of conf/, and the rules between settings of several groups.
 
 The names that users type (`expert`, `k`, `capacity`, `balance`) meet the field's terms here: `expert` is num_experts,
 `k` is top_k, `capacity` is capacity_factor. Group classes with a `name` are variants: the name picks the class, so a
 setting that belongs to another variant is refused as unknown.
 """
 
-import hashlib
-import json
-import math
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from moe_cli.config.balances import BalanceConfig, CombinedBalance, SwitchBalance, methods_of
-from moe_cli.config.bounds import THREADS
-from moe_cli.config.build import build, names_of_variants
+from moe_cli.config.build import build
 from moe_cli.config.capacity import Drop
 from moe_cli.config.data import CorpusConfig, DataConfig, PluginCorpus
+from moe_cli.config.identity import canonical_json, digest_of_text
 from moe_cli.config.launch import LaunchConfig, check_launch
-from moe_cli.config.loggers import LOG_KEYS, check_log
+from moe_cli.config.loggers import check_log
 from moe_cli.config.model import ModelConfig
+from moe_cli.config.optim import AdamWConfig, MuonConfig, SGDConfig
 from moe_cli.config.probes import ProbeConfig
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.routers import (
@@ -44,185 +40,15 @@ from moe_cli.config.settings import (
     setting,
 )
 from moe_cli.config.tasks import OWN_TEXT, TEXT_TASKS, TaskConfig, check_task
+from moe_cli.config.training import EvalConfig, TrainConfig
 from moe_cli.errors import ConfigError
-from moe_cli.formatting import plural, sanitise
-from moe_cli.plugins import Origin, origin_of
+from moe_cli.formatting import plural
+from moe_cli.plugins import origin_of
 
-DEFAULT_STEPS = 1500
 # The most blocks of an expert where widths are unequal: each is a row of its own.
 MAX_BLOCKS = 64
 DEFAULT_TOP_K = 2
 Match = Literal["active", "total", "flops", "model_flops", "active+total+flops", "none"]
-BUDGETS = ("steps", "tokens", "flops", "model_flops", "minutes")
-BUDGET_KEYS = tuple(f"train.{name}" for name in BUDGETS)
-# Prefix of train.upcycle_from before the folder of a model of transformers.
-FOREIGN_MODEL = "hf:"
-# With train.eval_every=null. The last evaluation is at the end.
-EVALUATIONS_PER_RUN = 10
-# Settings of train= for execution and logging, which do not affect the trained model and are not part of its identity.
-EXECUTION_KEYS = (
-    "threads",
-    "device",
-    "compile",
-    "log_every",
-    "eval_every",
-    "eval_tokens",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "keep_best",
-)
-
-
-def is_execution(key: str) -> bool:
-    """Returns whether a dotted setting only affects execution or logging."""
-    group, _, name = key.partition(".")
-    return group in ("launch", *LOG_KEYS) or (group == "train" and name in EXECUTION_KEYS)
-
-
-@dataclass(frozen=True)
-class OptimConfig(Settings):
-    """Settings of all optimizers: the schedule, in fractions of the training budget, and clipping.
-
-    Attributes:
-        skip_idle_experts: an expert without tokens in a step keeps its weights and its optimizer state.
-        router_lr: peak learning rate of the gates; None means that of the other weights of their optimizer.
-        ema_decay: decay of the running average of the weights that is evaluated; None means that the weights are
-            evaluated.
-    """
-
-    group: ClassVar[str] = "optim"
-    lr: float = setting(above=0)
-    weight_decay: float = setting(at_least=0)
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = setting()
-    warmup_fraction: float = setting(between=(0, 1))
-    decay_fraction: float | None = setting(between=(0, 1))
-    min_lr_ratio: float | None = setting(between=(0, 1))
-    grad_clip: float | None = setting(above=0)
-    skip_idle_experts: bool = setting()
-    router_lr: float | None = setting(above=0)
-    ema_decay: float | None = setting(fraction=True)
-
-    def check(self) -> None:
-        if self.warmup_fraction + (self.decay_fraction or 0) > 1:
-            raise ConfigError(
-                f"optim.warmup_fraction={format_setting(self.warmup_fraction)} and "
-                f"optim.decay_fraction={format_setting(self.decay_fraction)} are shares of the budget: "
-                "together at most 1."
-            )
-
-
-@dataclass(frozen=True)
-class AdamConfig(OptimConfig):
-    """Optimizers that train all or some parameters with AdamW."""
-
-    beta1: float = setting(fraction=True)
-    beta2: float = setting(fraction=True)
-
-
-@dataclass(frozen=True)
-class AdamWConfig(AdamConfig):
-    name: Literal["adamw"] = "adamw"
-
-
-@dataclass(frozen=True)
-class SGDConfig(OptimConfig):
-    """Gradient descent with momentum."""
-
-    name: Literal["sgd"] = "sgd"
-    momentum: float = setting(fraction=True)
-
-
-@dataclass(frozen=True)
-class MuonConfig(AdamConfig):
-    """Muon for matrices and stacked experts (`lr`), AdamW for embedding, head, gates and norms (`adam_lr`).
-
-    Attributes:
-        expert_period: steps between two updates of the same experts; None means that the number of experts decides.
-    """
-
-    name: Literal["muon"] = "muon"
-    adam_lr: float = setting(above=0)
-    momentum: float = setting(fraction=True)
-    expert_period: int | None = setting(at_least=1, at_most=1024)
-
-
-@dataclass(frozen=True)
-class TrainConfig(Settings):
-    """The budget (one of `BUDGETS`), the batch, and the intervals of evaluations and checkpoints."""
-
-    group: ClassVar[str] = "train"
-    steps: int | None = setting(at_least=1, at_most=10**12)
-    tokens: int | None = setting(at_least=1, at_most=10**18)
-    flops: float | None = setting(above=0, at_most=1e29)
-    model_flops: float | None = setting(above=0, at_most=1e29)
-    minutes: float | None = setting(above=0, at_most=1e7)
-    batch_size: int = setting(at_least=1, at_most=2**24)
-    grad_accumulation: int = setting(at_least=1, at_most=2**20)
-    eval_every: int | None = setting(at_least=1)
-    eval_tokens: int = setting(at_least=1)
-    checkpoint_every: int | None = setting(at_least=1)
-    log_every: int = setting(at_least=1)
-    threads: int | None = setting(at_least=1, at_most=THREADS)
-    device: str = setting()
-    compile: Literal["auto", "on", "off"] = setting()
-    precision: Literal["auto", "float32", "bfloat16"] = setting()
-    upcycle_from: str | None = setting()
-    upcycle_noise: float = setting(between=(0, 1000))
-    upcycle_drop: float = setting(between=(0, 1))
-    on_nan: Literal["stop", "skip", "rewind"] = setting()
-    keep_checkpoints: int = setting(at_least=1)
-    keep_best: bool = setting()
-
-    @classmethod
-    def from_conf(cls, name: str) -> dict[str, Any]:
-        return read_choice("train", "default")
-
-    def check(self) -> None:
-        if self.upcycle_from == "latest":
-            raise ConfigError("train.upcycle_from=latest changes with every run. Give a run id: see moe report --runs")
-        if self.upcycle_from is not None and self.upcycle_from.startswith(FOREIGN_MODEL):
-            raise ConfigError(
-                f"train.upcycle_from={self.upcycle_from} is read from the words of moe train and moe sweep alone. "
-                "Elsewhere name a run: moe import FOLDER --no-eval"
-            )
-        budgets = [name for name in BUDGETS if getattr(self, name) is not None]
-        if len(budgets) > 1:
-            raise ConfigError(
-                f"{' and '.join(f'train.{name}={format_setting(getattr(self, name))}' for name in budgets)} are "
-                f"{len(budgets)} budgets: give one, and null to the others."
-            )
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ConfigError(f"train.device={self.device} is not one of: auto, cpu, cuda, cuda:N.")
-
-    def num_evaluations(self, steps: float | None) -> int:
-        """Returns the number of evaluations before the end of a run; steps are unknown with a budget of time."""
-        if steps is None:
-            return EVALUATIONS_PER_RUN - 1
-        count = math.ceil(steps / (self.eval_every or 1)) - 1
-        return max(0, count if self.eval_every else min(EVALUATIONS_PER_RUN - 1, count))
-
-
-@dataclass(frozen=True)
-class EvalConfig(Settings):
-    """Routing and context at evaluation; null means as many experts as in training, and no drops.
-
-    Attributes:
-        drop: null means `causal` for a model that must not see later tokens, else as in training.
-        context_length: tokens of a validation window; null means that of the model.
-        stride: tokens from one validation window to the next; a window scores its last `stride` tokens; null means
-            windows without overlap.
-    """
-
-    group: ClassVar[str] = "eval"
-    k: int | None = setting(at_least=1, at_most=2**20)
-    capacity: float | None = setting(above=0, at_most=1e6)
-    drop: Drop | None = setting()
-    context_length: int | None = setting(at_least=1)
-    stride: int | None = setting(at_least=1)
-
-    @classmethod
-    def from_conf(cls, name: str) -> dict[str, Any]:
-        return dict(read_conf("config")["eval"])
 
 
 @dataclass(frozen=True)
@@ -500,7 +326,7 @@ class RunConfig(Settings):
     @cached_property
     def digest(self) -> str:
         """Returns eight hexadecimal digits that identify this configuration; equal for equal training anywhere."""
-        return digest_of_text(_identity_text(self.to_dict(), self.sparse_layers))
+        return digest_of_text(canonical_json(self.to_dict(), self.sparse_layers))
 
     @property
     def shape(self) -> str:
@@ -514,88 +340,6 @@ class RunConfig(Settings):
         return f"{self.model.name}-{self.shape}-s{self.seed}-{self.digest}"
 
 
-def digest_of(values: dict[str, Any]) -> str | None:
-    """Returns the digest of the configuration in a config.json; None if it is invalid.
-
-    Ten times as fast as `from_dict`.
-    """
-    text = identity_text(values)
-    return None if text is None else digest_of_text(text)
-
-
-def identity_text(values: dict[str, Any]) -> str | None:
-    """Returns the text that the digest of a config.json is computed from; None if it is no configuration."""
-    try:
-        known = values["expert"] == 1 or "model" in values.get("plugins", ())
-        return _identity_text(values, () if known else _sparse_layers(values["model"]))
-    except (ConfigError, KeyError, TypeError, AttributeError, ValueError):
-        return None
-
-
-def digest_of_text(text: str) -> str:
-    """Returns the digest of a configuration from its `identity_text`."""
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-@dataclass(frozen=True)
-class _OfModel:
-    model: ModelConfig
-
-
-# Keyed by the settings of a model as text: many runs share few models.
-_known_layers: dict[str, tuple[int, ...]] = {}
-MAX_KNOWN_LAYERS = 1024
-
-
-def _sparse_layers(model: dict[str, Any]) -> tuple[int, ...]:
-    key = repr(model)
-    if key not in _known_layers:
-        if model["name"] not in names_of_variants(_OfModel, "model"):  # a name in a file imports no plug-in
-            raise ConfigError(f"model={model['name']} is a plug-in, and its distribution is not recorded.")
-        config: _OfModel = build(_OfModel, {"model": model})
-        if len(_known_layers) >= MAX_KNOWN_LAYERS:
-            _known_layers.clear()
-        _known_layers[key] = config.model.sparse_layers
-    return _known_layers[key]
-
-
-# Settings of a model that place its experts by a rule.
-PLACEMENT = ("moe_layer_freq", "first_k_dense")
-# Settings that were added when runs existed. At these values they are left out, so that the digests stay.
-ADDED_SETTINGS: dict[str, dict[str, Any]] = {
-    "model": {"d_shared": None, "moe_layers": None},
-    "router": {"init_scale": 1.0},
-    "optim": {"router_lr": None},
-}
-
-
-def _without(values: dict[str, Any] | None, left_out: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the settings of a group but those that have these values."""
-    if values is None:
-        return None
-    return {key: value for key, value in values.items() if key not in left_out or value != left_out[key]}
-
-
-def _identity_text(values: dict[str, Any], sparse_layers: tuple[int, ...]) -> str:
-    """Returns the settings that determine the trained model as canonical JSON; does not change `values`."""
-    left_out = (
-        "launch",
-        "match",
-        *LOG_KEYS,
-    )  # results do not depend on them; match acts through the width of the experts
-    values = {key: value for key, value in values.items() if key not in left_out}
-    values["train"] = {key: value for key, value in values["train"].items() if key not in EXECUTION_KEYS}
-    for group, added in ADDED_SETTINGS.items():
-        values[group] = _without(values[group], added)
-    if "model" in values.get("plugins", ()):  # whose layers with experts are known to the plug-in only
-        return json.dumps(values, sort_keys=True)
-    # Left out, because `sparse_layers` says it: what places the experts; and d_ff if no layer is dense.
-    model = values["model"] | {"sparse_layers": sparse_layers}
-    through = (*PLACEMENT, "moe_layers", *(["d_ff"] if len(sparse_layers) == model["num_layers"] else []))
-    values["model"] = {key: value for key, value in model.items() if key not in through}
-    return json.dumps(values, sort_keys=True)
-
-
 _PLAIN = (int, float, str, bool, type(None))
 
 
@@ -607,40 +351,3 @@ def _values(config: Any) -> dict[str, Any]:
         if type(value) not in _PLAIN:
             values[key] = list(value) if isinstance(value, tuple) else _values(value)  # lists, as JSON has them
     return values
-
-
-def from_dict(values: dict[str, Any]) -> RunConfig:
-    """Returns the configuration stored in a run folder's config.json.
-
-    Raises:
-        ConfigError: a key or value this version does not know.
-    """
-    values = dict(values)
-    recorded = values.pop("plugins", {})
-    check_plugins(recorded)
-    config: RunConfig = build(RunConfig, values)
-    for group, found in config.plugins().items():
-        if left_out := sorted(found.keys() - recorded.get(group, {}).keys()):
-            raise ConfigError(f"{group}={left_out[0]} is a plug-in, and `plugins` does not record its version.")
-    return config
-
-
-def check_plugins(recorded: Any) -> None:
-    """Raises ConfigError where a recorded plug-in is not installed, or is another version. Imports none.
-
-    Args:
-        recorded: the `plugins` of a config.json.
-    """
-    if not isinstance(recorded, dict) or not all(isinstance(found, dict) for found in recorded.values()):
-        raise ConfigError("plugins must be names of plug-ins with their distributions, by group.")
-    for group, found in recorded.items():
-        for name, origin in found.items():
-            here = origin_of(group, name)
-            if here is None or str(here) != origin:
-                raise ConfigError(_missing_plugin(f"{group}={name}", origin, here))
-
-
-def _missing_plugin(choice: str, recorded: Any, here: Origin | None) -> str:
-    source, _, version = sanitise(str(recorded)).rpartition(" ")
-    found = "which is not here" if here is None else f"and here is {here}"
-    return f"{choice} came from {source} {version}, {found}. {Origin(source, version).how_to_get}"

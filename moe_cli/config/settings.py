@@ -148,8 +148,8 @@ class Settings:
 
     @classmethod
     def from_conf(cls, name: str) -> dict[str, Any]:
-        """Returns the settings in the file of conf/ that belongs to the class, or to its variant `name`."""
-        return read_choice(cls.group, name)
+        """Returns the settings of the variant `name`, from its file of conf/; without a name, from conf/config.yaml."""
+        return read_choice(cls.group, name) if name else dict(read_conf("config")[cls.group])
 
 
 class PluginSettings:

@@ -29,8 +29,9 @@ from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import is_text
 from moe_cli.config.overrides import parse_override
 from moe_cli.config.ranges import check_whole, format_setting
-from moe_cli.config.schema import BUDGETS, Match, RunConfig
+from moe_cli.config.schema import Match, RunConfig
 from moe_cli.config.search_block import SearchBlock, known_parts, parse_search
+from moe_cli.config.training import BUDGETS
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
 
@@ -444,7 +445,7 @@ def _conditions(parts: Mapping[str, Any]) -> tuple[Expression, ...]:
     return tuple(parse_expression(condition) for condition in conditions)
 
 
-def check_tunable(key: str, setting: object) -> str:
+def check_tuned_setting(key: str, setting: object) -> str:
     """Returns the setting to tune. Raises ConfigError for another setting than the learning rate."""
     if setting not in TUNABLE:
         raise ConfigError(f"{key} can be {' or '.join(TUNABLE)}, not: {format_setting(setting)}.")
@@ -456,7 +457,7 @@ def _tune(parts: Mapping[str, Any]) -> str | None:
         return None
     if "search" in parts:
         raise ConfigError("tune and search both try settings: give one of them.")
-    return check_tunable("tune", parts["tune"])
+    return check_tuned_setting("tune", parts["tune"])
 
 
 def _baseline(parts: Mapping[str, Any]) -> Partial | None:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from moe_cli.config.probes import PROBE_CLASSES
 from moe_cli.config.settings import PluginSettings, Settings, setting
 from moe_cli.errors import ConfigError
 from moe_cli.plugins import find, origin_of
@@ -152,7 +153,7 @@ TEXTS = (
 IMAGES = ("digits", "mnist5k", "fashion_mnist", "image_folder")
 RATINGS = ("ratings", "movielens")
 # Generated questions, for models that write their answers.
-PROBES = ("phonebook", "shortest_path", "modular")
+PROBES = tuple(PROBE_CLASSES)
 # The choices that probes select unless they are given.
 PROBE_SELECTS = {"train": "probes"}
 

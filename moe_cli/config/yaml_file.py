@@ -7,6 +7,7 @@ for any other setting the last two are refused.
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -42,6 +43,14 @@ def read_yaml_text(file: Path, is_text: Callable[[str], bool], group: str = "") 
     except (yaml.YAMLError, RecursionError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ConfigError(f"{file}: " + "\n".join(lines[:3])) from None
+
+
+def load_yaml(file: Path, is_text: Callable[[str], bool], group: str = "") -> Any:
+    """Returns the content of the file, read as `read_yaml_text` does. Raises ConfigError likewise."""
+    try:
+        return yaml.safe_load(read_yaml_text(file, is_text, group))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{file}: {str(error).splitlines()[0]}") from None
 
 
 class _Reader:

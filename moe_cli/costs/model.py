@@ -36,8 +36,9 @@ from moe_cli.config.layer_costs import (
     sum_of_inputs,
     updated_experts,
 )
+from moe_cli.config.optim import MuonConfig, SGDConfig
 from moe_cli.config.routers import HashConfig, RandomConfig, SoftConfig, SwitchConfig, null_experts
-from moe_cli.config.schema import MuonConfig, RunConfig, SGDConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.costs.backbone import FLOATS_PER_INT64, Backbone, backbone_cost
 
 BYTES_PER_PARAM = 4

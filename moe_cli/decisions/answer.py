@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moe_cli.decisions.records import EQUAL, Candidate, Comparison, FinalLoss, Interval, Rules
+from moe_cli.decisions.terms import EQUAL, Candidate, Comparison, FinalLoss, Interval, Rules
 from moe_cli.report.intervals import mean_and_interval, t_quantile
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, WORSE, PairedSample, Scores
 
@@ -50,7 +50,7 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class Answer:
-    """The winner and why: see `records.Decision`."""
+    """The winner and why: see `terms.Decision`."""
 
     winner: str | None
     verdict: str
@@ -62,7 +62,7 @@ class Answer:
 NO_ANSWER = Answer(None, INCONCLUSIVE, None, None, ())
 
 
-def answer(confirmation: Confirmation, candidates: Mapping[str, Candidate]) -> Answer:
+def choose_winner(confirmation: Confirmation, candidates: Mapping[str, Candidate]) -> Answer:
     """Names the winner: the best, or the cheapest of those that are equal to it.
 
     An arm that is better than the leader takes its place. If several are, the one with the lowest loss leads, and their

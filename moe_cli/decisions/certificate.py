@@ -10,10 +10,10 @@ from moe_cli.config.compose import Composer
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.saved import fewest_settings
 from moe_cli.config.schema import RunConfig
+from moe_cli.decisions.decision_file import Limits
 from moe_cli.decisions.feed import Results, run_of
 from moe_cli.decisions.plan import FLOPS, TIME, TOKENS, DecisionPlan
-from moe_cli.decisions.record import Limits
-from moe_cli.decisions.records import Decision, Interval, RunRequest
+from moe_cli.decisions.terms import Decision, Interval, RunRequest
 from moe_cli.errors import MoeError
 from moe_cli.formatting import count, plural
 from moe_cli.metrics import target_name
@@ -296,8 +296,7 @@ def _train_command(config: RunConfig) -> str:
 def _repeat_command(plan: DecisionPlan, limits: Limits) -> str:
     """Returns the command that takes the decision again, on other seeds and in a folder of its own."""
     settings = [word for word in plan.overrides if not word.startswith("seed=")]
-    options = [f"--minutes {limits.minutes:g}"] if limits.minutes is not None else []
-    options += [f"--runs {limits.runs}"] if limits.runs is not None else []
+    options = limits.options()
     options += [f"--where {shlex.quote(condition)}" for condition in plan.where]
     options += [f"--by {plan.by}"]
     seed = plan.rules.first_seed + 5000

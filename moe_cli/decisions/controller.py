@@ -8,8 +8,11 @@ import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_cli.decisions.answer import NO_ANSWER, Confirmation, answer, guarantee
-from moe_cli.decisions.records import (
+from moe_cli.decisions.answer import NO_ANSWER, Confirmation, choose_winner, guarantee
+from moe_cli.decisions.books import Books
+from moe_cli.decisions.sequential import claims_at_look, prospect
+from moe_cli.decisions.standings import Noise, Standings, pooled_noise, rank
+from moe_cli.decisions.terms import (
     CHOICE,
     CONFIRMATION,
     LEARNING_RATE,
@@ -26,8 +29,6 @@ from moe_cli.decisions.records import (
     RunRequest,
     Step,
 )
-from moe_cli.decisions.sequential import Noise, claims_at_look, pooled_noise, prospect
-from moe_cli.report.intervals import t_quantile
 from moe_cli.report.learning_rate import best_multiplier, next_multiplier, steps_to_edge
 from moe_cli.report.significance import PairedSample, Scores, paired
 
@@ -66,57 +67,14 @@ def next_step(
     return Step(CONFIRMATION, decision.reason, decision=decision)
 
 
-@dataclass(frozen=True)
-class _Standings:
-    """Candidates in order of their mean loss over shared seeds, and how far each is behind the first."""
-
-    order: tuple[str, ...]
-    differences: Mapping[str, Interval]
-
-    def is_behind(self, name: str, safety: float) -> bool:
-        """Says whether a candidate is behind the leader by more than the interval and a safety."""
-        low = self.differences[name].low if name in self.differences else None
-        return low is not None and low > safety
-
-
-def _standings(scores: Mapping[str, Scores], noise: Noise | None, alpha: float) -> _Standings:
-    """Compares candidates with the leader over the seeds of each pair.
-
-    The leader is the lowest of those with the most seeds. Intervals are one-sided at `alpha` over all comparisons.
-    """
-    most = max(len(seeds) for seeds in scores.values())
-    complete = [name for name in scores if len(scores[name]) == most]
-    leader = min(complete, key=lambda name: math.fsum(scores[name].values()))
-    differences = {}
-    for name in scores:
-        sample = paired(scores[name], scores[leader]) if name != leader else None
-        if sample is None:
-            continue
-        width = None
-        if noise is not None:
-            width = t_quantile(1 - alpha / (len(scores) - 1), noise.df) * noise.standard_error(sample.seeds)
-        low, high = (None, None) if width is None else (sample.mean - width, sample.mean + width)
-        differences[name] = Interval(sample.mean, low, high, sample.seeds)
-    order = sorted(differences, key=lambda name: differences[name].mean)
-    return _Standings((leader, *order), differences)
-
-
 class Race:
     """The stages of a decision and what they have found so far."""
 
     def __init__(self, candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> None:
-        self.candidates = {candidate.name: candidate for candidate in candidates}
-        assert len(self.candidates) == len(candidates), "names are unique"
-        self.rules, self.budget = rules, budget
-        self.baseline = next((candidate.name for candidate in candidates if candidate.is_baseline), None)
+        self.books = Books(candidates, rules, budget)
+        self.rules, self.baseline = rules, self.books.baseline
         self.alive = [candidate.name for candidate in candidates]
-        self.outcomes: dict[RunRequest, Outcome] = {}
-        # By candidate, fraction, multiplier; then by seed.
-        self.losses: dict[tuple[str, float, float], dict[int, float]] = {}
-        # Seconds of the finished runs of each candidate, as measured and as predicted.
-        self.spent: dict[str, tuple[float, float]] = {}
         self.dropped: list[Dropped] = []
-        self.rates: dict[str, LearningRate] = {}
         self.unused: list[str] = []
         self.scores: dict[str, Scores] = {}
         # At the fraction, after the learning rates; `scores` move on to the full budget.
@@ -145,56 +103,11 @@ class Race:
         yield from self._confirm()
         yield from self._price_baseline()
 
-    # Costs
-
-    def _seconds(self, request: RunRequest) -> float:
-        """Predicts the duration of a run, corrected by the finished runs of its candidate, or of all."""
-        seconds, predicted = self.spent.get(request.candidate, (0.0, 0.0))
-        pace = seconds / predicted if predicted else self._pace
-        return pace * self.candidates[request.candidate].seconds_at(request.fraction)
-
-    @property
-    def _pace(self) -> float:
-        """Returns the measured duration of the finished runs divided by the predicted one."""
-        predicted = math.fsum(predicted for _, predicted in self.spent.values())
-        return math.fsum(seconds for seconds, _ in self.spent.values()) / predicted if predicted else 1.0
-
-    def _fits(self, requests: Iterable[RunRequest], reserve: Sequence[str] = ()) -> bool:
-        """Says whether the budget covers these runs, and after them the first look at `reserve`."""
-        if self.budget == Budget(parallel=self.budget.parallel):
-            return True
-        later = self._fresh(reserve, 0, self.rules.looks[0])
-        missing = [request for request in {*requests, *later} if request not in self.outcomes]
-        if self.budget.runs is not None and len(self.outcomes) + len(missing) > self.budget.runs:
-            return False
-        if self.budget.seconds is None:
-            return True
-        seconds = math.fsum(seconds for seconds, _ in self.spent.values())
-        seconds += math.fsum(self._seconds(request) for request in missing)
-        return seconds / self.budget.parallel <= self.budget.seconds
-
-    def _dearest(self, names: Sequence[str]) -> list[str]:
-        """Returns the arms that the confirmation must be able to pay: the dearest two, and the baseline."""
-        others = sorted((name for name in names if name != self.baseline), key=lambda name: -self._full_price(name))
-        return others[:2] + [name for name in names if name == self.baseline]
-
-    def _full_price(self, name: str) -> float:
-        return self._seconds(RunRequest(name, 0, 1.0, 1.0, CONFIRMATION))
-
     # Runs
 
-    def _at(self, stage: str, names: Iterable[str], seeds: Iterable[int], fraction: float) -> list[RunRequest]:
-        """Returns the runs of these candidates at their learning rates."""
-        places = [(name, seed) for seed in seeds for name in names]
-        return [RunRequest(name, seed, fraction, self._rate(name), stage) for name, seed in places]
-
-    def _fresh(self, names: Iterable[str], first: int, last: int) -> list[RunRequest]:
-        """Returns the confirmation runs from the first to the last number of seeds."""
-        start = self.rules.confirmation_seed
-        return self._at(CONFIRMATION, names, range(start + first, start + last), 1.0)
-
-    def _rate(self, name: str) -> float:
-        return self.rates[name].multiplier if name in self.rates else 1.0
+    def _is_affordable(self, requests: Iterable[RunRequest]) -> bool:
+        """Says whether the budget covers these runs, and after them a first look at the confirmation."""
+        return self.books.fits(requests, self.books.dearest(self.alive))
 
     def _finish(self, stage: str, reason: str, requests: Sequence[RunRequest]) -> Batches:
         """Yields a batch and books its outcomes. A candidate that fails is dropped, except in trials of a rate."""
@@ -203,14 +116,7 @@ class Race:
         outcomes = yield Batch(stage, reason, tuple(requests))
         for request in requests:
             outcome = outcomes[request]
-            if request not in self.outcomes:
-                self.outcomes[request] = outcome
-                place = request.candidate, request.fraction, request.lr_multiplier
-                if outcome.loss is not None:
-                    self.losses.setdefault(place, {})[request.seed] = outcome.loss
-                seconds, predicted = self.spent.get(request.candidate, (0.0, 0.0))
-                predicted += self.candidates[request.candidate].seconds_at(request.fraction)
-                self.spent[request.candidate] = seconds + outcome.seconds, predicted
+            self.books.book(request, outcome)
             if outcome.loss is None and stage not in (LEARNING_RATE, PRICE):
                 self._drop(request.candidate, stage, f"{outcome.failure or 'failed'} (seed {request.seed})", False)
 
@@ -218,11 +124,6 @@ class Race:
         if name in self.alive:
             self.alive.remove(name)
             self.dropped.append(Dropped(name, stage, reason, is_behind, difference))
-
-    def _losses(self, name: str, fraction: float, multiplier: float, first_seed: int, seeds: int) -> dict[int, float]:
-        """Returns the finished losses of a candidate by seed."""
-        losses = self.losses.get((name, fraction, multiplier), {})
-        return {seed: losses[seed] for seed in range(first_seed, first_seed + seeds) if seed in losses}
 
     @property
     def _others(self) -> list[str]:
@@ -234,10 +135,10 @@ class Race:
     def _screen(self) -> Batches:
         """Runs all candidates at a fraction of the budget; later seeds go to those that may be among the finalists."""
         rules = self.rules
-        while len(self._others) > 2 and not self._fits(self._screening(self.alive, 1), self._dearest(self.alive)):
-            dearest = max(self._others, key=self._full_price)
+        while len(self._others) > 2 and not self._is_affordable(self._screening(self.alive, 1)):
+            dearest = max(self._others, key=self.books.predict_full_run)
             self._drop(dearest, SCREENING, "not tried: the budget does not cover its first run", False)
-        if not self._fits(self._screening(self.alive, 1), self._dearest(self.alive)):
+        if not self._is_affordable(self._screening(self.alive, 1)):
             self.unused.append("No run was started: the budget covers no screening and first look.")
             return
         yield from self._finish(SCREENING, "First seed of every candidate.", self._screening(self.alive, 1))
@@ -245,7 +146,7 @@ class Race:
         for seeds in range(2, rules.screening_seeds + 1):
             leaders = self._compare_others().order[: 2 * rules.finalists] if self._others else ()
             requests = self._screening([name for name in self.alive if name in leaders or name == self.baseline], seeds)
-            if not self._fits(requests, self._dearest(self.alive)):
+            if not self._is_affordable(requests):
                 self.unused.append(f"Screening stopped after {seeds - 1} seeds: the budget.")
                 break
             yield from self._finish(SCREENING, f"Seed {seeds} of the {len(leaders)} in front.", requests)
@@ -253,7 +154,7 @@ class Race:
             self._drop_behind(SCREENING, rules.safety)
             rest = [name for name in self.alive if name not in leaders and name != self.baseline]
             requests = self._screening(rest, seeds)
-            if not self._fits(requests, self._dearest(self.alive)):
+            if not self._is_affordable(requests):
                 self.unused.append(f"Seed {seeds} of the screening only for those in front: the budget.")
             else:
                 yield from self._finish(SCREENING, f"Seed {seeds} of those that are not behind beyond doubt.", requests)
@@ -263,20 +164,21 @@ class Race:
 
     def _screening(self, names: Sequence[str], seeds: int) -> list[RunRequest]:
         first = self.rules.first_seed
-        return self._at(SCREENING, names, range(first, first + seeds), self.rules.screening_fraction)
+        return self.books.requests_at(SCREENING, names, range(first, first + seeds), self.rules.screening_fraction)
 
     def _update_scores(self, seeds: int) -> None:
         """Reads the scores of the screening and the noise of those that have all seeds."""
         rules = self.rules
         self.scores = {
-            name: self._losses(name, rules.screening_fraction, 1.0, rules.first_seed, seeds) for name in self.alive
+            name: self.books.losses_of(name, rules.screening_fraction, 1.0, rules.first_seed, seeds)
+            for name in self.alive
         }
         complete = {name: scores for name, scores in self.scores.items() if len(scores) == seeds}
         self.noise = pooled_noise([complete])
 
-    def _compare_others(self) -> _Standings:
+    def _compare_others(self) -> Standings:
         """Compares the candidates without the baseline; at least one is left."""
-        return _standings({name: self.scores[name] for name in self._others}, self.noise, self.rules.alpha)
+        return rank({name: self.scores[name] for name in self._others}, self.noise, self.rules.alpha)
 
     def _drop_behind(self, stage: str, safety: float) -> None:
         """Drops the candidates that are behind the leader beyond doubt. The leader's runner-up always goes on."""
@@ -302,23 +204,23 @@ class Race:
             self.unused.append("Learning rates were not tuned: the rules name no two.")
             return
         trials = {name: list(rules.lr_multipliers) for name in self.alive}
-        while len(self._others) > 2 and not self._fits(self._trials(trials), self._dearest(self.alive)):
+        while len(self._others) > 2 and not self._is_affordable(self._trials(trials)):
             self._set_aside(LEARNING_RATE, len(self._others) - 1)
             trials = {name: trials[name] for name in self.alive}
-        if not self.alive or not self._fits(self._trials(trials), self._dearest(self.alive)):
+        if not self.alive or not self._is_affordable(self._trials(trials)):
             self.unused.append("Learning rates were not tuned: the budget.")
             return
         yield from self._finish(LEARNING_RATE, f"{len(rules.lr_multipliers)} rates each.", self._trials(trials))
         for _ in range(rules.lr_extensions):
             self._set_rates(trials)
-            if not any(rate.is_at_edge for rate in self.rates.values()):
+            if not any(rate.is_at_edge for rate in self.books.rates.values()):
                 break
             trials = {name: tried for name, tried in trials.items() if name in self.alive}
             longer = {
                 name: [*tried, next_multiplier(self._trial_losses(name, tried), rules.lr_multipliers)]
                 for name, tried in trials.items()
             }
-            if not self._fits(self._trials(longer), self._dearest(self.alive)):
+            if not self._is_affordable(self._trials(longer)):
                 self.unused.append("A best learning rate at the edge was not followed: the budget.")
                 break
             trials = longer
@@ -340,7 +242,7 @@ class Race:
         rules = self.rules
         found: dict[float, float | None] = {}
         for multiplier in sorted(tried):
-            losses = self._losses(name, rules.screening_fraction, multiplier, rules.first_seed, rules.lr_seeds)
+            losses = self.books.losses_of(name, rules.screening_fraction, multiplier, rules.first_seed, rules.lr_seeds)
             found[multiplier] = math.fsum(losses.values()) / len(losses) if len(losses) == rules.lr_seeds else None
         return found
 
@@ -352,13 +254,13 @@ class Race:
             if best is None:
                 self._drop(name, LEARNING_RATE, "every learning rate failed", False)
                 continue
-            self.rates[name] = LearningRate(name, best, tuple(losses.items()), steps_to_edge(losses) == 0)
+            self.books.rates[name] = LearningRate(name, best, tuple(losses.items()), steps_to_edge(losses) == 0)
         fraction, first = self.rules.screening_fraction, self.rules.first_seed
         for name in self.alive:
             losses = self._trial_losses(name, trials[name])
             untuned = losses.get(1.0)
-            gain = (losses[self._rate(name)] or 1.0) / untuned if untuned else 1.0
-            scores = self._losses(name, fraction, 1.0, first, self.rules.screening_seeds)
+            gain = (losses[self.books.multiplier(name)] or 1.0) / untuned if untuned else 1.0
+            scores = self.books.losses_of(name, fraction, 1.0, first, self.rules.screening_seeds)
             self.scores[name] = {seed: loss * gain for seed, loss in scores.items()}
 
     def _choose(self) -> Batches:
@@ -369,15 +271,17 @@ class Race:
             if len(self._others) <= rules.contenders:
                 break
             seed = rules.first_seed + seeds - 1
-            requests = self._at(CHOICE, self._others, [seed], 1.0)
-            while len(self._others) > 2 and not self._fits(requests, self._dearest(self.alive)):
+            requests = self.books.requests_at(CHOICE, self._others, [seed], 1.0)
+            while len(self._others) > 2 and not self._is_affordable(requests):
                 self._set_aside(CHOICE, len(self._others) - 1)
-                requests = self._at(CHOICE, self._others, [seed], 1.0)
-            if len(self._others) <= rules.contenders or not self._fits(requests, self._dearest(self.alive)):
+                requests = self.books.requests_at(CHOICE, self._others, [seed], 1.0)
+            if len(self._others) <= rules.contenders or not self._is_affordable(requests):
                 break
             yield from self._finish(CHOICE, f"Seed {seeds} of {len(requests)} finalists.", requests)
             for name in self._others:
-                self.scores[name] = self._losses(name, 1.0, self._rate(name), rules.first_seed, seeds)
+                self.scores[name] = self.books.losses_of(
+                    name, 1.0, self.books.multiplier(name), rules.first_seed, seeds
+                )
             self.noise = pooled_noise([{name: self.scores[name] for name in self._others}]) or screening_noise
             self._drop_behind(CHOICE, 0.0)
             if self._are_contenders_certain():
@@ -399,18 +303,18 @@ class Race:
         ranked = self._compare_others().order
         if self.baseline is None or self.baseline not in self.alive:
             return list(ranked)
-        leads = _standings({name: self.fraction_scores[name] for name in self.alive}, None, 1.0).order[0]
+        leads = rank({name: self.fraction_scores[name] for name in self.alive}, None, 1.0).order[0]
         return [self.baseline, *ranked] if leads == self.baseline else [*ranked, self.baseline]
 
     def _confirm(self) -> Batches:
         """Runs the contenders and the baseline on fresh seeds until every pair with the leader is decided."""
         arms = self._arms()
         looks = self.rules.looks
-        while len(arms) > 2 and not self._fits(self._fresh(arms, 0, looks[0])):
+        while len(arms) > 2 and not self.books.fits(self.books.fresh_requests(arms, 0, looks[0])):
             name = next(name for name in reversed(arms) if name != self.baseline)
             self._drop(name, CONFIRMATION, "no place in the confirmation: the budget", False)
             arms.remove(name)
-        if len(arms) < 2 or not self._fits(self._fresh(arms, 0, looks[0])):
+        if len(arms) < 2 or not self.books.fits(self.books.fresh_requests(arms, 0, looks[0])):
             reason = "the budget" if len(arms) > 1 else "nothing is left to compare"
             self.unused.append(f"No confirmation was run: {reason}.")
             return
@@ -421,8 +325,8 @@ class Race:
         leader, given_up, seeds = arms[0], set[str](), 0
         for look in looks:
             open_pairs = [name for name in arms if name != leader and name not in claims and name not in given_up]
-            requests = self._fresh([leader, *open_pairs], seeds, look)
-            if not self._fits(requests):
+            requests = self.books.fresh_requests([leader, *open_pairs], seeds, look)
+            if not self.books.fits(requests):
                 self.unused.append(f"The confirmation stopped after {seeds} of {looks[-1]} seeds: the budget.")
                 break
             reason = f"Fresh seeds up to {look} of {leader} against {', '.join(open_pairs)}."
@@ -451,7 +355,9 @@ class Race:
             self.confirmation = Confirmation(leader, losses, samples, claims, looks, alpha)
 
     def _fresh_losses(self, name: str) -> dict[int, float]:
-        return self._losses(name, 1.0, self._rate(name), self.rules.confirmation_seed, self.rules.looks[-1])
+        return self.books.losses_of(
+            name, 1.0, self.books.multiplier(name), self.rules.confirmation_seed, self.rules.looks[-1]
+        )
 
     def _may_decide(self, sample: PairedSample, looks: Sequence[int], alpha: float) -> bool:
         """Says whether the last look may still decide a pair, by what the fresh seeds have shown."""
@@ -463,13 +369,15 @@ class Race:
 
     def _price_baseline(self) -> Batches:
         """Trains the baseline with larger budgets, on the seeds of the first look, if another candidate has won."""
-        winner = None if self.confirmation is None else answer(self.confirmation, self.candidates).winner
+        winner = None if self.confirmation is None else choose_winner(self.confirmation, self.books.candidates).winner
         if winner in (None, self.baseline) or self.baseline not in self.alive:
             return
         start = self.rules.confirmation_seed
         for multiple in self.rules.baseline_budgets:
-            requests = self._at(PRICE, [self.baseline], range(start, start + self.rules.looks[0]), multiple)
-            if not self._fits(requests):
+            requests = self.books.requests_at(
+                PRICE, [self.baseline], range(start, start + self.rules.looks[0]), multiple
+            )
+            if not self.books.fits(requests):
                 self.unused.append(f"The baseline was not trained at {multiple:g} times the budget: the budget.")
                 break
             yield from self._finish(PRICE, f"The baseline at {multiple:g} times the budget.", requests)
@@ -479,7 +387,7 @@ class Race:
     def decision(self) -> Decision:
         """Returns the decision after the last batch."""
         confirmation = self.confirmation
-        found = NO_ANSWER if confirmation is None else answer(confirmation, self.candidates)
+        found = NO_ANSWER if confirmation is None else choose_winner(confirmation, self.books.candidates)
         return Decision(
             winner=found.winner,
             verdict=found.verdict,
@@ -490,12 +398,12 @@ class Race:
             comparisons=() if confirmation is None else confirmation.comparisons(),
             losses=() if confirmation is None else confirmation.final_losses(),
             dropped=tuple(self.dropped),
-            rates=tuple(self.rates[name] for name in self.candidates if name in self.rates),
+            rates=tuple(self.books.rates[name] for name in self.books.candidates if name in self.books.rates),
             unused=tuple(self.unused),
             guarantee=() if confirmation is None else guarantee(confirmation, self.rules),
             reason=_reason(confirmation),
-            runs=len(self.outcomes),
-            seconds=math.fsum(outcome.seconds for outcome in self.outcomes.values()),
+            runs=len(self.books.outcomes),
+            seconds=math.fsum(outcome.seconds for outcome in self.books.outcomes.values()),
         )
 
 

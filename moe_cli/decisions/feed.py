@@ -11,10 +11,10 @@ from pathlib import Path
 
 from moe_cli.decisions.controller import next_step
 from moe_cli.decisions.plan import DecisionPlan
-from moe_cli.decisions.records import Budget, Candidate, Outcome, RunRequest, Step
+from moe_cli.decisions.terms import Budget, Candidate, Outcome, RunRequest, Step
 from moe_cli.files.reading import number_in
 from moe_cli.runs.folder import FAILED, Run, open_or_create_run
-from moe_cli.runs.locks import is_locked
+from moe_cli.sweeps.scheduler import ListFeed
 
 Results = dict[RunRequest, Outcome]
 ReadOutcome = Callable[[Run], Outcome | None]
@@ -70,8 +70,8 @@ def run_of(plan: DecisionPlan, request: RunRequest, outputs: Path) -> Run:
     return Run(outputs / plan.name / plan.config(request).run_id)
 
 
-class DecisionFeed:
-    """Gives the runs that the controller wants; see `scheduler.RunFeed`.
+class DecisionFeed(ListFeed):
+    """Gives the runs that the controller wants.
 
     Args:
         candidates: the candidates with their expected seconds.
@@ -87,6 +87,7 @@ class DecisionFeed:
         budget: Budget,
         retry_failed: bool = False,
     ) -> None:
+        super().__init__()
         self.plan = plan
         self.candidates = candidates
         self.outputs = outputs
@@ -94,9 +95,6 @@ class DecisionFeed:
         self.retry_failed = retry_failed
         self.results: Results = {}
         self.requests: dict[Path, RunRequest] = {}
-        self._waiting: deque[Run] = deque()
-        self._busy: deque[Run] = deque()
-        self._active: set[Run] = set()
         self._ended: set[Run] = set()
         self.step = self._advance()
 
@@ -104,36 +102,10 @@ class DecisionFeed:
     def labels(self) -> Mapping[Path, str]:
         return {path: self.plan.label(request) for path, request in self.requests.items()}
 
-    def next_run(self) -> Run | None:
-        run = self._next()
-        if run is not None:
-            self._active.add(run)
-        return run
-
-    def _next(self) -> Run | None:
-        """Returns a wanted run; a returned one only once no other process executes it, or if no other is left."""
-        if self._waiting:
-            return self._waiting.popleft()
-        for run in self._busy:
-            if not is_locked(run.path):
-                self._busy.remove(run)
-                return run
-        return self._busy.popleft() if self._busy else None
-
-    def return_run(self, run: Run) -> None:
-        self._active.discard(run)
-        self._busy.append(run)
-
     def ended(self, run: Run) -> None:
-        self._active.discard(run)
+        super().ended(run)
         self._ended.add(run)
         self.step = self._advance()
-
-    def waiting(self) -> int:
-        return len(self._waiting) + len(self._busy)
-
-    def to_prune(self, running: Sequence[Run]) -> list[Run]:
-        return []
 
     def _advance(self) -> Step:
         """Returns the next step, and queues its runs that are not queued or running yet."""

@@ -1,16 +1,17 @@
 """Sections of a report's page with a decision: the answer, and the race of the candidates against the budget spent."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from moe_cli.decisions.certificate import Certificate, Finished, make_certificate
+from moe_cli.decisions.decision_file import read_decision
 from moe_cli.decisions.feed import Results, replay
 from moe_cli.decisions.plan import DENSE_NAME
-from moe_cli.decisions.record import read_decision
-from moe_cli.decisions.records import CONFIRMATION, DECISION_FILE, LEARNING_RATE, STAGES, Decision
 from moe_cli.decisions.run_decision import make_budget
-from moe_cli.decisions.text import answer, certificate_parts, name_of, tables
+from moe_cli.decisions.terms import CONFIRMATION, LEARNING_RATE, STAGES, Decision
+from moe_cli.decisions.text import answer_sentences, certificate_parts, tables
 from moe_cli.errors import MoeError
+from moe_cli.formatting import sanitise
 from moe_cli.plugins import not_imported
 from moe_cli.report.html.section import POINT, RING, Chart, Line, Section
 
@@ -40,32 +41,27 @@ def load_certificate(folder: Path) -> Certificate | None:
 
 
 def find_certificate(folders: Collection[Path]) -> Certificate | None:
-    """Returns the certificate if these are the folder of one decision; None if it is unreadable or has not ended."""
-    return _only_certificate(folders) if len(folders) == 1 else None
-
-
-def decision_sections(folders: Sequence[Path]) -> list[Section]:
-    """Returns the sections of the only decision in these folders of sweeps; empty if it is unreadable or not ended."""
-    certificate = _only_certificate(folders)
-    return certificate_sections(certificate) if certificate else []
-
-
-def _only_certificate(folders: Iterable[Path]) -> Certificate | None:
-    decided = [folder for folder in folders if (folder / DECISION_FILE).is_file()]
-    if len(decided) != 1:
+    """Returns the certificate if this is the folder of one decision; None if it is unreadable or has not ended."""
+    if len(folders) != 1:
         return None
     try:
         with not_imported():
-            return load_certificate(decided[0])
+            return load_certificate(*folders)
     except MoeError:  # the runs can be reported all the same
         return None
+
+
+def decision_sections(folders: Collection[Path]) -> list[Section]:
+    """Returns the sections of the only decision in these folders of sweeps; empty if it is unreadable or not ended."""
+    certificate = find_certificate(folders)
+    return certificate_sections(certificate) if certificate else []
 
 
 def certificate_sections(found: Certificate) -> list[Section]:
     """Returns the answer, the race, and a section for each table of the certificate."""
     sentences = [line for _, lines in certificate_parts(found) for line in lines]
     sections = [
-        Section("answer", f"Decision: {name_of(found.name)}", tuple(answer(found)), before_table=True),
+        Section("answer", f"Decision: {sanitise(found.name)}", tuple(answer_sentences(found)), before_table=True),
         Section("race", "Race", chart=race(found), note=RACE_NOTE, before_table=True),
         Section("certificate", "Certificate", tuple(sentences)),
     ]
@@ -91,7 +87,7 @@ def race(found: Certificate) -> Chart:
         points = running_differences(found.history, name)
         before = tuple((runs, value) for runs, value, is_fresh in points if not is_fresh)
         fresh = tuple((runs, value) for runs, value, is_fresh in points if is_fresh)
-        label = name_of(name) if number < named else "others"
+        label = sanitise(name) if number < named else "others"
         lines.append(Line(label, (*before, *fresh[:1]), style, connect=True, mark=POINT))
         if fresh:
             lines.append(Line(label, fresh, style, connect=True, mark=RING))

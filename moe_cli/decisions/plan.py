@@ -13,12 +13,19 @@ from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import check_whole, format_assignment, format_setting
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import replace_group, replace_unchecked
-from moe_cli.config.sweep_file import DEFAULT_PRESET, SPACE, SweepFile, check_multiples, discrete, load_sweep_file
-from moe_cli.decisions.records import Rules, RunRequest
+from moe_cli.config.sweep_file import SPACE, SweepFile, check_multiples, discrete
+from moe_cli.decisions.terms import Rules, RunRequest
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.execution.upcycling import resolve_upcycle_source
 from moe_cli.runs.lookup import sweep_folder
-from moe_cli.sweeps.plan import SkippedPoint, check_folder, find_configurations, is_named, parse_conditions
+from moe_cli.sweeps.plan import (
+    SkippedPoint,
+    check_folder,
+    find_configurations,
+    find_sweep_file,
+    is_named,
+    parse_conditions,
+)
 
 DEFAULT_SPACE = "experts"
 DENSE_NAME = "dense"
@@ -111,18 +118,12 @@ def _with_part(config: RunConfig, fraction: float) -> RunConfig:
     Only the final loss of such a run counts. Its evaluations during training, ten unless the user says otherwise, would
     take as long as the training itself, so that there is one, half-way.
     """
-    budget, amount = budget_of(config)
+    budget, amount = config.train.budget
     changes: dict[str, Any] = {budget: part_of(budget, amount, fraction)}
     if budget in BUDGETS_OF[TOKENS] and config.train.eval_every is None:
         steps = changes[budget] if budget == "steps" else changes[budget] / config.tokens_per_step
         changes["eval_every"] = max(1, math.ceil(steps / 2))
     return replace_group(config, "train", **changes)
-
-
-def budget_of(config: RunConfig) -> tuple[str, float]:
-    """Returns the budget of a resolved configuration, such as ("steps", 600)."""
-    names = [name for names in BUDGETS_OF.values() for name in names]
-    return next((name, amount) for name in names if (amount := getattr(config.train, name)) is not None)
 
 
 def part_of(budget: str, amount: float, fraction: float) -> float:
@@ -166,11 +167,7 @@ def plan_decision(
     composer = Composer(config_dir)
     named = is_named(overrides)
     axes = {axis.key: axis for axis in parse_overrides(overrides[1:] if named else overrides)}
-    preset = axes.pop("preset", None)
-    if preset is not None and len(preset.values) > 1:
-        raise ConfigError(f"'{preset}' names several presets: a space has one.")
-    preset_name = DEFAULT_PRESET if preset is None else format_setting(preset.values[0])
-    space = load_sweep_file(composer, overrides[0] if named else DEFAULT_SPACE, preset_name, SPACE)
+    space = find_sweep_file(composer, overrides if named else [DEFAULT_SPACE], axes.pop("preset", None), SPACE)
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
     seed = axes.pop("seed", None)
     if seed is not None and len(seed.values) > 1:
@@ -205,7 +202,7 @@ def plan_decision(
         configs,
         rules,
         _check_by(by, configs[DENSE_NAME]),
-        budget_of(configs[DENSE_NAME]),
+        configs[DENSE_NAME].train.budget,
         tuple(found.left_out.values()),
         tuple(found.notes),
         composer.notes,
@@ -216,8 +213,13 @@ def plan_decision(
 
 def _check_by(by: str | None, dense: RunConfig) -> str:
     """Returns what is held equal. Raises ConfigError where the training budget is of another kind."""
-    budget, amount = budget_of(dense)
-    kind = next(kind for kind, budgets in BUDGETS_OF.items() if budget in budgets)
+    budget, amount = dense.train.budget
+    kind = next((kind for kind, budgets in BUDGETS_OF.items() if budget in budgets), None)
+    if kind is None:
+        raise ConfigError(
+            f"train.{budget}={format_setting(amount)} is a budget that no decision holds equal. Use train.flops="
+            f"{format_setting(amount)}, which counts the optimizer too, or train.steps=600"
+        )
     if by is None:
         return kind
     check_choice("--by", by, list(BUDGETS_OF))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from moe_cli.decisions.records import (
+from moe_cli.decisions.terms import (
     CHOICE,
     CONFIRMATION,
     LEARNING_RATE,

@@ -5,11 +5,12 @@ The controller itself is rehearsed with drawn losses, so that the findings follo
 
 import math
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_cli.decisions.controller import next_step
-from moe_cli.decisions.records import CONFIRMATION, Budget, Candidate, Decision, Outcome, Rules, RunRequest
+from moe_cli.decisions.controller import Batch, Race, next_step
+from moe_cli.decisions.terms import CONFIRMATION, Budget, Candidate, Decision, Outcome, Rules, RunRequest
 from moe_cli.report.intervals import t_quantile
 from moe_cli.report.significance import POWER
 
@@ -43,23 +44,30 @@ class Rehearsal:
 def rehearse(candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> Rehearsal:
     """Returns a rehearsal in which all candidates have equal true losses, which takes the most runs."""
     results: dict[RunRequest, Outcome] = {}
-    by_name = {candidate.name: candidate for candidate in candidates}
-    while True:
-        following = next_step(candidates, rules, results, budget)
-        if following.decision is not None:
-            return Rehearsal(results, following.decision)
-        for request in following.wanted:
-            draw = random.Random(f"{request.candidate} {request.seed} {request.fraction} {request.lr_multiplier}")
-            tuned = 1 + 0.02 * math.log2(request.lr_multiplier) ** 2
-            loss = 2 * tuned * math.exp(draw.gauss(0, TYPICAL_DEVIATION / math.sqrt(2)))
-            results[request] = Outcome(loss, by_name[request.candidate].seconds_at(request.fraction))
+    race = Race(candidates, rules, budget)
+
+    def outcomes(batch: Batch) -> Mapping[RunRequest, Outcome]:
+        for request in batch.requests:
+            if request not in results:
+                seconds = race.books.candidates[request.candidate].seconds_at(request.fraction)
+                results[request] = Outcome(_draw(request), seconds)
+        return {request: results[request] for request in batch.requests}
+
+    race.play(outcomes)
+    return Rehearsal(results, race.decision())
 
 
-def power(candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> Power | None:
+def _draw(request: RunRequest) -> float:
+    """Returns a loss that depends on the request alone."""
+    source = random.Random(f"{request.candidate} {request.seed} {request.fraction} {request.lr_multiplier}")
+    tuned = 1 + 0.02 * math.log2(request.lr_multiplier) ** 2
+    return 2 * tuned * math.exp(source.gauss(0, TYPICAL_DEVIATION / math.sqrt(2)))
+
+
+def power(rehearsal: Rehearsal, rules: Rules) -> Power | None:
     """Returns what the confirmation can decide where candidates hardly differ; None if the budget allows none."""
-    close = rehearse(candidates, rules, budget).results
     by_name: dict[str, int] = {}
-    for request in close:
+    for request in rehearsal.results:
         if request.stage == CONFIRMATION:
             by_name[request.candidate] = by_name.get(request.candidate, 0) + 1
     seeds = max(by_name.values(), default=0)
@@ -78,9 +86,8 @@ def power(candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> Powe
     )
 
 
-def unused_in_rehearsal(candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> tuple[str, ...]:
-    """Returns what the budget would leave out where candidates hardly differ, as sentences."""
-    decision = rehearse(candidates, rules, budget).decision
+def unused(decision: Decision) -> tuple[str, ...]:
+    """Returns what the budget leaves out in a rehearsed decision, as sentences."""
     untried = [dropped.name for dropped in decision.dropped if dropped.reason.startswith("not tried")]
     more = [f"These candidates would not be tried: {', '.join(untried)}."] if untried else []
     return (*more, *decision.unused)
@@ -103,8 +110,4 @@ def _least(is_enough: Callable[[int], bool]) -> int:
     high = 1
     while not is_enough(high) and high < MAX_BUDGET_RUNS:
         high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(middle) else (middle, high)
-    return high
+    return bisect_left(range(high + 1), True, high // 2 + 1, high, key=is_enough)

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from moe_cli import __version__
 from moe_cli.config.sweep_file import DENSE
-from moe_cli.decisions.feed import DecisionFeed, read_outcome, read_success, replay
-from moe_cli.decisions.plan import BUDGETS_OF, FLOPS, TIME, TOKENS, DecisionPlan, budget_of
-from moe_cli.decisions.record import (
+from moe_cli.decisions.decision_file import (
     DecisionRecord,
     Limits,
     check_same_decision,
@@ -17,8 +15,10 @@ from moe_cli.decisions.record import (
     read_decision,
     write_decision,
 )
-from moe_cli.decisions.records import SCREENING, Budget, Candidate, RunRequest
+from moe_cli.decisions.feed import DecisionFeed, read_outcome, read_success, replay
+from moe_cli.decisions.plan import BUDGETS_OF, FLOPS, TIME, TOKENS, DecisionPlan
 from moe_cli.decisions.rehearsal import can_start, least_budget
+from moe_cli.decisions.terms import SCREENING, Budget, Candidate, RunRequest
 from moe_cli.errors import ConfigError
 from moe_cli.execution.estimate import RunEstimate, estimate_runs, measure_flops
 from moe_cli.execution.memory import check_memory
@@ -49,10 +49,6 @@ class PreparedDecision:
     @property
     def jobs(self) -> int | None:
         return self.execution.jobs
-
-    @property
-    def folder(self) -> Path:
-        return self.outputs / self.plan.name
 
     def budget(self, pool: Pool | None = None) -> Budget:
         """Returns the limits with the number of parallel runs of the pool; without one, the expected number."""
@@ -121,11 +117,10 @@ def _check_budget(prepared: PreparedDecision) -> None:
     if can_start(prepared.candidates, rules, budget):
         return
     runs, minutes = least_budget(prepared.candidates, rules, budget.parallel)
-    limits = [f"--minutes {prepared.limits.minutes:g}"] if prepared.limits.minutes is not None else []
-    limits += [f"--runs {prepared.limits.runs}"] if prepared.limits.runs is not None else []
     raise ConfigError(
-        f"{' and '.join(limits)} cannot decide anything: the least is {runs} runs, or {minutes:g} min here: two "
-        f"candidates and dense, compared once each and then on {rules.looks[0]} fresh seeds.\n"
+        f"{' and '.join(prepared.limits.options())} cannot decide anything: the least is {runs} runs, or "
+        f"{minutes:g} min here: two candidates and dense, compared once each and then on {rules.looks[0]} fresh "
+        "seeds.\n"
         "Give a larger budget, or make runs cheaper: fewer candidates, train.steps, model.d_model."
     )
 
@@ -160,12 +155,12 @@ def _with_equal_budget(plan: DecisionPlan, dense: RunEstimate, known: DecisionPl
     A budget of tokens becomes what the dense model takes for it: FLOPs, optimizer included, or minutes of training. The
     minutes are an estimate for this machine, and a decision that has begun keeps its own.
     """
-    if budget_of(plan.dense)[0] in BUDGETS_OF[plan.by]:
+    if plan.dense.train.budget[0] in BUDGETS_OF[plan.by]:
         return plan
     assert dense.steps is not None, "a budget of tokens"
     if plan.by == FLOPS:
         return plan.with_budget("flops", float(f"{dense.steps * dense.cost.flops_per_step:.3g}"))
     assert plan.by == TIME, plan.by
     if known is not None and known.by == TIME and known.given_budget == plan.given_budget:
-        return plan.with_budget(*budget_of(known.dense))
+        return plan.with_budget(*known.dense.train.budget)
     return plan.with_budget("minutes", float(f"{dense.seconds / 60:.2g}"))

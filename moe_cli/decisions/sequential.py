@@ -1,16 +1,15 @@
-"""Statistics of a decision: claims that stay valid over looks and pairs, a test of equality, noise, and prospects.
+"""Statistics of a decision's claims, which stay valid over looks and pairs: a test of equality, and prospects.
 
 Losses are positive. Differences are relative and paired by seed. Legend: n seeds, d mean difference, s its standard
 deviation, m margin of equality, a error rate.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from moe_cli.decisions.records import EQUAL
+from moe_cli.decisions.terms import EQUAL
 from moe_cli.report.intervals import t_cdf, t_quantile
-from moe_cli.report.significance import BETTER, WORSE, PairedSample, Scores, holm
+from moe_cli.report.significance import BETTER, WORSE, PairedSample, holm
 
 
 def equality_p_value(sample: PairedSample, margin: float) -> float | None:
@@ -45,39 +44,6 @@ def claims_at_look(
         elif p_difference < alpha:
             claims[name] = BETTER if samples[name].mean < 0 else WORSE
     return claims
-
-
-@dataclass(frozen=True)
-class Noise:
-    """The relative standard deviation of one run about the effects of its candidate and seed, with its degrees."""
-
-    deviation: float
-    df: int
-
-    def standard_error(self, seeds: int) -> float:
-        """Returns the standard error of a difference of two candidates over shared seeds."""
-        return self.deviation * math.sqrt(2 / seeds)
-
-
-def pooled_noise(groups: Sequence[Mapping[str, Scores]]) -> Noise | None:
-    """Pools the noise of candidates over groups of runs with the same budget; None if no candidate has two seeds.
-
-    The residuals of a two-way table, candidates x shared seeds, of log losses: (candidates - 1) (seeds - 1) degrees.
-    The noise of candidates may differ, so it serves to plan and to choose, and no claim rests on it.
-    """
-    squares, df = 0.0, 0
-    for group in groups:
-        shared = sorted(set.intersection(*(set(scores) for scores in group.values()))) if group else []
-        if len(group) < 2 or len(shared) < 2:
-            continue
-        rows = [[math.log(scores[seed]) for seed in shared] for scores in group.values()]
-        columns = [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
-        centre = math.fsum(columns) / len(columns)
-        for row in rows:
-            mean = math.fsum(row) / len(row)
-            squares += math.fsum((x - mean - column + centre) ** 2 for x, column in zip(row, columns, strict=True))
-        df += (len(rows) - 1) * (len(shared) - 1)
-    return Noise(math.sqrt(squares / df), df) if df else None
 
 
 def prospect(difference: float, spread: float, deviation: float, seeds: int, margin: float, alpha: float) -> float:

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from moe_cli.decisions.certificate import Certificate, Gain
 from moe_cli.decisions.plan import DENSE_NAME, FLOPS, TIME, TOKENS
-from moe_cli.decisions.records import EQUAL, Comparison, Interval
+from moe_cli.decisions.terms import EQUAL, Comparison, Interval
 from moe_cli.formatting import duration, plural, sanitise
 from moe_cli.report.recommend.text import price_sentence
 from moe_cli.report.render.terminal import plain_table, wrap
@@ -29,7 +29,7 @@ NUM_LEFT = {"rates and losses": 3, "behind the leader, and why": 3}
 def certificate_lines(found: Certificate, width: int) -> list[Text]:
     """Returns the answer in five sentences, and the certificate below it; commands stay on one line."""
     lines: list[Text] = []
-    for number, sentence in enumerate(answer(found)):
+    for number, sentence in enumerate(answer_sentences(found)):
         lines += wrap(sentence, width, "bold" if number == 0 else "", "" if number == 0 else "  ")
     lines.append(Text(""))
     for label, sentences in certificate_parts(found):
@@ -55,7 +55,7 @@ def _hanging(indent: str, sentence: str, width: int) -> list[Text]:
 # --- the answer
 
 
-def answer(found: Certificate) -> list[str]:
+def answer_sentences(found: Certificate) -> list[str]:
     """Returns the answer: what to use, its gain, its price, the guarantee, and what was not tried."""
     decision = found.decision
     guarantee = f"A wrong better, worse or equal among all claims: at most {percent(found.alpha)} each, over all looks."
@@ -220,7 +220,7 @@ def tables(found: Certificate) -> list[tuple[str, list[str], list[list[str]]]]:
     decision = found.decision
     losses = [
         [
-            name_of(loss.name),
+            sanitise(loss.name),
             f"{loss.mean:.3f}{'' if loss.half_width is None else f' +- {loss.half_width:.3f}'}",
             str(loss.seeds),
         ]
@@ -228,7 +228,7 @@ def tables(found: Certificate) -> list[tuple[str, list[str], list[list[str]]]]:
     ]
     claims = [
         [
-            f"{name_of(claim.one)} against {name_of(claim.other)}",
+            f"{sanitise(claim.one)} against {sanitise(claim.other)}",
             difference(claim.difference),
             str(claim.difference.seeds),
             claim.verdict,
@@ -237,7 +237,7 @@ def tables(found: Certificate) -> list[tuple[str, list[str], list[list[str]]]]:
     ]
     rates = [
         [
-            name_of(rate.name),
+            sanitise(rate.name),
             f"x{rate.multiplier:.3g}{', at the edge' if rate.is_at_edge else ''}",
             "  ".join(
                 f"x{multiplier:g} {'failed' if loss is None else f'{loss:.3f}'}" for multiplier, loss in rate.losses
@@ -247,7 +247,7 @@ def tables(found: Certificate) -> list[tuple[str, list[str], list[list[str]]]]:
     ]
     dropped = [
         [
-            name_of(entry.name),
+            sanitise(entry.name),
             entry.stage,
             entry.reason if entry.difference is None else f"{difference(entry.difference)}, {entry.reason}",
         ]
@@ -267,7 +267,3 @@ def tables(found: Certificate) -> list[tuple[str, list[str], list[list[str]]]]:
         )
         if table[2]
     ]
-
-
-def name_of(name: str) -> str:
-    return sanitise(name)

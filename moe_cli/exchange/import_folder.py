@@ -14,7 +14,8 @@ from moe_cli.config.axes import single_values
 from moe_cli.config.compose import Composer
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.resolve import Resolved
-from moe_cli.config.schema import RunConfig, is_execution
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.training import is_execution
 from moe_cli.data.load import Data
 from moe_cli.errors import ConfigError
 from moe_cli.exchange import folder as files

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from moe_cli import __version__
+from moe_cli.config.identity import identity_text
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.schema import RunConfig, identity_text
+from moe_cli.config.schema import RunConfig
 from moe_cli.files.reading import number_in
 from moe_cli.formatting import count, percent, sanitise
 from moe_cli.report.intervals import mean_and_interval

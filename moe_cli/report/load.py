@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli.config.build import SCALARS, flatten_dict
+from moe_cli.config.identity import digest_of_text, identity_text
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.schema import digest_of_text, identity_text
 from moe_cli.errors import RunNotFound
 from moe_cli.files.checksums import read_sealed
 from moe_cli.files.reading import number_in, parse_object, read_json, read_parsed

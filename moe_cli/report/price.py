@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from moe_cli.config.schema import BUDGET_KEYS
+from moe_cli.config.training import BUDGET_KEYS
 from moe_cli.errors import ConfigError
 from moe_cli.report.baseline_runs import Key, SeedRuns, shared_key
 from moe_cli.report.bench_file import BenchedSteps, read_bench_files

@@ -13,8 +13,9 @@ from moe_cli.config.launch import LaunchConfig
 from moe_cli.config.probes import PROBE_CLASSES
 from moe_cli.config.resolve import default_num_heads
 from moe_cli.config.resolve_sparse import default_expert_period
-from moe_cli.config.schema import EXECUTION_KEYS, Match
+from moe_cli.config.schema import Match
 from moe_cli.config.settings import fields_of
+from moe_cli.config.training import EXECUTION_KEYS
 from moe_cli.errors import ConfigError
 from moe_cli.files.reading import number_in
 from moe_cli.report import comparability

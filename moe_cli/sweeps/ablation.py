@@ -1,7 +1,6 @@
 """Plans an ablation: a configuration, and for each of its settings the same one with this setting at its default."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from moe_cli.config.ranges import format_setting
 from moe_cli.config.saved import apply_changes, fewest_settings
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import replace_unchecked
-from moe_cli.config.sweep_file import Block, SweepFile, check_tunable, discrete
+from moe_cli.config.sweep_file import Block, SweepFile, check_tuned_setting, discrete
 from moe_cli.errors import ConfigError
 from moe_cli.report.load import flat_settings
 from moe_cli.report.run_row import is_setting
@@ -33,14 +32,6 @@ KEPT_SETTINGS = ("model", "model.context_length")
 ABLATED_SETTINGS = ("expert", "k", "capacity", "drop", "renormalise_after_drop", "match")
 
 
-@dataclass(frozen=True)
-class AblationSource:
-    """The name of the ablated experiment or run, and the folder in which a run is looked up."""
-
-    name: str
-    outputs: Path
-
-
 def is_ablation(overrides: Sequence[str], source: str | None) -> bool:
     """Returns whether `moe sweep` asks for an ablation. Raises ConfigError if its word or its source is missing."""
     named = list(overrides[:1]) == [ABLATE]
@@ -55,7 +46,8 @@ def is_ablation(overrides: Sequence[str], source: str | None) -> bool:
 
 def plan_ablation(
     overrides: Sequence[str],
-    source: AblationSource,
+    source: str,
+    outputs: Path,
     *,
     seeds: int | None = None,
     name: str | None = None,
@@ -66,7 +58,7 @@ def plan_ablation(
 
     The first configuration has all settings of the source. Each other one is without one setting in which the source
     differs from the defaults. A choice of a group goes with the settings of the group. Settings that are given stay in
-    every configuration.
+    every configuration. A source that is no experiment is a run, which is looked up in `outputs`.
 
     Raises:
         ConfigError: a word is wrong, or the source has no setting to leave out.
@@ -74,14 +66,14 @@ def plan_ablation(
     """
     composer = Composer(config_dir)
     axes = {axis.key: discrete(composer, axis) for axis in parse_overrides(overrides[1:])}
-    file = SweepFile(ABLATE, f"What does each setting of {source.name} contribute?", (Block(),), 1, None)
+    file = SweepFile(ABLATE, f"What does each setting of {source} contribute?", (Block(),), 1, None)
     run_seeds = seeds_of(axes.pop("seed", None), seeds, file)
     fixed = _one_value_each(axes)
-    settings = _settings(composer, source, fixed)
+    settings = _settings(composer, source, outputs, fixed)
     left_out = [key for key in settings if _is_ablated(key) and key not in fixed]
     if not left_out:
         raise ConfigError(
-            f"{source.name} has no setting of model, router, balance or optimizer that differs from the defaults: "
+            f"{source} has no setting of model, router, balance or optimizer that differs from the defaults: "
             "nothing can be left out."
         )
     everything = compose_run(composer, {**settings, "seed": run_seeds[0]})
@@ -110,10 +102,10 @@ def plan_ablation(
         repeats * len(run_seeds),
         len(run_seeds),
         tuple(notes),
-        overrides=(*overrides, f"--from={source.name}"),
+        overrides=(*overrides, f"--from={source}"),
         baseline=_baseline([config for config, _ in configs.values()]),
         conf_notes=composer.notes,
-        tune=None if tune is None else check_tunable("--tune", tune),
+        tune=None if tune is None else check_tuned_setting("--tune", tune),
     )
 
 
@@ -124,12 +116,12 @@ def _one_value_each(axes: Mapping[str, Axis]) -> dict[str, Any]:
     return {key: axis.values[0] for key, axis in axes.items()}
 
 
-def _settings(composer: Composer, source: AblationSource, fixed: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(composer: Composer, source: str, outputs: Path, fixed: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of the source that differ from the defaults, with the given ones."""
-    if source.name in composer.choices_with_plugins("experiment"):
-        config = composer.point({"experiment": source.name, **fixed}).config
+    if source in composer.choices_with_plugins("experiment"):
+        config = composer.point({"experiment": source, **fixed}).config
         return {**fewest_settings(composer, config), **fixed}
-    return apply_changes(composer, find_run(source.outputs, source.name).config(), fixed)
+    return apply_changes(composer, find_run(outputs, source).config(), fixed)
 
 
 def _is_ablated(key: str) -> bool:

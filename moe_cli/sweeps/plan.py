@@ -19,7 +19,7 @@ from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import check_whole, format_setting
 from moe_cli.config.resolve import Resolved
-from moe_cli.config.schema import BUDGETS, RunConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import replace_unchecked
 from moe_cli.config.sweep_file import (
     DEFAULT_PRESET,
@@ -31,7 +31,7 @@ from moe_cli.config.sweep_file import (
     Partial,
     SweepFile,
     check_multiples,
-    check_tunable,
+    check_tuned_setting,
     discrete,
     load_sweep_file,
 )
@@ -166,7 +166,7 @@ def plan_sweep(  # noqa: PLR0913  (an argument for each option)
         multiples = check_multiples("--baseline-budgets", baseline_budgets)
         sweep = replace(sweep, baseline=sweep.baseline or DENSE, baseline_budgets=multiples)
     if tune is not None:
-        sweep = replace(sweep, tune=check_tunable("--tune", tune))
+        sweep = replace(sweep, tune=check_tuned_setting("--tune", tune))
     axes = {key: discrete(composer, axis) for key, axis in axes.items()}
     run_seeds = seeds_of(axes.pop("seed", None), seeds, sweep)
     conditions = parse_conditions(where)
@@ -185,7 +185,7 @@ def plan_sweep(  # noqa: PLR0913  (an argument for each option)
     if found.no_baseline and (baseline is not None or found.wrong_baseline):
         raise ConfigError(f"{'baseline' if baseline is None else f'--baseline {baseline}'}: {found.no_baseline}")
     if sweep.tune is not None:
-        _check_tunable(found.configs)
+        _refuse_equal_but_for_rate(found.configs)
     folder = check_folder(sweep_folder(sweep.name) if name is None else name)
     points = [
         SweepPoint(f"{label} seed={seed}".strip(), replace_unchecked(config, seed=seed))
@@ -229,7 +229,7 @@ def find_configurations(
     return found
 
 
-def _check_tunable(configs: Iterable[RunConfig]) -> None:
+def _refuse_equal_but_for_rate(configs: Iterable[RunConfig]) -> None:
     """Raises ConfigError if configurations differ only in the learning rate, which is tuned."""
     seen: dict[RunConfig, float] = {}
     for config in configs:
@@ -415,8 +415,8 @@ def _add_baselines(
 
 def _scaled_budget(config: RunConfig, multiple: float) -> dict[str, Any]:
     """Returns the budget of a run times a number, as a setting."""
-    name = next(name for name in BUDGETS if getattr(config.train, name) is not None)
-    amount = getattr(config.train, name) * multiple
+    name, amount = config.train.budget
+    amount *= multiple
     return {f"train.{name}": max(1, round(amount)) if name in ("steps", "tokens") else amount}
 
 

@@ -15,7 +15,7 @@ A sweep executes each run exactly once, also if several processes execute the sa
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -111,21 +111,33 @@ class RunFeed(Protocol):
 
 
 class ListFeed:
-    """Feed of a fixed list of runs."""
+    """Feed of a queue of runs. A returned run is given again when no other process executes it, or no other is left."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self._runs = deque(runs)
+    def __init__(self, runs: Iterable[Run] = ()) -> None:
+        self._waiting = deque(runs)
+        self._busy: deque[Run] = deque()  # returned
+        self._active: set[Run] = set()  # given, and neither returned nor ended
 
     def next_run(self) -> Run | None:
-        return self._runs.popleft() if self._runs else None
+        if self._waiting:
+            run = self._waiting.popleft()
+        elif self._busy:
+            run = next((run for run in self._busy if not is_locked(run.path)), self._busy[0])
+            self._busy.remove(run)
+        else:
+            return None
+        self._active.add(run)
+        return run
 
     def return_run(self, run: Run) -> None:
-        self._runs.append(run)
+        self._active.discard(run)
+        self._busy.append(run)
 
-    def ended(self, run: Run) -> None: ...
+    def ended(self, run: Run) -> None:
+        self._active.discard(run)
 
     def waiting(self) -> int:
-        return len(self._runs)
+        return len(self._waiting) + len(self._busy)
 
     def to_prune(self, running: Sequence[Run]) -> list[Run]:
         return []

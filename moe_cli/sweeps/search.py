@@ -8,7 +8,6 @@ settings. Searches in one folder share the trials.
 import json
 import os
 import random
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from moe_cli.runs.folder import COMPLETED, FAILED, PRUNED, Run, make_sweep_folde
 from moe_cli.runs.locks import is_locked, lock, sweep_lock
 from moe_cli.runs.recorder import Recorder
 from moe_cli.sweeps.pruning import PruningMonitor, make_pruner
+from moe_cli.sweeps.scheduler import ListFeed
 from moe_cli.sweeps.search_space import SearchPlan, is_whole
 
 if TYPE_CHECKING:
@@ -114,8 +114,8 @@ class _OpenTrial:
     runs: list[Run] = field(default_factory=list)
 
 
-class SearchFeed:
-    """Gives the runs of a search's trials; see `scheduler.RunFeed`.
+class SearchFeed(ListFeed):
+    """Gives the runs of a search's trials.
 
     Args:
         max_open_runs: returns the number of parallel runs. The sampler draws from the results that are known, so that
@@ -132,6 +132,7 @@ class SearchFeed:
         retry_failed: bool = False,
         check: Callable[[RunConfig], None] = lambda config: None,
     ) -> None:
+        super().__init__()
         self.plan = plan
         self.study = study
         self.outputs = outputs
@@ -142,9 +143,6 @@ class SearchFeed:
         self.labels: dict[Path, str] = {}
         self._distributions = distributions(plan)
         self._open: dict[int, _OpenTrial] = {}
-        self._waiting: deque[Run] = deque()
-        self._busy: deque[Run] = deque()
-        self._active: set[Run] = set()
         self._ended: set[Run] = set()
         self._monitors: dict[Run, PruningMonitor] = {}
         self._failed_draws = 0
@@ -181,28 +179,12 @@ class SearchFeed:
     def next_run(self) -> Run | None:
         if len(self._active) >= self.max_open_runs():
             return None
-        run = self._next()
-        if run is not None:
-            self._active.add(run)
-        return run
-
-    def _next(self) -> Run | None:
-        """Returns a returned run if no other process executes it, else a run of a new trial."""
-        while not self._waiting:
-            for run in self._busy:
-                if not is_locked(run.path):
-                    self._busy.remove(run)
-                    return run
-            if not self._next_trial():
-                return self._busy.popleft() if self._busy else None
-        return self._waiting.popleft()
-
-    def return_run(self, run: Run) -> None:
-        self._active.discard(run)
-        self._busy.append(run)
+        while not self._waiting and all(is_locked(run.path) for run in self._busy) and self._next_trial():
+            pass
+        return super().next_run()
 
     def ended(self, run: Run) -> None:
-        self._active.discard(run)
+        super().ended(run)
         self._ended.add(run)
         self._monitors.pop(run, None)
         for number in [number for number, opened in self._open.items() if run in opened.runs]:
@@ -212,7 +194,7 @@ class SearchFeed:
         """Counts the trials of other processes too, because this process continues them if those processes die."""
         trials = self.study.get_trials(deepcopy=False)
         in_other_processes = sum(_is_running(trial) and trial.number not in self._open for trial in trials)
-        return len(self._waiting) + len(self._busy) + in_other_processes + self._num_left(trials)
+        return super().waiting() + in_other_processes + self._num_left(trials)
 
     def to_prune(self, running: Sequence[Run]) -> list[Run]:
         if self.plan.prune is None:

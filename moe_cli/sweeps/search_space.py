@@ -15,14 +15,15 @@ from moe_cli.config.habits import unknown_setting
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import check_whole, format_setting
 from moe_cli.config.resolve import Resolved
-from moe_cli.config.schema import RunConfig, is_execution
+from moe_cli.config.schema import RunConfig
 from moe_cli.config.search_block import PRUNERS, SAMPLERS, Domain, SearchBlock, checked
 from moe_cli.config.sweep_file import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
+from moe_cli.config.training import is_execution
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.metrics import BY_KEY, ESTIMATES, LOSS, ROUTING, SIZE, SPEED, keys_of
 from moe_cli.runs.folder import outputs_folder
 from moe_cli.runs.lookup import sweep_folder
-from moe_cli.sweeps.ablation import AblationSource, is_ablation, plan_ablation
+from moe_cli.sweeps.ablation import is_ablation, plan_ablation
 from moe_cli.sweeps.plan import (
     SweepPlan,
     check_condition,
@@ -153,24 +154,6 @@ class SearchPlan:
         return [resolved.config for resolved in self.resolved(drawn)]
 
 
-def plan_if_search(
-    overrides: Sequence[str], options: SearchOptions, config_dir: Path | None = None, **arguments: Any
-) -> SearchPlan | None:
-    """Returns the planned search if --sampler or the sweep file requests one, else None.
-
-    Raises:
-        ConfigError: a word or an option is wrong, or a search option is given without a search.
-    """
-    composer = Composer(config_dir)
-    if options.sampler is not None or (
-        is_named(overrides) and load_sweep_file(composer, overrides[0]).search is not None
-    ):
-        return plan_search(overrides, options, composer=composer, **arguments)
-    if typed := options.first_option():
-        raise ConfigError(f"{typed} is for a search. Add: --sampler tpe")
-    return None
-
-
 def plan_sweep_or_search(
     overrides: Sequence[str],
     options: SearchOptions,
@@ -180,6 +163,7 @@ def plan_sweep_or_search(
     tune: str | None = None,
     source: str | None = None,
     outputs: Path | None = None,
+    config_dir: Path | None = None,
     **arguments: Any,
 ) -> SweepPlan | SearchPlan:
     """Returns the planned search, ablation, or else sweep, of these overrides.
@@ -187,7 +171,7 @@ def plan_sweep_or_search(
     Args:
         source: the run or the experiment to ablate, if the first word is `ablate`.
         outputs: the folder in which a run is looked up.
-        arguments: seeds, name, where and config_dir, as `plan_sweep` takes them.
+        arguments: seeds, name and where, as `plan_sweep` takes them.
 
     Raises:
         ConfigError: a word is wrong, no point can be run, or a search has a baseline or is tuned.
@@ -198,26 +182,25 @@ def plan_sweep_or_search(
         typed = "--baseline-budgets" if baseline_budgets is not None else typed
         if typed:
             raise ConfigError(f"{typed} has no effect on an ablation, which chooses its points and its baseline.")
-        start = AblationSource(source or "", outputs_folder(None) if outputs is None else outputs)
-        return plan_ablation(overrides, start, tune=tune, **arguments)
-    search = plan_if_search(overrides, options, **arguments)
-    if search is None:
-        return plan_sweep(overrides, baseline=baseline, baseline_budgets=baseline_budgets, tune=tune, **arguments)
-    check_no_baseline(baseline)
-    if baseline_budgets is not None:
-        raise ConfigError("--baseline-budgets is for sweeps; a search draws its points. Leave it out.")
-    if tune is not None:
-        raise ConfigError(f"--tune {tune} is for sweeps; a search tries {tune} itself if its space has it.")
-    return search
-
-
-def check_no_baseline(baseline: str | None) -> None:
-    """Raises ConfigError for a baseline, because a search draws its points."""
+        folder = outputs_folder(None) if outputs is None else outputs
+        return plan_ablation(overrides, source or "", folder, tune=tune, config_dir=config_dir, **arguments)
+    composer = Composer(config_dir)
+    if options.sampler is None and not (is_named(overrides) and load_sweep_file(composer, overrides[0]).search):
+        if typed := options.first_option():
+            raise ConfigError(f"{typed} is for a search. Add: --sampler tpe")
+        arguments |= {"baseline": baseline, "baseline_budgets": baseline_budgets, "tune": tune}
+        return plan_sweep(overrides, config_dir=config_dir, **arguments)
+    search = plan_search(overrides, options, composer=composer, **arguments)
     if baseline is not None:
         raise ConfigError(
             f"--baseline {baseline} is for sweeps; a search draws its points. "
             "Give it to the report: moe report --baseline"
         )
+    if baseline_budgets is not None:
+        raise ConfigError("--baseline-budgets is for sweeps; a search draws its points. Leave it out.")
+    if tune is not None:
+        raise ConfigError(f"--tune {tune} is for sweeps; a search tries {tune} itself if its space has it.")
+    return search
 
 
 def plan_search(

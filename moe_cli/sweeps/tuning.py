@@ -123,15 +123,15 @@ class Tuning:
     def comparison(self) -> SweepPlan:
         """Returns the plan of the comparison at the best rate of each configuration."""
         losses = self.losses()
-        best = {place: best_multiplier(found) or 1.0 for place, found in losses.items()}
+        best = {place: self._rate(place, best_multiplier(found) or 1.0) for place, found in losses.items()}
         points = tuple(
-            replace(point, config=self._with_rate(point.config, best[index % len(self.points)]))
+            replace(point, config=_with_rate(point.config, best[index % len(self.points)]))
             for index, point in enumerate(self.plan.points)
         )
         rates = [
             TunedRate(
                 self._label(place),
-                self._rate(place, best[place]),
+                best[place],
                 tuple(sorted((self._rate(place, multiplier), loss) for multiplier, loss in found.items())),
                 steps_to_edge(found),
             )
@@ -149,15 +149,16 @@ class Tuning:
         # Products such as 0.02 * 0.5 * sqrt(2) have many digits, which no id and no command should depend on.
         return float(f"{self.points[place].config.optim.lr * multiplier:.4g}")
 
-    def _with_rate(self, config: RunConfig, multiplier: float) -> RunConfig:
-        rate = float(f"{config.optim.lr * multiplier:.4g}")
-        return replace_unchecked(config, optim=replace_unchecked(config.optim, lr=rate))
-
     def _config(self, trial: Trial) -> RunConfig:
-        return replace_unchecked(self._with_rate(self.points[trial.place].config, trial.multiplier), seed=self.seed)
+        rate = self._rate(trial.place, trial.multiplier)
+        return replace_unchecked(_with_rate(self.points[trial.place].config, rate), seed=self.seed)
 
     def _run(self, trial: Trial) -> Run:
         return Run(self.outputs / self.name / self._config(trial).run_id)
+
+
+def _with_rate(config: RunConfig, rate: float) -> RunConfig:
+    return replace_unchecked(config, optim=replace_unchecked(config.optim, lr=rate))
 
 
 def stages(plan: SweepPlan | SearchPlan, outputs: Path) -> Iterator[SweepPlan | SearchPlan]:

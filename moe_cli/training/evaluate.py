@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moe_cli.config.schema import EvalConfig
+from moe_cli.config.training import EvalConfig
 from moe_cli.distributed import collectives
 from moe_cli.metrics import layer_key
 from moe_cli.moe.max_violation import max_violation

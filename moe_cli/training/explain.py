@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from moe_cli.config.schema import EvalConfig
+from moe_cli.config.training import EvalConfig
 from moe_cli.data.bpe import SubwordTokenizer
 from moe_cli.moe.routing import Routing
 from moe_cli.training.evaluate import LayerRoutingStats, eval_policy, evaluation_mode, new_stats

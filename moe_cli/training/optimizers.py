@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from moe_cli.config.layer_costs import NEWTON_SCHULZ_STEPS
-from moe_cli.config.schema import AdamConfig, AdamWConfig, MuonConfig, OptimConfig, SGDConfig
+from moe_cli.config.optim import AdamConfig, AdamWConfig, MuonConfig, OptimConfig, SGDConfig
 from moe_cli.costs.processor import cpu_has_bfloat16
 from moe_cli.distributed.collectives import rank, world_size
 from moe_cli.moe.sparse_layer import moe_layers

@@ -2,7 +2,7 @@
 
 import math
 
-from moe_cli.config.schema import OptimConfig
+from moe_cli.config.optim import OptimConfig
 
 
 def schedule(config: OptimConfig, progress: float, after: float | None = None) -> float:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from moe_cli.config.balances import LossMethod, QuantileBalance
-from moe_cli.config.schema import EVALUATIONS_PER_RUN, RunConfig
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.training import EVALUATIONS_PER_RUN
 from moe_cli.distributed import collectives
 from moe_cli.errors import TrainingError
 from moe_cli.metrics import ESTIMATES, validation_key

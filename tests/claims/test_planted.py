@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from moe_cli.claims.power import power
-from moe_cli.claims.predicates import Bound, Crossing, Equal, Explains, Order, SameArgmin, Scale, Trend
-from moe_cli.claims.records import CANNOT_TELL, CONTRADICTED, HOLDS, Demand, Predicate, Region
+from moe_cli.claims.predicates import Bound, Crossing, Equal, Explains, Order, Predicate, SameArgmin, Scale, Trend
+from moe_cli.claims.records import CANNOT_TELL, CONTRADICTED, HOLDS, Demand, Region
 from moe_cli.claims.verdict import combine, decide, judge
 from moe_cli.config.expressions import parse_expression
 from moe_cli.report.significance import ERROR_RATE, POWER

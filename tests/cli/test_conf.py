@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from moe_cli.config.compose import Composer, load_config
-from moe_cli.config.schema import TrainConfig
 from moe_cli.config.sweep_file import list_sweeps, load_sweep_file
+from moe_cli.config.training import TrainConfig
 from moe_cli.sweeps.plan import plan_sweep
 from tests.cli.conftest import Moe
 from tests.tiny import finish

@@ -27,7 +27,8 @@ from moe_cli.cli.explain_output import (
 )
 from moe_cli.config.model import BERTConfig
 from moe_cli.config.routers import ExpertChoiceConfig, RandomConfig, ReluConfig, SoftConfig, TopKConfig
-from moe_cli.config.schema import EvalConfig, RunConfig
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.training import EvalConfig
 from moe_cli.metrics import BY_KEY, LOAD_DESCRIPTION, LOAD_RANGE
 from moe_cli.runs.folder import Run, create_run
 from moe_cli.training.explain import Assignment, Explanation, LayerAssignments, TextToken

@@ -133,7 +133,7 @@ def test_runs_that_are_too_large_are_named(
     """Once, before anything starts: how many there are, what they take and what is free."""
     pretended.fates = {1: "left", 2: "left"}
     assert "memory" not in moe(*GRID, *settings).stdout
-    monkeypatch.setattr("moe_cli.execution.machine.available_memory_bytes", lambda: 10**8)
+    monkeypatch.setattr("moe_cli.cli.sweep_preview.available_memory_bytes", lambda: 10**8)
     printed = moe(*GRID, *settings).stdout
     assert "2 of 2 runs may need up to 421 MB, 100 MB are free: each of them runs alone" in printed
 

@@ -132,7 +132,7 @@ def test_cores_that_would_idle_or_be_crowded_are_reported(
         lines = summary_lines(changed(replace(prepared, runs=runs), executor=executor, jobs=jobs))
         return [line.removeprefix("  crowded   ") for _, line in lines if "crowded" in line]
 
-    monkeypatch.setattr("moe_cli.execution.machine.count_cores", lambda: 2)
+    monkeypatch.setattr("moe_cli.cli.sweep_preview.count_cores", lambda: 2)
     assert [] == said(2, RayExecutor(cpus=2), 9) == said(1, LocalExecutor(), 2)
     assert ["4 cores reserved for each run, and it uses 1. To use all: train.threads=4"] == said(1, RayExecutor(cpus=4))
     assert ["2 threads on 1 core of each run: slower. Reserve more: executor.cpus=2"] == said(2, SlurmExecutor())

@@ -5,7 +5,7 @@ from typing import get_args
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from moe_cli.config import balances, routers, schema
+from moe_cli.config import balances, optim, routers, schema, training
 from moe_cli.config.data import PackagedCorpusConfig, TextFilesConfig, TokenFilesConfig
 from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import resolve
@@ -31,10 +31,10 @@ BALANCES = (
     None,
 )
 OPTIMIZERS = (
-    schema.MuonConfig(),
-    schema.MuonConfig(schedule="cosine", warmup_fraction=0.1, grad_clip=None),
-    schema.AdamWConfig(schedule="constant"),
-    schema.AdamWConfig(schedule="wsd", decay_fraction=0.3, min_lr_ratio=0.0),
+    optim.MuonConfig(),
+    optim.MuonConfig(schedule="cosine", warmup_fraction=0.1, grad_clip=None),
+    optim.AdamWConfig(schedule="constant"),
+    optim.AdamWConfig(schedule="wsd", decay_fraction=0.3, min_lr_ratio=0.0),
 )
 
 
@@ -72,8 +72,8 @@ def configs(draw: st.DrawFn) -> schema.RunConfig:
             balance=draw(st.sampled_from(BALANCES)),
             data=data,
             optim=draw(st.sampled_from(OPTIMIZERS)),
-            train=schema.TrainConfig(**budget),
-            eval=schema.EvalConfig(k=draw(st.sampled_from([None, 1])), capacity=draw(st.sampled_from([None, 1.0]))),
+            train=training.TrainConfig(**budget),
+            eval=training.EvalConfig(k=draw(st.sampled_from([None, 1])), capacity=draw(st.sampled_from([None, 1.0]))),
         )
         resolve(config)
     except ConfigError:

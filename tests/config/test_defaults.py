@@ -15,9 +15,11 @@ from moe_cli.config.build import build, names_of_variants
 from moe_cli.config.compose import Composer
 from moe_cli.config.executors import Executor, LocalExecutor, PluginExecutor
 from moe_cli.config.model import GPTConfig
+from moe_cli.config.optim import MuonConfig
 from moe_cli.config.resolve import resolve
-from moe_cli.config.schema import EvalConfig, MuonConfig, RunConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import FROM_CONF, Settings, packaged_conf
+from moe_cli.config.training import EvalConfig
 
 GROUPS = ("model", "task", "router", "balance", "data", "optim")
 

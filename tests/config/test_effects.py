@@ -24,7 +24,8 @@ from moe_cli.config.balances import LossFreeBalance, QuantileBalance, SwitchBala
 from moe_cli.config.build import build
 from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.resolve import Resolved, resolve
-from moe_cli.config.schema import BUDGETS, RunConfig, is_execution
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.training import BUDGETS, is_execution
 from moe_cli.costs.model import training_steps
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.execution.data import load_run_data, model_vocab_size

@@ -9,10 +9,12 @@ import pytest
 from moe_cli.config.build import flatten_dict
 from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.expressions import parse_expression
+from moe_cli.config.identity import ADDED_SETTINGS, digest_of
 from moe_cli.config.layer_costs import expert_params
 from moe_cli.config.overrides import parse_override
 from moe_cli.config.saved import fewest_settings
-from moe_cli.config.schema import ADDED_SETTINGS, RunConfig, digest_of, from_dict
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.stored import from_dict
 from moe_cli.costs.model import estimate_cost
 from moe_cli.errors import ConfigError
 from moe_cli.models.blocks import sparse_layer_from_config

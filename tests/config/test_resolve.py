@@ -12,15 +12,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from moe_cli.config import balances, routers, schema
+from moe_cli.config import balances, routers
 from moe_cli.config.compose import load_config
 from moe_cli.config.data import TextFilesConfig
 from moe_cli.config.matching import matched_d_expert
 from moe_cli.config.model import BERTConfig, GPTConfig
+from moe_cli.config.optim import AdamWConfig, MuonConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import SwitchConfig
-from moe_cli.config.schema import EXECUTION_KEYS, AdamWConfig, RunConfig, is_execution
+from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM
+from moe_cli.config.training import BUDGETS, DEFAULT_STEPS, EXECUTION_KEYS, EvalConfig, TrainConfig, is_execution
 from moe_cli.costs.model import estimate_cost
 from moe_cli.errors import ConfigError
 from tests.config.strategies import configs
@@ -41,7 +43,7 @@ def test_nothing_that_can_be_derived_is_left_open(config: RunConfig) -> None:
     """After resolution K, the budget and, with experts, router, balance and expert width are decided."""
     resolved = resolve(config).config
     assert resolved.k is not None
-    assert 1 == sum(getattr(resolved.train, budget) is not None for budget in schema.BUDGETS)
+    assert 1 == sum(getattr(resolved.train, budget) is not None for budget in BUDGETS)
     for of_experts in (resolved.router, resolved.balance, resolved.model.d_expert):
         assert resolved.dense == (of_experts is None)
     never = isinstance(resolved.router, routers.SoftConfig | routers.ExpertChoiceConfig)
@@ -66,7 +68,7 @@ def test_nothing_that_can_be_derived_is_left_open(config: RunConfig) -> None:
 def test_upcycling_says_what_it_changes(router: Any, k: int, given: list[str], notes: list[str]) -> None:
     """The scale of first weights that are copied has no effect; a model that starts as another function says so."""
     model = BERTConfig(expert_init_scale=0.1 if given else 1.0)
-    train = schema.TrainConfig(upcycle_from="bert-dense")
+    train = TrainConfig(upcycle_from="bert-dense")
     config = RunConfig(router=router, k=k, match="none", model=model, task=MaskedLM(), train=train)
     resolved = resolve(config, given)
     found = [note for note in resolved.notes if "upcycle" in note]
@@ -82,7 +84,7 @@ def test_upcycling_says_what_it_changes(router: Any, k: int, given: list[str], n
 def test_noise_without_copies_is_ignored(changes: dict[str, Any], expected: str) -> None:
     """Noise and dropped units change the copies of upcycling; without any they leave neither digest nor weights."""
     keys = ["train.upcycle_noise", "train.upcycle_drop"]
-    config = RunConfig(train=schema.TrainConfig(upcycle_noise=0.1, upcycle_drop=0.5), **changes)
+    config = RunConfig(train=TrainConfig(upcycle_noise=0.1, upcycle_drop=0.5), **changes)
     resolved = resolve(config, keys)
     assert f"{expected}: train.upcycle_drop, train.upcycle_noise ignored." in resolved.notes
     assert resolve(RunConfig(**changes)).config == resolved.config
@@ -122,8 +124,8 @@ def test_a_dense_model_keeps_nothing_of_the_experts() -> None:
         router=SWITCH,
         balance=balances.WeightedBalance(name="z"),
         model=model,
-        optim=schema.MuonConfig(skip_idle_experts=True),
-        eval=schema.EvalConfig(k=1, capacity=1.0),
+        optim=MuonConfig(skip_idle_experts=True),
+        eval=EvalConfig(k=1, capacity=1.0),
     )
     assert plain == resolve(busy).config
 
@@ -150,7 +152,7 @@ def test_a_drop_rule_without_a_capacity_is_no_difference() -> None:
         ),
         (RunConfig(expert=1), ["match"], "expert=1 is dense: match ignored."),
         (
-            RunConfig(expert=1, optim=schema.AdamWConfig(skip_idle_experts=True)),
+            RunConfig(expert=1, optim=AdamWConfig(skip_idle_experts=True)),
             ["optim.skip_idle_experts"],
             "expert=1 is dense: optim.skip_idle_experts ignored.",
         ),
@@ -162,12 +164,12 @@ def test_a_drop_rule_without_a_capacity_is_no_difference() -> None:
         (RunConfig(router=RANDOM), ["balance"], "router=random learns no choice: balance ignored."),
         (RunConfig(drop="position"), ["drop"], "training drops nothing without a capacity: drop ignored."),
         (
-            RunConfig(optim=schema.MuonConfig(schedule="cosine", decay_fraction=0.1)),
+            RunConfig(optim=MuonConfig(schedule="cosine", decay_fraction=0.1)),
             ["optim.decay_fraction"],
             "optim.schedule=cosine has no plateau: optim.decay_fraction ignored.",
         ),
         (
-            RunConfig(optim=schema.AdamWConfig(schedule="constant", min_lr_ratio=0.1)),
+            RunConfig(optim=AdamWConfig(schedule="constant", min_lr_ratio=0.1)),
             ["optim.min_lr_ratio"],
             "optim.schedule=constant has no decay: optim.min_lr_ratio ignored.",
         ),
@@ -190,28 +192,28 @@ def test_balance_none_with_a_random_router_needs_no_note() -> None:
 )
 def test_the_schedule_is_filled_in(schedule: Any, decay: float | None, min_lr_ratio: float | None) -> None:
     """Each schedule gets the shares it needs and none that it ignores."""
-    optim = resolve(RunConfig(optim=schema.MuonConfig(schedule=schedule))).config.optim
+    optim = resolve(RunConfig(optim=MuonConfig(schedule=schedule))).config.optim
     assert (decay, min_lr_ratio) == (optim.decay_fraction, optim.min_lr_ratio)
 
 
 def test_shares_that_a_schedule_ignores_are_no_difference() -> None:
     """A decay without a plateau and a final rate that is never reached are removed: such runs are one."""
-    plain, idle = schema.AdamWConfig(schedule="cosine"), schema.AdamWConfig(schedule="cosine", decay_fraction=0.1)
+    plain, idle = AdamWConfig(schedule="cosine"), AdamWConfig(schedule="cosine", decay_fraction=0.1)
     assert resolve(RunConfig(optim=plain)).config == resolve(RunConfig(optim=idle)).config
-    plain, idle = schema.AdamWConfig(schedule="constant"), schema.AdamWConfig(schedule="constant", min_lr_ratio=0.1)
+    plain, idle = AdamWConfig(schedule="constant"), AdamWConfig(schedule="constant", min_lr_ratio=0.1)
     assert resolve(RunConfig(optim=plain)).config == resolve(RunConfig(optim=idle)).config
 
 
 def test_given_shares_of_the_schedule_stay() -> None:
     """A zero is a value, not an open setting."""
-    optim = resolve(RunConfig(optim=schema.MuonConfig(decay_fraction=0.5, min_lr_ratio=0.0))).config.optim
+    optim = resolve(RunConfig(optim=MuonConfig(decay_fraction=0.5, min_lr_ratio=0.0))).config.optim
     assert (0.5, 0.0) == (optim.decay_fraction, optim.min_lr_ratio)
 
 
 def test_a_budget_is_a_number_of_steps_unless_given() -> None:
     """No budget means the default number of steps; any given one stands alone."""
-    assert schema.DEFAULT_STEPS == resolve(RunConfig()).config.train.steps
-    assert resolve(RunConfig(train=schema.TrainConfig(minutes=2.0))).config.train.steps is None
+    assert DEFAULT_STEPS == resolve(RunConfig()).config.train.steps
+    assert resolve(RunConfig(train=TrainConfig(minutes=2.0))).config.train.steps is None
 
 
 def test_a_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,7 +485,7 @@ def test_a_run_is_named_by_what_it_is(config: RunConfig, expected: str) -> None:
 
 def test_tokens_per_step_counts_accumulated_batches() -> None:
     """Sequences x accumulation x context."""
-    train = schema.TrainConfig(batch_size=3, grad_accumulation=5)
+    train = TrainConfig(batch_size=3, grad_accumulation=5)
     assert 3 * 5 * 64 == RunConfig(train=train, model=GPTConfig(context_length=64)).tokens_per_step
 
 
@@ -520,14 +522,14 @@ def test_settings_of_experts_are_set_aside_without_them() -> None:
 @pytest.mark.parametrize(("warmup", "decay"), [(0.02, 0.6), (0.4, 0.6), (0.5, 0.5), (0.9, 0.1)])
 def test_the_fall_of_the_learning_rate_begins_after_the_warm_up(warmup: float, decay: float) -> None:
     """Where the warm-up leaves less than the derived share of the budget, the fall takes what it leaves."""
-    resolved = resolve(RunConfig(optim=schema.AdamWConfig(warmup_fraction=warmup))).config
+    resolved = resolve(RunConfig(optim=AdamWConfig(warmup_fraction=warmup))).config
     assert (decay, "wsd") == (resolved.optim.decay_fraction, resolved.optim.schedule)
 
 
 def test_a_warm_up_over_the_whole_budget_never_falls() -> None:
     """It is the constant schedule."""
     whole, constant = (
-        schema.AdamWConfig(warmup_fraction=1.0),
-        schema.AdamWConfig(warmup_fraction=1.0, schedule="constant"),
+        AdamWConfig(warmup_fraction=1.0),
+        AdamWConfig(warmup_fraction=1.0, schedule="constant"),
     )
     assert resolve(RunConfig(optim=constant)).config == resolve(RunConfig(optim=whole)).config

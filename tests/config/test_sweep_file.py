@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from moe_cli.config.compose import Composer
-from moe_cli.config.schema import BUDGETS
 from moe_cli.config.settings import packaged_conf
 from moe_cli.config.sweep_file import Block, Dimension, SweepFile, list_sweeps, load_sweep_file
+from moe_cli.config.training import BUDGETS
 from moe_cli.errors import ConfigError
 from tests.config.test_compose import write
 

@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from moe_cli.config.balances import NoBalance
 from moe_cli.config.layer_costs import TRAINING_PASSES, layer_kinds, sparse_forward_flops
 from moe_cli.config.model import BERTConfig, GPTConfig
+from moe_cli.config.optim import AdamWConfig, MuonConfig, SGDConfig
 from moe_cli.config.routers import NOT_CAUSAL, RouterConfig
-from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import MaskedLM
 from moe_cli.costs.model import estimate_cost
 from moe_cli.errors import ConfigError

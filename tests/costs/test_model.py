@@ -23,10 +23,12 @@ from moe_cli.config.compose import load_config
 from moe_cli.config.data import TextFilesConfig
 from moe_cli.config.layer_costs import stack_input_lengths
 from moe_cli.config.model import GPTConfig, MMoEConfig, ViTConfig
+from moe_cli.config.optim import AdamWConfig, SGDConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.routers import ExpertChoiceConfig, RandomConfig, SoftConfig, SwitchConfig, TopKConfig
-from moe_cli.config.schema import AdamWConfig, RunConfig, SGDConfig, TrainConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import packaged_conf
+from moe_cli.config.training import TrainConfig
 from moe_cli.costs.model import all_to_all_bytes_per_step, estimate_cost, tokens_per_expert, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_cli.config.schema import AdamWConfig
+from moe_cli.config.optim import AdamWConfig
 from moe_cli.costs.model import estimate_cost
 from moe_cli.costs.multi_gpu import GPU_MODELS, per_gpu_costs, seconds_on
 from tests.tiny import tiny_config

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moe_cli.decisions.controller import Batch, Race
-from moe_cli.decisions.records import EQUAL, Budget, Candidate, Decision, Outcome, Rules, RunRequest
 from moe_cli.decisions.sequential import claims_at_look
+from moe_cli.decisions.terms import EQUAL, Budget, Candidate, Decision, Outcome, Rules, RunRequest
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, paired
 
 KINDS = (
@@ -63,9 +63,7 @@ class Surface:
 
     def candidates(self) -> list[Candidate]:
         """Returns the candidates; the price is the duration."""
-        return [
-            Candidate(name, (), name == self.baseline, self.seconds[name], self.seconds[name]) for name in self.names
-        ]
+        return [Candidate(name, name == self.baseline, self.seconds[name], self.seconds[name]) for name in self.names]
 
     def draw(self, request: RunRequest) -> Outcome:
         """Draws a run: seeds shift all candidates alike, and each run has its own noise."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from moe_cli.decisions.controller import Race, next_step
 from moe_cli.decisions.prices import price_stages
-from moe_cli.decisions.records import (
+from moe_cli.decisions.terms import (
     CHOICE,
     CONFIRMATION,
     EQUAL,
@@ -46,7 +46,7 @@ def simulate(
 
 def candidates(losses: dict[str, float]) -> list[Candidate]:
     """Returns one candidate for each name; `dense` is the baseline."""
-    return [Candidate(name, (), name == "dense", price=index) for index, name in enumerate(losses)]
+    return [Candidate(name, name == "dense", price=index) for index, name in enumerate(losses)]
 
 
 def noisy(losses: dict[str, float], deviation: float = 0.002) -> Loss:
@@ -246,8 +246,8 @@ def test_time_that_every_run_takes_is_no_time_of_training() -> None:
     race = Race(space, RULES, UNLIMITED)
     results = {request: Outcome(2.0, pace * (1 + request.fraction)) for request in batch.requests}
     race.play(lambda batch: results if set(batch.requests) <= results.keys() else None)
-    assert pytest.approx(2 * pace) == race._full_price("8x2")
-    assert pytest.approx(2 * pace) == race._full_price("dense")
+    assert pytest.approx(2 * pace) == race.books.predict_full_run("8x2")
+    assert pytest.approx(2 * pace) == race.books.predict_full_run("dense")
 
 
 @pytest.mark.parametrize(("kind", "number"), list(itertools.product(["clear winner", "learning rates"], range(4))))

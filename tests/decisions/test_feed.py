@@ -15,13 +15,13 @@ from moe_cli.cli.app import app
 from moe_cli.config.executors import LocalExecutor
 from moe_cli.config.schema import RunConfig
 from moe_cli.decisions import plan
+from moe_cli.decisions.decision_file import make_limits
 from moe_cli.decisions.feed import DecisionFeed, replay
 from moe_cli.decisions.page import decision_sections, race
 from moe_cli.decisions.plan import parse_rules, plan_decision
-from moe_cli.decisions.record import make_limits
-from moe_cli.decisions.records import CONFIRMATION, DECISION_FILE, PRICE, STAGES, Decision, Rules
 from moe_cli.decisions.run_decision import PreparedDecision, prepare_decision
-from moe_cli.decisions.text import answer
+from moe_cli.decisions.terms import CONFIRMATION, DECISION_FILE, PRICE, STAGES, Decision, Rules
+from moe_cli.decisions.text import answer_sentences
 from moe_cli.errors import ConfigError
 from moe_cli.files.reading import read_json
 from moe_cli.files.writing import write_json
@@ -291,9 +291,9 @@ def test_python_returns_the_certificate_of_the_command(command: Any, words: list
     found = decide(words, runs=90, jobs=2, outputs=tmp_path / "out")
     assert printed == json.loads(json.dumps(found.to_dict()))
     assert len(found.seeds) == found.gains[0].seeds, "the seeds of the winner and dense, not those of all candidates"
-    assert f"on fresh seeds {found.seeds[0]} to {found.seeds[-1]}: " in answer(found)[1]
+    assert f"on fresh seeds {found.seeds[0]} to {found.seeds[-1]}: " in answer_sentences(found)[1]
     gap = replace(found, seeds=(1000, 1002, 1003))
-    assert "on 3 fresh seeds of 1000 to 1003: " in answer(gap)[1]
+    assert "on 3 fresh seeds of 1000 to 1003: " in answer_sentences(gap)[1]
     with pytest.raises(ConfigError, match="is a string"):
         decide("expert=2,4", runs=90)
     with pytest.raises(ConfigError, match="give a budget"):

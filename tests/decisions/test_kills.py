@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from moe_cli.decisions.page import load_certificate
-from moe_cli.decisions.records import Decision
+from moe_cli.decisions.terms import Decision
 from moe_cli.runs.lookup import list_runs_by_age
 from tests.sweeps.test_kills import assert_nothing_runs, starts
 

@@ -8,8 +8,8 @@ import pytest
 
 from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.sweep_file import SPACE, list_sweeps, load_sweep_file
-from moe_cli.decisions.plan import DENSE_NAME, DecisionPlan, budget_of, parse_rules, plan_decision
-from moe_cli.decisions.records import RunRequest
+from moe_cli.decisions.plan import DENSE_NAME, DecisionPlan, parse_rules, plan_decision
+from moe_cli.decisions.terms import RunRequest
 from moe_cli.errors import ConfigError
 from moe_cli.sweeps.plan import plan_sweep
 from tests.config.test_compose import write
@@ -64,7 +64,7 @@ def test_a_part_of_any_budget(budget: str, by: str, part: tuple[str, float]) -> 
     plan = plan_decision([budget])
     assert by == plan.by
     config = plan.config(RunRequest(DENSE_NAME, 0, 0.25, 1.0, ""))
-    assert part == budget_of(config)
+    assert part == config.train.budget
     rates = [f"optim.{name}={2 * getattr(plan.dense.optim, name)}" for name in ("lr", "adam_lr")]
     words = [f"train.{part[0]}={part[1]}", "expert=1", "train.threads=1", *rates]
     assert load_config(words).config.digest == config.digest
@@ -163,6 +163,11 @@ WRONG_WORDS: dict[str, tuple[list[str], dict[str, Any], str]] = {
         ["train.minutes=2"],
         {"by": "flops"},
         "--by flops: the training budget is given in time, train.minutes=2.0.",
+    ),
+    "budget of the model alone": (
+        ["train.model_flops=1e12"],
+        {},
+        "train.model_flops=1000000000000.0 is a budget that no decision holds equal. Use train.flops=",
     ),
     "margin": ([], {"within": 0.0}, "--within 0.0 is not a number above 0 and at most 1."),
     "name": ([], {"name": "a/b"}, "--name a/b must be a plain folder name."),

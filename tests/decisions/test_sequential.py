@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_cli.decisions.records import EQUAL
-from moe_cli.decisions.sequential import claims_at_look, equality_p_value, pooled_noise, prospect
+from moe_cli.decisions.sequential import claims_at_look, equality_p_value, prospect
+from moe_cli.decisions.standings import pooled_noise
+from moe_cli.decisions.terms import EQUAL
 from moe_cli.report.intervals import half_width
 from moe_cli.report.significance import BETTER, WORSE, PairedSample
 

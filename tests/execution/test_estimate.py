@@ -9,8 +9,9 @@ import pytest
 
 from moe_cli.config.data import TextFilesConfig
 from moe_cli.config.launch import LaunchConfig
+from moe_cli.config.optim import MuonConfig
 from moe_cli.config.routers import TopKConfig
-from moe_cli.config.schema import MuonConfig, RunConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import estimate_cost
 from moe_cli.data.bpe import train_bpe
 from moe_cli.errors import ConfigError, RunNotFound

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import moe_cli
-from moe_cli.config.schema import MuonConfig
+from moe_cli.config.optim import MuonConfig
 from moe_cli.costs.model import estimate_cost
 from moe_cli.data.load import SIZES
 from moe_cli.errors import (

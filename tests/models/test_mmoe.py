@@ -14,6 +14,7 @@ from moe_cli.config.balances import NoBalance
 from moe_cli.config.compose import load_config
 from moe_cli.config.data import MovieLensConfig, SyntheticRatingsConfig
 from moe_cli.config.model import MMoEConfig
+from moe_cli.config.optim import AdamWConfig
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
     NoisyTopKConfig,
@@ -25,7 +26,6 @@ from moe_cli.config.routers import (
     SwitchConfig,
     TopKConfig,
 )
-from moe_cli.config.schema import AdamWConfig
 from moe_cli.costs.model import estimate_cost
 from moe_cli.data.ratings import Pairs, load_ratings, rmse
 from moe_cli.models.mmoe import MMoE

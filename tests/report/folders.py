@@ -9,7 +9,8 @@ from typing import Any
 
 from moe_cli.config.compose import Composer
 from moe_cli.config.resolve import resolve
-from moe_cli.config.schema import BUDGETS, RunConfig
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.training import BUDGETS
 from moe_cli.files.checksums import read_sealed, write_sealed
 from moe_cli.files.reading import read_json
 from moe_cli.files.writing import write_json

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from moe_cli.config.probes import ModularConfig, PhonebookConfig
-from moe_cli.config.schema import EXECUTION_KEYS, RunConfig
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.training import EXECUTION_KEYS
 from moe_cli.report.aggregate import aggregate_seeds
 from moe_cli.report.configuration import Configuration, best_rows
 from moe_cli.report.intervals import mean_and_interval, paired_difference

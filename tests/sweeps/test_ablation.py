@@ -11,7 +11,7 @@ from moe_cli.config.compose import load_config
 from moe_cli.report.load import flat_settings
 from moe_cli.runs.folder import create_run
 from moe_cli.sweeps import run_sweep
-from moe_cli.sweeps.ablation import AblationSource, plan_ablation
+from moe_cli.sweeps.ablation import plan_ablation
 from moe_cli.sweeps.plan import SweepPlan
 from tests.runner import CliRunner
 from tests.sweeps.fake import FakePool
@@ -26,7 +26,7 @@ def outputs(tmp_path: Path) -> Path:
 
 
 def plan(outputs: Path, *words: str, **options: Any) -> SweepPlan:
-    return plan_ablation(["ablate", *words], AblationSource("latest", outputs), **options)
+    return plan_ablation(["ablate", *words], "latest", outputs, **options)
 
 
 def moe(outputs: Path, *words: str) -> Result:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from moe_cli.config.compose import Composer, load_config
-from moe_cli.config.schema import EVALUATIONS_PER_RUN, RunConfig
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.training import EVALUATIONS_PER_RUN
 from moe_cli.errors import ConfigError
 from moe_cli.execution.worker import EXIT_INTERRUPTED, EXIT_OK
 from moe_cli.runs.folder import Run

@@ -136,6 +136,17 @@ def test_time_in_a_queue_does_not_count(runs: list[Run], monkeypatch: pytest.Mon
     assert 70 <= asked[0] <= 74
 
 
+def test_a_returned_run_that_another_process_executes_is_given_last(runs: list[Run]) -> None:
+    """Runs that were not given yet come first, then returned ones that are free, then the locked one."""
+    feed = ListFeed(runs)
+    for run in (feed.next_run(), feed.next_run()):
+        assert run is not None
+        feed.return_run(run)
+    with lock(runs[0].path):
+        assert 3 == feed.waiting()
+        assert [runs[2], runs[1], runs[0], None] == [feed.next_run() for _ in range(4)]
+
+
 class Critic(ListFeed):
     """A feed that finds some runs unpromising."""
 

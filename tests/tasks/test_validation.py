@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moe_cli.config.compose import load_config
 from moe_cli.config.data import TextFilesConfig
-from moe_cli.config.schema import EvalConfig
+from moe_cli.config.training import EvalConfig
 from moe_cli.data.document_windows import document_windows
 from moe_cli.errors import ConfigError
 from moe_cli.execution.data import load_run_data

@@ -18,7 +18,7 @@ from moe_cli.config.balances import (
     SwitchBalance,
     WeightedBalance,
 )
-from moe_cli.config.schema import MuonConfig
+from moe_cli.config.optim import MuonConfig
 from moe_cli.moe.balance import quantile_bias
 from moe_cli.moe.routing import Routing
 from moe_cli.moe.sparse_layer import moe_layers

@@ -19,8 +19,8 @@ from moe_cli.config.balances import (
     SwitchBalance,
     WeightedBalance,
 )
+from moe_cli.config.optim import AdamWConfig
 from moe_cli.config.routers import NoisyTopKConfig, TopKConfig
-from moe_cli.config.schema import AdamWConfig
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.training.state import StepReport
 from moe_cli.training.trainer import Trainer

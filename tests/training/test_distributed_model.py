@@ -22,6 +22,7 @@ from moe_cli.config.balances import (
     WeightedBalance,
 )
 from moe_cli.config.launch import LaunchConfig
+from moe_cli.config.optim import AdamWConfig, MuonConfig, SGDConfig
 from moe_cli.config.routers import (
     ExpertChoiceConfig,
     HashConfig,
@@ -34,7 +35,7 @@ from moe_cli.config.routers import (
     SwitchConfig,
     TopKConfig,
 )
-from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import Run, create_run, rewrite_config
 from tests.tiny import TINY, tiny_config

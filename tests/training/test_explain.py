@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from moe_cli.config.capacity import expert_capacity
 from moe_cli.config.routers import ReluConfig
-from moe_cli.config.schema import EvalConfig, RunConfig
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.training import EvalConfig
 from moe_cli.data.tokenizers import ByteTokenizer, CharTokenizer
 from moe_cli.models.registry import make_model
 from moe_cli.moe.max_violation import max_violation

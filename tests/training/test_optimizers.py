@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_cli.config.schema import AdamWConfig, MuonConfig, SGDConfig
+from moe_cli.config.optim import AdamWConfig, MuonConfig, SGDConfig
 from moe_cli.models.registry import make_model
 from moe_cli.moe.layer import MoELayer
 from moe_cli.training import optimizers as module

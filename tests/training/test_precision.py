@@ -11,8 +11,10 @@ from torch import nn
 
 from moe_cli.cli.evaluate import _evaluate
 from moe_cli.config.compose import load_config
+from moe_cli.config.optim import MuonConfig
 from moe_cli.config.resolve import resolve
-from moe_cli.config.schema import EvalConfig, MuonConfig, RunConfig, TrainConfig
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.training import EvalConfig, TrainConfig
 from moe_cli.costs.processor import cpu_has_bfloat16
 from moe_cli.errors import CheckpointError
 from moe_cli.execution.precision import decide_precision, planned_precision

@@ -24,8 +24,9 @@ from moe_cli.config.balances import (
     WeightedBalance,
 )
 from moe_cli.config.data import TokenFilesConfig
+from moe_cli.config.optim import AdamWConfig, MuonConfig, SGDConfig
 from moe_cli.config.routers import NoisyTopKConfig, SigmoidConfig, SwitchConfig, TopKConfig
-from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.data import shuffle
 from moe_cli.execution.machine import machine_name
 from moe_cli.execution.run import run_one

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_cli.config.schema import AdamWConfig, MuonConfig, OptimConfig
+from moe_cli.config.optim import AdamWConfig, MuonConfig, OptimConfig
 from moe_cli.training.schedule import schedule
 
 

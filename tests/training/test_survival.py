@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from moe_cli.config.balances import LossFreeBalance
-from moe_cli.config.schema import SGDConfig
+from moe_cli.config.optim import SGDConfig
 from moe_cli.errors import TrainingError
 from moe_cli.execution.run import run_one
 from moe_cli.execution.trained_model import load_trained

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from moe_cli.config.balances import LossFreeBalance, NoBalance, SwitchBalance, WeightedBalance
 from moe_cli.config.launch import LaunchConfig
+from moe_cli.config.optim import AdamWConfig, MuonConfig, SGDConfig
 from moe_cli.config.routers import TopKConfig
-from moe_cli.config.schema import AdamWConfig, MuonConfig, RunConfig, SGDConfig
+from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import estimate_cost, training_steps
 from moe_cli.errors import ConfigError, TrainingError
 from moe_cli.execution.run import run_one

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from moe_cli.cli.console import Terminal, print_lines
+from moe_cli.cli.console import Terminal, print_lines, table_width
 from moe_cli.cli.terminal import echo
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import age, format_bytes
@@ -56,7 +56,7 @@ def print_trash(trash: Sequence[TrashedRun]) -> None:
         TextColumn("size", [format_bytes(size_of(run.path)) for run in trash]),
         TextColumn("name in the trash", [run.path.name for run in trash], align_left=True, drop_order=1),
     ]
-    print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
+    print_lines(console, table_lines(columns, table_width(console)))
     if console.is_terminal:
         echo("Restore one: moe runs restore RUN      Delete all: moe runs clean --older-than 0d --yes")
 
@@ -97,7 +97,7 @@ def print_reclaimable(
         TextColumn("size", [format_bytes(size) for size in sums]),
         TextColumn("with", [KINDS[kind][1] or "-" for kind in kinds], align_left=True),
     ]
-    print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
+    print_lines(console, table_lines(columns, table_width(console)))
     total = sum(item.num_bytes for item in selected)
     if selected:
         echo(f"nothing was deleted. With --yes, permanently: {_counted(selected)}, {format_bytes(total)}.")

@@ -1,24 +1,21 @@
 """moe runs experts: how a run used its experts, as heat maps."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from moe_cli.runs.folder import Run
+from moe_cli.cli.console import print_fitted
+from moe_cli.cli.options import print_json
+from moe_cli.cli.terminal import ascii_only
+from moe_cli.errors import ConfigError
+from moe_cli.report.expert_usage import read_expert_usage
+from moe_cli.report.render.expert_usage import expert_usage_lines
+from moe_cli.runs.folder import Run
 
 
-def print_experts(run: "Run", layer: int | None, as_json: bool) -> None:
+def print_experts(run: Run, layer: int | None, as_json: bool) -> None:
     """Prints the expert usage of all layers and the tables of one, counted from 1.
 
     Raises ConfigError if no data exist.
     """
-    from moe_cli.cli.console import Terminal, print_lines, text_width
-    from moe_cli.cli.options import print_json
-    from moe_cli.cli.terminal import ascii_only
-    from moe_cli.errors import ConfigError
-    from moe_cli.report.expert_usage import read_expert_usage
-    from moe_cli.report.render.expert_usage import expert_usage_lines
-
     found = read_expert_usage(run)
     if not found.layers:
         if run.config_dict().get("expert") == 1:
@@ -30,6 +27,5 @@ def print_experts(run: "Run", layer: int | None, as_json: bool) -> None:
         raise ConfigError(f"--layer {layer}: {run.id} has sparse layers 1 to {len(found.layers)}.")
     if as_json:
         print_json(asdict(found))
-        return
-    console = Terminal(highlight=False, emoji=False, markup=False)
-    print_lines(console, expert_usage_lines(found, layer, text_width(console), ascii_only()))
+    else:
+        print_fitted(lambda width: expert_usage_lines(found, layer, width, ascii_only()))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from moe_cli.cli.console import Terminal, print_lines
+from moe_cli.cli.console import Terminal, print_lines, table_width
 from moe_cli.cli.terminal import echo
 from moe_cli.formatting import sanitise
 from moe_cli.report.ledger import ValidationUse, data_name
@@ -31,4 +31,4 @@ def print_ledger(uses: Sequence[ValidationUse]) -> None:
             "sweeps", [sanitise(", ".join(use.sweeps)) for use in uses], align_left=True, min_width=12, drop_order=1
         ),
     ]
-    print_lines(console, table_lines(columns, console.width if console.is_terminal else None))
+    print_lines(console, table_lines(columns, table_width(console)))

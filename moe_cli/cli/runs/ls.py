@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from moe_cli.cli.console import Terminal, print_lines
+from moe_cli.cli.console import Terminal, print_lines, table_width
 from moe_cli.cli.runs.settings import DifferingSettings
 from moe_cli.formatting import age, count, percent
 from moe_cli.report.columns import heading_of
@@ -62,7 +62,7 @@ def print_list(statuses: Sequence[RunStatus]) -> None:
         ),
         TextColumn("reason", reasons, OTHER_ORDER + 1, align_left=True, min_width=16),
     ]
-    width = console.width if console.is_terminal else None
+    width = table_width(console)
     print_lines(console, table_lines(columns, width))
     if width is not None and (hidden := hidden_headings(columns, width)):
         print_lines(console, wrap(f"hidden columns: {', '.join(hidden)} (a wider terminal shows them)", width, "dim"))

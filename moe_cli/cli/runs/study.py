@@ -1,14 +1,25 @@
 """moe runs experts --study: routes text through a model and shows what its experts specialise in."""
 
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_cli.cli.evaluate import SPLITS, data_settings, eval_config, eval_overrides
+from moe_cli import __version__
+from moe_cli.cli.console import Terminal, print_fitted
+from moe_cli.cli.evaluate import SPLITS, data_settings, one_policy
+from moe_cli.cli.options import print_json, print_notes, print_written
+from moe_cli.cli.terminal import ascii_only
+from moe_cli.config.build import check_choice
+from moe_cli.config.routers import SoftConfig
 from moe_cli.errors import ConfigError
+from moe_cli.report.export import check_files
+from moe_cli.report.html.routing_study_page import routing_study_page
+from moe_cli.report.render.routing_study import routing_study_lines
+from moe_cli.report.report_file import write_file
 
 if TYPE_CHECKING:
-    from moe_cli.config.schema import EvalConfig, RunConfig
+    from moe_cli.config.schema import RunConfig
     from moe_cli.execution.trained_model import TrainedModel
     from moe_cli.moe.routing_study import RoutingStudy
     from moe_cli.runs.folder import Run
@@ -22,26 +33,19 @@ SETTINGS = ("k", "capacity", "drop", "context_length")
 class StudyRequest:
     """The options of a study; `layer` counts from 1, and `earlier` are names with commas between them."""
 
-    overrides: tuple[str, ...] = ()
-    layer: int | None = None
-    earlier: str | None = None
-    checkpoint: str = "latest"
-    split: str = "validation"
-    max_tokens: int | None = None
+    overrides: tuple[str, ...]
+    layer: int | None
+    earlier: str | None
+    checkpoint: str
+    split: str
+    max_tokens: int | None
 
 
 def print_study(run: "Run", outputs: Path, request: StudyRequest, page: Path | None, as_json: bool) -> None:
     """Prints the study of a run, or writes its page. Raises ConfigError as `study_run`."""
-    from moe_cli.cli.console import Terminal, print_lines, text_width
-    from moe_cli.cli.options import print_json
-    from moe_cli.cli.terminal import ascii_only
-    from moe_cli.report.render.routing_study import routing_study_lines
-
     if page and as_json:
         raise ConfigError("--json prints, --output writes a page: give one of them.")
     if page:
-        from moe_cli.report.export import check_files
-
         check_files([page], (".html",), COMMAND)
     study = study_run(run, outputs, request)
     if as_json:
@@ -49,8 +53,7 @@ def print_study(run: "Run", outputs: Path, request: StudyRequest, page: Path | N
     elif page:
         _write(study, page.expanduser())
     else:
-        console = Terminal(highlight=False, emoji=False, markup=False)
-        print_lines(console, routing_study_lines(study, request.layer, text_width(console), ascii_only()))
+        print_fitted(lambda width: routing_study_lines(study, request.layer, width, ascii_only()))
 
 
 def study_run(run: "Run", outputs: Path, request: StudyRequest) -> "RoutingStudy":
@@ -58,16 +61,12 @@ def study_run(run: "Run", outputs: Path, request: StudyRequest) -> "RoutingStudy
 
     Raises ConfigError: the model is dense or uses all experts, a setting is wrong, or an earlier model differs.
     """
-    from moe_cli.config.build import check_choice
-
     check_choice("--split", request.split, list(SPLITS))
     config = run.config()
     _check(run.id, config, request.layer)
     data, others = data_settings(list(request.overrides), f"{COMMAND} --study")
-    policy = _policy(config, others)
+    policy = one_policy(config, others, f"{COMMAND} --study", SETTINGS, stride=None)
 
-    from moe_cli.cli.console import Terminal
-    from moe_cli.cli.options import print_notes
     from moe_cli.data.corpora import Corpus
     from moe_cli.execution.trained_model import load_trained
     from moe_cli.tasks.registry import make_task
@@ -106,8 +105,6 @@ def study_run(run: "Run", outputs: Path, request: StudyRequest) -> "RoutingStudy
 
 def _check(run: str, config: "RunConfig", layer: int | None) -> None:
     """Raises ConfigError: the model has no choices to study, or the layer does not exist."""
-    from moe_cli.config.routers import SoftConfig
-
     if config.dense:
         raise ConfigError(f"{run} is a dense model: it has no experts to look at.")
     if isinstance(config.router, SoftConfig):
@@ -115,16 +112,6 @@ def _check(run: str, config: "RunConfig", layer: int | None) -> None:
     number = len(config.sparse_layers)
     if layer is not None and not 1 <= layer <= number:
         raise ConfigError(f"--layer {layer}: {run} has sparse layers 1 to {number}.")
-
-
-def _policy(config: "RunConfig", overrides: list[str]) -> "EvalConfig":
-    """Returns the evaluation settings of the run with the overrides; windows never overlap."""
-    values: dict[str, Any] = {}
-    for name, found in eval_overrides(config, overrides, SETTINGS).items():
-        if len(found) > 1:
-            raise ConfigError(f"eval.{name} has {len(found)} values: {COMMAND} --study takes one.")
-        values[name] = found[0]
-    return eval_config(config, **{"stride": None, **values})
 
 
 def _earlier(
@@ -166,13 +153,6 @@ def _tokens(trained: "TrainedModel") -> tuple[Any, ...]:
 
 def _write(study: "RoutingStudy", path: Path) -> None:
     """Writes the page atomically."""
-    import time
-
-    from moe_cli import __version__
-    from moe_cli.cli.options import print_written
-    from moe_cli.report.html.routing_study_page import routing_study_page
-    from moe_cli.report.report_file import write_file
-
     program = f"moe {__version__}"
     made = f"made by {program}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"
     write_file(path, routing_study_page(study, made, program))

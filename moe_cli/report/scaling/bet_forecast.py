@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from moe_cli.config.identity import digest_of
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.schema import BUDGET_KEYS, digest_of
+from moe_cli.config.training import BUDGET_KEYS
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count, plural, sanitise
 from moe_cli.report.baseline import baseline_overrides

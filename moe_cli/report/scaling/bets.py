@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from moe_cli.config.schema import digest_of
+from moe_cli.config.identity import digest_of
 from moe_cli.errors import ConfigError
 from moe_cli.files.checksums import read_sealed, write_sealed
 from moe_cli.files.reading import note_unreadable, number_in, time_in, whole_number_in

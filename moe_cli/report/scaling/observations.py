@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from moe_cli.config.data import HELD_OUT
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.schema import BUDGET_KEYS
+from moe_cli.config.training import BUDGET_KEYS
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import count
 from moe_cli.metrics import eval_windows

@@ -8,7 +8,8 @@ import numpy as np
 
 from moe_cli.config.compose import load_config
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.schema import BUDGET_KEYS, RunConfig
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.training import BUDGET_KEYS
 from moe_cli.costs.model import estimate_cost, training_steps
 from moe_cli.errors import ConfigError
 from moe_cli.report.baseline import overrides_of

@@ -10,8 +10,8 @@ import pytest
 
 from moe_cli.config.balances import LossFreeBalance, SwitchBalance
 from moe_cli.config.launch import LaunchConfig
+from moe_cli.config.optim import AdamWConfig
 from moe_cli.config.routers import NoisyTopKConfig, SigmoidConfig, SwitchConfig
-from moe_cli.config.schema import AdamWConfig
 from moe_cli.costs.model import estimate_cost
 from moe_cli.data.load import load_data
 from moe_cli.execution import data, memory

@@ -1,4 +1,4 @@
-"""Records of a decision: candidates, rules, budget, the runs that are wanted, their outcomes, and the decision.
+"""The terms of a decision: candidates, rules, budget, the runs that are wanted, their outcomes, and the decision.
 
 All relative differences are (loss of one - loss of the other) / loss of the other; negative is better.
 """
@@ -10,13 +10,13 @@ PRICE = "price"
 STAGES = (SCREENING, LEARNING_RATE, CHOICE, CONFIRMATION, PRICE)
 # The other verdicts are those of `report.significance`.
 EQUAL = "equal"
-# In the folder of a decision, see `record`.
+# In the folder of a decision, see `decision_file`.
 DECISION_FILE = "decision.json"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration of the space: unique name, overrides, and prices known before the first run.
+    """A configuration of the space: unique name and prices known before the first run.
 
     `price` orders candidates that are equal: the lowest is advised. `seconds` is the predicted duration of one run with
     the full budget, and `fixed_seconds` the part of it that runs with any budget take, for evaluation; the durations of
@@ -24,7 +24,6 @@ class Candidate:
     """
 
     name: str
-    overrides: tuple[str, ...] = ()
     is_baseline: bool = False
     price: float = 0.0
     seconds: float = 1.0

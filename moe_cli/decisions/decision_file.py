@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.build import build
-from moe_cli.config.schema import RunConfig, from_dict
+from moe_cli.config.schema import RunConfig
+from moe_cli.config.stored import from_dict
 from moe_cli.decisions.plan import DENSE_NAME, DecisionPlan, make_rules
-from moe_cli.decisions.records import DECISION_FILE, Candidate, Rules
+from moe_cli.decisions.terms import DECISION_FILE, Candidate, Rules
 from moe_cli.errors import ConfigError
 from moe_cli.files.reading import number_in, read_json, whole_number_in
 from moe_cli.files.writing import hold, write_json
@@ -31,6 +32,11 @@ class Limits:
 
     minutes: float | None = None
     runs: int | None = None
+
+    def options(self) -> list[str]:
+        """Returns the limits as they are typed: --minutes 45, --runs 60."""
+        minutes = [] if self.minutes is None else [f"--minutes {self.minutes:g}"]
+        return minutes if self.runs is None else [*minutes, f"--runs {self.runs}"]
 
 
 def make_limits(minutes: float | None, runs: int | None) -> Limits:
@@ -107,10 +113,7 @@ def _amount(value: Any) -> float:
 
 def make_candidates(plan: DecisionPlan, prices: dict[str, tuple[float, ...]]) -> tuple[Candidate, ...]:
     """Returns the candidates of a plan with their `AMOUNTS`."""
-    return tuple(
-        Candidate(name, ("expert=1",) if name == DENSE_NAME else tuple(name.split()), name == DENSE_NAME, *prices[name])
-        for name in plan.configs
-    )
+    return tuple(Candidate(name, name == DENSE_NAME, *prices[name]) for name in plan.configs)
 
 
 def write_decision(folder: Path, record: DecisionRecord) -> None:
