@@ -565,9 +565,9 @@ def claim_section(claim: Any, result: dict[str, Any]) -> list[str]:
         for values in part["figures"]:
             is_last = values["label"] == part["figures"][-1]["label"]
             figure, effect = FigureResult(**values), part["published_effect"] if is_last else None
-            published = "" if effect is None else value_text(effect, figure.unit)
-            measured = measured_text(figure).removeprefix("measured ")
-            rows.append((figure.label, measured, claimed_text(figure), published, part["verdict"]))
+            published = "" if effect is None else value_text(effect, figure.unit, part["kind"])
+            measured = measured_text(figure, part["kind"]).removeprefix("measured ")
+            rows.append((figure.label, measured, claimed_text(figure, part["kind"]), published, part["verdict"]))
     budget = result["budget"]
     return [
         *(f"## {claim.name}", "", f"{claim.sentence} **{result['verdict'].capitalize()}.**", ""),

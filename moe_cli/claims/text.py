@@ -102,8 +102,8 @@ def figure_text(figure: FigureResult, part: PartResult) -> str:
     """Returns a measured figure with its interval, the region of the claim, and the published effect."""
     prefix = "" if figure.label == part.label else f"{figure.label}: "
     effect = published_effect(figure, part)
-    published = "" if effect is None else f"; published {value_text(effect, figure.unit)}"
-    return f"{prefix}{measured_text(figure)}; claimed {claimed_text(figure)}{published}"
+    published = "" if effect is None else f"; published {value_text(effect, figure.unit, part.kind)}"
+    return f"{prefix}{measured_text(figure, part.kind)}; claimed {claimed_text(figure, part.kind)}{published}"
 
 
 def published_effect(figure: FigureResult, part: PartResult) -> float | None:
@@ -111,29 +111,31 @@ def published_effect(figure: FigureResult, part: PartResult) -> float | None:
     return part.published_effect if figure.label == part.figures[-1].label else None
 
 
-def measured_text(figure: FigureResult) -> str:
+def measured_text(figure: FigureResult, kind: str) -> str:
     """Returns the mean with its 95 % interval: -1.62 % (-1.94 % to -1.30 %), 3 seeds."""
     if figure.mean is None:
         return "not measured"
-    mean, seeds = value_text(figure.mean, figure.unit), plural(figure.seeds, "seed")
-    if figure.low is None or figure.high is None:
-        return f"measured {mean}, {seeds}"
-    return f"measured {mean} ({value_text(figure.low, figure.unit)} to {value_text(figure.high, figure.unit)}), {seeds}"
+    mean, low, high = (
+        None if value is None else value_text(value, figure.unit, kind)
+        for value in (figure.mean, figure.low, figure.high)
+    )
+    interval = "" if low is None or high is None else f" ({low} to {high})"
+    return f"measured {mean}{interval}, {plural(figure.seeds, 'seed')}"
 
 
-def claimed_text(figure: FigureResult) -> str:
+def claimed_text(figure: FigureResult, kind: str) -> str:
     """Returns the region of the claim: below -0.50 %."""
     low, high = figure.claimed_above, figure.claimed_below
-    if low is not None and high is not None:
-        return f"{value_text(low, figure.unit)} to {value_text(high, figure.unit)}"
-    return (
-        f"above {value_text(low, figure.unit)}" if low is not None else f"below {value_text(high or 0.0, figure.unit)}"
-    )
+    if low is None:
+        return f"below {value_text(high or 0.0, figure.unit, kind)}"
+    low_text = value_text(low, figure.unit, kind)
+    return f"above {low_text}" if high is None else f"{low_text} to {value_text(high, figure.unit, kind)}"
 
 
-def value_text(value: float, unit: str) -> str:
-    """Returns a signed value with its unit; a share with the unit % as -1.62 %."""
-    return f"{100 * value:+z.2f} %" if unit == RELATIVE else f"{value:+z.3f}{_with_unit(unit)}"
+def value_text(value: float, unit: str, kind: str) -> str:
+    """Returns a value with its unit: -1.62 %. Differences and slopes have a sign; what a `bound` measures has none."""
+    sign = "-" if kind == "bound" else "+"
+    return f"{100 * value:{sign}z.2f} %" if unit == RELATIVE else f"{value:{sign}z.3f}{_with_unit(unit)}"
 
 
 def abs_value(value: float, unit: str) -> str:

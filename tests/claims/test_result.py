@@ -154,7 +154,7 @@ def test_power_is_stated_before_the_runs(tmp_path: Path) -> None:
 
 def test_a_stored_result_has_a_section_on_the_page(tmp_path: Path) -> None:
     """The output of `--json` has what docs/generate.py reads: figures next to published ones, command, date, budget."""
-    plan = plan_claim(["capacity_costs_little"])
+    plan = plan_claim(["capacity_costs_little"], seeds=5)
     complete_runs(plan, tmp_path, lambda config: 2 + 0.001 * NOISE[config.seed] * (config.capacity or 0))
     stored = json.loads(json.dumps(read_result(plan, tmp_path).to_dict()))
     section = "\n".join(runpy.run_path(str(ROOT / "docs/generate.py"))["claim_section"](plan.claim, stored))
@@ -163,7 +163,7 @@ def test_a_stored_result_has_a_section_on_the_page(tmp_path: Path) -> None:
         "**Holds.**",
         "arXiv:2101.03961",
         "| -1.50 % to +1.50 % | +0.45 % | holds |",
-        f"`moe reproduce capacity_costs_little`, {stored['date']}, version",
+        f"`moe reproduce capacity_costs_little --seeds 5`, {stored['date']}, version",
         "15 of 15 runs complete",
         "`moe report claim-capacity_costs_little`",
         f"- {plan.claim.differences[0]}",

@@ -74,7 +74,7 @@ def test_wrong_requests(moe: Moe, words: list[str], message: str) -> None:
 def test_a_decided_claim_ends_with_0_and_an_undecided_one_with_3(moe: Moe, text: Path, tmp_path: Path) -> None:
     """On planted runs: measured next to published, differences, budget; the same in JSON."""
     words = ["capacity_costs_little", "data=text", f"data.path={text}", "train.steps=6"]
-    plan, command = plan_claim(words), ("reproduce", *words)
+    plan, command = plan_claim(words, seeds=5), ("reproduce", *words, "--seeds", 5)
     noise = (0.001, 0.0, 0.0005, -0.001, -0.0005)
     losses = {2.0: 2.0, 1.25: 2.002, 1.0: 2.008}
 
