@@ -16,7 +16,7 @@ from moe_cli.bench.step import VOCAB_SIZE, next_token_loss, random_tokens
 from moe_cli.bench.timing import interleave, ratios, synchronise, torch_threads
 from moe_cli.config.schema import MuonConfig, RunConfig
 from moe_cli.models.registry import make_model
-from moe_cli.moe.balance import auxiliary_losses
+from moe_cli.moe.balance import auxiliary_losses, total_loss
 from moe_cli.training.optimizers import make_optimizers
 from moe_cli.training.precision import autocast
 
@@ -99,7 +99,7 @@ class _Candidate:
         with autocast(self.config.train.precision, torch.device(self.device)):
             logits, routings = self.model(tokens[:, :-1])
             losses = auxiliary_losses(self.config.balance, routings, num_sequences=len(tokens))
-            loss = next_token_loss(logits, tokens) + sum(method.weight * value for method, value in losses.items())
+            loss = total_loss(next_token_loss(logits, tokens), losses, routings)
         loss.backward()
         synchronise(self.device)
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, fields, replace
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_cli.config.balances import LossMethod, QuantileBalance
+from moe_cli.config.balances import QuantileBalance
 from moe_cli.config.schema import EVALUATIONS_PER_RUN, RunConfig
 from moe_cli.distributed import collectives
 from moe_cli.errors import TrainingError
 from moe_cli.metrics import ESTIMATES, validation_key
-from moe_cli.moe.balance import auxiliary_losses, bias_method, next_bias
+from moe_cli.moe.balance import auxiliary_losses, bias_method, next_bias, total_loss
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.moe.routing import Routing
 from moe_cli.moe.routing_metrics import dropped_fraction
@@ -218,7 +218,7 @@ class Trainer:
                     step_counts=step_counts,
                     num_sequences=batch.num_examples,
                 )
-                total = _total_loss(loss, aux_losses, routings)
+                total = total_loss(loss, aux_losses, routings)
                 has_capacity = self.config.capacity is not None
                 dropped = [dropped_fraction(routing) for routing in routings] if has_capacity else []
                 # Read together, because each read makes the CPU wait for a GPU.
@@ -449,10 +449,3 @@ def _counts_of_all(routings: Sequence[Routing]) -> tuple[Tensor, ...]:
     if not routings:
         return ()
     return collectives.all_reduce_sum(torch.stack([routing.tokens_per_expert for routing in routings])).unbind()
-
-
-def _total_loss(loss: Tensor, aux_losses: Mapping[LossMethod, Tensor], routings: Sequence[Routing]) -> Tensor:
-    """Computes the task's loss plus the weighted balancing losses and the mean of the routers' own losses."""
-    total = loss + sum(method.weight * aux_loss for method, aux_loss in aux_losses.items())
-    router_losses = [routing.router_loss for routing in routings if routing.router_loss is not None]
-    return total + torch.stack(router_losses).mean() if router_losses else total
