@@ -143,7 +143,7 @@ def _write(
     on_bytes: Callable[[int, int], object],
 ) -> None:
     """Writes the checkpoint and the records of an imported run."""
-    from moe_cli.training.checkpoint import save_imported
+    from moe_cli.training.checkpoint_writer import save_imported
 
     total, done = sum(tensor.num_bytes for tensor in tensors), 0
 

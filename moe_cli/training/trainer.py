@@ -23,17 +23,13 @@ from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.runs.folder import RUNNING
 from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.base import Task
-from moe_cli.training.checkpoint import (
-    AsyncCheckpointWriter,
-    Checkpoint,
-    TrainingTensors,
-    newest_valid_checkpoint,
-    take_snapshot,
-)
+from moe_cli.training.checkpoint import Checkpoint, newest_valid_checkpoint
+from moe_cli.training.checkpoint_writer import AsyncCheckpointWriter
 from moe_cli.training.distributed_model import DistributedModel
 from moe_cli.training.evaluate import Evaluation, eval_policy, evaluate, expert_lists, probe_routing
 from moe_cli.training.optimizers import Optimizers
 from moe_cli.training.precision import autocast
+from moe_cli.training.saved_training import TrainingParts, load_training, take_snapshot
 from moe_cli.training.signals import stop_signals
 from moe_cli.training.state import StepCallback, StepReport, StepResult, TrainState
 from moe_cli.training.weight_average import WeightAverage
@@ -89,12 +85,12 @@ class Trainer:
         self.device = self.params[0].device
         self.bias_method = bias_method(config.balance)
         self.average = None if config.optim.ema_decay is None else WeightAverage(model, config.optim.ema_decay)
-        self.training_tensors = TrainingTensors(distributed_model, optimizers, self.average)
+        self.parts = TrainingParts(distributed_model, optimizers, self.average)
         self.checkpoint_writer = AsyncCheckpointWriter(recorder.run, config.train.keep_checkpoints)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Restores a checkpoint, and removes the records of later steps."""
-        checkpoint.load_training(self.training_tensors)
+        load_training(checkpoint, self.parts)
         saved = checkpoint.state
         # The number of threads decides how sums are split, so the last digits depend on it.
         torch.set_num_threads(saved.get("threads") or torch.get_num_threads())
@@ -432,7 +428,7 @@ class Trainer:
     def save(self) -> None:
         """Writes a checkpoint in the background, and updates the status of the run."""
         state = {**asdict(self.state), **self._identity(), "records": self.recorder.mark()}
-        self.checkpoint_writer.save(take_snapshot(self.training_tensors, state))
+        self.checkpoint_writer.save(take_snapshot(self.parts, state))
         self.recorder.status(RUNNING, step=self.state.step, steps=self.total_steps)
 
     def _identity(self) -> dict[str, Any]:
