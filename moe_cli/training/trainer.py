@@ -8,6 +8,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from moe_cli.config.balances import QuantileBalance
@@ -133,7 +134,8 @@ class Trainer:
                 report = self.step()
                 best = False
                 if self._is_due(self.config.train.eval_every):
-                    val = self._evaluate()
+                    with self.averaged():
+                        val = self._evaluate()
                     best = self._is_best(val)
                 self.observer(replace(report, val=val))
                 # Read once, so that no signal can arrive between the condition for saving and that for stopping.
@@ -191,7 +193,9 @@ class Trainer:
         train, state = self.config.train, self.state
         device = self.device
         loss_sum, aux_sums, dropped_sum = 0.0, dict[str, float](), 0.0
-        step_counts = [torch.zeros(layer.num_scored, dtype=torch.int64, device=device) for layer in self.layers]
+        # All sparse layers have the same number of experts.
+        num_scored = self.layers[0].num_scored if self.layers else 0
+        step_counts = torch.zeros(len(self.layers), num_scored, dtype=torch.int64, device=device)
         probs: list[list[Tensor]] = [[] for _ in self.layers]
         num_tokens = [0 for _ in self.layers]
         rank, world_size = collectives.rank(), collectives.world_size()
@@ -202,16 +206,16 @@ class Trainer:
                 with autocast(train.precision, device):
                     loss, routings = self.task.loss(self.distributed_model.forward, batch)
                 # Counted here and not in the layers, which also evaluate and may compute a batch twice.
-                batch_counts = _counts_of_all(routings)
-                for counts, new, layer_probs, routing in zip(step_counts, batch_counts, probs, routings, strict=True):
-                    counts += new
-                    if isinstance(self.bias_method, QuantileBalance):
+                batch_counts = _counts_of_all(routings, device)
+                step_counts += batch_counts
+                if isinstance(self.bias_method, QuantileBalance):
+                    for layer_probs, routing in zip(probs, routings, strict=True):
                         layer_probs.append(collectives.all_gather_rows(routing.probs.detach()))
                 aux_losses = auxiliary_losses(
                     self.config.balance,
                     routings,
-                    batch_counts=batch_counts,
-                    step_counts=step_counts,
+                    batch_counts=batch_counts.unbind(),
+                    step_counts=step_counts.unbind(),
                     num_sequences=batch.num_examples,
                 )
                 total = total_loss(loss, aux_losses, routings)
@@ -219,7 +223,7 @@ class Trainer:
                 dropped = [dropped_fraction(routing) for routing in routings] if has_capacity else []
                 # Read together, because each read makes the CPU wait for a GPU.
                 scalars = (total, loss, *aux_losses.values(), *dropped)
-                losses = torch.stack([value.detach().double() for value in scalars])
+                losses = torch.stack([value.detach() for value in scalars]).double()
                 total_value, loss_value, *values = collectives.all_reduce_mean(losses).tolist()
                 if not math.isfinite(total_value):
                     raise NotFiniteError(
@@ -237,7 +241,7 @@ class Trainer:
         mean_dropped = None if self.config.capacity is None else dropped_sum / train.grad_accumulation
         return StepResult(loss_sum, aux_sums, grad_norm, mean_dropped, load, probs, num_tokens)
 
-    def _clip(self, step_counts: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
+    def _clip(self, step_counts: Int[Tensor, "layers E"]) -> tuple[float, list[Tensor]]:
         """Clips the gradient to optim.grad_clip. Returns its norm before, and the counts on the CPU.
 
         Raises:
@@ -246,7 +250,7 @@ class Trainer:
         params = [param for param in self.params if param.grad is not None]
         total = self.distributed_model.gradient_norm()
         # Read together, because each read makes the CPU wait for a GPU.
-        norm, *counts = torch.cat([values.double().flatten() for values in (total, *step_counts)]).tolist()
+        norm, *counts = torch.cat([values.double().flatten() for values in (total, step_counts)]).tolist()
         if not math.isfinite(norm):
             raise NotFiniteError(f"the gradient is {norm}", "Try a lower optim.lr.")
         limit = self.config.optim.grad_clip
@@ -256,8 +260,7 @@ class Trainer:
             for param in params:
                 assert param.grad is not None
                 param.grad.mul_(min(1.0, limit / (norm + 1e-6)))
-        load = torch.tensor(counts, dtype=torch.int64).split([len(layer) for layer in step_counts])
-        return norm, list(load)
+        return norm, list(torch.tensor(counts, dtype=torch.int64).view(step_counts.shape))
 
     def _update(self, result: StepResult, started: float) -> float:
         """Updates the weights and the balancing biases; returns the schedule's factor of the learning rate.
@@ -398,10 +401,6 @@ class Trainer:
 
         The loss in summary.json is computed after training, from the whole split.
         """
-        with self.averaged():
-            return self._evaluate_model()
-
-    def _evaluate_model(self) -> Evaluation:
         result = evaluate(
             self.model,
             self.task,
@@ -440,8 +439,8 @@ class Trainer:
         }
 
 
-def _counts_of_all(routings: Sequence[Routing]) -> tuple[Tensor, ...]:
+def _counts_of_all(routings: Sequence[Routing], device: torch.device) -> Int[Tensor, "layers E"]:
     """Counts the assignments to each expert in the batch of all processes, for each layer."""
     if not routings:
-        return ()
-    return collectives.all_reduce_sum(torch.stack([routing.tokens_per_expert for routing in routings])).unbind()
+        return torch.zeros(0, 0, dtype=torch.int64, device=device)
+    return collectives.all_reduce_sum(torch.stack([routing.tokens_per_expert for routing in routings]))
