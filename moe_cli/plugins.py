@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -400,3 +401,12 @@ def forget() -> None:
     for cached in (_installed, _load, _of_file):
         cached.cache_clear()
     _LOADED.clear()
+
+
+def is_installed(name: str) -> bool:
+    """Returns whether a package can be imported. A folder of the same name, such as ./wandb, does not count."""
+    try:
+        found = find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    return found is not None and found.origin is not None

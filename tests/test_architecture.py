@@ -70,7 +70,7 @@ WRITING = {
 # shell's own settings may be links.
 ELSEWHERE = {
     "data/corpus_builder.py": {".write_text", ".tofile"}, "data/dataset.py": {"np.save", ".write_text"},
-    "data/shards.py": {"open"}, "training/checkpoint.py": {"save_file"},
+    "data/shards.py": {"open"}, "training/checkpoint_writer.py": {"save_file"},
     "sweeps/executors/ray.py": {"os.open"}, "cli/terminal.py": {"open", "os.open"}, "data/tokenizer_check.py": {"os.open"},
     "cli/help.py": {".write_text"}, "testing/task.py": {".write_text"}, "cli/shell_completion.py": {".mkdir", ".write_text"},
 }  # fmt: skip

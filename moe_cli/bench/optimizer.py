@@ -17,7 +17,7 @@ from moe_cli.bench.timing import interleave, ratios, synchronise, torch_threads
 from moe_cli.config.optim import MuonConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.registry import make_model
-from moe_cli.moe.balance import auxiliary_losses
+from moe_cli.moe.balance import auxiliary_losses, total_loss
 from moe_cli.training.optimizers import make_optimizers
 from moe_cli.training.precision import autocast
 
@@ -100,7 +100,7 @@ class _Candidate:
         with autocast(self.config.train.precision, torch.device(self.device)):
             logits, routings = self.model(tokens[:, :-1])
             losses = auxiliary_losses(self.config.balance, routings, num_sequences=len(tokens))
-            loss = next_token_loss(logits, tokens) + sum(method.weight * value for method, value in losses.items())
+            loss = total_loss(next_token_loss(logits, tokens), losses, routings)
         loss.backward()
         synchronise(self.device)
 

@@ -23,7 +23,7 @@ from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
-from moe_cli.moe.balance import auxiliary_losses
+from moe_cli.moe.balance import auxiliary_losses, total_loss
 from moe_cli.training.optimizers import make_optimizers
 from moe_cli.training.precision import autocast
 
@@ -142,9 +142,7 @@ def make_moe(config: RunConfig, device: str, precision: str = "float32", compile
     def loss(tokens: Tensor) -> Tensor:
         logits, routings = network(tokens[:, :-1])
         aux_losses = auxiliary_losses(config.balance, routings, num_sequences=len(tokens))
-        return next_token_loss(logits, tokens) + sum(
-            method.weight * aux_loss for method, aux_loss in aux_losses.items()
-        )
+        return total_loss(next_token_loss(logits, tokens), aux_losses, routings)
 
     numbers = count()
 

@@ -89,16 +89,15 @@ def _t5(model: T5Config, lengths: tuple[int, ...], vocab_size: int) -> Backbone:
     depth, width, heads = model.layers_per_stack, model.d_model, (model.num_heads or 1) * (model.d_head or 1)
     square = heads * width
     head = vocab_size * width
+    embeddings = 2 * model.relative_attention_num_buckets * (model.num_heads or 1)
+    embeddings += head * (1 if model.tie_embeddings else 2)
     attended = lengths[0] * encoder + lengths[1] * decoder + lengths[0] * decoder
     shapes = Counter([(heads, width), (2 * heads, width), (width, heads)] * 3 * depth)
     norm = 2 * width + 1
     saved = encoder * (2 * norm + 8 * heads) + decoder * (3 * norm + 9 * heads)
     saved += (model.num_heads or 1) * (lengths[0] * encoder + lengths[1] * decoder)
     return Backbone(
-        num_params=depth * (3 * 4 * square + 5 * width)
-        + 2 * width
-        + 2 * model.relative_attention_num_buckets * (model.num_heads or 1)
-        + head * (1 if model.tie_embeddings else 2),
+        num_params=depth * (3 * 4 * square + 5 * width) + 2 * width + embeddings,
         matmul_params=depth * square * 6 * (encoder + decoder) + decoder * head,
         flops_per_token=round(depth * 4 * heads * attended),
         saved_values_per_token=round(
@@ -106,8 +105,7 @@ def _t5(model: T5Config, lengths: tuple[int, ...], vocab_size: int) -> Backbone:
         ),
         logits_per_token=decoder * vocab_size,
         matrices=shapes,
-        embedding_params=2 * model.relative_attention_num_buckets * (model.num_heads or 1)
-        + head * (1 if model.tie_embeddings else 2),
+        embedding_params=embeddings,
     )
 
 
@@ -118,9 +116,10 @@ def _lstm(model: LSTMConfig, vocab_size: int) -> Backbone:
     """
     width, number = model.d_model, model.num_layers + 1
     head = vocab_size * width
+    embeddings = head * (1 if model.tie_embeddings else 2)
     products = number * 8 * width * width
     return Backbone(
-        num_params=products + number * 8 * width + head * (1 if model.tie_embeddings else 2),
+        num_params=products + number * 8 * width + embeddings,
         matmul_params=products + head,
         flops_per_token=0,
         saved_values_per_token=FLOATS_PER_INT64
@@ -128,7 +127,7 @@ def _lstm(model: LSTMConfig, vocab_size: int) -> Backbone:
         + (model.num_layers * width if model.sigmoid else 0),
         logits_per_token=vocab_size,
         constant_input_flops=number * 8 * width * width / model.context_length,
-        embedding_params=head * (1 if model.tie_embeddings else 2),
+        embedding_params=embeddings,
     )
 
 
@@ -175,14 +174,15 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
         attention = (
             queries + keys + 3 * outputs + heads + 3 * _latent_width(model) + 2 + 2 * (model.qk_rope_head_dim or 0)
         )
+    embeddings = positions + head * (1 if model.tie_embeddings else 2)
     return Backbone(
-        num_params=products + norms + biases + positions + head * (1 if model.tie_embeddings else 2),
+        num_params=products + norms + biases + embeddings,
         matmul_params=products + head,
         flops_per_token=layers * 2 * model.context_length * (queries + outputs),
         saved_values_per_token=FLOATS_PER_INT64 + layers * (2 * norm + attention) + norm,
         logits_per_token=vocab_size,
         matrices=Counter({shape: layers * number for shape, number in Counter(shapes).items()}),
-        embedding_params=positions + head * (1 if model.tie_embeddings else 2),
+        embedding_params=embeddings,
     )
 
 

@@ -28,7 +28,6 @@ from moe_cli.config.layer_costs import (
     layer_kinds,
     mean_over_layers,
     optimizer_flops,
-    slots_per_token,
     sparse_forward_flops,
     sparse_matrices,
     sparse_params,
@@ -59,8 +58,6 @@ class Cost:
         model_flops_per_token: forward and backward FLOPs of a training token.
         optimizer_flops_per_step: FLOPs of Muon's matrix products, averaged over steps; 0 for AdamW and SGD.
         tokens_per_step: tokens of an optimizer step.
-        padding_flops_per_token: forward FLOPs of empty rows at even load; only `einsum` has them, because it computes C
-            rows for every expert.
         state_bytes: bytes of weights, gradients and optimizer state, float32.
         expert_state_bytes: the part of `state_bytes` that belongs to routed experts.
         activation_bytes: estimated peak of the activations of one batch in a training step, see `_activations`.
@@ -75,7 +72,6 @@ class Cost:
     model_flops_per_token: int
     optimizer_flops_per_step: int
     tokens_per_step: int
-    padding_flops_per_token: float
     state_bytes: int
     expert_state_bytes: int
     activation_bytes: int
@@ -119,12 +115,6 @@ def estimate_cost(config: RunConfig, vocab_size: int) -> Cost:
     )
     total += round(sparse * sparse_params(config, d_expert, config.expert))
     muon = isinstance(config.optim, MuonConfig)
-    padding = sum(
-        kind.number
-        * kind.input_fraction(config)
-        * max(0.0, slots_per_token(config, kind) - computed_per_token(config, kind))
-        for kind in kinds
-    )
     updated = mean_over_layers(kinds, partial(updated_experts, config)) if sparse else 0.0
     return Cost(
         num_params=total,
@@ -135,7 +125,6 @@ def estimate_cost(config: RunConfig, vocab_size: int) -> Cost:
         model_flops_per_token=round(TRAINING_PASSES * forward - backbone.constant_input_flops),
         optimizer_flops_per_step=optimizer_flops(config, _matrices(config, sparse, backbone, updated)),
         tokens_per_step=config.tokens_per_step,
-        padding_flops_per_token=2 * expert_params(config, d_expert) * padding,
         state_bytes=BYTES_PER_PARAM * (_copies_per_param(config) * total - _muon_params(config, sparse, backbone)),
         expert_state_bytes=BYTES_PER_PARAM * round(sparse * experts) * (_copies_per_param(config) - muon),
         activation_bytes=round(BYTES_PER_VALUE * _activations(config, sparse, backbone)),

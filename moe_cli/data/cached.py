@@ -1,5 +1,6 @@
-"""Checks folders of the cache against checksums that were computed when they were built.
+"""Builds folders of the cache, and checks them against checksums that were computed when they were built.
 
+A folder is complete or absent, even if several processes build one at the same time.
 Every use of a file checks all of it. A large token file is the exception: `BlockChecksums` checks each block when it is
 first read. That takes about 10 us per training window and causes no further reads, because the system reads whole
 pages. A damaged folder is removed, and built again.
@@ -11,7 +12,7 @@ import re
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -19,10 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_cli.errors import DataError, UnsafePath
+from moe_cli.errors import DataError, UnsafePath, Unwritable
 from moe_cli.files.checksums import read_sealed, write_sealed
 from moe_cli.files.reading import Unreadable, open_regular, parse_object, read_bytes
-from moe_cli.files.writing import delete, new_folder, rename, write_bytes
+from moe_cli.files.writing import (
+    delete,
+    delete_abandoned,
+    ensure_folder,
+    new_folder,
+    rename,
+    write_bytes,
+    write_failure_hint,
+)
 from moe_cli.formatting import print_line
 
 META = "meta.json"
@@ -184,3 +193,26 @@ def _remove_damaged(folder: Path, what: str, reason: str, before: os.stat_result
         raise DataError(
             f"the {what} in {folder} are damaged ({reason}), and cannot be built again: {error.strerror}."
         ) from None
+
+
+@contextmanager
+def atomic_folder(folder: Path, what: str) -> Iterator[Path]:
+    """Yields a temporary folder, which is renamed to `folder` at the end. META must be written last.
+
+    After an error the folder is deleted.
+
+    Raises:
+        Unwritable: `what` cannot be written there.
+    """
+    try:
+        ensure_folder(folder.parent)
+        delete_abandoned(folder.parent, f"{BUILDING}*")
+        with new_folder(folder.parent, BUILDING) as temporary:
+            yield temporary
+            write_checksums(temporary)
+            rename(temporary, folder)
+    except OSError as error:
+        if not (folder / META).is_file():  # else another process has built it first
+            raise Unwritable(
+                f"cannot write the {what} to {folder}: {error.strerror}. {write_failure_hint(error)}"
+            ) from None

@@ -21,8 +21,7 @@ from moe_cli.config.data import TOKENIZERS, BuiltCorpusConfig, TextFilesConfig
 from moe_cli.config.probes import ProbeConfig
 from moe_cli.data.baselines import bigram_bits_per_byte, gzip_bits_per_byte, unigram_baselines
 from moe_cli.data.bpe import SEPARATOR, SubwordTokenizer, read_tokenizer, slice_utf8, train_bpe
-from moe_cli.data.cache_folders import atomic_folder
-from moe_cli.data.cached import META
+from moe_cli.data.cached import META, atomic_folder
 from moe_cli.data.corpus_files import CorpusFile, CorpusSource
 from moe_cli.data.dataset import source
 from moe_cli.data.documents import NotText

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.config.data import DataConfig
-from moe_cli.data.cache_folders import atomic_folder
-from moe_cli.data.cached import META, Types, find_built
+from moe_cli.data.cached import META, Types, atomic_folder, find_built
 from moe_cli.errors import DataError
 
 SplitT = TypeVar("SplitT")

@@ -95,7 +95,11 @@ def _build(data: ImageData, found: DataFiles | None, folder: Path) -> None:
         "domains": names,
         "image_size": data.image_size,
         "channels": data.channels,
-        "ignored_split_names": _ignored_split_names(data, found),
+        "ignored_split_names": (
+            ignored_split_names([path.relative_to(found.root) for path in found.paths])
+            if isinstance(data, ImageFolderConfig) and found is not None
+            else None
+        ),
         "references": {"majority_accuracy": float((splits["val"].labels == commonest).mean())},
     }
     write_examples(Images, folder, splits, meta)
@@ -246,13 +250,6 @@ def _folder(data: ImageFolderConfig, found: DataFiles) -> tuple[dict[str, Labell
     return (
         by_name if VAL in parts else {**split_images(by_name["train"], data.val_fraction), "test": by_name["test"]}
     ), classes
-
-
-def _ignored_split_names(data: ImageData, found: DataFiles | None) -> str | None:
-    """Returns a warning about folders that are named like splits but are not used as splits; None if there are none."""
-    if not isinstance(data, ImageFolderConfig) or found is None:
-        return None
-    return ignored_split_names([path.relative_to(found.root) for path in found.paths])
 
 
 def _eight_bits(image: Any) -> Any:

@@ -46,7 +46,8 @@ def generate_interactions(data: SyntheticRatingsConfig) -> Interactions:
     - click with probability sigmoid(CLICK_MEAN + CLICK_STD B[cluster of user, cluster of item])
     """
     draw = np.random.default_rng(data.seed)
-    users, items = np.divmod(_distinct(draw, data.users * data.items, data.num_pairs), data.items)
+    pairs = draw.choice(data.users * data.items, data.num_pairs, replace=False)
+    users, items = np.divmod(pairs, data.items)
     user_cluster, item_cluster = (
         draw.integers(data.clusters, size=data.users),
         draw.integers(data.clusters, size=data.items),
@@ -68,8 +69,3 @@ def generate_interactions(data: SyntheticRatingsConfig) -> Interactions:
         expected,
         click_probability,
     )
-
-
-def _distinct(draw: np.random.Generator, size: int, number: int) -> NDArray[np.int64]:
-    """Returns `number` different numbers below `size`, in random order."""
-    return draw.choice(size, number, replace=False)

@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,10 +56,10 @@ def describe_token_files(data: TokenFilesConfig, outputs: Path | None = None) ->
     names = [path.relative_to(listed.root) if path != listed.root else Path(path.name) for path in files]
     found = _split_files(files, names)
     contents = {path: _content(data, path) for part in found for path in part}
-    parts = ([contents[path].shard for path in part] for part in found)
+    parts = ([contents[path][0] for path in part] for part in found)
     splits = dict(zip(SPLITS, _split(data, *parts), strict=True))
     used = {shard.path for part in splits.values() for shard in part}
-    headers = Counter(content.header for path, content in contents.items() if path in used)
+    headers = Counter(header for path, (_, header) in contents.items() if path in used)
     digest = hashlib.sha256(data.dtype.encode())
     for part in filter(None, splits.values()):
         _hash_sample(data, part, digest)
@@ -100,20 +99,8 @@ def _split_files(files: Sequence[Path], names: Sequence[Path]) -> tuple[list[Pat
     return (train, val, test) if train and (val or test) else (list(files), [], [])
 
 
-@dataclass(frozen=True)
-class _Content:
-    """The tokens of a file.
-
-    Attributes:
-        header: LLM_C or NPY; None means no header.
-    """
-
-    shard: Shard
-    header: str | None
-
-
-def _content(data: TokenFilesConfig, path: Path) -> _Content:
-    """Returns the tokens of a file, by its header if it has one. Raises DataError."""
+def _content(data: TokenFilesConfig, path: Path) -> tuple[Shard, str | None]:
+    """Returns the tokens of a file, by its header if it has one, and LLM_C, NPY or None. Raises DataError."""
     if path.suffix.lower() in PACKED:
         raise DataError(f"{path} is compressed, and token files are memory-mapped. Unpack it.")
     with open_file(path) as file:
@@ -124,15 +111,15 @@ def _content(data: TokenFilesConfig, path: Path) -> _Content:
     if path.suffix.lower() == ".npy":
         raise DataError(f"{path} does not begin like a .npy file. Copy it again.")
     if int(header[0]) not in MAGIC or size < HEADER_BYTES:
-        return _Content(_shard(data, path, 0, size, None), None)
+        return _shard(data, path, 0, size, None), None
     magic, version, num_tokens = map(int, header[:3])
     if version != VERSION:
         raise DataError(f"{path} has a header of version {version}; only version {VERSION} can be read.")
     _check_dtype(data, path, MAGIC[magic], str(magic))
-    return _Content(_shard(data, path, HEADER_BYTES, size, num_tokens), LLM_C)
+    return _shard(data, path, HEADER_BYTES, size, num_tokens), LLM_C
 
 
-def _npy_content(data: TokenFilesConfig, path: Path, file: IO[bytes], size: int) -> _Content:
+def _npy_content(data: TokenFilesConfig, path: Path, file: IO[bytes], size: int) -> tuple[Shard, str]:
     """Returns the tokens of a file that numpy.save wrote."""
     file.seek(0)
     try:
@@ -151,7 +138,7 @@ def _npy_content(data: TokenFilesConfig, path: Path, file: IO[bytes], size: int)
         fitting = "uint16 or uint32, little-endian"
         raise DataError(f"{path} holds {dtype.str[0].strip('<|')}{dtype.name}, not {fitting}: array.astype('<u4')")
     _check_dtype(data, path, name, dtype.name)
-    return _Content(_shard(data, path, file.tell(), size, shape[0]), NPY)
+    return _shard(data, path, file.tell(), size, shape[0]), NPY
 
 
 def _check_dtype(data: TokenFilesConfig, path: Path, dtype: str, header: str) -> None:

@@ -8,7 +8,7 @@ from moe_cli.exchange.export_run import tokenizer_of
 from moe_cli.exchange.gguf import choose_architecture, gguf_tensors, halved_names, metadata_of, tokenizer_metadata
 from moe_cli.exchange.model_file import ModelFile, check_target
 from moe_cli.files.gguf_file import NotFinite, write_gguf
-from moe_cli.files.tensor_file import open_tensors
+from moe_cli.files.tensor_file import open_tensors, running_total
 from moe_cli.files.writing import replaced
 from moe_cli.runs.folder import Run
 
@@ -45,19 +45,14 @@ def export_gguf(
     checkpoint = find_checkpoint(run, which)
     tokenizer = tokenizer_of(run, config, checkpoint, outputs)
     with open_tensors(checkpoint.evaluated_files()) as (shapes, read):
-        vocab_size, done = shapes["embedding.weight"][0], 0
+        vocab_size = shapes["embedding.weight"][0]
         tensors = list(gguf_tensors(config, shapes, read))
         described = tokenizer_metadata(tokenizer, vocab_size)
         metadata = metadata_of(config, run.id, vocab_size, dtype == "float16") | described
-
-        def report(number: int) -> None:
-            nonlocal done
-            done += number
-            on_bytes(done)
-
+        halved = halved_names(tensors) if dtype == "float16" else ()
         try:
             with replaced(path) as file:
-                write_gguf(file, metadata, tensors, halved_names(tensors) if dtype == "float16" else (), report)
+                write_gguf(file, metadata, tensors, halved, running_total(on_bytes))
         except NotFinite as error:
             raise ConfigError(f"{error} has values that {dtype} cannot hold. Exportable: --dtype float32") from None
     lacks_tokenizer = described["tokenizer.ggml.model"] == "none"

@@ -22,10 +22,10 @@ from moe_cli.execution.data import check_same_data, load_data_read_only
 from moe_cli.files.writing import write_bytes, write_text
 from moe_cli.models.registry import make_model
 from moe_cli.moe.routing import RoutingPolicy
+from moe_cli.plugins import is_installed
 from moe_cli.runs.folder import Run
 from moe_cli.training.checkpoint import Checkpoint, find_checkpoint
 
-ENDING = ".onnx"
 # The settings that are written into the file: those of the model. Paths of data are not among them.
 SETTINGS = ("expert", "k", "model", "router", "task")
 
@@ -73,14 +73,10 @@ def export_onnx(run: Run, outputs: Path, path: Path, which: str = "latest", *, f
 
 
 def _check_libraries() -> None:
-    try:
-        import onnx
-        import onnxscript
-    except ImportError:
+    if not all(map(is_installed, ("onnx", "onnxscript"))):
         raise ConfigError(
             "a file .onnx needs onnx and onnxscript, which are not installed: pip install 'moe-cli[onnx]'"
-        ) from None
-    assert onnx, onnxscript
+        )
 
 
 def _extra_metadata(run: Run, config: RunConfig, checkpoint: Checkpoint, outputs: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from moe_cli.exchange.settings import choose_family, to_their_config
 from moe_cli.exchange.tensors import their_tensors
 from moe_cli.exchange.tokenizer import generation_config, tokenizer_config, tokenizer_json
 from moe_cli.execution.data import check_same_data, load_data_read_only
-from moe_cli.files.tensor_file import open_tensors
+from moe_cli.files.tensor_file import open_tensors, running_total
 from moe_cli.files.writing import ensure_folder, write_text
 from moe_cli.formatting import sanitise
 from moe_cli.runs.folder import Run
@@ -72,26 +72,19 @@ def export_run(
     tokenizer = tokenizer_of(run, config, checkpoint, outputs)
     with open_tensors(checkpoint.evaluated_files()) as (shapes, read):
         tensors = list(their_tensors(config, family, shapes, read))
-        total, done = sum(tensor.num_bytes for tensor in tensors), 0
-
-        def report(number: int) -> None:
-            nonlocal done
-            done += number
-            on_bytes(done, total)
-
+        total = sum(tensor.num_bytes for tensor in tensors)
         _make_folder(folder)
-        written = files.write_weights(folder, tensors, shard_bytes, report)
+        written = files.write_weights(folder, tensors, shard_bytes, running_total(lambda done: on_bytes(done, total)))
     vocab_size = shapes["embedding.weight"][0]
     described = to_their_config(config, family, vocab_size)
     contents: dict[str, Any] = {files.CONFIG: described, "generation_config.json": generation_config(tokenizer)}
     texts: dict[str, str] = {}
     if tokenizer is not None:
         contents["tokenizer_config.json"] = tokenizer_config(config.model.context_length)
-    written += [files.write_object(folder / name, content) for name, content in contents.items()]
-    if tokenizer is not None:
         texts[files.TOKENIZER] = tokenizer_json(tokenizer)
     step = checkpoint.state["step"]
     texts["README.md"] = model_card(run, config, step, family.title, tokenizer is not None)
+    written += [files.write_object(folder / name, content) for name, content in contents.items()]
     for name, text in texts.items():
         write_text(folder / name, text)
         written.append(folder / name)

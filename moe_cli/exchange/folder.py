@@ -19,7 +19,6 @@ from moe_cli.formatting import foreign_name, sanitise
 CONFIG, TOKENIZER, WEIGHTS, INDEX = "config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"
 # The largest part of the weights in one file.
 SHARD_BYTES = 4 * 10**9
-_CHUNK_BYTES = 2**22
 MAX_SHARDS, MAX_INDEX_BYTES = 512, 2**26
 # Endings of files of weights that may execute code when they are read.
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -69,16 +68,21 @@ def hash_weights(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for name in weight_files(folder)[0]:
-        path = file_in(folder, name)
-        if path is None:
-            raise _no_weights(folder, name)
-        try:
-            with open_regular(path) as file:
-                while chunk := file.read(_CHUNK_BYTES):
-                    digest.update(chunk)
-        except Unreadable as problem:
-            raise ConfigError(f"{sanitise(str(path))} {problem}.") from None
+        with _weights(folder, name) as path, open_regular(path) as file:
+            hashlib.file_digest(file, lambda: digest)  # which updates it
     return digest.hexdigest()
+
+
+@contextmanager
+def _weights(folder: Path, name: str) -> Iterator[Path]:
+    """Returns a context to open a file of weights in. Raises ConfigError if it is missing or cannot be used."""
+    path = file_in(folder, name)
+    if path is None:
+        raise _no_weights(folder, name)
+    try:
+        yield path
+    except Unreadable as problem:
+        raise ConfigError(f"{sanitise(str(path))} {problem}.") from None
 
 
 def weights_state(folder: Path) -> list[list[Any]]:
@@ -104,13 +108,8 @@ def open_weights(folder: Path) -> Iterator[Shards]:
     with ExitStack() as stack:
         files: dict[str, TensorFile] = {}
         for name in names:
-            path = file_in(folder, name)
-            if path is None:
-                raise _no_weights(folder, name)
-            try:
+            with _weights(folder, name) as path:
                 files[name] = stack.enter_context(TensorFile(path))
-            except Unreadable as problem:
-                raise ConfigError(f"{sanitise(str(path))} {problem}.") from None
         if place is None:
             place = dict.fromkeys(files[WEIGHTS].entries, WEIGHTS)
         for tensor, name in place.items():
@@ -159,7 +158,7 @@ def write_weights(
     folder: Path, tensors: Sequence[NewTensor], shard_bytes: int, on_bytes: Callable[[int], object]
 ) -> list[Path]:
     """Writes the weights, in several files with an index if they have more than `shard_bytes`; returns the files."""
-    shards = split(tensors, shard_bytes)
+    shards = group_shards(tensors, shard_bytes)
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     names = names if len(shards) > 1 else [WEIGHTS]
     for name, shard in zip(names, shards, strict=True):
@@ -176,7 +175,7 @@ def write_weights(
     return written
 
 
-def split(tensors: Sequence[NewTensor], shard_bytes: int) -> list[list[NewTensor]]:
+def group_shards(tensors: Sequence[NewTensor], shard_bytes: int) -> list[list[NewTensor]]:
     """Returns the tensors in groups of at most `shard_bytes`, or of one larger tensor."""
     shards: list[list[NewTensor]] = [[]]
     size = 0

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from moe_cli.config.model import TransformerConfig
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.schema import RunConfig
@@ -20,9 +18,9 @@ from moe_cli.data.tokenizers import ByteTokenizer, Tokenizer
 from moe_cli.errors import ConfigError
 from moe_cli.exchange.families import DEFAULT_EPS, LLAMA, QWEN3, QWEN3_MOE, Family
 from moe_cli.exchange.settings import choose_family, renormalises
-from moe_cli.exchange.tensors import EXPERT_BIAS, Shapes
+from moe_cli.exchange.tensors import EXPERT_BIAS, Shapes, ones, read_range, row_heights
 from moe_cli.files.gguf_file import Value
-from moe_cli.files.tensor_file import NewTensor, Values, chunk_ranges
+from moe_cli.files.tensor_file import NewTensor, Values
 
 ARCHITECTURES = {QWEN3_MOE.model_type: "qwen3moe", QWEN3.model_type: "qwen3", LLAMA.model_type: "llama"}
 # The version of its quantised types, which every file names.
@@ -176,7 +174,7 @@ def gguf_tensors(config: RunConfig, shapes: Shapes, read: Read) -> Iterator[NewT
     assert isinstance(model, TransformerConfig)
     for name, shape in shapes.items():
         if name in _TOP:
-            yield NewTensor(f"{_TOP[name]}.weight", shape, partial(_range, read, name, 0, math.prod(shape)))
+            yield NewTensor(f"{_TOP[name]}.weight", shape, partial(read_range, read, name, 0, math.prod(shape)))
             continue
         _, layer, local = name.split(".", 2)
         if local == EXPERT_BIAS:
@@ -185,10 +183,10 @@ def gguf_tensors(config: RunConfig, shapes: Shapes, read: Read) -> Iterator[NewT
             continue
         yield from _layer_tensors(config, family, f"blk.{layer}.", (name, local, shape), read)
     if family.has_unit_norms and model.qk_norm_weights == "none":
-        ones = np.ones(model.d_head or 1, np.float32)
+        width = (model.d_head or 1,)
         for index in range(model.num_layers):
             for letter in "qk":
-                yield NewTensor(f"blk.{index}.attn_{letter}_norm.weight", ones.shape, partial(_one, ones))
+                yield NewTensor(f"blk.{index}.attn_{letter}_norm.weight", width, partial(ones, width))
 
 
 def _layer_tensors(
@@ -200,12 +198,8 @@ def _layer_tensors(
     name, local, shape = ours
     theirs = _LAYER[local]
     stacks, height, row = (shape[0] if len(shape) == 3 else 1), shape[-2] if len(shape) > 1 else 1, shape[-1]
-    heights = [height // len(theirs)] * len(theirs)
-    if local.startswith("attention.qkv"):
-        heights = [(heads or 1) * (model.d_head or 1) for heads in (model.num_heads, *[model.num_kv_heads] * 2)]
-    assert sum(heights) == height, name
     first = 0
-    for their, part in zip(theirs, heights, strict=True):
+    for their, part in zip(theirs, row_heights(config, local, height, len(theirs)), strict=True):
         starts = [(stack * height + first) * row for stack in range(stacks)]
         of_shape = (part, row) if len(shape) == 2 else (stacks, part, row) if len(shape) == 3 else shape
         chunks = partial(_ranges, read, name, starts, part * row)
@@ -215,14 +209,9 @@ def _layer_tensors(
         first += part
 
 
-def _range(read: Read, name: str, first: int, count: int) -> Iterator[Values]:
-    for start, number in chunk_ranges(first, count):
-        yield read(name, start, number)
-
-
 def _ranges(read: Read, name: str, starts: list[int], count: int) -> Iterator[Values]:
     for start in starts:
-        yield from _range(read, name, start, count)
+        yield from read_range(read, name, start, count)
 
 
 def _interleaved(read: Read, name: str, first: int, size: tuple[int, int, int]) -> Iterator[Values]:
@@ -231,10 +220,6 @@ def _interleaved(read: Read, name: str, first: int, size: tuple[int, int, int]) 
     for head in range(rows // d_head):
         values = read(name, first + head * d_head * row, d_head * row).reshape(2, d_head // 2, row)
         yield values.swapaxes(0, 1).reshape(-1)
-
-
-def _one(values: Values) -> Iterator[Values]:
-    yield values
 
 
 def halved_names(tensors: list[NewTensor]) -> set[str]:

@@ -6,8 +6,8 @@ Nothing of the folder is executed: settings are JSON, weights are safetensors, a
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from moe_cli.config.axes import single_values
@@ -23,7 +23,7 @@ from moe_cli.exchange.settings import TheirConfig, has_interleaved_rotations, to
 from moe_cli.exchange.tensors import our_tensors
 from moe_cli.execution.data import load_run_data, model_vocab_size
 from moe_cli.execution.machine import describe_environment
-from moe_cli.files.tensor_file import NewTensor, write_tensors
+from moe_cli.files.tensor_file import NewTensor, running_total, write_tensors
 from moe_cli.files.writing import delete, replaced, write_json
 from moe_cli.runs.folder import IMPORTED, Run, create_run
 from moe_cli.runs.locks import claim_run
@@ -144,18 +144,13 @@ def _write(
     on_bytes: Callable[[int, int], object],
 ) -> None:
     """Writes the checkpoint and the records of an imported run."""
-    from moe_cli.training.checkpoint import save_imported
+    from moe_cli.training.checkpoint_writer import save_imported
 
-    total, done = sum(tensor.num_bytes for tensor in tensors), 0
-
-    def report(number: int) -> None:
-        nonlocal done
-        done += number
-        on_bytes(done, total)
+    total = sum(tensor.num_bytes for tensor in tensors)
 
     def write_model(path: Path) -> None:
         with replaced(path) as file:
-            write_tensors(file, tensors, report)
+            write_tensors(file, tensors, running_total(lambda done: on_bytes(done, total)))
 
     with claim_run(run):
         save_imported(run, write_model, {"corpus_sha256": corpus.meta["sha256"], "digest": run.config().digest})
@@ -164,44 +159,24 @@ def _write(
         Recorder(run).status(IMPORTED, imported=time.time())
 
 
-@dataclass
-class _State:
-    """The state of a training that did not take place here."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    skipped: int = 0
-    rewinds: int = 0
-    spikes: int = 0
-
-
-@dataclass
-class _Imported:
-    """The parts of a training that the results of a run are computed from, with an imported model."""
-
-    config: RunConfig
-    model: Any
-    task: Any
-    recorder: Recorder
-    state: _State = field(default_factory=_State)
-
-    @property
-    def layers(self) -> Any:
-        from moe_cli.moe.sparse_layer import moe_layers
-
-        return moe_layers(self.model)
-
-
 def evaluate_imported(run: Run, outputs: Path) -> Mapping[str, Any]:
     """Evaluates an imported run on its validation split, records the results and the routing, and returns them."""
     from moe_cli.execution.summary import summarise
     from moe_cli.execution.trained_model import load_trained
+    from moe_cli.moe.sparse_layer import moe_layers
+    from moe_cli.training.state import TrainState
 
     trained = load_trained(run, outputs)
     with claim_run(run):
         recorder = Recorder(run)
-        evaluated = _Imported(trained.config, trained.model, trained.task, recorder)
+        evaluated = SimpleNamespace(
+            config=trained.config,
+            model=trained.model,
+            task=trained.task,
+            recorder=recorder,
+            state=TrainState(),
+            layers=moe_layers(trained.model),
+        )
         results = {**summarise(run, trained.config, trained.task.dataset, evaluated), "status": IMPORTED}
         recorder.complete(results)
     return results

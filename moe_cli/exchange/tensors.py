@@ -89,17 +89,22 @@ def _pieces(config: RunConfig, local: str, shape: tuple[int, ...], names: Sequen
     if not names:
         return
     num_rows, row = (math.prod(shape[:-1]), shape[-1:]) if len(shape) > 1 else (shape[0], ())
-    heights = [num_rows // len(names)] * len(names)
+    first = 0
+    for name, height in zip(names, row_heights(config, local, num_rows, len(names)), strict=True):
+        piece = Piece(name, (height, *row), first)
+        yield piece
+        first += piece.count
+
+
+def row_heights(config: RunConfig, local: str, num_rows: int, number: int) -> list[int]:
+    """Returns the rows of each of the tensors that one of ours consists of: queries, keys, values, or equal parts."""
+    heights = [num_rows // number] * number
     model = config.model
     if local.startswith("attention.qkv"):
         assert isinstance(model, TransformerConfig)
         heights = [(heads or 1) * (model.d_head or 1) for heads in (model.num_heads, *[model.num_kv_heads] * 2)]
     assert sum(heights) == num_rows, local
-    first = 0
-    for name, height in zip(names, heights, strict=True):
-        piece = Piece(name, (height, *row), first)
-        yield piece
-        first += piece.count
+    return heights
 
 
 def their_tensors(
@@ -118,13 +123,14 @@ def their_tensors(
                 "lacks. Exportable: balance=loss_free with router=sigmoid and latent attention (DeepSeek-V3)."
             )
         for piece in mapped.pieces:
-            yield NewTensor(piece.theirs, piece.shape, partial(_parts, partial(read, mapped.ours), piece))
+            yield NewTensor(piece.theirs, piece.shape, partial(read_range, read, mapped.ours, piece.first, piece.count))
     yield from _extra_tensors(config, family)
 
 
-def _parts(read: Callable[[int, int], Values], piece: Piece) -> Iterator[Values]:
-    for start, number in chunk_ranges(piece.first, piece.count):
-        yield read(start, number)
+def read_range(read: Callable[[str, int, int], Values], name: str, first: int, count: int) -> Iterator[Values]:
+    """Yields `count` values from `first` of a tensor of ours, a part at a time."""
+    for start, number in chunk_ranges(first, count):
+        yield read(name, start, number)
 
 
 def _extra_tensors(config: RunConfig, family: Family) -> Iterator[NewTensor]:
@@ -138,7 +144,7 @@ def _extra_tensors(config: RunConfig, family: Family) -> Iterator[NewTensor]:
     for layer in range(model.num_layers):
         shared = _EMPTY_EXPERTS if empty and layer in config.sparse_layers else {}
         for name, shape in (*extra, *((name, shape(model.d_model)) for name, shape in shared.items())):
-            yield NewTensor(THEIR_LAYER.format(i=layer) + name, shape, partial(_ones, shape))
+            yield NewTensor(THEIR_LAYER.format(i=layer) + name, shape, partial(ones, shape))
 
 
 _EMPTY_EXPERTS = {
@@ -148,7 +154,8 @@ _EMPTY_EXPERTS = {
 }
 
 
-def _ones(shape: tuple[int, ...]) -> Iterator[Values]:
+def ones(shape: tuple[int, ...]) -> Iterator[Values]:
+    """Yields the values of a tensor of ones."""
     yield np.ones(shape, np.float32)
 
 

@@ -16,6 +16,7 @@ from moe_cli.execution.machine import (
     available_memory_bytes,
     busy_cores,
     count_cores,
+    omp_threads,
     package_version,
     total_memory_bytes,
     visible_gpus,
@@ -23,7 +24,7 @@ from moe_cli.execution.machine import (
 from moe_cli.execution.memory import PROCESS_BYTES
 from moe_cli.files.writing import write_failure_hint
 from moe_cli.formatting import format_bytes, plural, sanitise
-from moe_cli.loggers.logging_recorder import is_installed
+from moe_cli.plugins import is_installed
 
 MIN_TORCH = (2, 10)
 # With less free space, the checkpoints of a small run may not fit.
@@ -149,7 +150,7 @@ def diagnose(version: str, outputs: Path) -> Diagnosis:
     torch, torch_problems, torch_notes = _examine_torch()
     nearest = next(path for path in (outputs, *outputs.parents) if path.exists())
     write_problem, free = _write_problem(nearest), shutil.disk_usage(nearest).free
-    available, threads, conf = available_memory_bytes(), _omp_threads(), find_user_conf(None)
+    available, threads, conf = available_memory_bytes(), omp_threads(), find_user_conf(None)
     problems, notes = [*torch_problems, *([write_problem] if write_problem else [])], [*torch_notes]
     if write_problem is None and free < MIN_FREE_BYTES:
         problems.append(
@@ -239,12 +240,6 @@ def _examine_torch() -> tuple[Torch | None, list[str], list[str]]:
     if not usable and cpu_has_bfloat16():
         precision = "bfloat16 from d_model 96 on"
     return Torch(torch.__version__, build, gpus, precision), problems, notes
-
-
-def _omp_threads() -> int | None:
-    """Returns the number of threads in $OMP_NUM_THREADS, as `pick_threads` reads it; None means that none is set."""
-    text = os.environ.get("OMP_NUM_THREADS", "")
-    return int(text) if re.fullmatch(r"[1-9]\d{0,3}", text, re.ASCII) else None
 
 
 def _write_problem(folder: Path) -> str | None:

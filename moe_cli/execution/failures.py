@@ -39,7 +39,7 @@ def _of_plugin(run: Run, error: BaseException) -> TrainingError | None:
 def _disk_full(run: Run, error: BaseException) -> DiskFull | None:
     if not is_full(error):
         return None
-    from moe_cli.training.checkpoint import recovery_hint
+    from moe_cli.training.checkpoint_writer import recovery_hint
 
     reason = error.strerror if isinstance(error, OSError) else str(error)
     return DiskFull(f"cannot write to {run.path}: {reason}. {recovery_hint(run, full=True)}")

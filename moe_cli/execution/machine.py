@@ -56,14 +56,20 @@ def pick_threads(config: RunConfig, vocab_size: int = 256) -> int:
     """
     if config.train.threads is not None:
         return config.train.threads
-    variable = os.environ.get("OMP_NUM_THREADS", "")
-    if re.fullmatch(r"[1-9]\d{0,3}", variable, re.ASCII):
-        return min(int(variable), THREADS)
+    threads = omp_threads()
+    if threads is not None:
+        return min(threads, THREADS)
     flops = (
         estimate_cost(config, vocab_size).model_flops_per_token * config.train.batch_size * config.model.context_length
     )
     cores = count_cores() // (local_world_size() if is_distributed() else 1)
     return max(1, min(cores, math.ceil(flops / FLOPS_PER_THREAD)))
+
+
+def omp_threads() -> int | None:
+    """Returns the number of threads in $OMP_NUM_THREADS; None means that none is set."""
+    variable = os.environ.get("OMP_NUM_THREADS", "")
+    return int(variable) if re.fullmatch(r"[1-9]\d{0,3}", variable, re.ASCII) else None
 
 
 def oversubscription_warning(threads: int) -> str | None:

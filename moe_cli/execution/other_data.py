@@ -1,6 +1,5 @@
 """Loads data that a trained model did not learn from, in the tokens of its own tokenizer."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +78,6 @@ def _tokenizer_setting(run: str, corpus: Corpus, outputs: Path) -> str:
         raise ConfigError(
             f"{run} knows only the characters of its own text (data.tokenizer=chars), and no other text can be read."
         )
-    name = hashlib.sha256(tokenizer.json.encode()).hexdigest()[:16]
-    path = scratch_folder() / f"{name}.json"  # the cache of texts knows it by its content
+    path = scratch_folder() / f"{tokenizer.sha256[:16]}.json"  # the cache of texts knows it by its content
     write_text(path, tokenizer.json)
     return str(path)

@@ -5,6 +5,7 @@ noted with it. The command then continues with the other files and reports this 
 """
 
 import errno
+import hashlib
 import json
 import logging
 import math
@@ -44,6 +45,12 @@ def kind_of(mode: int) -> str | None:
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return None
     return _KINDS.get(stat.S_IFMT(mode), "special file")
+
+
+def hash_file(path: Name) -> str:
+    """Returns the SHA-256 of a file. Raises OSError or Unreadable if it cannot be read."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_regular(path: Name, max_bytes: int | None = None) -> BufferedReader:

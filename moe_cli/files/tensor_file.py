@@ -175,6 +175,18 @@ def write_tensors(
         assert written == tensor.num_bytes, tensor.name
 
 
+def running_total(on_total: Callable[[int], object]) -> Callable[[int], None]:
+    """Returns a function that adds numbers up, and calls `on_total` with each sum."""
+    total = 0
+
+    def add(number: int) -> None:
+        nonlocal total
+        total += number
+        on_total(total)
+
+    return add
+
+
 def chunk_ranges(first: int, count: int) -> Iterator[tuple[int, int]]:
     """Yields (start, number) of parts of at most CHUNK_VALUES values."""
     for start in range(first, first + count, CHUNK_VALUES):

@@ -17,7 +17,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -138,6 +138,15 @@ def hold(path: Path, operation: int = fcntl.LOCK_EX) -> Iterator[None]:
         file = os.fdopen(_open(path, os.O_RDWR | os.O_CREAT, folder), "rb+")
     with file:
         fcntl.flock(file, operation)
+        yield
+
+
+@contextmanager
+def hold_where_supported(path: Path, operation: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Holds a lock file as `hold` does; has no effect on a file system without locks."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            stack.enter_context(hold(path, operation))
         yield
 
 

@@ -5,7 +5,6 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import print_line
 from moe_cli.loggers.logger import Logger, ResumeState, RunContext, last_steps, step_of
-from moe_cli.plugins import Plugin, find
+from moe_cli.plugins import Plugin, find, is_installed
 from moe_cli.runs.folder import COMPLETED, FAILED, INTERRUPTED, Run
 from moe_cli.runs.recorder import Recorder
 
@@ -42,15 +41,6 @@ def check_loggers(log: str | None, option: str = "log=") -> None:
                 f"{option}{name} needs {' and '.join(missing)}, not installed here. "
                 f"Install: pip install 'moe-cli[{name}]'"
             )
-
-
-def is_installed(name: str) -> bool:
-    """Returns whether a package can be imported. A folder of the same name, such as ./wandb, does not count."""
-    try:
-        found = find_spec(name)
-    except (ImportError, ValueError):
-        return False
-    return found is not None and found.origin is not None
 
 
 def make_recorder(run: Run, config: RunConfig, outputs: Path) -> Recorder:

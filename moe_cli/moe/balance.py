@@ -8,8 +8,9 @@ processes wait for them.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
+from operator import add
 
 import torch
 from jaxtyping import Float, Int
@@ -243,3 +244,11 @@ def auxiliary_losses(
             layers = [loss(routing) for routing in routings]
         losses[method] = torch.stack(layers).mean()
     return losses
+
+
+def total_loss(loss: Tensor, aux_losses: Mapping[LossMethod, Tensor], routings: Sequence[Routing]) -> Tensor:
+    """Computes the task's loss plus the weighted balancing losses and the mean of the routers' own losses."""
+    if aux_losses:
+        loss = loss + reduce(add, [method.weight * aux_loss for method, aux_loss in aux_losses.items()])
+    router_losses = [routing.router_loss for routing in routings if routing.router_loss is not None]
+    return loss + torch.stack(router_losses).mean() if router_losses else loss

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -93,6 +94,18 @@ class Routing:
         """Returns the routing with `kept` False wherever the mask is False. No assignment is removed."""
         return replace(self, kept=self.kept & mask, is_dropless=False)
 
+    def take(self, index: Int[Tensor, " N"], **changes: Any) -> "Routing":
+        """Returns the routing with the assignments of the index, in its order, and with changes of other fields."""
+        return replace(
+            self,
+            token_ids=self.token_ids[index],
+            expert_ids=self.expert_ids[index],
+            weights=self.weights[index],
+            kept=self.kept[index],
+            rounds=1,
+            **changes,
+        )
+
 
 def count_ids(ids: Int[Tensor, " N"], bound: int) -> Int[Tensor, " bound"]:
     """Counts each id in [0, bound). Unlike torch.bincount it does not wait for a GPU."""
@@ -143,18 +156,13 @@ def without_null_experts(routing: Routing) -> Routing:
         return routing
     num_experts = routing.num_experts - routing.num_null
     real = (routing.expert_ids < num_experts).nonzero().squeeze(1)  # one read from a GPU, where each mask would be one
-    return replace(
-        routing,
+    return routing.take(
+        real,
         logits=routing.logits[:, :num_experts],
         probs=routing.probs[:, :num_experts],
-        token_ids=routing.token_ids[real],
-        expert_ids=routing.expert_ids[real],
-        weights=routing.weights[real],
-        kept=routing.kept[real],
         clean_logits=None,
         noise_std=None,
         num_null=0,
-        rounds=1,
     )
 
 
@@ -210,14 +218,7 @@ def drop_overflow(routing: Routing, capacity: int, drop: str = "position") -> Ro
         else:
             probs = routing.probs[routing.token_ids, routing.expert_ids]
             order = torch.argsort(probs, descending=True, stable=True)
-        routing = replace(
-            routing,
-            token_ids=routing.token_ids[order],
-            expert_ids=routing.expert_ids[order],
-            weights=routing.weights[order],
-            kept=routing.kept[order],
-            rounds=1,
-        )
+        routing = routing.take(order)
     else:
         assert drop == "position", drop
     has_room = position_in_queue(routing.expert_ids, routing.num_experts) < capacity

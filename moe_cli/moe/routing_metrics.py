@@ -29,6 +29,11 @@ def load_cv(tokens_per_expert: Tensor) -> float:
     return load.std(correction=0).item() / mean if mean else 0.0
 
 
+def relative_load(counts: Int[Tensor, " E"]) -> tuple[float, ...]:
+    """Returns the assignments to each expert as a multiple of an even share; 0 for all if there are none."""
+    return tuple((counts * len(counts) / counts.sum().clamp(min=1)).tolist())
+
+
 def assignment_mask(routing: Routing) -> Bool[Tensor, "T E"]:
     """Returns True for the experts that each token was assigned to, before drops."""
     mask = torch.zeros(routing.probs.shape, dtype=torch.bool, device=routing.probs.device)

@@ -11,7 +11,7 @@ from moe_cli.data.cached import MAX_META_BYTES
 from moe_cli.errors import MoeError
 from moe_cli.files.reading import read_json
 from moe_cli.files.writing import TEMPORARY, abandoned, delete, is_safe
-from moe_cli.runs.folder import COMPLETED, MAKING, RUNNING, Run
+from moe_cli.runs.folder import COMPLETED, DAMAGED, MAKING, RUNNING, SAVING, Run
 from moe_cli.runs.locks import is_locked
 from moe_cli.runs.lookup import list_runs
 from moe_cli.runs.trash import TRASH, trashed_runs
@@ -69,9 +69,9 @@ def _reclaimable_of_run(run: Run) -> Iterator[Reclaimable]:
     checkpoints = run.checkpoints() if is_safe(run.path / "checkpoints") else []
     if len(checkpoints) < 2 or run.status()["status"] != COMPLETED:
         return
-    best = _best_checkpoint(checkpoints[0])
+    best = _best_checkpoint(run, checkpoints[0])
     for folder in checkpoints[1:]:
-        if folder.name != best:
+        if folder != best:
             yield Reclaimable("checkpoints", folder, size_of(folder), f"{run.id} is complete", idle)
 
 
@@ -79,7 +79,7 @@ def _leftovers_of_run(run: Run) -> Iterator[tuple[Path, str]]:
     for path in _abandoned_in(run.path, f".*{TEMPORARY}"):
         yield path, "left by a killed process"
     if is_safe(run.path / "checkpoints"):
-        for pattern, what in ((".saving-*", "half a checkpoint"), ("damaged-*", "a damaged checkpoint")):
+        for pattern, what in ((f"{SAVING}*", "half a checkpoint"), (f"{DAMAGED}*", "a damaged checkpoint")):
             for folder in (run.path / "checkpoints").glob(pattern):
                 yield folder, what
 
@@ -89,11 +89,11 @@ def _abandoned_in(folder: Path, *patterns: str) -> list[Path]:
     return [path for pattern in patterns for path in abandoned(folder, pattern)] if is_safe(folder) else []
 
 
-def _best_checkpoint(newest: Path) -> str | None:
-    """Returns the name of the best checkpoint, if train.keep_best has recorded one."""
+def _best_checkpoint(run: Run, newest: Path) -> Path | None:
+    """Returns the folder of the best checkpoint, if train.keep_best has recorded one."""
     state = (read_json(newest / "state.json") or {}).get("state")
     step = state.get("best_step") if isinstance(state, dict) else None
-    return f"step_{step:08d}" if isinstance(step, int) else None
+    return run.checkpoint(step) if isinstance(step, int) else None
 
 
 def _reclaimable_in_cache(cache: Path, runs: Sequence[Run]) -> Iterator[Reclaimable]:

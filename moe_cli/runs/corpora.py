@@ -3,15 +3,14 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from moe_cli.config.data import CorpusConfig, DataConfig
 from moe_cli.errors import DataError
 from moe_cli.files.reading import Unreadable, parse_object, read_bytes
-from moe_cli.files.writing import hold, write_json
+from moe_cli.files.writing import hold_where_supported, write_json
 from moe_cli.runs.folder import Run
 
 # The file in a sweep's folder with the hash of each data set, by the settings that choose it.
@@ -36,7 +35,7 @@ def record_corpora(folder: Path, found: Iterable[tuple[DataConfig, Mapping[str, 
     known = {} if replace else _recorded(path)
     if current.keys() <= known.keys():
         return _check(folder, current, known)
-    with _corpora_lock(folder):
+    with hold_where_supported(folder / f".{CORPORA_FILE}.lock"):
         known = {} if replace else _recorded(path)
         _check(folder, current, known)
         write_json(path, {**{key: meta["sha256"] for key, meta in current.items()}, **known})
@@ -78,12 +77,3 @@ def _key(data: DataConfig) -> str:
     if isinstance(data, CorpusConfig):
         values = {key: value for key, value in values.items() if key not in _ENCODING_SETTINGS}
     return json.dumps(values, sort_keys=True)
-
-
-@contextmanager
-def _corpora_lock(folder: Path) -> Iterator[None]:
-    """Prevents other processes from recording data. Has no effect where locks are not supported."""
-    with ExitStack() as stack:
-        with suppress(OSError):
-            stack.enter_context(hold(folder / f".{CORPORA_FILE}.lock"))
-        yield

@@ -59,6 +59,8 @@ HEARTBEAT_TIMEOUT = 120.0
 LATEST_BYTES = 16_384
 # The prefix of a run folder's name until its first files are written.
 MAKING = ".making-"
+# Prefixes of the names of folders among the checkpoints: while one is written, and of one with wrong checksums.
+SAVING, DAMAGED = ".saving-", "damaged-"
 # The errors of a rename to an existing name.
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 # The digest of the configuration in a run's id.
@@ -168,10 +170,14 @@ class Run:
         """Returns the folders of complete checkpoints, newest first."""
         return sorted((self.path / "checkpoints").glob("step_" + 8 * "[0-9]"), reverse=True)
 
+    def checkpoint(self, step: int) -> Path:
+        """Returns the folder of the checkpoint of a step."""
+        return self.path / "checkpoints" / f"step_{step:08d}"
+
     def checkpoint_step(self) -> int | None:
         """Returns the step of the newest checkpoint, from which a stopped run continues; None if it has none."""
         folders = self.checkpoints()
-        return int(folders[0].name.removeprefix("step_")) if folders else None
+        return step_of_checkpoint(folders[0]) if folders else None
 
     def kept(self) -> str:
         """Returns the checkpoint that a stopped run continues from, as part of a sentence."""
@@ -197,6 +203,11 @@ class Run:
     def read_routing(self) -> Iterator[dict[str, Any]]:
         """Yields the records of routing.jsonl."""
         return read_lines(self.path / "routing.jsonl")
+
+
+def step_of_checkpoint(folder: Path) -> int:
+    """Returns the step of the folder of a checkpoint."""
+    return int(folder.name.removeprefix("step_"))
 
 
 def create_run(outputs: Path, sweep: str, config: RunConfig) -> Run:

@@ -6,12 +6,12 @@
 import fcntl
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_cli.errors import RunBusy
-from moe_cli.files.writing import TEMPORARY, delete_abandoned, hold, is_held, write_text
+from moe_cli.files.writing import TEMPORARY, delete_abandoned, hold, hold_where_supported, is_held, write_text
 
 if TYPE_CHECKING:
     from moe_cli.runs.folder import Run
@@ -64,9 +64,7 @@ def break_lock(path: Path) -> None:
 def sweep_lock(folder: Path) -> Iterator[None]:
     """Marks a sweep's folder as in use; several processes may do so. Has no effect where locks are not supported."""
     delete_abandoned(folder, f".*{TEMPORARY}")
-    with ExitStack() as stack:
-        with suppress(OSError):
-            stack.enter_context(hold(folder / ".at-work", fcntl.LOCK_SH))
+    with hold_where_supported(folder / ".at-work", fcntl.LOCK_SH):
         yield
 
 

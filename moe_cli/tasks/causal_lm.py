@@ -92,7 +92,7 @@ class TextTask(Task):
     dataset: Corpus
 
     # The distance from an input to its target, in positions.
-    ahead: ClassVar[int] = 1
+    target_offset: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -110,11 +110,11 @@ class TextTask(Task):
         self.seed = seed
         self.vocab_size = self.num_data_tokens = int(corpus.meta["vocab_size"])
         self.packing = packing
-        self._begins = lru_cache(maxsize=2)(corpus.document_starts)
+        self._document_starts = lru_cache(maxsize=2)(corpus.document_starts)
         self._windows = lru_cache(maxsize=2)(self._windows_of)
         self._bytes_per_token = corpus.bytes_per_token
         self._order = lru_cache(maxsize=2)(self._order_of)
-        self._starts = lru_cache(maxsize=2)(self._starts_of)
+        self._train_starts = lru_cache(maxsize=2)(self._train_starts_of)
 
     def train_batch(self, index: int, size: int, part: int = 0, parts: int = 1) -> TextBatch:
         """Returns the `index`-th batch of `size` windows.
@@ -126,12 +126,12 @@ class TextTask(Task):
         """
         part_size = size // parts
         first = index * size + part * part_size
-        batch = self._batch(self.dataset.train, self._starts(first, part_size), self.context_length)
+        batch = self._batch(self.dataset.train, self._train_starts(first, part_size), self.context_length)
         if len(self.dataset.train) >= LARGE_SPLIT_TOKENS:
             if index % RELEASE_EVERY == 0:
                 self.dataset.train.release()
             # The next batch is read from the disk during this step.
-            for start in self._starts(first + size, part_size):
+            for start in self._train_starts(first + size, part_size):
                 self.dataset.train.prefetch(max(0, start), start + self.context_length + 1)
         return batch
 
@@ -170,11 +170,11 @@ class TextTask(Task):
 
     def _val_inputs(self) -> tuple[int, int]:
         """Returns the first and the last position of the validation split; -1 means a separator before the split."""
-        return (0 if self.packing == "concat" else -self.ahead), len(self.dataset.val) - self.ahead
+        return (0 if self.packing == "concat" else -self.target_offset), len(self.dataset.val) - self.target_offset
 
     def _val_documents(self, size: int, max_tokens: int | None) -> Iterator[TextBatch]:
         val, length = self.dataset.val, self.eval_length
-        windows = document_windows(self._begins(val), len(val), length, self.stride)
+        windows = document_windows(self._document_starts(val), len(val), length, self.stride)
         keep = len(windows.starts)
         if max_tokens is not None:
             keep = min(keep, max(1, int(max_tokens / windows.sizes.mean())))
@@ -249,7 +249,7 @@ class TextTask(Task):
             return len(self._windows(self.dataset.train).starts)
         return max(1, (len(self.dataset.train) - self.context_length) // self.context_length)
 
-    def _starts_of(self, first: int, size: int) -> tuple[int, ...]:
+    def _train_starts_of(self, first: int, size: int) -> tuple[int, ...]:
         """Returns the starts of `size` training windows; `first` counts windows from the start of the first epoch."""
         epochs, positions = np.divmod(np.arange(first, first + size), self._windows_per_epoch)
         starts = np.empty(size, np.int64)
@@ -267,7 +267,7 @@ class TextTask(Task):
         return epoch_order(self.seed, epoch, self._windows_per_epoch, room)
 
     def _windows_of(self, tokens: Tokens) -> DocumentWindows:
-        return document_windows(self._begins(tokens), len(tokens), self.context_length)
+        return document_windows(self._document_starts(tokens), len(tokens), self.context_length)
 
     def _batch(self, tokens: Tokens, starts: Sequence[int], length: int, skipped: Sequence[int] = ()) -> TextBatch:
         """Returns the windows that begin at `starts`.
@@ -278,12 +278,12 @@ class TextTask(Task):
         if self.packing == "pad":
             positions = np.array(starts)
             return self._padded(tokens, positions, self._windows(tokens).sizes_at(positions + 1), length)
-        windows = self._read_windows(tokens, starts, length + self.ahead)
-        targets = windows[:, self.ahead :].copy()
+        windows = self._read_windows(tokens, starts, length + self.target_offset)
+        targets = windows[:, self.target_offset :].astype(np.int64)
         if any(skipped):
             targets[np.arange(length) < np.array(skipped)[:, None]] = IGNORE_INDEX
         batch = TextBatch(
-            torch.from_numpy(windows[:, :length].copy()),
+            torch.from_numpy(windows[:, :length].astype(np.int64)),
             torch.from_numpy(targets),
             self._bytes_of(targets),
             torch.tensor(starts),
@@ -295,11 +295,11 @@ class TextTask(Task):
         """Returns the batch with its targets. Here these are the next tokens, which the batch already has."""
         return batch
 
-    def _read_windows(self, tokens: Tokens, starts: Sequence[int], length: int) -> NDArray[np.int64]:
+    def _read_windows(self, tokens: Tokens, starts: Sequence[int], length: int) -> NDArray[Any]:
         """Returns the tokens of windows. Position -1, before the first token of the split, has a separator."""
         windows = np.stack([self._window(tokens, start, start + length) for start in starts])
         self._check_vocabulary(tokens, windows, starts)
-        return windows.astype(np.int64)
+        return windows
 
     def _window(self, tokens: Tokens, start: int, end: int) -> NDArray[Any]:
         return tokens[start:end] if start >= 0 else np.append(self.document_prefix, tokens[0:end])
@@ -309,7 +309,7 @@ class TextTask(Task):
         if self.packing != "isolate":
             return None
         positions = np.array(starts)[:, None] + np.arange(1, length + 1)
-        return torch.from_numpy(np.searchsorted(self._begins(tokens), positions, side="right"))
+        return torch.from_numpy(np.searchsorted(self._document_starts(tokens), positions, side="right"))
 
     def _bytes_of(self, targets: NDArray[np.int64]) -> int | None:
         """Returns the bytes of text of the scored targets; None means unknown."""

@@ -24,7 +24,7 @@ class MaskedTask(TextTask):
     mask token follows those of the corpus.
     """
 
-    ahead: ClassVar[int] = 0
+    target_offset: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -45,8 +45,7 @@ class MaskedTask(TextTask):
         logits, routings = batch.forward(model)
         is_target = batch.targets != IGNORE_INDEX
         losses = F.cross_entropy(logits[is_target].float(), batch.targets[is_target], reduction="none")
-        starts = batch.starts if self.packing == "concat" else batch.starts + 1
-        domains = self._domains(starts, batch.inputs.shape[1])[is_target.flatten().cpu()]
+        domains = self._domains(self._first_inputs(batch), batch.inputs.shape[1])[is_target.flatten().cpu()]
         correct = (logits.argmax(-1) == batch.targets).sum()
         sums = {"correct": correct, BY_DOMAIN: sum_by_domain(losses, domains, len(self.domains))}
         return EvalBatchResult(losses.mean(), routings, sums)

@@ -46,7 +46,7 @@ class SpanTask(TextTask):
     those of the corpus.
     """
 
-    ahead: ClassVar[int] = 0
+    target_offset: ClassVar[int] = 0
 
     def __init__(
         self, corpus: Corpus, context_length: int, seed: int, task: SpanCorruption, eval_length: int | None = None

@@ -29,13 +29,13 @@ class DistributedModel:
     Attributes:
         model: the given module, whose parameters are replaced by this process's parts.
         forward: the module to call in training; it averages gradients over processes, and is compiled on request.
-        experts: the processes that share one set of experts; None means that every process has all experts.
+        expert_group: the processes that share one set of experts; None means that every process has all experts.
     """
 
     def __init__(self, config: LaunchConfig, model: nn.Module, compiled: bool = False) -> None:
         self.model = model
         self.forward: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
-        self.experts: ExpertGroup | None = None
+        self.expert_group: ExpertGroup | None = None
         self.layers = moe_layers(model)
         self._expert_params: dict[str, nn.Parameter] = {}
         self._distribute(config)
@@ -47,9 +47,9 @@ class DistributedModel:
             return
         device = next(model.parameters()).device
         if config.expert_parallel_size > 1 and self.layers:
-            self.experts = make_expert_group(device.type, config.expert_parallel_size)
+            self.expert_group = make_expert_group(device.type, config.expert_parallel_size)
             for layer in self.layers:
-                layer.shard_experts(self.experts)
+                layer.shard_experts(self.expert_group)
             members = {param for layer in self.layers for param in layer.experts.parameters()}
             self._expert_params = {name: param for name, param in model.named_parameters() if param in members}
         if config.data_parallel == "fsdp":
@@ -82,9 +82,9 @@ class DistributedModel:
     @torch.no_grad()
     def reduce_expert_gradients(self) -> None:
         """Averages the gradients of divided experts, which are sums over the tokens of M processes, over all N."""
-        if self.experts is None:
+        if self.expert_group is None:
             return
-        replicas = self.experts.mesh["replicas"]
+        replicas = self.expert_group.mesh["replicas"]
         for param in self._expert_params.values():
             if param.grad is not None:
                 if replicas.size() > 1:
@@ -96,15 +96,15 @@ class DistributedModel:
         """Computes the norm of the full gradient over all processes."""
         grads = {name: param.grad for name, param in self._params.items() if param.grad is not None}
         replicated = nn.utils.get_total_norm([grad for name, grad in grads.items() if name not in self._expert_params])
-        if self.experts is None:
+        if self.expert_group is None:
             return full_tensor(replicated)
         divided = nn.utils.get_total_norm([grads[name] for name in self._expert_params if name in grads]).square()
-        dist.all_reduce(divided, group=self.experts.group)
+        dist.all_reduce(divided, group=self.expert_group.group)
         return (full_tensor(replicated).square() + divided).sqrt()
 
     def local_counts(self, load: Sequence[Tensor]) -> Sequence[Tensor]:
         """Returns, per layer, the counts of this process's experts, from the counts of all but null experts."""
-        return load if self.experts is None else [self.experts.local_shard(counts) for counts in load]
+        return load if self.expert_group is None else [self.expert_group.local_shard(counts) for counts in load]
 
     def to_full(self, tensor: Tensor, name: str) -> Tensor:
         """Returns the full tensor of a parameter or of its optimizer state, from the parts of all processes.
@@ -113,12 +113,12 @@ class DistributedModel:
             name: name of the parameter.
         """
         tensor = full_tensor(tensor.detach())
-        return self.experts.gather(tensor) if self.experts and self._is_divided(tensor, name) else tensor
+        return self.expert_group.gather(tensor) if self.expert_group and self._is_divided(tensor, name) else tensor
 
     def to_local(self, tensor: Tensor, name: str, like: Tensor) -> Tensor:
         """Returns this process's part of a full tensor, distributed as `like`: the inverse of `to_full`."""
-        if self.experts and self._is_divided(tensor, name):
-            tensor = self.experts.local_shard(tensor)
+        if self.expert_group and self._is_divided(tensor, name):
+            tensor = self.expert_group.local_shard(tensor)
         if isinstance(like, DTensor):
             return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
         return tensor

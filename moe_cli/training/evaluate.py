@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -176,19 +177,23 @@ class Evaluation:
         """Returns exp(loss); infinity if it would overflow."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
+    @cached_property
+    def _metrics_by_layer(self) -> list[dict[str, float]]:
+        return [layer.metrics() for layer in self.layers]
+
     def routing_metrics(self) -> dict[str, float] | None:
         """Returns LAYER_METRICS averaged over layers; None for a dense model."""
-        if not self.layers:
+        by_layer = self._metrics_by_layer
+        if not by_layer:
             return None
-        by_layer = [layer.metrics() for layer in self.layers]
         return {key: sum(metrics[key] for metrics in by_layer) / len(by_layer) for key in by_layer[0]}
 
     def layer_metrics(self) -> dict[str, float]:
         """Returns all metrics of all layers, by keys such as moe/layer_03/max_violation (the third sparse layer)."""
         return {
             layer_key(number, key): value
-            for number, layer in enumerate(self.layers)
-            for key, value in layer.metrics().items()
+            for number, metrics in enumerate(self._metrics_by_layer)
+            for key, value in metrics.items()
         }
 
     def layer_records(self, tables: bool = False) -> list[dict[str, Any]]:
@@ -202,10 +207,10 @@ class Evaluation:
                 "layer": number,
                 "tokens_per_expert": layer.tokens_per_expert.tolist(),
                 "kept_per_expert": layer.kept.tolist(),
-                **layer.metrics(),
+                **metrics,
                 **(layer.tables(self.domains) if tables else {}),
             }
-            for number, layer in enumerate(self.layers)
+            for number, (layer, metrics) in enumerate(zip(self.layers, self._metrics_by_layer, strict=True))
         ]
 
 

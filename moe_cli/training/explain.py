@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from moe_cli.config.training import EvalConfig
 from moe_cli.data.bpe import SubwordTokenizer
 from moe_cli.moe.routing import Routing
-from moe_cli.training.evaluate import LayerRoutingStats, eval_policy, evaluation_mode, new_stats
+from moe_cli.moe.routing_metrics import relative_load
+from moe_cli.training.evaluate import eval_policy, evaluation_mode, new_stats
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def explain(
         for window_ids, routings in zip(ids.split(window), passes, strict=True):
             stats.add(routings[layer], window_ids, torch.zeros_like(window_ids))
             choices += token_choices(routings[layer])
-        layers.append(LayerAssignments(layer, block, tuple(choices), _load(stats), stats.metrics()))
+        load = relative_load(stats.tokens_per_expert)
+        layers.append(LayerAssignments(layer, block, tuple(choices), load, stats.metrics()))
     return Explanation(window, tuple(tokens), tuple(layers))
 
 
@@ -143,12 +145,6 @@ def token_choices(routing: Routing) -> list[tuple[Assignment, ...]]:
     for token, expert, weight, kept in zip(*(column.tolist() for column in columns), strict=True):
         by_token[token].append(Assignment(expert, weight, kept))
     return [tuple(sorted(choices, key=lambda one: (not one.kept, -one.weight, one.expert))) for choices in by_token]
-
-
-def _load(stats: LayerRoutingStats) -> tuple[float, ...]:
-    return tuple(
-        (stats.tokens_per_expert * len(stats.tokens_per_expert) / stats.tokens_per_expert.sum().clamp(min=1)).tolist()
-    )
 
 
 def text_tokens(text: str, tokenizer: Any) -> list[TextToken]:

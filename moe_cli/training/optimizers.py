@@ -29,7 +29,7 @@ _ADAM_PARTS = (".router.", ".lstm.")
 NEWTON_SCHULZ_COEFFS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalise(matrices: Float[Tensor, "N R C"], steps: int = NEWTON_SCHULZ_STEPS) -> Float[Tensor, "N R C"]:
+def orthogonalise(matrices: Float[Tensor, "N R C"]) -> Float[Tensor, "N R C"]:
     """Moves the singular values of each matrix near 1 by Newton-Schulz iterations (Muon, Jordan et al., 2024).
 
     The iterations end in about [0.7, 1.2], which is close enough to U V^T for a descent direction. A zero matrix stays
@@ -39,7 +39,7 @@ def orthogonalise(matrices: Float[Tensor, "N R C"], steps: int = NEWTON_SCHULZ_S
     x: Tensor = matrices / (matrices.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None])
     x = x.to(_product_dtype(x))
     is_tall = x.shape[1] > x.shape[2]
-    for _ in range(steps):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         gram = torch.bmm(x.mT, x) if is_tall else torch.bmm(x, x.mT)
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, x, factor, beta=a) if is_tall else torch.baddbmm(x, factor, x, beta=a)
@@ -89,14 +89,13 @@ class Muon(torch.optim.Optimizer):
         """Updates the weights in the step with this number, counted from 0."""
         assert closure is None
         for group in self.param_groups:
+            runs = [run for param in group["params"] for run in self._runs(param, (active or {}).get(param))]
+            _update_momentum(runs, group["momentum"])
+            due = [run for run in runs if (number - self._layer_of.get(run.param, 0)) % self._period(run.param) == 0]
             by_shape: dict[torch.Size, list[_Direction]] = defaultdict(list)
-            for param in group["params"]:
-                if param.grad is not None:
-                    runs = _contiguous_runs(param, (active or {}).get(param))
-                    stacks = self._update_momentum(param, runs, group["momentum"])
-                    period = self.expert_period if param in self._layer_of else 1
-                    if stacks and (number - self._layer_of.get(param, 0)) % period == 0:
-                        by_shape[param.shape[-2:]] += _nesterov(param, stacks, group["momentum"], period)
+            for run, nesterov in zip(due, _nesterov(due, group["momentum"]), strict=True):
+                direction = _Direction(run.weights, _gather_rows(nesterov, run.param), self._period(run.param))
+                by_shape[run.param.shape[-2:]].append(direction)
             for (rows, columns), directions in by_shape.items():
                 steps = orthogonalise(torch.cat([direction.matrices for direction in directions]))
                 scale = group["lr"] * math.sqrt(max(1, rows / columns))
@@ -106,17 +105,42 @@ class Muon(torch.optim.Optimizer):
                     weights.mul_(1 - group["lr"] * group["weight_decay"] * period)
                     weights.add_(_local_rows(step, weights), alpha=-scale * math.sqrt(period))
 
-    def _update_momentum(self, param: Tensor, runs: list[slice], momentum: float) -> list[tuple[Tensor, ...]]:
-        """Updates the momentum of each run of matrices; returns the run's weights, gradients and momentum [N, R, C]."""
-        assert param.grad is not None
+    def _period(self, param: Tensor) -> int:
+        return self.expert_period if param in self._layer_of else 1
+
+    def _runs(self, param: Tensor, experts: Sequence[int] | None) -> list["_Run"]:
+        """Returns the runs of active matrices of a parameter; none without a gradient."""
+        if param.grad is None:
+            return []
         state = self.state[param]
         if not state:
             state["momentum"] = torch.zeros_like(param)
-        stacks = [_as_stack(_local(tensor)) for tensor in (param, param.grad, state["momentum"])]
-        of_runs = [tuple(stack[run] for stack in stacks) for run in runs]
-        for _, gradients, averages in of_runs:
-            averages.lerp_(gradients, 1 - momentum)
-        return of_runs
+        stacks = [_as_stack(local_part(tensor)) for tensor in (param, param.grad, state["momentum"])]
+        if experts is None:
+            return [_Run(param, *stacks)]
+        return [_Run(param, *(stack[run] for stack in stacks)) for run in _contiguous_runs(experts)]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Neighbouring matrices of a parameter, or of this process's part of it, which a step updates."""
+
+    param: Tensor
+    weights: Float[Tensor, "N R C"]
+    gradients: Float[Tensor, "N R C"]
+    momentum: Float[Tensor, "N R C"]
+
+
+def _update_momentum(runs: list[_Run], momentum: float) -> None:
+    if runs:
+        torch._foreach_lerp_([run.momentum for run in runs], [run.gradients for run in runs], 1 - momentum)
+
+
+def _nesterov(runs: list[_Run], momentum: float) -> Sequence[Tensor]:
+    """Returns the Nesterov momentum of each run."""
+    if not runs:
+        return ()
+    return torch._foreach_lerp([run.gradients for run in runs], [run.momentum for run in runs], momentum)
 
 
 @dataclass(frozen=True)
@@ -132,13 +156,6 @@ class _Direction:
     period: int
 
 
-def _nesterov(param: Tensor, stacks: list[tuple[Tensor, ...]], momentum: float, period: int) -> list[_Direction]:
-    return [
-        _Direction(weights, _gather_rows(gradients.lerp(averages, momentum), param), period)
-        for weights, gradients, averages in stacks
-    ]
-
-
 class ExpertAdamW(torch.optim.Optimizer):
     """AdamW (arXiv:1711.05101) over stacked experts [E, R, C], with a step count for each expert.
 
@@ -146,11 +163,9 @@ class ExpertAdamW(torch.optim.Optimizer):
     a separate parameter with the same gradients.
     """
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float, eps: float = 1e-8
-    ) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
         # `fused` also tells torch to load the counts as float32 on the parameter's device.
-        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps, "fused": True}
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": 1e-8, "fused": True}
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -209,7 +224,8 @@ class ExpertSGD(torch.optim.Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(param)
                 stacks = [_as_stack(tensor) for tensor in (param, param.grad, state["momentum_buffer"])]
-                for run in _contiguous_runs(param, (active or {}).get(param)):
+                experts = (active or {}).get(param)
+                for run in [slice(None)] if experts is None else _contiguous_runs(experts):
                     weight, grad, average = (stack[run] for stack in stacks)
                     average.mul_(group["momentum"]).add_(grad.add(weight, alpha=group["weight_decay"]))
                     weight.add_(average, alpha=-group["lr"])
@@ -219,7 +235,7 @@ def _as_stack(matrices: Tensor) -> Float[Tensor, "N R C"]:
     return matrices.unsqueeze(0) if matrices.ndim == 2 else matrices.flatten(0, -3)
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """Returns this process's part of a sharded tensor; any other tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -246,14 +262,8 @@ def _local_rows(step: Float[Tensor, "N all C"], weight: Float[Tensor, "N R C"]) 
     return step[:, first : first + weight.shape[1]]
 
 
-def _contiguous_runs(param: Tensor, experts: Sequence[int] | None) -> list[slice]:
-    """Returns the runs of neighbouring active experts, so that few large operations suffice; one run if all are active.
-
-    Args:
-        experts: active experts in ascending order; None means all.
-    """
-    if experts is None:
-        return [slice(0, _local(param).shape[:-2].numel())]
+def _contiguous_runs(experts: Sequence[int]) -> list[slice]:
+    """Returns the runs of neighbours among the active experts, in ascending order, so that few operations suffice."""
     active = set(experts)
     firsts = [expert for expert in experts if expert - 1 not in active]
     lasts = [expert for expert in experts if expert + 1 not in active]
@@ -366,21 +376,19 @@ def make_optimizers(config: OptimConfig, model: nn.Module) -> Optimizers:
         return Optimizers(config, [muon, _adamw(config, config.adam_lr, others, gates)], experts, blocks)
     stacked = [param for params in experts for param in params]
     rest = [param for _, param in named if all(param is not other for other in stacked)]
-    optimizers: list[torch.optim.Optimizer]
+    main: torch.optim.Optimizer
+    of_experts: torch.optim.Optimizer | None = None
     if isinstance(config, SGDConfig):
-        optimizers = [
-            torch.optim.SGD(
-                _param_groups(config, rest, gates), lr=config.lr, momentum=config.momentum, **_impl_kwargs(rest)
-            )
-        ]
+        groups = _param_groups(config, rest, gates)
+        main = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, **_impl_kwargs(rest))
         if stacked:
-            optimizers.append(ExpertSGD(stacked, config.lr, config.momentum, config.weight_decay))
-        return Optimizers(config, optimizers, experts, blocks)
-    assert isinstance(config, AdamWConfig)
-    optimizers = [_adamw(config, config.lr, rest, gates)]
-    if stacked:
-        optimizers.append(ExpertAdamW(stacked, config.lr, (config.beta1, config.beta2), config.weight_decay))
-    return Optimizers(config, optimizers, experts, blocks)
+            of_experts = ExpertSGD(stacked, config.lr, config.momentum, config.weight_decay)
+    else:
+        assert isinstance(config, AdamWConfig)
+        main = _adamw(config, config.lr, rest, gates)
+        if stacked:
+            of_experts = ExpertAdamW(stacked, config.lr, (config.beta1, config.beta2), config.weight_decay)
+    return Optimizers(config, [main] if of_experts is None else [main, of_experts], experts, blocks)
 
 
 def _is_for_muon(name: str, param: Tensor) -> bool:
@@ -406,12 +414,10 @@ def _param_groups(config: OptimConfig, params: list[nn.Parameter], gates: Collec
     Args:
         gates: the ids of the gates' parameters, which have groups of their own with optim.router_lr.
     """
-    own = [param for param in params if config.router_lr is not None and id(param) in gates]
-    groups = _by_decay(config, params)
-    if not own:
-        return groups
-    groups = _by_decay(config, [param for param in params if id(param) not in gates])
-    return groups + [group | {"lr": config.router_lr} for group in _by_decay(config, own) if group["params"]]
+    own = {id(param) for param in params if config.router_lr is not None and id(param) in gates}
+    groups = _by_decay(config, [param for param in params if id(param) not in own])
+    gate_groups = _by_decay(config, [param for param in params if id(param) in own])
+    return groups + [group | {"lr": config.router_lr} for group in gate_groups if group["params"]]
 
 
 def _by_decay(config: OptimConfig, params: list[nn.Parameter]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from moe_cli.moe.routing_metrics import (
     chance_saturation,
     co_activation_dependence,
     expected_co_activation,
+    relative_load,
     router_saturation,
     specialisation,
 )
@@ -300,10 +301,10 @@ def _layer_study(
 ) -> LayerStudy:
     return LayerStudy(
         number,
-        _load(stats.tokens_per_expert),
+        relative_load(stats.tokens_per_expert),
         max_violation(stats.tokens_per_expert.tolist()),
         {
-            name: _load(counts)
+            name: relative_load(counts)
             for name, counts in zip(result.domains, stats.by_domain, strict=True)
             if int(counts.sum())
         },
@@ -312,10 +313,6 @@ def _layer_study(
         _locality(observed),
         saturation,
     )
-
-
-def _load(counts: Int[Tensor, " E"]) -> tuple[float, ...]:
-    return tuple((counts * len(counts) / counts.sum().clamp(min=1)).tolist())
 
 
 def _specialisation(stats: LayerRoutingStats, observed: LayerObserver) -> DomainSpecialisation | None:

@@ -5,8 +5,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from moe_cli.distributed.launch import is_distributed
 
@@ -41,12 +42,8 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    previous = {number: signal.signal(number, request_stop) for number in STOP_SIGNALS}
-    try:
+    with _handled(STOP_SIGNALS, request_stop):
         yield lambda: is_requested or (launcher is not None and os.getppid() != launcher)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -68,12 +65,19 @@ def interrupt_on_signals() -> Iterator[None]:
         yield
         return
     handled = [number for number in INTERRUPT_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, interrupt) for number in handled}
+    with _handled(handled, interrupt):
+        yield
+
+
+@contextmanager
+def _handled(numbers: Iterable[int], handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Installs the handler of these signals, and restores the earlier handlers at the end."""
+    previous = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
 
 
 def exit_with_parent(parent: int) -> None:

@@ -2,21 +2,22 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from moe_cli.config.balances import LossMethod, QuantileBalance
+from moe_cli.config.balances import QuantileBalance
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.training import EVALUATIONS_PER_RUN
 from moe_cli.distributed import collectives
 from moe_cli.errors import TrainingError
 from moe_cli.metrics import ESTIMATES, validation_key
-from moe_cli.moe.balance import auxiliary_losses, bias_method, next_bias
+from moe_cli.moe.balance import auxiliary_losses, bias_method, next_bias, total_loss
 from moe_cli.moe.max_violation import max_violation
 from moe_cli.moe.routing import Routing
 from moe_cli.moe.routing_metrics import dropped_fraction
@@ -24,17 +25,13 @@ from moe_cli.moe.sparse_layer import moe_layers
 from moe_cli.runs.folder import RUNNING
 from moe_cli.runs.recorder import Recorder
 from moe_cli.tasks.base import Task
-from moe_cli.training.checkpoint import (
-    AsyncCheckpointWriter,
-    Checkpoint,
-    TrainingTensors,
-    newest_valid_checkpoint,
-    take_snapshot,
-)
+from moe_cli.training.checkpoint import Checkpoint, newest_valid_checkpoint
+from moe_cli.training.checkpoint_writer import AsyncCheckpointWriter
 from moe_cli.training.distributed_model import DistributedModel
 from moe_cli.training.evaluate import Evaluation, eval_policy, evaluate, expert_lists, probe_routing
 from moe_cli.training.optimizers import Optimizers
 from moe_cli.training.precision import autocast
+from moe_cli.training.saved_training import TrainingParts, load_training, take_snapshot
 from moe_cli.training.signals import stop_signals
 from moe_cli.training.state import StepCallback, StepReport, StepResult, TrainState
 from moe_cli.training.weight_average import WeightAverage
@@ -90,12 +87,12 @@ class Trainer:
         self.device = self.params[0].device
         self.bias_method = bias_method(config.balance)
         self.average = None if config.optim.ema_decay is None else WeightAverage(model, config.optim.ema_decay)
-        self.training_tensors = TrainingTensors(distributed_model, optimizers, self.average)
+        self.parts = TrainingParts(distributed_model, optimizers, self.average)
         self.checkpoint_writer = AsyncCheckpointWriter(recorder.run, config.train.keep_checkpoints)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Restores a checkpoint, and removes the records of later steps."""
-        checkpoint.load_training(self.training_tensors)
+        load_training(checkpoint, self.parts)
         saved = checkpoint.state
         # The number of threads decides how sums are split, so the last digits depend on it.
         torch.set_num_threads(saved.get("threads") or torch.get_num_threads())
@@ -138,7 +135,8 @@ class Trainer:
                 report = self.step()
                 best = False
                 if self._is_due(self.config.train.eval_every):
-                    val = self._evaluate()
+                    with self.averaged():
+                        val = self._evaluate()
                     best = self._is_best(val)
                 self.observer(replace(report, val=val))
                 # Read once, so that no signal can arrive between the condition for saving and that for stopping.
@@ -196,7 +194,9 @@ class Trainer:
         train, state = self.config.train, self.state
         device = self.device
         loss_sum, aux_sums, dropped_sum = 0.0, dict[str, float](), 0.0
-        step_counts = [torch.zeros(layer.num_scored, dtype=torch.int64, device=device) for layer in self.layers]
+        # All sparse layers have the same number of experts.
+        num_scored = self.layers[0].num_scored if self.layers else 0
+        step_counts = torch.zeros(len(self.layers), num_scored, dtype=torch.int64, device=device)
         probs: list[list[Tensor]] = [[] for _ in self.layers]
         num_tokens = [0 for _ in self.layers]
         rank, world_size = collectives.rank(), collectives.world_size()
@@ -207,24 +207,24 @@ class Trainer:
                 with autocast(train.precision, device):
                     loss, routings = self.task.loss(self.distributed_model.forward, batch)
                 # Counted here and not in the layers, which also evaluate and may compute a batch twice.
-                batch_counts = _counts_of_all(routings)
-                for counts, new, layer_probs, routing in zip(step_counts, batch_counts, probs, routings, strict=True):
-                    counts += new
-                    if isinstance(self.bias_method, QuantileBalance):
+                batch_counts = _counts_of_all(routings, device)
+                step_counts += batch_counts
+                if isinstance(self.bias_method, QuantileBalance):
+                    for layer_probs, routing in zip(probs, routings, strict=True):
                         layer_probs.append(collectives.all_gather_rows(routing.probs.detach()))
                 aux_losses = auxiliary_losses(
                     self.config.balance,
                     routings,
-                    batch_counts=batch_counts,
-                    step_counts=step_counts,
+                    batch_counts=batch_counts.unbind(),
+                    step_counts=step_counts.unbind(),
                     num_sequences=batch.num_examples,
                 )
-                total = _total_loss(loss, aux_losses, routings)
+                total = total_loss(loss, aux_losses, routings)
                 has_capacity = self.config.capacity is not None
                 dropped = [dropped_fraction(routing) for routing in routings] if has_capacity else []
                 # Read together, because each read makes the CPU wait for a GPU.
                 scalars = (total, loss, *aux_losses.values(), *dropped)
-                losses = torch.stack([value.detach().double() for value in scalars])
+                losses = torch.stack([value.detach() for value in scalars]).double()
                 total_value, loss_value, *values = collectives.all_reduce_mean(losses).tolist()
                 if not math.isfinite(total_value):
                     raise NotFiniteError(
@@ -242,7 +242,7 @@ class Trainer:
         mean_dropped = None if self.config.capacity is None else dropped_sum / train.grad_accumulation
         return StepResult(loss_sum, aux_sums, grad_norm, mean_dropped, load, probs, num_tokens)
 
-    def _clip(self, step_counts: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
+    def _clip(self, step_counts: Int[Tensor, "layers E"]) -> tuple[float, list[Tensor]]:
         """Clips the gradient to optim.grad_clip. Returns its norm before, and the counts on the CPU.
 
         Raises:
@@ -251,7 +251,7 @@ class Trainer:
         params = [param for param in self.params if param.grad is not None]
         total = self.distributed_model.gradient_norm()
         # Read together, because each read makes the CPU wait for a GPU.
-        norm, *counts = torch.cat([values.double().flatten() for values in (total, *step_counts)]).tolist()
+        norm, *counts = torch.cat([values.double().flatten() for values in (total, step_counts)]).tolist()
         if not math.isfinite(norm):
             raise NotFiniteError(f"the gradient is {norm}", "Try a lower optim.lr.")
         limit = self.config.optim.grad_clip
@@ -261,8 +261,7 @@ class Trainer:
             for param in params:
                 assert param.grad is not None
                 param.grad.mul_(min(1.0, limit / (norm + 1e-6)))
-        load = torch.tensor(counts, dtype=torch.int64).split([len(layer) for layer in step_counts])
-        return norm, list(load)
+        return norm, list(torch.tensor(counts, dtype=torch.int64).view(step_counts.shape))
 
     def _update(self, result: StepResult, started: float) -> float:
         """Updates the weights and the balancing biases; returns the schedule's factor of the learning rate.
@@ -403,10 +402,6 @@ class Trainer:
 
         The loss in summary.json is computed after training, from the whole split.
         """
-        with self.averaged():
-            return self._evaluate_model()
-
-    def _evaluate_model(self) -> Evaluation:
         result = evaluate(
             self.model,
             self.task,
@@ -433,7 +428,7 @@ class Trainer:
     def save(self) -> None:
         """Writes a checkpoint in the background, and updates the status of the run."""
         state = {**asdict(self.state), **self._identity(), "records": self.recorder.mark()}
-        self.checkpoint_writer.save(take_snapshot(self.training_tensors, state))
+        self.checkpoint_writer.save(take_snapshot(self.parts, state))
         self.recorder.status(RUNNING, step=self.state.step, steps=self.total_steps)
 
     def _identity(self) -> dict[str, Any]:
@@ -445,15 +440,8 @@ class Trainer:
         }
 
 
-def _counts_of_all(routings: Sequence[Routing]) -> tuple[Tensor, ...]:
+def _counts_of_all(routings: Sequence[Routing], device: torch.device) -> Int[Tensor, "layers E"]:
     """Counts the assignments to each expert in the batch of all processes, for each layer."""
     if not routings:
-        return ()
-    return collectives.all_reduce_sum(torch.stack([routing.tokens_per_expert for routing in routings])).unbind()
-
-
-def _total_loss(loss: Tensor, aux_losses: Mapping[LossMethod, Tensor], routings: Sequence[Routing]) -> Tensor:
-    """Computes the task's loss plus the weighted balancing losses and the mean of the routers' own losses."""
-    total = loss + sum(method.weight * aux_loss for method, aux_loss in aux_losses.items())
-    router_losses = [routing.router_loss for routing in routings if routing.router_loss is not None]
-    return total + torch.stack(router_losses).mean() if router_losses else total
+        return torch.zeros(0, 0, dtype=torch.int64, device=device)
+    return collectives.all_reduce_sum(torch.stack([routing.tokens_per_expert for routing in routings]))

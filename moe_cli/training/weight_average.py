@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from moe_cli.training.optimizers import local_part
+
 
 class WeightAverage:
     """A running average of a model's parameters (Polyak averaging): average = d * average + (1 - d) * weights.
@@ -22,8 +24,10 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Updates the average after optimizer step `step`, which is counted from 1."""
         weight = 1 - min(self.decay, step / (9 + step))
-        for name, param in self._params.items():
-            self.tensors[name].lerp_(param, weight)
+        averages, params = (
+            [local_part(tensor) for tensor in tensors.values()] for tensors in (self.tensors, self._params)
+        )
+        torch._foreach_lerp_(averages, params, weight)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:

@@ -6,15 +6,18 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from moe_cli.bench import optimizer
 from moe_cli.bench.optimizer import OptimizerBenchmark, every_step_too, run_optimizer_benchmark
 from moe_cli.bench.spread import Spread
+from moe_cli.bench.step import random_tokens
 from moe_cli.bench.tables import optimizer_heading, optimizer_table
 from moe_cli.cli.app import app
 from moe_cli.config.compose import load_config
 from moe_cli.config.schema import RunConfig
+from moe_cli.moe.sparse_layer import moe_layers
 from tests.cli.conftest import TINY
 from tests.runner import CliRunner
 
@@ -37,6 +40,17 @@ def test_shares_of_made_up_times(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [Spread(1.0, 1.0, 1.0), Spread(3.0, 2.0, 4.0)] == [each.update_seconds for each in found]
     assert [Spread(0.25, 0.25, 0.25), Spread(0.325, 0.25, 0.4)] == [each.share for each in found]
     assert [Spread(1.0, 1.0, 1.0), Spread(0.45, 0.4, 0.5)] == [each.ratio for each in found]
+
+
+def test_a_pass_has_the_routers_own_losses() -> None:
+    """A loss of the router is part of the pass, as in training: one that is NaN makes the gradient of the gate NaN."""
+    one = config("router=relu", "balance=none")
+    candidate = optimizer._Candidate(one, "cpu")
+    for layer in moe_layers(candidate.model):
+        layer.router.get_buffer("l1").fill_(torch.nan)
+    candidate.run_pass(random_tokens(one, 0, "cpu"))
+    for layer in moe_layers(candidate.model):
+        assert all(param.grad is not None and param.grad.isnan().any() for param in layer.router.parameters())
 
 
 def test_the_table_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from moe_cli.config.compose import load_config
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError
 from moe_cli.models.registry import make_model
+from moe_cli.moe.sparse_layer import moe_layers
 from tests.cli.conftest import TINY
 from tests.runner import CliRunner
 
@@ -51,6 +52,18 @@ def test_both_models_have_the_same_parameters(words: tuple[str, ...]) -> None:
         ("ffn.experts.w_out", "mlp.experts.down_proj"),
     ):
         assert theirs[f"model.layers.1.{other}"].shape == ours[f"blocks.1.{mine}"].shape
+
+
+def test_a_step_has_the_routers_own_losses() -> None:
+    """A loss of the router is part of the step, as in training: one that is NaN makes the weights of the gate NaN."""
+    config = tiny("router=relu", "balance=none")
+    candidate = make_moe(config, "cpu")
+    model = candidate.step.args[0]  # type: ignore[attr-defined]
+    for layer in moe_layers(model):
+        layer.router.get_buffer("l1").fill_(torch.nan)
+    candidate.step(random_tokens(config, 0, "cpu"))
+    for layer in moe_layers(model):
+        assert all(param.isnan().any() for param in layer.router.parameters())
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -21,7 +21,7 @@ from moe_cli.config.balances import NoBalance
 from moe_cli.config.capacity import expert_capacity
 from moe_cli.config.compose import load_config
 from moe_cli.config.data import TextFilesConfig
-from moe_cli.config.layer_costs import stack_input_lengths
+from moe_cli.config.layer_costs import layer_kinds, slots_per_token, stack_input_lengths
 from moe_cli.config.model import GPTConfig, MMoEConfig, ViTConfig
 from moe_cli.config.optim import AdamWConfig, SGDConfig
 from moe_cli.config.resolve import resolve
@@ -289,30 +289,6 @@ def test_activations_are_estimated_within_an_eighth(name: str) -> None:
     assert held.peak == pytest.approx(estimate_cost(asked, 256).activation_bytes, rel=0.125)
 
 
-@pytest.mark.parametrize(
-    ("capacity", "places"),
-    [
-        (None, 128),  # dropless: as many places as choices
-        (1.0, 128),
-        (1.25, 160),
-        (1.26, 164),  # 4 experts x ceil(40.32)
-        (0.5, 64),
-    ],
-)
-def test_padding_is_what_a_full_row_of_places_would_cost_more(capacity: float | None, places: int) -> None:
-    """FLOPs of one batched product over E x C places, less those of the T K choices; none where places are too few."""
-    asked = tiny_config(Path("text"), capacity=capacity)  # 64 tokens, 4 experts, 2 chosen
-    room = expert_capacity(64, 4, 2, capacity) if capacity else 32
-    assert places == 4 * room
-    layer = moe_layers(make_model(asked, V))[0].experts
-    with FlopCounterMode(display=False) as counter:
-        torch.bmm(torch.bmm(torch.zeros(4, room, 16), layer.w_in.mT), layer.w_out.mT)
-    filled = 2 * 128 * (layer.w_in[0].numel() + layer.w_out[0].numel())
-    expected = 2 * max(0, counter.get_total_flops() - filled)
-    assert expected == pytest.approx(64 * estimate_cost(asked, V).padding_flops_per_token)
-    assert (expected > 0) == (places > 128)
-
-
 @given(st.integers(1, 300), st.integers(1, 8), st.floats(0.1, 4.0))
 def test_places_are_those_of_the_router(batch: int, top_k: int, capacity: float) -> None:
     """E times the capacity of one forward pass, rounded as the layer rounds it."""
@@ -326,11 +302,9 @@ def test_places_are_those_of_the_router(batch: int, top_k: int, capacity: float)
         train=train,
         router=SwitchConfig() if top_k == 1 else TopKConfig(),
     )
-    slots = 8 * expert_capacity(16 * batch, 8, top_k, capacity) - 16 * batch * top_k
-    per_place = 2 * 2 * 2 * 16 * 12  # FLOPs of an expert's two matrices, in two layers
-    assert per_place * max(0, slots) == pytest.approx(
-        16 * batch * estimate_cost(asked, V).padding_flops_per_token, abs=1e-3
-    )
+    (kind,) = layer_kinds(asked)
+    places = 8 * expert_capacity(16 * batch, 8, top_k, capacity)
+    assert places == pytest.approx(16 * batch * slots_per_token(asked, kind))
 
 
 @pytest.mark.parametrize(("ranks", "capacity"), [(1, None), (2, None), (4, None), (4, 0.5), (2, 1.25)])

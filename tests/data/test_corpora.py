@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from moe_cli.config.data import PackagedCorpusConfig, TextFilesConfig
-from moe_cli.data import cache_folders, corpora, corpus_builder
+from moe_cli.data import cached, corpora, corpus_builder
 from moe_cli.data.corpora import Corpus, load_corpus
 from moe_cli.errors import DataError
 from moe_cli.files.writing import rename
@@ -334,7 +334,7 @@ def test_a_corpus_appears_whole(tmp_path: Path, text_file: Path, monkeypatch: py
         seen.extend(path.name for path in tmp_path.iterdir())
         rename(source, target)
 
-    monkeypatch.setattr(cache_folders, "rename", look)
+    monkeypatch.setattr(cached, "rename", look)
     corpus = load(text_file, tmp_path)
     assert [True] == [name.startswith(".building-") for name in seen]
     names = sorted(path.name for path in corpus.folder.iterdir())

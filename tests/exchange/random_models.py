@@ -12,7 +12,7 @@ from moe_cli.config.compose import load_config
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.registry import make_model
 from moe_cli.runs.folder import Run, create_run
-from moe_cli.training.checkpoint import save_imported
+from moe_cli.training.checkpoint_writer import save_imported
 
 LENGTH = 24
 VOCAB = 256

@@ -25,7 +25,7 @@ from moe_cli.exchange.settings import TheirConfig, choose_family, to_our_setting
 from moe_cli.files.reading import Unreadable
 from moe_cli.files.tensor_file import NewTensor, TensorFile, write_tensors
 from moe_cli.runs.folder import Run
-from moe_cli.training.checkpoint import save_imported
+from moe_cli.training.checkpoint_writer import save_imported
 from tests.exchange.random_models import our_settings, random_run
 from tests.runner import CliRunner
 from tests.tiny import finish, tiny_config

@@ -16,7 +16,7 @@ from moe_cli.exchange.import_folder import evaluate_imported, import_folder
 from moe_cli.files.tensor_file import NewTensor, Values, write_tensors
 from moe_cli.models.registry import MODELS
 from moe_cli.runs.folder import Run, create_run
-from moe_cli.training.checkpoint import save_imported
+from moe_cli.training.checkpoint_writer import save_imported
 from tests.exchange.random_models import VOCAB
 from tests.tiny import words
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moe_cli import train
+from moe_cli import plugins, train
 from moe_cli.config.loggers import LOGGERS
 from moe_cli.errors import ConfigError
 from moe_cli.execution.run import run_one
@@ -95,7 +95,7 @@ def test_a_run_that_fails_tells_its_loggers(text_file: Path, tmp_path: Path, mon
 @pytest.fixture
 def no_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        recorders, "find_spec", lambda name: None if name == "wandb" else types.SimpleNamespace(origin=".")
+        plugins, "find_spec", lambda name: None if name == "wandb" else types.SimpleNamespace(origin=".")
     )
 
 
@@ -125,7 +125,7 @@ def test_a_folder_of_the_name_is_no_library(tmp_path: Path, monkeypatch: pytest.
 def test_mlflow_needs_a_database_only_for_its_own_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """With MLFLOW_TRACKING_URI the store is somewhere else."""
     found = lambda name: types.SimpleNamespace(origin=".") if name == "mlflow" else None  # noqa: E731
-    monkeypatch.setattr(recorders, "find_spec", found)
+    monkeypatch.setattr(plugins, "find_spec", found)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ConfigError, match="log=mlflow needs sqlalchemy and alembic"):
         check_loggers("mlflow")

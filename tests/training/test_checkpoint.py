@@ -19,19 +19,15 @@ from moe_cli.errors import CheckpointError, TrainingError
 from moe_cli.execution.run import run_one
 from moe_cli.execution.trained_model import load_trained
 from moe_cli.files.checksums import unsealed, write_sealed
+from moe_cli.files.reading import hash_file
 from moe_cli.models.registry import make_model
 from moe_cli.runs.folder import Run
-from moe_cli.training import checkpoint as module
-from moe_cli.training.checkpoint import (
-    AsyncCheckpointWriter,
-    TrainingTensors,
-    find_checkpoint,
-    latest_checkpoint,
-    save_checkpoint,
-    take_snapshot,
-)
+from moe_cli.training import checkpoint_writer
+from moe_cli.training.checkpoint import find_checkpoint, latest_checkpoint
+from moe_cli.training.checkpoint_writer import AsyncCheckpointWriter, save_checkpoint
 from moe_cli.training.distributed_model import DistributedModel
 from moe_cli.training.optimizers import Optimizers, make_optimizers
+from moe_cli.training.saved_training import TrainingParts, load_training, take_snapshot
 from tests.tiny import finish, tiny_config
 
 FILES = ["model.safetensors", "optimizer.safetensors", "state.json"]
@@ -56,8 +52,8 @@ def parts(text_file: Path) -> tuple[nn.Module, Optimizers]:
     return model, optimizers
 
 
-def learner(parts: tuple[nn.Module, Optimizers]) -> TrainingTensors:
-    return TrainingTensors(DistributedModel(LaunchConfig(), parts[0]), parts[1])
+def learner(parts: tuple[nn.Module, Optimizers]) -> TrainingParts:
+    return TrainingParts(DistributedModel(LaunchConfig(), parts[0]), parts[1])
 
 
 def newest(run: Run) -> Path:
@@ -75,7 +71,7 @@ def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path, parts: Any) -> N
     for tensor in (*model.parameters(), *optimizers.state_tensors().values()):
         tensor.data.zero_()
     checkpoint = latest_checkpoint(Run(tmp_path))
-    checkpoint.load_training(learner(parts))
+    load_training(checkpoint, learner(parts))
     assert STATE == checkpoint.state
     assert torch.equal(expected, torch.rand(5))
     for before, after in ((weights, model.state_dict()), (moments, optimizers.state_tensors())):
@@ -214,7 +210,7 @@ def test_a_pickle_is_refused_unopened(run: Run, tmp_path: Path, text_file: Path,
     folder = newest(run)
     (folder / "model.safetensors").write_bytes(content.getvalue())
     state = unsealed(json.loads((folder / "state.json").read_text()))
-    state["checksums"]["model.safetensors"] = module._sha256(folder / "model.safetensors")
+    state["checksums"]["model.safetensors"] = hash_file(folder / "model.safetensors")
     write_sealed(folder / "state.json", state)
     (folder / "model.pt").write_bytes(content.getvalue())
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
@@ -247,7 +243,11 @@ def test_a_save_that_fails_keeps_the_old(run: Run, parts: Any, monkeypatch: pyte
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    places = {"tensors": (module, "save_file"), "state": (module, "write_sealed"), "rename": (module, "rename")}
+    places = {
+        "tensors": (checkpoint_writer, "save_file"),
+        "state": (checkpoint_writer, "write_sealed"),
+        "rename": (checkpoint_writer, "rename"),
+    }
     monkeypatch.setattr(*places[where], full)
     before = sorted(os.listdir(run.path / "checkpoints"))
     with pytest.raises(TrainingError, match="No space left on device"):
@@ -310,8 +310,8 @@ def test_a_checkpoint_that_is_not_there(run: Run, which: str) -> None:
 def test_training_goes_on_while_a_checkpoint_is_written(run: Run, parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """save returns before the file is there, what changes meanwhile is not in it, and wait ends when it is."""
     gate, model = threading.Event(), parts[0]
-    write = module._write
-    monkeypatch.setattr(module, "_write", lambda *given: (gate.wait(10), write(*given)))
+    write = checkpoint_writer._write
+    monkeypatch.setattr(checkpoint_writer, "_write", lambda *given: (gate.wait(10), write(*given)))
     saver = AsyncCheckpointWriter(run, keep=2)
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     state = {**STATE, "step": 7, "metric_sums": {"a": 1.0}}
@@ -336,7 +336,7 @@ def test_a_save_that_failed_is_raised_at_the_next(run: Run, parts: Any, monkeypa
 
     saver = AsyncCheckpointWriter(run, keep=2)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write", full)
+        patch.setattr(checkpoint_writer, "_write", full)
         saver.save(take_snapshot(learner(parts), {**STATE, "step": 7}))
         with pytest.raises(TrainingError, match="No space left on device"):
             saver.wait()

@@ -17,7 +17,7 @@ from moe_cli.execution.run import run_one
 from moe_cli.execution.trained_model import load_trained
 from moe_cli.runs.folder import create_run
 from moe_cli.tasks.causal_lm import TextTask
-from moe_cli.training import checkpoint as checkpoint_module
+from moe_cli.training import checkpoint_writer
 from moe_cli.training import trainer as loop_module
 from moe_cli.training.checkpoint import find_checkpoint, latest_checkpoint
 from moe_cli.training.state import SPIKE_WARMUP, StepReport, TrainState
@@ -104,7 +104,7 @@ def test_a_full_disk_is_reported(
 ) -> None:
     """A run that could not save says what it still has and how it goes on; it is interrupted, and goes on from there."""
     config = tiny_config(text_file, train=TRAIN)
-    run, write = create_run(tmp_path, "runs", config), checkpoint_module._write
+    run, write = create_run(tmp_path, "runs", config), checkpoint_writer._write
 
     def full(folder: Path, snapshot: Any) -> None:
         if snapshot.state["step"] == filled:
@@ -112,7 +112,7 @@ def test_a_full_disk_is_reported(
         write(folder, snapshot)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module, "_write", full)
+        patch.setattr(checkpoint_writer, "_write", full)
         with pytest.raises(TrainingError) as caught:
             run_one(run, tmp_path, stop_at(5))
     what, then = str(caught.value).split("\n")

@@ -29,7 +29,7 @@ from moe_cli.report.expert_usage import expert_load
 from moe_cli.report.render.line_wrap import pack
 from moe_cli.runs.cleanup import size_of
 from moe_cli.runs.curves import validation_curve
-from moe_cli.runs.folder import COMPLETED, Run
+from moe_cli.runs.folder import COMPLETED, Run, step_of_checkpoint
 from moe_cli.runs.status import RunStatus, read_status
 
 LABEL_WIDTH = 15
@@ -215,9 +215,7 @@ def _ngrams(fact: NgramFacts) -> list[str]:
 
 
 def _files(run: Run) -> list[tuple[str, list[str]]]:
-    checkpoints = [
-        f"step {int(path.name.removeprefix('step_')):,} ({format_bytes(size_of(path))})" for path in run.checkpoints()
-    ]
+    checkpoints = [f"step {step_of_checkpoint(path):,} ({format_bytes(size_of(path))})" for path in run.checkpoints()]
     try:
         names = sorted(path.name for path in run.path.iterdir() if path.is_file() and not path.name.startswith("."))
     except OSError:

@@ -116,8 +116,8 @@ class GatedRouter(Router):
         """
         with torch.autocast(tokens.device.type, enabled=False):
             weight = next(self.gate.parameters(), tokens)
-            scores: Tensor = self.gate(tokens.to(gate_dtype(weight))) / self.temperature
-            return scores
+            scores: Tensor = self.gate(tokens.to(gate_dtype(weight)))
+            return scores if self.temperature == 1 else scores / self.temperature
 
     def scores(self, tokens: Float[Tensor, "T D"]) -> tuple[Float[Tensor, "T E"], Float[Tensor, "T E"]]:
         """Returns the logits and their softmax."""
@@ -153,10 +153,11 @@ def top_indices(scores: Float[Tensor, "T E"], top_k: int) -> Int[Tensor, "T K"]:
         return scores.topk(top_k, dim=-1).indices
     if not 0 < top_k <= 8:
         return scores.argsort(dim=-1, descending=True, stable=True)[:, :top_k]
+    indices = [scores.argmax(-1, keepdim=True)]
+    if top_k == 1:
+        return indices[0]
     scores = scores.clone()
-    indices = []
-    for _ in range(top_k):
-        best = scores.argmax(-1, keepdim=True)
-        indices.append(best)
-        scores.scatter_(1, best, -torch.inf)
+    for _ in range(top_k - 1):
+        scores.scatter_(1, indices[-1], -torch.inf)
+        indices.append(scores.argmax(-1, keepdim=True))
     return torch.cat(indices, dim=1)

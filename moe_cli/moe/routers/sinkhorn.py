@@ -42,7 +42,8 @@ def sinkhorn(logits: Float[Tensor, "T E"], iterations: int) -> Float[Tensor, "T 
     Each iteration scales the rows and then the columns.
     """
     log = logits - logits.logsumexp((0, 1))
+    log_rows, log_columns = (torch.tensor(float(size)).log() for size in logits.shape)
     for _ in range(iterations):
-        log = log - log.logsumexp(1, keepdim=True) - torch.tensor(float(log.shape[0])).log()
-        log = log - log.logsumexp(0, keepdim=True) - torch.tensor(float(log.shape[1])).log()
+        log = log - log.logsumexp(1, keepdim=True) - log_rows
+        log = log - log.logsumexp(0, keepdim=True) - log_columns
     return log.exp()
