@@ -202,12 +202,12 @@ METRICS = (
            description="times the tokens that the baseline needs for the same loss, interpolated between its runs at "
            "several budgets; outside of them, and with one budget, there are only the bounds "
            "`compute_multiplier_low` and `_high`"),
-    Metric("time_tax", "time tax", "time tax, speed over that of the baseline", "share of the baseline's tokens/s",
-           COMPARISON, 1, digits=2, range="above 0",
+    Metric("relative_speed", "speed x", "relative speed", "share of the baseline's tokens/s", COMPARISON, 1, digits=2,
+           range="above 0",
            description="`tokens_per_second` over that of the baseline, on one machine: below 1 a token takes longer"),
     Metric("effective_speedup", "speedup", "effective speedup", "times", COMPARISON, 1, digits=2, range="above 0",
-           description="`compute_multiplier` x `time_tax`: the training time of the baseline for this loss over that "
-           "of the configuration; above 1 the configuration reaches it first"),
+           description="`compute_multiplier` x `relative_speed`: the training time of the baseline for this loss over "
+           "that of the configuration; above 1 the configuration reaches it first"),
     Metric("sparsity", "sparsity", "sparsity, 1 - k / experts", "share", DERIVED),
     Metric("active_flops", "active FLOP", "forward FLOP per token", "FLOP per token", DERIVED, -1, "count",
            log_scale=True),

@@ -105,7 +105,7 @@ Machine = Annotated[
         PRICE,
         "--machine",
         metavar="FILE",
-        help="Take time taxes from another machine: its 'moe bench optimizer --json'. Repeatable.",
+        help="Take relative speeds from another machine: its 'moe bench optimizer --json'. Repeatable.",
     ),
 ]
 Seeds = Annotated[int | None, option(CONFIGURATIONS, min=1, max=SEEDS, help="Seeds 0 to N-1 for every configuration.")]

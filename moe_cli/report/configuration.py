@@ -54,7 +54,7 @@ class Configuration(Record):
         verdict: better, worse or inconclusive, with Holm's correction; None where nothing is tested.
         more_seeds: the additional seeds that would decide, where the verdict is inconclusive.
         at_equal_time: the comparison with the baseline at equal training time; None without a common seed.
-        price: the compute multiplier and the time tax against the baseline; None without a common seed.
+        price: the compute multiplier and the relative speed against the baseline; None without a common seed.
         pareto: whether no comparable configuration dominates it; None without one that is comparable.
         num_replaced: complete runs of it that do not count, because their seed was run again.
     """

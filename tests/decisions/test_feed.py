@@ -315,7 +315,7 @@ def test_dense_runs_with_larger_budgets_price_the_winner(command: Any, tmp_path:
     assert [1.0, 1.5, 4.0] == found["price"]["budgets"]
     # The winner is 0.06 bits lower; 1.5 times the steps lower the loss of dense by 0.042, and 4 times by 0.094.
     assert 1.5 < found["price"]["multiplier"]["value"] < 4
-    assert 1.0 == found["price"]["time_tax"]["value"]
+    assert 1.0 == found["price"]["relative_speed"]["value"]
     assert "the effective speedup is " in " ".join(command("--runs", "99").stdout.split())
 
 

@@ -75,7 +75,7 @@ class Recommendation:
         params_ratio, throughput_ratio, memory_ratio: ratios to the baseline; None means unknown.
         equal_time: the comparison with the baseline at the end of the baseline's training; None means unknown.
         price: the price tag against the baseline; None means unknown.
-        machine: the files from which its time tax is taken; "" means the speeds of the runs.
+        machine: the files from which its relative speed is taken; "" means the speeds of the runs.
         flops_ratio: ratio of the training FLOPs per token to those of the cheapest configuration compared.
         num_without_baseline: the number of configurations without a baseline of their settings and seeds.
         undefined: configurations whose baseline has a loss of 0, so that relative differences are undefined.
