@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_cli.api.arguments import LOGGER, check_list
-from moe_cli.cli.console import Terminal
+from moe_cli.cli.console import CommandConsole
 from moe_cli.cli.decide_output import DecisionView
 from moe_cli.config.bounds import JOBS
 from moe_cli.config.executors import split_executor
@@ -63,7 +63,7 @@ def decide(  # noqa: PLR0913  (an argument for each option)
     plan = plan_decision(settings, within=within, by=by, name=name, where=where, baseline_budgets=baseline_budgets)
     for note in (*plan.conf_notes, *plan.notes):
         LOGGER.warning(note)
-    view = DecisionView(Terminal()) if progress else SILENT
+    view = DecisionView(CommandConsole()) if progress else SILENT
     run_sweep(prepare_decision(plan, limits, folder, execution), view)
     if isinstance(view, DecisionView):
         view.print_answer()

@@ -79,7 +79,7 @@ def decide(  # noqa: PLR0913  (an argument for each option)
         moe decide --minutes 45
         moe decide router --runs 60 --dry-run
     """
-    from moe_cli.cli.console import Terminal
+    from moe_cli.cli.console import CommandConsole
     from moe_cli.cli.decide_output import DecisionView
     from moe_cli.config.executors import split_executor
     from moe_cli.decisions.decision_file import make_limits
@@ -91,7 +91,7 @@ def decide(  # noqa: PLR0913  (an argument for each option)
 
     if dry_run and as_json:
         raise ConfigError("--dry-run prints prices for people: leave out --json.")
-    folder, console = outputs_folder(outputs), Terminal(unread=130, stderr=as_json)
+    folder, console = outputs_folder(outputs), CommandConsole(unread=130, stderr=as_json)
     limits = make_limits(minutes, runs)
     executor_settings, overrides = split_executor(overrides or [], executor, config_dir)
     execution = Execution(executor_settings, jobs, retry_failed=retry_failed, force_memory=force_memory)

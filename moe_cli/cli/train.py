@@ -73,7 +73,7 @@ def train(  # noqa: PLR0913  (an argument for each option)
     run = _restarted_run(folder) if resume is None else _resumed_run(resume, overrides or [], config_dir, folder, force)
     config = run.config() if run else _new_config(overrides or [], config_dir, folder, like, dry_run)
 
-    from moe_cli.cli.console import Terminal
+    from moe_cli.cli.console import CommandConsole
     from moe_cli.cli.train_preview import print_estimate
     from moe_cli.execution.estimate import estimate_runs, measure_flops
     from moe_cli.execution.machine import check_devices, pick_device
@@ -83,7 +83,7 @@ def train(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.execution.upcycling import resolve_upcycle_source
     from moe_cli.execution.warnings import run_warnings
 
-    console = Terminal(stderr=as_json, unread=130)
+    console = CommandConsole(stderr=as_json, unread=130)
     config = with_launched_world_size(config)
     new = run is None
     if run is None:

@@ -414,11 +414,11 @@ def watch(
         moe runs watch
         moe runs watch sparsity
     """
-    from moe_cli.cli.console import Terminal
+    from moe_cli.cli.console import CommandConsole
     from moe_cli.cli.runs.watch import resolve_target, watch_run, watch_sweep
     from moe_cli.runs.folder import Run, outputs_folder
 
-    found, console = resolve_target(outputs_folder(outputs), name), Terminal()
+    found, console = resolve_target(outputs_folder(outputs), name), CommandConsole()
     code = watch_run(console, found) if isinstance(found, Run) else watch_sweep(console, found)
     if code:
         raise typer.Exit(code)
