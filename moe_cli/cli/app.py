@@ -19,6 +19,7 @@ from moe_cli.cli.bench import bench
 from moe_cli.cli.config import config
 from moe_cli.cli.decide import decide
 from moe_cli.cli.doctor import doctor
+from moe_cli.cli.echo import echo, echo_error, end_unread, flush_streams, prepare_streams
 from moe_cli.cli.evaluate import evaluate
 from moe_cli.cli.explain import explain
 from moe_cli.cli.export import export
@@ -32,7 +33,6 @@ from moe_cli.cli.runs.app import runs
 from moe_cli.cli.sample import sample
 from moe_cli.cli.scaling import scaling
 from moe_cli.cli.sweep import sweep
-from moe_cli.cli.terminal import echo, echo_error, end_unread, flush_streams, prepare_streams
 from moe_cli.cli.train import train
 from moe_cli.config.bounds import shortened
 from moe_cli.distributed.launch import hard_exit, is_distributed, launched_by_moe, rank

@@ -11,7 +11,7 @@ from rich.segment import Segment
 from rich.text import Text
 from rich.theme import Theme
 
-from moe_cli.cli.terminal import READABLE, end_unread, is_harmless, is_screen, shown
+from moe_cli.cli.echo import READABLE, end_unread, is_harmless, is_screen, shown
 from moe_cli.report.render.line_wrap import wrap_lines
 
 # Limits of the width of a console: narrower ones are unreadable, and in wider ones lines are only padded.

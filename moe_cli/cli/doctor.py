@@ -41,7 +41,7 @@ def _terminal() -> dict[str, Any]:
     import sys
 
     from moe_cli.cli.console import CommandConsole, text_width
-    from moe_cli.cli.terminal import ascii_only, is_screen
+    from moe_cli.cli.echo import ascii_only, is_screen
 
     console = CommandConsole()
     return {

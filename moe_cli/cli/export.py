@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moe_cli.cli.echo import echo
 from moe_cli.cli.options import AsJson, Checkpoint, Outputs, PluginFiles, RunName, print_json, trained_run
-from moe_cli.cli.terminal import echo
 from moe_cli.formatting import format_bytes, sanitise
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from moe_cli.cli.echo import echo
 from moe_cli.cli.options import AsJson, Outputs, Overrides, print_json, print_notes
-from moe_cli.cli.terminal import echo
 from moe_cli.formatting import format_bytes, format_loss
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_cli.cli.terminal import echo, echo_data, echo_wrapped
+from moe_cli.cli.echo import echo, echo_data, echo_wrapped
 from moe_cli.config.bounds import JOBS, SEEDS
 from moe_cli.formatting import format_bytes, is_utf8, sanitise
 

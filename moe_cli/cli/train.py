@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moe_cli.cli.echo import end_unread
 from moe_cli.cli.options import (
     EXISTING_RUNS,
     AsJson,
@@ -21,7 +22,6 @@ from moe_cli.cli.options import (
     print_json,
     print_notes,
 )
-from moe_cli.cli.terminal import end_unread
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -17,14 +17,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from moe_cli.cli import terminal
+from moe_cli.cli import echo as echo_module
 from moe_cli.cli.app import app
 from moe_cli.cli.console import CommandConsole, continued_command, print_lines, text_width
-from moe_cli.cli.terminal import READABLE, echo, echo_data, is_screen, screen_lines, shown
+from moe_cli.cli.echo import READABLE, echo, echo_data, is_screen, screen_lines, shown
 from tests.report.folders import complete
 from tests.runner import CliRunner
 
-PACKAGE = Path(terminal.__file__).parents[1]
+PACKAGE = Path(echo_module.__file__).parents[1]
 # A title, a cleared screen, a colour in one byte (C1), and writing turned around.
 HOSTILE = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e\u2066"
 
@@ -49,7 +49,7 @@ def hostile(tmp_path: Path) -> Path:
 
 def test_one_place_prints() -> None:
     """Commands print through `echo` and `CommandConsole`; what lies below them prints a line that is made harmless, or nothing."""
-    own = {PACKAGE / "cli" / name for name in ("terminal.py", "console.py", "shell_completion.py")}
+    own = {PACKAGE / "cli" / name for name in ("echo.py", "console.py", "shell_completion.py")}
     found = [
         f"{path.relative_to(PACKAGE)}: {line.strip()}"
         for path in PACKAGE.rglob("*.py")
@@ -112,7 +112,7 @@ COMMANDS = [
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words).split(HOSTILE)[0])
 def test_no_command_passes_codes_on(words: list[str], hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names, columns and texts of other people's runs are harmless on a screen, in every format and in errors."""
-    monkeypatch.setattr(terminal, "is_screen", lambda stream: True)
+    monkeypatch.setattr(echo_module, "is_screen", lambda stream: True)
     monkeypatch.setenv("MOE_OUTPUTS", str(hostile))
     result = CliRunner().invoke(app, words)
     assert result.exit_code in (0, 2)
@@ -185,7 +185,7 @@ def test_closed_streams_are_no_screens() -> None:
 
 def test_characters_that_are_not_there_have_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """In ASCII a bar is one character still."""
-    terminal.prepare_streams()
+    echo_module.prepare_streams()
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="moe")
     monkeypatch.setattr(sys, "stdout", stream)
     echo("▁▄█ … │ ü \udc80")

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moe_cli.cli.echo import echo
 from moe_cli.cli.evaluate import Split
 from moe_cli.cli.help import HelpCommand, HelpGroup
 from moe_cli.cli.options import AsJson, Checkpoint, Outputs, PluginFiles, RunName, print_json, print_notes
-from moe_cli.cli.terminal import echo
 
 if TYPE_CHECKING:
     from moe_cli.runs.folder import Run

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe_cli.cli.console import CommandConsole, print_lines, table_width
-from moe_cli.cli.terminal import echo
+from moe_cli.cli.echo import echo
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import age, format_bytes
 from moe_cli.report.render.terminal import TextColumn, table_lines

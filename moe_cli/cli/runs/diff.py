@@ -3,7 +3,7 @@
 from rich.text import Text
 
 from moe_cli.cli.console import PIPED_WIDTH, CommandConsole, print_lines
-from moe_cli.cli.terminal import ascii_only
+from moe_cli.cli.echo import ascii_only
 from moe_cli.config.ranges import format_setting
 from moe_cli.formatting import BARS, DIGITS, bars, percent, sanitise
 from moe_cli.metrics import BY_KEY

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from moe_cli.cli.console import CommandConsole, print_lines, table_width
-from moe_cli.cli.terminal import echo
+from moe_cli.cli.echo import echo
 from moe_cli.formatting import sanitise
 from moe_cli.report.ledger import ValidationUse, data_name
 from moe_cli.report.render.terminal import TextColumn, table_lines

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from moe_cli import __version__
 from moe_cli.cli.console import CommandConsole, print_fitted
+from moe_cli.cli.echo import ascii_only
 from moe_cli.cli.evaluate import SPLITS, data_settings, one_policy
 from moe_cli.cli.options import print_json, print_notes, print_written
-from moe_cli.cli.terminal import ascii_only
 from moe_cli.config.build import check_choice
 from moe_cli.config.routers import SoftConfig
 from moe_cli.errors import ConfigError
