@@ -325,7 +325,7 @@ def format_references(values: Mapping[str, Any]) -> list[str]:
 
 
 # Sizes and FLOPs within this factor count as equal, because widths of experts are rounded.
-EQUAL = 1.02
+MATCH_TOLERANCE_FACTOR = 1.02
 
 
 def unequal_flops(
@@ -342,13 +342,13 @@ def unequal_flops(
     alike: list[list[tuple[float, float, float]]] = []
     for cost in known:
         first = alike[-1][0] if alike else None
-        if first and first[0] == cost[0] and cost[1] <= EQUAL * first[1]:
+        if first and first[0] == cost[0] and cost[1] <= MATCH_TOLERANCE_FACTOR * first[1]:
             alike[-1].append(cost)
         else:
             alike.append([cost])
     spans = [(min(flops), max(flops)) for group in alike if (flops := [cost[2] for cost in group])]
     least, most = max(spans, key=lambda span: span[1] / span[0], default=(1.0, 1.0))
-    if most <= EQUAL * least:
+    if most <= MATCH_TOLERANCE_FACTOR * least:
         return None
     return (
         f"equal active parameters are not equal FLOPs: a training token costs {count(least)} to {count(most)} "
