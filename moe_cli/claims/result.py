@@ -186,7 +186,7 @@ def _settle(plan: ClaimPlan, verdict: str, judgement: Judgement, budget: RunCoun
         open_parts = [part for part in judgement.parts if part.verdict == CANNOT_TELL]
         if missing := [part for part in open_parts if not part.finding.num_seeds]:
             found.append(f"There are no values for: {missing[0].predicate.label}.")
-            found += [OUTSIDE] if missing[0].predicate.is_priced else []
+            found += [OUTSIDE] if missing[0].predicate.is_speedup_ratio else []
         elif all(part.more_seeds is not None for part in open_parts):
             total = len(plan.seeds) + max(part.more_seeds or 0 for part in open_parts)
             more = plan.command_with(["--seeds", str(total)])

@@ -32,7 +32,7 @@ from moe_cli.report.run_row import DENSE, RunRow, Settings
 from moe_cli.runs.folder import COMPLETED
 
 # The ratios of a price tag, by the names of their metrics.
-PRICES = ("compute_multiplier", "relative_speed", "effective_speedup")
+SPEEDUP_RATIOS = ("compute_multiplier", "relative_speed", "effective_speedup")
 Losses = Mapping[int, float]
 
 
@@ -76,8 +76,8 @@ class Price:
         return multiply(self.multiplier, self.relative_speed)
 
     def ratio(self, name: str) -> Ratio:
-        """Returns the ratio with one of the names in `PRICES`."""
-        return dict(zip(PRICES, (self.multiplier, self.relative_speed, self.speedup), strict=True))[name]
+        """Returns the ratio with one of the names in `SPEEDUP_RATIOS`."""
+        return dict(zip(SPEEDUP_RATIOS, (self.multiplier, self.relative_speed, self.speedup), strict=True))[name]
 
 
 @dataclass(frozen=True)

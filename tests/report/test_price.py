@@ -14,7 +14,7 @@ from moe_cli.cli.app import app
 from moe_cli.report.aggregate import aggregate_seeds
 from moe_cli.report.bench_file import SETTINGS as FILE_SETTINGS
 from moe_cli.report.bench_file import read_bench_files
-from moe_cli.report.configuration import PRICE_KEYS, Configuration
+from moe_cli.report.configuration import SPEEDUP_KEYS, Configuration
 from moe_cli.report.html.page_data import Source, page_content
 from moe_cli.report.load import rows_below
 from moe_cli.report.price import Pricing, Ratio, compute_multiplier, geometric_mean, multiply
@@ -100,8 +100,8 @@ def test_outside_of_the_budgets_there_is_a_bound(
     """A lower loss than at twice the tokens is worth more than 2; a higher one than at equal tokens less than 1."""
     dense_at_three_budgets(tmp_path, sparse)
     found = row(tmp_path, 8)
-    assert expected == tuple(found[name] for name in PRICE_KEYS[:3])
-    speedup = tuple(found[name] for name in PRICE_KEYS[6:])
+    assert expected == tuple(found[name] for name in SPEEDUP_KEYS[:3])
+    speedup = tuple(found[name] for name in SPEEDUP_KEYS[6:])
     assert speedup == tuple(None if limit is None else pytest.approx(0.8 * limit) for limit in expected)
 
 
@@ -109,11 +109,11 @@ def test_one_budget_gives_only_a_bound_and_one_seed_nothing(tmp_path: Path) -> N
     """The curve of a run is not a run of another budget, whose learning rate would have fallen."""
     train(tmp_path, 2.0, expert=1, seed=0)
     train(tmp_path, 1.9, expert=8, seed=0)
-    assert [None] * 3 == [row(tmp_path, 8)[name] for name in PRICE_KEYS[:3]]
+    assert [None] * 3 == [row(tmp_path, 8)[name] for name in SPEEDUP_KEYS[:3]]
     assert "compute x" not in markdown_text(build_table(rows_below(tmp_path), ReportQuery()))
     train(tmp_path, 2.01, expert=1, seed=1)
     train(tmp_path, 1.91, expert=8, seed=1)
-    assert [None, 1.0, None] == [row(tmp_path, 8)[name] for name in PRICE_KEYS[:3]]
+    assert [None, 1.0, None] == [row(tmp_path, 8)[name] for name in SPEEDUP_KEYS[:3]]
     lines = [line.plain for line in report_lines(build_table(rows_below(tmp_path), ReportQuery()), "runs", 500)]
     assert any("a bound, because it has runs at one budget only" in line for line in lines)
 
