@@ -238,7 +238,7 @@ def test_the_command_answers_in_five_sentences(command: Any, tmp_path: Path) -> 
     assert 0 == first.exit_code, first.output
     assert "How many experts" in first.stdout
     assert f"Use {BEST}. It is better than " in first.stdout
-    for part in ("at equal tokens", "at equal time", "at equal FLOPs", "Price: ", "Not tried: more than 8 experts"):
+    for part in ("at equal tokens", "at equal time", "at equal FLOPs", "Cost: ", "Not tried: more than 8 experts"):
         assert part in " ".join(first.stdout.split())
     text = [line for line in first.stdout.splitlines() if "moe " not in line and "done " not in line]
     assert [] == [line for line in text if len(line) > 80]
@@ -260,7 +260,7 @@ def test_the_json_and_the_page_have_the_decision(command: Any, tmp_path: Path) -
     assert BEST == content["decision"]["winner"]
     assert ["tokens", "time", "flops"] == [gain["by"] for gain in content["gains"]]
     assert {"params": 8.0, "peak_memory_bytes": 1.0, "tokens_per_second": 1.0, "flops_per_token": 8.0} == content[
-        "prices"
+        "cost_ratios"
     ]
     assert len(list_runs_by_age(tmp_path / "out" / "decide-experts")) == len(content["history"])
     assert all(entry["stage"] in STAGES for entry in content["history"])
