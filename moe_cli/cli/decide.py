@@ -62,7 +62,7 @@ def decide(  # noqa: PLR0913  (an argument for each option)
     baseline_budgets: BaselineBudgets = None,
     jobs: Jobs = None,
     executor: ExecutorName = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages with their prices and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages with their costs and stop.")] = False,
     retry_failed: RetryFailed = False,
     force_memory: ForceMemory = False,
     name: Name = None,
@@ -90,7 +90,7 @@ def decide(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.sweeps.run_sweep import Execution, run_sweep
 
     if dry_run and as_json:
-        raise ConfigError("--dry-run prints prices for people: leave out --json.")
+        raise ConfigError("--dry-run prints costs for people: leave out --json.")
     folder, console = outputs_folder(outputs), CommandConsole(unread=130, stderr=as_json)
     limits = make_limits(minutes, runs)
     executor_settings, overrides = split_executor(overrides or [], executor, config_dir)

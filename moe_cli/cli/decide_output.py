@@ -1,4 +1,4 @@
-"""Output of `moe decide`: prices before the first run, each stage and each run that ends, and the answer."""
+"""Output of `moe decide`: costs before the first run, each stage and each run that ends, and the answer."""
 
 import math
 from contextlib import AbstractContextManager
@@ -13,9 +13,9 @@ from moe_cli.cli.progress import LivePanel, bar_line, one_line
 from moe_cli.cli.views import TerminalView
 from moe_cli.decisions.certificate import Certificate, context_of, make_certificate
 from moe_cli.decisions.feed import DecisionFeed
-from moe_cli.decisions.prices import price_stages
 from moe_cli.decisions.rehearsal import TYPICAL_DEVIATION, Power, power, rehearse, unused
 from moe_cli.decisions.run_decision import PreparedDecision
+from moe_cli.decisions.stage_costs import bound_stage_costs
 from moe_cli.decisions.terms import Budget
 from moe_cli.decisions.text import BY_NAMES, certificate_lines, percent
 from moe_cli.formatting import duration, plural
@@ -42,7 +42,7 @@ class DecisionView(TerminalView):
         self.certificate: Certificate | None = None
 
     def preview(self, prepared: PreparedDecision) -> None:
-        """Prints the prices of the stages, for --dry-run."""
+        """Prints the costs of the stages, for --dry-run."""
         self._print_head(prepared, prepared.budget())
 
     def begin(self, prepared: PreparedDecision, feed: DecisionFeed, pool: Pool | None) -> None:
@@ -66,7 +66,7 @@ class DecisionView(TerminalView):
     def _print_head(self, prepared: PreparedDecision, budget: Budget) -> None:
         width = text_width(self.console)
         print_styled(self.console, head_lines(prepared, budget), width, CONTINUATION_INDENT)
-        print_lines(self.console, price_lines(prepared, budget, width))
+        print_lines(self.console, cost_lines(prepared, budget, width))
 
 
 def head_lines(prepared: PreparedDecision, budget: Budget) -> list[tuple[str, str]]:
@@ -106,19 +106,17 @@ def _rounded(share: float) -> float:
     return float(f"{share:.2g}")
 
 
-def price_lines(prepared: PreparedDecision, budget: Budget, width: int) -> list[Text]:
+def cost_lines(prepared: PreparedDecision, budget: Budget, width: int) -> list[Text]:
     """Returns the table of stages: the least and the most that each costs without a limit, and all with it."""
-    prices = price_stages(prepared.candidates, prepared.plan.rules)
+    costs = bound_stage_costs(prepared.candidates, prepared.plan.rules)
 
     def row(name: str, runs: tuple[int, int], seconds: tuple[float, float]) -> list[str]:
         low, high = (duration(value / budget.parallel) for value in seconds)
         return [f"  {name}", _range(str(runs[0]), str(runs[1])), _range(low, high)]
 
-    rows = [
-        row(price.stage, (price.min_runs, price.max_runs), (price.min_seconds, price.max_seconds)) for price in prices
-    ]
-    runs = sum(price.min_runs for price in prices), sum(price.max_runs for price in prices)
-    seconds = math.fsum(price.min_seconds for price in prices), math.fsum(price.max_seconds for price in prices)
+    rows = [row(cost.stage, (cost.min_runs, cost.max_runs), (cost.min_seconds, cost.max_seconds)) for cost in costs]
+    runs = sum(cost.min_runs for cost in costs), sum(cost.max_runs for cost in costs)
+    seconds = math.fsum(cost.min_seconds for cost in costs), math.fsum(cost.max_seconds for cost in costs)
     rows.append(row("all stages", runs, seconds))
     head = ["  stage", "runs", f"time on {plural(budget.parallel, 'worker')}"]
     note = "From clear differences to the worst case, without the budget. Stop any time, the same command continues."

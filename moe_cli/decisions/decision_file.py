@@ -1,7 +1,7 @@
 """decision.json in the folder of a decision: what is fixed before its first run. Its state is in the run folders.
 
 space, question, by, given_budget, rules, overrides, where   what is decided, and how
-candidates     name, configuration, price, and the expected seconds of a run, with those that any budget takes
+candidates     name, configuration, tie-break cost, and the expected seconds of a run, with those that any budget takes
 limits         minutes and runs of the last command
 """
 
@@ -23,7 +23,7 @@ from moe_cli.files.writing import hold, write_json
 
 MAX_MINUTES = 1e7
 # What is known of a candidate before the first run.
-AMOUNTS = ("price", "seconds", "fixed_seconds")
+AMOUNTS = ("tie_break_cost", "seconds", "fixed_seconds")
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ def _parse(name: str, values: dict[str, Any]) -> DecisionRecord:
     )
     if DENSE_NAME not in plan.configs:
         raise ConfigError("it has no dense model.")
-    prices = {str(entry["name"]): tuple(_amount(entry[name]) for name in AMOUNTS) for entry in found}
+    amounts = {str(entry["name"]): tuple(_amount(entry[name]) for name in AMOUNTS) for entry in found}
     limits = values["limits"]
     return DecisionRecord(
         plan,
-        make_candidates(plan, prices),
+        make_candidates(plan, amounts),
         Limits(number_in(limits.get("minutes")), whole_number_in(limits.get("runs"))),
         whole_number_in(values.get("parallel")) or 1,
     )
@@ -111,9 +111,9 @@ def _amount(value: Any) -> float:
     return number
 
 
-def make_candidates(plan: DecisionPlan, prices: dict[str, tuple[float, ...]]) -> tuple[Candidate, ...]:
+def make_candidates(plan: DecisionPlan, amounts: dict[str, tuple[float, ...]]) -> tuple[Candidate, ...]:
     """Returns the candidates of a plan with their `AMOUNTS`."""
-    return tuple(Candidate(name, name == DENSE_NAME, *prices[name]) for name in plan.configs)
+    return tuple(Candidate(name, name == DENSE_NAME, *amounts[name]) for name in plan.configs)
 
 
 def write_decision(folder: Path, record: DecisionRecord) -> None:

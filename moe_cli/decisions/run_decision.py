@@ -36,7 +36,7 @@ class PreparedDecision:
 
     Attributes:
         estimates: the estimates of the candidates at the full budget, in the order of the plan.
-        candidates: the candidates with their prices; those of the first start if there was one.
+        candidates: the candidates with their costs; those of the first start if there was one.
     """
 
     plan: DecisionPlan
@@ -132,7 +132,7 @@ def _estimate(plan: DecisionPlan, outputs: Path, build: bool) -> list[RunEstimat
 def _amounts(
     plan: DecisionPlan, estimates: Sequence[RunEstimate], outputs: Path, build: bool
 ) -> dict[str, tuple[float, ...]]:
-    """Returns the `AMOUNTS` of each candidate: its price, and the straight line of its seconds over the budget."""
+    """Returns the `AMOUNTS` of each candidate: tie-break cost, and the straight line of its seconds over the budget."""
     fraction, seed = plan.rules.screening_fraction, plan.rules.first_seed
     parts = [plan.config(RunRequest(name, seed, fraction, 1.0, SCREENING)) for name in plan.configs]
     found: dict[str, tuple[float, ...]] = {}
@@ -140,11 +140,11 @@ def _amounts(
         plan.configs, estimates, estimate_runs(parts, outputs, measure_flops(), build=build), strict=True
     ):
         fixed = (part.seconds - fraction * whole.seconds) / (1 - fraction) if fraction < 1 else 0.0
-        found[name] = (_price(plan.by, whole), whole.seconds, max(0.0, fixed))
+        found[name] = (_tie_break_cost(plan.by, whole), whole.seconds, max(0.0, fixed))
     return found
 
 
-def _price(by: str, estimate: RunEstimate) -> float:
+def _tie_break_cost(by: str, estimate: RunEstimate) -> float:
     """Returns the FLOPs of a token, optimizer included; the parameters where the budget makes those equal."""
     return float(estimate.cost.flops_per_token if by == TOKENS else estimate.cost.num_params)
 

@@ -16,16 +16,16 @@ DECISION_FILE = "decision.json"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration of the space: unique name and prices known before the first run.
+    """A configuration of the space: unique name and costs known before the first run.
 
-    `price` orders candidates that are equal: the lowest is advised. `seconds` is the predicted duration of one run with
-    the full budget, and `fixed_seconds` the part of it that runs with any budget take, for evaluation; the durations of
-    finished runs correct both.
+    `tie_break_cost` orders candidates that are equal: the lowest is advised. `seconds` is the predicted duration of one
+    run with the full budget, and `fixed_seconds` the part of it that runs with any budget take, for evaluation; the
+    durations of finished runs correct both.
     """
 
     name: str
     is_baseline: bool = False
-    price: float = 0.0
+    tie_break_cost: float = 0.0
     seconds: float = 1.0
     fixed_seconds: float = 0.0
 
@@ -202,7 +202,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class StagePrice:
+class StageCost:
     """The least and the most that a stage costs: runs, and seconds of training on one worker."""
 
     stage: str

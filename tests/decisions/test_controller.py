@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from moe_cli.decisions.controller import Race, next_step
-from moe_cli.decisions.prices import price_stages
+from moe_cli.decisions.stage_costs import bound_stage_costs
 from moe_cli.decisions.terms import (
     CHOICE,
     CONFIRMATION,
@@ -46,7 +46,7 @@ def simulate(
 
 def candidates(losses: dict[str, float]) -> list[Candidate]:
     """Returns one candidate for each name; `dense` is the baseline."""
-    return [Candidate(name, name == "dense", price=index) for index, name in enumerate(losses)]
+    return [Candidate(name, name == "dense", tie_break_cost=index) for index, name in enumerate(losses)]
 
 
 def noisy(losses: dict[str, float], deviation: float = 0.002) -> Loss:
@@ -154,8 +154,8 @@ def test_one_learning_rate_is_not_tuned() -> None:
     assert decision.winner == "8x2"
     assert LEARNING_RATE not in {request.stage for request in results}
     assert any("not tuned" in sentence for sentence in decision.unused)
-    price = next(price for price in price_stages(candidates(FOUR), rules) if price.stage == LEARNING_RATE)
-    assert price.max_runs == 0
+    cost = next(cost for cost in bound_stage_costs(candidates(FOUR), rules) if cost.stage == LEARNING_RATE)
+    assert cost.max_runs == 0
 
 
 def test_failures_are_dropped_with_their_reason() -> None:
@@ -251,14 +251,14 @@ def test_time_that_every_run_takes_is_no_time_of_training() -> None:
 
 
 @pytest.mark.parametrize(("kind", "number"), list(itertools.product(["clear winner", "learning rates"], range(4))))
-def test_prices_bound_the_runs(kind: str, number: int) -> None:
+def test_stage_costs_bound_the_runs(kind: str, number: int) -> None:
     """Each stage of an unlimited decision costs at least its least price and at most its largest."""
     surface = draw_surface(kind, number)
-    prices = {price.stage: price for price in price_stages(surface.candidates(), RULES)}
+    costs = {cost.stage: cost for cost in bound_stage_costs(surface.candidates(), RULES)}
     _, results = decide(surface)
     for stage in (SCREENING, LEARNING_RATE, CHOICE, CONFIRMATION):
         runs = [request for request in results if request.stage == stage]
         seconds = math.fsum(results[request].seconds for request in runs)
-        assert prices[stage].min_runs <= len(runs) <= prices[stage].max_runs
-        assert prices[stage].min_seconds <= seconds * (1 + 1e-9)
-        assert seconds <= prices[stage].max_seconds * (1 + 1e-9)
+        assert costs[stage].min_runs <= len(runs) <= costs[stage].max_runs
+        assert costs[stage].min_seconds <= seconds * (1 + 1e-9)
+        assert seconds <= costs[stage].max_seconds * (1 + 1e-9)
