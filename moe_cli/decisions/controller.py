@@ -13,8 +13,8 @@ from moe_cli.decisions.books import Books
 from moe_cli.decisions.sequential import claims_at_look, prospect
 from moe_cli.decisions.standings import Noise, Standings, pooled_noise, rank
 from moe_cli.decisions.terms import (
-    CHOICE,
     CONFIRMATION,
+    FULL_BUDGET_CHOICE,
     LEARNING_RATE,
     PRICE,
     SCREENING,
@@ -271,22 +271,22 @@ class Race:
             if len(self._others) <= rules.contenders:
                 break
             seed = rules.first_seed + seeds - 1
-            requests = self.books.requests_at(CHOICE, self._others, [seed], 1.0)
+            requests = self.books.requests_at(FULL_BUDGET_CHOICE, self._others, [seed], 1.0)
             while len(self._others) > 2 and not self._is_affordable(requests):
-                self._set_aside(CHOICE, len(self._others) - 1)
-                requests = self.books.requests_at(CHOICE, self._others, [seed], 1.0)
+                self._set_aside(FULL_BUDGET_CHOICE, len(self._others) - 1)
+                requests = self.books.requests_at(FULL_BUDGET_CHOICE, self._others, [seed], 1.0)
             if len(self._others) <= rules.contenders or not self._is_affordable(requests):
                 break
-            yield from self._finish(CHOICE, f"Seed {seeds} of {len(requests)} finalists.", requests)
+            yield from self._finish(FULL_BUDGET_CHOICE, f"Seed {seeds} of {len(requests)} finalists.", requests)
             for name in self._others:
                 self.scores[name] = self.books.losses_of(
                     name, 1.0, self.books.multiplier(name), rules.first_seed, seeds
                 )
             self.noise = pooled_noise([{name: self.scores[name] for name in self._others}]) or screening_noise
-            self._drop_behind(CHOICE, 0.0)
+            self._drop_behind(FULL_BUDGET_CHOICE, 0.0)
             if self._are_contenders_certain():
                 break
-        self._set_aside(CHOICE, rules.contenders)
+        self._set_aside(FULL_BUDGET_CHOICE, rules.contenders)
 
     def _are_contenders_certain(self) -> bool:
         """Says whether the candidates beyond the places of the contenders cannot lead by more than the margin."""

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 
 from moe_cli.decisions.terms import (
-    CHOICE,
     CONFIRMATION,
+    FULL_BUDGET_CHOICE,
     LEARNING_RATE,
     PRICE,
     SCREENING,
@@ -45,7 +45,9 @@ def bound_stage_costs(candidates: Sequence[Candidate], rules: Rules) -> tuple[St
         fraction,
     )
     is_choice_needed = finalists > contenders
-    choice = _bound(CHOICE, [], _dearest(others, finalists) * (rules.choice_seeds if is_choice_needed else 0))
+    choice = _bound(
+        FULL_BUDGET_CHOICE, [], _dearest(others, finalists) * (rules.choice_seeds if is_choice_needed else 0)
+    )
     confirmation = _bound(
         CONFIRMATION,
         [*others[: min(fewest, contenders)], *baseline] * rules.looks[0],
@@ -55,7 +57,7 @@ def bound_stage_costs(candidates: Sequence[Candidate], rules: Rules) -> tuple[St
 
 
 def _bound_price_tag(baseline: list[Candidate], rules: Rules) -> tuple[StageCost, ...]:
-    """Bounds the cost of the baseline with larger budgets, which is not trained if it wins; empty without such budgets."""
+    """Bounds the cost of the baseline with larger budgets, which is not trained if it wins; empty without any."""
     if not rules.baseline_budgets:
         return ()
     runs = baseline * rules.looks[0]

@@ -5,10 +5,10 @@ All relative differences are (loss of one - loss of the other) / loss of the oth
 
 from dataclasses import dataclass, field
 
-SCREENING, LEARNING_RATE, CHOICE, CONFIRMATION = "screening", "learning rate", "full budget", "confirmation"
+SCREENING, LEARNING_RATE, FULL_BUDGET_CHOICE, CONFIRMATION = "screening", "learning rate", "full budget", "confirmation"
 PRICE = "price"
-STAGES = (SCREENING, LEARNING_RATE, CHOICE, CONFIRMATION, PRICE)
-# The other verdicts are those of `report.significance`.
+STAGES = (SCREENING, LEARNING_RATE, FULL_BUDGET_CHOICE, CONFIRMATION, PRICE)
+# A verdict, next to BETTER, WORSE and INCONCLUSIVE of `report.significance`.
 EQUAL = "equal"
 # In the folder of a decision, see `decision_file`.
 DECISION_FILE = "decision.json"

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from moe_cli.decisions.controller import Race, next_step
 from moe_cli.decisions.stage_costs import bound_stage_costs
 from moe_cli.decisions.terms import (
-    CHOICE,
     CONFIRMATION,
     EQUAL,
+    FULL_BUDGET_CHOICE,
     LEARNING_RATE,
     PRICE,
     SCREENING,
@@ -93,7 +93,7 @@ def test_claims_come_from_fresh_seeds() -> None:
     space = candidates(FOUR)
     rules = dataclasses.replace(RULES, safety=1.0)  # So large that all go on to the full budget.
     decision, results = simulate(space, noisy(FOUR), rules)
-    assert CHOICE in {request.stage for request in results}
+    assert FULL_BUDGET_CHOICE in {request.stage for request in results}
     fresh = {request.seed for request in results if request.stage == CONFIRMATION}
     rest = {request.seed for request in results if request.stage != CONFIRMATION}
     assert fresh.isdisjoint(rest)
@@ -256,7 +256,7 @@ def test_stage_costs_bound_the_runs(kind: str, number: int) -> None:
     surface = draw_surface(kind, number)
     costs = {cost.stage: cost for cost in bound_stage_costs(surface.candidates(), RULES)}
     _, results = decide(surface)
-    for stage in (SCREENING, LEARNING_RATE, CHOICE, CONFIRMATION):
+    for stage in (SCREENING, LEARNING_RATE, FULL_BUDGET_CHOICE, CONFIRMATION):
         runs = [request for request in results if request.stage == stage]
         seconds = math.fsum(results[request].seconds for request in runs)
         assert costs[stage].min_runs <= len(runs) <= costs[stage].max_runs
