@@ -10,7 +10,7 @@ from moe_cli.cli.decide_output import DecisionView
 from moe_cli.config.bounds import JOBS
 from moe_cli.config.executors import split_executor
 from moe_cli.config.ranges import check_between
-from moe_cli.decisions.decision_file import make_limits
+from moe_cli.decisions.decision_file import make_limit_options
 from moe_cli.decisions.page import load_certificate
 from moe_cli.decisions.plan import plan_decision
 from moe_cli.decisions.run_decision import prepare_decision
@@ -57,7 +57,7 @@ def decide(  # noqa: PLR0913  (an argument for each option)
     check_list("overrides", overrides)
     check_list("where", where)
     check_between("jobs", 1 if jobs is None else jobs, 1, JOBS)
-    folder, limits = outputs_folder(outputs), make_limits(minutes, runs)
+    folder, limits = outputs_folder(outputs), make_limit_options(minutes, runs)
     executor_settings, settings = split_executor(overrides, executor)
     execution = Execution(executor_settings, jobs, retry_failed=retry_failed, force_memory=force_memory)
     plan = plan_decision(settings, within=within, by=by, name=name, where=where, baseline_budgets=baseline_budgets)

@@ -10,7 +10,7 @@ from moe_cli.config.compose import Composer
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.saved import fewest_settings
 from moe_cli.config.schema import RunConfig
-from moe_cli.decisions.decision_file import Limits
+from moe_cli.decisions.decision_file import LimitOptions
 from moe_cli.decisions.feed import Results, run_of
 from moe_cli.decisions.plan import FLOPS, TIME, TOKENS, DecisionPlan
 from moe_cli.decisions.terms import Decision, Interval, RunRequest
@@ -86,7 +86,7 @@ class Certificate:
     not_tried: tuple[str, ...]
     train: str | None
     repeat: str
-    limits: Limits
+    limits: LimitOptions
     wall_seconds: float
     history: "tuple[Finished, ...]"
 
@@ -110,7 +110,7 @@ class Finished:
 
 
 def make_certificate(
-    plan: DecisionPlan, decision: Decision, results: Results, limits: Limits, outputs: Path
+    plan: DecisionPlan, decision: Decision, results: Results, limits: LimitOptions, outputs: Path
 ) -> Certificate:
     """Returns the certificate of a decision from the folders of its runs."""
     rates = {rate.name: rate.multiplier for rate in decision.rates}
@@ -293,7 +293,7 @@ def _train_command(config: RunConfig) -> str:
     return f"moe train {shlex.join(written)}"
 
 
-def _repeat_command(plan: DecisionPlan, limits: Limits) -> str:
+def _repeat_command(plan: DecisionPlan, limits: LimitOptions) -> str:
     """Returns the command that takes the decision again, on other seeds and in a folder of its own."""
     settings = [word for word in plan.overrides if not word.startswith("seed=")]
     options = limits.options()

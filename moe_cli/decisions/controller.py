@@ -18,9 +18,9 @@ from moe_cli.decisions.terms import (
     LEARNING_RATE,
     PRICE,
     SCREENING,
-    Budget,
     Candidate,
     Decision,
+    DecisionLimit,
     Dropped,
     Interval,
     LearningRate,
@@ -50,7 +50,7 @@ Batches = Generator[Batch, Outcomes, None]
 
 
 def next_step(
-    candidates: Sequence[Candidate], rules: Rules, results: Mapping[RunRequest, Outcome], budget: Budget
+    candidates: Sequence[Candidate], rules: Rules, results: Mapping[RunRequest, Outcome], limit: DecisionLimit
 ) -> Step:
     """Returns the runs that are missing now, or the decision. Results of runs that no stage wants have no effect."""
 
@@ -58,7 +58,7 @@ def next_step(
         is_complete = all(request in results for request in batch.requests)
         return {request: results[request] for request in batch.requests} if is_complete else None
 
-    race = Race(candidates, rules, budget)
+    race = Race(candidates, rules, limit)
     batch = race.play(outcomes)
     if batch is not None:
         missing = tuple(request for request in batch.requests if request not in results)
@@ -70,8 +70,8 @@ def next_step(
 class Race:
     """The stages of a decision and what they have found so far."""
 
-    def __init__(self, candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> None:
-        self.books = Books(candidates, rules, budget)
+    def __init__(self, candidates: Sequence[Candidate], rules: Rules, limit: DecisionLimit) -> None:
+        self.books = Books(candidates, rules, limit)
         self.rules, self.baseline = rules, self.books.baseline
         self.alive = [candidate.name for candidate in candidates]
         self.dropped: list[Dropped] = []

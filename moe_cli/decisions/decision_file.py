@@ -27,8 +27,8 @@ AMOUNTS = ("tie_break_cost", "seconds", "fixed_seconds")
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits of a decision: minutes of wall clock, runs, or both; None means no limit of this kind."""
+class LimitOptions:
+    """The limits as options: minutes of wall clock, runs, or both; None means no limit of this kind."""
 
     minutes: float | None = None
     runs: int | None = None
@@ -39,13 +39,13 @@ class Limits:
         return minutes if self.runs is None else [*minutes, f"--runs {self.runs}"]
 
 
-def make_limits(minutes: float | None, runs: int | None) -> Limits:
+def make_limit_options(minutes: float | None, runs: int | None) -> LimitOptions:
     """Returns the limits of a command. Raises ConfigError for none, or for minutes that are no positive number."""
     if minutes is None and runs is None:
         raise ConfigError("give a budget: --minutes 45, or --runs 60. --dry-run prints what each stage costs.")
     if minutes is not None and not 0 < minutes <= MAX_MINUTES:
         raise ConfigError(f"--minutes {minutes:g} must be above 0 and at most {MAX_MINUTES:g}.")
-    return Limits(minutes, runs)
+    return LimitOptions(minutes, runs)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class DecisionRecord:
 
     plan: DecisionPlan
     candidates: tuple[Candidate, ...]
-    limits: Limits
+    limits: LimitOptions
     parallel: int = 1
 
 
@@ -98,7 +98,7 @@ def _parse(name: str, values: dict[str, Any]) -> DecisionRecord:
     return DecisionRecord(
         plan,
         make_candidates(plan, amounts),
-        Limits(number_in(limits.get("minutes")), whole_number_in(limits.get("runs"))),
+        LimitOptions(number_in(limits.get("minutes")), whole_number_in(limits.get("runs"))),
         whole_number_in(values.get("parallel")) or 1,
     )
 

@@ -1,4 +1,4 @@
-"""The terms of a decision: candidates, rules, budget, the runs that are wanted, their outcomes, and the decision.
+"""The terms of a decision: candidates, rules, limit, the runs that are wanted, their outcomes, and the decision.
 
 All relative differences are (loss of one - loss of the other) / loss of the other; negative is better.
 """
@@ -76,7 +76,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Budget:
+class DecisionLimit:
     """The limit of a decision: seconds of wall clock, runs, or neither. `parallel` runs share the wall clock."""
 
     seconds: float | None = None

@@ -19,9 +19,9 @@ from moe_cli.decisions.terms import (
     LEARNING_RATE,
     PRICE,
     SCREENING,
-    Budget,
     Candidate,
     Decision,
+    DecisionLimit,
     Outcome,
     Rules,
     RunRequest,
@@ -33,11 +33,11 @@ Loss = Callable[[RunRequest], float | None]
 
 
 def simulate(
-    candidates: Sequence[Candidate], loss: Loss, rules: Rules = RULES, budget: Budget = UNLIMITED
+    candidates: Sequence[Candidate], loss: Loss, rules: Rules = RULES, limit: DecisionLimit = UNLIMITED
 ) -> tuple[Decision, dict[RunRequest, Outcome]]:
     """Decides with a formula in place of runs; None is a run that diverges. A run takes its fraction of seconds."""
     results: dict[RunRequest, Outcome] = {}
-    while (step := next_step(candidates, rules, results, budget)).decision is None:
+    while (step := next_step(candidates, rules, results, limit)).decision is None:
         for request in step.wanted:
             found = loss(request)
             results[request] = Outcome(found, request.fraction, "" if found else "diverged")
@@ -197,7 +197,7 @@ def test_nothing_works() -> None:
 def test_budget_of_runs_is_kept(limit: int) -> None:
     """No more runs than the budget; without enough for fresh seeds there is no claim, and the decision says so."""
     surface = draw_surface("clear winner", 3)
-    decision, results = decide(surface, budget=Budget(runs=limit))
+    decision, results = decide(surface, limit=DecisionLimit(runs=limit))
     assert len(results) <= limit
     assert decision.runs == len(results)
     if not decision.comparisons:
@@ -208,11 +208,11 @@ def test_budget_of_runs_is_kept(limit: int) -> None:
 def test_budget_of_seconds_reserves_the_confirmation() -> None:
     """With half the time that the decision would take, the confirmation still has its first look."""
     full, _ = decide(draw_surface("clear winner", 3))
-    budget = Budget(seconds=full.seconds / 2)
-    short, results = decide(draw_surface("clear winner", 3), budget=budget)
+    half = DecisionLimit(seconds=full.seconds / 2)
+    short, results = decide(draw_surface("clear winner", 3), limit=half)
     assert math.fsum(outcome.seconds for outcome in results.values()) <= full.seconds / 2
     assert short.comparisons
-    parallel, _ = decide(draw_surface("clear winner", 3), budget=dataclasses.replace(budget, parallel=3))
+    parallel, _ = decide(draw_surface("clear winner", 3), limit=dataclasses.replace(half, parallel=3))
     assert parallel == full
 
 
@@ -221,9 +221,9 @@ def test_larger_budgets_of_dense_follow_the_answer(dense: float, limit: int | No
     """They are trained if another candidate has won, on the seeds of the first look, as far as the budget goes."""
     losses = FOUR | {"dense": dense}
     without, runs = simulate(candidates(losses), noisy(losses))
-    budget = UNLIMITED if limit is None else Budget(runs=len(runs) + limit)
+    whole = UNLIMITED if limit is None else DecisionLimit(runs=len(runs) + limit)
     rules = dataclasses.replace(RULES, baseline_budgets=(1.5, 2.0))
-    decision, results = simulate(candidates(losses), noisy(losses), rules, budget)
+    decision, results = simulate(candidates(losses), noisy(losses), rules, whole)
     added = [request for request in results if request.stage == PRICE]
     assert trained == len(added)
     assert {"dense"} >= {request.candidate for request in added}

@@ -15,7 +15,7 @@ from moe_cli.cli.app import app
 from moe_cli.config.executors import LocalExecutor
 from moe_cli.config.schema import RunConfig
 from moe_cli.decisions import plan
-from moe_cli.decisions.decision_file import make_limits
+from moe_cli.decisions.decision_file import make_limit_options
 from moe_cli.decisions.feed import DecisionFeed, replay
 from moe_cli.decisions.page import decision_sections, race
 from moe_cli.decisions.plan import parse_rules, plan_decision
@@ -89,7 +89,7 @@ def words(tmp_path: Path, text_file: Path) -> list[str]:
 
 def prepare(words: list[str], outputs: Path, runs: int = 90, **options: Any) -> PreparedDecision:
     execution = Execution(LocalExecutor(), 2, **options)
-    return prepare_decision(plan_decision(words), make_limits(None, runs), outputs, execution)
+    return prepare_decision(plan_decision(words), make_limit_options(None, runs), outputs, execution)
 
 
 def work(prepared: PreparedDecision, pool: FakePool, observer: Any = lambda progress: None) -> DecisionFeed:
@@ -208,7 +208,7 @@ def test_a_budget_that_is_too_small_is_refused(words: list[str], tmp_path: Path)
 
 def test_equal_flops_and_time(words: list[str], tmp_path: Path) -> None:
     """--by flops gives all the FLOPs of the dense model's steps; the minutes of --by time stay those of the start."""
-    limits, execution = make_limits(None, 90), Execution(LocalExecutor(), 1)
+    limits, execution = make_limit_options(None, 90), Execution(LocalExecutor(), 1)
     flops = prepare_decision(plan_decision(words, by="flops", name="f"), limits, tmp_path, execution)
     tokens = prepare_decision(plan_decision(words, name="t"), limits, tmp_path, execution)
     dense = tokens.estimates[0]
@@ -355,11 +355,11 @@ def test_wrong_options_are_refused(command: Any, options: tuple[str, ...], messa
 def test_replay_reads_only_what_is_wanted(words: list[str], tmp_path: Path) -> None:
     """Runs of another sweep in the folder have no effect on the step."""
     prepared = prepare(words, tmp_path)
-    step = replay(prepared.plan, prepared.candidates, prepared.budget(), tmp_path)
+    step = replay(prepared.plan, prepared.candidates, prepared.limit(), tmp_path)
     extra = Run(tmp_path / "decide-experts" / "gpt-other")
     extra.path.mkdir(parents=True)
     write_json(extra.path / "summary.json", {"val_bpb": 0.1})
-    assert step == replay(prepared.plan, prepared.candidates, prepared.budget(), tmp_path)
+    assert step == replay(prepared.plan, prepared.candidates, prepared.limit(), tmp_path)
 
 
 def test_a_run_at_work_is_not_given_again(words: list[str], tmp_path: Path) -> None:
