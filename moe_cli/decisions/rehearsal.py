@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_cli.decisions.controller import Batch, Race, next_step
+from moe_cli.decisions.controller import Race, RunGroup, next_step
 from moe_cli.decisions.terms import CONFIRMATION, Candidate, Decision, DecisionLimit, Outcome, Rules, RunRequest
 from moe_cli.report.intervals import t_quantile
 from moe_cli.report.significance import POWER
@@ -46,12 +46,12 @@ def rehearse(candidates: Sequence[Candidate], rules: Rules, limit: DecisionLimit
     results: dict[RunRequest, Outcome] = {}
     race = Race(candidates, rules, limit)
 
-    def outcomes(batch: Batch) -> Mapping[RunRequest, Outcome]:
-        for request in batch.requests:
+    def outcomes(group: RunGroup) -> Mapping[RunRequest, Outcome]:
+        for request in group.requests:
             if request not in results:
                 seconds = race.books.candidates[request.candidate].seconds_at(request.fraction)
                 results[request] = Outcome(_draw(request), seconds)
-        return {request: results[request] for request in batch.requests}
+        return {request: results[request] for request in group.requests}
 
     race.play(outcomes)
     return Rehearsal(results, race.decision())

@@ -192,7 +192,7 @@ class Decision:
 class Step:
     """The next step: the runs that are missing now, which may run in parallel, or the decision.
 
-    The batch does not depend on which of its runs have already finished; `wanted` lists those that have not.
+    The group does not depend on which of its runs have already finished; `wanted` lists those that have not.
     """
 
     stage: str

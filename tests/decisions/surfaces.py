@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from moe_cli.decisions.controller import Batch, Race
+from moe_cli.decisions.controller import Race, RunGroup
 from moe_cli.decisions.sequential import claims_at_look
 from moe_cli.decisions.terms import EQUAL, Candidate, Decision, DecisionLimit, Outcome, Rules, RunRequest
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, paired
@@ -115,9 +115,9 @@ def decide(
     """Runs the controller with draws in place of runs until it decides."""
     results: dict[RunRequest, Outcome] = {}
 
-    def outcomes(batch: Batch) -> dict[RunRequest, Outcome]:
-        results.update((request, surface.draw(request)) for request in batch.requests if request not in results)
-        return {request: results[request] for request in batch.requests}
+    def outcomes(group: RunGroup) -> dict[RunRequest, Outcome]:
+        results.update((request, surface.draw(request)) for request in group.requests if request not in results)
+        return {request: results[request] for request in group.requests}
 
     race = Race(surface.candidates(), rules, limit)
     assert race.play(outcomes) is None

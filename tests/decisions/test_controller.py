@@ -65,7 +65,7 @@ FOUR = {"dense": 2.2, "4x1": 2.1, "8x2": 2.0, "16x2": 2.12}
 @settings(deadline=None, max_examples=5, phases=[Phase.generate])
 @given(st.integers(0, 10_000), st.sampled_from(KINDS), st.randoms(use_true_random=False))
 def test_order_of_results_has_no_effect(number: int, kind: str, order: random.Random) -> None:
-    """A batch that is done in any order and in any portions leads to the same runs, each once, and one decision."""
+    """A group that is done in any order and in any portions leads to the same runs, each once, and one decision."""
     decision, results = decide(draw_surface(kind, number))
     candidates, seen, steps = draw_surface(kind, number).candidates(), dict[RunRequest, Outcome](), 0
     while (step := next_step(candidates, RULES, seen, UNLIMITED)).decision is None:
@@ -241,11 +241,11 @@ def test_time_that_every_run_takes_is_no_time_of_training() -> None:
     space = [dataclasses.replace(candidate, seconds=2.0, fixed_seconds=1.0) for candidate in candidates(FOUR)]
     race = Race(space, RULES, UNLIMITED)
     pace = 3.0
-    batch = race.play(lambda batch: None)
-    assert batch is not None
+    group = race.play(lambda group: None)
+    assert group is not None
     race = Race(space, RULES, UNLIMITED)
-    results = {request: Outcome(2.0, pace * (1 + request.fraction)) for request in batch.requests}
-    race.play(lambda batch: results if set(batch.requests) <= results.keys() else None)
+    results = {request: Outcome(2.0, pace * (1 + request.fraction)) for request in group.requests}
+    race.play(lambda group: results if set(group.requests) <= results.keys() else None)
     assert pytest.approx(2 * pace) == race.books.predict_full_run("8x2")
     assert pytest.approx(2 * pace) == race.books.predict_full_run("dense")
 

@@ -363,7 +363,7 @@ def test_replay_reads_only_what_is_wanted(words: list[str], tmp_path: Path) -> N
 
 
 def test_a_run_at_work_is_not_given_again(words: list[str], tmp_path: Path) -> None:
-    """When one run of a batch ends, the others of the batch that are at work stay where they are."""
+    """When one run of a group ends, the others of the group that are at work stay where they are."""
     prepared = prepare(words, tmp_path)
     with prepared.begin(FakePool(outcome, 2)) as feed:
         first, second = feed.next_run(), feed.next_run()
