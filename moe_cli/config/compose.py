@@ -30,10 +30,10 @@ from moe_cli.config.hydra_loader import hydra_loader
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import Resolved, resolve
+from moe_cli.config.run_config_json import from_dict
 from moe_cli.config.saved import apply_changes, read_saved, split_path
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import packaged_conf
-from moe_cli.config.stored import from_dict
 from moe_cli.config.tasks import MODELS, PROBE_SELECTS, PROBES, model_use, what_follows
 from moe_cli.config.training import is_execution
 from moe_cli.errors import BadValue, ConfigError

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.build import build
+from moe_cli.config.run_config_json import from_dict
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.stored import from_dict
 from moe_cli.decisions.plan import DENSE_NAME, DecisionPlan, make_rules
 from moe_cli.decisions.terms import DECISION_FILE, Candidate, Rules
 from moe_cli.errors import ConfigError
