@@ -8,8 +8,8 @@ from typing import Any
 
 from moe_cli.config.compose import Composer
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.saved import fewest_settings
 from moe_cli.config.schema import RunConfig
+from moe_cli.config.start_config import fewest_settings
 from moe_cli.decisions.decision_file import LimitOptions
 from moe_cli.decisions.feed import Results, run_of
 from moe_cli.decisions.plan import FLOPS, TIME, TOKENS, DecisionPlan

@@ -41,7 +41,7 @@ def _is_path(word: str) -> bool:
     return word[:1] not in "+~-" and (named or "/" in word or Path(word).exists())
 
 
-def read_saved(file: Path) -> dict[str, Any]:
+def read_start_config(file: Path) -> dict[str, Any]:
     """Returns the settings in a file that `moe config` has printed, or in a part of one.
 
     Raises:
