@@ -160,7 +160,7 @@ def _option_hint(error: Any, arguments: Sequence[str]) -> str | None:
         return f"no option {option} here. {OPTIONS_ELSEWHERE[option]}"
     if not error.ctx or not any("SETTING=VALUE" in str(param.metavar) for param in error.ctx.command.params):
         return None
-    from moe_cli.config.habits import explain_option
+    from moe_cli.config.foreign_names import explain_option
 
     index, typed = next(
         ((i, word) for i, word in enumerate(arguments) if word.startswith(option)), (len(arguments), option)

@@ -136,7 +136,7 @@ def eval_overrides(
     """Returns the values of each eval.NAME. Raises ConfigError for other settings, which are fixed by training."""
     from moe_cli.config.axes import Interval
     from moe_cli.config.build import did_you_mean
-    from moe_cli.config.habits import OTHER_NAMES
+    from moe_cli.config.foreign_names import OTHER_NAMES
     from moe_cli.config.overrides import parse_overrides
     from moe_cli.config.routers import IDLE_AT_EVALUATION
     from moe_cli.errors import ConfigError

@@ -25,7 +25,7 @@ from moe_cli.config.axes import Axis, Glob, repeated_keys, single_values
 from moe_cli.config.balances import METHODS, combine
 from moe_cli.config.build import build, did_you_mean, flatten_dict, names_of
 from moe_cli.config.folders import GROUPS, find_user_conf
-from moe_cli.config.habits import unknown_setting
+from moe_cli.config.foreign_names import unknown_setting
 from moe_cli.config.hydra_loader import hydra_loader
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import format_setting

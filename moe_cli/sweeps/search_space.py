@@ -11,7 +11,7 @@ from moe_cli.config.build import check_choice, did_you_mean, kinds_of, names_of
 from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression
 from moe_cli.config.folders import GROUPS
-from moe_cli.config.habits import unknown_setting
+from moe_cli.config.foreign_names import unknown_setting
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import check_whole, format_setting
 from moe_cli.config.resolve import Resolved
