@@ -18,8 +18,8 @@ from moe_cli.formatting import plural
 from moe_cli.report.run_row import RunRow
 from moe_cli.runs.folder import COMPLETED, FAILED
 
-# The preset that is advised after a verdict.
-NEARER = "workstation"
+# Advised after a verdict, where the claim has it.
+ADVISED_PRESET = "workstation"
 OUTSIDE = "A seed has a loss outside those of the dense model's budgets: change baseline_budgets in the claim's file."
 SIZES_OF_LAPTOP = "Sizes and budgets in these lines are those without a preset."
 
@@ -193,6 +193,6 @@ def _settle(plan: ClaimPlan, verdict: str, judgement: Judgement, budget: RunCoun
             found += [f"About {total} seeds, if the measured means are true:", more]
         else:
             found.append("No number of seeds below a thousand: the measured mean is too near to the limit.")
-    if NEARER in plan.claim.presets and not _has_preset(plan):
-        found += ["A setting nearer to the published one:", plan.command_with([f"preset={NEARER}"])]
+    if ADVISED_PRESET in plan.claim.presets and not _has_preset(plan):
+        found += ["A setting nearer to the published one:", plan.command_with([f"preset={ADVISED_PRESET}"])]
     return found
