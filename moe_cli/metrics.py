@@ -202,12 +202,12 @@ METRICS = (
            description="times the tokens that the baseline needs for the same loss, interpolated between its runs at "
            "several budgets; outside of them, and with one budget, there are only the bounds "
            "`compute_multiplier_low` and `_high`"),
-    Metric("time_tax", "time tax", "time tax, speed over that of the baseline", "share of the baseline's tokens/s",
-           COMPARISON, 1, digits=2, range="above 0",
+    Metric("relative_speed", "speed x", "relative speed", "share of the baseline's tokens/s", COMPARISON, 1, digits=2,
+           range="above 0",
            description="`tokens_per_second` over that of the baseline, on one machine: below 1 a token takes longer"),
     Metric("effective_speedup", "speedup", "effective speedup", "times", COMPARISON, 1, digits=2, range="above 0",
-           description="`compute_multiplier` x `time_tax`: the training time of the baseline for this loss over that "
-           "of the configuration; above 1 the configuration reaches it first"),
+           description="`compute_multiplier` x `relative_speed`: the training time of the baseline for this loss over "
+           "that of the configuration; above 1 the configuration reaches it first"),
     Metric("sparsity", "sparsity", "sparsity, 1 - k / experts", "share", DERIVED),
     Metric("active_flops", "active FLOP", "forward FLOP per token", "FLOP per token", DERIVED, -1, "count",
            log_scale=True),
@@ -325,7 +325,7 @@ def format_references(values: Mapping[str, Any]) -> list[str]:
 
 
 # Sizes and FLOPs within this factor count as equal, because widths of experts are rounded.
-EQUAL = 1.02
+MATCH_TOLERANCE_FACTOR = 1.02
 
 
 def unequal_flops(
@@ -342,13 +342,13 @@ def unequal_flops(
     alike: list[list[tuple[float, float, float]]] = []
     for cost in known:
         first = alike[-1][0] if alike else None
-        if first and first[0] == cost[0] and cost[1] <= EQUAL * first[1]:
+        if first and first[0] == cost[0] and cost[1] <= MATCH_TOLERANCE_FACTOR * first[1]:
             alike[-1].append(cost)
         else:
             alike.append([cost])
     spans = [(min(flops), max(flops)) for group in alike if (flops := [cost[2] for cost in group])]
     least, most = max(spans, key=lambda span: span[1] / span[0], default=(1.0, 1.0))
-    if most <= EQUAL * least:
+    if most <= MATCH_TOLERANCE_FACTOR * least:
         return None
     return (
         f"equal active parameters are not equal FLOPs: a training token costs {count(least)} to {count(most)} "

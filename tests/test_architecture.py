@@ -71,7 +71,7 @@ WRITING = {
 ELSEWHERE = {
     "data/corpus_builder.py": {".write_text", ".tofile"}, "data/dataset.py": {"np.save", ".write_text"},
     "data/shards.py": {"open"}, "training/checkpoint_writer.py": {"save_file"},
-    "sweeps/executors/ray.py": {"os.open"}, "cli/terminal.py": {"open", "os.open"}, "data/tokenizer_check.py": {"os.open"},
+    "sweeps/executors/ray.py": {"os.open"}, "cli/echo.py": {"open", "os.open"}, "data/tokenizer_check.py": {"os.open"},
     "cli/help.py": {".write_text"}, "testing/task.py": {".write_text"}, "cli/shell_completion.py": {".mkdir", ".write_text"},
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from moe_cli import plugins
 from moe_cli.cli.app import app
 from moe_cli.config.compose import Composer, load_config
 from moe_cli.config.identity import digest_of
-from moe_cli.config.stored import from_dict
+from moe_cli.config.run_config_json import from_dict
 from moe_cli.errors import ConfigError
 from moe_cli.moe.layer import MoELayer
 from moe_cli.runs.folder import Run

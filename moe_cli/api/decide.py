@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_cli.api.arguments import LOGGER, check_list
-from moe_cli.cli.console import Terminal
+from moe_cli.cli.console import CommandConsole
 from moe_cli.cli.decide_output import DecisionView
 from moe_cli.config.bounds import JOBS
 from moe_cli.config.executors import split_executor
 from moe_cli.config.ranges import check_between
-from moe_cli.decisions.decision_file import make_limits
+from moe_cli.decisions.decision_file import make_limit_options
 from moe_cli.decisions.page import load_certificate
 from moe_cli.decisions.plan import plan_decision
 from moe_cli.decisions.run_decision import prepare_decision
@@ -57,13 +57,13 @@ def decide(  # noqa: PLR0913  (an argument for each option)
     check_list("overrides", overrides)
     check_list("where", where)
     check_between("jobs", 1 if jobs is None else jobs, 1, JOBS)
-    folder, limits = outputs_folder(outputs), make_limits(minutes, runs)
+    folder, limits = outputs_folder(outputs), make_limit_options(minutes, runs)
     executor_settings, settings = split_executor(overrides, executor)
     execution = Execution(executor_settings, jobs, retry_failed=retry_failed, force_memory=force_memory)
     plan = plan_decision(settings, within=within, by=by, name=name, where=where, baseline_budgets=baseline_budgets)
     for note in (*plan.conf_notes, *plan.notes):
         LOGGER.warning(note)
-    view = DecisionView(Terminal()) if progress else SILENT
+    view = DecisionView(CommandConsole()) if progress else SILENT
     run_sweep(prepare_decision(plan, limits, folder, execution), view)
     if isinstance(view, DecisionView):
         view.print_answer()

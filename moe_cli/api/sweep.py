@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moe_cli.api.arguments import LOGGER, check_list
 from moe_cli.cli import search as search_lines
-from moe_cli.cli.console import Terminal
+from moe_cli.cli.console import CommandConsole
 from moe_cli.cli.sweep_preview import data_notes
 from moe_cli.cli.views import SearchView, SweepView
 from moe_cli.config.bounds import JOBS, RETRIES
@@ -93,7 +93,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         name=name,
         where=where,
     )
-    shown: View = SearchView(Terminal()) if isinstance(plan, SearchPlan) else SweepView(Terminal())
+    shown: View = SearchView(CommandConsole()) if isinstance(plan, SearchPlan) else SweepView(CommandConsole())
     run_stages(plan, folder, execution, shown if progress else Notes())
     return load_runs(folder / plan.name)
 

@@ -16,14 +16,17 @@ from moe_cli.config.search_block import known_parts
 from moe_cli.config.sweep_file import CLAIM, DEFAULT_PRESET, SweepFile, load_sweep_file
 from moe_cli.errors import ConfigError
 from moe_cli.metrics import BY_KEY, COMPARISON, DERIVED, TRAINING
-from moe_cli.report.price import PRICES
+from moe_cli.report.price import SPEEDUP_RATIOS
 
 MIN_SEEDS = 3
 SIZES = ("params", "active_params", "non_embedding_params", "active_non_embedding_params")
 # The metric that is recorded for every evaluation, so that it can be read at a fraction of the training.
 METRIC_AT = "router_saturation"
 # Metrics of one run, alone or against the dense model of its seed.
-METRICS = (*(key for key, metric in BY_KEY.items() if metric.kind not in (TRAINING, DERIVED, COMPARISON)), *PRICES)
+METRICS = (
+    *(key for key, metric in BY_KEY.items() if metric.kind not in (TRAINING, DERIVED, COMPARISON)),
+    *SPEEDUP_RATIOS,
+)
 _QUANTITY = re.compile(r"\s*([+-]?[0-9.]+(?:e[+-]?[0-9]+)?)\s*(%|nats)?\s*", re.IGNORECASE)
 
 

@@ -10,7 +10,7 @@ from moe_cli.errors import ConfigError
 from moe_cli.files.reading import number_in
 from moe_cli.report.baseline_runs import find_baselines
 from moe_cli.report.expert_usage import read_expert_usage
-from moe_cli.report.price import PRICES, Pricer, Ratio
+from moe_cli.report.price import SPEEDUP_RATIOS, Pricer, Ratio
 from moe_cli.report.run_row import DENSE, RunRow, Value, column_names, settings_of, varying_settings
 from moe_cli.report.significance import Scores
 from moe_cli.runs.folder import COMPLETED, Run
@@ -74,8 +74,8 @@ class RunMeasurements:
 
     def _values(self, rows: Sequence[RunRow], metric: str, at: float | None = None) -> Scores:
         complete = [row for row in rows if row.status == COMPLETED and row.seed is not None]
-        if metric in PRICES:
-            return self._prices(complete, metric)
+        if metric in SPEEDUP_RATIOS:
+            return self._speedup_ratios(complete, metric)
         values = {}
         for row in complete:
             value = row.number(metric) if at is None else saturation_at(row, at)
@@ -83,25 +83,25 @@ class RunMeasurements:
                 values[row.seed] = value
         return values
 
-    def _prices(self, rows: Sequence[RunRow], metric: str) -> Scores:
-        """Returns the prices; none if a seed has only a bound, because the other seeds alone would be a selection."""
-        prices = {row.seed: found for row in rows if row.seed is not None and (found := self._price(row, metric))}
-        if any(price.value is None and price.is_known for price in prices.values()):
+    def _speedup_ratios(self, rows: Sequence[RunRow], metric: str) -> Scores:
+        """Returns the ratios; none if a seed has only a bound, because the other seeds alone would be a selection."""
+        ratios = {row.seed: found for row in rows if row.seed is not None and (found := self._ratio_of(row, metric))}
+        if any(ratio.value is None and ratio.is_known for ratio in ratios.values()):
             return {}
-        return {seed: price.value for seed, price in prices.items() if price.value is not None}
+        return {seed: ratio.value for seed, ratio in ratios.items() if ratio.value is not None}
 
     @cached_property
-    def _price(self) -> Callable[[RunRow, str], Ratio | None]:
-        """Returns the function that prices one run against the dense model of its seed."""
+    def _ratio_of(self) -> Callable[[RunRow, str], Ratio | None]:
+        """Returns the function that compares one run with the dense model of its seed."""
         baselines = find_baselines(self.rows, (), DENSE, settings_of(column_names(self.rows)))
         pricer = Pricer(self.rows, DENSE, baselines.shared)
 
-        def price(row: RunRow, metric: str) -> Ratio | None:
+        def ratio_of(row: RunRow, metric: str) -> Ratio | None:
             dense = (baselines.find(row) or {}).get(row.seed)
             found = pricer.price([row], {row.seed: dense}) if dense is not None else None
             return found.ratio(metric) if found else None
 
-        return price
+        return ratio_of
 
 
 def setting_of(row: RunRow, name: str) -> Value:

@@ -21,7 +21,7 @@ from moe_cli.config.expressions import Expression
 from moe_cli.errors import ConfigError
 from moe_cli.metrics import BY_KEY
 from moe_cli.report.intervals import paired_differences
-from moe_cli.report.price import PRICES
+from moe_cli.report.price import SPEEDUP_RATIOS
 from moe_cli.report.significance import PairedSample, Scores, sample_of
 
 RELATIVE = "%"
@@ -90,9 +90,9 @@ class Predicate(ABC):
         return self.scale.effect
 
     @property
-    def is_priced(self) -> bool:
+    def is_speedup_ratio(self) -> bool:
         """Returns whether the metric is a ratio to the dense model, which is not known outside its budgets."""
-        return self.scale.metric in PRICES
+        return self.scale.metric in SPEEDUP_RATIOS
 
     @abstractmethod
     def find(self, measured: Measured) -> Finding: ...

@@ -18,8 +18,8 @@ from moe_cli.formatting import plural
 from moe_cli.report.run_row import RunRow
 from moe_cli.runs.folder import COMPLETED, FAILED
 
-# The preset that is advised after a verdict.
-NEARER = "workstation"
+# Advised after a verdict, where the claim has it.
+ADVISED_PRESET = "workstation"
 OUTSIDE = "A seed has a loss outside those of the dense model's budgets: change baseline_budgets in the claim's file."
 SIZES_OF_LAPTOP = "Sizes and budgets in these lines are those without a preset."
 
@@ -186,13 +186,13 @@ def _settle(plan: ClaimPlan, verdict: str, judgement: Judgement, budget: RunCoun
         open_parts = [part for part in judgement.parts if part.verdict == CANNOT_TELL]
         if missing := [part for part in open_parts if not part.finding.num_seeds]:
             found.append(f"There are no values for: {missing[0].predicate.label}.")
-            found += [OUTSIDE] if missing[0].predicate.is_priced else []
+            found += [OUTSIDE] if missing[0].predicate.is_speedup_ratio else []
         elif all(part.more_seeds is not None for part in open_parts):
             total = len(plan.seeds) + max(part.more_seeds or 0 for part in open_parts)
             more = plan.command_with(["--seeds", str(total)])
             found += [f"About {total} seeds, if the measured means are true:", more]
         else:
             found.append("No number of seeds below a thousand: the measured mean is too near to the limit.")
-    if NEARER in plan.claim.presets and not _has_preset(plan):
-        found += ["A setting nearer to the published one:", plan.command_with([f"preset={NEARER}"])]
+    if ADVISED_PRESET in plan.claim.presets and not _has_preset(plan):
+        found += ["A setting nearer to the published one:", plan.command_with([f"preset={ADVISED_PRESET}"])]
     return found

@@ -19,6 +19,7 @@ from moe_cli.cli.bench import bench
 from moe_cli.cli.config import config
 from moe_cli.cli.decide import decide
 from moe_cli.cli.doctor import doctor
+from moe_cli.cli.echo import echo, echo_error, end_unread, flush_streams, prepare_streams
 from moe_cli.cli.evaluate import evaluate
 from moe_cli.cli.explain import explain
 from moe_cli.cli.export import export
@@ -32,7 +33,6 @@ from moe_cli.cli.runs.app import runs
 from moe_cli.cli.sample import sample
 from moe_cli.cli.scaling import scaling
 from moe_cli.cli.sweep import sweep
-from moe_cli.cli.terminal import echo, echo_error, end_unread, flush_streams, prepare_streams
 from moe_cli.cli.train import train
 from moe_cli.config.bounds import shortened
 from moe_cli.distributed.launch import hard_exit, is_distributed, launched_by_moe, rank
@@ -160,7 +160,7 @@ def _option_hint(error: Any, arguments: Sequence[str]) -> str | None:
         return f"no option {option} here. {OPTIONS_ELSEWHERE[option]}"
     if not error.ctx or not any("SETTING=VALUE" in str(param.metavar) for param in error.ctx.command.params):
         return None
-    from moe_cli.config.habits import explain_option
+    from moe_cli.config.foreign_names import explain_option
 
     index, typed = next(
         ((i, word) for i, word in enumerate(arguments) if word.startswith(option)), (len(arguments), option)

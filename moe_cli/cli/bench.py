@@ -205,9 +205,9 @@ def sweep(
 
 
 def _print(heading: list[str], table: object, notes: list[str]) -> None:
-    from moe_cli.cli.console import Terminal
+    from moe_cli.cli.console import CommandConsole
 
-    console = Terminal(highlight=False, emoji=False, markup=False)
+    console = CommandConsole(highlight=False, emoji=False, markup=False)
     for line in heading:
         console.print(line)
     console.print()

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moe_cli.cli.echo import echo, echo_definitions
 from moe_cli.cli.options import AsJson, ConfigDir, Outputs, Overrides, PluginFiles, print_json, print_notes
-from moe_cli.cli.terminal import echo, echo_definitions
 
 if TYPE_CHECKING:
     from moe_cli.config.compose import Composer

@@ -11,7 +11,7 @@ from rich.segment import Segment
 from rich.text import Text
 from rich.theme import Theme
 
-from moe_cli.cli.terminal import READABLE, end_unread, is_harmless, is_screen, shown
+from moe_cli.cli.echo import READABLE, end_unread, is_harmless, is_screen, shown
 from moe_cli.report.render.line_wrap import wrap_lines
 
 # Limits of the width of a console: narrower ones are unreadable, and in wider ones lines are only padded.
@@ -19,7 +19,7 @@ MIN_WIDTH, MAX_WIDTH = 20, 1000
 PIPED_WIDTH = 120
 
 
-class Terminal(Console):
+class CommandConsole(Console):
     """Rich's console with sanitised text, with cursor codes on screens only, and with an exit code for a closed pipe.
 
     Args:
@@ -90,7 +90,7 @@ def print_lines(console: Console, lines: Sequence[Text]) -> None:
 
 def print_fitted(lines_of: Callable[[int], Sequence[Text]]) -> None:
     """Prints the lines that a function returns for the width of the output."""
-    console = Terminal()
+    console = CommandConsole()
     print_lines(console, lines_of(text_width(console)))
 
 

@@ -62,7 +62,7 @@ def decide(  # noqa: PLR0913  (an argument for each option)
     baseline_budgets: BaselineBudgets = None,
     jobs: Jobs = None,
     executor: ExecutorName = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages with their prices and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages with their costs and stop.")] = False,
     retry_failed: RetryFailed = False,
     force_memory: ForceMemory = False,
     name: Name = None,
@@ -79,10 +79,10 @@ def decide(  # noqa: PLR0913  (an argument for each option)
         moe decide --minutes 45
         moe decide router --runs 60 --dry-run
     """
-    from moe_cli.cli.console import Terminal
+    from moe_cli.cli.console import CommandConsole
     from moe_cli.cli.decide_output import DecisionView
     from moe_cli.config.executors import split_executor
-    from moe_cli.decisions.decision_file import make_limits
+    from moe_cli.decisions.decision_file import make_limit_options
     from moe_cli.decisions.plan import plan_decision
     from moe_cli.decisions.run_decision import prepare_decision
     from moe_cli.errors import ConfigError
@@ -90,9 +90,9 @@ def decide(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.sweeps.run_sweep import Execution, run_sweep
 
     if dry_run and as_json:
-        raise ConfigError("--dry-run prints prices for people: leave out --json.")
-    folder, console = outputs_folder(outputs), Terminal(unread=130, stderr=as_json)
-    limits = make_limits(minutes, runs)
+        raise ConfigError("--dry-run prints costs for people: leave out --json.")
+    folder, console = outputs_folder(outputs), CommandConsole(unread=130, stderr=as_json)
+    limits = make_limit_options(minutes, runs)
     executor_settings, overrides = split_executor(overrides or [], executor, config_dir)
     execution = Execution(executor_settings, jobs, retry_failed=retry_failed, force_memory=force_memory)
     margin = None if within is None else _share(within)

@@ -1,4 +1,4 @@
-"""Output of `moe decide`: prices before the first run, each stage and each run that ends, and the answer."""
+"""Output of `moe decide`: costs before the first run, each stage and each run that ends, and the answer."""
 
 import math
 from contextlib import AbstractContextManager
@@ -13,10 +13,10 @@ from moe_cli.cli.progress import LivePanel, bar_line, one_line
 from moe_cli.cli.views import TerminalView
 from moe_cli.decisions.certificate import Certificate, context_of, make_certificate
 from moe_cli.decisions.feed import DecisionFeed
-from moe_cli.decisions.prices import price_stages
 from moe_cli.decisions.rehearsal import TYPICAL_DEVIATION, Power, power, rehearse, unused
 from moe_cli.decisions.run_decision import PreparedDecision
-from moe_cli.decisions.terms import Budget
+from moe_cli.decisions.stage_costs import bound_stage_costs
+from moe_cli.decisions.terms import DecisionLimit
 from moe_cli.decisions.text import BY_NAMES, certificate_lines, percent
 from moe_cli.formatting import duration, plural
 from moe_cli.report.render.terminal import plain_table, wrap
@@ -42,12 +42,12 @@ class DecisionView(TerminalView):
         self.certificate: Certificate | None = None
 
     def preview(self, prepared: PreparedDecision) -> None:
-        """Prints the prices of the stages, for --dry-run."""
-        self._print_head(prepared, prepared.budget())
+        """Prints the costs of the stages, for --dry-run."""
+        self._print_head(prepared, prepared.limit())
 
     def begin(self, prepared: PreparedDecision, feed: DecisionFeed, pool: Pool | None) -> None:
         if pool is not None:
-            self._print_head(prepared, feed.budget)
+            self._print_head(prepared, feed.limit)
 
     def watch(self, prepared: PreparedDecision, feed: DecisionFeed) -> AbstractContextManager[Observer]:
         return DecisionDisplay(self.console, feed)
@@ -63,13 +63,13 @@ class DecisionView(TerminalView):
         print_lines(self.console, [Text("")])
         print_certificate(self.certificate, self.console)
 
-    def _print_head(self, prepared: PreparedDecision, budget: Budget) -> None:
+    def _print_head(self, prepared: PreparedDecision, limit: DecisionLimit) -> None:
         width = text_width(self.console)
-        print_styled(self.console, head_lines(prepared, budget), width, CONTINUATION_INDENT)
-        print_lines(self.console, price_lines(prepared, budget, width))
+        print_styled(self.console, head_lines(prepared, limit), width, CONTINUATION_INDENT)
+        print_lines(self.console, cost_lines(prepared, limit, width))
 
 
-def head_lines(prepared: PreparedDecision, budget: Budget) -> list[tuple[str, str]]:
+def head_lines(prepared: PreparedDecision, limit: DecisionLimit) -> list[tuple[str, str]]:
     """Returns (style, line) of the question, the candidates, and what the budget can decide."""
     plan = prepared.plan
     lines = [("yellow", f"note: {note}") for note in plan.conf_notes]
@@ -82,8 +82,8 @@ def head_lines(prepared: PreparedDecision, budget: Budget) -> list[tuple[str, st
     lines.append(("", f"  margin     {percent(plan.rules.within)}; wrong claims at most {percent(plan.rules.alpha)}"))
     limits = [f"{prepared.limits.minutes:g} min"] if prepared.limits.minutes is not None else []
     limits += [plural(prepared.limits.runs, "run")] if prepared.limits.runs is not None else []
-    lines.append(("", f"  budget     {' and '.join(limits)}, {plural(budget.parallel, 'run')} at a time"))
-    rehearsal = rehearse(prepared.candidates, plan.rules, budget)
+    lines.append(("", f"  budget     {' and '.join(limits)}, {plural(limit.parallel, 'run')} at a time"))
+    rehearsal = rehearse(prepared.candidates, plan.rules, limit)
     found = power(rehearsal, plan.rules)
     if found is not None:
         style = "" if found.difference <= 2 * plan.rules.within else "yellow"
@@ -106,21 +106,19 @@ def _rounded(share: float) -> float:
     return float(f"{share:.2g}")
 
 
-def price_lines(prepared: PreparedDecision, budget: Budget, width: int) -> list[Text]:
+def cost_lines(prepared: PreparedDecision, limit: DecisionLimit, width: int) -> list[Text]:
     """Returns the table of stages: the least and the most that each costs without a limit, and all with it."""
-    prices = price_stages(prepared.candidates, prepared.plan.rules)
+    costs = bound_stage_costs(prepared.candidates, prepared.plan.rules)
 
     def row(name: str, runs: tuple[int, int], seconds: tuple[float, float]) -> list[str]:
-        low, high = (duration(value / budget.parallel) for value in seconds)
+        low, high = (duration(value / limit.parallel) for value in seconds)
         return [f"  {name}", _range(str(runs[0]), str(runs[1])), _range(low, high)]
 
-    rows = [
-        row(price.stage, (price.min_runs, price.max_runs), (price.min_seconds, price.max_seconds)) for price in prices
-    ]
-    runs = sum(price.min_runs for price in prices), sum(price.max_runs for price in prices)
-    seconds = math.fsum(price.min_seconds for price in prices), math.fsum(price.max_seconds for price in prices)
+    rows = [row(cost.stage, (cost.min_runs, cost.max_runs), (cost.min_seconds, cost.max_seconds)) for cost in costs]
+    runs = sum(cost.min_runs for cost in costs), sum(cost.max_runs for cost in costs)
+    seconds = math.fsum(cost.min_seconds for cost in costs), math.fsum(cost.max_seconds for cost in costs)
     rows.append(row("all stages", runs, seconds))
-    head = ["  stage", "runs", f"time on {plural(budget.parallel, 'worker')}"]
+    head = ["  stage", "runs", f"time on {plural(limit.parallel, 'worker')}"]
     note = "From clear differences to the worst case, without the budget. Stop any time, the same command continues."
     return [*plain_table(head, rows, width), *wrap(note, width, "dim", "  ")]
 
@@ -161,15 +159,15 @@ class DecisionDisplay(LivePanel):
         return f"[green]done[/]    {label}   {result}"
 
     def _panel(self, progress: Progress) -> Group:
-        budget, results = self.feed.budget, self.feed.results
-        seconds = sum(outcome.seconds for outcome in results.values()) / budget.parallel
+        limit, results = self.feed.limit, self.feed.results
+        seconds = sum(outcome.seconds for outcome in results.values()) / limit.parallel
         share, texts = 0.0, {"done": Text(f"{len(results)} runs done")}
-        if budget.runs is not None:
-            share = len(results) / budget.runs
-            texts["left"] = Text(f"{max(0, budget.runs - len(results))} runs left")
-        if budget.seconds is not None:
-            share = max(share, seconds / budget.seconds)
-            texts["time"] = Text(f"{duration(max(0.0, budget.seconds - seconds))} left")
+        if limit.runs is not None:
+            share = len(results) / limit.runs
+            texts["left"] = Text(f"{max(0, limit.runs - len(results))} runs left")
+        if limit.seconds is not None:
+            share = max(share, seconds / limit.seconds)
+            texts["time"] = Text(f"{duration(max(0.0, limit.seconds - seconds))} left")
         head = bar_line(f" {self.feed.step.stage}", min(1.0, share), texts, ("done",), self.console.width)
         labels = self.feed.labels
         return Group(head, *(one_line(f"  running  {labels.get(run.path, run.id)}") for run in progress.running))

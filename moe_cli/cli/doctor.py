@@ -40,10 +40,10 @@ def _terminal() -> dict[str, Any]:
     """Returns what standard output can show."""
     import sys
 
-    from moe_cli.cli.console import Terminal, text_width
-    from moe_cli.cli.terminal import ascii_only, is_screen
+    from moe_cli.cli.console import CommandConsole, text_width
+    from moe_cli.cli.echo import ascii_only, is_screen
 
-    console = Terminal()
+    console = CommandConsole()
     return {
         "columns": text_width(console),
         "cursor_control": is_screen(sys.stdout),
@@ -55,11 +55,11 @@ def _terminal() -> dict[str, Any]:
 def _print(diagnosis: "Diagnosis", terminal: dict[str, Any]) -> None:
     from rich.text import Text
 
-    from moe_cli.cli.console import Terminal, print_lines, text_width
+    from moe_cli.cli.console import CommandConsole, print_lines, text_width
     from moe_cli.formatting import sanitise
     from moe_cli.report.render.terminal import wrap
 
-    console = Terminal()
+    console = CommandConsole()
     lines = [
         Text.assemble((f"{label:<{LABEL_WIDTH}}", "dim"), sanitise(text)) for label, text in _rows(diagnosis, terminal)
     ]

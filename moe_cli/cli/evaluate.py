@@ -57,13 +57,13 @@ def evaluate(
     data, overrides = data_settings(overrides or [], "moe eval")
     policies = _policies(config, overrides)
 
-    from moe_cli.cli.console import Terminal, print_lines, table_width
+    from moe_cli.cli.console import CommandConsole, print_lines, table_width
     from moe_cli.execution.trained_model import load_trained
     from moe_cli.metrics import sees_later_tokens, target_name
     from moe_cli.report.render.terminal import table_lines
 
     trained = load_trained(found, folder, checkpoint, SPLITS[split], data=data)
-    screen = Terminal(stderr=True)
+    screen = CommandConsole(stderr=True)
     results = []
     for number, policy in enumerate(policies, 1):
         with screen.status(f"evaluation {number} of {len(policies)}: {_policy_label(config, policy)}"):
@@ -75,7 +75,7 @@ def evaluate(
         print_json({"run": found.id, "step": trained.step, "data": name, "split": split, "evaluations": named})
         return
     unit = target_name(found.config_dict())
-    console = Terminal(emoji=False)
+    console = CommandConsole(emoji=False)
     contexts = {row["eval_context"] for row in rows}
     context = f", mean context {rows[0]['eval_context']:z.1f}" if len(contexts) == 1 and None not in contexts else ""
     size = f"{rows[0]['val_tokens']:,} {split} {unit}s"
@@ -136,7 +136,7 @@ def eval_overrides(
     """Returns the values of each eval.NAME. Raises ConfigError for other settings, which are fixed by training."""
     from moe_cli.config.axes import Interval
     from moe_cli.config.build import did_you_mean
-    from moe_cli.config.habits import OTHER_NAMES
+    from moe_cli.config.foreign_names import OTHER_NAMES
     from moe_cli.config.overrides import parse_overrides
     from moe_cli.config.routers import IDLE_AT_EVALUATION
     from moe_cli.errors import ConfigError

@@ -161,8 +161,8 @@ def _print_result(result: "ExplainResult", page: Path | None, as_json: bool) -> 
     from dataclasses import asdict
 
     from moe_cli.cli.console import print_fitted
+    from moe_cli.cli.echo import ascii_only
     from moe_cli.cli.explain_output import explained_lines
-    from moe_cli.cli.terminal import ascii_only
 
     if as_json:
         layers = [asdict(layer) for layer in result.layers]

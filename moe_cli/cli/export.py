@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moe_cli.cli.echo import echo
 from moe_cli.cli.options import AsJson, Checkpoint, Outputs, PluginFiles, RunName, print_json, trained_run
-from moe_cli.cli.terminal import echo
 from moe_cli.formatting import format_bytes, sanitise
 
 if TYPE_CHECKING:
@@ -108,9 +108,9 @@ def _check_dtype(kind: str, dtype: str | None) -> None:
 def _write_file(
     kind: str, run: "Run", outputs: Path, path: Path, checkpoint: str, *, force: bool, dtype: str
 ) -> "ModelFile":
-    from moe_cli.cli.console import Terminal
+    from moe_cli.cli.console import CommandConsole
 
-    with Terminal(stderr=True).status("export") as status:
+    with CommandConsole(stderr=True).status("export") as status:
         if kind == "onnx":
             from moe_cli.exchange.export_onnx import export_onnx
 
@@ -130,10 +130,10 @@ def _write_file(
 
 
 def _write_folder(run: "Run", outputs: Path, folder: Path, checkpoint: str, *, force: bool, as_json: bool) -> None:
-    from moe_cli.cli.console import Terminal
+    from moe_cli.cli.console import CommandConsole
     from moe_cli.exchange.export_run import export_run
 
-    with Terminal(stderr=True).status("export") as status:
+    with CommandConsole(stderr=True).status("export") as status:
         result = export_run(
             run,
             outputs,

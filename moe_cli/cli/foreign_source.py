@@ -11,10 +11,10 @@ def with_imported_source(
     """Returns the words of a command with an imported run in place of hf:FOLDER; see `import_upcycle_source`."""
     if not any(word.startswith("train.upcycle_from=") for word in overrides):
         return overrides
-    from moe_cli.cli.console import Terminal
+    from moe_cli.cli.console import CommandConsole
     from moe_cli.exchange.upcycle_source import import_upcycle_source
 
-    with Terminal(stderr=True).status("import") as status:
+    with CommandConsole(stderr=True).status("import") as status:
         return import_upcycle_source(
             overrides,
             outputs,

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from moe_cli.cli.echo import echo
 from moe_cli.cli.options import AsJson, Outputs, Overrides, print_json, print_notes
-from moe_cli.cli.terminal import echo
 from moe_cli.formatting import format_bytes, format_loss
 
 
@@ -31,13 +31,13 @@ def import_model(
         moe import ./OLMoE-1B-7B data=text data.path=notes.txt
         moe import allenai/OLMoE-1B-7B-0924 --no-eval
     """
-    from moe_cli.cli.console import Terminal
+    from moe_cli.cli.console import CommandConsole
     from moe_cli.exchange.hub import find_model
     from moe_cli.exchange.import_folder import evaluate_imported, import_folder, imported_before
     from moe_cli.runs.folder import outputs_folder
 
     found_in = outputs_folder(outputs)
-    with Terminal(stderr=True).status("import") as status:
+    with CommandConsole(stderr=True).status("import") as status:
         folder = find_model(model, found_in, on_file=lambda name: status.update(f"fetch: {name}"))
         before = imported_before(folder, found_in, overrides or [])
         if before is None:

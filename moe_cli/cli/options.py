@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moe_cli.cli.terminal import echo, echo_data, echo_wrapped
+from moe_cli.cli.echo import echo, echo_data, echo_wrapped
 from moe_cli.config.bounds import JOBS, SEEDS
 from moe_cli.formatting import format_bytes, is_utf8, sanitise
 
@@ -105,7 +105,7 @@ Machine = Annotated[
         PRICE,
         "--machine",
         metavar="FILE",
-        help="Take time taxes from another machine: its 'moe bench optimizer --json'. Repeatable.",
+        help="Take relative speeds from another machine: its 'moe bench optimizer --json'. Repeatable.",
     ),
 ]
 Seeds = Annotated[int | None, option(CONFIGURATIONS, min=1, max=SEEDS, help="Seeds 0 to N-1 for every configuration.")]

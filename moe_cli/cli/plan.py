@@ -92,11 +92,11 @@ def _vocab_size(config: "RunConfig", outputs: "Path") -> int:
 def _print(content: dict[str, Any]) -> None:
     from rich.text import Text
 
-    from moe_cli.cli.console import Terminal, print_lines
+    from moe_cli.cli.console import CommandConsole, print_lines
     from moe_cli.config.ranges import format_setting
     from moe_cli.formatting import count, format_flops, percent, plural
 
-    console = Terminal()
+    console = CommandConsole()
     shape = "dense" if content["expert"] == 1 else f"{content['expert']}x{format_setting(content['k'])}"
     active = percent(content["active_params"] / content["params"])
     budget = "a time"

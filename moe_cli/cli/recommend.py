@@ -36,7 +36,7 @@ def recommend(
     """
     from rich.text import Text
 
-    from moe_cli.cli.console import Terminal, print_fitted
+    from moe_cli.cli.console import CommandConsole, print_fitted
     from moe_cli.decisions.terms import DECISION_FILE
     from moe_cli.report.baseline import find_baseline
     from moe_cli.report.load import load_selection
@@ -56,7 +56,7 @@ def recommend(
         from moe_cli.decisions.page import find_certificate  # knows Hydra, which takes as long as a recommendation
 
         if certificate := find_certificate(folders):
-            return print_json(certificate.to_dict()) if as_json else print_certificate(certificate, Terminal())
+            return print_json(certificate.to_dict()) if as_json else print_certificate(certificate, CommandConsole())
     selected = select_runs(runs, where)
     whole = not sweeps and where is None
     base, extra = find_baseline(baseline, folder, selected, [run.path for run in runs], whole=whole)

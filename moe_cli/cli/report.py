@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import moe_cli
+from moe_cli.cli.echo import echo, echo_data
 from moe_cli.cli.options import (
     OUTPUT,
     ROWS_AND_COLUMNS,
@@ -21,7 +22,6 @@ from moe_cli.cli.options import (
     print_notes,
     print_written,
 )
-from moe_cli.cli.terminal import echo, echo_data
 from moe_cli.errors import ConfigError
 from moe_cli.formatting import sanitise
 
@@ -264,7 +264,7 @@ def _print(table: "ReportTable", title: str, form: Format, paths: list[str]) -> 
 
 def _print_table(table: "ReportTable", title: str, paths: list[str]) -> None:
     from moe_cli.cli.console import print_fitted
-    from moe_cli.cli.terminal import ascii_only
+    from moe_cli.cli.echo import ascii_only
     from moe_cli.report.importance import load_importances
     from moe_cli.report.render.captions import importance
     from moe_cli.report.render.tables import report_lines
@@ -285,7 +285,7 @@ def _print_pivot(pivot: "Pivot", table: "ReportTable", title: str, form: Format)
 
 def _print_chart(table: "ReportTable", title: str, request: str) -> None:
     from moe_cli.cli.console import print_fitted
-    from moe_cli.cli.terminal import ascii_only
+    from moe_cli.cli.echo import ascii_only
     from moe_cli.report.render.terminal_chart import chart_lines, make_chart
 
     chart = make_chart(table, request)

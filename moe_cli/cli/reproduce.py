@@ -58,7 +58,7 @@ def reproduce(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.claims.records import CANNOT_TELL
     from moe_cli.claims.result import read_result
     from moe_cli.claims.text import result_lines
-    from moe_cli.cli.console import Terminal, print_lines, text_width
+    from moe_cli.cli.console import CommandConsole, print_lines, text_width
     from moe_cli.cli.reproduce_output import ClaimView
     from moe_cli.config.executors import split_executor
     from moe_cli.errors import ConfigError
@@ -84,7 +84,7 @@ def reproduce(  # noqa: PLR0913  (an argument for each option)
         raise ConfigError("--dry-run prints a plan for people: leave out --json.")
     executor_settings, overrides = split_executor(overrides, executor, config_dir)
     execution = Execution(executor_settings, jobs, retry_failed=retry_failed, force_memory=force_memory)
-    console = Terminal(unread=130, stderr=as_json)
+    console = CommandConsole(unread=130, stderr=as_json)
     with interruptible(partial(console.print, STOPPED, soft_wrap=True)):
         plan = plan_claim(overrides, seeds=seeds, name=name, config_dir=config_dir)
         view = ClaimView(console, plan)

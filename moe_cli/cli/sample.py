@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moe_cli.cli.echo import echo
 from moe_cli.cli.options import SAMPLING, Checkpoint, Outputs, PluginFiles, RunName, check_text, option, trained_run
-from moe_cli.cli.terminal import echo
 from moe_cli.config.bounds import SAMPLE_TOKENS, TOP_K
 from moe_cli.formatting import plural
 

@@ -112,7 +112,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
         moe sweep expert=1,8 k=1,2 --seeds 3
         moe sweep sparsity --dry-run
     """
-    from moe_cli.cli.console import Terminal
+    from moe_cli.cli.console import CommandConsole
     from moe_cli.cli.foreign_source import with_imported_source
     from moe_cli.cli.sweep_preview import print_tuning_price
     from moe_cli.cli.views import SearchView, SweepView
@@ -123,7 +123,7 @@ def sweep(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.sweeps.search_space import SearchOptions, SearchPlan, plan_sweep_or_search
     from moe_cli.sweeps.tuning import previews, run_stages
 
-    folder, console = outputs_folder(outputs), Terminal(unread=130)
+    folder, console = outputs_folder(outputs), CommandConsole(unread=130)
     executor_settings, overrides = split_executor(overrides or [], executor, config_dir)
     rules = FailurePolicy(_seconds(timeout), retries, fail_fast)
     execution = Execution(executor_settings, jobs, rules, retry_failed, force, rerun_stale, force_memory)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moe_cli.cli.echo import end_unread
 from moe_cli.cli.options import (
     EXISTING_RUNS,
     AsJson,
@@ -21,7 +22,6 @@ from moe_cli.cli.options import (
     print_json,
     print_notes,
 )
-from moe_cli.cli.terminal import end_unread
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,7 +73,7 @@ def train(  # noqa: PLR0913  (an argument for each option)
     run = _restarted_run(folder) if resume is None else _resumed_run(resume, overrides or [], config_dir, folder, force)
     config = run.config() if run else _new_config(overrides or [], config_dir, folder, like, dry_run)
 
-    from moe_cli.cli.console import Terminal
+    from moe_cli.cli.console import CommandConsole
     from moe_cli.cli.train_preview import print_estimate
     from moe_cli.execution.estimate import estimate_runs, measure_flops
     from moe_cli.execution.machine import check_devices, pick_device
@@ -83,7 +83,7 @@ def train(  # noqa: PLR0913  (an argument for each option)
     from moe_cli.execution.upcycling import resolve_upcycle_source
     from moe_cli.execution.warnings import run_warnings
 
-    console = Terminal(stderr=as_json, unread=130)
+    console = CommandConsole(stderr=as_json, unread=130)
     config = with_launched_world_size(config)
     new = run is None
     if run is None:

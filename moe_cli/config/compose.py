@@ -25,15 +25,15 @@ from moe_cli.config.axes import Axis, Glob, repeated_keys, single_values
 from moe_cli.config.balances import METHODS, combine
 from moe_cli.config.build import build, did_you_mean, flatten_dict, names_of
 from moe_cli.config.folders import GROUPS, find_user_conf
-from moe_cli.config.habits import unknown_setting
+from moe_cli.config.foreign_names import unknown_setting
 from moe_cli.config.hydra_loader import hydra_loader
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import Resolved, resolve
-from moe_cli.config.saved import apply_changes, read_saved, split_path
+from moe_cli.config.run_config_json import from_dict
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import packaged_conf
-from moe_cli.config.stored import from_dict
+from moe_cli.config.start_config import apply_changes, read_start_config, split_path
 from moe_cli.config.tasks import MODELS, PROBE_SELECTS, PROBES, model_use, what_follows
 from moe_cli.config.training import is_execution
 from moe_cli.errors import BadValue, ConfigError
@@ -416,7 +416,7 @@ def load_config(
         raise ConfigError(f"{file} and --like both give the configuration to start from: give one.")
     settings = single_values(parse_overrides(overrides), command)
     if file:
-        like = composer.point(read_saved(file)).config
+        like = composer.point(read_start_config(file)).config
     values = apply_changes(composer, like, settings) if like else settings
     resolved = composer.point(values)
     notes = [f"{key} is given more than once: the last one holds." for key in repeated_keys(overrides)]

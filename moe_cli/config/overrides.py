@@ -18,7 +18,7 @@ from hydra.grammar.gen.OverrideParser import OverrideParser
 from moe_cli.config.axes import Axis, Glob, Interval
 from moe_cli.config.bounds import VALUES, shortened
 from moe_cli.config.folders import is_text
-from moe_cli.config.habits import explain_word
+from moe_cli.config.foreign_names import explain_word
 from moe_cli.config.loggers import LOG_KEYS
 from moe_cli.config.schema import RunConfig
 from moe_cli.errors import ConfigError

@@ -31,7 +31,7 @@ from moe_cli.config.overrides import parse_override
 from moe_cli.config.ranges import check_whole, format_setting
 from moe_cli.config.schema import Match, RunConfig
 from moe_cli.config.search_block import SearchBlock, known_parts, parse_search
-from moe_cli.config.training import BUDGETS
+from moe_cli.config.training import BUDGET_KEYS, BUDGETS
 from moe_cli.config.yaml_file import read_yaml_text
 from moe_cli.errors import ConfigError
 
@@ -60,7 +60,6 @@ INHERITED_PARTS = ("presets", "rules")
 DEFAULT_PRESET = "laptop"
 DENSE = {"expert": 1}
 MIN_MULTIPLE, MAX_MULTIPLE = 0.01, 100.0
-BUDGET_KEYS = tuple(f"train.{name}" for name in BUDGETS)
 _FUNCTION = re.compile(r"\s*(choice|range|glob|sort|shuffle|interval|tag)\s*\(.*\)\s*", re.DOTALL)
 
 Partial = Mapping[str, Any]

@@ -36,7 +36,7 @@ from moe_cli.formatting import print_line
 
 META = "meta.json"
 Types = type | UnionType
-OF_ALL_DATA: Mapping[str, Types] = {
+COMMON_META_TYPES: Mapping[str, Types] = {
     "name": str,
     "source": str,
     "sha256": str,
@@ -44,7 +44,7 @@ OF_ALL_DATA: Mapping[str, Types] = {
     "vocab_size": int,
     "domains": list,
 }
-CHECKSUMS, BLOCKS = "checksums.json", "checksums.bin"
+CHECKSUMS_FILE, BLOCK_CHECKSUMS_FILE = "checksums.json", "checksums.bin"
 # The prefix of the names of folders that are being built or removed.
 BUILDING = ".building-"
 # The size of a block, which is a page of the operating system. Token files above WHOLE_BYTES are checked by block.
@@ -63,8 +63,8 @@ def write_checksums(folder: Path) -> None:
         files[path.name] = {"bytes": path.stat().st_size, "first_block": len(checksums)}
         checksums.extend(_checksums(path))
     content = np.asarray(checksums, "<u4").tobytes()
-    write_bytes(folder / BLOCKS, content)
-    write_sealed(folder / CHECKSUMS, {"files": files, "crc32": zlib.crc32(content)})
+    write_bytes(folder / BLOCK_CHECKSUMS_FILE, content)
+    write_sealed(folder / CHECKSUMS_FILE, {"files": files, "crc32": zlib.crc32(content)})
 
 
 def _checksums(path: Path) -> Iterator[int]:
@@ -75,21 +75,21 @@ def _checksums(path: Path) -> Iterator[int]:
 
 def _read_checksums(folder: Path) -> dict[str, tuple[int, NDArray[np.uint32]]]:
     """Returns the size of each file and the checksums of its blocks. Raises OSError or Unreadable after damage."""
-    content = read_sealed(folder / CHECKSUMS)
+    content = read_sealed(folder / CHECKSUMS_FILE)
     files = content.get("files") if content else None
     if content is None or not isinstance(files, dict) or META not in files:
-        raise Unreadable(f"{CHECKSUMS} is missing or damaged")
+        raise Unreadable(f"{CHECKSUMS_FILE} is missing or damaged")
     try:
-        raw = read_bytes(folder / BLOCKS, MAX_CHECKSUM_BYTES)
+        raw = read_bytes(folder / BLOCK_CHECKSUMS_FILE, MAX_CHECKSUM_BYTES)
     except Unreadable as problem:
-        raise Unreadable(f"{BLOCKS} {problem}") from None
+        raise Unreadable(f"{BLOCK_CHECKSUMS_FILE} {problem}") from None
     if zlib.crc32(raw) != content.get("crc32"):
-        raise Unreadable(f"{BLOCKS} has changed")
+        raise Unreadable(f"{BLOCK_CHECKSUMS_FILE} has changed")
     checksums, result = np.frombuffer(raw, "<u4"), {}
     for name, known in files.items():
         size, first = (known.get("bytes"), known.get("first_block")) if isinstance(known, dict) else (None, None)
         if os.path.basename(name) != name or type(size) is not int or type(first) is not int or min(size, first) < 0:
-            raise Unreadable(f"{CHECKSUMS} is damaged")
+            raise Unreadable(f"{CHECKSUMS_FILE} is damaged")
         result[name] = size, checksums[first : first - (-size // BLOCK_BYTES)]
     return result
 
@@ -129,7 +129,7 @@ class BlockChecksums:
             begin = number * BLOCK_BYTES
             if zlib.crc32(content[begin : begin + BLOCK_BYTES]) != checksums[number]:
                 with suppress(OSError, UnsafePath):
-                    delete(self.folder / CHECKSUMS)
+                    delete(self.folder / CHECKSUMS_FILE)
                 raise DataError(
                     f"{self.folder / name} is damaged: its bytes from {begin:,} to {begin + BLOCK_BYTES:,} have "
                     "changed since it was built. The next use builds it again: start again, or use moe train --resume"

@@ -22,7 +22,7 @@ from moe_cli.config.probes import ProbeConfig
 from moe_cli.config.settings import fields_of
 from moe_cli.config.tasks import PROBES
 from moe_cli.data.bpe import hash_tokenizer_file, read_tokenizer
-from moe_cli.data.cached import OF_ALL_DATA, BlockChecksums
+from moe_cli.data.cached import COMMON_META_TYPES, BlockChecksums
 from moe_cli.data.corpus_builder import build
 from moe_cli.data.corpus_files import CorpusSource, list_texts
 from moe_cli.data.dataset import Dataset, NotBuilt, cache_key, load_or_build, source
@@ -40,7 +40,7 @@ from moe_cli.plugins import origin_of, plugin_of
 
 FORMAT = 11
 _META = {
-    **OF_ALL_DATA,
+    **COMMON_META_TYPES,
     **dict.fromkeys(("num_bytes", "num_skipped", "num_used"), int),
     **dict.fromkeys(("missing", "not_text", "domain_bytes", "ngrams"), list),
     **dict.fromkeys(("lossless", "by_name"), bool),

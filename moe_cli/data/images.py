@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.config.data import FashionMnistConfig, ImageData, ImageFolderConfig
-from moe_cli.data.cached import OF_ALL_DATA
+from moe_cli.data.cached import COMMON_META_TYPES
 from moe_cli.data.dataset import ExampleDataset, Examples, cache_key, load_or_build, source, write_examples
 from moe_cli.data.documents import HEAD_BYTES, other_format
 from moe_cli.data.file_list import DataFiles, find_files, find_named, fingerprints, open_file
@@ -76,7 +76,7 @@ def load_images(data: ImageData, cache: Path, outputs: Path | None = None) -> Im
     settings = [FORMAT, data.val_fraction, data.test_fraction, data.image_size, data.channels]
     key = cache_key(*settings, fingerprints(found.paths) if found else _library(data).__version__)
     folder = cache / f"{data.name}-{key}"
-    meta = load_or_build(folder, "images", OF_ALL_DATA, partial(_build, data, found, folder))
+    meta = load_or_build(folder, "images", COMMON_META_TYPES, partial(_build, data, found, folder))
     return Images(folder, {**meta, "notes": found.notes if found else []})
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_cli.config.data import MovieLensConfig, RatingData
-from moe_cli.data.cached import OF_ALL_DATA
+from moe_cli.data.cached import COMMON_META_TYPES
 from moe_cli.data.dataset import ExampleDataset, Examples, cache_key, load_or_build, source, write_examples
 from moe_cli.data.file_list import fingerprints
 from moe_cli.data.movielens import find_ratings, read_movielens
@@ -22,7 +22,7 @@ from moe_cli.data.synthetic_ratings import Interactions, generate_interactions
 from moe_cli.errors import DataError
 
 FORMAT = 2
-_META = {**OF_ALL_DATA, "users": int, "items": int, "mean": float, "std": float}
+_META = {**COMMON_META_TYPES, "users": int, "items": int, "mean": float, "std": float}
 DOMAINS = ["rating", "click"]
 # Shrinkage of biases: the number of ratings of zero bias that are added to those of an item or a user
 # (Koren, TKDD 2010, section 2.1).

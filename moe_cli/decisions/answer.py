@@ -79,7 +79,7 @@ def choose_winner(confirmation: Confirmation, candidates: Mapping[str, Candidate
         equals = [name for name in others if claims.get(name) == EQUAL]
         is_ahead = all(claims.get(name) == BETTER for name in others if name not in equals)
     class_ = (best, *equals)
-    winner = min(class_, key=lambda name: (candidates[name].price, class_.index(name)))
+    winner = min(class_, key=lambda name: (candidates[name].tie_break_cost, class_.index(name)))
     verdict = INCONCLUSIVE if not others or not is_ahead else EQUAL if equals else BETTER
     ranked = sorted(others, key=lambda name: -samples[name].mean if name in samples else -math.inf)
     return Answer(winner, verdict, best, ranked[0] if ranked else None, (class_,) if equals else ())

@@ -1,22 +1,22 @@
-"""The books of a decision: its runs so far, what they cost, and which further runs its budget covers."""
+"""The books of a decision: its runs so far, what they cost, and which further runs its limit allows."""
 
 import math
 from collections.abc import Iterable, Sequence
 
-from moe_cli.decisions.terms import CONFIRMATION, Budget, Candidate, LearningRate, Outcome, Rules, RunRequest
+from moe_cli.decisions.terms import CONFIRMATION, Candidate, DecisionLimit, LearningRate, Outcome, Rules, RunRequest
 
 
 class Books:
-    """The outcomes of a decision's runs, and the budget.
+    """The outcomes of a decision's runs, and the limit of the whole decision.
 
     Attributes:
         rates: the learning rate of each candidate that is tuned; the others have the multiplier 1.
     """
 
-    def __init__(self, candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> None:
+    def __init__(self, candidates: Sequence[Candidate], rules: Rules, limit: DecisionLimit) -> None:
         self.candidates = {candidate.name: candidate for candidate in candidates}
         assert len(self.candidates) == len(candidates), "names are unique"
-        self.rules, self.budget = rules, budget
+        self.rules, self.limit = rules, limit
         self.baseline = next((candidate.name for candidate in candidates if candidate.is_baseline), None)
         self.rates: dict[str, LearningRate] = {}
         self.outcomes: dict[RunRequest, Outcome] = {}
@@ -50,18 +50,18 @@ class Books:
         return math.fsum(seconds for seconds, _ in self.spent.values()) / predicted if predicted else 1.0
 
     def fits(self, requests: Iterable[RunRequest], reserve: Sequence[str] = ()) -> bool:
-        """Says whether the budget covers these runs, and after them the first look at `reserve`."""
-        if self.budget == Budget(parallel=self.budget.parallel):
+        """Says whether the limit allows these runs, and after them the first look at `reserve`."""
+        if self.limit == DecisionLimit(parallel=self.limit.parallel):
             return True
         later = self.fresh_requests(reserve, 0, self.rules.looks[0])
         missing = [request for request in {*requests, *later} if request not in self.outcomes]
-        if self.budget.runs is not None and len(self.outcomes) + len(missing) > self.budget.runs:
+        if self.limit.runs is not None and len(self.outcomes) + len(missing) > self.limit.runs:
             return False
-        if self.budget.seconds is None:
+        if self.limit.seconds is None:
             return True
         seconds = math.fsum(seconds for seconds, _ in self.spent.values())
         seconds += math.fsum(self.predict_seconds(request) for request in missing)
-        return seconds / self.budget.parallel <= self.budget.seconds
+        return seconds / self.limit.parallel <= self.limit.seconds
 
     def dearest(self, names: Sequence[str]) -> list[str]:
         """Returns the arms that the confirmation must be able to pay: the dearest two, and the baseline."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from moe_cli.config.compose import Composer
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.saved import fewest_settings
 from moe_cli.config.schema import RunConfig
-from moe_cli.decisions.decision_file import Limits
+from moe_cli.config.start_config import fewest_settings
+from moe_cli.decisions.decision_file import LimitOptions
 from moe_cli.decisions.feed import Results, run_of
 from moe_cli.decisions.plan import FLOPS, TIME, TOKENS, DecisionPlan
 from moe_cli.decisions.terms import Decision, Interval, RunRequest
@@ -28,7 +28,7 @@ from moe_cli.runs.folder import Run
 
 # The axis of curves for each equality.
 AXES = {TOKENS: equal_time.TOKENS, TIME: equal_time.SECONDS, FLOPS: equal_time.FLOPS}
-PRICES = ("params", "peak_memory_bytes", "tokens_per_second", "flops_per_token")
+WINNER_COSTS = ("params", "peak_memory_bytes", "tokens_per_second", "flops_per_token")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Certificate:
         context: the data, the budget and the model for which this is valid.
         unit: of the losses.
         gains: the differences of the winner to the dense model; empty if the winner is dense or unknown.
-        prices: ratios of the winner to the dense model, by the metric; empty likewise.
+        cost_ratios: ratios of the winner to the dense model, by the metric; empty likewise.
         price: the price tag of the winner; None likewise.
         train: the command that trains the winner.
         repeat: the command that decides again.
@@ -80,13 +80,13 @@ class Certificate:
     unit: str
     decision: Decision
     gains: tuple[Gain, ...]
-    prices: dict[str, float]
+    cost_ratios: dict[str, float]
     price: Price | None
     seeds: tuple[int, ...]
     not_tried: tuple[str, ...]
     train: str | None
     repeat: str
-    limits: Limits
+    limits: LimitOptions
     wall_seconds: float
     history: "tuple[Finished, ...]"
 
@@ -110,7 +110,7 @@ class Finished:
 
 
 def make_certificate(
-    plan: DecisionPlan, decision: Decision, results: Results, limits: Limits, outputs: Path
+    plan: DecisionPlan, decision: Decision, results: Results, limits: LimitOptions, outputs: Path
 ) -> Certificate:
     """Returns the certificate of a decision from the folders of its runs."""
     rates = {rate.name: rate.multiplier for rate in decision.rates}
@@ -134,7 +134,7 @@ def make_certificate(
         _unit(winner or dense, plan.dense),
         decision,
         _gains(plan, decision, winner, dense) if compared else (),
-        _prices(winner, dense) if compared else {},
+        _cost_ratios(winner, dense) if compared else {},
         _price(winner, dense, larger) if compared else None,
         tuple(sorted(_seeds(winner) & _seeds(dense))),
         _not_tried(plan, decision),
@@ -223,9 +223,9 @@ def _gain_on_curves(by: str, winner: Sequence[RunRow], dense: Sequence[RunRow]) 
     return _with_half_width(by, found.difference, found.interval, found.seeds, found.is_budget)
 
 
-def _prices(winner: Sequence[RunRow], dense: Sequence[RunRow]) -> dict[str, float]:
+def _cost_ratios(winner: Sequence[RunRow], dense: Sequence[RunRow]) -> dict[str, float]:
     found = {}
-    for name in PRICES:
+    for name in WINNER_COSTS:
         own, other = _mean(winner, name), _mean(dense, name)
         if own and other:
             found[name] = own / other
@@ -293,7 +293,7 @@ def _train_command(config: RunConfig) -> str:
     return f"moe train {shlex.join(written)}"
 
 
-def _repeat_command(plan: DecisionPlan, limits: Limits) -> str:
+def _repeat_command(plan: DecisionPlan, limits: LimitOptions) -> str:
     """Returns the command that takes the decision again, on other seeds and in a folder of its own."""
     settings = [word for word in plan.overrides if not word.startswith("seed=")]
     options = limits.options()

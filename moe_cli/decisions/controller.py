@@ -1,6 +1,6 @@
 """The controller of a decision: which runs are wanted next, as a pure function of the results so far.
 
-The race is written as one sequence of batches. `next_step` replays it over the results and stops at the first batch
+The race is written as one sequence of run groups. `next_step` replays it over the results and stops at the first group
 that is not complete, so that a killed decision, or a second terminal, comes to the same next step.
 """
 
@@ -13,14 +13,14 @@ from moe_cli.decisions.books import Books
 from moe_cli.decisions.sequential import claims_at_look, prospect
 from moe_cli.decisions.standings import Noise, Standings, pooled_noise, rank
 from moe_cli.decisions.terms import (
-    CHOICE,
     CONFIRMATION,
+    FULL_BUDGET_CHOICE,
     LEARNING_RATE,
     PRICE,
     SCREENING,
-    Budget,
     Candidate,
     Decision,
+    DecisionLimit,
     Dropped,
     Interval,
     LearningRate,
@@ -37,7 +37,7 @@ MIN_PROSPECT = 0.1
 
 
 @dataclass(frozen=True)
-class Batch:
+class RunGroup:
     """Runs that are wanted together, with the reason."""
 
     stage: str
@@ -46,23 +46,23 @@ class Batch:
 
 
 Outcomes = Mapping[RunRequest, Outcome]
-Batches = Generator[Batch, Outcomes, None]
+RunGroups = Generator[RunGroup, Outcomes, None]
 
 
 def next_step(
-    candidates: Sequence[Candidate], rules: Rules, results: Mapping[RunRequest, Outcome], budget: Budget
+    candidates: Sequence[Candidate], rules: Rules, results: Mapping[RunRequest, Outcome], limit: DecisionLimit
 ) -> Step:
     """Returns the runs that are missing now, or the decision. Results of runs that no stage wants have no effect."""
 
-    def outcomes(batch: Batch) -> Outcomes | None:
-        is_complete = all(request in results for request in batch.requests)
-        return {request: results[request] for request in batch.requests} if is_complete else None
+    def outcomes(group: RunGroup) -> Outcomes | None:
+        is_complete = all(request in results for request in group.requests)
+        return {request: results[request] for request in group.requests} if is_complete else None
 
-    race = Race(candidates, rules, budget)
-    batch = race.play(outcomes)
-    if batch is not None:
-        missing = tuple(request for request in batch.requests if request not in results)
-        return Step(batch.stage, batch.reason, missing)
+    race = Race(candidates, rules, limit)
+    group = race.play(outcomes)
+    if group is not None:
+        missing = tuple(request for request in group.requests if request not in results)
+        return Step(group.stage, group.reason, missing)
     decision = race.decision()
     return Step(CONFIRMATION, decision.reason, decision=decision)
 
@@ -70,8 +70,8 @@ def next_step(
 class Race:
     """The stages of a decision and what they have found so far."""
 
-    def __init__(self, candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> None:
-        self.books = Books(candidates, rules, budget)
+    def __init__(self, candidates: Sequence[Candidate], rules: Rules, limit: DecisionLimit) -> None:
+        self.books = Books(candidates, rules, limit)
         self.rules, self.baseline = rules, self.books.baseline
         self.alive = [candidate.name for candidate in candidates]
         self.dropped: list[Dropped] = []
@@ -82,19 +82,19 @@ class Race:
         self.noise: Noise | None = None
         self.confirmation: Confirmation | None = None
 
-    def play(self, outcomes: Callable[[Batch], Outcomes | None]) -> Batch | None:
-        """Asks for the outcomes of batch after batch; returns the first without outcomes, or None at the end."""
-        batches = self._batches()
-        batch = next(batches, None)
-        while batch is not None and (found := outcomes(batch)) is not None:
+    def play(self, outcomes: Callable[[RunGroup], Outcomes | None]) -> RunGroup | None:
+        """Asks for the outcomes of group after group; returns the first without outcomes, or None at the end."""
+        groups = self._groups()
+        group = next(groups, None)
+        while group is not None and (found := outcomes(group)) is not None:
             try:
-                batch = batches.send(found)
+                group = groups.send(found)
             except StopIteration:
                 return None
-        return batch
+        return group
 
-    def _batches(self) -> Batches:
-        """Yields the batches of all stages and receives their outcomes."""
+    def _groups(self) -> RunGroups:
+        """Yields the groups of all stages and receives their outcomes."""
         yield from self._screen()
         if not self.scores:
             return
@@ -109,11 +109,11 @@ class Race:
         """Says whether the budget covers these runs, and after them a first look at the confirmation."""
         return self.books.fits(requests, self.books.dearest(self.alive))
 
-    def _finish(self, stage: str, reason: str, requests: Sequence[RunRequest]) -> Batches:
-        """Yields a batch and books its outcomes. A candidate that fails is dropped, except in trials of a rate."""
+    def _finish(self, stage: str, reason: str, requests: Sequence[RunRequest]) -> RunGroups:
+        """Yields a group and books its outcomes. A candidate that fails is dropped, except in trials of a rate."""
         if not requests:
             return
-        outcomes = yield Batch(stage, reason, tuple(requests))
+        outcomes = yield RunGroup(stage, reason, tuple(requests))
         for request in requests:
             outcome = outcomes[request]
             self.books.book(request, outcome)
@@ -132,7 +132,7 @@ class Race:
 
     # Stages
 
-    def _screen(self) -> Batches:
+    def _screen(self) -> RunGroups:
         """Runs all candidates at a fraction of the budget; later seeds go to those that may be among the finalists."""
         rules = self.rules
         while len(self._others) > 2 and not self._is_affordable(self._screening(self.alive, 1)):
@@ -197,7 +197,7 @@ class Race:
         for name in standings.order[places:]:
             self._drop(name, stage, f"no place among the best {places}", False, standings.differences[name])
 
-    def _tune_learning_rates(self) -> Batches:
+    def _tune_learning_rates(self) -> RunGroups:
         """Tries the same number of learning rates for each finalist and the baseline, at a fraction of the budget."""
         rules = self.rules
         if len(rules.lr_multipliers) < 2:
@@ -263,7 +263,7 @@ class Race:
             scores = self.books.losses_of(name, fraction, 1.0, first, self.rules.screening_seeds)
             self.scores[name] = {seed: loss * gain for seed, loss in scores.items()}
 
-    def _choose(self) -> Batches:
+    def _choose(self) -> RunGroups:
         """Chooses the contenders among more finalists, with the full budget. Later seeds go to those still in front."""
         rules = self.rules
         screening_noise, self.fraction_scores = self.noise, dict(self.scores)
@@ -271,22 +271,22 @@ class Race:
             if len(self._others) <= rules.contenders:
                 break
             seed = rules.first_seed + seeds - 1
-            requests = self.books.requests_at(CHOICE, self._others, [seed], 1.0)
+            requests = self.books.requests_at(FULL_BUDGET_CHOICE, self._others, [seed], 1.0)
             while len(self._others) > 2 and not self._is_affordable(requests):
-                self._set_aside(CHOICE, len(self._others) - 1)
-                requests = self.books.requests_at(CHOICE, self._others, [seed], 1.0)
+                self._set_aside(FULL_BUDGET_CHOICE, len(self._others) - 1)
+                requests = self.books.requests_at(FULL_BUDGET_CHOICE, self._others, [seed], 1.0)
             if len(self._others) <= rules.contenders or not self._is_affordable(requests):
                 break
-            yield from self._finish(CHOICE, f"Seed {seeds} of {len(requests)} finalists.", requests)
+            yield from self._finish(FULL_BUDGET_CHOICE, f"Seed {seeds} of {len(requests)} finalists.", requests)
             for name in self._others:
                 self.scores[name] = self.books.losses_of(
                     name, 1.0, self.books.multiplier(name), rules.first_seed, seeds
                 )
             self.noise = pooled_noise([{name: self.scores[name] for name in self._others}]) or screening_noise
-            self._drop_behind(CHOICE, 0.0)
+            self._drop_behind(FULL_BUDGET_CHOICE, 0.0)
             if self._are_contenders_certain():
                 break
-        self._set_aside(CHOICE, rules.contenders)
+        self._set_aside(FULL_BUDGET_CHOICE, rules.contenders)
 
     def _are_contenders_certain(self) -> bool:
         """Says whether the candidates beyond the places of the contenders cannot lead by more than the margin."""
@@ -306,7 +306,7 @@ class Race:
         leads = rank({name: self.fraction_scores[name] for name in self.alive}, None, 1.0).order[0]
         return [self.baseline, *ranked] if leads == self.baseline else [*ranked, self.baseline]
 
-    def _confirm(self) -> Batches:
+    def _confirm(self) -> RunGroups:
         """Runs the contenders and the baseline on fresh seeds until every pair with the leader is decided."""
         arms = self._arms()
         looks = self.rules.looks
@@ -367,7 +367,7 @@ class Race:
         chance = prospect(sample.mean, spread, sample.deviation, looks[-1], self.rules.within, alpha)
         return chance >= MIN_PROSPECT
 
-    def _price_baseline(self) -> Batches:
+    def _price_baseline(self) -> RunGroups:
         """Trains the baseline with larger budgets, on the seeds of the first look, if another candidate has won."""
         winner = None if self.confirmation is None else choose_winner(self.confirmation, self.books.candidates).winner
         if winner in (None, self.baseline) or self.baseline not in self.alive:
@@ -385,7 +385,7 @@ class Race:
     # Result
 
     def decision(self) -> Decision:
-        """Returns the decision after the last batch."""
+        """Returns the decision after the last group."""
         confirmation = self.confirmation
         found = NO_ANSWER if confirmation is None else choose_winner(confirmation, self.books.candidates)
         return Decision(

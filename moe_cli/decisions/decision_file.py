@@ -1,7 +1,7 @@
 """decision.json in the folder of a decision: what is fixed before its first run. Its state is in the run folders.
 
 space, question, by, given_budget, rules, overrides, where   what is decided, and how
-candidates     name, configuration, price, and the expected seconds of a run, with those that any budget takes
+candidates     name, configuration, tie-break cost, and the expected seconds of a run, with those that any budget takes
 limits         minutes and runs of the last command
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.build import build
+from moe_cli.config.run_config_json import from_dict
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.stored import from_dict
 from moe_cli.decisions.plan import DENSE_NAME, DecisionPlan, make_rules
 from moe_cli.decisions.terms import DECISION_FILE, Candidate, Rules
 from moe_cli.errors import ConfigError
@@ -23,12 +23,12 @@ from moe_cli.files.writing import hold, write_json
 
 MAX_MINUTES = 1e7
 # What is known of a candidate before the first run.
-AMOUNTS = ("price", "seconds", "fixed_seconds")
+AMOUNTS = ("tie_break_cost", "seconds", "fixed_seconds")
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits of a decision: minutes of wall clock, runs, or both; None means no limit of this kind."""
+class LimitOptions:
+    """The limits as options: minutes of wall clock, runs, or both; None means no limit of this kind."""
 
     minutes: float | None = None
     runs: int | None = None
@@ -39,13 +39,13 @@ class Limits:
         return minutes if self.runs is None else [*minutes, f"--runs {self.runs}"]
 
 
-def make_limits(minutes: float | None, runs: int | None) -> Limits:
+def make_limit_options(minutes: float | None, runs: int | None) -> LimitOptions:
     """Returns the limits of a command. Raises ConfigError for none, or for minutes that are no positive number."""
     if minutes is None and runs is None:
         raise ConfigError("give a budget: --minutes 45, or --runs 60. --dry-run prints what each stage costs.")
     if minutes is not None and not 0 < minutes <= MAX_MINUTES:
         raise ConfigError(f"--minutes {minutes:g} must be above 0 and at most {MAX_MINUTES:g}.")
-    return Limits(minutes, runs)
+    return LimitOptions(minutes, runs)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class DecisionRecord:
 
     plan: DecisionPlan
     candidates: tuple[Candidate, ...]
-    limits: Limits
+    limits: LimitOptions
     parallel: int = 1
 
 
@@ -93,12 +93,12 @@ def _parse(name: str, values: dict[str, Any]) -> DecisionRecord:
     )
     if DENSE_NAME not in plan.configs:
         raise ConfigError("it has no dense model.")
-    prices = {str(entry["name"]): tuple(_amount(entry[name]) for name in AMOUNTS) for entry in found}
+    amounts = {str(entry["name"]): tuple(_amount(entry[name]) for name in AMOUNTS) for entry in found}
     limits = values["limits"]
     return DecisionRecord(
         plan,
-        make_candidates(plan, prices),
-        Limits(number_in(limits.get("minutes")), whole_number_in(limits.get("runs"))),
+        make_candidates(plan, amounts),
+        LimitOptions(number_in(limits.get("minutes")), whole_number_in(limits.get("runs"))),
         whole_number_in(values.get("parallel")) or 1,
     )
 
@@ -111,9 +111,9 @@ def _amount(value: Any) -> float:
     return number
 
 
-def make_candidates(plan: DecisionPlan, prices: dict[str, tuple[float, ...]]) -> tuple[Candidate, ...]:
+def make_candidates(plan: DecisionPlan, amounts: dict[str, tuple[float, ...]]) -> tuple[Candidate, ...]:
     """Returns the candidates of a plan with their `AMOUNTS`."""
-    return tuple(Candidate(name, name == DENSE_NAME, *prices[name]) for name in plan.configs)
+    return tuple(Candidate(name, name == DENSE_NAME, *amounts[name]) for name in plan.configs)
 
 
 def write_decision(folder: Path, record: DecisionRecord) -> None:

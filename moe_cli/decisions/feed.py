@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moe_cli.decisions.controller import next_step
 from moe_cli.decisions.plan import DecisionPlan
-from moe_cli.decisions.terms import Budget, Candidate, Outcome, RunRequest, Step
+from moe_cli.decisions.terms import Candidate, DecisionLimit, Outcome, RunRequest, Step
 from moe_cli.files.reading import number_in
 from moe_cli.runs.folder import FAILED, Run, open_or_create_run
 from moe_cli.sweeps.scheduler import ListFeed
@@ -49,7 +49,7 @@ def read_success(run: Run) -> Outcome | None:
 def replay(
     plan: DecisionPlan,
     candidates: Sequence[Candidate],
-    budget: Budget,
+    limit: DecisionLimit,
     outputs: Path,
     outcome: ReadOutcome = read_outcome,
     results: Results | None = None,
@@ -57,7 +57,7 @@ def replay(
     """Returns the step that follows from the outcomes in the run folders. Adds those outcomes to `results`."""
     results = {} if results is None else results
     while True:
-        step = next_step(candidates, plan.rules, results, budget)
+        step = next_step(candidates, plan.rules, results, limit)
         found = {request: outcome(run_of(plan, request, outputs)) for request in step.wanted}
         new = {request: result for request, result in found.items() if result is not None}
         if step.decision is not None or not new:
@@ -75,7 +75,7 @@ class DecisionFeed(ListFeed):
 
     Args:
         candidates: the candidates with their expected seconds.
-        budget: the limits, with the number of parallel runs.
+        limit: the limits of the command, with the number of parallel runs.
         retry_failed: whether a run that failed before this process started runs again.
     """
 
@@ -84,14 +84,14 @@ class DecisionFeed(ListFeed):
         plan: DecisionPlan,
         candidates: Sequence[Candidate],
         outputs: Path,
-        budget: Budget,
+        limit: DecisionLimit,
         retry_failed: bool = False,
     ) -> None:
         super().__init__()
         self.plan = plan
         self.candidates = candidates
         self.outputs = outputs
-        self.budget = budget
+        self.limit = limit
         self.retry_failed = retry_failed
         self.results: Results = {}
         self.requests: dict[Path, RunRequest] = {}
@@ -111,7 +111,7 @@ class DecisionFeed(ListFeed):
         """Returns the next step, and queues its runs that are not queued or running yet."""
         # Another process may run a failed run again, so that its failure is no final outcome here.
         self.results = {request: result for request, result in self.results.items() if result.loss is not None}
-        step = replay(self.plan, self.candidates, self.budget, self.outputs, self._outcome, self.results)
+        step = replay(self.plan, self.candidates, self.limit, self.outputs, self._outcome, self.results)
         wanted = {run_of(self.plan, request, self.outputs): request for request in step.wanted}
         self._waiting = deque(run for run in self._waiting if run in wanted)
         known = {*self._waiting, *self._busy, *self._active}

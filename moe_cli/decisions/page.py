@@ -7,7 +7,7 @@ from moe_cli.decisions.certificate import Certificate, Finished, make_certificat
 from moe_cli.decisions.decision_file import read_decision
 from moe_cli.decisions.feed import Results, replay
 from moe_cli.decisions.plan import DENSE_NAME
-from moe_cli.decisions.run_decision import make_budget
+from moe_cli.decisions.run_decision import make_decision_limit
 from moe_cli.decisions.terms import CONFIRMATION, LEARNING_RATE, STAGES, Decision
 from moe_cli.decisions.text import answer_sentences, certificate_parts, tables
 from moe_cli.errors import MoeError
@@ -33,8 +33,8 @@ def load_certificate(folder: Path) -> Certificate | None:
     if record is None:
         return None
     results: Results = {}
-    budget = make_budget(record.limits, record.parallel)
-    step = replay(record.plan, record.candidates, budget, folder.parent, results=results)
+    limit = make_decision_limit(record.limits, record.parallel)
+    step = replay(record.plan, record.candidates, limit, folder.parent, results=results)
     if step.decision is None:
         return None
     return make_certificate(record.plan, step.decision, results, record.limits, folder.parent)

@@ -9,14 +9,14 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_cli.decisions.controller import Batch, Race, next_step
-from moe_cli.decisions.terms import CONFIRMATION, Budget, Candidate, Decision, Outcome, Rules, RunRequest
+from moe_cli.decisions.controller import Race, RunGroup, next_step
+from moe_cli.decisions.terms import CONFIRMATION, Candidate, Decision, DecisionLimit, Outcome, Rules, RunRequest
 from moe_cli.report.intervals import t_quantile
 from moe_cli.report.significance import POWER
 
 # The standard deviation of paired relative differences over seeds, as in docs/results/sparsity.md, of a rehearsal.
 TYPICAL_DEVIATION = 0.005
-MAX_BUDGET_RUNS = 2**20
+MAX_LIMIT_RUNS = 2**20
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class Rehearsal:
     decision: Decision
 
 
-def rehearse(candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> Rehearsal:
+def rehearse(candidates: Sequence[Candidate], rules: Rules, limit: DecisionLimit) -> Rehearsal:
     """Returns a rehearsal in which all candidates have equal true losses, which takes the most runs."""
     results: dict[RunRequest, Outcome] = {}
-    race = Race(candidates, rules, budget)
+    race = Race(candidates, rules, limit)
 
-    def outcomes(batch: Batch) -> Mapping[RunRequest, Outcome]:
-        for request in batch.requests:
+    def outcomes(group: RunGroup) -> Mapping[RunRequest, Outcome]:
+        for request in group.requests:
             if request not in results:
                 seconds = race.books.candidates[request.candidate].seconds_at(request.fraction)
                 results[request] = Outcome(_draw(request), seconds)
-        return {request: results[request] for request in batch.requests}
+        return {request: results[request] for request in group.requests}
 
     race.play(outcomes)
     return Rehearsal(results, race.decision())
@@ -93,21 +93,21 @@ def unused(decision: Decision) -> tuple[str, ...]:
     return (*more, *decision.unused)
 
 
-def can_start(candidates: Sequence[Candidate], rules: Rules, budget: Budget) -> bool:
-    """Returns whether the budget covers a first run and the first look of a confirmation."""
-    return next_step(candidates, rules, {}, budget).decision is None
+def can_start(candidates: Sequence[Candidate], rules: Rules, limit: DecisionLimit) -> bool:
+    """Returns whether the limit allows a first run and the first look of a confirmation."""
+    return next_step(candidates, rules, {}, limit).decision is None
 
 
-def least_budget(candidates: Sequence[Candidate], rules: Rules, parallel: int) -> tuple[int, float]:
+def least_limits(candidates: Sequence[Candidate], rules: Rules, parallel: int) -> tuple[int, float]:
     """Returns the least runs, and the least minutes, with which a decision can start."""
-    runs = _least(lambda size: can_start(candidates, rules, Budget(None, size, parallel)))
-    tenths = _least(lambda size: can_start(candidates, rules, Budget(6.0 * size, None, parallel)))
+    runs = _least(lambda size: can_start(candidates, rules, DecisionLimit(None, size, parallel)))
+    tenths = _least(lambda size: can_start(candidates, rules, DecisionLimit(6.0 * size, None, parallel)))
     return runs, tenths / 10
 
 
 def _least(is_enough: Callable[[int], bool]) -> int:
     """Returns the least size that is enough."""
     high = 1
-    while not is_enough(high) and high < MAX_BUDGET_RUNS:
+    while not is_enough(high) and high < MAX_LIMIT_RUNS:
         high *= 2
     return bisect_left(range(high + 1), True, high // 2 + 1, high, key=is_enough)

@@ -9,7 +9,7 @@ from moe_cli import __version__
 from moe_cli.config.sweep_file import DENSE
 from moe_cli.decisions.decision_file import (
     DecisionRecord,
-    Limits,
+    LimitOptions,
     check_same_decision,
     make_candidates,
     read_decision,
@@ -17,8 +17,8 @@ from moe_cli.decisions.decision_file import (
 )
 from moe_cli.decisions.feed import DecisionFeed, read_outcome, read_success, replay
 from moe_cli.decisions.plan import BUDGETS_OF, FLOPS, TIME, TOKENS, DecisionPlan
-from moe_cli.decisions.rehearsal import can_start, least_budget
-from moe_cli.decisions.terms import SCREENING, Budget, Candidate, RunRequest
+from moe_cli.decisions.rehearsal import can_start, least_limits
+from moe_cli.decisions.terms import SCREENING, Candidate, DecisionLimit, RunRequest
 from moe_cli.errors import ConfigError
 from moe_cli.execution.estimate import RunEstimate, estimate_runs, measure_flops
 from moe_cli.execution.memory import check_memory
@@ -36,7 +36,7 @@ class PreparedDecision:
 
     Attributes:
         estimates: the estimates of the candidates at the full budget, in the order of the plan.
-        candidates: the candidates with their prices; those of the first start if there was one.
+        candidates: the candidates with their costs; those of the first start if there was one.
     """
 
     plan: DecisionPlan
@@ -44,20 +44,20 @@ class PreparedDecision:
     execution: Execution
     estimates: Sequence[RunEstimate]
     candidates: tuple[Candidate, ...]
-    limits: Limits
+    limits: LimitOptions
 
     @property
     def jobs(self) -> int | None:
         return self.execution.jobs
 
-    def budget(self, pool: Pool | None = None) -> Budget:
+    def limit(self, pool: Pool | None = None) -> DecisionLimit:
         """Returns the limits with the number of parallel runs of the pool; without one, the expected number."""
         parallel = pool.workers if pool else max_parallel(self.execution.executor, self.jobs, self.estimates)
-        return make_budget(self.limits, parallel or 1)
+        return make_decision_limit(self.limits, parallel or 1)
 
     def has_work(self) -> bool:
         outcome = read_success if self.execution.retry_failed else read_outcome
-        return replay(self.plan, self.candidates, self.budget(), self.outputs, outcome).decision is None
+        return replay(self.plan, self.candidates, self.limit(), self.outputs, outcome).decision is None
 
     @contextmanager
     def begin(self, pool: Pool | None) -> Iterator[DecisionFeed]:
@@ -65,21 +65,21 @@ class PreparedDecision:
         folder = make_sweep_folder(self.outputs, self.plan.name)
         if pool:
             record_data(folder, self.estimates)
-        budget = self.budget(pool)
-        write_decision(folder, DecisionRecord(self.plan, self.candidates, self.limits, budget.parallel))
+        limit = self.limit(pool)
+        write_decision(folder, DecisionRecord(self.plan, self.candidates, self.limits, limit.parallel))
         declared = {"question": self.plan.question, "baseline": dict(DENSE)}
         seeds, where = (self.plan.rules.first_seed,), self.plan.where
         record_command(folder, self.plan.overrides, declared, seeds=seeds, where=where, version=__version__)
         with sweep_lock(folder):
-            yield DecisionFeed(self.plan, self.candidates, self.outputs, budget, self.execution.retry_failed)
+            yield DecisionFeed(self.plan, self.candidates, self.outputs, limit, self.execution.retry_failed)
 
 
-def make_budget(limits: Limits, parallel: int) -> Budget:
-    return Budget(None if limits.minutes is None else 60 * limits.minutes, limits.runs, parallel)
+def make_decision_limit(limits: LimitOptions, parallel: int) -> DecisionLimit:
+    return DecisionLimit(None if limits.minutes is None else 60 * limits.minutes, limits.runs, parallel)
 
 
 def prepare_decision(
-    plan: DecisionPlan, limits: Limits, outputs: Path, execution: Execution, *, build: bool = True
+    plan: DecisionPlan, limits: LimitOptions, outputs: Path, execution: Execution, *, build: bool = True
 ) -> PreparedDecision:
     """Checks everything that can fail before the executor starts. Changes no run.
 
@@ -107,16 +107,16 @@ def prepare_decision(
     else:
         candidates = make_candidates(plan, _amounts(plan, estimates, outputs, build))
     prepared = PreparedDecision(plan, outputs, execution, estimates, candidates, limits)
-    _check_budget(prepared)
+    _check_limit(prepared)
     return prepared
 
 
-def _check_budget(prepared: PreparedDecision) -> None:
-    """Raises ConfigError for a budget with which no run would start: it covers no screening and first look."""
-    rules, budget = prepared.plan.rules, prepared.budget()
-    if can_start(prepared.candidates, rules, budget):
+def _check_limit(prepared: PreparedDecision) -> None:
+    """Raises ConfigError for a limit with which no run would start: it covers no screening and first look."""
+    rules, limit = prepared.plan.rules, prepared.limit()
+    if can_start(prepared.candidates, rules, limit):
         return
-    runs, minutes = least_budget(prepared.candidates, rules, budget.parallel)
+    runs, minutes = least_limits(prepared.candidates, rules, limit.parallel)
     raise ConfigError(
         f"{' and '.join(prepared.limits.options())} cannot decide anything: the least is {runs} runs, or "
         f"{minutes:g} min here: two candidates and dense, compared once each and then on {rules.looks[0]} fresh "
@@ -132,7 +132,7 @@ def _estimate(plan: DecisionPlan, outputs: Path, build: bool) -> list[RunEstimat
 def _amounts(
     plan: DecisionPlan, estimates: Sequence[RunEstimate], outputs: Path, build: bool
 ) -> dict[str, tuple[float, ...]]:
-    """Returns the `AMOUNTS` of each candidate: its price, and the straight line of its seconds over the budget."""
+    """Returns the `AMOUNTS` of each candidate: tie-break cost, and the straight line of its seconds over the budget."""
     fraction, seed = plan.rules.screening_fraction, plan.rules.first_seed
     parts = [plan.config(RunRequest(name, seed, fraction, 1.0, SCREENING)) for name in plan.configs]
     found: dict[str, tuple[float, ...]] = {}
@@ -140,11 +140,11 @@ def _amounts(
         plan.configs, estimates, estimate_runs(parts, outputs, measure_flops(), build=build), strict=True
     ):
         fixed = (part.seconds - fraction * whole.seconds) / (1 - fraction) if fraction < 1 else 0.0
-        found[name] = (_price(plan.by, whole), whole.seconds, max(0.0, fixed))
+        found[name] = (_tie_break_cost(plan.by, whole), whole.seconds, max(0.0, fixed))
     return found
 
 
-def _price(by: str, estimate: RunEstimate) -> float:
+def _tie_break_cost(by: str, estimate: RunEstimate) -> float:
     """Returns the FLOPs of a token, optimizer included; the parameters where the budget makes those equal."""
     return float(estimate.cost.flops_per_token if by == TOKENS else estimate.cost.num_params)
 

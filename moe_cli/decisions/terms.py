@@ -1,14 +1,14 @@
-"""The terms of a decision: candidates, rules, budget, the runs that are wanted, their outcomes, and the decision.
+"""The terms of a decision: candidates, rules, limit, the runs that are wanted, their outcomes, and the decision.
 
 All relative differences are (loss of one - loss of the other) / loss of the other; negative is better.
 """
 
 from dataclasses import dataclass, field
 
-SCREENING, LEARNING_RATE, CHOICE, CONFIRMATION = "screening", "learning rate", "full budget", "confirmation"
+SCREENING, LEARNING_RATE, FULL_BUDGET_CHOICE, CONFIRMATION = "screening", "learning rate", "full budget", "confirmation"
 PRICE = "price"
-STAGES = (SCREENING, LEARNING_RATE, CHOICE, CONFIRMATION, PRICE)
-# The other verdicts are those of `report.significance`.
+STAGES = (SCREENING, LEARNING_RATE, FULL_BUDGET_CHOICE, CONFIRMATION, PRICE)
+# A verdict, next to BETTER, WORSE and INCONCLUSIVE of `report.significance`.
 EQUAL = "equal"
 # In the folder of a decision, see `decision_file`.
 DECISION_FILE = "decision.json"
@@ -16,16 +16,16 @@ DECISION_FILE = "decision.json"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration of the space: unique name and prices known before the first run.
+    """A configuration of the space: unique name and costs known before the first run.
 
-    `price` orders candidates that are equal: the lowest is advised. `seconds` is the predicted duration of one run with
-    the full budget, and `fixed_seconds` the part of it that runs with any budget take, for evaluation; the durations of
-    finished runs correct both.
+    `tie_break_cost` orders candidates that are equal: the lowest is advised. `seconds` is the predicted duration of one
+    run with the full budget, and `fixed_seconds` the part of it that runs with any budget take, for evaluation; the
+    durations of finished runs correct both.
     """
 
     name: str
     is_baseline: bool = False
-    price: float = 0.0
+    tie_break_cost: float = 0.0
     seconds: float = 1.0
     fixed_seconds: float = 0.0
 
@@ -76,7 +76,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Budget:
+class DecisionLimit:
     """The limit of a decision: seconds of wall clock, runs, or neither. `parallel` runs share the wall clock."""
 
     seconds: float | None = None
@@ -192,7 +192,7 @@ class Decision:
 class Step:
     """The next step: the runs that are missing now, which may run in parallel, or the decision.
 
-    The batch does not depend on which of its runs have already finished; `wanted` lists those that have not.
+    The group does not depend on which of its runs have already finished; `wanted` lists those that have not.
     """
 
     stage: str
@@ -202,7 +202,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class StagePrice:
+class StageCost:
     """The least and the most that a stage costs: runs, and seconds of training on one worker."""
 
     stage: str

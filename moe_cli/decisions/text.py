@@ -14,7 +14,7 @@ from moe_cli.report.significance import BETTER, INCONCLUSIVE
 
 LABEL_WIDTH = 12
 BY_NAMES = {TOKENS: "tokens", TIME: "time", FLOPS: "FLOPs"}
-PRICE_NAMES = {
+COST_NAMES = {
     "params": "weights",
     "peak_memory_bytes": "memory",
     "tokens_per_second": "tokens/s",
@@ -56,13 +56,13 @@ def _hanging(indent: str, sentence: str, width: int) -> list[Text]:
 
 
 def answer_sentences(found: Certificate) -> list[str]:
-    """Returns the answer: what to use, its gain, its price, the guarantee, and what was not tried."""
+    """Returns the answer: what to use, its gain, its cost, the guarantee, and what was not tried."""
     decision = found.decision
     guarantee = f"A wrong better, worse or equal among all claims: at most {percent(found.alpha)} each, over all looks."
     return [
         _headline(found),
         _gain_sentence(found),
-        _price_sentence(found),
+        _cost_sentence(found),
         guarantee if decision.comparisons else "Nothing is claimed.",
         f"Not tried: {'; '.join(found.not_tried)}.",
     ]
@@ -156,11 +156,13 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _price_sentence(found: Certificate) -> str:
-    if not found.prices:
-        return "Price: that of the dense model." if found.decision.winner == DENSE_NAME else "Price: unknown."
-    parts = [f"{ratio(found.prices[name])} the {PRICE_NAMES[name]}" for name in PRICE_NAMES if name in found.prices]
-    return f"Price: {', '.join(parts)} of dense, as measured."
+def _cost_sentence(found: Certificate) -> str:
+    if not found.cost_ratios:
+        return "Cost: that of the dense model." if found.decision.winner == DENSE_NAME else "Cost: unknown."
+    parts = [
+        f"{ratio(found.cost_ratios[name])} the {COST_NAMES[name]}" for name in COST_NAMES if name in found.cost_ratios
+    ]
+    return f"Cost: {', '.join(parts)} of dense, as measured."
 
 
 def ratio(value: float) -> str:

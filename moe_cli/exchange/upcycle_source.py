@@ -17,8 +17,8 @@ from moe_cli.config.compose import Composer
 from moe_cli.config.data import TOKENIZERS, CorpusConfig
 from moe_cli.config.overrides import parse_override
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.saved import fewest_settings, split_path
 from moe_cli.config.schema import RunConfig
+from moe_cli.config.start_config import fewest_settings, split_path
 from moe_cli.config.training import FOREIGN_MODEL
 from moe_cli.data.bpe import hash_tokenizer_file
 from moe_cli.errors import ConfigError

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_cli.cli.terminal import echo_error
+from moe_cli.cli.echo import echo_error
 from moe_cli.errors import MoeError
 
 NAME = "moe"

@@ -222,8 +222,8 @@ def overrides_for(composer: "Composer", overrides: dict[str, Value], wanted: Set
     """Adds to `overrides` those that lead to the wanted settings, without derived ones.
 
     The wanted settings are those of a saved run, perhaps of another version and without some names. They are compared
-    as flat settings, and the choices in `overrides` stay. `config.saved.fewest_settings` instead reduces a complete
-    configuration of this version, and finds its choices.
+    as flat settings, and the choices in `overrides` stay. `config.start_config.fewest_settings` instead reduces a
+    complete configuration of this version, and finds its choices.
 
     Raises:
         MoeError: a setting is invalid.

@@ -36,7 +36,7 @@ class BenchedSteps:
     files: tuple[str, ...]
     records: Sequence[Mapping[str, Any]]
 
-    def time_tax(self, run: RunRow, base: RunRow) -> float | None:
+    def relative_speed(self, run: RunRow, base: RunRow) -> float | None:
         """Returns the seconds of a step of the baseline over those of a run; None if one was not measured."""
         own, other = self._step_seconds(run), self._step_seconds(base)
         return other / own if own and other else None

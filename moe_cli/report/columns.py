@@ -29,7 +29,7 @@ DROP_ORDER = (
     "capacity_val_loss",
     "val_loss",
     "active_params",
-    "time_tax",
+    "relative_speed",
     "compute_multiplier",
     "effective_speedup",
     "dead_experts",
@@ -78,7 +78,7 @@ def result_columns(rows: Collection[Configuration], baseline: Settings, to_lowes
     if any(_has_equal_time(row) for row in rows):
         names.insert(names.index("tokens_per_second"), "equal_time")
     if any(_has_price(row) for row in rows):
-        names += ["compute_multiplier", "time_tax", "effective_speedup"]
+        names += ["compute_multiplier", "relative_speed", "effective_speedup"]
     if any(row.results.max_violation is not None for row in rows):
         names.append("max_violation")
     if any(row.results.dropped_fraction for row in rows):
@@ -90,7 +90,7 @@ def result_columns(rows: Collection[Configuration], baseline: Settings, to_lowes
     complete = [row for row in rows if row.is_complete]
     unknown = {
         name
-        for name in ("val_bpb", "tokens_per_second", "time_tax", "effective_speedup")
+        for name in ("val_bpb", "tokens_per_second", "relative_speed", "effective_speedup")
         if complete and all(row.get(name) is None for row in complete)
     }
     return [_result(name, to_lowest) for name in names if name not in unknown]

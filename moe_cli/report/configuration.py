@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from moe_cli.report.equal_time import EqualTime
-from moe_cli.report.price import PRICES, Price
+from moe_cli.report.price import SPEEDUP_RATIOS, Price
 from moe_cli.report.run_row import (
     IDENTITY,
     RESULTS,
@@ -19,7 +19,7 @@ from moe_cli.report.run_row import (
 from moe_cli.runs.folder import DONE
 
 # The price tag: each ratio, and the limits of its interval.
-PRICE_KEYS = tuple(name + limit for name in PRICES for limit in ("", "_low", "_high"))
+SPEEDUP_KEYS = tuple(name + limit for name in SPEEDUP_RATIOS for limit in ("", "_low", "_high"))
 MAIN_RESULTS = RESULTS[: RESULTS.index("dead_experts") + 1]
 _COMPARISON = (
     "val_loss_interval",
@@ -34,7 +34,7 @@ _COMPARISON = (
     "equal_time_seeds",
 )
 # The keys of every object of the JSON export, and the first columns of the CSV export.
-JSON_KEYS = ("run", "runs", "status", *SETTINGS, "seeds", *MAIN_RESULTS, *_COMPARISON, *PRICE_KEYS, "pareto")
+JSON_KEYS = ("run", "runs", "status", *SETTINGS, "seeds", *MAIN_RESULTS, *_COMPARISON, *SPEEDUP_KEYS, "pareto")
 _OWN = frozenset((*IDENTITY, *_COMPARISON, "seed", "seeds", "paths", "baseline", "baseline_path", "pareto"))
 
 
@@ -54,7 +54,7 @@ class Configuration(Record):
         verdict: better, worse or inconclusive, with Holm's correction; None where nothing is tested.
         more_seeds: the additional seeds that would decide, where the verdict is inconclusive.
         at_equal_time: the comparison with the baseline at equal training time; None without a common seed.
-        price: the compute multiplier and the time tax against the baseline; None without a common seed.
+        price: the compute multiplier and the relative speed against the baseline; None without a common seed.
         pareto: whether no comparable configuration dominates it; None without one that is comparable.
         num_replaced: complete runs of it that do not count, because their seed was run again.
     """
@@ -155,7 +155,7 @@ class Configuration(Record):
     def get(self, name: str) -> Cell:
         if name == "runs":
             return [run.run for run in self.runs]
-        if name in PRICE_KEYS:
+        if name in SPEEDUP_KEYS:
             return None if self.price is None else _price_value(self.price, name)
         if name in _OWN:
             value: Cell = getattr(self, name)
@@ -164,8 +164,8 @@ class Configuration(Record):
 
 
 def _price_value(price: Price, name: str) -> float | None:
-    """Returns a value of `PRICE_KEYS`."""
-    key = next(key for key in PRICES if name.startswith(key))
+    """Returns a value of `SPEEDUP_KEYS`."""
+    key = next(key for key in SPEEDUP_RATIOS if name.startswith(key))
     ratio = price.ratio(key)
     return ratio.low if name.endswith("_low") else ratio.high if name.endswith("_high") else ratio.value
 

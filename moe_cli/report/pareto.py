@@ -7,17 +7,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from moe_cli.metrics import EQUAL
+from moe_cli.metrics import MATCH_TOLERANCE_FACTOR
 from moe_cli.report.run_row import Record
 
-# Times and peak memory differ by 10 % between equal runs, and FLOPs are matched to EQUAL. Values within these factors
-# count as equal. Everything else is compared exactly.
+# Times and peak memory differ by 10 % between equal runs, and matched FLOPs by MATCH_TOLERANCE_FACTOR. Values within
+# these factors count as equal. Everything else is compared exactly.
 TOLERANCES = {
-    "flops_per_token": EQUAL,
-    "forward_flops_per_token": EQUAL,
-    "model_flops_per_token": EQUAL,
-    "train_flops": EQUAL,
-    "model_flops": EQUAL,
+    "flops_per_token": MATCH_TOLERANCE_FACTOR,
+    "forward_flops_per_token": MATCH_TOLERANCE_FACTOR,
+    "model_flops_per_token": MATCH_TOLERANCE_FACTOR,
+    "train_flops": MATCH_TOLERANCE_FACTOR,
+    "model_flops": MATCH_TOLERANCE_FACTOR,
     "tokens_per_second": 1.10,
     "seconds": 1.10,
     "peak_memory_bytes": 1.10,

@@ -1,7 +1,7 @@
-"""The price tag of a configuration: compute multiplier x time tax = effective speedup.
+"""The price tag of a configuration: compute multiplier x relative speed = effective speedup.
 
     compute multiplier  times the tokens that the baseline needs for the loss of the configuration
-    time tax            training tokens per second of the configuration over those of the baseline
+    relative speed      training tokens per second of the configuration over those of the baseline
     effective speedup   their product: training time of the baseline for this loss over that of the configuration
 
 The multiplier comes from runs of the baseline at other budgets, each trained to its end with its own learning-rate
@@ -32,7 +32,7 @@ from moe_cli.report.run_row import DENSE, RunRow, Settings
 from moe_cli.runs.folder import COMPLETED
 
 # The ratios of a price tag, by the names of their metrics.
-PRICES = ("compute_multiplier", "time_tax", "effective_speedup")
+SPEEDUP_RATIOS = ("compute_multiplier", "relative_speed", "effective_speedup")
 Losses = Mapping[int, float]
 
 
@@ -61,23 +61,23 @@ class Price:
 
     Attributes:
         multiplier: the compute multiplier.
-        time_tax: the ratio of training speeds; unknown if the runs were trained on different machines.
+        relative_speed: the ratio of training speeds; unknown if the runs were trained on different machines.
         budgets: the budgets of the baseline's runs, as multiples of the configuration's tokens; empty with a loss law.
         seeds: the number of seeds that the multiplier is estimated from.
     """
 
     multiplier: Ratio
-    time_tax: Ratio
+    relative_speed: Ratio
     budgets: tuple[float, ...]
     seeds: int
 
     @property
     def speedup(self) -> Ratio:
-        return multiply(self.multiplier, self.time_tax)
+        return multiply(self.multiplier, self.relative_speed)
 
     def ratio(self, name: str) -> Ratio:
-        """Returns the ratio with one of the names in `PRICES`."""
-        return dict(zip(PRICES, (self.multiplier, self.time_tax, self.speedup), strict=True))[name]
+        """Returns the ratio with one of the names in `SPEEDUP_RATIOS`."""
+        return dict(zip(SPEEDUP_RATIOS, (self.multiplier, self.relative_speed, self.speedup), strict=True))[name]
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,8 @@ class Pricer:
         else:
             shared = sorted(own.keys() & same.keys())
             multiplier = geometric_mean([law.multiplier(same[seed], own[seed]) for seed in shared])
-            found = Price(multiplier, _time_tax(pairs), (), len(shared))
-        return found if steps is None else replace(found, time_tax=Ratio(steps.time_tax(*pairs[0])))
+            found = Price(multiplier, _relative_speed(pairs), (), len(shared))
+        return found if steps is None else replace(found, relative_speed=Ratio(steps.relative_speed(*pairs[0])))
 
     def _budgets(self, pair: tuple[RunRow, RunRow]) -> list[list[RunRow]]:
         """Returns the baseline's runs of each budget, on the data and the evaluation of a run."""
@@ -202,7 +202,7 @@ def price_over_budgets(pairs: Sequence[tuple[RunRow, RunRow]], budgets: Iterable
         if tokens and own.keys() & (losses := _losses(runs)).keys()
     }
     multiplier, seeds = compute_multiplier(own, curve)
-    return Price(multiplier, _time_tax(pairs), tuple(sorted(curve)), seeds)
+    return Price(multiplier, _relative_speed(pairs), tuple(sorted(curve)), seeds)
 
 
 def compute_multiplier(own: Losses, curve: Mapping[float, Losses]) -> tuple[Ratio, int]:
@@ -275,7 +275,7 @@ def _roots(a: float, b: float, c: float) -> list[float]:
     return [root for root in found if 0 <= root <= 1]
 
 
-def _time_tax(pairs: Iterable[tuple[RunRow, RunRow]]) -> Ratio:
+def _relative_speed(pairs: Iterable[tuple[RunRow, RunRow]]) -> Ratio:
     """Returns the speed of runs over that of the baseline's runs of the same seeds; unknown across machines.
 
     Tables of runs of other programs have no machine. Their speeds are taken to be of one.

@@ -1,9 +1,9 @@
 """Runs of other programs, from a table: a CSV, TSV or JSON Lines file with a row per run.
 
 Columns are found by name, in any case: those of `load_runs` and their headings, the names of papers and other libraries
-(`config.habits.OTHER_NAMES`) and `RESULT_NAMES`. Any other column is a setting of the table, `table.NAME`, unless it is
-text that follows from the other settings, such as a name of each configuration, or a number that never occurs twice
-although seeds do, such as a measurement.
+(`config.foreign_names.OTHER_NAMES`) and `RESULT_NAMES`. Any other column is a setting of the table, `table.NAME`,
+unless it is text that follows from the other settings, such as a name of each configuration, or a number that never
+occurs twice although seeds do, such as a measurement.
 """
 
 import csv
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_cli.config.bounds import MAX_WHOLE
-from moe_cli.config.habits import OTHER_NAMES
+from moe_cli.config.foreign_names import OTHER_NAMES
 from moe_cli.errors import ConfigError
 from moe_cli.files.reading import MAX_BYTES, Unreadable, number_in, parse_object, read_bytes
 from moe_cli.formatting import as_utf8, plural, sanitise

@@ -30,8 +30,8 @@ from typing import Any
 import yaml
 
 from moe_cli.config.identity import digest_of
+from moe_cli.config.run_config_json import from_dict
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.stored import from_dict
 from moe_cli.errors import ConfigError
 from moe_cli.files.checksums import read_sealed
 from moe_cli.files.reading import note_unreadable, read_json, read_lines, time_in

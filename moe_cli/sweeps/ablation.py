@@ -8,9 +8,9 @@ from moe_cli.config.axes import Axis
 from moe_cli.config.compose import Composer
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import format_setting
-from moe_cli.config.saved import apply_changes, fewest_settings
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import replace_unchecked
+from moe_cli.config.start_config import apply_changes, fewest_settings
 from moe_cli.config.sweep_file import Block, SweepFile, check_tuned_setting, discrete
 from moe_cli.errors import ConfigError
 from moe_cli.report.load import flat_settings

@@ -14,7 +14,7 @@ from moe_cli.config.build import build, names_of
 from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression, parse_expression
 from moe_cli.config.folders import GROUPS
-from moe_cli.config.habits import explain_word
+from moe_cli.config.foreign_names import explain_word
 from moe_cli.config.ignored_settings import SPARSE_ONLY, is_in_group
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import check_whole, format_setting

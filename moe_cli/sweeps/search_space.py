@@ -11,14 +11,14 @@ from moe_cli.config.build import check_choice, did_you_mean, kinds_of, names_of
 from moe_cli.config.compose import Composer
 from moe_cli.config.expressions import Expression
 from moe_cli.config.folders import GROUPS
-from moe_cli.config.habits import unknown_setting
+from moe_cli.config.foreign_names import unknown_setting
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.ranges import check_whole, format_setting
 from moe_cli.config.resolve import Resolved
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.search_block import PRUNERS, SAMPLERS, Domain, SearchBlock, checked
-from moe_cli.config.sweep_file import BUDGET_KEYS, Partial, SweepFile, load_sweep_file
-from moe_cli.config.training import is_execution
+from moe_cli.config.sweep_file import Partial, SweepFile, load_sweep_file
+from moe_cli.config.training import BUDGET_KEYS, is_execution
 from moe_cli.errors import BadValue, ConfigError
 from moe_cli.metrics import BY_KEY, ESTIMATES, LOSS, ROUTING, SIZE, SPEED, keys_of
 from moe_cli.runs.folder import outputs_folder

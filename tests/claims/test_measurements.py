@@ -53,7 +53,7 @@ def test_prices_are_those_of_each_seed(tmp_path: Path) -> None:
         complete(tmp_path, loss, expert=8, seed=seed, results={"tokens_per_second": 12_000.0})
     found, where = RunMeasurements(rows_below(tmp_path)), parse_expression("expert == 8")
     assert {0: pytest.approx(2), 1: pytest.approx(2)} == found.scores("compute_multiplier", where)
-    assert {0: pytest.approx(0.5), 1: pytest.approx(0.5)} == found.scores("time_tax", where)
+    assert {0: pytest.approx(0.5), 1: pytest.approx(0.5)} == found.scores("relative_speed", where)
     assert {0: pytest.approx(1), 1: pytest.approx(1)} == found.scores("effective_speedup", where)
 
 
@@ -65,7 +65,7 @@ def test_a_price_beyond_the_budgets_of_the_dense_model_leaves_no_values(tmp_path
         complete(tmp_path, loss, expert=8, seed=seed, results={"tokens_per_second": 12_000.0})
     found, where = RunMeasurements(rows_below(tmp_path)), parse_expression("expert == 8")
     assert {} == found.scores("compute_multiplier", where) == found.scores("effective_speedup", where)
-    assert {0, 1, 2} == set(found.scores("time_tax", where))
+    assert {0, 1, 2} == set(found.scores("relative_speed", where))
 
 
 def test_saturation_is_read_within_a_fraction_of_the_training(tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from moe_cli.cli import terminal
+from moe_cli.cli import echo as echo_module
 from moe_cli.cli.app import app
-from moe_cli.cli.console import Terminal, continued_command, print_lines, text_width
-from moe_cli.cli.terminal import READABLE, echo, echo_data, is_screen, screen_lines, shown
+from moe_cli.cli.console import CommandConsole, continued_command, print_lines, text_width
+from moe_cli.cli.echo import READABLE, echo, echo_data, is_screen, screen_lines, shown
 from tests.report.folders import complete
 from tests.runner import CliRunner
 
-PACKAGE = Path(terminal.__file__).parents[1]
+PACKAGE = Path(echo_module.__file__).parents[1]
 # A title, a cleared screen, a colour in one byte (C1), and writing turned around.
 HOSTILE = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e\u2066"
 
@@ -48,8 +48,8 @@ def hostile(tmp_path: Path) -> Path:
 
 
 def test_one_place_prints() -> None:
-    """Commands print through `echo` and `Terminal`; what lies below them prints a line that is made harmless, or nothing."""
-    own = {PACKAGE / "cli" / name for name in ("terminal.py", "console.py", "shell_completion.py")}
+    """Commands print through `echo` and `CommandConsole`; what lies below them prints a line that is made harmless, or nothing."""
+    own = {PACKAGE / "cli" / name for name in ("echo.py", "console.py", "shell_completion.py")}
     found = [
         f"{path.relative_to(PACKAGE)}: {line.strip()}"
         for path in PACKAGE.rglob("*.py")
@@ -75,7 +75,7 @@ def test_shown_text_is_printable_and_as_long(text: str) -> None:
 def test_console_sends_only_its_own_codes() -> None:
     """Text, markup, tables and redrawn panels keep their styles and cursor codes, and none of the text's."""
     screen = Screen()
-    console = Terminal(file=screen, width=60, force_terminal=True, color_system="standard")
+    console = CommandConsole(file=screen, width=60, force_terminal=True, color_system="standard")
     table = Table(HOSTILE)
     table.add_row(Text(HOSTILE, "red"))
     with Live(table, console=console, auto_refresh=False) as live:
@@ -112,7 +112,7 @@ COMMANDS = [
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words).split(HOSTILE)[0])
 def test_no_command_passes_codes_on(words: list[str], hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names, columns and texts of other people's runs are harmless on a screen, in every format and in errors."""
-    monkeypatch.setattr(terminal, "is_screen", lambda stream: True)
+    monkeypatch.setattr(echo_module, "is_screen", lambda stream: True)
     monkeypatch.setenv("MOE_OUTPUTS", str(hostile))
     result = CliRunner().invoke(app, words)
     assert result.exit_code in (0, 2)
@@ -146,7 +146,7 @@ def test_screens_move_their_cursor(settings: dict[str, str], expected: bool, mon
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.setenv(name, "1")
         assert not is_screen(io.StringIO())
-        assert not Terminal(file=io.StringIO()).is_terminal
+        assert not CommandConsole(file=io.StringIO()).is_terminal
 
 
 def test_forced_colours_bring_no_cursor_codes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,12 +155,12 @@ def test_forced_colours_bring_no_cursor_codes(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.delenv("NO_COLOR", raising=False)
     log = io.StringIO()
-    console = Terminal(file=log)
+    console = CommandConsole(file=log)
     console.print("[red]failed[/]")
     print_lines(console, [Text("best", "green")])
     assert "\x1b[31mfailed\x1b[0m\n\x1b[32mbest\x1b[0m\n" == log.getvalue()
     monkeypatch.setenv("NO_COLOR", "1")
-    Terminal(file=(plain := io.StringIO())).print("[red]failed[/]")
+    CommandConsole(file=(plain := io.StringIO())).print("[red]failed[/]")
     assert "failed\n" == plain.getvalue()
 
 
@@ -172,7 +172,7 @@ def test_a_width_that_cannot_be_is_none(columns: str, width: int) -> None:
     """COLUMNS counts where lines of it can be read."""
     with pytest.MonkeyPatch.context() as patch:  # pytest itself fails on some of these
         patch.setenv("COLUMNS", columns)
-        found = text_width(Terminal(file=io.StringIO()))
+        found = text_width(CommandConsole(file=io.StringIO()))
     assert width == found
 
 
@@ -185,7 +185,7 @@ def test_closed_streams_are_no_screens() -> None:
 
 def test_characters_that_are_not_there_have_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """In ASCII a bar is one character still."""
-    terminal.prepare_streams()
+    echo_module.prepare_streams()
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="moe")
     monkeypatch.setattr(sys, "stdout", stream)
     echo("▁▄█ … │ ü \udc80")
@@ -248,7 +248,7 @@ def test_a_training_without_a_reader_is_interrupted(monkeypatch: pytest.MonkeyPa
         raise BrokenPipeError
 
     for unread in (0, 130):
-        console = Terminal(file=io.StringIO(), unread=unread)
+        console = CommandConsole(file=io.StringIO(), unread=unread)
         monkeypatch.setattr(console, "_write_buffer", gone)
         with pytest.raises(SystemExit) as end:
             console.print("a line")
@@ -275,7 +275,7 @@ def test_colours_are_readable_on_black_and_on_white(name: str) -> None:
 
     value = luminance(READABLE[name])
     assert min(1.05 / (value + 0.05), (value + 0.05) / 0.05) > 4.45
-    console = Terminal(color_system="256", force_terminal=True)
+    console = CommandConsole(color_system="256", force_terminal=True)
     assert READABLE[name] == (console.get_style(name).color or Color.default()).number
 
 

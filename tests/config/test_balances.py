@@ -22,8 +22,8 @@ from moe_cli.config.balances import (
 )
 from moe_cli.config.compose import load_config
 from moe_cli.config.resolve import resolve
+from moe_cli.config.run_config_json import from_dict
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.stored import from_dict
 from moe_cli.config.training import TrainConfig
 from moe_cli.errors import ConfigError
 from moe_cli.sweeps.plan import plan_sweep

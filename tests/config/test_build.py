@@ -11,8 +11,8 @@ from moe_cli.config.bounds import shortened
 from moe_cli.config.build import build, did_you_mean
 from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import resolve
+from moe_cli.config.run_config_json import from_dict
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.stored import from_dict
 from moe_cli.config.training import TrainConfig
 from moe_cli.errors import ConfigError
 from tests.config.strategies import configs

@@ -12,9 +12,9 @@ from moe_cli.config.expressions import parse_expression
 from moe_cli.config.identity import ADDED_SETTINGS, digest_of
 from moe_cli.config.layer_costs import expert_params
 from moe_cli.config.overrides import parse_override
-from moe_cli.config.saved import fewest_settings
+from moe_cli.config.run_config_json import from_dict
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.stored import from_dict
+from moe_cli.config.start_config import fewest_settings
 from moe_cli.costs.model import estimate_cost
 from moe_cli.errors import ConfigError
 from moe_cli.models.blocks import sparse_layer_from_config

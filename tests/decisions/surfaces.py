@@ -5,9 +5,9 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from moe_cli.decisions.controller import Batch, Race
+from moe_cli.decisions.controller import Race, RunGroup
 from moe_cli.decisions.sequential import claims_at_look
-from moe_cli.decisions.terms import EQUAL, Budget, Candidate, Decision, Outcome, Rules, RunRequest
+from moe_cli.decisions.terms import EQUAL, Candidate, Decision, DecisionLimit, Outcome, Rules, RunRequest
 from moe_cli.report.significance import BETTER, INCONCLUSIVE, paired
 
 KINDS = (
@@ -37,7 +37,7 @@ RULES = Rules(
     baseline_budgets=(),
     first_seed=0,
 )
-UNLIMITED = Budget()
+UNLIMITED = DecisionLimit()
 
 
 @dataclass
@@ -110,16 +110,16 @@ def draw_surface(kind: str, number: int, within: float = 0.01) -> Surface:
 
 
 def decide(
-    surface: Surface, rules: Rules = RULES, budget: Budget = UNLIMITED
+    surface: Surface, rules: Rules = RULES, limit: DecisionLimit = UNLIMITED
 ) -> tuple[Decision, dict[RunRequest, Outcome]]:
     """Runs the controller with draws in place of runs until it decides."""
     results: dict[RunRequest, Outcome] = {}
 
-    def outcomes(batch: Batch) -> dict[RunRequest, Outcome]:
-        results.update((request, surface.draw(request)) for request in batch.requests if request not in results)
-        return {request: results[request] for request in batch.requests}
+    def outcomes(group: RunGroup) -> dict[RunRequest, Outcome]:
+        results.update((request, surface.draw(request)) for request in group.requests if request not in results)
+        return {request: results[request] for request in group.requests}
 
-    race = Race(surface.candidates(), rules, budget)
+    race = Race(surface.candidates(), rules, limit)
     assert race.play(outcomes) is None
     return race.decision(), results
 

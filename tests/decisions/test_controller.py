@@ -11,17 +11,17 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from moe_cli.decisions.controller import Race, next_step
-from moe_cli.decisions.prices import price_stages
+from moe_cli.decisions.stage_costs import bound_stage_costs
 from moe_cli.decisions.terms import (
-    CHOICE,
     CONFIRMATION,
     EQUAL,
+    FULL_BUDGET_CHOICE,
     LEARNING_RATE,
     PRICE,
     SCREENING,
-    Budget,
     Candidate,
     Decision,
+    DecisionLimit,
     Outcome,
     Rules,
     RunRequest,
@@ -33,11 +33,11 @@ Loss = Callable[[RunRequest], float | None]
 
 
 def simulate(
-    candidates: Sequence[Candidate], loss: Loss, rules: Rules = RULES, budget: Budget = UNLIMITED
+    candidates: Sequence[Candidate], loss: Loss, rules: Rules = RULES, limit: DecisionLimit = UNLIMITED
 ) -> tuple[Decision, dict[RunRequest, Outcome]]:
     """Decides with a formula in place of runs; None is a run that diverges. A run takes its fraction of seconds."""
     results: dict[RunRequest, Outcome] = {}
-    while (step := next_step(candidates, rules, results, budget)).decision is None:
+    while (step := next_step(candidates, rules, results, limit)).decision is None:
         for request in step.wanted:
             found = loss(request)
             results[request] = Outcome(found, request.fraction, "" if found else "diverged")
@@ -46,7 +46,7 @@ def simulate(
 
 def candidates(losses: dict[str, float]) -> list[Candidate]:
     """Returns one candidate for each name; `dense` is the baseline."""
-    return [Candidate(name, name == "dense", price=index) for index, name in enumerate(losses)]
+    return [Candidate(name, name == "dense", tie_break_cost=index) for index, name in enumerate(losses)]
 
 
 def noisy(losses: dict[str, float], deviation: float = 0.002) -> Loss:
@@ -65,7 +65,7 @@ FOUR = {"dense": 2.2, "4x1": 2.1, "8x2": 2.0, "16x2": 2.12}
 @settings(deadline=None, max_examples=5, phases=[Phase.generate])
 @given(st.integers(0, 10_000), st.sampled_from(KINDS), st.randoms(use_true_random=False))
 def test_order_of_results_has_no_effect(number: int, kind: str, order: random.Random) -> None:
-    """A batch that is done in any order and in any portions leads to the same runs, each once, and one decision."""
+    """A group that is done in any order and in any portions leads to the same runs, each once, and one decision."""
     decision, results = decide(draw_surface(kind, number))
     candidates, seen, steps = draw_surface(kind, number).candidates(), dict[RunRequest, Outcome](), 0
     while (step := next_step(candidates, RULES, seen, UNLIMITED)).decision is None:
@@ -93,7 +93,7 @@ def test_claims_come_from_fresh_seeds() -> None:
     space = candidates(FOUR)
     rules = dataclasses.replace(RULES, safety=1.0)  # So large that all go on to the full budget.
     decision, results = simulate(space, noisy(FOUR), rules)
-    assert CHOICE in {request.stage for request in results}
+    assert FULL_BUDGET_CHOICE in {request.stage for request in results}
     fresh = {request.seed for request in results if request.stage == CONFIRMATION}
     rest = {request.seed for request in results if request.stage != CONFIRMATION}
     assert fresh.isdisjoint(rest)
@@ -154,8 +154,8 @@ def test_one_learning_rate_is_not_tuned() -> None:
     assert decision.winner == "8x2"
     assert LEARNING_RATE not in {request.stage for request in results}
     assert any("not tuned" in sentence for sentence in decision.unused)
-    price = next(price for price in price_stages(candidates(FOUR), rules) if price.stage == LEARNING_RATE)
-    assert price.max_runs == 0
+    cost = next(cost for cost in bound_stage_costs(candidates(FOUR), rules) if cost.stage == LEARNING_RATE)
+    assert cost.max_runs == 0
 
 
 def test_failures_are_dropped_with_their_reason() -> None:
@@ -197,7 +197,7 @@ def test_nothing_works() -> None:
 def test_budget_of_runs_is_kept(limit: int) -> None:
     """No more runs than the budget; without enough for fresh seeds there is no claim, and the decision says so."""
     surface = draw_surface("clear winner", 3)
-    decision, results = decide(surface, budget=Budget(runs=limit))
+    decision, results = decide(surface, limit=DecisionLimit(runs=limit))
     assert len(results) <= limit
     assert decision.runs == len(results)
     if not decision.comparisons:
@@ -208,11 +208,11 @@ def test_budget_of_runs_is_kept(limit: int) -> None:
 def test_budget_of_seconds_reserves_the_confirmation() -> None:
     """With half the time that the decision would take, the confirmation still has its first look."""
     full, _ = decide(draw_surface("clear winner", 3))
-    budget = Budget(seconds=full.seconds / 2)
-    short, results = decide(draw_surface("clear winner", 3), budget=budget)
+    half = DecisionLimit(seconds=full.seconds / 2)
+    short, results = decide(draw_surface("clear winner", 3), limit=half)
     assert math.fsum(outcome.seconds for outcome in results.values()) <= full.seconds / 2
     assert short.comparisons
-    parallel, _ = decide(draw_surface("clear winner", 3), budget=dataclasses.replace(budget, parallel=3))
+    parallel, _ = decide(draw_surface("clear winner", 3), limit=dataclasses.replace(half, parallel=3))
     assert parallel == full
 
 
@@ -221,9 +221,9 @@ def test_larger_budgets_of_dense_follow_the_answer(dense: float, limit: int | No
     """They are trained if another candidate has won, on the seeds of the first look, as far as the budget goes."""
     losses = FOUR | {"dense": dense}
     without, runs = simulate(candidates(losses), noisy(losses))
-    budget = UNLIMITED if limit is None else Budget(runs=len(runs) + limit)
+    whole = UNLIMITED if limit is None else DecisionLimit(runs=len(runs) + limit)
     rules = dataclasses.replace(RULES, baseline_budgets=(1.5, 2.0))
-    decision, results = simulate(candidates(losses), noisy(losses), rules, budget)
+    decision, results = simulate(candidates(losses), noisy(losses), rules, whole)
     added = [request for request in results if request.stage == PRICE]
     assert trained == len(added)
     assert {"dense"} >= {request.candidate for request in added}
@@ -241,24 +241,24 @@ def test_time_that_every_run_takes_is_no_time_of_training() -> None:
     space = [dataclasses.replace(candidate, seconds=2.0, fixed_seconds=1.0) for candidate in candidates(FOUR)]
     race = Race(space, RULES, UNLIMITED)
     pace = 3.0
-    batch = race.play(lambda batch: None)
-    assert batch is not None
+    group = race.play(lambda group: None)
+    assert group is not None
     race = Race(space, RULES, UNLIMITED)
-    results = {request: Outcome(2.0, pace * (1 + request.fraction)) for request in batch.requests}
-    race.play(lambda batch: results if set(batch.requests) <= results.keys() else None)
+    results = {request: Outcome(2.0, pace * (1 + request.fraction)) for request in group.requests}
+    race.play(lambda group: results if set(group.requests) <= results.keys() else None)
     assert pytest.approx(2 * pace) == race.books.predict_full_run("8x2")
     assert pytest.approx(2 * pace) == race.books.predict_full_run("dense")
 
 
 @pytest.mark.parametrize(("kind", "number"), list(itertools.product(["clear winner", "learning rates"], range(4))))
-def test_prices_bound_the_runs(kind: str, number: int) -> None:
+def test_stage_costs_bound_the_runs(kind: str, number: int) -> None:
     """Each stage of an unlimited decision costs at least its least price and at most its largest."""
     surface = draw_surface(kind, number)
-    prices = {price.stage: price for price in price_stages(surface.candidates(), RULES)}
+    costs = {cost.stage: cost for cost in bound_stage_costs(surface.candidates(), RULES)}
     _, results = decide(surface)
-    for stage in (SCREENING, LEARNING_RATE, CHOICE, CONFIRMATION):
+    for stage in (SCREENING, LEARNING_RATE, FULL_BUDGET_CHOICE, CONFIRMATION):
         runs = [request for request in results if request.stage == stage]
         seconds = math.fsum(results[request].seconds for request in runs)
-        assert prices[stage].min_runs <= len(runs) <= prices[stage].max_runs
-        assert prices[stage].min_seconds <= seconds * (1 + 1e-9)
-        assert seconds <= prices[stage].max_seconds * (1 + 1e-9)
+        assert costs[stage].min_runs <= len(runs) <= costs[stage].max_runs
+        assert costs[stage].min_seconds <= seconds * (1 + 1e-9)
+        assert seconds <= costs[stage].max_seconds * (1 + 1e-9)

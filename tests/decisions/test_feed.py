@@ -15,7 +15,7 @@ from moe_cli.cli.app import app
 from moe_cli.config.executors import LocalExecutor
 from moe_cli.config.schema import RunConfig
 from moe_cli.decisions import plan
-from moe_cli.decisions.decision_file import make_limits
+from moe_cli.decisions.decision_file import make_limit_options
 from moe_cli.decisions.feed import DecisionFeed, replay
 from moe_cli.decisions.page import decision_sections, race
 from moe_cli.decisions.plan import parse_rules, plan_decision
@@ -89,7 +89,7 @@ def words(tmp_path: Path, text_file: Path) -> list[str]:
 
 def prepare(words: list[str], outputs: Path, runs: int = 90, **options: Any) -> PreparedDecision:
     execution = Execution(LocalExecutor(), 2, **options)
-    return prepare_decision(plan_decision(words), make_limits(None, runs), outputs, execution)
+    return prepare_decision(plan_decision(words), make_limit_options(None, runs), outputs, execution)
 
 
 def work(prepared: PreparedDecision, pool: FakePool, observer: Any = lambda progress: None) -> DecisionFeed:
@@ -208,7 +208,7 @@ def test_a_budget_that_is_too_small_is_refused(words: list[str], tmp_path: Path)
 
 def test_equal_flops_and_time(words: list[str], tmp_path: Path) -> None:
     """--by flops gives all the FLOPs of the dense model's steps; the minutes of --by time stay those of the start."""
-    limits, execution = make_limits(None, 90), Execution(LocalExecutor(), 1)
+    limits, execution = make_limit_options(None, 90), Execution(LocalExecutor(), 1)
     flops = prepare_decision(plan_decision(words, by="flops", name="f"), limits, tmp_path, execution)
     tokens = prepare_decision(plan_decision(words, name="t"), limits, tmp_path, execution)
     dense = tokens.estimates[0]
@@ -238,7 +238,7 @@ def test_the_command_answers_in_five_sentences(command: Any, tmp_path: Path) -> 
     assert 0 == first.exit_code, first.output
     assert "How many experts" in first.stdout
     assert f"Use {BEST}. It is better than " in first.stdout
-    for part in ("at equal tokens", "at equal time", "at equal FLOPs", "Price: ", "Not tried: more than 8 experts"):
+    for part in ("at equal tokens", "at equal time", "at equal FLOPs", "Cost: ", "Not tried: more than 8 experts"):
         assert part in " ".join(first.stdout.split())
     text = [line for line in first.stdout.splitlines() if "moe " not in line and "done " not in line]
     assert [] == [line for line in text if len(line) > 80]
@@ -260,7 +260,7 @@ def test_the_json_and_the_page_have_the_decision(command: Any, tmp_path: Path) -
     assert BEST == content["decision"]["winner"]
     assert ["tokens", "time", "flops"] == [gain["by"] for gain in content["gains"]]
     assert {"params": 8.0, "peak_memory_bytes": 1.0, "tokens_per_second": 1.0, "flops_per_token": 8.0} == content[
-        "prices"
+        "cost_ratios"
     ]
     assert len(list_runs_by_age(tmp_path / "out" / "decide-experts")) == len(content["history"])
     assert all(entry["stage"] in STAGES for entry in content["history"])
@@ -315,7 +315,7 @@ def test_dense_runs_with_larger_budgets_price_the_winner(command: Any, tmp_path:
     assert [1.0, 1.5, 4.0] == found["price"]["budgets"]
     # The winner is 0.06 bits lower; 1.5 times the steps lower the loss of dense by 0.042, and 4 times by 0.094.
     assert 1.5 < found["price"]["multiplier"]["value"] < 4
-    assert 1.0 == found["price"]["time_tax"]["value"]
+    assert 1.0 == found["price"]["relative_speed"]["value"]
     assert "the effective speedup is " in " ".join(command("--runs", "99").stdout.split())
 
 
@@ -355,15 +355,15 @@ def test_wrong_options_are_refused(command: Any, options: tuple[str, ...], messa
 def test_replay_reads_only_what_is_wanted(words: list[str], tmp_path: Path) -> None:
     """Runs of another sweep in the folder have no effect on the step."""
     prepared = prepare(words, tmp_path)
-    step = replay(prepared.plan, prepared.candidates, prepared.budget(), tmp_path)
+    step = replay(prepared.plan, prepared.candidates, prepared.limit(), tmp_path)
     extra = Run(tmp_path / "decide-experts" / "gpt-other")
     extra.path.mkdir(parents=True)
     write_json(extra.path / "summary.json", {"val_bpb": 0.1})
-    assert step == replay(prepared.plan, prepared.candidates, prepared.budget(), tmp_path)
+    assert step == replay(prepared.plan, prepared.candidates, prepared.limit(), tmp_path)
 
 
 def test_a_run_at_work_is_not_given_again(words: list[str], tmp_path: Path) -> None:
-    """When one run of a batch ends, the others of the batch that are at work stay where they are."""
+    """When one run of a group ends, the others of the group that are at work stay where they are."""
     prepared = prepare(words, tmp_path)
     with prepared.begin(FakePool(outcome, 2)) as feed:
         first, second = feed.next_run(), feed.next_run()

@@ -14,7 +14,7 @@ from moe_cli.cli.app import app
 from moe_cli.report.aggregate import aggregate_seeds
 from moe_cli.report.bench_file import SETTINGS as FILE_SETTINGS
 from moe_cli.report.bench_file import read_bench_files
-from moe_cli.report.configuration import PRICE_KEYS, Configuration
+from moe_cli.report.configuration import SPEEDUP_KEYS, Configuration
 from moe_cli.report.html.page_data import Source, page_content
 from moe_cli.report.load import rows_below
 from moe_cli.report.price import Pricing, Ratio, compute_multiplier, geometric_mean, multiply
@@ -79,7 +79,7 @@ def test_the_multiplier_is_interpolated_between_the_budgets_of_the_dense_model(t
     assert low is not None
     assert high is not None
     assert 1.5 < low < high < 2.0
-    assert 0.8 == pytest.approx(found["time_tax"])
+    assert 0.8 == pytest.approx(found["relative_speed"])
     assert 0.8 * float(str(found["compute_multiplier"])) == pytest.approx(found["effective_speedup"])
     assert 0.8 * low == pytest.approx(found["effective_speedup_low"])
 
@@ -100,8 +100,8 @@ def test_outside_of_the_budgets_there_is_a_bound(
     """A lower loss than at twice the tokens is worth more than 2; a higher one than at equal tokens less than 1."""
     dense_at_three_budgets(tmp_path, sparse)
     found = row(tmp_path, 8)
-    assert expected == tuple(found[name] for name in PRICE_KEYS[:3])
-    speedup = tuple(found[name] for name in PRICE_KEYS[6:])
+    assert expected == tuple(found[name] for name in SPEEDUP_KEYS[:3])
+    speedup = tuple(found[name] for name in SPEEDUP_KEYS[6:])
     assert speedup == tuple(None if limit is None else pytest.approx(0.8 * limit) for limit in expected)
 
 
@@ -109,11 +109,11 @@ def test_one_budget_gives_only_a_bound_and_one_seed_nothing(tmp_path: Path) -> N
     """The curve of a run is not a run of another budget, whose learning rate would have fallen."""
     train(tmp_path, 2.0, expert=1, seed=0)
     train(tmp_path, 1.9, expert=8, seed=0)
-    assert [None] * 3 == [row(tmp_path, 8)[name] for name in PRICE_KEYS[:3]]
+    assert [None] * 3 == [row(tmp_path, 8)[name] for name in SPEEDUP_KEYS[:3]]
     assert "compute x" not in markdown_text(build_table(rows_below(tmp_path), ReportQuery()))
     train(tmp_path, 2.01, expert=1, seed=1)
     train(tmp_path, 1.91, expert=8, seed=1)
-    assert [None, 1.0, None] == [row(tmp_path, 8)[name] for name in PRICE_KEYS[:3]]
+    assert [None, 1.0, None] == [row(tmp_path, 8)[name] for name in SPEEDUP_KEYS[:3]]
     lines = [line.plain for line in report_lines(build_table(rows_below(tmp_path), ReportQuery()), "runs", 500)]
     assert any("a bound, because it has runs at one budget only" in line for line in lines)
 
@@ -131,15 +131,15 @@ def test_budgets_of_other_data_or_settings_do_not_count(tmp_path: Path) -> None:
 
 
 def test_speeds_of_two_machines_have_no_ratio(tmp_path: Path) -> None:
-    """The multiplier stays; time tax and speedup are unknown, and the caption says why."""
+    """The multiplier stays; relative speed and speedup are unknown, and the caption says why."""
     for seed in range(2):
         train(tmp_path, 2.0 + 0.01 * seed, expert=1, seed=seed)
         train(tmp_path, 1.9 + 0.01 * seed, machine="other", expert=8, seed=seed)
     assert [1.0, None, None] == [
-        row(tmp_path, 8)[f"{name}_low"] for name in ("compute_multiplier", "time_tax", "effective_speedup")
+        row(tmp_path, 8)[f"{name}_low"] for name in ("compute_multiplier", "relative_speed", "effective_speedup")
     ]
     lines = [line.plain for line in report_lines(build_table(rows_below(tmp_path), ReportQuery()), "runs", 500)]
-    assert any("no time tax for 1 row (another machine)" in line for line in lines)
+    assert any("no relative speed for 1 row (another machine)" in line for line in lines)
 
 
 def test_the_published_speedups_follow_from_the_published_losses(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ class Coverage:
 
 
 def coverage(trials: int, seeds: int, multiplier: float, noise: float, exponent: float = 0.1) -> Coverage:
-    """Simulates sweeps with dense runs at 1, 1.5 and 2 times the tokens, and a time tax of 0.8.
+    """Simulates sweeps with dense runs at 1, 1.5 and 2 times the tokens, and a relative speed of 0.8.
 
     The dense loss is L_inf + a / T^exponent with L_inf at 30 % of the loss. A seed shifts all its runs alike, and each
     run has noise of its own; `noise` is relative, and that of speeds is five times as large.
@@ -244,14 +244,16 @@ def test_every_form_of_a_report_has_the_columns(tmp_path: Path) -> None:
     table = build_table(rows_below(tmp_path), ReportQuery())
     lines = [line.plain for line in report_lines(table, "runs", 250)]
     heading = next(line for line in lines if "bits/byte" in line)
-    assert all(name in heading for name in ("compute x", "time tax", "speedup"))
+    assert all(name in heading for name in ("compute x", "speed x", "speedup"))
     assert any("from its runs at 1, 1.5, 2 times the tokens" in line for line in lines)
     assert max(map(len, [line.plain for line in report_lines(table, "runs", 80)])) <= 80
     assert "(1." in markdown_text(table)
     assert "effective_speedup_low" in csv_text(table)
-    assert 0.8 == pytest.approx(next(each for each in json.loads(json_text(table)) if each["expert"] == 8)["time_tax"])
+    assert 0.8 == pytest.approx(
+        next(each for each in json.loads(json_text(table)) if each["expert"] == 8)["relative_speed"]
+    )
     page = page_content(table, Source(rows_below(tmp_path), [], "runs", "moe"), [])
-    place = [column["name"] for column in page["columns"]].index("time_tax")
+    place = [column["name"] for column in page["columns"]].index("relative_speed")
     assert {"0.80", "1.00"} <= {entry["cells"][place] for entry in page["rows"]}
     by_run = build_table(rows_below(tmp_path), ReportQuery(by_run=True, columns=("expert", "effective_speedup")))
     assert "| 8 | 1.38 |" in markdown_text(by_run)
@@ -290,19 +292,19 @@ def bench_file(folder: Path, **changes: Any) -> Path:
 
 
 def test_runs_are_priced_for_another_machine(tmp_path: Path) -> None:
-    """The multiplier stays; the time tax is the ratio of the steps there, also with accumulated batches."""
+    """The multiplier stays; the relative speed is the ratio of the steps there, also with accumulated batches."""
     dense_at_three_budgets(tmp_path)
     settings = row(tmp_path, 8).settings
     same = {name: settings[key] for name, key in FILE_SETTINGS.items() if name not in ("experts", "k", "expert_period")}
     steps = read_bench_files([bench_file(tmp_path, **same)])
     here, there = row(tmp_path, 8), row(tmp_path, 8, pricing=Pricing(steps=steps))
     assert here["compute_multiplier"] == there["compute_multiplier"]
-    assert [0.5, None] == [there["time_tax"], there["time_tax_low"]]
+    assert [0.5, None] == [there["relative_speed"], there["relative_speed_low"]]
     assert 0.5 * float(str(there["compute_multiplier"])) == pytest.approx(there["effective_speedup"])
     text = " ".join(format_recommendation(make_recommendation(rows_below(tmp_path), pricing=Pricing(steps=steps))))
     assert "at 0.50 times its speed, by there.json, the effective speedup is 0.8" in text
     other = read_bench_files([bench_file(tmp_path, **{**same, "d_model": 7})])
-    assert row(tmp_path, 8, pricing=Pricing(steps=other))["time_tax"] is None
+    assert row(tmp_path, 8, pricing=Pricing(steps=other))["relative_speed"] is None
 
 
 @pytest.mark.parametrize(

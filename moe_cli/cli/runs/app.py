@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moe_cli.cli.echo import echo
 from moe_cli.cli.evaluate import Split
 from moe_cli.cli.help import HelpCommand, HelpGroup
 from moe_cli.cli.options import AsJson, Checkpoint, Outputs, PluginFiles, RunName, print_json, print_notes
-from moe_cli.cli.terminal import echo
 
 if TYPE_CHECKING:
     from moe_cli.runs.folder import Run
@@ -414,11 +414,11 @@ def watch(
         moe runs watch
         moe runs watch sparsity
     """
-    from moe_cli.cli.console import Terminal
+    from moe_cli.cli.console import CommandConsole
     from moe_cli.cli.runs.watch import resolve_target, watch_run, watch_sweep
     from moe_cli.runs.folder import Run, outputs_folder
 
-    found, console = resolve_target(outputs_folder(outputs), name), Terminal()
+    found, console = resolve_target(outputs_folder(outputs), name), CommandConsole()
     code = watch_run(console, found) if isinstance(found, Run) else watch_sweep(console, found)
     if code:
         raise typer.Exit(code)

@@ -5,8 +5,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from moe_cli.cli.console import Terminal, print_lines, table_width
-from moe_cli.cli.terminal import echo
+from moe_cli.cli.console import CommandConsole, print_lines, table_width
+from moe_cli.cli.echo import echo
 from moe_cli.errors import ConfigError, MoeError
 from moe_cli.formatting import age, format_bytes
 from moe_cli.report.render.terminal import TextColumn, table_lines
@@ -45,7 +45,7 @@ def trash_records(trash: Sequence[TrashedRun]) -> list[dict[str, Any]]:
 
 def print_trash(trash: Sequence[TrashedRun]) -> None:
     """Prints a line for each removed run, the latest last."""
-    console = Terminal()
+    console = CommandConsole()
     if not trash:
         echo("the trash is empty.")
         return
@@ -79,7 +79,7 @@ def print_reclaimable(
     waste: Sequence[Reclaimable], selected: Sequence[Reclaimable], freed: Sequence[Reclaimable] | None
 ) -> None:
     """Prints by kind what can be deleted, or what was deleted."""
-    console = Terminal()
+    console = CommandConsole()
     if freed is not None:
         total = sum(item.num_bytes for item in freed)
         echo(f"deleted {format_bytes(total)}: " + (_counted(freed) if freed else "nothing to delete") + ".")

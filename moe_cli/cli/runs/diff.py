@@ -2,8 +2,8 @@
 
 from rich.text import Text
 
-from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
-from moe_cli.cli.terminal import ascii_only
+from moe_cli.cli.console import PIPED_WIDTH, CommandConsole, print_lines
+from moe_cli.cli.echo import ascii_only
 from moe_cli.config.ranges import format_setting
 from moe_cli.formatting import BARS, DIGITS, bars, percent, sanitise
 from moe_cli.metrics import BY_KEY
@@ -18,7 +18,7 @@ PLOT_HEIGHT = 12
 
 def print_comparison(comparison: RunComparison) -> None:
     """Prints the settings that differ, the metrics, the curves and the load of both runs."""
-    console = Terminal()
+    console = CommandConsole()
     width = console.width if console.is_terminal else PIPED_WIDTH
     lines = []
     for letter, status in (("A", comparison.a), ("B", comparison.b)):

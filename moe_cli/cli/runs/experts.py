@@ -3,8 +3,8 @@
 from dataclasses import asdict
 
 from moe_cli.cli.console import print_fitted
+from moe_cli.cli.echo import ascii_only
 from moe_cli.cli.options import print_json
-from moe_cli.cli.terminal import ascii_only
 from moe_cli.errors import ConfigError
 from moe_cli.report.expert_usage import read_expert_usage
 from moe_cli.report.render.expert_usage import expert_usage_lines

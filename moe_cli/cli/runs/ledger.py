@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from moe_cli.cli.console import Terminal, print_lines, table_width
-from moe_cli.cli.terminal import echo
+from moe_cli.cli.console import CommandConsole, print_lines, table_width
+from moe_cli.cli.echo import echo
 from moe_cli.formatting import sanitise
 from moe_cli.report.ledger import ValidationUse, data_name
 from moe_cli.report.render.terminal import TextColumn, table_lines
@@ -18,7 +18,7 @@ def ledger_records(uses: Sequence[ValidationUse]) -> list[dict[str, Any]]:
 
 def print_ledger(uses: Sequence[ValidationUse]) -> None:
     """Prints a line for each validation set, the most used first."""
-    console = Terminal()
+    console = CommandConsole()
     if not uses:
         echo("no verdicts were read yet. See: moe report SWEEP")
         return

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from moe_cli.cli.console import Terminal, print_lines, table_width
+from moe_cli.cli.console import CommandConsole, print_lines, table_width
 from moe_cli.cli.runs.settings import DifferingSettings
 from moe_cli.formatting import age, count, percent
 from moe_cli.report.columns import heading_of
@@ -30,7 +30,7 @@ def status_record(status: RunStatus) -> dict[str, Any]:
 
 def print_list(statuses: Sequence[RunStatus]) -> None:
     """Prints a table of runs. On a narrow terminal the least important columns are left out."""
-    console, now = Terminal(), time.time()
+    console, now = CommandConsole(), time.time()
     several_sweeps = len({status.run.sweep for status in statuses}) > 1
 
     def texts(write: Callable[[RunStatus], str]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
-from moe_cli.cli.console import PIPED_WIDTH, Terminal, print_lines
+from moe_cli.cli.console import PIPED_WIDTH, CommandConsole, print_lines
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import MoeError
 from moe_cli.files.reading import number_in
@@ -67,7 +67,7 @@ def run_record(run: Run) -> dict[str, Any]:
 
 def print_run(run: Run) -> None:
     """Prints a title, then labelled lines; long lines are continued under their label."""
-    console = Terminal()
+    console = CommandConsole()
     status = read_status(run)
     ended = {COMPLETED: "green", "failed": "red", "interrupted": "yellow"}
     title = Text.assemble(

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_cli import __version__
-from moe_cli.cli.console import Terminal, print_fitted
+from moe_cli.cli.console import CommandConsole, print_fitted
+from moe_cli.cli.echo import ascii_only
 from moe_cli.cli.evaluate import SPLITS, data_settings, one_policy
 from moe_cli.cli.options import print_json, print_notes, print_written
-from moe_cli.cli.terminal import ascii_only
 from moe_cli.config.build import check_choice
 from moe_cli.config.routers import SoftConfig
 from moe_cli.errors import ConfigError
@@ -73,7 +73,7 @@ def study_run(run: "Run", outputs: Path, request: StudyRequest) -> "RoutingStudy
     from moe_cli.training.evaluate import eval_policy
     from moe_cli.training.routing_study import study_routing
 
-    with Terminal(stderr=True).status("load") as status:
+    with CommandConsole(stderr=True).status("load") as status:
         loaded = load_trained(run, outputs, request.checkpoint, SPLITS[request.split], data=data)
         trained = replace(loaded, config=replace(loaded.config, eval=policy))
         trained = replace(trained, task=make_task(trained.config, loaded.task.dataset))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import MoeError
 from moe_cli.formatting import count, first_line, plural, sanitise
-from moe_cli.metrics import EQUAL, target_name_of_task
+from moe_cli.metrics import MATCH_TOLERANCE_FACTOR, target_name_of_task
 from moe_cli.report.aggregate import aggregate_seeds
 from moe_cli.report.baseline import baseline_name, sweep_baseline
 from moe_cli.report.comparability import BUDGET, CODE, check_across, is_comparable, select_comparable
@@ -75,7 +75,7 @@ class Recommendation:
         params_ratio, throughput_ratio, memory_ratio: ratios to the baseline; None means unknown.
         equal_time: the comparison with the baseline at the end of the baseline's training; None means unknown.
         price: the price tag against the baseline; None means unknown.
-        machine: the files from which its time tax is taken; "" means the speeds of the runs.
+        machine: the files from which its relative speed is taken; "" means the speeds of the runs.
         flops_ratio: ratio of the training FLOPs per token to those of the cheapest configuration compared.
         num_without_baseline: the number of configurations without a baseline of their settings and seeds.
         undefined: configurations whose baseline has a loss of 0, so that relative differences are undefined.
@@ -229,7 +229,8 @@ def make_recommendation(
         equal_time=None if base is None or base is best else _known(best.at_equal_time),
         price=None if base is None or base is best else _known_price(best.price),
         machine=", ".join(pricing.steps.files) if pricing and pricing.steps else "",
-        equal_params=base is not None and 1 / EQUAL <= (_ratio(best, base, "active_params") or 1) <= EQUAL,
+        equal_params=base is not None
+        and 1 / MATCH_TOLERANCE_FACTOR <= (_ratio(best, base, "active_params") or 1) <= MATCH_TOLERANCE_FACTOR,
         flops_ratio=best.results.flops_per_token / min(flops) if flops and best.results.flops_per_token else 1.0,
         num_without_baseline=0
         if found.pairs is not None

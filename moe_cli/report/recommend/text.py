@@ -238,19 +238,19 @@ def _cost(found: Recommendation) -> list[str]:
 
 
 def price_sentence(price: Price, is_dense: bool, machine: str = "") -> str:
-    """Returns the sentence on compute multiplier, time tax and effective speedup against the dense model or a baseline.
+    """Returns the sentence on compute multiplier, relative speed and effective speedup against the baseline.
 
     Args:
-        machine: the files that the time tax is from; "" means the runs.
+        machine: the files that the relative speed is from; "" means the runs.
     """
     base = "dense model" if is_dense else "baseline"
     text = f"for this loss the {base} needs {format_ratio(price.multiplier)} times the tokens"
     if len(price.budgets) == 1:
         text += f" ({base} at one budget only, so a bound)"
-    if price.time_tax.value is not None:
+    if price.relative_speed.value is not None:
         where = f", by {sanitise(machine)}" if machine else ""
         text += (
-            f"; at {price.time_tax.value:.2f} times its speed{where}, the effective speedup is "
+            f"; at {price.relative_speed.value:.2f} times its speed{where}, the effective speedup is "
             f"{format_ratio(price.speedup)}{_sooner(price.speedup)}"
         )
     return text + "."

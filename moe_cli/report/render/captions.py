@@ -232,12 +232,12 @@ def _price(rows: Sequence[Configuration], table: ReportTable) -> str | None:
     else:
         source = "a bound, because it has runs at one budget only; for more: --baseline-budgets 1.5,2"
     needed = f"times the tokens that {base} needs for this loss, {source}"
-    text = f"speedup = compute x ({needed}) * time tax (share of that model's tokens/s"
+    text = f"speedup = compute x ({needed}) * speed x (share of that model's tokens/s"
     if pricing.steps is not None:
         text += f", from {', '.join(map(sanitise, pricing.steps.files))}"
-    unknown = sum(price.time_tax.value is None for price in found)
+    unknown = sum(price.relative_speed.value is None for price in found)
     why = "no such step in the file" if pricing.steps is not None else "another machine"
-    return text + ")" + (f"; no time tax for {plural(unknown, 'row')} ({why})" if unknown else "")
+    return text + ")" + (f"; no relative speed for {plural(unknown, 'row')} ({why})" if unknown else "")
 
 
 def _constants(table: ReportTable, rows: Sequence[Configuration]) -> list[str]:

@@ -19,7 +19,7 @@ from moe_cli.report.columns import make_columns, truncate_left
 from moe_cli.report.configuration import JSON_KEYS
 from moe_cli.report.intervals import mean_and_interval, paired_difference
 from moe_cli.report.load import UNITS, flat_settings, rows_below
-from moe_cli.report.price import PRICES
+from moe_cli.report.price import SPEEDUP_RATIOS
 from moe_cli.report.render.tables import csv_text, json_text, markdown_text, report_lines
 from moe_cli.report.run_row import settings_of
 from moe_cli.report.table import ReportQuery, ReportTable, build_table
@@ -533,9 +533,9 @@ def test_json_has_exactly_the_plain_keys_and_what_varies(tmp_path: Path) -> None
         "compute_multiplier",
         "compute_multiplier_low",
         "compute_multiplier_high",
-        "time_tax",
-        "time_tax_low",
-        "time_tax_high",
+        "relative_speed",
+        "relative_speed_low",
+        "relative_speed_high",
         "effective_speedup",
         "effective_speedup_low",
         "effective_speedup_high",
@@ -555,7 +555,7 @@ def test_json_has_exactly_the_plain_keys_and_what_varies(tmp_path: Path) -> None
         "more_seeds",
         "equal_time",
         "equal_time_interval",
-        *(f"{name}_{limit}" for name in PRICES for limit in ("low", "high")),
+        *(f"{name}_{limit}" for name in SPEEDUP_RATIOS for limit in ("low", "high")),
     ]
     assert [key for key, value in dense.items() if value is None] == nulls
     assert (dense["k"], dense["vs_baseline"], dense["seeds"]) == (1, 0, [0, 1, 2])

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from moe_cli.config.compose import Composer, load_config
-from moe_cli.config.saved import fewest_settings
+from moe_cli.config.start_config import fewest_settings
 from moe_cli.errors import ConfigError
 
 COMPOSER = Composer()

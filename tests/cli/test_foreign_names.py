@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from moe_cli.cli.app import app
 from moe_cli.config.build import names_of
 from moe_cli.config.folders import GROUPS
-from moe_cli.config.habits import HYDRA_OPTIONS, OTHER_NAMES, SHORT_OPTIONS
+from moe_cli.config.foreign_names import HYDRA_OPTIONS, OTHER_NAMES, SHORT_OPTIONS
 from moe_cli.config.schema import RunConfig
 
 ADDED = "every setting exists already, so none is added with +. Write:"
@@ -17,7 +17,7 @@ CONFIG = "is Hydra's: the configuration is printed by a command. Type: moe confi
 FOLDER = "is Hydra's: your own files are added to the packaged ones. Type: --config-dir DIR"
 BUDGETS = "train.steps, or train.tokens, train.flops or train.minutes."
 # The words after each command that takes settings, and the error.
-HABITS = {
+HINTS = {
     "+expert=8": f"'+expert=8': {ADDED} expert=8",
     "++optim.lr=0.1": f"'++optim.lr=0.1': {ADDED} optim.lr=0.1",
     "+foo=1": "'+foo=1': no setting can be added with +, and there is no setting 'foo'. All settings: moe config",
@@ -74,9 +74,9 @@ def test_a_habit_gets_a_line(command: str, tmp_path: Path, monkeypatch: pytest.M
     """Each command that takes settings answers with the line of the table and exit code 2."""
     monkeypatch.chdir(tmp_path)
     # The commands share what reads settings: beyond the first, a fifth of the table shows that they use it.
-    habits = dict(list(HABITS.items())[:: 1 if command == "train" else 5])
-    results = {words: CliRunner().invoke(app, [command, *words.split()]) for words in habits}
-    assert {words: f"error: {text}" for words, text in habits.items()} == {
+    hints = dict(list(HINTS.items())[:: 1 if command == "train" else 5])
+    results = {words: CliRunner().invoke(app, [command, *words.split()]) for words in hints}
+    assert {words: f"error: {text}" for words, text in hints.items()} == {
         words: result.stderr.strip() for words, result in results.items()
     }
     assert {2} == {result.exit_code for result in results.values()}

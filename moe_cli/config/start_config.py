@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from moe_cli.config.build import flatten_dict, names_of
 from moe_cli.config.folders import GROUPS, is_text
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.training import BUDGETS
+from moe_cli.config.training import BUDGET_KEYS
 from moe_cli.config.yaml_file import load_yaml
 from moe_cli.errors import ConfigError
 
@@ -41,7 +41,7 @@ def _is_path(word: str) -> bool:
     return word[:1] not in "+~-" and (named or "/" in word or Path(word).exists())
 
 
-def read_saved(file: Path) -> dict[str, Any]:
+def read_start_config(file: Path) -> dict[str, Any]:
     """Returns the settings in a file that `moe config` has printed, or in a part of one.
 
     Raises:
@@ -69,9 +69,8 @@ def apply_changes(composer: "Composer", config: RunConfig, changes: Mapping[str,
     if "experiment" in changes:
         raise ConfigError("experiment= gives a configuration to start from, as the saved one does: give one.")
     replaced = [f"{group}." for group in GROUPS if group in changes]
-    budgets = [f"train.{name}" for name in BUDGETS]
-    if any(changes.get(name) is not None for name in budgets):
-        replaced += budgets
+    if any(changes.get(name) is not None for name in BUDGET_KEYS):
+        replaced += BUDGET_KEYS
     settings = fewest_settings(composer, config)
     return {key: value for key, value in settings.items() if not key.startswith(tuple(replaced))} | dict(changes)
 
