@@ -71,10 +71,10 @@ def _print_config(
     if as_json:
         print_json(tree)
     else:
-        import yaml
+        from moe_cli.config.yaml_file import format_yaml
 
         echo(f"# moe train would make {outputs_folder(outputs) / 'runs' / resolved.config.run_id}")
-        echo(yaml.safe_dump(tree, sort_keys=False), nl=False)
+        echo(format_yaml(tree), nl=False)
 
 
 def _print_groups(config_dir: Path | None, as_json: bool) -> None:

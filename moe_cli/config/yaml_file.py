@@ -1,4 +1,4 @@
-"""Reads YAML files of users: checks bounds before values are constructed, and quotes numbers of text settings.
+"""Reads YAML files of users, and writes YAML. Checks bounds before values are constructed, and quotes text settings.
 
 YAML 1.1 reads 2024_01 as 202401, 010 as 8 and 1:30 as 90. What a setting of type text is given stays as it is written;
 for any other setting the last two are refused.
@@ -51,6 +51,12 @@ def load_yaml(file: Path, is_text: Callable[[str], bool], group: str = "") -> An
         return yaml.safe_load(read_yaml_text(file, is_text, group))
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{file}: {str(error).splitlines()[0]}") from None
+
+
+def format_yaml(tree: dict[str, Any]) -> str:
+    """Returns the tree as YAML, its keys in their order, by the dumper in C where PyYAML has it."""
+    text: str = yaml.dump(tree, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
+    return text
 
 
 class _Reader:

@@ -27,11 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from moe_cli.config.identity import digest_of
 from moe_cli.config.run_config_json import from_dict
 from moe_cli.config.schema import RunConfig
+from moe_cli.config.yaml_file import format_yaml
 from moe_cli.errors import ConfigError
 from moe_cli.files.checksums import read_sealed
 from moe_cli.files.reading import note_unreadable, read_json, read_lines, time_in
@@ -271,5 +270,5 @@ def _init_folder(path: Path, config: RunConfig) -> None:
 
 
 def _write_config(path: Path, config: RunConfig) -> None:
-    write_text(path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+    write_text(path / "config.yaml", format_yaml(config.to_dict()))
     write_json(path / "config.json", config.to_dict())
