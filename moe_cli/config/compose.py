@@ -7,7 +7,7 @@ does too. This takes a hundredth of the time.
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -32,7 +32,7 @@ from moe_cli.config.ranges import format_setting
 from moe_cli.config.resolve import Resolved, resolve
 from moe_cli.config.run_config_json import from_dict
 from moe_cli.config.schema import RunConfig
-from moe_cli.config.settings import packaged_conf
+from moe_cli.config.settings import packaged_conf, read_choice
 from moe_cli.config.start_config import apply_changes, read_start_config, split_path
 from moe_cli.config.tasks import MODELS, PROBE_SELECTS, PROBES, model_use, what_follows
 from moe_cli.config.training import is_execution
@@ -333,6 +333,11 @@ class Composer:
             tree = tree[name]
         tree[last] = value
 
+    def _settings_of(self, group: str, choice: str) -> Iterable[str]:
+        """Returns the settings of a choice by their dotted names; without Hydra where no folder of a user counts."""
+        tree = self.compose(f"{group}={choice}") if self.user.folder else {group: read_choice(group, choice)}
+        return flatten_dict(tree)
+
     def _default_first(self, group: str) -> list[str]:
         default = self.compose()[group].get("name")
         return sorted(self.choices(group), key=lambda choice: choice != default)
@@ -348,7 +353,7 @@ class Composer:
         if name and "+" in name and several:
             raise ConfigError(f"no setting '{key}' with {group}={name}. Each method has its own: {', '.join(several)}")
         choices = self._default_first(group) if name else []
-        if having := [choice for choice in choices if key in flatten_dict(self.compose(f"{group}={choice}"))]:
+        if having := [choice for choice in choices if key in self._settings_of(group, choice)]:
             raise ConfigError(f"no setting '{key}' with {group}={name}. It belongs to {group}={', '.join(having)}.")
         if group == "executor":
             raise ConfigError(f"'{key}' is a setting of the executor of a sweep, not of a run. Use it with: moe sweep")

@@ -9,17 +9,21 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
+from yaml.cyaml import CParser
 
-from moe_cli.config import settings
+from moe_cli.config import hydra_loader, settings
 from moe_cli.config.build import build, names_of_variants
 from moe_cli.config.compose import Composer
 from moe_cli.config.executors import Executor, LocalExecutor, PluginExecutor
+from moe_cli.config.hydra_loader import parse_packaged
 from moe_cli.config.model import GPTConfig
 from moe_cli.config.optim import MuonConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.settings import FROM_CONF, Settings, packaged_conf
 from moe_cli.config.training import EvalConfig
+from moe_cli.config.yaml_file import format_yaml
 
 GROUPS = ("model", "task", "router", "balance", "data", "optim")
 
@@ -92,6 +96,35 @@ def test_hydra_and_the_dataclasses_read_the_same_files(group: str, composer: Com
     assert set(choices) == names_of_variants(RunConfig, group) - {"+"}
     for choice in choices:
         assert composer.compose(f"{group}={choice}")[group] == settings.read_choice(group, choice)
+
+
+def test_two_loaders_read_the_same_values() -> None:
+    """The loader in C that the packaged files are read with for Hydra finds in each what OmegaConf's own does."""
+    files = [packaged_conf() / "config.yaml", *packaged_conf().rglob("*/*.yaml")]
+    assert len(files) > 100
+    for file in files:
+        assert (file, OmegaConf.to_container(OmegaConf.load(file))) == (file, parse_packaged(file.read_text("utf-8")))
+
+
+def test_without_the_extension_in_c_yaml_is_read_and_written_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyYAML may be installed without it; the two dumpers break long lines in different places."""
+    tree = {
+        **settings.read_conf("model/gpt"),
+        "path": "umlauts äöü — 🙂 and 'quotes' " * 9,
+        "list": [1, [2.5e-7, None]],
+    }
+    text = format_yaml(tree)
+    assert tree == yaml.safe_load(text)
+    loaders = (settings._loader, hydra_loader._yaml_loader)
+    for loader in loaders:
+        loader.cache_clear()
+    monkeypatch.delattr(yaml, "CSafeLoader")
+    monkeypatch.delattr(yaml, "CSafeDumper")
+    for each in (text, format_yaml(tree)):
+        assert tree == settings.parse_conf(each, "here") == parse_packaged(each)
+    for loader in loaders:
+        assert not issubclass(loader(), CParser)
+        loader.cache_clear()
 
 
 def test_every_choice_and_executor_has_all_its_settings() -> None:

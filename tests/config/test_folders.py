@@ -30,6 +30,19 @@ def test_a_conf_folder_that_is_used_is_named(here: Path) -> None:
     assert any("sweep/mine.yaml" in note for note in plan_sweep(["mine", "model=lstm"]).conf_notes)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "defaults:\n  - override /hydra/job_logging: disabled\nexpert: 16\n",
+        "expert: 16\nhydra:\n  job:\n    chdir: true\n",
+    ],
+)
+def test_what_a_file_sets_of_hydra_itself_has_no_effect(tmp_path: Path, text: str) -> None:
+    """An experiment may name Hydra's own groups and settings, as those of programs of Hydra do."""
+    write(tmp_path, experiment__mine=f"# @package _global_\n{text}")
+    assert load_config(["expert=16"]).config == load_config(["experiment=mine"], config_dir=tmp_path).config
+
+
 def test_files_that_others_build_on_count(here: Path) -> None:
     """model=bert takes its defaults from model/gpt.yaml, which is the user's here."""
     write(here / "conf", model__gpt=TINY)
