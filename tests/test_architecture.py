@@ -4,10 +4,11 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "moe_cli"
-FILES = sorted(PACKAGE.rglob("*.py"))
+from tests.sources import PACKAGE, package_nodes, package_texts, package_trees
+
 HEAVY = {"torch", "hydra", "omegaconf", "pandas", "numpy", "rich"}
 DRAWERS = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
 
@@ -43,16 +44,15 @@ def test_exported_names_are_no_modules() -> None:
 
 def test_files_are_one_thing() -> None:
     """Every file has a docstring that says which question it answers, and no drawer's name."""
-    texts = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
-    assert [] == [name for name, text in texts.items() if not ast.get_docstring(ast.parse(text))]
-    assert [] == [name for name in texts if Path(name).name in DRAWERS]
+    assert [] == [name for name, tree in package_trees().items() if not ast.get_docstring(tree)]
+    assert [] == [name for name in package_texts() if Path(name).name in DRAWERS]
 
 
 def test_nothing_executes_on_load() -> None:
     """No file unpickles, evaluates text, or names code in a configuration."""
     forbidden = ("pickle", "torch.load(", " eval(", " exec(", "yaml.load(", "yaml.unsafe_load", "hydra.utils")
     conf = (PACKAGE.parent / "conf").rglob("*.yaml")
-    found = [(path.name, word) for path in FILES for word in forbidden if word in path.read_text(encoding="utf-8")]
+    found = [(name, word) for name, text in package_texts().items() for word in forbidden if word in text]
     found += [(path.name, "_target_") for path in conf if "_target_" in path.read_text(encoding="utf-8")]
     assert found == []
 
@@ -76,10 +76,10 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
-def _writes(tree: ast.AST) -> set[str]:
+def _writes(nodes: Iterable[ast.AST]) -> set[str]:
     """The calls in a file that write."""
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             modes = [*node.args[1:2], *(each.value for each in node.keywords if each.arg == "mode")]
@@ -93,6 +93,6 @@ def _writes(tree: ast.AST) -> set[str]:
 
 def test_one_module_writes() -> None:
     """All that is written, made, renamed or deleted goes through `writing`, which follows no link out of an outputs folder."""
-    trees = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
-    found = {name: calls for name, tree in trees.items() if name != "files/writing.py" and (calls := _writes(tree))}
+    found = {name: calls for name, nodes in package_nodes().items() if (calls := _writes(nodes))}
+    del found["files/writing.py"]
     assert ELSEWHERE == found

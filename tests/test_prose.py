@@ -2,15 +2,18 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
+
+from tests.sources import package_nodes
 
 ROOT = Path(__file__).parents[1]
 BANNED = re.compile(
     r"\b(nobody|strangers?|whoever|told|anew|heeds?|beside|so many|of which|for good|by turns|stands for)\b",
     re.IGNORECASE,
 )
-QUESTION = re.compile(r'^\s*"""(What|Who|Which|Whose)\b')
+QUESTION = re.compile(r'^[ \t]*"""(What|Who|Which|Whose)\b', re.MULTILINE)
 PATTERNS = (
     "moe_cli/**/*.py",
     "moe_cli/**/*.js",
@@ -24,34 +27,43 @@ PATTERNS = (
 DATA = 'composer.describe("router", "nobody")'
 
 
-def lines() -> list[tuple[str, str]]:
-    """Returns every line of the package, conf/, the documents, and the other tests, with its file and number."""
+@cache
+def texts() -> dict[str, str]:
+    """Returns the text of every file of the package, conf/, the documents, and the other tests."""
     files = [ROOT / "README.md", *(path for pattern in PATTERNS for path in sorted(ROOT.glob(pattern)))]
-    return [
-        (f"{path.relative_to(ROOT)}:{number}", line)
+    return {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").replace(DATA, "")
         for path in files
         if path != Path(__file__)
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-    ]
+    }
+
+
+def lines_with(pattern: re.Pattern[str]) -> Iterator[str]:
+    """Yields the lines that the pattern is in, with their file and number."""
+    for name, text in texts().items():
+        if pattern.search(text):
+            for number, line in enumerate(text.splitlines(), start=1):
+                if pattern.search(line):
+                    yield f"{name}:{number} {line.strip()}"
 
 
 def test_no_line_has_a_banned_word() -> None:
     """Words that name no person or thing of the field, and phrases that need to be read twice."""
-    assert [] == [f"{where} {line.strip()}" for where, line in lines() if BANNED.search(line.replace(DATA, ""))]
+    assert [] == list(lines_with(BANNED))
 
 
 def test_no_docstring_opens_with_a_question_word() -> None:
     """A docstring begins with a verb or with the noun that it describes."""
-    assert [] == [f"{where} {line.strip()}" for where, line in lines() if QUESTION.match(line)]
+    assert [] == list(lines_with(QUESTION))
 
 
 # Words of prose that name no quantity of the field: a name says what it holds.
 BANNED_NAMES = {"told", "said", "asked", "given", "held", "beside", "elsewhere", "chosen", "each", "words", "of"}
 
 
-def _names(tree: ast.AST) -> Iterator[str]:
+def _names(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Yields the names that a file gives to variables, parameters, attributes, functions, classes, and imports."""
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.Attribute(attr=name, ctx=ast.Store()):
                 yield name
@@ -65,8 +77,9 @@ def _names(tree: ast.AST) -> Iterator[str]:
 
 def test_names_say_what_they_hold() -> None:
     """No name of the package is a banned word."""
-    files = sorted(ROOT.glob("moe_cli/**/*.py"))
-    trees = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in files}
     assert set() == {
-        (file, name) for file, tree in trees.items() for name in _names(tree) if name.strip("_") in BANNED_NAMES
+        (file, name)
+        for file, nodes in package_nodes().items()
+        for name in _names(nodes)
+        if name.strip("_") in BANNED_NAMES
     }
