@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from moe_cli.api.inspect_runs import explain, report_table
 from moe_cli.api.sweep import sweep
@@ -17,6 +16,7 @@ from moe_cli.execution.worker import EXIT_BUSY
 from moe_cli.runs.folder import FAILED, INTERRUPTED, Run, create_run
 from moe_cli.runs.locks import lock
 from moe_cli.runs.recorder import Recorder
+from tests.runner import CliRunner
 from tests.tiny import tiny_config
 
 

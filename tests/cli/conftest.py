@@ -21,6 +21,8 @@ TINY = (
     "train.log_every=2",
     "train.threads=1",
 )
+# A run evaluates and saves at its end alone: by default it does after each of six steps, which takes half of its time.
+ONCE = "train.eval_every=1000"
 Moe = Callable[..., Result]
 
 
@@ -35,7 +37,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(text: Path) -> list[str]:
-    return ["data=text", f"data.path={text}", *TINY]
+    return ["data=text", f"data.path={text}", *TINY, ONCE]
 
 
 @pytest.fixture

@@ -1,18 +1,21 @@
 """Folders that were edited, damaged or made by others: a command names the bad file and goes on with the rest."""
 
+import atexit
 import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moe_cli.files.writing import write_json
-from moe_cli.runs.folder import Run
+from moe_cli.runs.folder import Run, make_sweep_folder
 from tests.cli.conftest import Moe
 from tests.report.folders import complete, set_status
 
@@ -81,15 +84,26 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
-def _make(outputs: Path, group: str, seed: int) -> Run:
-    """A complete run with every file that a run may have."""
-    run = complete(outputs, 1.7, group, seed=seed, expert=8, k=2)
+@cache
+def _template(seed: int) -> Run:
+    """A complete run with every file that a run may have; to be copied."""
+    outputs = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, outputs, ignore_errors=True)
+    run = complete(outputs, 1.7, seed=seed, expert=8, k=2)
     write_json(run.path / "meta.json", {"corpus": {"sha256": "ab" * 32, "name": "python", "num_bytes": 5}})
     write_json(run.path / "tags.json", {"tags": ["x"]})
     records = [{"step": step, "train/loss": 2.0, "val/bpb": 2.1} for step in (1, 2)]
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     load = {"step": 2, "layer": 0, "tokens_per_expert": [1, 2], "kept_per_expert": [1, 2]}
     (run.path / "routing.jsonl").write_text(json.dumps(load) + "\n")
+    return run
+
+
+def _make(outputs: Path, group: str, seed: int) -> Run:
+    """A new run in the folder of a sweep, with every file that a run may have."""
+    template = _template(seed)
+    run = Run(Path(shutil.copytree(template.path, make_sweep_folder(outputs, group) / template.id)))
+    set_status(run, "completed", created=time.time())
     return run
 
 
@@ -121,7 +135,7 @@ def test_a_bad_file_stops_no_list(moe: Moe, outputs: Path, damage: str) -> None:
 def test_a_run_with_a_bad_file_is_shown(moe: Moe, outputs: Path, damage: str) -> None:
     """`moe runs show` shows what can be read of a run, and one line names the unreadable file."""
     for name in FILES:
-        path = _make(outputs, "bad", 1).path / name
+        path = _make(outputs, f"bad-{name.split('.')[0]}", 1).path / name
         DAMAGES[damage](path)
         result = moe("runs", "show", path.parent)
         assert (name, 0, None) == (name, result.exit_code, result.exception)

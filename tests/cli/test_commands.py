@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from moe_cli.cli.app import app
 from moe_cli.execution.trained_model import load_trained
 from moe_cli.runs.lookup import find_run, list_runs_by_age
-from tests.cli.conftest import TINY, Moe
+from tests.cli.conftest import ONCE, TINY, Moe
 from tests.runner import CliRunner
 
 SUMMARY_KEYS = {
@@ -46,7 +46,7 @@ SUMMARY_KEYS = {
 def trained(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An outputs folder with one finished run of expert=4, for commands that only read it."""
     outputs = tmp_path_factory.mktemp("trained")
-    words = ["train", "data=text", f"data.path={text}", *TINY, "expert=4", "--outputs", str(outputs)]
+    words = ["train", "data=text", f"data.path={text}", *TINY, ONCE, "expert=4", "--outputs", str(outputs)]
     assert 0 == CliRunner().invoke(app, words).exit_code
     return outputs
 
@@ -60,7 +60,7 @@ def moe_trained(moe: Moe, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Moe
 
 def test_train_prints_a_plan_lines_and_a_summary(moe: Moe, settings: list[str], tmp_path: Path) -> None:
     """Piped, training is plain lines: the plan with the run's folder, evaluations, the results and what to try next."""
-    result = moe("train", "expert=4", "k=2", *settings)
+    result = moe("train", "expert=4", "k=2", *settings[:-1], "train.eval_every=3")
     assert result.exit_code == 0, result.output
     run = find_run(tmp_path / "outputs", "latest")
     for piece in (
@@ -349,7 +349,7 @@ def test_ctrl_c_on_a_terminal_saves_and_says_how_to_go_on(moe: Moe, settings: li
         "TERM": "xterm",
         "OMP_NUM_THREADS": "1",
     }
-    words = [word for word in settings if not word.startswith("train.steps")]
+    words = [word for word in settings if not word.startswith(("train.steps", "train.eval_every"))]
     words += ["train.steps=200", "train.eval_every=100"]
     process = subprocess.Popen(
         [sys.executable, "-m", "moe_cli", "train", *words], env=environment, stdout=secondary, stderr=secondary

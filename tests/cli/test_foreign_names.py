@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.config.build import names_of
 from moe_cli.config.folders import GROUPS
 from moe_cli.config.foreign_names import HYDRA_OPTIONS, OTHER_NAMES, SHORT_OPTIONS
 from moe_cli.config.schema import RunConfig
+from tests.runner import CliRunner
 
 ADDED = "every setting exists already, so none is added with +. Write:"
 SWEEP = "is Hydra's: several values are a command of their own. Type: moe sweep expert=1,8"

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from typer.main import get_command
-from typer.testing import CliRunner
 
 from moe_cli.cli.app import app
 from moe_cli.cli.help import parse_help
@@ -17,6 +16,7 @@ from moe_cli.config.compose import Composer
 from moe_cli.config.overrides import parse_overrides
 from moe_cli.config.schema import RunConfig
 from moe_cli.config.sweep_file import list_sweeps
+from tests.runner import CliRunner
 
 # The verbs that a purpose begins with.
 VERBS = {

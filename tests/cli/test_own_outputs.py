@@ -9,10 +9,10 @@ from moe_cli.errors import DataError
 from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import open_or_create_run
 from moe_cli.runs.lookup import find_run, list_runs_by_age
-from tests.cli.conftest import TINY, Moe
+from tests.cli.conftest import ONCE, TINY, Moe
 from tests.tiny import words
 
-HERE = ("data=text", "data.path=.", "expert=4", "k=2", *TINY, "train.steps=2")
+HERE = ("data=text", "data.path=.", "expert=4", "k=2", *TINY, ONCE, "train.steps=2")
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_excluded_data_stay_so_in_the_commands_that_are_offered(folder: Path, mo
     assert ("*.log", "b*") == run.config().data.exclude  # type: ignore[union-attr]
     for piece in ("left out by data.exclude: b.txt", "data.exclude=*.log leaves nothing out", "data.exclude=["):
         assert piece in result.stdout
-    result = moe("train", "expert=1", "data=text", "data.path=.", *TINY, "data.exclude=['b*', '*.log']")
+    result = moe("train", "expert=1", "data=text", "data.path=.", *TINY, ONCE, "data.exclude=['b*', '*.log']")
     assert result.exit_code == 0, result.output
     shas = {(each.summary() or {})["corpus_sha256"] for each in list_runs_by_age(folder / "outputs")}
     assert 1 == len(shas)

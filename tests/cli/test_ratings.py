@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Moe
+from tests.cli.conftest import ONCE, Moe
 
 SMALL = (
     "model.d_model=16",
@@ -17,6 +17,7 @@ SMALL = (
     "train.batch_size=16",
     "train.log_every=2",
     "train.threads=1",
+    ONCE,
 )
 
 

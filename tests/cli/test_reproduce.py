@@ -102,7 +102,7 @@ def test_a_decided_claim_ends_with_0_and_an_undecided_one_with_3(moe: Moe, text:
 @pytest.mark.slow
 def test_true_and_false_claims_are_trained_and_told_apart(moe: Moe, settings: list[str], tmp_path: Path) -> None:
     """Tiny models that are trained: one sentence holds, its opposite is contradicted; nothing is trained again."""
-    folder, words = write(tmp_path / "mine", claim__true=TRUE, claim__false=FALSE), settings[:-4]
+    folder, words = write(tmp_path / "mine", claim__true=TRUE, claim__false=FALSE), settings[:-5]
     for name, verdict in (("true", "Contradicted"), ("false", "Holds")):
         options = ("--config-dir", folder, "-j", 2)
         result = moe("reproduce", name, *words, "train.batch_size=4", "train.log_every=2", *options)

@@ -16,6 +16,12 @@ from tests.cli.conftest import TINY, Moe
 LR = "optim.lr=tag(log,interval(0.001,0.1))"
 
 
+@pytest.fixture
+def settings(text: Path) -> list[str]:
+    """Settings of a run that is evaluated as often as by default, so that it can be pruned."""
+    return ["data=text", f"data.path={text}", *TINY]
+
+
 def test_a_dry_run_says_what_would_be_searched(moe: Moe, settings: list[str], tmp_path: Path) -> None:
     """Space, size, objectives, pruning and the time of all trials are printed, and nothing is made."""
     words = ["sweep", *settings, "expert=4,8", "k=1,2", "--sampler", "tpe", "--trials", "30", "--dry-run"]

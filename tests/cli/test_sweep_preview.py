@@ -182,10 +182,12 @@ def test_sweeps_say_how_much_equal_sizes_differ(moe: Moe, text_file: Path) -> No
         assert f"{flops / 1e12:.3g}T" in next(line for line in listed.splitlines() if line.startswith(words[0] + " "))
 
 
-def test_unequal_precisions_are_announced(moe: Moe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unequal_precisions_are_announced(
+    moe: Moe, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where `auto` differs between the runs of a sweep, its plan says so; with one precision for all it does not."""
     monkeypatch.setattr("moe_cli.execution.precision.cpu_has_bfloat16", lambda: True)
     monkeypatch.setattr("moe_cli.execution.precision.visible_gpus", lambda: ())
-    words = ["sweep", "expert=1,8,128", "--dry-run", "--outputs", tmp_path]
+    words = ["sweep", "expert=1,8,128", "data=text", f"data.path={text_file}", "--dry-run", "--outputs", tmp_path]
     assert "precision bfloat16 for 2 runs, float32 for 1 run; for a fair" in moe(*words).stdout
     assert "for a fair" not in moe(*words, "train.precision=float32").stdout

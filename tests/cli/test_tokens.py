@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moe_cli.runs.lookup import find_run
-from tests.cli.conftest import TINY, Moe
+from tests.cli.conftest import ONCE, TINY, Moe
 from tests.data.made_token_files import raw, with_header
 
 
@@ -18,12 +18,12 @@ def tokens(tmp_path: Path) -> list[str]:
     for number in range(3):
         with_header(tmp_path / "tokens" / f"train_{number}.bin", steps[number * 900 : number * 900 + 900].tolist())
     raw(tmp_path / "tokens" / "val.bin", steps[2700:].tolist())
-    return ["data=tokens", f"data.path={tmp_path / 'tokens'}", "data.vocab_size=50", *TINY]
+    return ["data=tokens", f"data.path={tmp_path / 'tokens'}", "data.vocab_size=50", *TINY, ONCE]
 
 
 def test_train_and_eval(moe: Moe, tokens: list[str], tmp_path: Path) -> None:
     """Bits per byte are null in summary and metrics and - on the screen; no reference line; nats per token are there."""
-    result = moe("train", "expert=4", *tokens)
+    result = moe("train", "expert=4", *tokens[:-1], "train.eval_every=3")
     assert result.exit_code == 0, result.output
     for piece in (
         "tokens corpus, 3.00k uint16, 50 different",
@@ -103,7 +103,7 @@ def test_a_pattern_on_the_command_line(moe: Moe, tmp_path: Path) -> None:
     """data.path='logs/*.txt' needs no more quotes than the shell's."""
     for name in ("a.txt", "b.txt", "c.log"):
         (tmp_path / name).write_text(f"{name} " * 300)
-    result = moe("train", "data=text", f"data.path={tmp_path}/*.txt", *TINY, "--json")
+    result = moe("train", "data=text", f"data.path={tmp_path}/*.txt", *TINY, ONCE, "--json")
     assert result.exit_code == 0, result.output
     meta = find_run(tmp_path / "outputs", "latest").meta()
     assert 2 == meta["corpus"]["num_documents"]

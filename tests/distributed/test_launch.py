@@ -35,6 +35,7 @@ SMALL = (
     "k=2",
     "match=none",
     "train.checkpoint_every=10",
+    "train.eval_every=1000",
 )
 LAUNCHED = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 

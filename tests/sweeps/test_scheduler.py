@@ -22,7 +22,7 @@ from moe_cli.sweeps import scheduler as module
 from moe_cli.sweeps.executors import local
 from moe_cli.sweeps.executors.local import LocalPool
 from moe_cli.sweeps.scheduler import ListFeed, Observer, Progress, pending_runs, record_worker_failure, run_all
-from tests.cli.conftest import TINY
+from tests.cli.conftest import ONCE, TINY
 from tests.elided import Elided
 
 # What becomes of runs is asked here; of the process that they are forked from, in test_local.py.
@@ -34,7 +34,7 @@ TEXT = "each expert learns from the tokens it was given and from no others " * 6
 def words(tmp_path: Path) -> list[str]:
     path = tmp_path / "words.txt"
     path.write_text(TEXT)
-    return ["data=text", f"data.path={path}", *TINY]
+    return ["data=text", f"data.path={path}", *TINY, ONCE]
 
 
 def make_runs(outputs: Path, words: list[str], *settings: str) -> list[Run]:
