@@ -37,6 +37,7 @@ from moe_cli.bench.step import StepBenchmark, StepBenchResult, step_to_dicts
 from moe_cli.bench.sweep import SweepBenchmark, SweepRound
 from moe_cli.cli.app import app
 from moe_cli.config.compose import GROUPS, Composer, load_config
+from moe_cli.files.writing import hold
 from moe_cli.report.scaling.bet_scores import Outcome, bets_record
 from moe_cli.report.scaling.bets import Bet
 from moe_cli.testing import check_router
@@ -55,6 +56,8 @@ TINY = [
     *("train.steps=2", "train.batch_size=4", "train.log_every=2", "train.eval_every=1", "train.threads=1"),
     *("data=text", "data.path=notes.txt"),
 ]
+# The default data, with a tenth of the text to evaluate.
+SMALL_VALIDATION = "defaults: [_text, _self_]\nname: python\nval_fraction: 0.002\n"
 # What prepares the folder of a page.
 COMMANDS = {
     "run": ("moe train expert=1", "moe train expert=8"),
@@ -132,19 +135,28 @@ def run_block(block: Block, space: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Makes a folder with a text, and in it a finished run or sweep; each once for all pages of this process."""
-    folders: dict[str, Path] = {}
+    """Makes a folder with a text, and in it a finished run or sweep; each once for the pages of all processes."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def make(what: str, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+        folder.mkdir()
+        (folder / "notes.txt").write_text(TEXT * 60)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            for command in COMMANDS.get(what, ()):
+                result = CliRunner().invoke(app, tiny_command(command, ()))
+                assert result.exit_code == 0, result.output
 
     def prepare(what: str) -> Path:
-        if what not in folders:
-            folders[what] = tmp_path_factory.mktemp(what)
-            (folders[what] / "notes.txt").write_text(TEXT * 60)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.chdir(folders[what])
-                for command in COMMANDS.get(what, ()):
-                    result = CliRunner().invoke(app, tiny_command(command, ()))
-                    assert result.exit_code == 0, result.output
-        return folders[what]
+        folder, made = shared / f"page-{what}", shared / f"page-{what}.made"
+        with hold(shared / f"page-{what}.lock"):
+            if not made.exists():
+                make(what, folder)
+                made.touch()
+        return folder
 
     return prepare
 
@@ -168,12 +180,15 @@ def cases() -> list[Any]:
 def test_page(
     page: str, slow: bool, prepared: Any, shared_fork_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The commands and the Python of a page run in their order; only model and budget are made small."""
+    """The commands and the Python of a page run in their order; only model, budget and evaluation are made small."""
     blocks = read_blocks(PAGES[page])
     what = next((hint for block in blocks for hint in block.hints if hint in ("run", "sweep")), "text")
     shutil.copytree(prepared(what), tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MOE_OUTPUTS", raising=False)
+    if slow and any(block.kind == "python" for block in blocks):  # words cannot be added to Python
+        (tmp_path / "conf" / "data").mkdir(parents=True)
+        (tmp_path / "conf" / "data" / "python.yaml").write_text(SMALL_VALIDATION)
     space: dict[str, Any] = {"__name__": "page"}
     with torch.random.fork_rng():
         try:
