@@ -49,6 +49,7 @@ FSDP, EXPERTS, BOTH = (
 )
 ADAMW = AdamWConfig(lr=0.01)
 EMA = {"optim": MuonConfig(lr=0.03, adam_lr=0.01, ema_decay=0.9)}
+SAVED = {"checkpoint_every": 2}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dp": ({}, {}),
     "fsdp": (FSDP, {}),
@@ -94,7 +95,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "null-experts": (EXPERTS, {"router": TopKConfig(null_experts=2)}),
     "latent-fsdp": (FSDP, {"model": {"kv_lora_rank": 6, "q_lora_rank": 8}}),
     "nan-skip": (EXPERTS, {"train": {"on_nan": "skip"}, "balance": LossFreeBalance()}),
-    "nan-rewind": (FSDP, {"train": {"on_nan": "rewind"}}),
+    "nan-rewind": (FSDP, {"train": {**SAVED, "on_nan": "rewind"}}),
     "bert": (FSDP, TINY["bert"]),
     "t5": (BOTH, TINY["t5"]),
     "vit": (EXPERTS, TINY["vit"]),
@@ -105,10 +106,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 # Stopped after two steps by a signal to one of the processes; begun by one process.
-STOPPED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {"stopped-dp": ({}, {}), "stopped-both": (BOTH, EMA)}
+STOPPED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "stopped-dp": ({}, {"train": SAVED}),
+    "stopped-both": (BOTH, {**EMA, "train": SAVED}),
+}
 RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "resumed-both": (BOTH, EMA),
-    "resumed-experts": (EXPERTS, {"optim": ADAMW}),
+    "resumed-both": (BOTH, {**EMA, "train": SAVED}),
+    "resumed-experts": (EXPERTS, {"optim": ADAMW, "train": SAVED}),
 }
 CASES |= STOPPED | RESUMED
 # One of each kind of thing that processes share; the others are of the slow tests, by four processes.
@@ -136,7 +140,7 @@ NOISY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def make_config(path: Path, launch: dict[str, Any], changes: dict[str, Any], procs: int = 1) -> RunConfig:
-    train = {"steps": 4, "batch_size": 8, "checkpoint_every": 2, **changes.get("train", {})}
+    train = {"steps": 4, "batch_size": 8, **changes.get("train", {})}
     config = tiny_config(path, **{**changes, "train": train})
     if procs == 1:
         return config

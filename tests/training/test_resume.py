@@ -32,6 +32,7 @@ from moe_cli.execution.machine import machine_name
 from moe_cli.execution.run import run_one
 from moe_cli.moe.routers.registry import ROUTER_CONFIGS
 from moe_cli.runs.folder import Run, create_run
+from moe_cli.sweeps.executors.fork_server import ForkedRun
 from moe_cli.training.state import StepReport
 from moe_cli.training.trainer import Trainer
 from tests.data.made_token_files import raw, with_header
@@ -45,7 +46,7 @@ QUANTILE_AND_GLOBAL = CombinedBalance(
 TRAIN = {"steps": 8, "grad_accumulation": 2, "log_every": 3, "eval_every": 3, "checkpoint_every": 2}
 
 # More experts than a step has tokens, so that some are idle in every step.
-FEW_CHOSEN = {"expert": 256, "k": 1, "capacity": 4.0, "router": SwitchConfig()}
+FEW_CHOSEN = {"expert": 144, "k": 1, "capacity": 4.0, "router": SwitchConfig()}
 
 
 def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -77,10 +78,20 @@ def stop_at(step: int) -> Any:
     return observe
 
 
+@pytest.fixture(scope="module")
+def undisturbed(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of TRAIN that nothing happened to."""
+    return finish(tiny_config(text_file, train=TRAIN), tmp_path_factory.mktemp("undisturbed"))
+
+
 @pytest.mark.parametrize(
     ("changes", "stop"),
     [
-        ({"router": TopKConfig(), "balance": LossFreeBalance(), "optim": AdamWConfig(lr=0.01)}, 5),
+        pytest.param(
+            {"router": TopKConfig(), "balance": LossFreeBalance(), "optim": AdamWConfig(lr=0.01)},
+            5,
+            marks=pytest.mark.slow,
+        ),
         ({"router": SwitchConfig(jitter=0.1), "k": 1, "balance": LossFreeBalance()}, 1),
         ({"router": TopKConfig(), "balance": QUANTILE_AND_GLOBAL}, 3),
         *(
@@ -132,11 +143,11 @@ def test_ready_made_tokens_go_on_in_the_middle_of_an_epoch(
     data = TokenFilesConfig(path=str(tmp_path / "tokens"), vocab_size=50)
     config = tiny_config(tmp_path, data=data, train={**TRAIN, "steps": 16})
     whole = finish(config, tmp_path / "whole")
+    run = create_run(tmp_path, "runs", config)
     for stop in stops:
-        run = create_run(tmp_path / str(stop), "runs", config)
-        run_one(run, tmp_path / str(stop), stop_at(stop))
-        assert "interrupted" == run.status()["status"]
-        assert_equal_runs(whole, run_one(run, tmp_path / str(stop)))
+        run_one(run, tmp_path, stop_at(stop))
+        assert ("interrupted", stop) == (run.status()["status"], run.status()["step"])
+    assert_equal_runs(whole, run_one(run, tmp_path))
 
 
 def settings_of_every_kind() -> dict[str, dict[str, Any]]:
@@ -188,7 +199,7 @@ def test_every_kind_goes_on_exactly(text_file: Path, tmp_path: Path, kind: str) 
 
 @pytest.mark.parametrize("moment", ["step", "end"])
 def test_what_was_recorded_after_the_checkpoint_is_forgotten(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Run, moment: str
 ) -> None:
     """A run that died with records newer than its checkpoint, or just before its summary, has none of them twice."""
     config = tiny_config(text_file, train={**TRAIN, "checkpoint_every": 4})
@@ -204,7 +215,7 @@ def test_what_was_recorded_after_the_checkpoint_is_forgotten(
             run_one(run, tmp_path, lambda view: die() if moment == "step" and view.state.step == 7 else None)
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 7, "train/lo')
-    assert_equal_runs(finish(config, tmp_path), run_one(run, tmp_path))
+    assert_equal_runs(undisturbed, run_one(run, tmp_path))
 
 
 def test_a_run_that_died_before_its_first_checkpoint_begins_again(text_file: Path, tmp_path: Path) -> None:
@@ -222,7 +233,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_again(text_file: Pat
     assert_equal_runs(finish(config, tmp_path), run_one(run, tmp_path))
 
 
-def test_a_moved_run_goes_on(text_file: Path, tmp_path: Path) -> None:
+def test_a_moved_run_goes_on(text_file: Path, tmp_path: Path, undisturbed: Run) -> None:
     """An interrupted folder carried to another outputs folder is resumed there, from its checkpoint."""
     config = tiny_config(text_file, train=TRAIN)
     stopped = finish(config, tmp_path / "here", stop_at(4))
@@ -230,7 +241,7 @@ def test_a_moved_run_goes_on(text_file: Path, tmp_path: Path) -> None:
     steps: list[int] = []
     run_one(moved, tmp_path / "elsewhere", lambda view: steps.append(view.state.step))
     assert [5, 6, 7, 8] == steps
-    assert_equal_runs(finish(config, tmp_path / "here"), moved)
+    assert_equal_runs(undisturbed, moved)
 
 
 def test_a_run_of_two_machines_has_no_machine(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,10 +306,13 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(text_file: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_a_run_ends_as_if_undisturbed(text_file: Path, tmp_path: Path) -> None:
+def test_killed_again_and_again_a_run_ends_as_if_undisturbed(
+    text_file: Path, tmp_path: Path, fork_servers: Any
+) -> None:
     """kill -9 after a random time, six times in a row: weights, records and results are those of a run left alone.
 
-    A worker lives until its run has gone on for a random part of a second: kills hit steps, evaluations and saves.
+    A worker lives until its run has gone on for a random part of a second: kills hit steps, evaluations and saves. The
+    workers are forked from one process, because each new one would import torch.
     """
     draw, kills = random.Random(0), 0
     train = {"steps": 900, "checkpoint_every": 3, "eval_every": 5, "log_every": 1, "keep_best": True}
@@ -306,24 +320,33 @@ def test_killed_again_and_again_a_run_ends_as_if_undisturbed(text_file: Path, tm
         text_file, model={"dropout": 0.1}, optim=MuonConfig(lr=0.03, adam_lr=0.01, ema_decay=0.9), train=train
     )
     run = create_run(tmp_path, "runs", config)
-    status = run.path / "status.json"
+    status, server = run.path / "status.json", fork_servers(tmp_path, {})
     while kills < 6:
-        process, begun = worker(run, tmp_path), time.monotonic()
-        while (json.loads(status.read_text()).get("pid") != process.pid) or is_pending(run):
-            assert process.poll() is None
+        fork, begun = server.start(run, tmp_path), time.monotonic()
+        while fork.pid is None or json.loads(status.read_text()).get("pid") != fork.pid or is_pending(run):
+            assert fork.poll() is None
             assert time.monotonic() - begun < 600
             time.sleep(0.002)
         time.sleep(draw.random() * 0.4)
-        assert process.poll() is None, "the run is too short for six kills"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert fork.poll() is None, "the run is too short for six kills"
+        os.kill(fork.pid, signal.SIGKILL)
+        assert 0 != wait_for(fork)
         kills += 1
         deadline = time.monotonic() + 600  # a program that it was just starting may hold its folder for a moment
         while "interrupted" != run.status()["status"]:
             assert time.monotonic() < deadline
             time.sleep(0.002)
-    assert 0 == worker(run, tmp_path).wait()
+    assert 0 == wait_for(server.start(run, tmp_path))
     assert_equal_runs(finish(config, tmp_path), run)
+
+
+def wait_for(fork: ForkedRun) -> int:
+    """Returns the exit code of a forked run, when it has ended."""
+    deadline = time.monotonic() + 600
+    while (code := fork.poll()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    return code
 
 
 def is_pending(run: Run) -> bool:

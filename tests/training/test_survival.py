@@ -15,7 +15,7 @@ from moe_cli.config.optim import SGDConfig
 from moe_cli.errors import TrainingError
 from moe_cli.execution.run import run_one
 from moe_cli.execution.trained_model import load_trained
-from moe_cli.runs.folder import create_run
+from moe_cli.runs.folder import Run, create_run
 from moe_cli.tasks.causal_lm import TextTask
 from moe_cli.training import checkpoint_writer
 from moe_cli.training import trainer as loop_module
@@ -28,6 +28,12 @@ from tests.training.test_resume import assert_equal_runs, stop_at
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 TRAIN = {"steps": 8, "eval_every": 2, "checkpoint_every": 2}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of TRAIN that nothing happened to."""
+    return finish(tiny_config(text_file, train=TRAIN), tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.fixture
@@ -77,7 +83,7 @@ def test_a_bad_step_is_skipped_and_counted(text_file: Path, tmp_path: Path, bad_
 
 def test_too_many_bad_steps_in_a_row_end_the_run(text_file: Path, tmp_path: Path, bad_batches: set[int]) -> None:
     bad_batches.update(range(2, 200))
-    config = tiny_config(text_file, train={**TRAIN, "steps": 100, "on_nan": "skip"})
+    config = tiny_config(text_file, train={"steps": 100, "on_nan": "skip"})
     with pytest.raises(
         TrainingError, match=f"at step {2 + MAX_CONSECUTIVE_SKIPS + 1}, and {MAX_CONSECUTIVE_SKIPS} steps before it"
     ):
@@ -87,7 +93,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run(text_file: Path, tmp_path: Path
 def test_bad_steps_apart_do_not_end_the_run(text_file: Path, tmp_path: Path, bad_batches: set[int]) -> None:
     """Every second step fails, more often in all than may fail in a row; the logged means are over the good ones."""
     bad_batches.update(range(0, 60, 2))
-    config = tiny_config(text_file, train={**TRAIN, "steps": 60, "on_nan": "skip", "log_every": 20})
+    config = tiny_config(text_file, train={"steps": 60, "on_nan": "skip", "log_every": 20})
     seen: list[float] = []
     run = finish(config, tmp_path, lambda view: seen.append(view.loss))
     assert 30 == (run.summary() or {})["skipped_steps"] > MAX_CONSECUTIVE_SKIPS
@@ -100,7 +106,7 @@ def test_bad_steps_apart_do_not_end_the_run(text_file: Path, tmp_path: Path, bad
     [(5, "The checkpoint of step 4 is kept"), (2, "No checkpoint was written yet: it will start again")],
 )
 def test_a_full_disk_is_reported(
-    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filled: int, kept: str
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Run, filled: int, kept: str
 ) -> None:
     """A run that could not save says what it still has and how it goes on; it is interrupted, and goes on from there."""
     config = tiny_config(text_file, train=TRAIN)
@@ -120,7 +126,7 @@ def test_a_full_disk_is_reported(
     assert then.endswith(f" moe train --resume {run.id}")
     assert ("interrupted", what) == (run.status()["status"], run.status()["reason"])
     assert [4] * (filled == 5) == [latest_checkpoint(run).state["step"] for _ in run.checkpoints()[:1]]
-    assert_equal_runs(finish(config, tmp_path), run_one(run, tmp_path))
+    assert_equal_runs(undisturbed, run_one(run, tmp_path))
 
 
 def test_a_rewind_goes_around_the_data(text_file: Path, tmp_path: Path, bad_batches: set[int]) -> None:
@@ -148,7 +154,7 @@ def test_a_rewind_goes_around_the_data(text_file: Path, tmp_path: Path, bad_batc
         assert (plain.checkpoints()[0] / name).read_bytes() == (run.checkpoints()[0] / name).read_bytes()
 
 
-@pytest.mark.parametrize(("checkpoint_every", "bad"), [(24, 27), (None, 29)])
+@pytest.mark.parametrize(("checkpoint_every", "bad"), [(14, 16), (None, 17)])
 def test_a_rewind_repeats_what_it_undid_and_nothing_else(
     text_file: Path,
     tmp_path: Path,
@@ -168,15 +174,15 @@ def test_a_rewind_repeats_what_it_undid_and_nothing_else(
             return original(self)
 
         monkeypatch.setattr(Trainer, name, noted)
-    train = {"steps": 50, "on_nan": "rewind", "eval_every": None, "checkpoint_every": checkpoint_every}
+    train = {"steps": 30, "on_nan": "rewind", "eval_every": None, "checkpoint_every": checkpoint_every}
     run = finish(tiny_config(text_file, train=train), tmp_path)
-    due = list(range(5, 50, 5))
-    assert [*due, 50] == [record["step"] for record in run.metrics() if "val/loss" in record]
-    saves = due if checkpoint_every is None else list(range(checkpoint_every, 50, checkpoint_every))
+    due = list(range(3, 30, 3))
+    assert [*due, 30] == [record["step"] for record in run.metrics() if "val/loss" in record]
+    saves = due if checkpoint_every is None else list(range(checkpoint_every, 30, checkpoint_every))
     kept = max(step for step in saves if step < bad)
     repeated = [[step for step in steps if kept < step < bad] for steps in (due, saves)]
     assert sorted(due + repeated[0]) == sorted(calls["_evaluate"])
-    assert sorted([*saves, 50, *repeated[1]]) == sorted(calls["save"])
+    assert sorted([*saves, 30, *repeated[1]]) == sorted(calls["save"])
 
 
 def test_a_rewind_survives_a_stop(text_file: Path, tmp_path: Path, bad_batches: set[int]) -> None:
@@ -275,7 +281,9 @@ def test_the_best_is_kept(text_file: Path, tmp_path: Path, monkeypatch: pytest.M
     assert 4 == find_checkpoint(run, "best").state["step"] == load_trained(run, tmp_path, "best").step
 
 
-def test_a_clock_that_jumps_changes_nothing(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_jumps_changes_nothing(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Run
+) -> None:
     """The time of day going back and forth by days in the middle of a run, and of its resumption, leaves it as it is."""
     config = tiny_config(text_file, train=TRAIN)
     jumps = itertools.cycle((0.0, -3e5, 2e6, -1e9))
@@ -287,4 +295,4 @@ def test_a_clock_that_jumps_changes_nothing(text_file: Path, tmp_path: Path, mon
     jumping = run_one(stopped, tmp_path)
     monkeypatch.undo()
     assert 0 < (jumping.summary() or {})["seconds"] < 600
-    assert_equal_runs(finish(config, tmp_path), jumping)
+    assert_equal_runs(undisturbed, jumping)

@@ -1,5 +1,6 @@
 """A sparse model that starts from a dense run: the same function at first, its own experts later."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,16 @@ from tests.tiny import finish, tiny_config
 TOKENS = torch.randint(32, 127, (4, 16), generator=torch.Generator().manual_seed(0))
 
 
+@pytest.fixture(scope="module")
+def trained(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A dense run. Not to be changed: `dense` is a copy of it."""
+    return finish(tiny_config(text_file, expert=1, k=1, train={"steps": 20}), tmp_path_factory.mktemp("dense"))
+
+
 @pytest.fixture
-def dense(text_file: Path, tmp_path: Path) -> Run:
-    return finish(tiny_config(text_file, expert=1, k=1, train={"steps": 20}), tmp_path)
+def dense(trained: Run, tmp_path: Path) -> Run:
+    shutil.copytree(trained.path.parents[1], tmp_path, dirs_exist_ok=True)
+    return Run(tmp_path / "runs" / trained.id)
 
 
 def upcycled(text_file: Path, dense: Run, **changes: Any) -> torch.nn.Module:
