@@ -170,7 +170,7 @@ NUMBERS: dict[str, tuple[Any, ...]] = {
     "l1_rate": (1.2,),
     "slots": (1, 4, 32),
 }
-DRAWS = 40
+DRAWS = 24
 
 
 def options_of(router: type[RouterConfig]) -> dict[str, tuple[Any, ...]]:
