@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_cli.config.data import PackagedCorpusConfig, TextFilesConfig
+from moe_cli.config.data import TextFilesConfig
 from moe_cli.data import cached, corpora, corpus_builder
 from moe_cli.data.corpora import Corpus, load_corpus
 from moe_cli.errors import DataError
@@ -33,17 +33,6 @@ def write(folder: Path, texts: dict[str, str]) -> Path:
 def many(folder: Path, count: int = 30) -> Path:
     """A folder of documents of some hundred bytes each."""
     return write(folder, {f"d{number:02}.txt": words(200 + 7 * number, number) for number in range(count)})
-
-
-def test_the_standard_library_is_a_corpus(tmp_path: Path) -> None:
-    """data=python is there without a download: megabytes, prose and code apart, a small validation split, no tests."""
-    corpus = load_corpus(PackagedCorpusConfig(name="python", val_fraction=0.02), 128, tmp_path)
-    assert {"docs", "modules", "json", "email"} <= set(corpus.meta["domains"])
-    assert not {"test", "idle_test", "encodings", "site-packages"} & set(corpus.meta["domains"])
-    assert corpus.meta["num_bytes"] > 5_000_000
-    assert 0.01 < len(corpus.val) / (len(corpus.val) + len(corpus.train)) < 0.04
-    assert 2 < corpus.meta["bigram_bpb"] < 8
-    assert f"python corpus, {corpus.meta['num_bytes'] / 1e6:.3g} MB, bytes" == corpus.describe()
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "chars"])

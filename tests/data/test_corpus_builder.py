@@ -93,8 +93,11 @@ def test_a_corpus_is_what_it_is_in_memory(
     assert all(size <= shard for name in SPLITS for _, _, size in corpus.meta[f"{name}_shards"])
 
 
-def test_the_standard_library_is_what_it_was(tmp_path: Path) -> None:
-    """Tokens, split and hash of data=python are those of all its files at once."""
+def test_the_standard_library_is_a_corpus(tmp_path: Path) -> None:
+    """data=python is there without a download: tokens, split and hash are those of all its files at once.
+
+    It has megabytes, prose and code apart, a small validation split, and no tests.
+    """
     data = PackagedCorpusConfig(name="python", val_fraction=0.02)
     texts = []
     for file in texts_of(data).files:
@@ -113,6 +116,12 @@ def test_the_standard_library_is_what_it_was(tmp_path: Path) -> None:
     corpus = load_corpus(data, 128, tmp_path)
     assert hashlib.sha256("\0".join(texts).encode()).hexdigest() == corpus.meta["sha256"]
     assert (train, val) == (np.asarray(corpus.train).tobytes(), np.asarray(corpus.val).tobytes())
+    assert {"docs", "modules", "json", "email"} <= set(corpus.meta["domains"])
+    assert not {"test", "idle_test", "encodings", "site-packages"} & set(corpus.meta["domains"])
+    assert corpus.meta["num_bytes"] > 5_000_000
+    assert 0.01 < len(corpus.val) / (len(corpus.val) + len(corpus.train)) < 0.04
+    assert 2 < corpus.meta["bigram_bpb"] < 8
+    assert f"python corpus, {corpus.meta['num_bytes'] / 1e6:.3g} MB, bytes" == corpus.describe()
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, text_file: Path) -> None:
