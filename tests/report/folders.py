@@ -24,7 +24,16 @@ def configure(**settings: Any) -> RunConfig:
     values = {key.replace("__", "."): value for key, value in settings.items()}
     if not any(f"train.{budget}" in values for budget in BUDGETS):
         values["train.steps"] = 500
-    return resolve(COMPOSER.point(values).config).config
+    items = tuple(sorted(values.items()))
+    try:
+        return _configure(items)
+    except TypeError:  # a value that is a list has no hash
+        return _configure.__wrapped__(items)
+
+
+@cache
+def _configure(items: tuple[tuple[str, Any], ...]) -> RunConfig:
+    return resolve(COMPOSER.point(dict(items)).config).config
 
 
 def summary(run: Run, config: RunConfig, val_bpb: float, **changes: Any) -> dict[str, Any]:

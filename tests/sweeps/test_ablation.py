@@ -20,8 +20,8 @@ SETTINGS = ["k=1", "optim=adamw", "optim.lr=0.001", "model.rope_base=500", "trai
 
 
 @pytest.fixture
-def outputs(tmp_path: Path) -> Path:
-    create_run(tmp_path, "runs", load_config(SETTINGS).config)
+def outputs(text_file: Path, tmp_path: Path) -> Path:
+    create_run(tmp_path, "runs", load_config([*SETTINGS, "data=text", f"data.path={text_file}"]).config)
     return tmp_path
 
 

@@ -148,14 +148,15 @@ def test_wrong_tuning_is_refused(words: list[str], message: str, tmp_path: Path)
     assert (2, True, []) == (result.exit_code, message in result.stderr, list(tmp_path.iterdir()))
 
 
-def test_a_sweep_file_can_ask_for_tuning_and_the_plan_prices_it(tmp_path: Path) -> None:
+def test_a_sweep_file_can_ask_for_tuning_and_the_plan_prices_it(text_file: Path, tmp_path: Path) -> None:
     """`tune: optim.lr` in a file; the dry run lists the trials and the comparison, with the sum and the most."""
     file = tmp_path / "mine.yaml"
+    words = ["sweep", str(file), "data=text", f"data.path={text_file}", "--dry-run", "--outputs", str(tmp_path)]
     file.write_text("# Which?\ngrid: {expert: [1, 8]}\nbudget: {steps: 10}\nseeds: 2\ntune: optim.lr\n")
-    shown = CliRunner().invoke(app, ["sweep", str(file), "--dry-run", "--outputs", str(tmp_path)]).stdout
+    shown = CliRunner().invoke(app, words).stdout
     assert "mine-tune: Which optim.lr for each of 2 configurations of mine? 3 trials each" in shown
     assert "trials and comparison: 10 runs" in shown
     assert "at most 16 runs" in shown
     file.write_text("# Which?\ngrid: {expert: [1, 8]}\ntune: k\n")
-    result = CliRunner().invoke(app, ["sweep", str(file), "--dry-run", "--outputs", str(tmp_path)])
+    result = CliRunner().invoke(app, words)
     assert "tune can be optim.lr, not: k." in result.stderr

@@ -186,9 +186,9 @@ def test_the_declared_baseline_is_that_of_the_recommendation(tmp_path: Path) -> 
         {"k": (1, "[1,3,1,3]"), "match": ("none",), "model__d_expert": ("[16,16,16,16,16,16,16,48]",)},
     ],
 )
-def test_the_next_sweep_keeps_the_question(tmp_path: Path, axes: dict[str, tuple[Any, ...]]) -> None:
+def test_the_next_sweep_keeps_the_question(text_file: Path, tmp_path: Path, axes: dict[str, tuple[Any, ...]]) -> None:
     """Every setting that varied varies in it too, its line is the command alone, and it counts the runs there are."""
-    points: list[dict[str, Any]] = [{}]
+    points: list[dict[str, Any]] = [{"data": "text", "data__path": str(text_file)}]
     for name, values in axes.items():
         points = [{**point, name: value} for point in points for value in values]
     for number, point in enumerate(points):

@@ -272,11 +272,14 @@ def test_gain_at_equal_time(tmp_path: Path) -> None:
         pytest.param({**EIGHT, "model__d_model": 64, "optim": "adamw", "match": "total"}, marks=pytest.mark.slow),
     ],
 )
-def test_the_next_sweep_can_be_run_and_counts_what_is_done(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_the_next_sweep_can_be_run_and_counts_what_is_done(
+    text_file: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     """Its plan holds the runs that are there, among them the dense ones, as completed, and more."""
     size = {key: value for key, value in settings.items() if key in ("model__d_model", "optim")}
-    make(tmp_path, 1.83, {**DENSE, **size})
-    make(tmp_path, 1.70, settings)
+    data = {"data": "text", "data__path": str(text_file)}
+    make(tmp_path, 1.83, {**DENSE, **size, **data})
+    make(tmp_path, 1.70, {**settings, **data})
     command = found(tmp_path)[0].next
     result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--dry-run", "--outputs", str(tmp_path)])
     assert result.exit_code == 0, result.output
