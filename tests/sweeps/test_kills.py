@@ -18,7 +18,7 @@ from moe_cli.runs.locks import is_locked
 from moe_cli.runs.lookup import list_runs_by_age
 from tests.training.test_resume import assert_equal_runs
 
-GRID = ("expert=1,4", "k=1", "router=topk,switch", "seed=0,1")
+GRID = ("expert=1,4", "k=1", "seed=0,1")
 SMALL = (
     "model.d_model=16",
     "model.d_ff=32",
@@ -28,9 +28,10 @@ SMALL = (
     "train.batch_size=4",
     "train.threads=1",
     "train.checkpoint_every=10",
+    "train.eval_every=1000",
 )
 STEPS = "train.steps=300"
-POINTS = 6  # dense with either router is one point
+POINTS = 4
 Command = Callable[..., list[str]]
 
 
@@ -151,12 +152,12 @@ def wait_for_steps(outputs: Path, count: int) -> None:
 @pytest.mark.slow
 def test_two_terminals_share_the_work(command: Command, tmp_path: Path) -> None:
     """The same sweep twice at a time: both end well, and every point was started once."""
-    words = command(tmp_path, "expert=1,4", "k=1", "seed=0,1,2,3", "train.steps=100")
+    words = command(tmp_path, "expert=1,4", "k=1", "seed=0,1,2", "train.steps=100")
     both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = [process.communicate(timeout=300)[0] for process in both]
     assert [0, 0] == [process.returncode for process in both], printed
-    assert [1] * 8 == [run.status()["starts"] for run in list_runs_by_age(tmp_path)]
-    assert ["completed"] * 8 == [run.status()["status"] for run in list_runs_by_age(tmp_path)]
+    assert [1] * 6 == [run.status()["starts"] for run in list_runs_by_age(tmp_path)]
+    assert ["completed"] * 6 == [run.status()["status"] for run in list_runs_by_age(tmp_path)]
 
 
 @pytest.fixture
