@@ -195,6 +195,7 @@ def test_relu_equals_its_formula() -> None:
     assert torch.allclose(0.25 * (expected * load).sum() / (40 * E), router.train()(x).router_loss)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_relu_comes_to_the_sparsity_asked_for() -> None:
     """The coefficient rises while too many experts fire and falls when too few do, and training ends near K on average."""
     router, x = (

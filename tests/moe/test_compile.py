@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 def tiny_gpt(capacity: float | None = None, dispatch: str = "auto", drop: str = "position") -> nn.Module:
-    shape = GPTConfig(num_layers=2, num_heads=2, d_model=16, d_expert=12, context_length=16, dispatch=dispatch)
+    shape = GPTConfig(num_layers=1, num_heads=2, d_model=16, d_expert=12, context_length=16, dispatch=dispatch)
     config = RunConfig(expert=4, k=2, match="none", capacity=capacity, drop=drop, model=shape)  # type: ignore[arg-type]
     return randomise(make_model(resolve(config).config, 32))
 

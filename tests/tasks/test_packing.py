@@ -204,7 +204,12 @@ def test_domains_follow_documents(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("family", "packing", "tokenizer"),
-    [("gpt", "pad", "bytes"), ("gpt", "isolate", "bpe"), ("bert", "pad", "chars"), ("lstm", "pad", "bytes")],
+    [
+        ("gpt", "pad", "bytes"),
+        ("gpt", "isolate", "bpe"),
+        ("bert", "pad", "chars"),
+        pytest.param("lstm", "pad", "bytes", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_goes_on_as_if_nothing_had_happened(
     folder: Path, tmp_path: Path, family: str, packing: str, tokenizer: str

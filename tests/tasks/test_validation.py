@@ -138,13 +138,13 @@ def test_the_loss_is_that_of_each_token_on_its_own(
     config = config_of(folder, family, packing, eval=EvalConfig(context_length=length, stride=stride))
     task = make_task(config, load_run_data(config, tmp_path))
     model = randomise(make_model(config, task.vocab_size)).eval()
-    nats, contexts, texts = 0.0, [], []
-    for context, target in contexts_of(task.dataset, packing, length or L, stride or length or L):
+    scored = list(contexts_of(task.dataset, packing, length or L, stride or length or L))
+    contexts, texts, nats = [len(context) for context, _ in scored], [target for _, target in scored], 0.0
+    for size in set(contexts):  # rows of one length in a batch do not see each other
+        rows = [(context, target) for context, target in scored if len(context) == size]
         with torch.no_grad():
-            logits = model(torch.tensor([context]))[0][0, -1]
-        nats += F.cross_entropy(logits, torch.tensor(target)).item()
-        contexts.append(len(context))
-        texts.append(target)
+            logits = model(torch.tensor([context for context, _ in rows]))[0][:, -1]
+        nats += F.cross_entropy(logits, torch.tensor([target for _, target in rows]), reduction="sum").item()
     result = evaluate(model, task, 3)
     assert nats / len(contexts) == pytest.approx(result.loss, rel=1e-4)
     assert (len(contexts), len(task.dataset.tokenizer.decode(texts).encode())) == (result.num_tokens, result.num_bytes)

@@ -28,7 +28,7 @@ def start(config: RunConfig, outputs: Path) -> tuple[Run, subprocess.Popen[bytes
 def test_other_work_changes_no_digit(text_file: Path, tmp_path: Path) -> None:
     """A run on all cores is equal to the last bit alone, with another run, and with another run and a busy process."""
     shape = {"d_model": 48, "d_ff": 96, "d_expert": 41, "context_length": 64, "dropout": 0.1}
-    train = {"steps": 5, "batch_size": 64, "threads": None, "eval_every": 3, "checkpoint_every": 2}
+    train = {"steps": 2, "batch_size": 48, "threads": None}
     config = tiny_config(text_file, model=shape, train=train)
     assert min(2, count_cores()) <= pick_threads(config)
     alone, process = start(config, tmp_path / "alone")

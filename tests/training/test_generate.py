@@ -69,6 +69,7 @@ def test_the_smallest_temperature_is_nearly_none() -> None:
         assert [3, 4, 0, 1] == list(sample(Successor(), [1, 2], 4, 8, SamplingParams(temperature), seed=0))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("temperature", [0.7, 2.0])
 def test_tokens_are_drawn_with_their_probability(temperature: float) -> None:
     """The share of successors in a long text is softmax(logits / temperature), within five standard errors."""

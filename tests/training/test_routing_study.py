@@ -39,6 +39,7 @@ def study(config: RunConfig, task: TextTask, **options: Any) -> Any:
     ), evaluate(model, task, 8, precision="float32")
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("changes", [{}, {"data": {"packing": "pad"}}, TINY["t5"], TINY["lstm"]])
 def test_the_study_has_the_figures_of_the_evaluation(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     """Loss, load, load by domain and specialisation are those of `evaluate`; controls and shares are in their range."""
