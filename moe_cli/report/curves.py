@@ -22,7 +22,7 @@ class CurvePoint:
 def thinned_curves(run: Run, metrics: Collection[str]) -> dict[str, list[CurvePoint]]:
     """Returns the finite values of some metrics by step, each curve thinned: see `moe_cli.runs.curves.ThinnedCurve`.
 
-    Values of which the run does not say the tokens are left out.
+    Values whose number of tokens the run did not record are left out.
     """
     curves = {metric: ThinnedCurve() for metric in metrics}
     for step, tokens, metric, value in read_values(run, metrics):
