@@ -27,6 +27,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Workers of pytest-xdist are given a width, which a test that writes to no terminal has not.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)
+# As in the command: threads that wait for a share of a small matrix take twenty times the time of its product.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Every file of a run is written through to the disk, which need not be a real one here. Others than Linux have no such folder,
 # and containers a small one.
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:

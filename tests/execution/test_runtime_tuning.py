@@ -43,14 +43,26 @@ def test_other_systems_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GOMP_SPINCOUNT is set for OpenMP before torch is loaded, and a value that is there stays."""
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    program = "import sys; from moe_cli.cli.app import limit_thread_spinning; limit_thread_spinning(); print('torch' in sys.modules)"
-    assert (
-        "False\n" == subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    """The variables are set before numpy and torch are loaded, and a value that is there stays."""
+    program = (
+        "import sys; from moe_cli.cli.app import limit_thread_spinning; limit_thread_spinning()\n"
+        "print({'numpy', 'torch'} & set(sys.modules))"
     )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert "set()\n" == printed
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for name, value in (("GOMP_SPINCOUNT", "1000"), ("OPENBLAS_NUM_THREADS", "1")):
+        monkeypatch.delenv(name, raising=False)
+        runtime_tuning.limit_thread_spinning()
+        assert value == os.environ[name]
+        monkeypatch.setenv(name, "7")
+        runtime_tuning.limit_thread_spinning()
+        assert "7" == os.environ[name]
+
+
+def test_threads_of_openblas_are_limited_where_torch_does_not_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On other processors than x86, torch may multiply by OpenBLAS too."""
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     runtime_tuning.limit_thread_spinning()
-    assert "1000" == os.environ["GOMP_SPINCOUNT"]
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    runtime_tuning.limit_thread_spinning()
-    assert "7" == os.environ["GOMP_SPINCOUNT"]
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
