@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,8 @@ def make_runs(folder: Path, text_file: Path, cases: dict[str, Any], procs: int) 
     return {name: create_run(folder, "runs", make_config(text_file, *case, procs)) for name, case in cases.items()}
 
 
-def start(folder: Path, runs: list[tuple[Run, int | None]], procs: int) -> list[subprocess.Popen[str]]:
+def finish_together(folder: Path, runs: list[tuple[Run, int | None]], procs: int) -> None:
+    """Carries out the runs by as many processes, up to the steps at which they are to stop."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -163,26 +165,21 @@ def start(folder: Path, runs: list[tuple[Run, int | None]], procs: int) -> list[
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": 1,
+        "OPENBLAS_NUM_THREADS": 1,  # a process must have one thread when it forks
     }
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.together", str(folder), str(file)],
-            env={**os.environ, **{key: str(value) for key, value in (shared | {"RANK": i, "LOCAL_RANK": i}).items()}},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(procs)
-    ]
-
-
-def finish_together(folder: Path, runs: list[tuple[Run, int | None]], procs: int) -> None:
-    processes = start(folder, runs, procs)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.training.together", str(folder), str(file)],
+        env={**os.environ, **{key: str(value) for key, value in shared.items()}},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        said = [process.communicate(timeout=300)[1] for process in processes]
+        errors = process.communicate(timeout=300)[1]
     finally:
-        for process in processes:
-            process.kill()
-    assert [0] * procs == [process.returncode for process in processes], "\n".join(said)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, errors
 
 
 @pytest.fixture(scope="module")

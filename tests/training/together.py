@@ -1,9 +1,11 @@
-"""python -m tests.training.together OUTPUTS FILE: one of the processes that carry out the runs named in FILE, in turn.
+"""python -m tests.training.together OUTPUTS FILE: the processes that carry out the runs named in FILE, in turn.
 
-FILE holds a list of [run folder, step at which to stop or null]. Importing torch takes longer than a run.
+FILE holds a list of [run folder, step at which to stop or null]. WORLD_SIZE processes are forked from this one, because
+its imports take longer than a run.
 """
 
 import gc
+import importlib
 import json
 import math
 import os
@@ -21,6 +23,7 @@ from moe_cli.distributed import collectives
 from moe_cli.distributed.launch import hard_exit, rank, world_size
 from moe_cli.execution.run import run_one
 from moe_cli.runs.folder import Run
+from moe_cli.sweeps.executors.fork_server_process import IMPORTED
 from moe_cli.tasks.causal_lm import TextTask
 
 SPOILED = 2
@@ -64,5 +67,25 @@ def main(outputs: str, file: str) -> None:
     hard_exit(0)
 
 
+def fork(outputs: str, file: str) -> int:
+    """Returns the exit code of the first process that ends badly, after which the others are killed; 0 if none does."""
+    for name in IMPORTED:
+        importlib.import_module(name)
+    pids = set()
+    for number in range(world_size()):
+        if (pid := os.fork()) == 0:
+            os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
+            main(outputs, file)
+        pids.add(pid)
+    code = 0
+    while pids and code == 0:
+        pid, status = os.wait()
+        pids.discard(pid)
+        code = os.waitstatus_to_exitcode(status)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return code
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(fork(*sys.argv[1:]))
