@@ -37,10 +37,13 @@ from moe_cli.bench.step import StepBenchmark, StepBenchResult, step_to_dicts
 from moe_cli.bench.sweep import SweepBenchmark, SweepRound
 from moe_cli.cli.app import app
 from moe_cli.config.compose import GROUPS, Composer, load_config
+from moe_cli.config.settings import read_conf
+from moe_cli.config.yaml_file import format_yaml
 from moe_cli.files.writing import hold
 from moe_cli.report.scaling.bet_scores import Outcome, bets_record
 from moe_cli.report.scaling.bets import Bet
 from moe_cli.testing import check_router
+from tests.config.test_compose import write
 from tests.report.folders import complete
 from tests.report.scaling.test_command import planted, scaling
 from tests.runner import CliRunner
@@ -56,8 +59,10 @@ TINY = [
     *("train.steps=2", "train.batch_size=4", "train.log_every=2", "train.eval_every=1", "train.threads=1"),
     *("data=text", "data.path=notes.txt"),
 ]
-# The default data, with a tenth of the text to evaluate.
-SMALL_VALIDATION = "defaults: [_text, _self_]\nname: python\nval_fraction: 0.002\n"
+# Words cannot be added to Python: there the default model is this small, and the default data have a tenth of the text to
+# evaluate.
+SMALL_MODEL = {"num_layers": 2, "d_model": 16, "d_ff": 32, "context_length": 16}
+SMALL_DATA = {"defaults": ["_text", "_self_"], "name": "python", "val_fraction": 0.002}
 # What prepares the folder of a page.
 COMMANDS = {
     "run": ("moe train expert=1", "moe train expert=8"),
@@ -186,9 +191,9 @@ def test_page(
     shutil.copytree(prepared(what), tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MOE_OUTPUTS", raising=False)
-    if slow and any(block.kind == "python" for block in blocks):  # words cannot be added to Python
-        (tmp_path / "conf" / "data").mkdir(parents=True)
-        (tmp_path / "conf" / "data" / "python.yaml").write_text(SMALL_VALIDATION)
+    if slow and any(block.kind == "python" for block in blocks):
+        small = {"model__gpt": read_conf("model/gpt") | SMALL_MODEL, "data__python": SMALL_DATA}
+        write(tmp_path / "conf", **{name: format_yaml(values) for name, values in small.items()})
     space: dict[str, Any] = {"__name__": "page"}
     with torch.random.fork_rng():
         try:
