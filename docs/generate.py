@@ -567,7 +567,8 @@ def claim_section(claim: Any, result: dict[str, Any]) -> list[str]:
             figure, effect = FigureResult(**values), part["published_effect"] if is_last else None
             published = "" if effect is None else value_text(effect, figure.unit, part["kind"])
             measured = measured_text(figure, part["kind"]).removeprefix("measured ")
-            rows.append((figure.label, measured, claimed_text(figure, part["kind"]), published, part["verdict"]))
+            verdict = part["verdict"] if is_last else ""
+            rows.append((figure.label, measured, claimed_text(figure, part["kind"]), published, verdict))
     budget = result["budget"]
     return [
         *(f"## {claim.name}", "", f"{claim.sentence} **{result['verdict'].capitalize()}.**", ""),
