@@ -107,19 +107,20 @@ def _refuse_others(
 def _place_bets(sweeps: list[str], texts: list[str], as_json: bool, outputs: Path | None) -> None:
     from moe_cli.cli.console import print_fitted
     from moe_cli.report.scaling.bet_forecast import make_bets
-    from moe_cli.report.scaling.bet_scores import bets_record, score
+    from moe_cli.report.scaling.bet_scores import bets_record, score, score_bets
     from moe_cli.report.scaling.bet_text import placed_lines
     from moe_cli.report.scaling.bets import write_bet
     from moe_cli.runs.folder import outputs_folder
 
     if len(sweeps) != 1:
         raise ConfigError("--bet rests on the runs of one sweep: moe scaling SWEEP --bet 'expert=16 train.tokens=4e6'")
+    earlier = score_bets(outputs_folder(outputs))
     folder, placed = make_bets(outputs_folder(outputs), sweeps[0], texts, moe_cli.__version__)
     files = [write_bet(folder, bet) for bet in placed]
     if as_json:
         print_json(bets_record([score(bet, {}) for bet in placed]))
         return
-    print_fitted(lambda width: placed_lines(placed, files, width))
+    print_fitted(lambda width: placed_lines(placed, files, earlier, width))
 
 
 def _score_bets(sweeps: list[str], as_json: bool, outputs: Path | None) -> None:

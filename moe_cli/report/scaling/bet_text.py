@@ -19,12 +19,13 @@ HEADINGS = ("bet", "predicted", "80 % interval", "measured", "inside", "P(win)",
 WITH_SWEEP, WITH_LOSS = 140, 100
 
 
-def placed_lines(bets: Sequence[Bet], files: Sequence[Path], width: int) -> list[Text]:
-    """Returns the lines on new bets: the prediction, its method, and the commands that settle it."""
+def placed_lines(bets: Sequence[Bet], files: Sequence[Path], earlier: Sequence[Outcome], width: int) -> list[Text]:
+    """Returns the lines on new bets: prediction, method, commands; and the record of the earlier ones if any."""
     lines: list[Text] = []
     for bet, file in zip(bets, files, strict=True):
         lines += [*([Text()] if lines else []), *_placed(bet, file, width)]
-    return lines
+    record = calibrate(earlier)
+    return [*lines, Text(), Text("Earlier bets:"), *_calibration(record, width)] if record.scored else lines
 
 
 def _placed(bet: Bet, file: Path, width: int) -> list[Text]:

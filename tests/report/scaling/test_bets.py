@@ -113,6 +113,9 @@ def test_a_bet_is_written_and_scored(outputs: Path, monkeypatch: pytest.MonkeyPa
         assert max(map(len, text.splitlines())) <= width
         assert "1 of 1 bet scored: 1 inside the 80 % interval" in text
         assert "winner: 1 of 1 right; Brier score" in text
+    # A new bet is printed with the record of the earlier ones.
+    text = scaling(outputs, "curves", "--bet", f"expert=1 train.steps={2 * LATER}").stdout
+    assert "Earlier bets:\n1 of 1 bet scored: 1 inside the 80 % interval" in text
     # Now the run exists, and the bet too.
     assert "a bet is placed before its run exists" in scaling(outputs, "curves", "--bet", BET).stderr
 
@@ -136,6 +139,7 @@ def test_what_is_printed_when_placed(outputs: Path, monkeypatch: pytest.MonkeyPa
     """The prediction, the probability, the price, the method, the file, and the commands that settle the bet."""
     monkeypatch.setenv("COLUMNS", "80")
     text = scaling(outputs, "curves", "--bet", BET, "--bet", f"expert=1 train.steps={LATER}").stdout
+    assert "Earlier bets" not in text
     for words in (
         "bits/byte, 80 % interval",
         "beats the dense model of equal tokens",
