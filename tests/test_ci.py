@@ -13,20 +13,22 @@ ROOT = Path(__file__).parents[1]
 # Where the script makes an environment, its programs do nothing.
 PYTHON = """#!/bin/sh
 mkdir -p "$3/bin"
-for name in python pip pytest ruff mypy lint-imports twine moe moe-cli; do ln -sf "$FAKE/true" "$3/bin/$name"; done
+for name in python pip pytest ruff lint-imports twine moe moe-cli; do ln -sf "$FAKE/true" "$3/bin/$name"; done
+ln -sf "$FAKE/mypy" "$3/bin/mypy"
 """
 FAKES = {
     "python3": PYTHON,
     "apt-get": '#!/bin/sh\necho "$*" >> "$FAKE/apt-get.log"\n',
     "id": "#!/bin/sh\necho 0\n",
     "true": "#!/bin/sh\n",
+    "mypy": '#!/bin/sh\necho "types checked"\nexit "${TYPE_ERRORS:-0}"\n',
     "tar": '#!/bin/sh\nmkdir "$FAKE/scratch/moe_cli-0"\n',
     "mktemp": '#!/bin/sh\nmkdir -p "$FAKE/scratch/dist" && touch "$FAKE/scratch/dist/moe.whl" && echo "$FAKE/scratch"\n',
 }
-TOOLS = ("bash", "dirname", "grep", "mkdir", "ln", "rm", "sh", "tail", "touch")
+TOOLS = ("bash", "cat", "dirname", "grep", "mkdir", "ln", "rm", "sh", "tail", "touch")
 
 
-def run_ci(folder: Path, **environment: str) -> tuple[str, str]:
+def run_ci(folder: Path, exit_code: int = 0, **environment: str) -> tuple[str, str]:
     """Runs .ci/run as root without Slurm, Chromium and zsh; returns its output and the log of apt-get."""
     fake = folder / "fake"
     fake.mkdir()
@@ -42,7 +44,7 @@ def run_ci(folder: Path, **environment: str) -> tuple[str, str]:
     done = subprocess.run(
         [fake / "bash", ".ci/run"], cwd=folder, env=variables, capture_output=True, text=True, check=False
     )
-    assert (0, "") == (done.returncode, done.stderr)
+    assert (exit_code, "") == (done.returncode, done.stderr)
     log = fake / "apt-get.log"
     return done.stdout, log.read_text() if log.exists() else ""
 
@@ -73,6 +75,12 @@ def test_ci_installs_system_packages(tmp_path: Path) -> None:
         "update -qq",
         "install -qq -y zsh fish",
     ] == installed.splitlines()
+
+
+def test_a_type_error_fails_after_the_slow_tests(tmp_path: Path) -> None:
+    """Types are checked in the background: their output is printed, and an error ends the script."""
+    printed, _ = run_ci(tmp_path, exit_code=1, TYPE_ERRORS="1")
+    assert printed.endswith("== lint, types, import contracts\ntypes checked\n")
 
 
 WORKFLOWS = {path.name: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob(".github/workflows/*.yml"))}
