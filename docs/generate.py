@@ -315,12 +315,14 @@ def calibration_text(record: dict[str, Any]) -> str:
 
 
 def bet_methods(bets: list[dict[str, Any]]) -> list[str]:
-    """A list of the methods, metrics and seeds of the bets."""
-    found: dict[str, int] = {}
+    """A list of the methods, metrics and seeds of the bets, with how many lie in their interval."""
+    found: dict[str, list[bool | None]] = {}
     for bet in bets:
         about = f"{bet['metric']}, mean over {plural(len(bet['seeds']), 'seed')}: {bet['method']}"
-        found[about] = found.get(about, 0) + 1
-    return [f"- {plural(number, 'bet')} on {about}" for about, number in found.items()]
+        found.setdefault(about, []).append(bet["inside"])
+    return [
+        f"- {plural(len(inside), 'bet')}, {inside.count(True)} inside, on {about}" for about, inside in found.items()
+    ]
 
 
 # --- completion
