@@ -559,7 +559,14 @@ def settle_lines(sentences: Iterable[str]) -> list[str]:
 def claim_section(claim: Any, result: dict[str, Any]) -> list[str]:
     """A claim with its stored result: the command, the figures, the budget, and the differences in setting."""
     from moe_cli.claims.result import FigureResult
-    from moe_cli.claims.text import claimed_text, measured_text, published_text, source_text, value_text
+    from moe_cli.claims.text import (
+        claimed_text,
+        error_text,
+        measured_text,
+        published_text,
+        source_text,
+        value_text,
+    )
     from moe_cli.formatting import duration
 
     rows = []
@@ -571,7 +578,7 @@ def claim_section(claim: Any, result: dict[str, Any]) -> list[str]:
             measured = measured_text(figure, part["kind"]).removeprefix("measured ")
             verdict = part["verdict"] if is_last else ""
             rows.append((figure.label, measured, claimed_text(figure, part["kind"]), published, verdict))
-    budget = result["budget"]
+    budget, error = result["budget"], error_text(len(result["parts"]), result["look"], result["error_rate"])
     return [
         *(f"## {claim.name}", "", f"{claim.sentence} **{result['verdict'].capitalize()}.**", ""),
         f"Source: {source_text(claim.source)}. Published: {published_text(claim.published)}.",
@@ -580,7 +587,7 @@ def claim_section(claim: Any, result: dict[str, Any]) -> list[str]:
         "",
         f"{code(result['command'])}, {result['date']}, version {result['version']}: {budget['complete']} of "
         f"{budget['planned']} runs complete, {duration(budget['seconds'])} of training. Table of the runs: "
-        f"{code('moe report ' + result['folder'])}",
+        f"{code('moe report ' + result['folder'])}. Error rate: {error}.",
         *(["", "Differences in setting:", ""] if result["differences"] else []),
         *(f"- {text}" for text in result["differences"]),
         *(["", "What would settle it, or try it further:", ""] if result["settle"] else []),

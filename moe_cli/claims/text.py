@@ -1,5 +1,6 @@
 """Claims as text: the list, a claim before its runs with its power, and its result."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -94,7 +95,7 @@ def result_lines(result: ClaimResult, width: int) -> list[Text]:
     lines.append(Text(""))
     lines += _labelled("differs", result.differences, width)
     lines += _labelled("budget", [budget_text(result)], width)
-    lines += _labelled("error rate", [error_text(result)], width)
+    lines += _labelled("error rate", [error_text(len(result.parts), result.look, result.error_rate)], width)
     return lines + _labelled("next", result.settle, width)
 
 
@@ -115,8 +116,9 @@ def measured_text(figure: FigureResult, kind: str) -> str:
     """Returns the mean with its 95 % interval: -1.62 % (-1.94 % to -1.30 %), 3 seeds."""
     if figure.mean is None:
         return "not measured"
+    width = (figure.high or 0.0) - (figure.low or 0.0)
     mean, low, high = (
-        None if value is None else value_text(value, figure.unit, kind)
+        None if value is None else value_text(value, figure.unit, kind, width)
         for value in (figure.mean, figure.low, figure.high)
     )
     interval = "" if low is None or high is None else f" ({low} to {high})"
@@ -132,10 +134,17 @@ def claimed_text(figure: FigureResult, kind: str) -> str:
     return f"above {low_text}" if high is None else f"{low_text} to {value_text(high, figure.unit, kind)}"
 
 
-def value_text(value: float, unit: str, kind: str) -> str:
-    """Returns a value with its unit: -1.62 %. Differences and slopes have a sign; what a `bound` measures has none."""
+def value_text(value: float, unit: str, kind: str, interval: float = 0.0) -> str:
+    """Returns a value with its unit: -1.62 %. Differences and slopes have a sign; what a `bound` measures has none.
+
+    Args:
+        interval: the width of the value's interval, of which at least two digits are shown.
+    """
     sign = "-" if kind == "bound" else "+"
-    return f"{100 * value:{sign}z.2f} %" if unit == RELATIVE else f"{value:{sign}z.3f}{_with_unit(unit)}"
+    scale, decimals, suffix = (100, 2, " %") if unit == RELATIVE else (1, 3, _with_unit(unit))
+    if interval > 0:
+        decimals = max(decimals, 1 - math.floor(math.log10(scale * interval)))
+    return f"{scale * value:{sign}z.{decimals}f}{suffix}"
 
 
 def abs_value(value: float, unit: str) -> str:
@@ -158,12 +167,12 @@ def budget_text(result: ClaimResult) -> str:
     return f"{runs}, {duration(budget.seconds)} of training, {seeds}"
 
 
-def error_text(result: ClaimResult) -> str:
+def error_text(num_parts: int, look: int, error_rate: float) -> str:
     """Returns how often a verdict is wrong, and why less often at a later look."""
-    parts = f", corrected for {len(result.parts)} parts" if len(result.parts) > 1 else ""
-    looks = f", at look {result.look}: seeds were added" if result.look > 1 else ""
-    rate = f"{100 * result.error_rate:.2g} %"
-    if result.error_rate < ERROR_RATE:
+    parts = f", corrected for {num_parts} parts" if num_parts > 1 else ""
+    looks = f", at look {look}: seeds were added" if look > 1 else ""
+    rate = f"{100 * error_rate:.2g} %"
+    if error_rate < ERROR_RATE:
         return f"a wrong verdict in at most {rate}{parts}{looks}; the intervals shown are 95 %"
     return f"a wrong verdict in at most {rate}{parts}"
 

@@ -9,8 +9,8 @@ import pytest
 
 from moe_cli.claims.plan import ClaimPlan, plan_claim, recorded_plan
 from moe_cli.claims.records import CANNOT_TELL, CONTRADICTED, HOLDS
-from moe_cli.claims.result import SIZES_OF_LAPTOP, read_result
-from moe_cli.claims.text import claim_lines, figure_text, list_lines, result_lines
+from moe_cli.claims.result import SIZES_OF_LAPTOP, FigureResult, read_result
+from moe_cli.claims.text import claim_lines, figure_text, list_lines, measured_text, result_lines
 from moe_cli.config.schema import RunConfig
 from moe_cli.report.looks import error_rate_at
 from moe_cli.report.significance import additional_seeds_needed, sample_of
@@ -168,8 +168,25 @@ def test_a_stored_result_has_a_section_on_the_page(tmp_path: Path) -> None:
         "`moe report claim-capacity_costs_little`",
         f"- {plan.claim.differences[0]}",
         "`moe reproduce capacity_costs_little preset=workstation`",
+        "Error rate: a wrong verdict in at most",
     ):
         assert piece in section, piece
+
+
+@pytest.mark.parametrize(
+    ("unit", "half_width", "text"),
+    [
+        ("", 0.2, "+0.300 (+0.100 to +0.500)"),
+        ("", 0.0002, "+0.30000 (+0.29980 to +0.30020)"),
+        ("", 0.0, "+0.300 (+0.300 to +0.300)"),
+        ("%", 0.2, "+30.00 % (+10.00 % to +50.00 %)"),
+        ("%", 0.00002, "+30.0000 % (+29.9980 % to +30.0020 %)"),
+    ],
+)
+def test_a_figure_has_two_digits_of_its_interval(unit: str, half_width: float, text: str) -> None:
+    """A narrow interval is not rounded away."""
+    figure = FigureResult("difference", unit, 0.3, 0.3 - half_width, 0.3 + half_width, 5, None, 0.0)
+    assert f"measured {text}, 5 seeds" == measured_text(figure, "order")
 
 
 def test_the_list_fits_any_width() -> None:
