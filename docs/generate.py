@@ -247,9 +247,10 @@ def bets_page() -> str:
         "This page answers: how often do predictions hold that were written before their runs existed?",
         "",
         "Each bet rests on the runs of a sweep and is on a run of more compute: the mean loss over its seeds, with an",
-        "80 % interval, and the probability that it beats the dense model of equal budget.",
+        "80 % interval, and the probability that it beats the dense model of equal tokens. Losses are in bits per byte,",
+        "FLOPs are multiples of those of the largest run that the bet rests on.",
         "[Fit a scaling law](../howto/scaling-laws.md#bet-on-a-larger-run) describes how to place and score bets. The",
-        "records are in `bets.json`, which is what this prints:",
+        "records are in `bets.json`, which is what this printed in the folder of the project's own runs:",
         "",
         "<!-- test: run -->",
         "```console",
@@ -274,7 +275,7 @@ def bets_page() -> str:
         ),
         map(bet_row, bets),
     )
-    return "\n".join([*lines, "", calibration_text(stored["calibration"]), "", *bet_methods(bets), ""])
+    return "\n".join([*lines, "", calibration_text(stored["calibration"], bets), "", *bet_methods(bets), ""])
 
 
 def bet_row(bet: dict[str, Any]) -> list[str]:
@@ -287,7 +288,7 @@ def bet_row(bet: dict[str, Any]) -> list[str]:
         f"{bet['low']:.3f} to {bet['high']:.3f}",
         or_dash(bet["measured"]),
         yes_or_no(bet["inside"]),
-        or_dash(bet["wins"], 2),
+        "> 0.99" if (bet["wins"] or 0) > 0.99 else or_dash(bet["wins"], 2),
         yes_or_no(bet["won"]),
     ]
 
@@ -296,20 +297,20 @@ def yes_or_no(value: bool | None) -> str:
     return "-" if value is None else "yes" if value else "no"
 
 
-def calibration_text(record: dict[str, Any]) -> str:
+def calibration_text(record: dict[str, Any], bets: list[dict[str, Any]]) -> str:
     """The sentences on coverage, width and winners."""
     if not record["scored"]:
         return f"Of {plural(record['bets'], 'bet')}, none has been run yet."
-    share, low, high = (percent(record[f"coverage{end}"]) for end in ("", "_low", "_high"))
     text = (
         f"Of {plural(record['bets'], 'bet')}, {record['scored']} were run: {record['inside']} lie in their 80 % "
-        f"interval, {share} (95 % interval {low} to {high}). The intervals are {percent(record['mean_width'])} of the "
-        "loss wide on average."
+        "interval. The bets of one sweep share runs and seeds, so they are not independent, and an interval for this "
+        f"share would be too narrow. The intervals are {percent(record['mean_width'])} of the loss wide on average."
     )
     if record["winners"]:
         text += (
             f" The winner was right in {record['right']} of {record['winners']}, with a Brier score of "
-            f"{record['brier']:.3f}; a probability of one half scores 0.25."
+            f"{record['brier']:.3f}; a probability of one half scores 0.25. The rule that experts always win "
+            f"would have been right in {sum(bet['won'] is True for bet in bets)}."
         )
     return text
 
@@ -318,10 +319,10 @@ def bet_methods(bets: list[dict[str, Any]]) -> list[str]:
     """A list of the methods, metrics and seeds of the bets, with how many lie in their interval."""
     found: dict[str, list[bool | None]] = {}
     for bet in bets:
-        about = f"{bet['metric']}, mean over {plural(len(bet['seeds']), 'seed')}: {bet['method']}"
+        about = f"{code(bet['sweep'])}: {bet['metric']}, mean over {plural(len(bet['seeds']), 'seed')}: {bet['method']}"
         found.setdefault(about, []).append(bet["inside"])
     return [
-        f"- {plural(len(inside), 'bet')}, {inside.count(True)} inside, on {about}" for about, inside in found.items()
+        f"- {plural(len(inside), 'bet')}, {inside.count(True)} inside, of {about}" for about, inside in found.items()
     ]
 
 
@@ -516,11 +517,14 @@ def claims_page() -> str:
     stored = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(CLAIM_RESULTS.glob("*.json"))}
     tried = [claim for claim in claims if claim.name in stored]
     lines = [
-        *("# Claims of papers", "", NOTE, ""),
+        *("# Published claims", "", NOTE, ""),
         "This page answers: which published claims about experts hold in small runs, and which do not?",
         "",
         "A claim holds or is contradicted here, at this size and on these data; otherwise the runs cannot tell. "
-        "[Try what papers claim](../howto/reproduce.md) says how the verdicts are made.",
+        "[Try what papers claim](../howto/reproduce.md) says how the verdicts are made. Each claim has an error rate "
+        "of its own: of 20 verdicts, one may be wrong. A row compares the first with the second; a negative difference "
+        "means that the first has the lower value. Intervals are 95 %. [Metrics](../reference/metrics.md) defines the "
+        "values.",
         "",
     ]
     if tried:
@@ -576,7 +580,7 @@ def claim_section(claim: Any, result: dict[str, Any]) -> list[str]:
             figure, effect = FigureResult(**values), part["published_effect"] if is_last else None
             published = "" if effect is None else value_text(effect, figure.unit, part["kind"])
             measured = measured_text(figure, part["kind"]).removeprefix("measured ")
-            verdict = part["verdict"] if is_last else ""
+            verdict = part["verdict"] if is_last else "with the next row"
             rows.append((figure.label, measured, claimed_text(figure, part["kind"]), published, verdict))
     budget, error = result["budget"], error_text(len(result["parts"]), result["look"], result["error_rate"])
     return [

@@ -125,6 +125,11 @@ class Finding:
         return max(known, default=None)
 
     @property
+    def is_outside(self) -> bool:
+        """Returns True if the mean of a statistic lies outside its region."""
+        return any(test.sample is not None and test.region.distance(test.sample.mean) < 0 for test in self.tests)
+
+    @property
     def num_seeds(self) -> int:
         """Returns the number of seeds of the statistic with the fewest."""
         return min(test.sample.seeds if test.sample else 0 for test in self.tests)

@@ -187,12 +187,24 @@ def _settle(plan: ClaimPlan, verdict: str, judgement: Judgement, budget: RunCoun
         if missing := [part for part in open_parts if not part.finding.num_seeds]:
             found.append(f"There are no values for: {missing[0].predicate.label}.")
             found += [OUTSIDE] if missing[0].predicate.is_speedup_ratio else []
-        elif all(part.more_seeds is not None for part in open_parts):
-            total = len(plan.seeds) + max(part.more_seeds or 0 for part in open_parts)
-            more = plan.command_with(["--seeds", str(total)])
-            found += [f"About {total} seeds, if the measured means are true:", more]
+        elif more := _more_seeds(open_parts):
+            total = len(plan.seeds) + more
+            found.append(f"About {total} seeds, if the measured means are true:")
+            found.append(plan.command_with(["--seeds", str(total)]))
         else:
             found.append("No number of seeds below a thousand: the measured mean is too near to the limit.")
     if ADVISED_PRESET in plan.claim.presets and not _has_preset(plan):
         found += ["A setting nearer to the published one:", plan.command_with([f"preset={ADVISED_PRESET}"])]
     return found
+
+
+def _more_seeds(open_parts: Sequence[Part]) -> int | None:
+    """Returns the further seeds that decide the claim, if the measured means are true; None if none do.
+
+    One part that is contradicted decides it. Otherwise all parts must hold.
+    """
+    contradicting = [part.more_seeds for part in open_parts if part.more_seeds and part.finding.is_outside]
+    if contradicting:
+        return min(contradicting)
+    needed = [part.more_seeds for part in open_parts if part.more_seeds is not None]
+    return max(needed) if len(needed) == len(open_parts) else None

@@ -11,8 +11,8 @@ from moe_cli.claims.predicates import RELATIVE
 from moe_cli.claims.records import CONTRADICTED, HOLDS, Claim, Published, Source
 from moe_cli.claims.result import ClaimResult, FigureResult, PartResult
 from moe_cli.formatting import duration, plural
+from moe_cli.report.looks import OVERALL_ERROR_RATE, percent_of_rate
 from moe_cli.report.render.terminal import TextColumn, table_lines, wrap
-from moe_cli.report.significance import ERROR_RATE
 
 LABEL_WIDTH = 11
 MIN_SENTENCE_WIDTH = 24
@@ -168,13 +168,13 @@ def budget_text(result: ClaimResult) -> str:
 
 
 def error_text(num_parts: int, look: int, error_rate: float) -> str:
-    """Returns how often a verdict is wrong, and why less often at a later look."""
+    """Returns how often a verdict is wrong: at this look, and over all looks."""
+    rate = percent_of_rate(error_rate)
+    if look > 1:
+        rate += f" at look {look}, to which seeds were added, and {percent_of_rate(OVERALL_ERROR_RATE)} over all looks"
     parts = f", corrected for {num_parts} parts" if num_parts > 1 else ""
-    looks = f", at look {look}: seeds were added" if look > 1 else ""
-    rate = f"{100 * error_rate:.2g} %"
-    if error_rate < ERROR_RATE:
-        return f"a wrong verdict in at most {rate}{parts}{looks}; the intervals shown are 95 %"
-    return f"a wrong verdict in at most {rate}{parts}"
+    intervals = "; the intervals shown are 95 %, not corrected" if parts or look > 1 else ""
+    return f"a wrong verdict in at most {rate}{parts}{intervals}"
 
 
 def _labelled(label: str, sentences: Iterable[str], width: int, style: str = "") -> list[Text]:

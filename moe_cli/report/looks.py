@@ -30,6 +30,8 @@ from moe_cli.report.sweep_record import change_record, entries, read_record
 # MAX_ADDED_SEEDS. tests/report/recommend/test_looks.py simulates it again.
 FALSE_BETTER = (0.025, 0.057, 0.074, 0.086, 0.095)
 FIRST_SEEDS, MAX_ADDED_SEEDS = 3, 20
+# The sum of `error_rate_at` over all looks: 7 %.
+OVERALL_ERROR_RATE = ERROR_RATE * (2 - 6 / math.pi**2)
 
 
 def error_rate_at(number: int) -> float:

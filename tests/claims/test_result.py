@@ -99,7 +99,21 @@ def test_seeds_that_are_added_are_another_look(tmp_path: Path) -> None:
     assert (1, 2) == (planned().look(tmp_path), planned(5).look(tmp_path))
     result = read_result(planned(5), tmp_path)
     assert result.error_rate < 0.01
-    assert "at look 2: seeds were added" in "\n".join(line.plain for line in result_lines(result, 200))
+    assert "at look 2, to which seeds were added" in "\n".join(line.plain for line in result_lines(result, 200))
+
+
+def test_one_part_that_is_contradicted_decides(tmp_path: Path) -> None:
+    """Where the mean of one part lies outside, the advice is the seeds that contradict it, whatever the others need."""
+    plan = plan_claim(["capacity_costs_little"], seeds=3)
+    losses = {2.0: (2.0, 2.0, 2.0), 1.25: (2.0, 2.03, 2.045), 1.0: (2.0, 2.07, 2.1)}
+    complete_runs(plan, tmp_path, lambda config: losses[config.capacity or 0][config.seed])
+    result = read_result(plan, tmp_path)
+    assert (CANNOT_TELL, CANNOT_TELL) == tuple(part.verdict for part in result.parts)
+    inside, outside = (part.more_seeds for part in result.parts)
+    assert inside is not None
+    assert outside is not None
+    assert outside < inside
+    assert f"About {3 + outside} seeds, if the measured means are true:" == result.settle[0]
 
 
 def test_seeds_in_words_are_the_same_look(tmp_path: Path) -> None:
