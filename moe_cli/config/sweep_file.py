@@ -75,6 +75,11 @@ class Dimension:
     def keys(self) -> list[str]:
         return list(dict.fromkeys(key for option in self.options for key in option))
 
+    @property
+    def is_null(self) -> bool:
+        """Returns True if all its values are null."""
+        return all(value is None for option in self.options for value in option.values())
+
     def without(self, keys: Sequence[str]) -> "Dimension":
         """Returns the dimension without these keys; options that are then equal occur once."""
         left = [{key: value for key, value in option.items() if key not in keys} for option in self.options]
@@ -97,6 +102,8 @@ class Block:
         for old in self.dimensions:
             if old.keys == new.keys:
                 kept.append(new)
+            elif old.is_null and not set(old.keys) & set(new.keys):
+                kept.append(old)  # so that train.steps=null, next to another budget, removes that of an experiment
             elif set(old.keys) - set(keys):
                 kept.append(old.without(keys))
         return replace(self, dimensions=tuple(kept if new in kept else [*kept, new]))

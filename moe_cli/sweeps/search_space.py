@@ -289,7 +289,7 @@ def _domains(composer: Composer, sweep: SweepFile, block: SearchBlock, axes: Any
     domains |= block.space
     for axis in axes:
         if axis.key in BUDGET_KEYS and axis.values != (None,):
-            domains = {key: domain for key, domain in domains.items() if key not in BUDGET_KEYS}
+            domains = {key: domain for key, domain in domains.items() if key not in BUDGET_KEYS or domain == (None,)}
         domains[axis.key] = _domain_of(composer, axis)
     for key, domain in domains.items():
         if isinstance(domain, Interval):

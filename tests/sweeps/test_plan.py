@@ -1,6 +1,7 @@
 """The points of a sweep: which, in which order, and which are left out."""
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from moe_cli.files.reading import read_json
 from moe_cli.files.writing import write_json
 from moe_cli.report.sweep_record import record_command
 from moe_cli.sweeps.plan import SweepPlan, plan_sweep
-from moe_cli.sweeps.search_space import SearchOptions, plan_sweep_or_search
+from moe_cli.sweeps.search_space import SearchOptions, plan_search, plan_sweep_or_search
 from tests.elided import Elided
 
 # The named sweeps that are no searches.
@@ -227,6 +228,18 @@ def test_a_budget_that_is_typed_replaces_the_files(tmp_path: Path) -> None:
     for text in ("grid: {train.flops: [1e9, 1e10]}", "grid: {k: [1, 2]}\nbudget: {minutes: 5}"):
         plan = mine(tmp_path, text, "train.steps=7")
         assert {(each.config.train.steps, each.config.train.flops) for each in plan.points} == {(7, None)}
+
+
+@pytest.mark.parametrize("words", [("train.steps=null", "train.minutes=1"), ("train.minutes=1", "train.steps=null")])
+def test_null_removes_the_budget_of_an_experiment(words: Sequence[str]) -> None:
+    """A typed null stays next to another budget, in any order, in a sweep and in a search."""
+    typed = ["experiment=gpt_d128_long", *words, "expert=1,4"]
+    budgets = {each.config.train.budget for each in plan_sweep(typed).points}
+    assert {("minutes", 1)} == budgets
+    plan = plan_search(typed, SearchOptions(sampler="random", trials=2), composer=Composer())
+    assert {"train.steps": None, "train.minutes": 1} == {
+        key: plan.fixed[key] for key in ("train.steps", "train.minutes")
+    }
 
 
 def test_globs_on_the_line() -> None:

@@ -230,7 +230,7 @@ def _cost(found: Recommendation) -> list[str]:
             f"After the training time of the {base} ({duration(equal.seconds or 0.0)}), this model was "
             f"{percent(abs(equal.difference))}{spread} {'ahead' if equal.difference < 0 else 'behind'}"
             f"{': undecided' if equal.is_undecided else ''} ({plural(equal.seeds, 'seed')}, paired). "
-            "Its learning rate had not yet fallen."
+            "Its learning rate had not yet fallen. To compare whole trainings of equal time, set train.minutes."
         )
     if found.price is None:
         return lines
