@@ -138,7 +138,7 @@ def value_text(value: float, unit: str, kind: str, interval: float = 0.0) -> str
     """Returns a value with its unit: -1.62 %. Differences and slopes have a sign; what a `bound` measures has none.
 
     Args:
-        interval: the width of the value's interval, of which at least two digits are shown.
+        interval: the width of the value's interval; at least two of its digits are shown.
     """
     sign = "-" if kind == "bound" else "+"
     scale, decimals, suffix = (100, 2, " %") if unit == RELATIVE else (1, 3, _with_unit(unit))

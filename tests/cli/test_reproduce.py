@@ -87,7 +87,7 @@ def test_a_decided_claim_ends_with_0_and_an_undecided_one_with_3(moe: Moe, text:
     printed = " ".join(result.stdout.split())
     for piece in (
         "Holds: With one expert per token, capacities of 1.0 and 1.25 change the loss by less than 1.5 % against 2.0.",
-        "measured +0.40 % (+0.35 % to +0.45 %), 5 seeds; claimed -1.50 % to +1.50 %; published +0.45 %",
+        "measured +0.400 % (+0.351 % to +0.449 %), 5 seeds; claimed -1.50 % to +1.50 %; published +0.45 %",
         "differs A causal decoder with 8 experts",
         "15 of 15 runs complete",
     ):
