@@ -139,8 +139,12 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 def test_a_training_without_a_reader_says_why_it_stopped(
     reader: str | None, settings: list[str], tmp_path: Path
 ) -> None:
-    """`moe train | nosuchprogram`: the run is interrupted, with the reason, and goes on when it is asked to."""
-    command = [sys.executable, "-m", "moe_cli", "train", *settings, "--outputs", str(tmp_path)]
+    """`moe train | nosuchprogram`: the run is interrupted, with the reason, and goes on when it is asked to.
+
+    Each of many steps prints a line, so that the training cannot end before the reader has gone.
+    """
+    words = [*settings, "train.steps=100", "train.eval_every=1"]
+    command = [sys.executable, "-m", "moe_cli", "train", *words, "--outputs", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         if reader:
