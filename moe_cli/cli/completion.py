@@ -145,9 +145,6 @@ def _by_last_part(line: Line, found: Iterable[Candidate]) -> list[Candidate]:
     return [candidate for candidate in keys if candidate.text.rpartition(".")[2].startswith(line.current)]
 
 
-# --- kinds of words
-
-
 def _of_kind(kind: Any, line: Line, current: str) -> Iterable[Candidate]:
     """Returns the words of a kind: its name, a list of choices, or a list in a list where several may be given."""
     if not isinstance(kind, list):
@@ -166,9 +163,6 @@ def _listed(found: Sequence[Candidate], current: str) -> list[Candidate]:
         for candidate in found
         if candidate.text not in taken
     ]
-
-
-# --- settings
 
 
 def _overrides(line: Line, current: str) -> list[Candidate]:
@@ -261,9 +255,6 @@ def _first_comment(path: Path) -> str:
         return ""
     comments = (line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line)
     return next(comments, "")
-
-
-# --- runs, sweeps, tags, files
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

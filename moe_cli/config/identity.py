@@ -16,7 +16,7 @@ from moe_cli.errors import ConfigError
 def digest_of(values: dict[str, Any]) -> str | None:
     """Returns the digest of the configuration in a config.json; None if it is invalid.
 
-    Ten times as fast as `stored.from_dict`.
+    Ten times as fast as `run_config_json.from_dict`.
     """
     text = identity_text(values)
     return None if text is None else digest_of_text(text)

@@ -52,9 +52,6 @@ def _hanging(indent: str, sentence: str, width: int) -> list[Text]:
     ]
 
 
-# --- the answer
-
-
 def answer_sentences(found: Certificate) -> list[str]:
     """Returns the answer: what to use, its gain, its cost, the guarantee, and what was not tried."""
     decision = found.decision
@@ -167,9 +164,6 @@ def _cost_sentence(found: Certificate) -> str:
 
 def ratio(value: float) -> str:
     return f"{value:.{1 if value >= 1.95 else 2}f}x"
-
-
-# --- the certificate
 
 
 def certificate_parts(found: Certificate) -> list[tuple[str, list[str]]]:

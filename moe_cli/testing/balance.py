@@ -1,4 +1,4 @@
-"""Does a balancing loss keep the promises of one? T tokens, E experts, K expert_ids per token."""
+"""Does a balancing loss keep the promises of one? T tokens, E experts, K chosen experts per token."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -118,3 +118,12 @@ def test_damaged_runs_are_compared_as_far_as_they_go(tmp_path: Path, moe: Moe) -
     (b.path / "routing.jsonl").write_text('{"layer": 0, "tokens_per_expert": ["x"]}\n{"layer": "1"}\n[]\n')
     assert moe("runs", "diff", a.id, b.id).exit_code == 0
     assert {each.name: each.b for each in compare_runs(a, b).measures}["val_bpb"] is None
+
+
+def test_piped_lines_have_the_width_of_columns(moe: Moe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`runs show` wraps the settings at COLUMNS where the output is piped, as `recommend` does."""
+    run = complete(tmp_path / "outputs", 1.8, expert=8)
+    for columns in ("60", "90"):
+        monkeypatch.setenv("COLUMNS", columns)
+        settings = moe("runs", "show", run.id).stdout.partition("settings")[2].partition("model ")[0]
+        assert int(columns) - 40 < max(map(len, settings.splitlines())) <= int(columns)

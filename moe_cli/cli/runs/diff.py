@@ -2,7 +2,7 @@
 
 from rich.text import Text
 
-from moe_cli.cli.console import PIPED_WIDTH, CommandConsole, print_lines
+from moe_cli.cli.console import CommandConsole, print_lines, text_width
 from moe_cli.cli.echo import ascii_only
 from moe_cli.config.ranges import format_setting
 from moe_cli.formatting import BARS, DIGITS, bars, percent, sanitise
@@ -19,7 +19,7 @@ PLOT_HEIGHT = 12
 def print_comparison(comparison: RunComparison) -> None:
     """Prints the settings that differ, the metrics, the curves and the load of both runs."""
     console = CommandConsole()
-    width = console.width if console.is_terminal else PIPED_WIDTH
+    width = text_width(console)
     lines = []
     for letter, status in (("A", comparison.a), ("B", comparison.b)):
         lines.append(

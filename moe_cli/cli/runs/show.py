@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
-from moe_cli.cli.console import PIPED_WIDTH, CommandConsole, print_lines
+from moe_cli.cli.console import CommandConsole, print_lines, text_width
 from moe_cli.config.ranges import format_setting
 from moe_cli.errors import MoeError
 from moe_cli.files.reading import number_in
@@ -78,7 +78,7 @@ def print_run(run: Run) -> None:
     rows = [("reason", [status.reason.strip().split("\n")[0]])] if status.reason else []
     rows += [("settings", _settings(run)), *_results(status)]
     rows += [*_curve(run), *_load(run), *_origin(run.meta()), *_files(run)]
-    width = console.width if console.is_terminal else PIPED_WIDTH
+    width = text_width(console)
     print_lines(console, [title])
     for label, pieces in rows:
         print_lines(console, wrap_labelled(label, pieces, width))

@@ -1,6 +1,6 @@
 """The report as a single HTML file that needs no network.
 
-Charts are SVG, drawn by 800 lines of our own; .github/CONTRIBUTING.md gives the reason against a plotting library.
+Charts are SVG, drawn by scripts of our own; .github/CONTRIBUTING.md gives the reason against a plotting library.
 
 Run data is never markup. It is JSON in a script element that no browser executes, without a single `<`, and the page
 displays it as text. A content security policy allows only the page's own script and style, by hash.

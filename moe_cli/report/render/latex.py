@@ -19,7 +19,7 @@ NEVER_BROKEN = 10**6
 # Of a line of text in \small, in the measure of an article of 345 points.
 PAPER_WIDTH = 72
 NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?[kMGTPEZY]?")
-# What the best is the best in.
+# Columns whose cell is bold in the row of the best configuration.
 SCORES = ("val_bpb", "val_loss", "vs_baseline")
 
 
