@@ -6,6 +6,7 @@ generated here: sizes and the chance level follow from the settings.
 
 import math
 import string
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -25,7 +26,7 @@ MAX_QUESTIONS = 2**20
 
 
 @dataclass(frozen=True)
-class _Probe(Settings):
+class _Probe(Settings, ABC):
     group: ClassVar[str] = "data"
     tokenizer: ClassVar[str] = "chars"
     num_bpe_tokens: ClassVar[int | None] = None
@@ -33,34 +34,34 @@ class _Probe(Settings):
     seed: int = setting(between=(0, 2**32))
 
     @property
+    @abstractmethod
     def prompt_symbols(self) -> str:
         """Returns the characters of prompts."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def answer_symbols(self) -> str:
         """Returns the characters of answers."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def prompt_length(self) -> int:
         """Returns the characters of a prompt, between START and ANSWER."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def answer_length(self) -> int:
         """Returns the characters of an answer."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def num_train(self) -> int:
         """Returns the number of training questions."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def num_val(self) -> int:
         """Returns the number of validation questions."""
-        raise NotImplementedError
 
     @property
     def alphabet(self) -> str:

@@ -94,7 +94,8 @@ def _calibration(record: Calibration, width: int) -> list[Text]:
     text = (
         f"{record.scored} of {plural(record.bets, 'bet')} scored: {record.inside} inside the {percent(BET_CONFIDENCE)} "
         f"interval, {percent(record.coverage)} (95 % interval {percent(record.coverage_low)} to "
-        f"{percent(record.coverage_high)}); mean width {percent(record.mean_width or 0.0)} of the loss"
+        f"{percent(record.coverage_high)}, too narrow if bets share a sweep); mean width "
+        f"{percent(record.mean_width or 0.0)} of the loss"
     )
     lines = wrap(text, width)
     if record.brier is not None:
