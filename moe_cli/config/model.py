@@ -143,6 +143,8 @@ class TransformerConfig(LayersConfig):
             attention.
         q_lora_rank: width of the latent of the queries; None means no latent. Only with kv_lora_rank.
         qk_rope_head_dim: rotary dimensions of a head, in addition to d_head. Only with kv_lora_rank.
+        ngrams: longest n-gram with an embedding (`moe_cli.models.ngrams`); 1 means that only tokens have one.
+        ngram_rows: rows of the table of each length. Only with ngrams.
         norm_eps: epsilon of all norms but those of latents; None means torch's default.
         qk_norm_weights: `head` for one trained weight per value of a head; `full` for a norm, with weights, over all
             heads. Only with qk_norm.
@@ -160,6 +162,8 @@ class TransformerConfig(LayersConfig):
     kv_lora_rank: int | None = setting(at_least=1, at_most=MAX_WIDTH)
     q_lora_rank: int | None = setting(at_least=1, at_most=MAX_WIDTH)
     qk_rope_head_dim: int | None = setting(at_least=1, at_most=MAX_WIDTH)
+    ngrams: int = setting(at_least=1, at_most=16)
+    ngram_rows: int = setting(at_least=1, at_most=2**24)
     tie_embeddings: bool = setting()
     norm: Literal["rms", "layer"] = setting()
     norm_eps: float | None = setting(above=0, at_most=1)
@@ -244,6 +248,8 @@ class ViTConfig(TransformerConfig):
         super().check()
         if self.tie_embeddings:
             raise ConfigError("model.tie_embeddings=true: a model of images has no embedding to share. Leave it out.")
+        if self.ngrams > 1:
+            raise ConfigError(f"model.ngrams={self.ngrams}: a model of images has no tokens in a row. Leave it out.")
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,9 @@ def _with_attention(model: Transformer, notes: Notes) -> Transformer:
     if not model.qk_norm:
         notes.ignored("there is no norm of queries and keys", "model.qk_norm_weights")
         model = replace_unchecked(model, qk_norm_weights="none")
+    if model.ngrams == 1:
+        notes.ignored("model.ngrams=1 has no table", "model.ngram_rows")
+        model = replace_unchecked(model, ngram_rows=default_of(model, "ngram_rows"))
     return _with_rope_scaling(model, notes)
 
 

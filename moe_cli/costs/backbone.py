@@ -174,12 +174,12 @@ def _transformer(model: TransformerConfig, vocab_size: int) -> Backbone:
         attention = (
             queries + keys + 3 * outputs + heads + 3 * _latent_width(model) + 2 + 2 * (model.qk_rope_head_dim or 0)
         )
-    embeddings = positions + head * (1 if model.tie_embeddings else 2)
+    embeddings = positions + head * (1 if model.tie_embeddings else 2) + (model.ngrams - 1) * model.ngram_rows * width
     return Backbone(
         num_params=products + norms + biases + embeddings,
         matmul_params=products + head,
         flops_per_token=layers * 2 * model.context_length * (queries + outputs),
-        saved_values_per_token=FLOATS_PER_INT64 + layers * (2 * norm + attention) + norm,
+        saved_values_per_token=model.ngrams * FLOATS_PER_INT64 + layers * (2 * norm + attention) + norm,
         logits_per_token=vocab_size,
         matrices=Counter({shape: layers * number for shape, number in Counter(shapes).items()}),
         embedding_params=embeddings,

@@ -35,6 +35,7 @@ _NEEDED = {
     "model.ffn_type": "glu",
     "model.sliding_window": None,
     "model.logit_softcap": None,
+    "model.ngrams": 1,
     "router.score": "linear",
     "router.temperature": 1.0,
     "router.null_experts": 0,

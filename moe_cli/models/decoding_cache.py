@@ -4,6 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 
@@ -37,7 +38,16 @@ class DecodingCache:
     Attributes:
         length: tokens read of each sequence.
         layers: cache of each layer, by its index.
+        last_tokens: the last tokens read, of a model that looks up n-grams; None before the first.
     """
 
     length: int = 0
     layers: defaultdict[int, LayerCache] = field(default_factory=lambda: defaultdict(LayerCache))
+    last_tokens: Int[Tensor, "B L"] | None = None
+
+    def extend_tokens(self, tokens: Int[Tensor, "B L"], num_kept: int) -> Int[Tensor, "B PL"]:
+        """Returns the last tokens read followed by new ones, and stores the last `num_kept` of both."""
+        if self.last_tokens is not None:
+            tokens = torch.cat((self.last_tokens, tokens), dim=1)
+        self.last_tokens = tokens[:, -num_kept:]
+        return tokens

@@ -20,6 +20,7 @@ from moe_cli.models.blocks import (
     output_logits,
 )
 from moe_cli.models.decoding_cache import DecodingCache
+from moe_cli.models.ngrams import NgramEmbedding
 from moe_cli.moe.routing import Routing, RoutingPolicy
 
 
@@ -37,6 +38,7 @@ class Transformer(nn.Module):
         assert isinstance(model, TransformerConfig)
         self.causal, self.window = model.causal, model.sliding_window
         self.embedding = self.make_embedding(config, vocab_size)
+        self.ngrams = NgramEmbedding(model.ngrams, model.ngram_rows, model.d_model) if model.ngrams > 1 else None
         self.embedding_dropout = nn.Dropout(model.dropout)
         learned = model.position_encoding == "learned"
         self.positions = nn.Embedding(model.context_length, model.d_model) if learned else None
@@ -64,6 +66,8 @@ class Transformer(nn.Module):
         """
         generator = torch.Generator().manual_seed(seed)
         self.reset_embedding(generator)
+        if self.ngrams is not None:
+            self.ngrams.reset_parameters()
         for block in self.blocks:
             block.reset_parameters(generator, OUT_SCALE)  # type: ignore[operator]
         if self.head is not None:
@@ -92,7 +96,10 @@ class Transformer(nn.Module):
                 `documents`.
             policy: the routing settings of this pass; None means those of the layers.
         """
-        x, routings = self.run_blocks(self.embedding(tokens), tokens, mask, documents, cache, policy)
+        x = self.embedding(tokens)
+        if self.ngrams is not None:
+            x = x + self.ngrams(tokens, mask, documents, cache)
+        x, routings = self.run_blocks(x, tokens, mask, documents, cache, policy)
         assert isinstance(self.embedding, nn.Embedding)
         return self.cap_logits(output_logits(x, self.embedding, self.head)), routings
 

@@ -24,7 +24,7 @@ from moe_cli.training.schedule import schedule
 
 # Matrices that AdamW updates also with optim=muon: embeddings and heads, which do not map between hidden spaces;
 # routers; and LSTMs, which store their four gates in one matrix.
-_ADAM_SUFFIXES = ("embedding.weight", "positions.weight", "head.weight", "shared_gate.weight")
+_ADAM_SUFFIXES = ("embedding.weight", "ngrams.weight", "positions.weight", "head.weight", "shared_gate.weight")
 _ADAM_PARTS = (".router.", ".lstm.")
 NEWTON_SCHULZ_COEFFS = (3.4445, -4.7750, 2.0315)
 

@@ -31,6 +31,7 @@ from moe_cli.config.settings import packaged_conf
 from moe_cli.config.training import TrainConfig
 from moe_cli.costs.model import all_to_all_bytes_per_step, estimate_cost, tokens_per_expert, training_steps
 from moe_cli.errors import ConfigError
+from moe_cli.models.ngrams import NgramEmbedding
 from moe_cli.models.registry import make_model
 from moe_cli.models.transformer import Transformer
 from moe_cli.moe.sparse_layer import moe_layers
@@ -75,6 +76,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model": {"qk_norm_weights": "head", "qkv_bias": True, "num_heads": 4, "num_kv_heads": 1}
     },
     "norm weights of all heads": {"model": {"qk_norm_weights": "full", "num_heads": 4, "num_kv_heads": 1}},
+    "n-grams": {"model": {"ngrams": 4, "ngram_rows": 50}},
     "capped": {"model": {"logit_softcap": 15.0}},
     "latent": {"model": {"kv_lora_rank": 6, "num_layers": 3}},
     "latent queries": {
@@ -174,7 +176,7 @@ def test_parameters_and_state_equal_the_modules(name: str) -> None:
     model, optimizers = one_training_step(name)
     costs = estimate_cost(config(name), V)
     assert costs.num_params == sum(param.numel() for param in model.parameters())
-    tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding | NgramEmbedding)]
     heads = [param for name, param in model.named_parameters() if name == "head.weight"]
     assert costs.num_embedding_params == sum(param.numel() for param in (*tables, *heads))
     assert costs.non_embedding_params == costs.num_params - sum(param.numel() for param in (*tables, *heads))

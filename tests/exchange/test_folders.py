@@ -79,6 +79,7 @@ REFUSED = {
     "model.ffn_type=mlp": "model.ffn_type=mlp",
     "model.sliding_window=4": "model.sliding_window=4",
     "model.logit_softcap=15": "model.logit_softcap=15.0",
+    "model.ngrams=3": "model.ngrams=3",
     "router=sinkhorn": "router=sinkhorn",
     "router.score=cosine": "router.score=cosine",
     "router.null_experts=2": "router.null_experts=2",

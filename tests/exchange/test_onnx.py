@@ -143,6 +143,7 @@ TINY_WORDS = [*(SMALL + ATTENTION).split(), "train.steps=1", "train.batch_size=2
 
 FAMILIES = {
     "gpt": ATTENTION + "model.num_layers=2",
+    "gpt, n-grams": ATTENTION + "model.ngrams=3 model.ngram_rows=50",
     "gpt, dense": ATTENTION + "expert=1 model.sliding_window=4 model.logit_softcap=15",
     "gpt, sigmoid": ATTENTION + "router=sigmoid router.groups=2 router.top_groups=1 expert=8 model.shared_experts=1",
     "gpt, switch": ATTENTION + "router=switch k=1 model.position_encoding=learned model.norm=layer",

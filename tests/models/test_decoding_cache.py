@@ -33,6 +33,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "window of one": {"model": {"sliding_window": 1, "position_encoding": "learned"}},
     "latent": {"model": {"kv_lora_rank": 6}},
     "latent queries": {"model": {"kv_lora_rank": 6, "q_lora_rank": 7, "sliding_window": 4}},
+    "n-grams": {"model": {"ngrams": 4, "ngram_rows": 50}},
     "dense": {"expert": 1, "k": 1},
     "shared": {"model": {"shared_experts": 1, "moe_layer_freq": 2, "logit_softcap": 5.0}},
     "capacity": {"capacity": 0.25, "drop": "probability", "renormalise_after_drop": True},
@@ -74,7 +75,9 @@ def test_logits_are_those_of_reading_all_at_once(name: str) -> None:
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
-@pytest.mark.parametrize("name", ["learned positions", "window", "latent queries", "capacity", "lstm", "router hash"])
+@pytest.mark.parametrize(
+    "name", ["learned positions", "window", "n-grams", "latent queries", "capacity", "lstm", "router hash"]
+)
 def test_tokens_are_those_of_computing_without_a_cache(name: str) -> None:
     """Drawn with one seed, with and without a cache, through the end of the context and beyond."""
     model, drawing = model_of(name), SamplingParams(1.3, top_k=9, top_p=0.95)

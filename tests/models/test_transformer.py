@@ -93,7 +93,7 @@ def test_a_window_of_an_encoder_has_two_sides() -> None:
     assert [2, 3, 4] == (answers(model, 3) > 1e-9).nonzero().flatten().tolist()
 
 
-@pytest.mark.parametrize("family", [{}, BERT])
+@pytest.mark.parametrize("family", [{}, {"model": {"ngrams": 3}}, BERT])
 def test_padding_is_seen_by_no_token_and_routed_nowhere(family: dict[str, Any]) -> None:
     """The logits of a padded batch are those of each sequence alone, and no expert counts a padded place."""
     model = model_of(**family)
@@ -107,7 +107,7 @@ def test_padding_is_seen_by_no_token_and_routed_nowhere(family: dict[str, Any]) 
     assert [sum(lengths)] * 2 == [routing.num_tokens for routing in routings]
 
 
-@pytest.mark.parametrize("family", [{"model": {"position_encoding": "rope"}}, BERT])
+@pytest.mark.parametrize("family", [{"model": {"position_encoding": "rope"}}, {"model": {"ngrams": 3}}, BERT])
 def test_documents_of_one_window_do_not_see_each_other(family: dict[str, Any]) -> None:
     """A change of one document moves no logits of another; within a document all is as before."""
     model = model_of(**family)
@@ -141,9 +141,10 @@ def test_a_sequence_does_not_see_its_batch(router: str) -> None:
     torch.testing.assert_close(alone, model(x)[0], rtol=1e-10, atol=1e-10)
 
 
-def test_a_new_model_guesses_uniformly() -> None:
+@pytest.mark.parametrize("ngrams", [1, 3])
+def test_a_new_model_guesses_uniformly(ngrams: int) -> None:
     """The first loss is exactly ln V, whatever the tokens: head and residual branches start at zero."""
-    model = make_model(config(), V)
+    model = make_model(config(model={"ngrams": ngrams}), V)
     logits = model(tokens())[0]
     assert math.log(V) == pytest.approx(F.cross_entropy(logits.flatten(0, 1), tokens().flatten()).item(), rel=1e-6)
     for layer in model.blocks:

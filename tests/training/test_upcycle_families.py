@@ -54,7 +54,7 @@ OTHERS: dict[str, Any] = {
     "dispatch": "einsum", "num_heads": 4, "num_kv_heads": 1, "d_head": 4, "sliding_window": 5, "attention_dropout": 0.3,
     "kv_lora_rank": 6, "q_lora_rank": 8, "qk_rope_head_dim": 2, "norm": "layer", "qk_norm": False, "position_encoding": {"rope": "learned", "learned": "rope"},
     "rope_base": 500.0, "norm_eps": 0.01, "qk_norm_weights": "full", "qkv_bias": True, "rope_scaling": "linear",
-    "rope_factor": 2.0, "rope_mscale_all_dim": 1.0, "rope_original_context": 8, "logit_softcap": 30.0, "init_std": 0.05, "patch_size": 4, "sigmoid": False, "d_tower": 12, "mf_dim": 4,
+    "rope_factor": 2.0, "rope_mscale_all_dim": 1.0, "rope_original_context": 8, "logit_softcap": 30.0, "ngrams": 3, "ngram_rows": 50, "init_std": 0.05, "patch_size": 4, "sigmoid": False, "d_tower": 12, "mf_dim": 4,
     "relative_attention_num_buckets": 16, "relative_attention_max_distance": 64,
 }  # fmt: skip
 # Some that decide the function of a family, with or without a tensor of another shape.
