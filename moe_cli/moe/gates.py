@@ -1,16 +1,19 @@
 """How is an expert scored for a token? The gates, which map tokens [T, D] to scores [T, E].
 
-Gates compute in the precision of their input, which routers cast to float32 (float64 for a float64 gate).
+Gates compute in a given precision, by default that of their input. Routers ask for float32, or float64 for a float64
+gate.
 T tokens, E experts, D width, P projected width.
 """
 
 import math
 from copy import deepcopy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from moe_cli.config.routers import ACTIVATION_WIDTH, COSINE_TEMPERATURE, MIN_COSINE_TEMPERATURE, cosine_width
 from moe_cli.errors import ConfigError
@@ -30,12 +33,31 @@ class LinearGate(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.weight, std=GATE_STD * self.init_scale, generator=generator)
 
-    def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
-        return F.linear(x, self.weight.to(x.dtype))
+    def forward(self, x: Float[Tensor, "T D"], dtype: torch.dtype | None = None) -> Float[Tensor, "T E"]:
+        if dtype is None or dtype == x.dtype or torch.compiler.is_compiling():
+            x = x.to(dtype or x.dtype)
+            return F.linear(x, self.weight.to(x.dtype))
+        return _CastLinear.apply(x, self.weight, dtype)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         num_experts, d_model = self.weight.shape
         return f"d_model={d_model}, num_experts={num_experts}"
+
+
+class _CastLinear(torch.autograd.Function):
+    """x W^T in another precision than that of x; unlike the operations one by one, it saves x in its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x.to(dtype), weight.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        grad_x, grad_weight = grad @ weight.to(grad.dtype), grad.T @ x.to(grad.dtype)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
 
 
 class CosineGate(nn.Module):
@@ -57,7 +79,8 @@ class CosineGate(nn.Module):
         nn.init.normal_(self.embedding, std=GATE_STD, generator=generator)
         nn.init.constant_(self.log_scale, math.log(self.init_scale / COSINE_TEMPERATURE))
 
-    def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
+    def forward(self, x: Float[Tensor, "T D"], dtype: torch.dtype | None = None) -> Float[Tensor, "T E"]:
+        x = x.to(dtype or x.dtype)
         projected = F.normalize(F.linear(x, self.projection.to(x.dtype)), dim=-1)
         scale = self.log_scale.to(x.dtype).clamp(max=math.log(1 / MIN_COSINE_TEMPERATURE)).exp()
         return F.linear(projected, F.normalize(self.embedding.to(x.dtype), dim=-1)) * scale
@@ -86,7 +109,8 @@ class MlpGate(nn.Module):
         nn.init.normal_(self.out, std=GATE_STD * self.init_scale, generator=generator)
         self.out.sub_(self.out.mean(1, keepdim=True))
 
-    def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
+    def forward(self, x: Float[Tensor, "T D"], dtype: torch.dtype | None = None) -> Float[Tensor, "T E"]:
+        x = x.to(dtype or x.dtype)
         return F.linear(F.linear(x, self.hidden.to(x.dtype)).relu(), self.out.to(x.dtype))
 
 
@@ -106,7 +130,8 @@ class ActivationGate(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Does nothing, because the gate has no weights of its own."""
 
-    def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
+    def forward(self, x: Float[Tensor, "T D"], dtype: torch.dtype | None = None) -> Float[Tensor, "T E"]:
+        x = x.to(dtype or x.dtype)
         rows = self._experts[0].w_in[:, :ACTIVATION_WIDTH].to(x.dtype)
         products = F.linear(x, rows.flatten(0, 1)).unflatten(-1, rows.shape[:2])
         norms: Tensor = torch.linalg.vector_norm(products, dim=-1)
@@ -131,9 +156,11 @@ class PerTaskGate(nn.Module):
         for gate in self.gates:
             gate.reset_parameters(generator)  # type: ignore[operator]
 
-    def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
+    def forward(self, x: Float[Tensor, "T D"], dtype: torch.dtype | None = None) -> Float[Tensor, "T E"]:
         by_task = x.unflatten(0, (x.shape[0] // len(self.gates), len(self.gates))).unbind(1)
-        return torch.stack([gate(tokens) for gate, tokens in zip(self.gates, by_task, strict=True)], 1).flatten(0, 1)
+        return torch.stack([gate(tokens, dtype) for gate, tokens in zip(self.gates, by_task, strict=True)], 1).flatten(
+            0, 1
+        )
 
 
 GATES = {"linear": LinearGate, "cosine": CosineGate, "mlp": MlpGate}

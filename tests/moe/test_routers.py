@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from moe_cli.bench.timing import saved_bytes
 from moe_cli.config.routers import (
     HashConfig,
     PluginRouter,
@@ -17,10 +18,10 @@ from moe_cli.config.routers import (
     TopKConfig,
     sums_to_one,
 )
-from moe_cli.moe.gates import GATE_STD
+from moe_cli.moe.gates import GATE_STD, LinearGate
 from moe_cli.moe.layer import MoELayer, make_sparse_layer
 from moe_cli.moe.routers.registry import ROUTER_CONFIGS, ROUTERS, make_router
-from moe_cli.moe.routers.router import top_indices
+from moe_cli.moe.routers.router import gather_scores, top_indices
 from moe_cli.moe.routers.token_choice import renormalises
 from tests.moe.formulas import ROUTERS as CASES
 from tests.moe.formulas import dense, top_k_weights
@@ -309,3 +310,28 @@ def test_every_router_of_the_schema_can_be_made() -> None:
     for name, config in ROUTER_CONFIGS.items():
         assert name == config.name
         assert isinstance(make_router(config(), D, E, 2, vocab_size=9), ROUTERS[config])
+
+
+@pytest.mark.parametrize("top_k", [1, 3, E])
+def test_gathered_scores_have_the_gradient_of_gather(top_k: int) -> None:
+    """The gradient is that of torch's gather, and no score is saved."""
+    scores = torch.randn(9, E, dtype=torch.float64, requires_grad=True)
+    expert_ids = top_indices(scores.detach(), top_k)
+    grad = torch.randn(9, top_k, dtype=torch.float64)
+    expected = torch.autograd.grad(scores.gather(1, expert_ids), scores, grad)[0]
+    torch.testing.assert_close(torch.autograd.grad(gather_scores(scores, expert_ids), scores, grad)[0], expected)
+    assert expert_ids.nbytes == saved_bytes(lambda: gather_scores(scores * 2, expert_ids))
+
+
+def test_a_gate_saves_narrow_tokens_as_they_are() -> None:
+    """Scores of bfloat16 tokens are float32, with the gradients of the operations one by one; no copy is saved."""
+    torch.manual_seed(1)
+    gate = LinearGate(D, E).bfloat16()
+    gate.reset_parameters()
+    x = torch.randn(9, D, dtype=torch.bfloat16, requires_grad=True)
+    expected = torch.nn.functional.linear(x.float(), gate.weight.float())
+    scores, grad = gate(x, torch.float32), torch.randn(9, E)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=0)
+    for ours, theirs in zip(*(torch.autograd.grad(y, (x, gate.weight), grad) for y in (scores, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert 0 == saved_bytes(lambda: gate(x, torch.float32), x, gate.weight)

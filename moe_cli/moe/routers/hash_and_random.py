@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moe_cli.config.routers import HashConfig
 from moe_cli.moe.experts import Experts
-from moe_cli.moe.routers.router import GatedRouter, Router, gate_dtype, top_indices
+from moe_cli.moe.routers.router import GatedRouter, Router, gate_dtype, gather_scores, top_indices
 from moe_cli.moe.routing import Routing, RoutingPolicy, routing_from_top_k
 
 
@@ -71,9 +71,9 @@ class HashRouter(GatedRouter):
         shifts = (self.shifts[:top_k] - self.shifts[0]) % self.num_experts
         expert_ids = (self.table[token_ids].unsqueeze(1) + shifts) % self.num_experts
         if self.config.learned and top_k == 1:
-            return routing_from_top_k(logits, probs, expert_ids, probs.gather(1, expert_ids))
+            return routing_from_top_k(logits, probs, expert_ids, gather_scores(probs, expert_ids))
         # Without a gate all scores are equal, and this softmax is 1 / K.
-        weights = logits.gather(1, expert_ids).softmax(-1)
+        weights = gather_scores(logits, expert_ids).softmax(-1)
         return routing_from_top_k(logits, probs, expert_ids, weights)
 
 

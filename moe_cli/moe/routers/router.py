@@ -9,11 +9,12 @@ T tokens, E experts (null ones included), K chosen per token, D width.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from moe_cli.config.routers import GateConfig, TokenChoiceConfig, TopKConfig
 from moe_cli.moe.experts import Experts
@@ -116,7 +117,7 @@ class GatedRouter(Router):
         """
         with torch.autocast(tokens.device.type, enabled=False):
             weight = next(self.gate.parameters(), tokens)
-            scores: Tensor = self.gate(tokens.to(gate_dtype(weight)))
+            scores: Tensor = self.gate(tokens, gate_dtype(weight))
             return scores if self.temperature == 1 else scores / self.temperature
 
     def scores(self, tokens: Float[Tensor, "T D"]) -> tuple[Float[Tensor, "T E"], Float[Tensor, "T E"]]:
@@ -141,6 +142,26 @@ def softmax(scores: Float[Tensor, "T E"]) -> Float[Tensor, "T E"]:
     """
     is_short = scores.is_cpu and scores.shape[1] < FLOATS_PER_REGISTER
     return scores.T.softmax(0).T.contiguous() if is_short else scores.softmax(1)
+
+
+def gather_scores(scores: Float[Tensor, "T E"], expert_ids: Int[Tensor, "T K"]) -> Float[Tensor, "T K"]:
+    """Returns the scores of K different experts of each token. Unlike `gather` it saves their indices alone."""
+    if torch.compiler.is_compiling():
+        return scores.gather(1, expert_ids)
+    return _GatherScores.apply(scores, expert_ids)  # type: ignore[no-any-return]
+
+
+class _GatherScores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, expert_ids: Tensor) -> Tensor:
+        ctx.shape = scores.shape
+        ctx.save_for_backward(expert_ids)
+        return scores.gather(1, expert_ids)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.new_zeros(ctx.shape).scatter_(1, ctx.saved_tensors[0], grad), None
 
 
 def top_indices(scores: Float[Tensor, "T E"], top_k: int) -> Int[Tensor, "T K"]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moe_cli.config.routers import SinkhornConfig
 from moe_cli.distributed.collectives import all_gather_rows, local_rows
-from moe_cli.moe.routers.router import GatedRouter, top_indices
+from moe_cli.moe.routers.router import GatedRouter, gather_scores, top_indices
 from moe_cli.moe.routing import Routing, RoutingPolicy, routing_from_top_k
 
 
@@ -32,7 +32,7 @@ class SinkhornRouter(GatedRouter):
             expert_ids = top_indices(local_rows(balanced), top_k)
         else:
             expert_ids = self.select_experts(probs, policy)
-        weights = probs.gather(1, expert_ids) if top_k == 1 else logits.gather(1, expert_ids).softmax(-1)
+        weights = gather_scores(probs, expert_ids) if top_k == 1 else gather_scores(logits, expert_ids).softmax(-1)
         return routing_from_top_k(logits, probs, expert_ids, weights)
 
 

@@ -12,7 +12,7 @@ from moe_cli.config.routers import NoisyTopKConfig, ReluConfig, SigmoidConfig, S
 from moe_cli.distributed.collectives import all_reduce_mean
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.gates import LinearGate, PerTaskGate
-from moe_cli.moe.routers.router import GatedRouter, softmax, top_indices
+from moe_cli.moe.routers.router import GatedRouter, gather_scores, softmax, top_indices
 from moe_cli.moe.routing import Routing, RoutingPolicy, routing_from_top_k
 
 
@@ -30,7 +30,7 @@ class TopKRouter(GatedRouter):
         logits, probs = self.scores(tokens)
         expert_ids = self.select_experts(probs, policy)
         # The softmax over the chosen logits equals the renormalised softmax, without a gradient for the other experts.
-        weights = softmax(logits.gather(1, expert_ids)) if renormalises(self) else probs.gather(1, expert_ids)
+        weights = softmax(gather_scores(logits, expert_ids)) if renormalises(self) else gather_scores(probs, expert_ids)
         return routing_from_top_k(logits, probs, expert_ids, weights)
 
 
@@ -55,7 +55,7 @@ class SwitchRouter(GatedRouter):
             tokens = tokens * torch.empty_like(tokens).uniform_(1 - self.config.jitter, 1 + self.config.jitter)
         logits, probs = self.scores(tokens)
         expert_ids = self.select_experts(probs, policy)
-        return routing_from_top_k(logits, probs, expert_ids, probs.gather(1, expert_ids))
+        return routing_from_top_k(logits, probs, expert_ids, gather_scores(probs, expert_ids))
 
 
 class NoisyTopKRouter(GatedRouter):
@@ -86,10 +86,10 @@ class NoisyTopKRouter(GatedRouter):
         clean_logits = noise_std = None
         if self.training:
             with torch.autocast(tokens.device.type, enabled=False):
-                clean_logits, noise_std = logits, F.softplus(self.noise_gate(tokens.to(logits.dtype)))
+                clean_logits, noise_std = logits, F.softplus(self.noise_gate(tokens, logits.dtype))
                 logits = clean_logits + torch.randn_like(clean_logits) * noise_std
         expert_ids = self.select_experts(logits, policy)
-        weights = softmax(logits.gather(1, expert_ids))
+        weights = softmax(gather_scores(logits, expert_ids))
         return routing_from_top_k(
             logits, softmax(logits), expert_ids, weights, clean_logits=clean_logits, noise_std=noise_std
         )
@@ -110,7 +110,7 @@ class SigmoidRouter(GatedRouter):
         logits = self.logits(tokens)
         scores = logits.sigmoid()
         expert_ids = self.select_experts(scores, policy)
-        weights = scores.gather(1, expert_ids)
+        weights = gather_scores(scores, expert_ids)
         if renormalises(self):
             weights = weights / weights.sum(-1, keepdim=True)
         probs = scores / scores.sum(-1, keepdim=True)
