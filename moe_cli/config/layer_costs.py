@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from moe_cli.config.capacity import expert_capacity
 from moe_cli.config.optim import MuonConfig
@@ -88,6 +89,12 @@ def assignments_per_token(config: RunConfig, kind: LayerKind) -> float:
     if isinstance(config.router, ExpertChoiceConfig):
         return _capacity_per_token(config, kind, config.capacity or 1.0, limited=True)
     return experts_per_token(config, kind)
+
+
+def rows_per_expert(config: RunConfig) -> float:
+    """Returns the rows of an expert in a pass of one process at even load, the mean over layers."""
+    tokens = config.train.batch_size * config.model.context_length / config.launch.num_processes
+    return tokens * mean_over_layers(layer_kinds(config), partial(assignments_per_token, config)) / config.expert
 
 
 def slots_per_token(config: RunConfig, kind: LayerKind) -> float:

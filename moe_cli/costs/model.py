@@ -174,8 +174,8 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
 
     Added by backward, the largest of:
     - at the loss: 3 V per token;
-    - in the last sparse layer: 2 K' D per token, a second copy of its experts' gradients, and 7 F (4 F if not gated)
-      per row, with `loop` per row of one expert at even load;
+    - in the last sparse layer: 3 K' D per token, a second copy of its experts' gradients, and 4 F (3 F if not gated)
+      per row; with `loop` 7 F (4 F if not gated) per row of one expert at even load;
     - in a dense last layer: 6 F per token if gated, else F (2 F with relu).
 
     In bfloat16 the values of dense layers and experts count half, and the cast weights are saved too. The rest of
@@ -203,7 +203,9 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
         scores = config.expert * (4 * router.slots + 7) + 2 * width
     ffn = narrowed * (dense_inputs * dense + computed * row + sparse_inputs * shared) + sparse_inputs * scores
     ffn += computed * width if isinstance(router, SoftConfig) else 0
-    backward = 2 * blocks * width + (7 if gated else 4) * d_expert / (config.expert if model.dispatch == "loop" else 1)
+    is_loop = model.dispatch == "loop"
+    hidden = (7 if gated else 4) / config.expert if is_loop else 4 if gated else 3
+    backward = 3 * blocks * width + hidden * d_expert
     cast_weights = 0.0
     if is_narrow:
         networks = (model.num_layers - sparse) * model.d_ff + sparse * config.expert * d_expert

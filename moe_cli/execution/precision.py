@@ -1,9 +1,8 @@
 """Decision which precision `train.precision=auto` is: by the device and, on a CPU, by the model. Without torch."""
 
-from functools import partial
 from typing import Any
 
-from moe_cli.config.layer_costs import assignments_per_token, layer_kinds, mean_over_layers
+from moe_cli.config.layer_costs import rows_per_expert
 from moe_cli.config.model import GPTConfig
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.processor import cpu_has_bfloat16
@@ -47,5 +46,4 @@ def is_faster_in_bfloat16(config: RunConfig) -> bool:
         return False
     if config.dense:
         return True
-    rows = tokens * mean_over_layers(layer_kinds(config), partial(assignments_per_token, config)) / config.expert
-    return model.block_width >= MIN_D_EXPERT and rows >= MIN_ROWS
+    return model.block_width >= MIN_D_EXPERT and rows_per_expert(config) >= MIN_ROWS

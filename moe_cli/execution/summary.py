@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from moe_cli.config.layer_costs import rows_per_expert
 from moe_cli.config.schema import RunConfig
 from moe_cli.costs.model import estimate_cost, tokens_per_expert
 from moe_cli.data.load import Data
@@ -106,7 +107,8 @@ def _backend_used(config: RunConfig, layers: Any) -> str | None:
     if not layers or config.model.dispatch != "auto":
         return config.model.dispatch if layers else None
     experts = layers[0].experts
-    return choose_backend(backend_query(experts, getattr(torch, config.train.precision)))
+    query = backend_query(experts, getattr(torch, config.train.precision), rows_per_expert(config))
+    return choose_backend(query)
 
 
 def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:

@@ -59,10 +59,24 @@ class Hidden:
         if self.gate is self.pre:
             return self.activation.backward(grad, self.pre)
         result = torch.empty_like(self.pre)
+        self.write_gradient(grad, result)
+        return result
+
+    def write_values(self, result: Float[Tensor, "... F"]) -> None:
+        """Writes the values into `result`."""
+        if self.gate is self.pre:
+            result.copy_(self.activated)
+        else:
+            torch.mul(self.activated, self.pre.chunk(2, dim=-1)[1], out=result)
+
+    def write_gradient(self, grad: Float[Tensor, "... F"], result: Float[Tensor, "... H"]) -> None:
+        """Writes the gradient of `pre` into `result`."""
+        if self.gate is self.pre:
+            result.copy_(self.activation.backward(grad, self.pre))
+            return
         grad_gate, grad_up = result.chunk(2, dim=-1)
         torch.mul(grad, self.activated, out=grad_up)
         grad_gate.copy_(self.activation.backward(grad * self.pre.chunk(2, dim=-1)[1], self.gate))
-        return result
 
 
 def activate(pre: Float[Tensor, "... H"], ffn_type: str, activation: str) -> Hidden:

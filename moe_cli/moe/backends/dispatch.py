@@ -16,7 +16,7 @@ from torch import Tensor
 from moe_cli.errors import ConfigError
 from moe_cli.moe.backends.loop import loop
 from moe_cli.moe.backends.one_hot import einsum
-from moe_cli.moe.backends.sorted_experts import Operands, RowGradients, compute_experts
+from moe_cli.moe.backends.sorted_experts import BackwardRows, Operands, RowGradients, compute_experts
 from moe_cli.moe.experts import Experts, expert_activation
 from moe_cli.moe.permutation import (
     Permutation,
@@ -29,12 +29,14 @@ from moe_cli.moe.permutation import (
     permutation_of,
     row_masks,
     row_multiple,
-    row_weights,
     sorted_inputs,
 )
 from moe_cli.moe.routing import Routing
 
-ALL_ROWS = slice(None)
+# Pointwise operations process about this number of values of the first product at a time, for a processor's cache.
+CHUNK_VALUES = 2**19
+# From this number of multiply-adds in the first product of an expert on, a CPU computes the loop faster.
+LOOP_MULTIPLY_ADDS = {torch.float32: 2**24, torch.bfloat16: 2**25}
 
 
 def reference(
@@ -100,31 +102,35 @@ class GroupedProducts:
     ) -> tuple[Float[Tensor, "R D_out"], Float[Tensor, "R H"]]:
         ends = permutation.rows_per_expert.cumsum(0, dtype=torch.int32)
         pre = F.grouped_mm(inputs, operands.w_in.transpose(1, 2), offs=ends)
-        hidden = operands.drop_(operands.hidden(pre).values, permutation, ALL_ROWS)
-        return F.grouped_mm(hidden, operands.w_out.transpose(1, 2), offs=ends), pre
+        values = pre.new_empty(len(pre), operands.w_out.shape[2])
+        for chunk in _chunks(pre):
+            operands.hidden(pre[chunk]).write_values(values[chunk])
+            operands.drop_(values[chunk], permutation, chunk)
+        return F.grouped_mm(values, operands.w_out.transpose(1, 2), offs=ends), pre
 
-    def backward(
-        self,
-        operands: Operands,
-        permutation: Permutation,
-        inputs: Float[Tensor, "R D_in"],
-        pre: Float[Tensor, "R H"],
-        grads: Float[Tensor, "R D_out"],
-    ) -> RowGradients:
+    def backward(self, operands: Operands, permutation: Permutation, rows: BackwardRows) -> RowGradients:
         ends = permutation.rows_per_expert.cumsum(0, dtype=torch.int32)
-        weights = row_weights(permutation, operands.weights)
-        scale = weights.to(grads.dtype).unsqueeze(1)
-        grad_hidden = operands.drop_(F.grouped_mm(grads, operands.w_out, offs=ends), permutation, ALL_ROWS)
-        hidden = operands.hidden(pre)
-        grad_weights = (grad_hidden * hidden.values).sum(1, dtype=weights.dtype)
-        grad_pre = hidden.backward(grad_hidden.mul_(scale))
-        weighted = operands.drop_(hidden.values, permutation, ALL_ROWS).mul_(scale)
+        grad_hidden = F.grouped_mm(rows.grads, operands.w_out, offs=ends)
+        grad_pre, values = torch.empty_like(rows.pre), torch.empty_like(grad_hidden)
+        grad_weights = operands.weights.new_empty(len(rows.pre))
+        for chunk in _chunks(rows.pre):
+            grad, hidden = operands.drop_(grad_hidden[chunk], permutation, chunk), operands.hidden(rows.pre[chunk])
+            hidden.write_gradient(grad, grad_pre[chunk])
+            hidden.write_values(values[chunk])
+            grad_weights[chunk] = grad.mul_(values[chunk]).sum(1, dtype=grad_weights.dtype)
+            operands.drop_(values[chunk], permutation, chunk)
         return RowGradients(
             inputs=F.grouped_mm(grad_pre, operands.w_in, offs=ends),
             weights=grad_weights,
-            w_in=F.grouped_mm(grad_pre.T, inputs, offs=ends),
-            w_out=F.grouped_mm(grads.T, weighted, offs=ends),
+            w_in=F.grouped_mm(grad_pre.T, rows.inputs, offs=ends),
+            w_out=F.grouped_mm(rows.weighted_grads.T, values, offs=ends),
         )
+
+
+def _chunks(pre: Float[Tensor, "R H"]) -> list[slice]:
+    """Divides the rows into chunks for pointwise operations: some that fit in a CPU's cache, or one on a GPU."""
+    size = max(1, CHUNK_VALUES // pre.shape[1]) if pre.is_cpu else max(1, len(pre))
+    return [slice(start, start + size) for start in range(0, len(pre), size)]
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,9 @@ class BackendQuery:
     Attributes:
         device: device type, `cpu` or `cuda`.
         dtype: dtype of the operands, after autocast's cast.
-        widths: row widths of all operands, with the hidden width that the grouped product computes.
+        widths: row widths of all operands, with the hidden width that the grouped product computes: of the first
+            product, the input, the output, and the hidden values.
+        rows_per_expert: mean number of rows; only `choose_backend` reads it.
         capability: compute capability of a GPU; (0, 0) for any other device.
         compiling: True while torch.compile traces the call.
     """
@@ -142,11 +150,12 @@ class BackendQuery:
     device: str
     dtype: torch.dtype
     widths: tuple[int, ...]
+    rows_per_expert: float = 0
     capability: tuple[int, int] = (0, 0)
     compiling: bool = False
 
 
-def backend_query(experts: Experts, dtype: torch.dtype) -> BackendQuery:
+def backend_query(experts: Experts, dtype: torch.dtype, rows_per_expert: float = 0) -> BackendQuery:
     """Returns the properties of a call of these experts."""
     device = experts.w_in.device
     (_, num_hidden, d_in), (_, d_out, d_expert) = experts.w_in.shape, experts.w_out.shape
@@ -155,6 +164,7 @@ def backend_query(experts: Experts, dtype: torch.dtype) -> BackendQuery:
         device=device.type,
         dtype=dtype,
         widths=(num_hidden // d_expert * padded, d_in, d_out, padded),
+        rows_per_expert=rows_per_expert,
         capability=torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0),
         compiling=torch.compiler.is_compiling(),
     )
@@ -171,19 +181,23 @@ def grouped_mm_supported(query: BackendQuery) -> bool:
 def choose_backend(query: BackendQuery) -> str:
     """Returns the back end that `auto` uses, `grouped_mm` or `loop`.
 
-    The grouped product, if it is supported. On a CPU its forward and backward pass of a layer took 0.95 to 1.00 of the
-    loop's time in float32 with 32 to 1,024 rows per expert, and less in bfloat16 (docs/benchmarks.md); on a GPU it was
-    not measured. torch.compile cannot trace the sorting of the grouped product on a CPU and gets the loop.
+    The grouped product, if it is supported; on a GPU it was not measured. On a CPU small products take less time
+    grouped, and large ones in the loop, whose intermediate values stay in the cache (docs/benchmarks.md, "One layer").
+    torch.compile cannot trace the sorting of the grouped product on a CPU and gets the loop.
     """
-    is_traced_on_cpu = query.device == "cpu" and query.compiling
-    return "grouped_mm" if grouped_mm_supported(query) and not is_traced_on_cpu else "loop"
+    if not grouped_mm_supported(query):
+        return "loop"
+    if query.device != "cpu":
+        return "grouped_mm"
+    multiply_adds = query.rows_per_expert * query.widths[0] * query.widths[1]
+    return "loop" if query.compiling or multiply_adds >= LOOP_MULTIPLY_ADDS[query.dtype] else "grouped_mm"
 
 
 def auto(
     experts: Experts, x: Float[Tensor, "T D_in"], routing: Routing, dropout_mask: Float[Tensor, "A F"] | None = None
 ) -> Float[Tensor, "T D_out"]:
     """Runs the back end that `choose_backend` names."""
-    query = backend_query(experts, operand_dtype(x))
+    query = backend_query(experts, operand_dtype(x), len(routing.expert_ids) / experts.num_experts)
     return BACKENDS[choose_backend(query)](experts, x, routing, dropout_mask)
 
 

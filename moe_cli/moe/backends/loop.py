@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moe_cli.moe.backends.sorted_experts import (
+    BackwardRows,
     Operands,
     RowGradients,
     compute_backward,
@@ -25,7 +26,6 @@ from moe_cli.moe.permutation import (
     pad_rows,
     permutation_of,
     row_multiple,
-    row_weights,
 )
 from moe_cli.moe.routing import Routing
 
@@ -99,32 +99,30 @@ class LoopProducts:
                 torch.mm(hidden_e, w_out_t[e], out=outputs_of[e])
         return outputs, pre
 
-    def backward(
-        self,
-        operands: Operands,
-        permutation: Permutation,
-        inputs: Float[Tensor, "R D_in"],
-        pre: Float[Tensor, "R H"],
-        grads: Float[Tensor, "R D_out"],
-    ) -> RowGradients:
-        counts, weights = permutation.counts, row_weights(permutation, operands.weights)
-        scale = weights.to(grads.dtype).unsqueeze(1)
-        gradients = RowGradients(*(torch.empty_like(t) for t in (inputs, weights, operands.w_in, operands.w_out)))
-        inputs_of, grads_of, grad_inputs_of = (rows.split(counts) for rows in (inputs, grads, gradients.inputs))
+    def backward(self, operands: Operands, permutation: Permutation, rows: BackwardRows) -> RowGradients:
+        counts, grad_weights = permutation.counts, operands.weights.new_empty(len(rows.pre))
+        gradients = RowGradients(
+            torch.empty_like(rows.inputs),
+            grad_weights,
+            torch.empty_like(operands.w_in),
+            torch.empty_like(operands.w_out),
+        )
+        of_experts = (rows.inputs, rows.grads, rows.weighted_grads, gradients.inputs)
+        inputs_of, grads_of, weighted_grads_of, grad_inputs_of = (tensor.split(counts) for tensor in of_experts)
         stacks = (operands.w_in, operands.w_out, gradients.w_in, gradients.w_out)
         w_in, w_out, grad_w_in, grad_w_out = (stack.unbind(0) for stack in stacks)
-        for experts, rows in chunks(counts):
+        for experts, chunk in chunks(counts):
             chunk_counts = counts[experts.start : experts.stop]
-            grad_hidden = grads.new_empty(rows.stop - rows.start, operands.w_out.shape[2])
+            grad_hidden = rows.grads.new_empty(chunk.stop - chunk.start, operands.w_out.shape[2])
             for e, target in zip(experts, grad_hidden.split(chunk_counts), strict=True):
                 torch.mm(grads_of[e], w_out[e], out=target)
-            operands.drop_(grad_hidden, permutation, rows)
-            hidden = operands.hidden(pre[rows])
-            gradients.weights[rows] = (grad_hidden * hidden.values).sum(1, dtype=weights.dtype)
-            grad_pre = hidden.backward(grad_hidden.mul_(scale[rows])).split(chunk_counts)
-            weighted = operands.drop_(hidden.values, permutation, rows).mul_(scale[rows]).split(chunk_counts)
-            for e, hidden_e, grad_pre_e in zip(experts, weighted, grad_pre, strict=True):
-                torch.mm(grads_of[e].T, hidden_e, out=grad_w_out[e])
+            operands.drop_(grad_hidden, permutation, chunk)
+            hidden = operands.hidden(rows.pre[chunk])
+            grad_weights[chunk] = (grad_hidden * hidden.values).sum(1, dtype=grad_weights.dtype)
+            grad_pre = hidden.backward(grad_hidden).split(chunk_counts)
+            dropped = operands.drop_(hidden.values, permutation, chunk).split(chunk_counts)
+            for e, hidden_e, grad_pre_e in zip(experts, dropped, grad_pre, strict=True):
+                torch.mm(weighted_grads_of[e].T, hidden_e, out=grad_w_out[e])
                 torch.mm(grad_pre_e.T, inputs_of[e], out=grad_w_in[e])
                 torch.mm(grad_pre_e, w_in[e], out=grad_inputs_of[e])
         return gradients

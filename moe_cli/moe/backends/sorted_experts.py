@@ -45,10 +45,32 @@ class Operands:
 
 
 @dataclass(frozen=True)
+class BackwardRows:
+    """The rows of a backward pass, sorted by expert.
+
+    The gradient of the experts' outputs is `grads` times the weight of the row. The weights multiply vectors of the
+    model's width alone, which is cheaper than hidden vectors: inputs and gradients before the products with them, and
+    the gradients of the inputs where they are summed.
+
+    Attributes:
+        inputs: input of each row, multiplied by its weight.
+        grads: gradient of the output of the token of each row.
+        weighted_grads: the same, multiplied by the weight of the row.
+        pre: the first product.
+    """
+
+    inputs: Float[Tensor, "R D_in"]
+    grads: Float[Tensor, "R D_out"]
+    weighted_grads: Float[Tensor, "R D_out"]
+    pre: Float[Tensor, "R H"]
+
+
+@dataclass(frozen=True)
 class RowGradients:
     """The gradients of the sorted rows and of the weights.
 
     Attributes:
+        inputs: gradient of the input of each row, before the multiplication by its weight.
         weights: gradient of the weight of each row.
     """
 
@@ -68,15 +90,8 @@ class Products(Protocol):
         """Returns the experts' outputs and the first product, from the sorted inputs."""
         ...
 
-    def backward(
-        self,
-        operands: Operands,
-        permutation: Permutation,
-        inputs: Float[Tensor, "R D_in"],
-        pre: Float[Tensor, "R H"],
-        grads: Float[Tensor, "R D_out"],
-    ) -> RowGradients:
-        """Returns the gradients from the gradient of the output of the token of each row."""
+    def backward(self, operands: Operands, permutation: Permutation, rows: BackwardRows) -> RowGradients:
+        """Returns the gradients of the rows and of the experts' weights."""
         ...
 
 
@@ -100,13 +115,16 @@ def compute_backward(
 
     The experts' outputs are not needed, because d(weight) = <dy W_out, hidden>.
     """
-    inputs = sorted_inputs(permutation, operands.x, len(operands.weights))
+    weights = row_weights(permutation, operands.weights).to(grad_y.dtype)
+    inputs = sorted_inputs(permutation, operands.x, len(operands.weights)).mul_(weights.unsqueeze(1))
     grads = grad_y.index_select(0, permutation.token_ids)
-    of_rows = products.backward(operands, permutation, inputs, pre, grads)
+    rows = BackwardRows(inputs, grads, grads * weights.unsqueeze(1), pre)
+    of_rows = products.backward(operands, permutation, rows)
     # The last entry is that of padding rows.
     grad_weights = operands.weights.new_zeros(len(operands.weights) + 1)
     grad_weights = grad_weights.index_copy_(0, permutation.assignments, of_rows.weights)[:-1]
-    return sum_by_token(permutation, of_rows.inputs), grad_weights, of_rows.w_in, of_rows.w_out
+    grad_x = sum_by_token(permutation, of_rows.inputs, weights.to(of_rows.inputs.dtype))
+    return grad_x, grad_weights, of_rows.w_in, of_rows.w_out
 
 
 def compute_experts(products: Products, operands: Operands, permutation: Permutation) -> Float[Tensor, "T D_out"]:

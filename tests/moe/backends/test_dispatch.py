@@ -229,7 +229,7 @@ def test_small_integers_sort_like_large_ones(bound: int) -> None:
 
 
 def query_of(case: Case) -> BackendQuery:
-    return backend_query(case.experts, permutation.operand_dtype(case.x))
+    return backend_query(case.experts, permutation.operand_dtype(case.x), 3)
 
 
 def test_the_regime_is_the_one_after_autocast() -> None:
@@ -237,18 +237,18 @@ def test_the_regime_is_the_one_after_autocast() -> None:
     In bfloat16 the grouped product rounds the hidden width up.
     """
     case, wide = make_case("top2", 9, dtype=torch.float32), make_case("top2", 9, dtype=torch.float64)
-    expected = BackendQuery("cpu", torch.float32, (2 * F, D_IN, D_OUT, F))
+    expected = BackendQuery("cpu", torch.float32, (2 * F, D_IN, D_OUT, F), 3)
     assert expected == query_of(case)
     with torch.autocast("cpu", torch.bfloat16):
         assert replace(expected, dtype=torch.bfloat16) == query_of(case)
         assert replace(expected, dtype=torch.float64) == query_of(wide)
     experts = Experts(E, D_IN, F - 3, D_OUT, ffn_type="mlp")
-    assert (F - 3, D_IN, D_OUT, F - 3) == backend_query(experts, torch.float32).widths
-    assert (F, D_IN, D_OUT, F) == backend_query(experts, torch.bfloat16).widths
+    assert (F - 3, D_IN, D_OUT, F - 3) == backend_query(experts, torch.float32, 3).widths
+    assert (F, D_IN, D_OUT, F) == backend_query(experts, torch.bfloat16, 3).widths
 
 
-GPU = BackendQuery("cuda", torch.bfloat16, (64, 8), (8, 0))
-CPU = BackendQuery("cpu", torch.float32, (64, 8))
+GPU = BackendQuery("cuda", torch.bfloat16, (64, 8), 2**20, (8, 0))
+CPU = BackendQuery("cpu", torch.float32, (64, 8), 100)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +263,10 @@ CPU = BackendQuery("cpu", torch.float32, (64, 8))
         (replace(GPU, device="mps", capability=(0, 0)), False, "loop"),
         (CPU, True, "grouped_mm"),
         (replace(CPU, compiling=True), True, "loop"),
+        (replace(CPU, rows_per_expert=2**15), True, "loop"),
+        (replace(CPU, rows_per_expert=2**15 - 1), True, "grouped_mm"),
+        (replace(CPU, rows_per_expert=2**15, dtype=torch.bfloat16), True, "grouped_mm"),
+        (replace(CPU, rows_per_expert=2**16, dtype=torch.bfloat16), True, "loop"),
         (replace(CPU, widths=(64, 6)), False, "loop"),
         (replace(CPU, dtype=torch.float64), False, "loop"),
         (replace(CPU, dtype=torch.bfloat16), True, "grouped_mm"),
@@ -270,7 +274,7 @@ CPU = BackendQuery("cpu", torch.float32, (64, 8))
     ],
 )
 def test_the_choice_follows_the_regime(query: BackendQuery, supported: bool, expected: str) -> None:
-    """Device, precision after autocast, and row strides decide, and nothing else does."""
+    """Device, precision after autocast, row strides, and on a CPU the size of a product decide."""
     assert supported == grouped_mm_supported(query)
     assert expected == choose_backend(query)
     assert expected in BACKENDS
