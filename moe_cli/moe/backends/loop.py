@@ -30,7 +30,7 @@ from moe_cli.moe.permutation import (
 from moe_cli.moe.routing import Routing
 
 # Pointwise operations process about this number of rows at a time, which fit in the processor's cache.
-CHUNK_ROWS = 512
+CHUNK_ROWS = 1024
 
 
 def loop(

@@ -185,7 +185,7 @@ def top_indices(scores: Float[Tensor, "T E"], top_k: int) -> Int[Tensor, "T K"]:
 
 
 def _argmax(scores: Float[Tensor, "T E"]) -> Int[Tensor, "T 1"]:
-    """Returns the index of the largest score of each row. On a CPU it uses numpy, which is three to nine times faster."""
+    """Returns the index of the largest score of each row. On a CPU numpy is three to nine times faster."""
     if torch.compiler.is_compiling():
         return scores.argmax(-1, keepdim=True)
     return torch.from_numpy(scores.detach().numpy().argmax(-1, keepdims=True))
