@@ -17,6 +17,8 @@ from moe_cli.config.schema import RunConfig
 from moe_cli.config.tasks import SpanCorruption
 
 NEWTON_SCHULZ_STEPS = 5
+# Pointwise operations of `dispatch=loop` process about this number of rows at a time, which fit in a processor's cache.
+LOOP_CHUNK_ROWS = 1024
 # Model FLOPs of training over those of a forward pass: each product's gradient is two products of its size.
 TRAINING_PASSES = 3
 

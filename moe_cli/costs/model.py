@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from moe_cli.config.layer_costs import (
+    LOOP_CHUNK_ROWS,
     TRAINING_PASSES,
     add_matrices,
     computed_per_token,
@@ -175,7 +176,7 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
     Added by backward, the largest of:
     - at the loss: 3 V per token;
     - in the last sparse layer: 3 K' D per token, a second copy of its experts' gradients, and 4 F (3 F if not gated)
-      per row; with `loop` 7 F (4 F if not gated) per row of one expert at even load;
+      per row; with `loop` 7 F (4 F if not gated) per row of a chunk, which has `LOOP_CHUNK_ROWS` or one expert;
     - in a dense last layer: 6 F per token if gated, else F (2 F with relu).
 
     In bfloat16 the values of dense layers and experts count half, and the cast weights are saved too. The rest of
@@ -203,9 +204,6 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
         scores = config.expert * (4 * router.slots + 7) + 2 * width
     ffn = narrowed * (dense_inputs * dense + computed * row + sparse_inputs * shared) + sparse_inputs * scores
     ffn += computed * width if isinstance(router, SoftConfig) else 0
-    is_loop = model.dispatch == "loop"
-    hidden = (7 if gated else 4) / config.expert if is_loop else 4 if gated else 3
-    backward = 3 * blocks * width + hidden * d_expert
     cast_weights = 0.0
     if is_narrow:
         networks = (model.num_layers - sparse) * model.d_ff + sparse * config.expert * d_expert
@@ -217,13 +215,17 @@ def _activations(config: RunConfig, sparse: int, backbone: Backbone) -> float:
         else 0
     )
     last_layer_tokens = config.train.batch_size * stack_input_lengths(config)[-1]
-    last_rows = 0.0
+    last_sparse = 0.0
     if sparse:
         last = last_layer_kind(config)
-        last_rows = config.train.batch_size * last.input_length * computed_per_token(config, last)
+        rows = config.train.batch_size * last.input_length * computed_per_token(config, last)
+        of_expert = rows / config.expert
+        chunk = max(of_expert, min(rows, LOOP_CHUNK_ROWS - of_expert / 2))
+        hidden = chunk * (7 if gated else 4) if model.dispatch == "loop" else rows * (4 if gated else 3)
+        last_sparse = narrowed * (rows * 3 * blocks * width + hidden * d_expert) + gradients
     peak_extra = max(
         3 * tokens * backbone.logits_per_token,
-        narrowed * last_rows * backward + gradients if sparse else 0,
+        last_sparse,
         narrowed * last_layer_tokens * last_dense,
     )
     per_token = backbone.saved_values_per_token + ffn

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from moe_cli.config.layer_costs import LOOP_CHUNK_ROWS
 from moe_cli.moe.backends.sorted_experts import (
     BackwardRows,
     Operands,
@@ -28,9 +29,6 @@ from moe_cli.moe.permutation import (
     row_multiple,
 )
 from moe_cli.moe.routing import Routing
-
-# Pointwise operations process about this number of rows at a time, which fit in the processor's cache.
-CHUNK_ROWS = 1024
 
 
 def loop(
@@ -64,7 +62,7 @@ def loop(
 
 
 def chunks(counts: list[int]) -> list[tuple[range, slice]]:
-    """Groups neighbouring experts up to CHUNK_ROWS rows; returns the experts and the rows of each group.
+    """Groups neighbouring experts up to LOOP_CHUNK_ROWS rows; returns the experts and the rows of each group.
 
     Args:
         counts: rows of each expert.
@@ -74,7 +72,7 @@ def chunks(counts: list[int]) -> list[tuple[range, slice]]:
     for expert in range(len(counts)):
         start = ends[first] - counts[first]
         is_last = expert + 1 == len(counts)
-        if is_last or ends[expert + 1] - start > CHUNK_ROWS:
+        if is_last or ends[expert + 1] - start > LOOP_CHUNK_ROWS:
             groups.append((range(first, expert + 1), slice(start, ends[expert])))
             first = expert + 1
     return groups

@@ -203,7 +203,7 @@ def test_gradients_without_strides_and_inputs_with_odd_ones(backend: Backend) ->
 def test_the_size_of_a_chunk_changes_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many experts are worked on at a time, the loop equals the reference."""
     case = make_case("top2", 64, 1.0)
-    monkeypatch.setattr(loop_module, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(loop_module, "LOOP_CHUNK_ROWS", rows)
     assert_same(case.outcome(reference), case.outcome(loop), 1e-10)
 
 
@@ -215,7 +215,7 @@ def test_chunks_cover_every_expert_and_row_once(counts: list[int]) -> None:
     row = 0
     for experts, rows in chunks:
         assert slice(row, row + sum(counts[experts.start : experts.stop])) == rows
-        assert rows.stop - rows.start <= loop_module.CHUNK_ROWS or sum(counts[e] > 0 for e in experts) == 1
+        assert rows.stop - rows.start <= loop_module.LOOP_CHUNK_ROWS or sum(counts[e] > 0 for e in experts) == 1
         row = rows.stop
     assert sum(counts) == row
 
