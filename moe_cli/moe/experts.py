@@ -6,7 +6,6 @@ E experts, D_in and D_out widths in and out, F hidden width, H = 2F for a gated 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,7 +48,7 @@ class Hidden:
     activated: Float[Tensor, "... F"]
     activation: Activation
 
-    @cached_property
+    @property
     def values(self) -> Float[Tensor, "... F"]:
         """Returns act(gate) * up for `glu` (arXiv:2002.05202), act(pre) for `mlp`."""
         return self.activated if self.gate is self.pre else self.activated * self.pre.chunk(2, dim=-1)[1]
@@ -89,8 +88,12 @@ def activate(pre: Float[Tensor, "... H"], ffn_type: str, activation: str) -> Hid
 
 def expert_activation(pre: Float[Tensor, "... H"], ffn_type: str, activation: str) -> Float[Tensor, "... F"]:
     """Computes the hidden values from the first product. Autograd saves no more than that product."""
-    if ffn_type == "mlp" or torch.compiler.is_compiling():  # the compiler fuses the operations itself
-        return activate(pre, ffn_type, activation).values
+    if ffn_type == "mlp":
+        return ACTIVATIONS[activation].function(pre)
+    if torch.compiler.is_compiling():
+        # The compiler fuses this with its gradient. From two calls of `chunk` it makes slow code.
+        gate, up = pre.chunk(2, dim=-1)
+        return ACTIVATIONS[activation].function(gate) * up
     return _GatedActivation.apply(pre, activation)  # type: ignore[no-any-return]
 
 

@@ -12,8 +12,10 @@ from moe_cli.config.model import GPTConfig
 from moe_cli.config.resolve import resolve
 from moe_cli.config.schema import RunConfig
 from moe_cli.models.registry import make_model
-from moe_cli.moe.backends.loop import experts_loop_op, loop
+from moe_cli.moe.backends.loop import loop
+from moe_cli.moe.backends.traced import expert_products, traced_experts
 from moe_cli.moe.experts import Experts
+from moe_cli.moe.permutation import cast_for_matmul
 from moe_cli.moe.routing import Routing
 from tests.moe.backends.test_dispatch import E, F, assert_same, make_case
 from tests.tiny import randomise
@@ -71,32 +73,27 @@ def trace_whole() -> None:
         assert_same(outcome(model, model, tokens), outcome(model, traced, tokens), 1e-4)
 
 
+@pytest.mark.parametrize("multiple", [1, 16])
 @pytest.mark.parametrize("with_mask", [False, True])
 @pytest.mark.parametrize("capacity", [None, 0.5])
-def test_the_operator_equals_the_loop(capacity: float | None, with_mask: bool) -> None:
-    """The operator that the compiler sees gives the loop's outputs and gradients to the last bit."""
+def test_the_traced_experts_equal_the_loop(capacity: float | None, with_mask: bool, multiple: int) -> None:
+    """What the compiler sees gives the loop's outputs and gradients, with drops, masks and padding."""
     case = make_case("top2", 64, capacity)
     mask = torch.randint(0, 3, (128, F), generator=torch.Generator().manual_seed(3)).double() if with_mask else None
 
     def by_loop(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
         return loop(experts, x, routing, mask)
 
-    def by_operator(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-        record = (routing.token_ids, routing.expert_ids, routing.weights, routing.kept)
-        return experts_loop_op(x, *record, *experts.parameters(), mask, "glu", "silu")[0]
+    def by_graph(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
+        cast = cast_for_matmul(experts, x)
+        return traced_experts(cast, ("glu", "silu"), routing, mask, expert_products, multiple)
 
-    assert_same(case.outcome(by_loop), case.outcome(by_operator), 0.0)
+    assert_same(case.outcome(by_loop), case.outcome(by_graph), 1e-12)
 
 
 @pytest.mark.slow
-def test_the_operator_keeps_its_promises() -> None:
-    """Torch's own check of a custom operator: schema, shapes without data, and autograd registration."""
-    case = make_case("top2", 9, 0.5, dtype=torch.float64)
-    routing = case.routing()
-    tensors = (case.x, routing.token_ids, routing.expert_ids, routing.weights.detach(), routing.kept)
-    given = (*tensors, case.experts.w_in, case.experts.w_out, None, "glu", "silu")
-    # Rows of dropped assignments are left uninitialised in the second output, so values cannot be compared there.
-    torch.library.opcheck(
-        experts_loop_op, given, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
-    )
-    assert E == len(case.experts.w_in)
+def test_the_operators_keep_their_promises() -> None:
+    """Torch's own check of a custom operator: schema, shapes without data, and gradients."""
+    rows = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(E, 2, 3, dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(expert_products, (rows, weights, torch.tensor([0, 2, 2, 5, 7, 8][:E])))

@@ -128,7 +128,7 @@ class GroupedProducts:
 
 
 def _chunks(pre: Float[Tensor, "R H"]) -> list[slice]:
-    """Divides the rows into chunks for pointwise operations; a few that fit in the cache of a CPU, or all on a GPU."""
+    """Divides the rows into chunks for pointwise operations: a few that fit in the cache of a CPU, or all on a GPU."""
     is_whole = not pre.is_cpu or pre.numel() <= 4 * CHUNK_VALUES
     size = max(1, len(pre) if is_whole else CHUNK_VALUES // pre.shape[1])
     return [slice(start, start + size) for start in range(0, len(pre), size)]
@@ -184,7 +184,7 @@ def choose_backend(query: BackendQuery) -> str:
 
     The grouped product, if it is supported; on a GPU it was not measured. On a CPU small products take less time
     grouped, and large ones in the loop, whose intermediate values stay in the cache (docs/benchmarks.md, "One layer").
-    torch.compile cannot trace the sorting of the grouped product on a CPU and gets the loop.
+    torch.compile gets the loop on a CPU, because there it cannot trace torch's grouped product in float32.
     """
     if not grouped_mm_supported(query):
         return "loop"

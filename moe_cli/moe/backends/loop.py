@@ -4,7 +4,6 @@ T tokens, A assignments, R kept assignments (rows), E experts, D widths, F hidde
 """
 
 from itertools import accumulate
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,14 +14,12 @@ from moe_cli.moe.backends.sorted_experts import (
     BackwardRows,
     Operands,
     RowGradients,
-    compute_backward,
     compute_experts,
-    compute_forward,
 )
+from moe_cli.moe.backends.traced import expert_products, traced_experts
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.permutation import (
     Permutation,
-    build_permutation,
     cast_for_matmul,
     pad_rows,
     permutation_of,
@@ -37,24 +34,15 @@ def loop(
     """Sorts rows by expert and computes one matrix product per expert: fast on a CPU, correct on any device.
 
     Saved for backward: x [T, D_in], the weights [A], the permutation, the first product [R, H], and the mask if there
-    is one. (When compiled, the first product has A rows or more, because R is unknown.) Backward recomputes the sorted
-    input and the activation.
+    is one. Backward recomputes the sorted input and the activation. When compiled, the compiler decides
+    (`moe_cli.moe.backends.traced`).
     """
     cast = cast_for_matmul(experts, x)
+    multiple = row_multiple(cast.x)
     if torch.compiler.is_compiling():
-        return experts_loop_op(  # type: ignore[no-any-return]
-            cast.x,
-            routing.token_ids,
-            routing.expert_ids,
-            routing.weights,
-            routing.kept,
-            cast.w_in,
-            cast.w_out,
-            dropout_mask,
-            experts.ffn_type,
-            experts.activation,
-        )[0]
-    permutation = pad_rows(permutation_of(routing), row_multiple(cast.x), len(routing.weights))
+        network = experts.ffn_type, experts.activation
+        return traced_experts(cast, network, routing, dropout_mask, expert_products, multiple)
+    permutation = pad_rows(permutation_of(routing), multiple, len(routing.weights))
     operands = Operands(
         cast.x, routing.weights, cast.w_in, cast.w_out, dropout_mask, experts.ffn_type, experts.activation
     )
@@ -116,98 +104,12 @@ class LoopProducts:
                 torch.mm(grads_of[e], w_out[e], out=target)
             operands.drop_(grad_hidden, permutation, chunk)
             hidden = operands.hidden(rows.pre[chunk])
-            grad_weights[chunk] = (grad_hidden * hidden.values).sum(1, dtype=grad_weights.dtype)
+            values = hidden.values
+            grad_weights[chunk] = (grad_hidden * values).sum(1, dtype=grad_weights.dtype)
             grad_pre = hidden.backward(grad_hidden).split(chunk_counts)
-            dropped = operands.drop_(hidden.values, permutation, chunk).split(chunk_counts)
+            dropped = operands.drop_(values, permutation, chunk).split(chunk_counts)
             for e, hidden_e, grad_pre_e in zip(experts, dropped, grad_pre, strict=True):
                 torch.mm(weighted_grads_of[e].T, hidden_e, out=grad_w_out[e])
                 torch.mm(grad_pre_e.T, inputs_of[e], out=grad_w_in[e])
                 torch.mm(grad_pre_e, w_in[e], out=grad_inputs_of[e])
         return gradients
-
-
-def _max_rows(x: Tensor, num_assignments: int, num_experts: int) -> int:
-    """Returns the most rows that any routing of the assignments can need."""
-    return num_assignments + num_experts * (row_multiple(x) - 1)
-
-
-# The loop under torch.compile. It cannot be traced, because the number of rows of an expert depends on the data. It is
-# therefore one operator, which also sorts. Eager execution does not use it: calling an operator takes longer than a
-# small layer.
-@torch.library.custom_op(
-    "moe_cli::experts_loop",
-    mutates_args=(),
-    schema="(Tensor x, Tensor token_ids, Tensor expert_ids, Tensor weights, Tensor kept, Tensor w_in, Tensor w_out, "
-    "Tensor? dropout_mask, str ffn_type, str activation) -> (Tensor, Tensor)",
-)
-def experts_loop_op(  # noqa: PLR0913  (an operator takes tensors one by one)
-    x: Tensor,
-    token_ids: Tensor,
-    expert_ids: Tensor,
-    weights: Tensor,
-    kept: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    dropout_mask: Tensor | None,
-    ffn_type: str,
-    activation: str,
-) -> tuple[Tensor, Tensor]:
-    permutation = build_permutation(token_ids, expert_ids, kept, (len(x), len(w_in)))
-    permutation = pad_rows(permutation, row_multiple(x), len(weights))
-    operands = Operands(x, weights, w_in, w_out, dropout_mask, ffn_type, activation)
-    y, pre = compute_forward(LoopProducts(), operands, permutation)
-    return y, pre.resize_(_max_rows(x, len(expert_ids), len(w_in)), pre.shape[1])
-
-
-@torch.library.custom_op(
-    "moe_cli::experts_loop_backward",
-    mutates_args=(),
-    schema="(Tensor grad_y, Tensor x, Tensor token_ids, Tensor expert_ids, Tensor weights, Tensor kept, Tensor w_in, "
-    "Tensor w_out, Tensor? dropout_mask, Tensor pre, str ffn_type, str activation) -> (Tensor, Tensor, Tensor, Tensor)",
-)
-def _compiled_backward(  # noqa: PLR0913  (an operator takes tensors one by one)
-    grad_y: Tensor,
-    x: Tensor,
-    token_ids: Tensor,
-    expert_ids: Tensor,
-    weights: Tensor,
-    kept: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    dropout_mask: Tensor | None,
-    pre: Tensor,
-    ffn_type: str,
-    activation: str,
-) -> tuple[Tensor, ...]:
-    permutation = build_permutation(token_ids, expert_ids, kept, (len(x), len(w_in)))
-    permutation = pad_rows(permutation, row_multiple(x), len(weights))
-    operands = Operands(x, weights, w_in, w_out, dropout_mask, ffn_type, activation)
-    return compute_backward(LoopProducts(), operands, permutation, pre[: len(permutation.token_ids)], grad_y)
-
-
-@experts_loop_op.register_fake
-def _fake_forward(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    _, expert_ids, _, _, w_in, w_out, *_ = others
-    max_rows = _max_rows(x, expert_ids.shape[0], w_in.shape[0])
-    return x.new_empty(x.shape[0], w_out.shape[1]), x.new_empty(max_rows, w_in.shape[1])
-
-
-@_compiled_backward.register_fake
-def _fake_backward(grad_y: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    _, _, weights, _, w_in, w_out, *_ = others
-    return tuple(torch.empty_like(tensor) for tensor in (x, weights, w_in, w_out))
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ffn_type, activation = inputs
-    ctx.set_materialize_grads(False)
-    ctx.ffn_type_and_activation = (ffn_type, activation)
-    ctx.save_for_backward(*tensors, output[1])
-
-
-def _backward_formula(ctx: Any, grad_y: Tensor, grad_pre: None) -> tuple[Tensor | None, ...]:
-    x, weights, w_in, w_out = _compiled_backward(grad_y, *ctx.saved_tensors, *ctx.ffn_type_and_activation)
-    return x, None, None, weights, None, w_in, w_out, None, None, None
-
-
-experts_loop_op.register_autograd(_backward_formula, setup_context=_setup_context)
