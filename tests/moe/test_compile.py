@@ -77,7 +77,7 @@ def trace_whole() -> None:
 @pytest.mark.parametrize("with_mask", [False, True])
 @pytest.mark.parametrize("capacity", [None, 0.5])
 def test_the_traced_experts_equal_the_loop(capacity: float | None, with_mask: bool, multiple: int) -> None:
-    """What the compiler sees gives the loop's outputs and gradients, with drops, masks and padding."""
+    """The graph for the compiler gives the outputs and gradients of the loop, with drops, masks and padding."""
     case = make_case("top2", 64, capacity)
     mask = torch.randint(0, 3, (128, F), generator=torch.Generator().manual_seed(3)).double() if with_mask else None
 
