@@ -37,7 +37,7 @@ from moe_cli.cli.train import train
 from moe_cli.config.bounds import shortened
 from moe_cli.distributed.launch import hard_exit, is_distributed, launched_by_moe, rank
 from moe_cli.errors import ConfigError, LostProcess, MoeError, TrainingError
-from moe_cli.execution.runtime_tuning import limit_thread_spinning
+from moe_cli.execution.runtime_tuning import configure_libraries
 from moe_cli.files.reading import forget_notes, noted
 from moe_cli.files.writing import is_full, write_failure_hint
 from moe_cli.formatting import sanitise
@@ -300,7 +300,7 @@ app.add_typer(bench, name="bench", rich_help_panel="Runs and this machine")
 
 
 def main() -> None:
-    limit_thread_spinning()
+    configure_libraries()
     prepare_streams()
     try:
         app()

@@ -1,4 +1,4 @@
-"""Settings of a process: malloc keeps freed memory, waiting threads sleep, and small matrices take one thread."""
+"""Settings of a process: malloc keeps freed memory, waiting threads sleep, and large blocks have huge pages."""
 
 import os
 import platform
@@ -38,16 +38,21 @@ def configure_malloc() -> bool:
     )
 
 
-def limit_thread_spinning() -> None:
-    """Limits the busy-waiting of threads; must be called before numpy and torch are imported.
+def configure_libraries() -> None:
+    """Sets the environment of libraries, unless the user has; must be called before numpy and torch are imported.
 
-    Otherwise waiting threads spin. On a machine with other work, a thread with work to do then waits for the core of a
-    spinning one. With one of two cores busy, training steps of 0.11 s were measured to take 0.7 to 18 s, and 0.6 to 0.7
-    s with this limit. On idle cores it costs up to 8 %.
+    Waiting threads sleep soon. Otherwise they spin, and on a machine with other work a thread with work to do waits for
+    the core of a spinning one. With one of two cores busy, training steps of 0.11 s were measured to take 0.7 to 18 s,
+    and 0.6 to 0.7 s with this limit. On idle cores it costs up to 8 %.
 
     numpy's OpenBLAS gets one thread, because the matrices of a fit are small: with two, the intervals of 240 curves
     took 3.3 s of CPU, and 0.16 s with one. Only on x86, where torch multiplies by MKL: elsewhere it may use OpenBLAS.
+
+    torch asks Linux for huge pages for blocks of 2 MiB or more. The first touch of an ordinary page takes longer than
+    its filling, and blocks over 64 MiB, such as the gradients of many experts, are new in every step (see
+    `configure_malloc`): a layer with 1,024 experts then takes 0.6 of the time (docs/benchmarks.md).
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if platform.machine() in ("x86_64", "AMD64"):
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

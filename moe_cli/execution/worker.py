@@ -11,7 +11,7 @@ from pathlib import Path
 from moe_cli.distributed.launch import hard_exit, is_distributed, launched_by_moe
 from moe_cli.errors import DiskFull, LostProcess, MoeError, RunBusy
 from moe_cli.execution.run import run_one
-from moe_cli.execution.runtime_tuning import configure_malloc, limit_thread_spinning
+from moe_cli.execution.runtime_tuning import configure_libraries, configure_malloc
 from moe_cli.files.writing import is_full
 from moe_cli.formatting import print_line
 from moe_cli.runs.folder import Run
@@ -43,7 +43,7 @@ def main(run_folder: str, outputs: str) -> int:
 
 
 if __name__ == "__main__":
-    limit_thread_spinning()
+    configure_libraries()
     configure_malloc()
     if parent := os.environ.pop(PARENT_PID_ENV, None):
         exit_with_parent(int(parent))

@@ -42,21 +42,21 @@ def test_other_systems_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None
     assert configure_malloc() is False
 
 
-def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libraries_are_configured_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variables are set before numpy and torch are loaded, and a value that is there stays."""
     program = (
-        "import sys; from moe_cli.cli.app import limit_thread_spinning; limit_thread_spinning()\n"
+        "import sys; from moe_cli.cli.app import configure_libraries; configure_libraries()\n"
         "print({'numpy', 'torch'} & set(sys.modules))"
     )
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert "set()\n" == printed
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    for name, value in (("GOMP_SPINCOUNT", "1000"), ("OPENBLAS_NUM_THREADS", "1")):
+    for name, value in (("GOMP_SPINCOUNT", "1000"), ("OPENBLAS_NUM_THREADS", "1"), ("THP_MEM_ALLOC_ENABLE", "1")):
         monkeypatch.delenv(name, raising=False)
-        runtime_tuning.limit_thread_spinning()
+        runtime_tuning.configure_libraries()
         assert value == os.environ[name]
         monkeypatch.setenv(name, "7")
-        runtime_tuning.limit_thread_spinning()
+        runtime_tuning.configure_libraries()
         assert "7" == os.environ[name]
 
 
@@ -64,5 +64,5 @@ def test_threads_of_openblas_are_limited_where_torch_does_not_use_it(monkeypatch
     """On other processors than x86, torch may multiply by OpenBLAS too."""
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
-    runtime_tuning.limit_thread_spinning()
+    runtime_tuning.configure_libraries()
     assert "OPENBLAS_NUM_THREADS" not in os.environ

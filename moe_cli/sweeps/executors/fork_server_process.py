@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 from moe_cli.distributed.launch import hard_exit
 from moe_cli.execution import worker
 from moe_cli.execution.machine import describe_software
-from moe_cli.execution.runtime_tuning import configure_malloc, limit_thread_spinning
+from moe_cli.execution.runtime_tuning import configure_libraries, configure_malloc
 from moe_cli.files.writing import append
 from moe_cli.training.signals import exit_with_parent
 
@@ -44,7 +44,7 @@ IMPORTED = (
 
 
 def main(descriptor: str, _outputs: str) -> None:
-    limit_thread_spinning()
+    configure_libraries()
     configure_malloc()
     for name in IMPORTED:
         importlib.import_module(name)
