@@ -16,8 +16,8 @@ from moe_cli.moe.experts import Experts
 from moe_cli.moe.routing import Routing, count_ids
 
 # oneDNN multiplies bfloat16 on a CPU. It compiles a kernel for every new number of rows, which takes longer than a
-# small product. Multiples of this number are few.
-ROW_MULTIPLE_BFLOAT16 = 16
+# small product. Multiples of 16 are few; wide products take longer than their kernels, and less padding is better.
+WIDE, WIDE_MULTIPLE, NARROW_MULTIPLE = 256, 8, 16
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,11 @@ def build_permutation(
     )
 
 
-def row_multiple(x: Tensor) -> int:
-    """Returns the multiple to which the rows of every expert are rounded up in products of this dtype and device."""
-    return ROW_MULTIPLE_BFLOAT16 if x.is_cpu and x.dtype == torch.bfloat16 else 1
+def row_multiple(x: Float[Tensor, "T D_in"]) -> int:
+    """Returns the multiple to which the rows of every expert are rounded up in products with x."""
+    if not x.is_cpu or x.dtype != torch.bfloat16:
+        return 1
+    return WIDE_MULTIPLE if x.shape[1] >= WIDE else NARROW_MULTIPLE
 
 
 def pad_rows(permutation: Permutation, multiple: int, num_assignments: int) -> Permutation:

@@ -362,6 +362,7 @@ def test_bfloat16_products_on_a_cpu_have_few_numbers_of_rows() -> None:
     case = make_case("top2", 300, 1.0, dtype=torch.float32)
     routing, x = case.routing(), case.x.bfloat16()
     assert 1 == permutation.row_multiple(case.x)
+    assert 8 == permutation.row_multiple(torch.zeros(1, 256, dtype=torch.bfloat16))
     exact = permutation.permutation_of(routing)
     padded = permutation.pad_rows(exact, permutation.row_multiple(x), len(routing.weights))
     assert [-(-count // 16) * 16 for count in exact.counts] == padded.counts
