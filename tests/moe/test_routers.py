@@ -203,11 +203,12 @@ def test_no_tokens_no_assignments(name: str) -> None:
     assert 0 == len(routing.token_ids) == len(routing.expert_ids) == len(routing.weights) == len(routing.kept)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("top_k", range(1, 13))
-def test_top_indices_sorts_and_prefers_the_earlier_expert(top_k: int) -> None:
-    """The K largest come largest first, and the earlier first among equals, for every K."""
+def test_top_indices_sorts_and_prefers_the_earlier_expert(top_k: int, dtype: torch.dtype) -> None:
+    """The K largest come largest first, and the earlier first among equals, for every K and precision."""
     torch.manual_seed(0)
-    scores = torch.randint(0, 4, (50, 12)).double()
+    scores = torch.randint(0, 4, (50, 12)).to(dtype)
     expected = [sorted(range(12), key=lambda i: (-row[i], i))[:top_k] for row in scores.tolist()]
     before = scores.clone()
     assert expected == top_indices(scores, top_k).tolist()
