@@ -352,12 +352,14 @@ def run_ffn(
 def init_gpt2(model: nn.Module, std: float, expert_scale: float, num_layers: int, generator: torch.Generator) -> None:
     """Initialises matrices as in GPT-2: normal; the last matrix of each residual branch is divided by sqrt(2 layers).
 
+    Gates and the embeddings of n-grams stay as they are.
+
     Args:
         std: standard deviation.
         expert_scale: factor of the variance of the routed experts' weights.
     """
     for name, param in model.named_parameters():
-        if param.ndim >= 2 and ".router." not in name:
+        if param.ndim >= 2 and ".router." not in name and not name.startswith("ngrams."):
             is_branch_output = name.endswith(("attention.out.weight", ".w_out"))
             scale = (2 * num_layers) ** -0.5 if is_branch_output else 1.0
             scale *= expert_scale**0.5 if ".experts." in name else 1.0

@@ -63,7 +63,7 @@ class NgramEmbedding(nn.Module):
         self, tokens: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"] | None, documents: Int[Tensor, "B L"] | None
     ) -> Int[Tensor, "B L N1"]:
         """Returns the row of `weight` of the n-gram of each length, from 2 to N, that ends at each position."""
-        digits = tokens + 1  # 0 is no token
+        digits = tokens.long() + 1  # 0 is no token
         if mask is not None:
             digits = digits * mask
         hashes, factor, rows = digits, 1, []

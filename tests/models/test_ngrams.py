@@ -76,6 +76,12 @@ def test_a_cache_has_the_tokens_before(cuts: list[int]) -> None:
     assert N - 1 == cache.last_tokens.shape[1]
 
 
+def test_narrow_token_ids_have_the_same_rows() -> None:
+    """int32 tokens have the rows of int64 tokens."""
+    x = tokens(2, 9)
+    assert torch.equal(embedding().rows_of(x, None, None), embedding().rows_of(x.int(), None, None))
+
+
 def test_large_token_ids_do_not_overflow() -> None:
     """Rows are in their tables up to a vocabulary of 2^24 tokens."""
     rows = embedding().rows_of(torch.full((1, 20), 2**24 - 1), None, None)

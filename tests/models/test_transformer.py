@@ -141,6 +141,13 @@ def test_a_sequence_does_not_see_its_batch(router: str) -> None:
     torch.testing.assert_close(alone, model(x)[0], rtol=1e-10, atol=1e-10)
 
 
+def test_ngrams_start_at_zero_with_any_initialisation() -> None:
+    """The tables of n-grams are zero with and without model.init_std, so that unseen n-grams add nothing."""
+    for init_std in (None, 0.02):
+        model = make_model(config(model={"ngrams": 3, "init_std": init_std}), V)
+        assert not model.ngrams.weight.any()
+
+
 @pytest.mark.parametrize("ngrams", [1, 3])
 def test_a_new_model_guesses_uniformly(ngrams: int) -> None:
     """The first loss is exactly ln V, whatever the tokens: head and residual branches start at zero."""

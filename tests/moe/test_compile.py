@@ -91,6 +91,18 @@ def test_the_traced_experts_equal_the_loop(capacity: float | None, with_mask: bo
     assert_same(case.outcome(by_loop), case.outcome(by_graph), 1e-12)
 
 
+def test_nothing_to_compute_needs_no_padding() -> None:
+    """Without tokens, or without assignments, padding rows have nothing to read, and the output is zero."""
+    for num_tokens in (0, 5):
+        case = make_case("top2", 5)
+        ids, x = torch.zeros(0, dtype=torch.int64), case.x[:num_tokens]
+        probs = torch.zeros(num_tokens, E, dtype=torch.float64)
+        routing = Routing(probs, probs, ids, ids, torch.zeros(0, dtype=torch.float64), ids.bool())
+        cast, mask = cast_for_matmul(case.experts, x), torch.zeros(0, F, dtype=torch.float64)
+        y = traced_experts(cast, ("glu", "silu"), routing, mask, expert_products, 16)
+        assert (num_tokens, 0) == (len(y), int(y.count_nonzero()))
+
+
 @pytest.mark.slow
 def test_the_operators_keep_their_promises() -> None:
     """Torch's own check of a custom operator: schema, shapes without data, and gradients."""

@@ -54,6 +54,7 @@ def _permutation(routing: Routing, multiple: int) -> tuple[Permutation, Int[Tens
     assignments read a token, but have weight zero, or follow the last expert.
     """
     num_assignments, num_experts, device = len(routing.expert_ids), routing.num_experts, routing.expert_ids.device
+    multiple = multiple if num_assignments else 1  # without rows there is no token for padding to read
     keys = routing.expert_ids if routing.is_dropless else routing.expert_ids.where(routing.kept, num_experts)
     order = torch.argsort(keys, stable=True)
     ends = torch.searchsorted(keys[order], torch.arange(num_experts, device=device), right=True)
