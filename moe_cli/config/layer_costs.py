@@ -94,8 +94,13 @@ def assignments_per_token(config: RunConfig, kind: LayerKind) -> float:
 
 
 def rows_per_expert(config: RunConfig) -> float:
-    """Returns the rows of an expert in a pass of one process at even load, the mean over layers."""
-    tokens = config.train.batch_size * config.model.context_length / config.launch.num_processes
+    """Returns the rows that an expert computes in a pass at even load, the mean over layers.
+
+    They are those of a process or, if processes share the experts, of all that share them.
+    """
+    launch = config.launch
+    fraction = launch.expert_parallel_size / launch.num_processes
+    tokens = config.train.batch_size * config.model.context_length * fraction
     return tokens * mean_over_layers(layer_kinds(config), partial(assignments_per_token, config)) / config.expert
 
 

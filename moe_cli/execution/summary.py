@@ -71,7 +71,7 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
         **({"val_pseudo_perplexity": pseudo} if pseudo else {}),
         "val_tokens": result.num_tokens,
         "val_bytes": result.num_bytes,
-        "dispatch": _backend_used(config, training.layers),
+        "dispatch": backend_used(config, training.layers, bool(run.meta().get("compile"))),
         "precision": config.train.precision,
         "capacity_val_loss": limited.loss if limited else None,
         "capacity_val_drop": config.eval_drop if limited else None,
@@ -98,7 +98,7 @@ def summarise(run: Run, config: RunConfig, corpus: Data, training: Any) -> dict[
     }
 
 
-def _backend_used(config: RunConfig, layers: Any) -> str | None:
+def backend_used(config: RunConfig, layers: Any, compiled: bool) -> str | None:
     """Returns the back end of the training; with dispatch=auto, the one chosen."""
     import torch
 
@@ -108,7 +108,7 @@ def _backend_used(config: RunConfig, layers: Any) -> str | None:
         return config.model.dispatch if layers else None
     experts = layers[0].experts
     query = backend_query(experts, getattr(torch, config.train.precision), rows_per_expert(config))
-    return choose_backend(query)
+    return choose_backend(replace(query, compiling=compiled))
 
 
 def _record_final_routing(run: Run, training: Any, result: Any) -> float | None:

@@ -158,9 +158,8 @@ class PerTaskGate(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"], dtype: torch.dtype | None = None) -> Float[Tensor, "T E"]:
         by_task = x.unflatten(0, (x.shape[0] // len(self.gates), len(self.gates))).unbind(1)
-        return torch.stack([gate(tokens, dtype) for gate, tokens in zip(self.gates, by_task, strict=True)], 1).flatten(
-            0, 1
-        )
+        scores = [gate(tokens, dtype) for gate, tokens in zip(self.gates, by_task, strict=True)]
+        return torch.stack(scores, 1).flatten(0, 1)
 
 
 GATES = {"linear": LinearGate, "cosine": CosineGate, "mlp": MlpGate}

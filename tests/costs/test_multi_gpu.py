@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from moe_cli.config.launch import LaunchConfig
+from moe_cli.config.layer_costs import rows_per_expert
 from moe_cli.config.optim import AdamWConfig
 from moe_cli.costs.model import estimate_cost
 from moe_cli.costs.multi_gpu import GPU_MODELS, per_gpu_costs, seconds_on
@@ -25,6 +27,15 @@ def test_one_gpu_holds_everything() -> None:
         share.all_to_all_bytes,
     )
     assert costs.state_bytes + costs.activation_bytes == share.memory_bytes
+
+
+@pytest.mark.parametrize(("processes", "shared", "fraction"), [(1, 1, 1), (4, 1, 1 / 4), (4, 4, 1), (4, 2, 1 / 2)])
+def test_rows_of_an_expert(processes: int, shared: int, fraction: float) -> None:
+    """T K / E of the tokens of the processes that share the expert."""
+    launch = LaunchConfig(num_processes=processes, expert_parallel_size=shared)
+    config = tiny_config(Path("text"), expert=4, launch=launch)
+    tokens = config.train.batch_size * config.model.context_length
+    assert tokens * 2 / 4 * fraction == rows_per_expert(config)
 
 
 def test_ways_to_divide() -> None:

@@ -86,7 +86,7 @@ def test_the_traced_experts_equal_the_loop(capacity: float | None, with_mask: bo
 
     def by_graph(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
         cast = cast_for_matmul(experts, x)
-        return traced_experts(cast, ("glu", "silu"), routing, mask, expert_products, multiple)
+        return traced_experts(cast, ("glu", "silu"), routing, mask, multiple)
 
     assert_same(case.outcome(by_loop), case.outcome(by_graph), 1e-12)
 
@@ -99,7 +99,7 @@ def test_nothing_to_compute_needs_no_padding() -> None:
         probs = torch.zeros(num_tokens, E, dtype=torch.float64)
         routing = Routing(probs, probs, ids, ids, torch.zeros(0, dtype=torch.float64), ids.bool())
         cast, mask = cast_for_matmul(case.experts, x), torch.zeros(0, F, dtype=torch.float64)
-        y = traced_experts(cast, ("glu", "silu"), routing, mask, expert_products, 16)
+        y = traced_experts(cast, ("glu", "silu"), routing, mask, 16)
         assert (num_tokens, 0) == (len(y), int(y.count_nonzero()))
 
 

@@ -16,7 +16,7 @@ from moe_cli.moe.backends.sorted_experts import (
     RowGradients,
     compute_experts,
 )
-from moe_cli.moe.backends.traced import expert_products, traced_experts
+from moe_cli.moe.backends.traced import traced_experts
 from moe_cli.moe.experts import Experts
 from moe_cli.moe.permutation import (
     Permutation,
@@ -41,7 +41,7 @@ def loop(
     multiple = row_multiple(cast.x)
     if torch.compiler.is_compiling():
         network = experts.ffn_type, experts.activation
-        return traced_experts(cast, network, routing, dropout_mask, expert_products, multiple)
+        return traced_experts(cast, network, routing, dropout_mask, multiple)
     permutation = pad_rows(permutation_of(routing), multiple, len(routing.weights))
     operands = Operands(
         cast.x, routing.weights, cast.w_in, cast.w_out, dropout_mask, experts.ffn_type, experts.activation

@@ -1,12 +1,11 @@
 """How does torch.compile see the experts? As a graph of sorting, products and sums, whose pointwise parts it fuses.
 
-The products of a CPU are two operators, because their sizes depend on the data. Eager execution does not use this
-module: it recomputes less, but every operation costs a call.
+The products are two operators, because their sizes depend on the data. Eager execution does not use this module: its
+hand-written backward pass saves less, and makes fewer passes over the rows.
 
 T tokens, A assignments, R rows, E experts, D widths, F hidden width, H = 2F (gated) or F.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,11 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moe_cli.moe.experts import expert_activation
-from moe_cli.moe.permutation import CastOperands, Permutation, row_masks, row_weights, sum_by_token
+from moe_cli.moe.permutation import CastOperands, Permutation, row_masks, row_weights
 from moe_cli.moe.routing import Routing
-
-# Maps rows [R, I], weights [E, O, I] and the end of each expert's rows to the products [R, O].
-Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def traced_experts(
@@ -27,24 +23,23 @@ def traced_experts(
     network: tuple[str, str],
     routing: Routing,
     dropout_mask: Float[Tensor, "A F"] | None,
-    product: Product,
     multiple: int,
 ) -> Float[Tensor, "T D_out"]:
     """Computes the output of all tokens from operations that the compiler can trace.
 
     Args:
         network: the type of the network and its activation.
-        product: the matrix product of all experts.
         multiple: the rows of every expert are rounded up to a multiple of it.
     """
     permutation, ends = _permutation(routing, multiple)
-    inputs = _GatherRows.apply(cast.x, *permutation.tensors)
-    act = expert_activation(product(inputs, cast.w_in, ends), *network)
+    order = (permutation.token_ids, permutation.token_order, permutation.token_offsets)
+    inputs = _GatherRows.apply(cast.x, *order)
+    act = expert_activation(expert_products(inputs, cast.w_in, ends), *network)
     if dropout_mask is not None:
         act = act * row_masks(permutation, dropout_mask).to(act.dtype)
-    outputs = product(act, cast.w_out, ends)
+    outputs = expert_products(act, cast.w_out, ends)
     weighted = outputs * row_weights(permutation, routing.weights).to(outputs.dtype).unsqueeze(1)
-    return _SumRows.apply(weighted, *permutation.tensors)  # type: ignore[no-any-return]
+    return _SumRows.apply(weighted, *order)  # type: ignore[no-any-return]
 
 
 def _permutation(routing: Routing, multiple: int) -> tuple[Permutation, Int[Tensor, " E"]]:
@@ -82,30 +77,28 @@ class _GatherRows(torch.autograd.Function):
     """The token of each row. Its gradient is a sum by token, which the compiler itself would compute more slowly."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *permutation: Tensor) -> Tensor:
-        ctx.save_for_backward(*permutation)
-        return x.index_select(0, permutation[1])
+    def forward(ctx: Any, x: Tensor, token_ids: Tensor, token_order: Tensor, token_offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(token_order, token_offsets)
+        return x.index_select(0, token_ids)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _sum(grad, *ctx.saved_tensors), None, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        token_order, token_offsets = ctx.saved_tensors
+        return F.embedding_bag(token_order, grad, token_offsets, mode="sum"), None, None, None
 
 
 class _SumRows(torch.autograd.Function):
     """The sum of the rows of each token. Its gradient is that of the token of each row."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, *permutation: Tensor) -> Tensor:
-        ctx.save_for_backward(permutation[1])
-        return _sum(rows, *permutation)
+    def forward(ctx: Any, rows: Tensor, token_ids: Tensor, token_order: Tensor, token_offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(token_ids)
+        return F.embedding_bag(token_order, rows, token_offsets, mode="sum")
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad.index_select(0, ctx.saved_tensors[0]), None, None, None, None
-
-
-def _sum(rows: Tensor, assignments: Tensor, token_ids: Tensor, token_order: Tensor, token_offsets: Tensor) -> Tensor:
-    return sum_by_token(Permutation(assignments, token_ids, token_offsets, token_order, token_offsets), rows)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (token_ids,) = ctx.saved_tensors
+        return grad.index_select(0, token_ids), None, None, None
 
 
 @torch.library.custom_op(
